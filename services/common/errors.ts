@@ -1,0 +1,121 @@
+// Every failure that Tandem may report, and the one class that carries it.
+// Three boundaries read the table and nothing else decides a status: router/rest (OpenAI error body), rpc (gRPC
+// status), router/relay (retry).
+
+/** Names of gRPC status codes, as @grpc/grpc-js and Connect spell them. */
+export type GrpcCode =
+  | "CANCELLED"
+  | "INVALID_ARGUMENT"
+  | "DEADLINE_EXCEEDED"
+  | "NOT_FOUND"
+  | "ALREADY_EXISTS"
+  | "PERMISSION_DENIED"
+  | "RESOURCE_EXHAUSTED"
+  | "FAILED_PRECONDITION"
+  | "ABORTED"
+  | "UNIMPLEMENTED"
+  | "INTERNAL"
+  | "UNAVAILABLE"
+  | "UNAUTHENTICATED";
+
+/**
+ * What the router may do next, before the first byte reached the client.
+ * `elsewhere`: the same leg on another instance. `both legs`: a new pair with a fresh leg id.
+ */
+export type Retry = "never" | "elsewhere" | "both legs";
+
+export interface Failure {
+  /** Status of the HTTP answer. */
+  readonly http: number;
+  readonly grpc: GrpcCode;
+  readonly retry: Retry;
+  /** `type` of the OpenAI error body, as vLLM spells it. */
+  readonly type: string;
+}
+
+export const FAILURES = {
+  /** The request is malformed; the message says what to change. */
+  invalid_request: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
+  /** The engine refused the body. `ServiceError.engineAnswer` holds its status and error body. */
+  engine_refused: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
+  /** The connector, or this kind of deployment, can't serve the request. */
+  not_supported: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
+  body_too_large: { http: 413, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
+  unauthenticated: { http: 401, grpc: "UNAUTHENTICATED", retry: "never", type: "AuthenticationError" },
+  permission_denied: { http: 403, grpc: "PERMISSION_DENIED", retry: "never", type: "PermissionDeniedError" },
+  model_not_found: { http: 404, grpc: "NOT_FOUND", retry: "never", type: "NotFoundError" },
+  not_found: { http: 404, grpc: "NOT_FOUND", retry: "never", type: "NotFoundError" },
+  method_not_allowed: { http: 405, grpc: "UNIMPLEMENTED", retry: "never", type: "BadRequestError" },
+  /** The call fits no state the receiver is in. */
+  failed_precondition: { http: 409, grpc: "FAILED_PRECONDITION", retry: "never", type: "ConflictError" },
+  /** Too many requests wait already. */
+  queue_full: { http: 429, grpc: "RESOURCE_EXHAUSTED", retry: "elsewhere", type: "RateLimitError" },
+  /** One instance has no slot free. */
+  instance_busy: { http: 503, grpc: "RESOURCE_EXHAUSTED", retry: "elsewhere", type: "ServiceUnavailableError" },
+  /** No instance could serve this at all; the message names the empty pool. */
+  no_instance: { http: 503, grpc: "UNAVAILABLE", retry: "never", type: "ServiceUnavailableError" },
+  /** One instance is starting, draining, stopped or can't be reached. */
+  instance_unavailable: { http: 503, grpc: "UNAVAILABLE", retry: "elsewhere", type: "ServiceUnavailableError" },
+  /** The connection to an instance broke, or it fell silent, while a leg ran on it. */
+  instance_lost: { http: 502, grpc: "UNAVAILABLE", retry: "both legs", type: "InternalServerError" },
+  leg_id_reused: { http: 500, grpc: "ALREADY_EXISTS", retry: "both legs", type: "InternalServerError" },
+  kv_transfer_failed: { http: 502, grpc: "ABORTED", retry: "both legs", type: "InternalServerError" },
+  /** The engine answered 5xx, reported an error inside its stream, or broke it off. */
+  engine_failed: { http: 502, grpc: "INTERNAL", retry: "both legs", type: "InternalServerError" },
+  /** A reservation was not started in time. */
+  reservation_expired: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
+  deadline_exceeded: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "never", type: "TimeoutError" },
+  /** The client left, or a leg was abandoned. 499 is nginx's code; nobody is there to read it. */
+  cancelled: { http: 499, grpc: "CANCELLED", retry: "never", type: "CancelledError" },
+  /** A bug of ours. The message says nothing; the log has the stack. */
+  internal: { http: 500, grpc: "INTERNAL", retry: "never", type: "InternalServerError" },
+} as const satisfies Record<string, Failure>;
+
+export type FailureCode = keyof typeof FAILURES;
+
+/** An answer of the engine that the client may see as it is. */
+export interface EngineAnswer {
+  readonly status: number;
+  /** JSON text, `{"error":{...}}`. */
+  readonly body: string;
+}
+
+export interface ServiceErrorOptions {
+  /** For the log. Never shown to a client. */
+  readonly cause?: unknown;
+  /** Field of the request that is to blame. */
+  readonly param?: string;
+  /** Seconds after which the caller may try again. */
+  readonly retryAfterS?: number;
+  readonly engineAnswer?: EngineAnswer;
+}
+
+/**
+ * The only class thrown on purpose. `message` may reach a client: what happened and what to do about it, without any
+ * internal address or id.
+ */
+export class ServiceError extends Error {
+  readonly code: FailureCode;
+  readonly param: string | undefined;
+  readonly retryAfterS: number | undefined;
+  readonly engineAnswer: EngineAnswer | undefined;
+
+  constructor(code: FailureCode, message: string, options: ServiceErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.name = "ServiceError";
+    this.code = code;
+    this.param = options.param;
+    this.retryAfterS = options.retryAfterS;
+    this.engineAnswer = options.engineAnswer;
+  }
+
+  get failure(): Failure {
+    return FAILURES[this.code];
+  }
+}
+
+/** `thrown` as a ServiceError. Anything not thrown on purpose is a bug: `internal`, with the original as its cause. */
+export function asServiceError(thrown: unknown): ServiceError {
+  if (thrown instanceof ServiceError) return thrown;
+  return new ServiceError("internal", "An internal error occurred. The server's log has the details.", { cause: thrown });
+}
