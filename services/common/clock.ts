@@ -1,0 +1,27 @@
+// Time as an argument, so that a test can move it.
+
+export interface Timer {
+  /** No effect once the timer has run, or the second time. */
+  cancel(): void;
+}
+
+export interface Clock {
+  /**
+   * Milliseconds since 1970 as of the start of the process, counted on by a clock that never jumps: for durations and
+   * deadlines. What people read as a date comes from `Date.now()`.
+   */
+  nowMs(): number;
+  /** Runs `fn` once, `ms` from now. Keeps the process alive until then. */
+  setTimer(ms: number, fn: () => void): Timer;
+}
+
+/** setTimeout takes a larger number for 1. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
+export const systemClock: Clock = {
+  nowMs: () => performance.timeOrigin + performance.now(),
+  setTimer(ms, fn) {
+    const timer = setTimeout(fn, Math.min(ms, LONGEST_TIMER_MS));
+    return { cancel: () => clearTimeout(timer) };
+  },
+};

@@ -1,0 +1,78 @@
+// What ends a process and how others wait for it.
+import { constants } from "node:os";
+
+/**
+ * A second signal within this time is the same one: on Ctrl-C a terminal signals the whole process group, and npm
+ * passes its own copy on to the child as well.
+ */
+const SAME_SIGNAL_MS = 500;
+
+/** Left to a process after its parent died. */
+const ORPHAN_GRACE_MS = 2_000;
+
+/**
+ * Aborts at the first of `signals`, with the signal's name as reason. A second one (500 ms or more after the first)
+ * exits the process at once with the shell's code for it: 130 after SIGINT, 143 after SIGTERM.
+ */
+export function untilSignal(...signals: NodeJS.Signals[]): AbortSignal {
+  const controller = new AbortController();
+  let firstAtMs: number | undefined;
+  for (const name of signals) {
+    process.on(name, () => {
+      const nowMs = performance.now();
+      if (firstAtMs === undefined) {
+        firstAtMs = nowMs;
+        controller.abort(name);
+      } else if (nowMs - firstAtMs >= SAME_SIGNAL_MS) process.exit(128 + constants.signals[name]);
+    });
+  }
+  return controller.signal;
+}
+
+/**
+ * Node has no parent-death signal. A parent that sets TANDEM_PARENT_PIPE=1 holds the other end of our standard input
+ * and never writes: its end means that the parent died. Aborts then and, 2 s later, exits hard. Standard input is read
+ * in that case only, and never keeps the process alive.
+ */
+export function stopWithParent(): AbortSignal | undefined {
+  if (process.env["TANDEM_PARENT_PIPE"] !== "1") return undefined;
+  const controller = new AbortController();
+  const stdin = process.stdin;
+  const parentGone = (): void => {
+    if (controller.signal.aborted) return;
+    controller.abort("parent gone");
+    setTimeout(() => process.exit(1), ORPHAN_GRACE_MS).unref();
+  };
+  stdin.once("end", parentGone).once("close", parentGone).on("error", parentGone).resume();
+  if (stdin.readableEnded || stdin.destroyed) parentGone();
+  // A socket for pipes, which is the case here; a plain file has no unref.
+  (stdin as { unref?: () => void }).unref?.();
+  return controller.signal;
+}
+
+/** Aborts with the first of `signals`; undefined ones are left out. 20 us: once a process or leg, never per token. */
+export function anySignal(...signals: (AbortSignal | undefined)[]): AbortSignal {
+  return AbortSignal.any(signals.filter((signal) => signal !== undefined));
+}
+
+/** Resolves when `signal` aborts, at once when it has. Doesn't keep the process alive. */
+export function onceAborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}
+
+/**
+ * Milliseconds to wait before try `attempt` + 2: doubles from `minMs` up to `maxMs`, the upper half of it at random, so
+ * that many clients don't come back together.
+ *
+ * @param attempt Failures before this one, from 0.
+ * @param random Uniform in [0, 1).
+ */
+export function backoffMs(
+  attempt: number,
+  { minMs, maxMs }: { readonly minMs: number; readonly maxMs: number },
+  random: () => number = Math.random,
+): number {
+  const ceilingMs = Math.min(maxMs, minMs * 2 ** Math.max(0, attempt));
+  return Math.max(minMs, ceilingMs * (0.5 + random() / 2));
+}

@@ -1,0 +1,107 @@
+// One event a line, with fields: text for a terminal, JSON for everything else.
+
+export type LogLevel = "debug" | "info" | "warn" | "error";
+
+export type Fields = Readonly<Record<string, unknown>>;
+
+export interface Log {
+  debug(event: string, fields?: Fields): void;
+  info(event: string, fields?: Fields): void;
+  warn(event: string, fields?: Fields): void;
+  error(event: string, fields?: Fields): void;
+  /** A log whose every line carries `fields` too. */
+  child(fields: Fields): Log;
+}
+
+export interface LogOptions {
+  /** Of the process: "router". */
+  readonly name: string;
+  /** TANDEM_LOG_LEVEL, else info. */
+  readonly level?: LogLevel;
+  /** TANDEM_LOG_FORMAT, else text on a terminal and JSON lines elsewhere. */
+  readonly format?: "json" | "text";
+  /** Standard error by default: standard output belongs to what a command answers. */
+  readonly out?: NodeJS.WritableStream;
+}
+
+export const LOG_LEVELS: readonly LogLevel[] = ["debug", "info", "warn", "error"];
+
+/** Names of fields whose value must not be written; "key" alone and counts ("queuedTokens") are harmless. */
+const SECRET = /(token|secret|password|authorization|[a-z]Key|_key|-key)$/;
+
+const COLOURS: Record<LogLevel, string> = { debug: "\x1b[2m", info: "\x1b[36m", warn: "\x1b[33m", error: "\x1b[31m" };
+
+const RESERVED = new Set(["time", "level", "name", "event"]);
+
+export function createLog(o: LogOptions): Log {
+  const out = o.out ?? process.stderr;
+  const onTerminal = (out as { isTTY?: boolean }).isTTY === true;
+  const format = o.format ?? fromEnv("TANDEM_LOG_FORMAT", ["json", "text"]) ?? (onTerminal ? "text" : "json");
+  const level = o.level ?? fromEnv("TANDEM_LOG_LEVEL", LOG_LEVELS) ?? "info";
+  const lowest = LOG_LEVELS.indexOf(level);
+  const coloured = onTerminal && (process.env["NO_COLOR"] ?? "") === "";
+
+  const build = (context: Fields): Log => {
+    const write = (at: LogLevel, event: string, fields?: Fields): void => {
+      const all = { ...context, ...fields };
+      out.write(format === "json" ? jsonLine(at, o.name, event, all) : textLine(at, o.name, event, all, coloured));
+    };
+    // A level that is off costs a call and nothing else.
+    const at = (which: LogLevel): Log["info"] =>
+      LOG_LEVELS.indexOf(which) < lowest ? () => {} : (event, fields) => write(which, event, fields);
+    return {
+      debug: at("debug"),
+      info: at("info"),
+      warn: at("warn"),
+      error: at("error"),
+      child: (fields) => build({ ...context, ...fields }),
+    };
+  };
+  return build({});
+}
+
+function fromEnv<T extends string>(name: string, values: readonly T[]): T | undefined {
+  return values.find((value) => value === process.env[name]);
+}
+
+function jsonLine(level: LogLevel, name: string, event: string, fields: Fields): string {
+  const line: Record<string, unknown> = { time: new Date().toISOString(), level, name, event };
+  for (const key in fields) line[RESERVED.has(key) ? `${key}_` : key] = plain(key, fields[key]);
+  return `${JSON.stringify(line)}\n`;
+}
+
+function textLine(level: LogLevel, name: string, event: string, fields: Fields, coloured: boolean): string {
+  const [on, dim, off] = coloured ? [COLOURS[level], "\x1b[2m", "\x1b[0m"] : ["", "", ""];
+  let line = `${dim}${new Date().toISOString().slice(11, 23)}${off} ${on}${level.padEnd(5)}${off} ${name}  ${event}`;
+  let below = "";
+  for (const key in fields) {
+    const raw = fields[key];
+    if (raw === undefined) continue;
+    if (raw instanceof Error && !SECRET.test(key)) below += `${stackOf(raw)}\n`;
+    const value = raw instanceof Error ? raw.message : plain(key, raw);
+    const shown = typeof value === "string" && /^[^\s"=]+$/.test(value) ? value : JSON.stringify(value);
+    line += `  ${dim}${key}=${off}${shown}`;
+  }
+  return `${line}\n${below}`;
+}
+
+function stackOf(error: Error): string {
+  const own = (error.stack ?? `${error.name}: ${error.message}`).replace(/^/gm, "    ");
+  return error.cause instanceof Error ? `${own}\n    caused by:\n${stackOf(error.cause)}` : own;
+}
+
+/** `value` as JSON can hold it, without secrets and cycles. */
+function plain(key: string, value: unknown, depth = 0): unknown {
+  if (SECRET.test(key)) return value === undefined || value === "" ? value : "[redacted]";
+  if (typeof value === "bigint") return value.toString();
+  if (typeof value !== "object" || value === null) return value;
+  if (depth > 5) return "[deep]";
+  if (value instanceof Error) {
+    const cause = value.cause === undefined ? undefined : plain("cause", value.cause, depth + 1);
+    return { message: value.message, code: (value as NodeJS.ErrnoException).code, stack: value.stack, cause };
+  }
+  if (value instanceof Uint8Array) return `[${value.length} bytes]`;
+  if (Array.isArray(value)) return value.map((item) => plain("", item, depth + 1));
+  if (typeof (value as { toJSON?: unknown }).toJSON === "function") return value;
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, plain(name, item, depth + 1)]));
+}

@@ -1,0 +1,40 @@
+// The top of every process: turns how `main` ended into output and an exit code.
+import { ConfigError, HelpRequested } from "./config-errors.ts";
+import { ServiceError } from "./errors.ts";
+
+/** A start that failed for a reason that the user can do something about: printed without a stack, exit code 1. */
+export class StartError extends Error {
+  override readonly name = "StartError";
+}
+
+/**
+ * Runs `main`. Exit code 2 for a ConfigError, 0 for --help, 1 for anything else thrown; otherwise the process ends when
+ * nothing is left to do.
+ */
+export function runMain(main: () => Promise<void>): void {
+  // Whoever read our output left (`| head`, a parent that died). That is not a reason to die in the middle of a drain.
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+  main().catch((error: unknown) => {
+    const { code, stdout = "", stderr = "" } = outcomeOf(error);
+    process.stdout.write(stdout, () => process.stderr.write(stderr, () => process.exit(code)));
+  });
+}
+
+function outcomeOf(error: unknown): { code: number; stdout?: string; stderr?: string } {
+  if (error instanceof HelpRequested) return { code: 0, stdout: error.text };
+  if (error instanceof ConfigError) return { code: 2, stderr: `${error.message}\n` };
+  if (isExpected(error)) return { code: 1, stderr: `${error.message}\n` };
+  return { code: 1, stderr: `${error instanceof Error ? describe(error) : String(error)}\n` };
+}
+
+function isExpected(error: unknown): error is Error {
+  if (!(error instanceof Error)) return false;
+  if (error instanceof StartError || (error instanceof ServiceError && error.code !== "internal")) return true;
+  const code = (error as NodeJS.ErrnoException).code ?? (error.cause as NodeJS.ErrnoException | undefined)?.code;
+  return code === "EADDRINUSE" || code === "EADDRNOTAVAIL" || code === "EACCES";
+}
+
+function describe(error: Error): string {
+  const own = error.stack ?? `${error.name}: ${error.message}`;
+  return error.cause instanceof Error ? `${own}\ncaused by: ${describe(error.cause)}` : own;
+}
