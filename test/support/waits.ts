@@ -1,0 +1,75 @@
+// Waiting for events. Every wait has a limit and says what it waited for; none is a pause.
+import type { EventEmitter } from "node:events";
+import { createServer, type AddressInfo } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+
+const LIMIT_MS = 5_000;
+
+/** A promise and what settles it. */
+export interface Deferred<T> {
+  readonly promise: Promise<T>;
+  resolve(value: T): void;
+  reject(error: unknown): void;
+}
+
+export function deferred<T = void>(): Deferred<T> {
+  let resolve!: (value: T) => void;
+  let reject!: (error: unknown) => void;
+  const promise = new Promise<T>((yes, no) => {
+    resolve = yes;
+    reject = no;
+  });
+  return { promise, resolve, reject };
+}
+
+/** `promise`, or an error that names `what` after `limitMs`. */
+export async function within<T>(promise: Promise<T>, what: string, limitMs = LIMIT_MS): Promise<T> {
+  const done = new AbortController();
+  const late = sleep(limitMs, undefined, { signal: done.signal }).then(
+    () => Promise.reject(new Error(`${what}: nothing within ${limitMs} ms`)),
+    () => new Promise<never>(() => {}),
+  );
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    done.abort();
+  }
+}
+
+/** Arguments of the next `event` of `emitter`. Unlike `events.once` an "error" doesn't end the wait. */
+export function nextEvent(emitter: EventEmitter, event: string, limitMs = LIMIT_MS): Promise<unknown[]> {
+  const { promise, resolve } = deferred<unknown[]>();
+  emitter.once(event, (...args: unknown[]) => resolve(args));
+  return within(promise, `event ${event}`, limitMs);
+}
+
+/**
+ * The first result of `look` that is neither false nor undefined. For state that announces its change to nobody, such as
+ * another process; a rejection counts as "not yet".
+ */
+export async function eventually<T>(
+  what: string,
+  look: () => T | Promise<T>,
+  limitMs = LIMIT_MS,
+): Promise<Exclude<T, false | undefined>> {
+  const untilMs = performance.now() + limitMs;
+  for (let last: unknown; ; ) {
+    try {
+      const result = await look();
+      if (result !== false && result !== undefined) return result as Exclude<T, false | undefined>;
+    } catch (error) {
+      last = error;
+    }
+    if (performance.now() > untilMs) throw new Error(`${what}: not so within ${limitMs} ms`, { cause: last });
+    await sleep(10);
+  }
+}
+
+/** A TCP port of 127.0.0.1 that was free a moment ago. Where a server can listen on port 0, let it. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
