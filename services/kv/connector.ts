@@ -1,0 +1,67 @@
+// What a KV connector is to Tandem: a table of traits and pure functions that build what goes to the engines.
+// The router reads the traits and mints ids; the instance builds the requests. Nothing here does I/O.
+import type { Member } from "../common/json-body.ts";
+
+export type ConnectorName = "p2p-zmq" | "p2p-nccl" | "nixl";
+
+/** Paths of the engine's API that can be split into two legs. */
+export type LegPath = "/v1/completions" | "/v1/chat/completions";
+
+export interface Traits {
+  readonly name: ConnectorName;
+  /** The decode instance is picked, and its slot reserved, before prefill runs: its address is part of the id. */
+  readonly decodeFirst: boolean;
+  /** The engine-side request id carries both KV addresses. */
+  readonly pairedId: boolean;
+  /** An engine that is asked to abort a prefill does so and sends no KV. */
+  readonly prefillCancellable: boolean;
+  /**
+   * What frees KV that was handed over for a request nobody wants any more. `drain`: a decode leg of one token whose
+   * output is dropped. `release`: a call that drops it. `lease`: it runs out by itself.
+   */
+  readonly abandoned: "drain" | "release" | "lease";
+  /** Engines also serve requests that belong to no pair. Where false, such a request is refused, or kills the engine. */
+  readonly servesUnpaired: boolean;
+}
+
+/** One choice of one prompt, on its way through both engines. */
+export interface LegContext {
+  /** 32 hex digits, fresh for every attempt. */
+  readonly legId: string;
+  readonly path: LegPath;
+  /** The client's body: one valid JSON object in UTF-8 without duplicate keys. */
+  readonly body: Buffer;
+  /** The members of `body`, scanned once a leg. */
+  readonly members: readonly Member[];
+  /** host:port of the prefill engine's KV side channel. Empty where the connector doesn't pair by id. */
+  readonly prefillKvAddress: string;
+  /** host:port of the decode engine's KV side channel. Empty where the connector doesn't pair by id. */
+  readonly decodeKvAddress: string;
+  /** Which prompt of the body's list this leg is for. Absent where `prompt` is no list. */
+  readonly promptIndex?: number | undefined;
+  /** Which of the prompt's n choices this leg is. */
+  readonly sampleIndex: number;
+}
+
+/** One POST to an engine. */
+export interface EngineRequest {
+  readonly path: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: Buffer;
+}
+
+export interface Connector {
+  readonly traits: Traits;
+  /** The one-token copy that computes the prompt's KV. Never streams: a streamed answer carries no ticket. */
+  prefillRequest(context: LegContext): EngineRequest;
+  /**
+   * What the decode leg needs to know of the prefill engine's answer: opaque JSON, or "" where it needs nothing.
+   * @param answer Parsed body of the prefill engine's 200 answer.
+   * @throws ServiceError `kv_transfer_failed` where the engine answered but kept no KV.
+   */
+  ticket(answer: unknown): string;
+  /** The request that continues from the KV. A streaming one always asks for the usage chunk. */
+  decodeRequest(context: LegContext, ticket: string): EngineRequest;
+  /** The request that frees the KV of an abandoned leg. Undefined where it frees itself. */
+  settleRequest(context: LegContext, ticket: string): EngineRequest | undefined;
+}

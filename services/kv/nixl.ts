@@ -1,0 +1,47 @@
+// NIXL, pull mode: the prefill engine keeps the KV and says where; the decode engine fetches it.
+// Source: vLLM 0.32, kv_connector/v1/nixl/, and transcripts of it. The parameters are opaque here: vLLM adds fields from
+// release to release, and a number that passed through a double might come back as another one.
+import { ServiceError } from "../common/errors.ts";
+import type { Connector, EngineRequest, LegContext } from "./connector.ts";
+import { decodeBody, prefillBody } from "./leg-body.ts";
+
+const ASK_TO_KEEP =
+  '{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,' +
+  '"remote_block_ids":null,"remote_host":null,"remote_port":null}';
+
+// Without these the decode engine dies on an assertion (vLLM 0.32), so they are checked before it sees them.
+const REQUIRED = ["remote_engine_id", "remote_request_id", "remote_block_ids", "remote_host", "remote_port"];
+
+export const nixl: Connector = {
+  traits: {
+    name: "nixl",
+    decodeFirst: false,
+    pairedId: false,
+    prefillCancellable: true,
+    abandoned: "lease",
+    servesUnpaired: true,
+  },
+  prefillRequest: (context) =>
+    request(context, prefillBody(context, new Map([["kv_transfer_params", ASK_TO_KEEP]]))),
+  ticket(answer) {
+    const params = (answer as { kv_transfer_params?: unknown } | null)?.kv_transfer_params;
+    if (typeof params !== "object" || params === null || Array.isArray(params)) {
+      throw new ServiceError("kv_transfer_failed", "The prefill engine answered without keeping the KV cache.");
+    }
+    const missing = REQUIRED.filter((key) => (params as Record<string, unknown>)[key] == null);
+    if (missing.length > 0) {
+      throw new ServiceError("kv_transfer_failed", "The prefill engine's KV parameters are not complete.", {
+        cause: new Error(`kv_transfer_params lacks ${missing.join(", ")}`),
+      });
+    }
+    return JSON.stringify(params);
+  },
+  decodeRequest: (context, ticket) =>
+    request(context, decodeBody(context, new Map([["kv_transfer_params", ticket]]))),
+  settleRequest: () => undefined,
+};
+
+// The leg id is the id at both engines, so that their logs can be read side by side.
+function request(context: LegContext, body: Buffer): EngineRequest {
+  return { path: context.path, headers: { "content-type": "application/json", "x-request-id": context.legId }, body };
+}

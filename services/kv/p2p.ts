@@ -1,0 +1,40 @@
+// The two connectors that pair by request id: P2P NCCL of vLLM up to 0.23, and `p2p-zmq`, its likeness in Tandem's own
+// engines. Prefill pushes the KV to the address in the id; decode finds it under the same id.
+import type { Connector, EngineRequest, LegContext } from "./connector.ts";
+import { decodeBody, prefillBody } from "./leg-body.ts";
+import { pairedId } from "./paired-id.ts";
+
+export const p2pNccl: Connector = {
+  traits: {
+    name: "p2p-nccl",
+    decodeFirst: true,
+    pairedId: true,
+    // vLLM forgets an aborted prefill only if it had not started; a later abort leaves it unknown what was sent.
+    prefillCancellable: false,
+    abandoned: "drain",
+    servesUnpaired: false,
+  },
+  prefillRequest: (context) => paired(context, prefillBody(context)),
+  ticket: () => "",
+  decodeRequest: (context) => paired(context, decodeBody(context)),
+  // KV that no decode leg ever claims stays in the decode engine's memory for good; a one-token leg claims it.
+  settleRequest: (context) => paired(context, prefillBody(context)),
+};
+
+export const p2pZmq: Connector = {
+  ...p2pNccl,
+  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release" },
+  settleRequest: (context) => ({
+    path: "/kv/release",
+    headers: { "content-type": "application/json" },
+    body: Buffer.from(JSON.stringify({ request_id: pairedId(context) })),
+  }),
+};
+
+function paired(context: LegContext, body: Buffer): EngineRequest {
+  return {
+    path: context.path,
+    headers: { "content-type": "application/json", "x-request-id": pairedId(context) },
+    body,
+  };
+}

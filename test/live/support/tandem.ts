@@ -1,0 +1,70 @@
+// Tandem as a user runs it: `tandem up` in processes of its own, on free ports.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { fileURLToPath } from "node:url";
+
+const CLI = fileURLToPath(new URL("../../../dist/clients/cli/main.js", import.meta.url));
+
+export interface Tandem {
+  /** Base URL of the REST API. */
+  readonly url: string;
+  readonly grpcAddress: string;
+  /** The join token: what internal gRPC calls carry as `authorization: Bearer …`. */
+  readonly token: string;
+  readonly pid: number;
+  /** All that `up` printed so far, both streams. */
+  output(): string;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** Resolves when the router can serve. `flags` are those of `tandem up`. */
+export async function startTandem(flags: readonly string[], env: Record<string, string> = {}): Promise<Tandem> {
+  const [port, grpcPort] = [await freePort(), await freePort()];
+  const token = "token-of-the-tests";
+  const child = spawn(process.execPath, [CLI, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...flags], {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, TANDEM_TOKEN: token, OPENAI_API_KEY: "", ...env },
+  });
+  let output = "";
+  const url = `http://127.0.0.1:${port}`;
+  let ready = false;
+  let exited = false;
+  child.once("exit", () => (exited = true));
+  // Whenever `up` says something, ask whether it can serve by now.
+  await new Promise<void>((resolve, reject) => {
+    const onOutput = async (chunk: Buffer): Promise<void> => {
+      output += chunk.toString();
+      if (ready) return;
+      const answer = await fetch(`${url}/readyz`).catch(() => undefined);
+      if (answer?.status !== 200 || ready) return;
+      ready = true;
+      resolve();
+    };
+    child.stdout.on("data", onOutput);
+    child.stderr.on("data", onOutput);
+    child.once("exit", () => reject(new Error(`tandem up ended before it could serve:\n${output}`)));
+  });
+  return {
+    url,
+    grpcAddress: `127.0.0.1:${grpcPort}`,
+    token,
+    pid: child.pid!,
+    output: () => output,
+    async [Symbol.asyncDispose]() {
+      if (exited) return;
+      const exit = once(child, "exit");
+      child.kill("SIGINT");
+      await exit;
+    },
+  };
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, "close");
+  return port;
+}
