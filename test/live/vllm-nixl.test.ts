@@ -1,7 +1,7 @@
 // The main job on real input: prompts through Tandem into two real vLLM processes, the KV moved by NIXL between them,
 // and the answers equal to those of one plain vLLM.
 import assert from "node:assert/strict";
-import { startTandem, type Tandem } from "./support/tandem.ts";
+import { startTandem, type Tandem } from "../support/tandem.ts";
 import { MAX_MODEL_LEN, MODEL, prepareVllm, startVllm, type Vllm } from "./support/vllm.ts";
 
 const SENTENCE = "Hello world, tell me a story about the sea. ";

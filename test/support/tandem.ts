@@ -1,10 +1,10 @@
 // Tandem as a user runs it: `tandem up` in processes of its own, on free ports.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
+import { freePort } from "./waits.ts";
 
-const CLI = fileURLToPath(new URL("../../../dist/clients/cli/main.js", import.meta.url));
+const CLI = fileURLToPath(new URL("../../dist/clients/cli/main.js", import.meta.url));
 
 export interface Tandem {
   /** Base URL of the REST API. */
@@ -58,13 +58,4 @@ export async function startTandem(flags: readonly string[], env: Record<string, 
       await exit;
     },
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, "close");
-  return port;
 }
