@@ -1,0 +1,245 @@
+// The protocol of the two legs of one attempt, as a pure state machine: no I/O, no clock, no instances.
+// Two orders. Decode first (P2P): reserve on decode, prefill, then start or abandon the reservation. Prefill first
+// (NIXL): prefill, then reserve and start on decode together; a decode instance that refuses is replaced by another.
+// What it promises, and test/router/relay/legs.test.ts explores in every interleaving: it finishes exactly once and at
+// once when told to stop; nothing starts without a prefill that succeeded; a reservation is started, abandoned or cut;
+// nothing is sent to a leg that has ended; and it always comes to `ended`.
+import type { ServiceError } from "../../common/errors.ts";
+
+/** The part of a connector's traits that decides the order. */
+export interface LegTraits {
+  readonly decodeFirst: boolean;
+  readonly prefillCancellable: boolean;
+}
+
+/** What prefill hands to decode. */
+export interface Handoff {
+  /** Opaque; empty where the connector needs none. */
+  readonly ticket: string;
+  readonly cachedTokens: number | undefined;
+}
+
+/** Where the time goes, and where a failure happened. */
+export type Phase = "reserve" | "prefill" | "transfer" | "decode";
+
+export type Side = "prefill" | "decode";
+
+export type LegOutcome =
+  | { readonly kind: "completed" }
+  | { readonly kind: "cancelled" }
+  /** `side` is the instance that failed; undefined where the request itself ran out of time. */
+  | { readonly kind: "failed"; readonly error: ServiceError; readonly phase: Phase; readonly side: Side | undefined };
+
+export type LegState =
+  | { readonly kind: "idle" }
+  /** Decode first: the reservation is sent and not answered. */
+  | { readonly kind: "reserving" }
+  | { readonly kind: "prefilling"; readonly reserved: boolean }
+  /** Prefill first: reservation and start are sent, or about to be; no decode instance has accepted yet. */
+  | { readonly kind: "opening"; readonly handoff: Handoff }
+  /** Started; nothing of the answer is here yet. */
+  | { readonly kind: "handover" }
+  | { readonly kind: "streaming" }
+  /** Finished for the client; what was set going is being brought to its end. */
+  | { readonly kind: "settling"; readonly prefill: "running" | "ended"; readonly decode: "reserved" | "abandoned" | "ended" }
+  | { readonly kind: "ended" };
+
+export type LegEvent =
+  | { readonly kind: "begin" }
+  | { readonly kind: "reserved" }
+  /** No slot for this leg there; another decode instance may have one. */
+  | { readonly kind: "decodeRefused"; readonly error: ServiceError }
+  /** The first bytes of the answer. Later ones don't come by here. */
+  | { readonly kind: "decodeChunk" }
+  | { readonly kind: "decodeEnd" }
+  /** Failed, lost, expired, or ended without its end. */
+  | { readonly kind: "decodeFailed"; readonly error: ServiceError }
+  | { readonly kind: "prefillDone"; readonly handoff: Handoff }
+  | { readonly kind: "prefillFailed"; readonly error: ServiceError; readonly nothingSent: boolean }
+  /** The client left, or another leg of its request failed. */
+  | { readonly kind: "unwanted" }
+  /** A deadline passed or the answer stalled. */
+  | { readonly kind: "overdue"; readonly error: ServiceError }
+  /** An abandoned decode leg did not end in time. */
+  | { readonly kind: "settleTimeout" };
+
+export type LegEffect =
+  /** Reserve a slot, on another instance than those that refused; with a handoff, start it in the same breath. */
+  | { readonly kind: "openDecode"; readonly handoff: Handoff | undefined }
+  | { readonly kind: "callPrefill" }
+  | { readonly kind: "sendStart"; readonly handoff: Handoff }
+  | { readonly kind: "sendAbandon"; readonly nothingSent: boolean; readonly reason: string }
+  | { readonly kind: "cancelPrefill" }
+  /** Break the decode call, or stop looking for an instance to open it on. */
+  | { readonly kind: "cancelDecode" }
+  | { readonly kind: "finish"; readonly outcome: LegOutcome };
+
+export interface Step {
+  readonly state: LegState;
+  readonly effects: readonly LegEffect[];
+}
+
+const ENDED: LegState = { kind: "ended" };
+const CANCELLED: LegOutcome = { kind: "cancelled" };
+
+export const IDLE: LegState = { kind: "idle" };
+
+/** Events that come too late, such as the end of a call that was cut, change nothing. */
+export function step(traits: LegTraits, state: LegState, event: LegEvent): Step {
+  switch (state.kind) {
+    case "idle":
+      return idle(traits, state, event);
+    case "reserving":
+      return reserving(state, event);
+    case "prefilling":
+      return prefilling(traits, state, event);
+    case "opening":
+      return opening(state, event);
+    case "handover":
+    case "streaming":
+      return started(state, event);
+    case "settling":
+      return settling(state, event);
+    case "ended":
+      return { state, effects: [] };
+  }
+}
+
+function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
+  if (event.kind === "begin") {
+    return traits.decodeFirst
+      ? { state: { kind: "reserving" }, effects: [{ kind: "openDecode", handoff: undefined }] }
+      : { state: { kind: "prefilling", reserved: false }, effects: [{ kind: "callPrefill" }] };
+  }
+  const stop = stopped(event, "reserve");
+  return stop === undefined ? { state, effects: [] } : finished(stop);
+}
+
+function reserving(state: LegState, event: LegEvent): Step {
+  const stop = stopped(event, "reserve");
+  if (stop !== undefined) {
+    // Not cut but abandoned: a broken call would make the instance ask about a prefill that never was.
+    return {
+      state: { kind: "settling", prefill: "ended", decode: "abandoned" },
+      effects: [abandon(true, stop), finish(stop)],
+    };
+  }
+  switch (event.kind) {
+    case "reserved":
+      return { state: { kind: "prefilling", reserved: true }, effects: [{ kind: "callPrefill" }] };
+    case "decodeRefused":
+    case "decodeFailed":
+      return finished(failed(event.error, "reserve", "decode"));
+    default:
+      return { state, effects: [] };
+  }
+}
+
+function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" }, event: LegEvent): Step {
+  const stop = stopped(event, "prefill");
+  if (stop !== undefined || event.kind === "decodeFailed") {
+    const outcome = stop ?? failed((event as { error: ServiceError }).error, "prefill", "decode");
+    const decodeHeld = state.reserved && stop !== undefined;
+    const effects: LegEffect[] = [];
+    if (traits.prefillCancellable) {
+      effects.push({ kind: "cancelPrefill" });
+      // Whether the abort came in time is not known here; the decode instance asks for the outcome.
+      if (decodeHeld) effects.push(abandon(false, outcome));
+    }
+    effects.push(finish(outcome));
+    // A prefill that can't be cancelled goes on, and the reservation must stand until it is known what was pushed.
+    const prefill = traits.prefillCancellable ? "ended" : "running";
+    const decode = !decodeHeld ? "ended" : traits.prefillCancellable ? "abandoned" : "reserved";
+    return { state: settle(prefill, decode), effects };
+  }
+  switch (event.kind) {
+    case "prefillDone":
+      return state.reserved
+        ? { state: { kind: "handover" }, effects: [{ kind: "sendStart", handoff: event.handoff }] }
+        : {
+            state: { kind: "opening", handoff: event.handoff },
+            effects: [{ kind: "openDecode", handoff: event.handoff }],
+          };
+    case "prefillFailed": {
+      const outcome = failed(event.error, "prefill", "prefill");
+      if (!state.reserved) return finished(outcome);
+      return {
+        state: { kind: "settling", prefill: "ended", decode: "abandoned" },
+        effects: [abandon(event.nothingSent, outcome), finish(outcome)],
+      };
+    }
+    default:
+      return { state, effects: [] };
+  }
+}
+
+function opening(state: LegState & { kind: "opening" }, event: LegEvent): Step {
+  if (event.kind === "reserved") return { state: { kind: "handover" }, effects: [] };
+  // The ticket is as good for another decode instance: nobody has used it.
+  if (event.kind === "decodeRefused") return { state, effects: [{ kind: "openDecode", handoff: state.handoff }] };
+  return started(state, event);
+}
+
+function started(state: LegState, event: LegEvent): Step {
+  const phase: Phase = state.kind === "streaming" ? "decode" : "transfer";
+  const stop = stopped(event, phase);
+  if (stop !== undefined) return { state: ENDED, effects: [{ kind: "cancelDecode" }, finish(stop)] };
+  switch (event.kind) {
+    case "decodeChunk":
+      return { state: { kind: "streaming" }, effects: [] };
+    case "decodeEnd":
+      return finished({ kind: "completed" });
+    case "decodeFailed":
+      return finished(failed(event.error, phase, "decode"));
+    default:
+      return { state, effects: [] };
+  }
+}
+
+function settling(state: LegState & { kind: "settling" }, event: LegEvent): Step {
+  switch (event.kind) {
+    case "prefillDone":
+    case "prefillFailed": {
+      if (state.prefill === "ended") return { state, effects: [] };
+      if (state.decode !== "reserved") return { state: settle("ended", state.decode), effects: [] };
+      const nothingSent = event.kind === "prefillFailed" && event.nothingSent;
+      return { state: settle("ended", "abandoned"), effects: [abandon(nothingSent, CANCELLED)] };
+    }
+    case "decodeRefused":
+    case "decodeEnd":
+    case "decodeFailed":
+      return { state: settle(state.prefill, "ended"), effects: [] };
+    case "settleTimeout":
+      if (state.decode !== "abandoned") return { state, effects: [] };
+      return { state: settle(state.prefill, "ended"), effects: [{ kind: "cancelDecode" }] };
+    default:
+      return { state, effects: [] };
+  }
+}
+
+function settle(prefill: "running" | "ended", decode: "reserved" | "abandoned" | "ended"): LegState {
+  return prefill === "ended" && decode === "ended" ? ENDED : { kind: "settling", prefill, decode };
+}
+
+function stopped(event: LegEvent, phase: Phase): LegOutcome | undefined {
+  if (event.kind === "unwanted") return CANCELLED;
+  if (event.kind === "overdue") return failed(event.error, phase, undefined);
+  return undefined;
+}
+
+function failed(error: ServiceError, phase: Phase, side: Side | undefined): LegOutcome {
+  return { kind: "failed", error, phase, side };
+}
+
+function finish(outcome: LegOutcome): LegEffect {
+  return { kind: "finish", outcome };
+}
+
+function finished(outcome: LegOutcome): Step {
+  return { state: ENDED, effects: [finish(outcome)] };
+}
+
+function abandon(nothingSent: boolean, outcome: LegOutcome): LegEffect {
+  const reason = outcome.kind === "failed" ? outcome.error.code : outcome.kind;
+  return { kind: "sendAbandon", nothingSent, reason };
+}
