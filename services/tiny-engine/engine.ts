@@ -1,0 +1,103 @@
+// What the HTTP server asks of whatever computes behind it. The sim is one implementation; a real
+// model is another. Tokens are pushed, not pulled: with thousands of streams an async iterator per
+// token costs more than making the token does.
+import type { Tokenizer } from "./tokenizer.ts";
+
+export interface Engine {
+  readonly model: ModelFacts;
+  readonly tokenizer: Tokenizer;
+  /** False once the engine core is gone: `/health` says 503 and every request fails. */
+  readonly alive: boolean;
+  /** Queues one sequence. Failures arrive at the sink, never as a throw. */
+  submit(request: SequenceRequest, sink: TokenSink): SequenceHandle;
+  /** Sequences admitted or waiting, for `/load`. */
+  readonly load: number;
+  /** Prometheus text, vLLM's names. */
+  metricsText(): string;
+}
+
+export interface ModelFacts {
+  readonly name: string;
+  readonly root: string;
+  /** Prompt and answer together, in tokens. */
+  readonly maxLength: number;
+  /** As vLLM prints it: `vllm-<version>-<8 hex>`. */
+  readonly fingerprint: string;
+}
+
+export interface SequenceRequest {
+  /** Engine-level id as vLLM makes it, child index and prompt index included; the KV travels under it. */
+  readonly id: string;
+  readonly prompt: readonly number[];
+  /** Which of the `n` choices of its prompt this is, from 0. */
+  readonly choice: number;
+  readonly choiceCount: number;
+  readonly sampling: Sampling;
+  /** `kv_transfer_params` of the body, unread: its meaning belongs to the connector. */
+  readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
+  /** Faults that pace this sequence. */
+  readonly pace: Pace | null;
+}
+
+export interface Pace {
+  readonly extraMsPerToken: number;
+  /** No token follows this many. Infinity: never stalls. */
+  readonly stallAfterTokens: number;
+}
+
+export interface Sampling {
+  readonly temperature: number;
+  /** Null: random when the temperature is above 0. */
+  readonly seed: number | null;
+  /** At least 1, already clamped to the room that the prompt leaves. */
+  readonly maxTokens: number;
+  readonly minTokens: number;
+  readonly ignoreEos: boolean;
+  readonly stopTokenIds: ReadonlySet<number> | null;
+  /** Alternatives per output token. Null: no logprobs; 0: only the chosen token's. */
+  readonly logprobs: number | null;
+}
+
+export interface TokenSink {
+  /**
+   * One sampled token; `finish` comes with the last.
+   * Returns true when the text met a stop string, which ends the sequence as "stop".
+   */
+  token(token: number, finish: Finish | null, logprobs: TokenLogprobs | null): boolean;
+  /** The sequence ends without an answer. Not called after `finish`. */
+  fail(failure: EngineFailure): void;
+}
+
+export interface Finish {
+  readonly reason: "stop" | "length";
+  /** The stop token id, null for end of text or length. */
+  readonly stopReason: number | null;
+  readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
+}
+
+export interface TokenLogprobs {
+  readonly logprob: number;
+  /** 1 is the likeliest. */
+  readonly rank: number;
+  /** Likeliest first; as many as were asked for. */
+  readonly top: readonly { readonly token: number; readonly logprob: number; readonly rank: number }[];
+}
+
+/** As it goes into the error body. */
+export interface EngineFailure {
+  /** For the log only. */
+  readonly cause?: unknown;
+  readonly status: number;
+  readonly type: string;
+  readonly message: string;
+  readonly param: string | null;
+}
+
+export interface SequenceHandle {
+  /** Prompt tokens found in the prefix cache. Known once the first token is there. */
+  readonly cachedTokens: number;
+  /** Logprobs of the prompt itself, one per prompt token; the first has none. */
+  promptLogprobs(alternatives: number): (TokenLogprobs | null)[];
+  /** Stops the sequence and frees its KV. Harmless after its end. */
+  abort(): void;
+}

@@ -1,0 +1,223 @@
+// One generation request from submit to the last byte: starts its sequences, writes their tokens as they
+// come or collects them, and ends exactly once: finished, failed, or aborted because the client left.
+import type { ServerResponse } from "node:http";
+import type { Engine, EngineFailure, Finish, Sampling, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
+import type { RequestFaults } from "../faults.ts";
+import { errorEvent, HttpError, sendError, sendJson } from "./exchange.ts";
+import type { AnswerFinish, AnswerFormat, Usage, WholeChoice } from "./format.ts";
+import { OutputText } from "./output-text.ts";
+import type { StreamChoice } from "./sampling.ts";
+import { DONE, SseWriter } from "./sse.ts";
+
+export type Outcome = "finished" | "aborted" | "failed" | "refused";
+
+export interface AnswerPlan {
+  /** One prompt each; `id` is the engine-level id without a child index. */
+  readonly prompts: readonly { readonly id: string; readonly tokens: readonly number[] }[];
+  readonly n: number;
+  readonly samplings: readonly Sampling[];
+  readonly stops: readonly string[];
+  readonly includeStop: boolean;
+  readonly stream: StreamChoice;
+  readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
+  readonly reportCached: boolean;
+  /** @param logprobsOf The prompt logprobs of one prompt. */
+  readonly format: (handles: readonly SequenceHandle[]) => AnswerFormat;
+}
+
+export class Answer {
+  readonly #res: ServerResponse;
+  readonly #plan: AnswerPlan;
+  readonly #faults: RequestFaults | null;
+  readonly #onOutcome: (outcome: Outcome) => void;
+  readonly #die: () => void;
+  readonly #choices: Choice[] = [];
+  readonly #handles: SequenceHandle[] = [];
+  #format: AnswerFormat | null = null;
+  #writer: SseWriter | null = null;
+  #opened = false;
+  #open = 0;
+  #tokenCount = 0;
+  #over = false;
+
+  constructor(res: ServerResponse, plan: AnswerPlan, faults: RequestFaults | null, onOutcome: (outcome: Outcome) => void, die: () => void) {
+    this.#res = res;
+    this.#plan = plan;
+    this.#faults = faults;
+    this.#onOutcome = onOutcome;
+    this.#die = die;
+  }
+
+  start(engine: Engine): void {
+    const { prompts, n, samplings, stops, includeStop, kvTransferParams, stream } = this.#plan;
+    const pace = this.#faults === null || (this.#faults.extraMsPerToken === 0 && this.#faults.stallAfterTokens === Infinity) ? null : this.#faults;
+    this.#open = prompts.length * n;
+    this.#res.once("close", () => { if (!this.#res.writableFinished) this.#abort(); });
+    prompts.forEach((prompt, promptIndex) => {
+      for (let child = 0; child < n && !this.#over; child++) {
+        const sampling = samplings[child]!;
+        const text = new OutputText(engine.tokenizer, stops, includeStop, sampling.minTokens);
+        const choice = new Choice(this, promptIndex * n + child, text, includeStop);
+        this.#choices.push(choice);
+        // vLLM's ids of choices; the KV of a paired request travels under them.
+        const id = n > 1 ? `${child}_${prompt.id}` : prompt.id;
+        this.#handles.push(engine.submit({ id, prompt: prompt.tokens, choice: child, choiceCount: n, sampling, kvTransferParams, pace }, choice));
+      }
+    });
+    // A sequence may have failed at once: then there is a status to tell it by.
+    if (this.#over) return;
+    this.#format = this.#plan.format(this.#handles);
+    if (stream.stream) this.#writer = new SseWriter(this.#res, () => this.#onDrain());
+    if (this.#faults !== null) this.#strike();
+  }
+
+  /** Called by a choice that has something to say. */
+  advance(choice: Choice): void {
+    if (this.#over) return;
+    this.#tokenCount++;
+    const writer = this.#writer;
+    if (writer !== null && !writer.blocked) this.#write(writer, choice);
+    if (choice.finish !== null) {
+      this.#open--;
+      if (this.#open === 0 && (writer === null || !writer.blocked)) this.#finish();
+    }
+    if (this.#faults !== null) this.#strike();
+  }
+
+  fail(failure: EngineFailure): void {
+    if (!this.#end("failed")) return;
+    const error = new HttpError(failure.status, failure.type, failure.message, failure.param);
+    if (this.#writer === null) {
+      sendError(this.#res, error);
+    } else {
+      this.#writer.write(errorEvent(error), DONE);
+      this.#writer.end();
+    }
+  }
+
+  #write(writer: SseWriter, choice: Choice): void {
+    const format = this.#format!;
+    if (!this.#opened) {
+      this.#opened = true;
+      const opening = format.opening(this.#choices.length);
+      if (opening.length > 0) writer.write(...opening);
+    }
+    writer.write(format.event(choice));
+    choice.written();
+  }
+
+  /** The client reads again: everything that came meanwhile goes out in one event per choice. */
+  #onDrain(): void {
+    if (this.#over) return;
+    for (const choice of this.#choices) {
+      if (choice.pending && !this.#writer!.blocked) this.#write(this.#writer!, choice);
+    }
+    if (this.#open === 0 && !this.#writer!.blocked && this.#choices.every((choice) => !choice.pending)) this.#finish();
+  }
+
+  #finish(): void {
+    if (!this.#end("finished")) return;
+    const format = this.#format!;
+    if (this.#writer === null) {
+      sendJson(this.#res, 200, format.body(this.#choices as WholeChoice[], this.#usage()));
+      return;
+    }
+    if (this.#plan.stream.includeUsage) this.#writer.write(format.usageEvent(this.#usage()));
+    this.#writer.write(DONE);
+    this.#writer.end();
+  }
+
+  #usage(): Usage {
+    return {
+      promptTokens: this.#plan.prompts.reduce((sum, { tokens }) => sum + tokens.length, 0),
+      completionTokens: this.#choices.reduce((sum, choice) => sum + choice.completionTokens, 0),
+      cachedTokens: this.#plan.reportCached ? this.#handles[0]!.cachedTokens : null,
+    };
+  }
+
+  #abort(): void {
+    this.#end("aborted");
+  }
+
+  /** False when it was over already. Sequences that still run are aborted. */
+  #end(outcome: Outcome): boolean {
+    if (this.#over) return false;
+    this.#over = true;
+    for (const handle of this.#handles) handle.abort();
+    this.#onOutcome(outcome);
+    return true;
+  }
+
+  /** The faults that hit after so many tokens. */
+  #strike(): void {
+    const { errorAfterTokens, halfEventAfterTokens, dieAfterTokens } = this.#faults!;
+    if (this.#over) return;
+    if (this.#tokenCount >= errorAfterTokens) {
+      this.fail({ status: 500, type: "InternalServerError", message: "Internal server error", param: null });
+    } else if (this.#tokenCount >= halfEventAfterTokens) {
+      this.#end("failed");
+      if (this.#writer !== null) {
+        this.#writer.breakOff(this.#format!.event({ ...this.#choices[0]!, index: 0, text: " half", tokens: [], logprobs: [], finish: null, first: false, completionTokens: this.#tokenCount }));
+      } else {
+        this.#res.writeHead(200, { "content-type": "application/json", "content-length": "1000" });
+        this.#res.write('{"id":"cmpl-', () => this.#res.destroy());
+      }
+    } else if (this.#tokenCount >= dieAfterTokens) {
+      this.#end("failed");
+      this.#die();
+    }
+  }
+}
+
+/** One choice: what was generated, and how much of it is not written yet. Doubles as its own Delta. */
+class Choice implements TokenSink {
+  readonly index: number;
+  readonly #answer: Answer;
+  readonly #output: OutputText;
+  readonly #includeStop: boolean;
+  text = "";
+  tokens: number[] = [];
+  logprobs: TokenLogprobs[] = [];
+  finish: AnswerFinish | null = null;
+  first = true;
+  pending = false;
+  completionTokens = 0;
+
+  constructor(answer: Answer, index: number, output: OutputText, includeStop: boolean) {
+    this.#answer = answer;
+    this.index = index;
+    this.#output = output;
+    this.#includeStop = includeStop;
+  }
+
+  token(token: number, finish: Finish | null, logprobs: TokenLogprobs | null): boolean {
+    this.completionTokens++;
+    this.tokens.push(token);
+    if (logprobs !== null) this.logprobs.push(logprobs);
+    // A stop token is counted and listed, but its text is no part of the answer.
+    if (finish?.reason !== "stop" || this.#includeStop) this.text += this.#output.push(token);
+    const { stoppedBy } = this.#output;
+    if (stoppedBy !== null) {
+      this.finish = { reason: "stop", stopReason: stoppedBy, kvTransferParams: finish?.kvTransferParams ?? null };
+    } else if (finish !== null) {
+      this.text += this.#output.flush();
+      this.finish = finish;
+    }
+    this.pending = true;
+    this.#answer.advance(this);
+    return stoppedBy !== null;
+  }
+
+  fail(failure: EngineFailure): void {
+    this.#answer.fail(failure);
+  }
+
+  /** Everything so far is on its way to the client. */
+  written(): void {
+    this.text = "";
+    this.tokens = [];
+    if (this.logprobs.length > 0) this.logprobs = [];
+    this.first = false;
+    this.pending = false;
+  }
+}

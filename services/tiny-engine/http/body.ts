@@ -1,0 +1,126 @@
+// From bytes to known fields, failing as FastAPI and pydantic do: the same codes, places and words.
+import { HttpError } from "./exchange.ts";
+
+export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
+export type JsonObject = { readonly [key: string]: Json };
+
+export interface Complaint {
+  readonly type: string;
+  /** Dotted, from `body` on. */
+  readonly loc: string;
+  readonly msg: string;
+  /** As Python prints it. */
+  readonly input: string;
+  readonly context?: string;
+}
+
+export function validationError(complaints: readonly Complaint[]): HttpError {
+  const lines = complaints.map(({ type, loc, msg, input, context }) =>
+    `\n  {'type': '${type}', 'loc': '${loc}', 'msg': '${msg}', 'input': ${input}${context === undefined ? "" : `, 'ctx': {'error': '${context}'}`}}`);
+  const message = `${complaints.length} validation error${complaints.length === 1 ? "" : "s"}:${lines.join("")}`;
+  return new HttpError(400, "Bad Request", message, complaints[0]!.loc);
+}
+
+/** @throws HttpError as FastAPI answers: wrong content type, no body, broken JSON, not an object. */
+export function parseObject(text: string, contentType: string | undefined): JsonObject {
+  if ((contentType ?? "").toLowerCase().split(";")[0]!.trim() !== "application/json") {
+    throw new HttpError(400, "Bad Request", "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed");
+  }
+  if (text === "") throw validationError([{ type: "missing", loc: "body", msg: "Field required", input: "'None'" }]);
+  let value: Json;
+  try {
+    value = JSON.parse(text) as Json;
+  } catch (error) {
+    const { position, complaint } = pythonJsonError(text, error as SyntaxError);
+    throw validationError([{ type: "json_invalid", loc: `body.${position}`, msg: "JSON decode error", input: "'<dict of 0 items>'", context: complaint }]);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw validationError([{
+      type: "model_attributes_type", loc: "body", msg: "Input should be a valid dictionary or object to extract fields from", input: summary(value),
+    }]);
+  }
+  return value as JsonObject;
+}
+
+/** What Python's json module says of it. V8's messages tell the cases apart, not always as finely. */
+function pythonJsonError(text: string, error: SyntaxError): { position: number; complaint: string } {
+  const found = /at position (\d+)/.exec(error.message);
+  const position = found === null ? text.length : Number(found[1]);
+  const { message } = error;
+  const complaint = message.includes("property name") ? "Expecting property name enclosed in double quotes"
+    : message.includes("Expected ':'") ? "Expecting ':' delimiter"
+    : message.includes("Expected ','") ? "Expecting ',' delimiter"
+    : message.includes("Unterminated string") ? "Unterminated string starting at"
+    : message.includes("after JSON") ? "Extra data"
+    : message.includes("control character") ? "Invalid control character at"
+    : message.includes("escape") ? "Invalid \\escape"
+    : "Expecting value";
+  return { position, complaint };
+}
+
+/** A value as pydantic's error quotes it, in vLLM's shortened form. */
+export function summary(value: Json): string {
+  if (Array.isArray(value)) return `'<list of ${value.length} items>'`;
+  if (typeof value === "object" && value !== null) return `'<dict of ${Object.keys(value).length} items>'`;
+  return `'${value === null ? "None" : value === true ? "True" : value === false ? "False" : String(value)}'`;
+}
+
+export type FieldType = "integer" | "number" | "boolean" | "string" | "any";
+
+/** Known fields, as pydantic would hand them on; absent and null fields are null. */
+export type Fields<Spec> = { readonly [Key in keyof Spec]: (
+  Spec[Key] extends "integer" | "number" ? number : Spec[Key] extends "boolean" ? boolean : Spec[Key] extends "string" ? string : Json) | null };
+
+/**
+ * Reads the fields of `spec` with pydantic's lax conversions ("10" is an integer, 1 is true).
+ * Unknown fields are let through, as vLLM does.
+ *
+ * @throws HttpError naming every field that does not fit.
+ */
+export function readFields<Spec extends Readonly<Record<string, FieldType>>>(body: JsonObject, spec: Spec): Fields<Spec> {
+  const complaints: Complaint[] = [];
+  const fields: Record<string, Json> = {};
+  for (const [name, type] of Object.entries(spec)) {
+    const value = body[name] ?? null;
+    const read = value === null || type === "any" ? value : READERS[type](value);
+    if (typeof read === "object" && read !== null && type !== "any") {
+      complaints.push({ ...(read as unknown as { type: string; msg: string }), loc: `body.${name}`, input: summary(value) });
+    } else {
+      fields[name] = read as Json;
+    }
+  }
+  if (complaints.length > 0) throw validationError(complaints);
+  return fields as Fields<Spec>;
+}
+
+type Misfit = { readonly type: string; readonly msg: string };
+
+const READERS: Readonly<Record<Exclude<FieldType, "any">, (value: Json) => number | boolean | string | Misfit>> = {
+  integer(value) {
+    if (typeof value === "boolean") return Number(value);
+    if (typeof value === "string") {
+      return /^\s*[+-]?\d+\s*$/.test(value) ? Number(value)
+        : { type: "int_parsing", msg: "Input should be a valid integer, unable to parse string as an integer" };
+    }
+    if (typeof value !== "number") return { type: "int_type", msg: "Input should be a valid integer" };
+    return Number.isInteger(value) ? value : { type: "int_from_float", msg: "Input should be a valid integer, got a number with a fractional part" };
+  },
+  number(value) {
+    if (typeof value === "boolean") return Number(value);
+    if (typeof value === "string") {
+      return value.trim() !== "" && Number.isFinite(Number(value)) ? Number(value)
+        : { type: "float_parsing", msg: "Input should be a valid number, unable to parse string as a number" };
+    }
+    return typeof value === "number" ? value : { type: "float_type", msg: "Input should be a valid number" };
+  },
+  boolean(value) {
+    if (typeof value === "boolean") return value;
+    if (value === 0 || value === 1) return value === 1;
+    if (typeof value === "string" || typeof value === "number") {
+      const known = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }[String(value).toLowerCase()];
+      return known ?? { type: "bool_parsing", msg: "Input should be a valid boolean, unable to interpret input" };
+    }
+    return { type: "bool_type", msg: "Input should be a valid boolean" };
+  },
+  string: (value) => typeof value === "string" ? value : { type: "string_type", msg: "Input should be a valid string" },
+};

@@ -1,0 +1,121 @@
+// The sampling fields of both endpoints, with vLLM's checks in vLLM's order and words (SamplingParams of 0.32).
+import type { Sampling } from "../engine.ts";
+import { readFields, type Fields, type Json, type JsonObject } from "./body.ts";
+import { badRequest, badValue } from "./exchange.ts";
+
+export const SAMPLING_FIELDS = {
+  model: "string", stream: "boolean", stream_options: "any", n: "integer", seed: "integer", temperature: "number", top_p: "number",
+  top_k: "integer", min_p: "number", presence_penalty: "number", frequency_penalty: "number", repetition_penalty: "number",
+  max_tokens: "integer", min_tokens: "integer", stop: "any", stop_token_ids: "any", ignore_eos: "boolean",
+  include_stop_str_in_output: "boolean", echo: "boolean", prompt_logprobs: "integer", return_token_ids: "boolean",
+  add_special_tokens: "boolean", request_id: "string", kv_transfer_params: "any",
+} as const;
+
+export type SamplingFields = Fields<typeof SAMPLING_FIELDS>;
+
+const MAX_LOGPROBS = 20;
+
+export interface StreamChoice {
+  readonly stream: boolean;
+  readonly includeUsage: boolean;
+  readonly continuousUsage: boolean;
+}
+
+/** @throws HttpError when usage is asked for without a stream. */
+export function readStream(fields: SamplingFields): StreamChoice {
+  const options = fields.stream_options as JsonObject | null;
+  const stream = fields.stream ?? false;
+  if (options !== null && !stream) throw badValue("Stream options can only be defined when `stream=True`.", "stream_options");
+  const includeUsage = options?.["include_usage"] === true;
+  return { stream, includeUsage, continuousUsage: includeUsage && options?.["continuous_usage_stats"] === true };
+}
+
+/** @throws HttpError 404. A missing model means the one that is served. */
+export function checkModel(asked: string | null, served: string): void {
+  if (asked === null || asked === served) return;
+  const error = badRequest(`The model \`${asked}\` does not exist. Valid aliases: ${served}.`, "model");
+  throw Object.assign(error, { status: 404, type: "NotFoundError" });
+}
+
+export function readStops(fields: SamplingFields): readonly string[] {
+  const { stop } = fields;
+  const stops = stop === null ? [] : Array.isArray(stop) ? stop : [stop];
+  if (stops.some((one) => typeof one !== "string")) throw badRequest("stop must be a string or a list of strings", "stop");
+  if (stops.includes("")) throw badRequest("stop cannot contain an empty string.");
+  return stops as string[];
+}
+
+/**
+ * How many tokens may come: what was asked for, or what is left, or `fallback`.
+ *
+ * @throws HttpError when the prompt leaves no room, or more is asked for than the model can ever give.
+ */
+export function clampMaxTokens(asked: number | null, fallback: number, promptTokens: number, maxLength: number): number {
+  if (asked !== null && asked > maxLength) {
+    throw badValue(`max_tokens=${asked} cannot be greater than max_model_len=${maxLength}. Please request fewer output tokens.`, "max_tokens", String(asked));
+  }
+  // vLLM stops tokenizing one token past the limit, so that is all it knows of longer prompts.
+  if (promptTokens >= maxLength) {
+    const seen = Math.min(promptTokens, maxLength + 1);
+    const why = promptTokens > maxLength
+      ? `your prompt contains at least ${seen} input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.`
+      : `you requested 1 output tokens and your prompt contains at least ${seen} input tokens, for a total of at least ${seen + 1} tokens. Please reduce the length of the input prompt or the number of requested output tokens.`;
+    throw badValue(`This model's maximum context length is ${maxLength} tokens. However, ${why}`, "input_tokens", String(seen));
+  }
+  return Math.min(asked ?? fallback, maxLength - promptTokens);
+}
+
+/**
+ * @param maxTokens Already clamped.
+ * @param logprobs Alternatives per token; null for none.
+ * @throws HttpError for the first value out of range.
+ */
+export function readSampling(fields: SamplingFields, maxTokens: number, logprobs: number | null): { sampling: Sampling; n: number } {
+  const n = fields.n ?? 1;
+  const temperature = fields.temperature ?? 1;
+  const minTokens = fields.min_tokens ?? 0;
+  if (n < 1) throw badRequest(`n must be at least 1, got ${n}.`);
+  within("presence_penalty", fields.presence_penalty, -2, 2);
+  within("frequency_penalty", fields.frequency_penalty, -2, 2);
+  if ((fields.repetition_penalty ?? 1) <= 0) throw badRequest(`repetition_penalty must be greater than zero, got ${python(fields.repetition_penalty!)}.`);
+  if (temperature < 0) throw badValue(`temperature must be non-negative, got ${python(temperature)}.`, "temperature", python(temperature));
+  const topP = fields.top_p ?? 1;
+  if (topP <= 0 || topP > 1) throw badValue(`top_p must be in (0, 1], got ${python(topP)}.`, "top_p", python(topP));
+  if ((fields.top_k ?? 0) < -1) throw badRequest(`top_k must be 0 (disable), or at least 1, got ${fields.top_k!}.`);
+  if ((fields.min_p ?? 0) < 0 || (fields.min_p ?? 0) > 1) throw badRequest(`min_p must be in [0, 1], got ${python(fields.min_p!)}.`);
+  if (maxTokens < 1) throw badValue(`max_tokens must be at least 1, got ${maxTokens}.`, "max_tokens", String(maxTokens));
+  if (minTokens < 0) throw badRequest(`min_tokens must be greater than or equal to 0, got ${minTokens}.`);
+  if (minTokens > maxTokens) throw badRequest(`min_tokens must be less than or equal to max_tokens=${maxTokens}, got ${minTokens}.`);
+  for (const [param, value, kind] of [["logprobs", logprobs, "sample"], ["prompt_logprobs", fields.prompt_logprobs, "prompt"]] as const) {
+    if (value !== null && value < 0) throw badValue(`${param} must be non-negative, got ${value}.`, param, String(value));
+    if (value !== null && value > MAX_LOGPROBS) {
+      throw badValue(`Requested ${kind} logprobs of ${value}, which is greater than max allowed: ${MAX_LOGPROBS}`, param, String(value));
+    }
+  }
+  if (temperature === 0 && n > 1) throw badRequest(`n must be 1 when using greedy sampling, got ${n}.`);
+  return {
+    n,
+    sampling: {
+      temperature, seed: fields.seed, maxTokens, minTokens, ignoreEos: fields.ignore_eos ?? false, logprobs,
+      stopTokenIds: readTokenIds(fields.stop_token_ids),
+    },
+  };
+}
+
+function readTokenIds(value: Json): ReadonlySet<number> | null {
+  if (!Array.isArray(value) || value.length === 0) return null;
+  return new Set(value.filter((id) => typeof id === "number"));
+}
+
+function within(param: string, value: number | null, low: number, high: number): void {
+  if (value !== null && (value < low || value > high)) throw badRequest(`${param} must be in [${low}, ${high}], got ${python(value)}.`);
+}
+
+/** A float as Python prints it. */
+function python(value: number): string {
+  return Number.isInteger(value) ? `${value}.0` : String(value);
+}
+
+export function readSamplingFields<Spec extends Readonly<Record<string, "integer" | "number" | "boolean" | "string" | "any">>>(body: JsonObject, more: Spec): SamplingFields & Fields<Spec> {
+  return readFields(body, { ...SAMPLING_FIELDS, ...more }) as SamplingFields & Fields<Spec>;
+}

@@ -1,0 +1,51 @@
+// Writes SSE events as uvicorn does, one chunk each. The chunk framing is done here and not by Node,
+// whose own takes four socket writes a chunk: with thousands of streams that is most of a step.
+import type { ServerResponse } from "node:http";
+import { head } from "./exchange.ts";
+
+export const DONE = "data: [DONE]\n\n";
+
+export class SseWriter {
+  readonly #res: ServerResponse;
+  /** The client reads more slowly than tokens come: nothing is written until `onDrain`. */
+  blocked = false;
+
+  constructor(res: ServerResponse, onDrain: () => void) {
+    this.#res = res;
+    head(res, 200, [["content-type", "text/event-stream; charset=utf-8"], ["transfer-encoding", "chunked"]]);
+    res.chunkedEncoding = false;
+    // uvicorn sends the head at once, long before the first token.
+    res.flushHeaders();
+    res.on("drain", () => {
+      this.blocked = false;
+      onDrain();
+    });
+  }
+
+  /** @param events One event, or several that go out together; each becomes a chunk of its own. */
+  write(...events: readonly string[]): void {
+    let frames = "";
+    for (const event of events) frames += frame(event);
+    this.#send(frames);
+  }
+
+  end(): void {
+    this.#send("0\r\n\r\n");
+    this.#res.end();
+  }
+
+  /** Half of an event, then the connection is gone. */
+  breakOff(event: string): void {
+    const frames = frame(event);
+    this.#res.write(frames.slice(0, frames.length >> 1), () => this.#res.destroy());
+  }
+
+  #send(frames: string): void {
+    if (this.#res.destroyed) return;
+    if (!this.#res.write(frames, "utf8")) this.blocked = true;
+  }
+}
+
+function frame(event: string): string {
+  return `${Buffer.byteLength(event).toString(16)}\r\n${event}\r\n`;
+}

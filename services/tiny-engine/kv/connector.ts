@@ -1,0 +1,66 @@
+// What an engine asks of its KV connector, and what a connector needs to know of the engine's KV.
+// Neither side knows the other's insides, so a real model can use the same connectors.
+import type { EngineFailure, SequenceRequest } from "../engine.ts";
+
+/** How one sequence comes by the KV of its prompt. */
+export type Arrival =
+  /** Computed here. */
+  | { readonly kind: "compute" }
+  /** It was pushed here before; its slot, holding so many tokens, passes to the sequence. */
+  | { readonly kind: "claim"; readonly blocks: readonly Buffer[]; readonly tokens: number }
+  /** It has to be pulled from its prefill engine first. */
+  | { readonly kind: "fetch"; readonly fetch: (signal: AbortSignal) => Promise<Fetched> }
+  | { readonly kind: "refuse"; readonly failure: EngineFailure }
+  /** The engine core dies of it. */
+  | { readonly kind: "kill" }
+  /** The engine core waits for it for ever, and everything else with it. */
+  | { readonly kind: "wedge" };
+
+export type Fetched =
+  | { readonly kind: "blocks"; readonly blocks: readonly Buffer[] }
+  | { readonly kind: "failed"; readonly failure: EngineFailure };
+
+export interface Connector {
+  arrive(request: SequenceRequest): Arrival;
+  /** Sends a prefilled prompt's KV away before its token is given out. Null: nothing to send. Never rejects. */
+  send(request: SequenceRequest, signal: AbortSignal): Promise<EngineFailure | null> | null;
+  /** Keeps the KV of a finished sequence for a decode engine, and says how it is to be had. Null: it was not asked to. */
+  offer(request: SequenceRequest, kvTokens: readonly number[], cachedTokens: number | null): Readonly<Record<string, unknown>> | null;
+  /** Drops KV held under an engine-level id, or under the request id inside one. Returns how many were dropped. */
+  release(id: string): number;
+  /** Where other engines reach this one, as `host:port`. */
+  readonly address: string;
+  state(): ConnectorState;
+  close(): void;
+}
+
+export interface ConnectorState {
+  readonly held: readonly { readonly id: string; readonly tokens: number; readonly bytes: number; readonly stage: string; readonly ageMs: number }[];
+  readonly leasesExpired: number;
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+}
+
+/** The KV of this engine, as far as a connector has to know it. */
+export interface KvModel {
+  readonly modelHash: string;
+  readonly blockSize: number;
+  readonly bytesPerToken: number;
+  promptHash(tokens: readonly number[]): string;
+  blocksOf(tokens: readonly number[]): Iterable<Buffer>;
+}
+
+/** Accounting that connectors share with the scheduler. */
+export interface KvSpace {
+  /** Slot and tokens, for KV that will run here. */
+  holdSlot(tokens: number): boolean;
+  releaseSlot(tokens: number): void;
+  /** Tokens alone, for KV that stays after its sequence. */
+  holdTokens(tokens: number): void;
+  releaseTokens(tokens: number): void;
+}
+
+export function kvFailure(status: number, message: string, param: string | null = null): EngineFailure {
+  const type = status === 400 ? "BadRequestError" : status === 503 ? "ServiceUnavailableError" : "InternalServerError";
+  return { status, type, message, param };
+}

@@ -1,0 +1,129 @@
+// The nixl connector as vLLM 0.32 shows it: the prefill engine keeps finished blocks under a lease and
+// returns `kv_transfer_params`; the decode engine, given them, reads the blocks and says when it has.
+// Nothing ties the KV to the prompt: other parameters of the same size give 200 and another text, and
+// parameters that do not fit kill the engine, unless the fault "tame" is set.
+import { randomBytes, randomUUID } from "node:crypto";
+import type { Clock } from "../clock.ts";
+
+import type { FaultBoard } from "../faults.ts";
+import { observe } from "../metrics-text.ts";
+import type { EngineMetrics } from "../metrics.ts";
+import { kvFailure, type Arrival, type Connector, type Fetched, type KvModel, type KvSpace } from "./connector.ts";
+import { NixlBlocks } from "./nixl-blocks.ts";
+import { NixlPuller, type Remote } from "./nixl-pull.ts";
+import { listenForKv, type Reply } from "./sockets.ts";
+import { blockMessages, parseJson, type KvMessage } from "./wire.ts";
+
+export interface NixlOptions {
+  readonly listen: string;
+  readonly model: KvModel;
+  readonly space: KvSpace;
+  readonly faults: FaultBoard;
+  readonly clock: Clock;
+  readonly metrics: EngineMetrics;
+  readonly leaseMs: number;
+  readonly handshakeTimeoutMs: number;
+  readonly blockCount: number;
+}
+
+export async function startNixl(options: NixlOptions): Promise<Connector> {
+  const { model, space, faults, clock, metrics } = options;
+  const engineId = randomUUID();
+  const blocks = new NixlBlocks(model, space, clock, options.leaseMs, options.blockCount);
+  const puller = new NixlPuller(clock, options.handshakeTimeoutMs, () => model.modelHash);
+  let sentBytes = 0;
+
+  const onMessage = (message: KvMessage, reply: Reply): void => {
+    if (faults.take("silent-kv") !== null) return;
+    if (message.type === "HELLO") {
+      const modelHash = faults.take("wrong-model") === null ? model.modelHash : "another";
+      reply(["FACTS", message.id, JSON.stringify({ engine_id: engineId, model_hash: modelHash })]);
+    } else if (message.type === "PULL") {
+      const ids = parseJson(message.rest[0])?.["block_ids"];
+      const found = (Array.isArray(ids) ? ids : []).map((id) => blocks.read(Number(id))).filter((block) => block !== null);
+      // Copies where a byte will be spoilt: the blocks themselves may be read again.
+      const corrupt = faults.take("corrupt-kv") !== null;
+      for (const frames of blockMessages(message.id, corrupt ? found.map((block) => Buffer.from(block)) : found, corrupt)) reply(frames);
+      for (const block of found) sentBytes += block.length;
+      reply(["END", message.id]);
+    } else if (message.type === "DONE") {
+      blocks.done(message.id);
+      metrics.notificationsAfterExpiry = blocks.lateNotifications;
+    }
+  };
+  const listener = await listenForKv(options.listen, onMessage);
+  const [host, port] = splitAddress(listener.address);
+
+  const fetch = async (remote: Remote, signal: AbortSignal): Promise<Fetched> => {
+    const startMs = clock.nowMs();
+    try {
+      const received = await puller.pull(remote, signal);
+      observe(metrics.transferSeconds, (clock.nowMs() - startMs) / 1000);
+      observe(metrics.postSeconds, 0);
+      observe(metrics.transferBytes, received.reduce((sum, block) => sum + block.length, 0));
+      observe(metrics.transferDescriptors, received.length);
+      return { kind: "blocks", blocks: received };
+    } catch (error) {
+      metrics.failedTransfers++;
+      // vLLM's body says no more than this; why stays in its log.
+      return { kind: "failed", failure: { ...kvFailure(500, "Internal server error"), cause: error } };
+    }
+  };
+
+  return {
+    address: listener.address,
+    arrive(request): Arrival {
+      const params = request.kvTransferParams;
+      if (params?.["do_remote_prefill"] !== true || request.prompt.length <= 1) return { kind: "compute" };
+      const remote = remoteOf(params);
+      const needed = Math.ceil(request.prompt.length / model.blockSize);
+      if (remote !== null && needed <= remote.blockIds.length) {
+        const fitting = { ...remote, blockIds: remote.blockIds.slice(0, needed) };
+        return { kind: "fetch", fetch: (signal) => fetch(fitting, signal) };
+      }
+      if (!faults.has("tame")) return { kind: "kill" };
+      const why = remote === null ? "remote_block_ids, remote_engine_id, remote_request_id, remote_host and remote_port are needed"
+        : `the prompt needs ${needed} blocks, ${remote.blockIds.length} were prefilled`;
+      return { kind: "refuse", failure: kvFailure(400, `kv_transfer_params do not fit: ${why}`, "kv_transfer_params") };
+    },
+    send: () => null,
+    offer(request, kvTokens, cachedTokens) {
+      if (request.kvTransferParams?.["do_remote_decode"] !== true) return null;
+      const requestId = `${request.id}-${randomBytes(4).toString("hex")}`;
+      const blockIds = blocks.lease(requestId, kvTokens);
+      if (blockIds === null) return null;
+      if (faults.take("drop-kv") !== null) blocks.lose(requestId);
+      metrics.expiredLeases = blocks.expiredLeases;
+      return {
+        do_remote_prefill: true, do_remote_decode: false, remote_block_ids: [blockIds], remote_engine_id: engineId,
+        remote_request_id: requestId, remote_host: host, remote_port: port, tp_size: 1, dcp_size: 1, pp_size: 1,
+        remote_num_tokens: kvTokens.length, remote_blocks_expiry_time: null, transfer_mode: "pull",
+        ...(cachedTokens === null ? {} : { remote_prefill_cached_tokens: cachedTokens }),
+      };
+    },
+    release: (id) => blocks.held().filter((held) => held.id.includes(id) && blocks.drop(held.id)).length,
+    state() {
+      metrics.expiredLeases = blocks.expiredLeases;
+      return { held: blocks.held(), leasesExpired: blocks.expiredLeases, sentBytes, receivedBytes: puller.receivedBytes };
+    },
+    close() {
+      puller.close();
+      listener.close();
+      blocks.close();
+    },
+  };
+}
+
+/** Null where a field is missing or of another type. */
+function remoteOf(params: Readonly<Record<string, unknown>>): Remote | null {
+  const { remote_engine_id: engineId, remote_request_id: requestId, remote_host: host, remote_port: port, remote_block_ids: groups } = params;
+  const blockIds: unknown = Array.isArray(groups) ? groups[0] : null;
+  if (typeof engineId !== "string" || typeof requestId !== "string" || typeof host !== "string" || typeof port !== "number") return null;
+  if (!Array.isArray(blockIds) || !blockIds.every((id) => Number.isInteger(id))) return null;
+  return { engineId, requestId, address: `${host}:${port}`, blockIds: blockIds as number[] };
+}
+
+function splitAddress(address: string): [string, number] {
+  const colon = address.lastIndexOf(":");
+  return [address.slice(0, colon), Number(address.slice(colon + 1))];
+}

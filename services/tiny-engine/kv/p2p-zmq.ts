@@ -1,0 +1,121 @@
+// The p2p-zmq connector: KV is pushed from prefill to decode under the request's id, which names both
+// engines as P2P NCCL's ids do. Unlike P2P NCCL it answers every mishap with a typed error, unless the
+// fault "upstream" tells it to fail as vLLM 0.23 does.
+import type { Clock } from "../clock.ts";
+import type { SequenceRequest } from "../engine.ts";
+import type { FaultBoard } from "../faults.ts";
+import { kvFailure, type Arrival, type Connector, type KvModel, type KvSpace } from "./connector.ts";
+import { KvPusher } from "./kv-push.ts";
+import { KvStore } from "./kv-store.ts";
+import { decodeAddressOf, prefillAddressOf } from "./request-id.ts";
+import { listenForKv, type Reply } from "./sockets.ts";
+import { parseBlocks, parseJson, type KvHeader, type KvMessage, type Refusal } from "./wire.ts";
+
+export interface P2pZmqOptions {
+  readonly role: "prefill" | "decode";
+  readonly listen: string;
+  readonly model: KvModel;
+  readonly space: KvSpace;
+  readonly faults: FaultBoard;
+  readonly clock: Clock;
+  readonly leaseMs: number;
+  /** How long a push may take before the prefill request fails. */
+  readonly pushTimeoutMs: number;
+}
+
+const LIE = "0000000000000000";
+
+export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
+  const { role, model, space, faults, clock } = options;
+  const store = new KvStore({
+    modelHash: () => model.modelHash, blockSize: model.blockSize, bytesPerToken: model.bytesPerToken,
+    leaseMs: options.leaseMs, clock, holdSlot: (tokens) => space.holdSlot(tokens), releaseSlot: (tokens) => space.releaseSlot(tokens),
+  });
+  const pusher = new KvPusher(options.pushTimeoutMs, clock);
+  // A prefill engine listens too: its address is half of the id, so it has to be its own.
+  const listener = await listenForKv(options.listen, (message, reply) => {
+    if (faults.take("silent-kv") === null) answer(message, reply, store, faults);
+  });
+
+  const arriveAtPrefill = (request: SequenceRequest): Arrival => {
+    if (decodeAddressOf(request.id) === null) return unpaired("___decode_addr_{ip:port}");
+    if (request.sampling.maxTokens > 1) {
+      // vLLM's connector asserts here in the second step; nobody would get the other tokens anyway.
+      if (faults.has("upstream")) return { kind: "kill" };
+      return { kind: "refuse", failure: kvFailure(400, "a p2p prefill engine computes one token: max_tokens must be 1", "max_tokens") };
+    }
+    return { kind: "compute" };
+  };
+  const arriveAtDecode = (request: SequenceRequest): Arrival => {
+    if (prefillAddressOf(request.id) === null) return unpaired("___prefill_addr_{ip:port}___");
+    const claimed = store.claim(request.id);
+    if (claimed === null) {
+      if (faults.has("upstream")) return { kind: "wedge" };
+      return { kind: "refuse", failure: kvFailure(500, `kv_missing: no KV is held under id ${request.id}`, "kv") };
+    }
+    const { header, blocks } = claimed;
+    const unfit = header.token_count !== request.prompt.length ? `the KV has ${header.token_count} tokens, the prompt ${request.prompt.length}`
+      : header.prompt_hash !== model.promptHash(request.prompt) ? "the KV is that of another prompt"
+      : null;
+    // vLLM compares nothing and answers from the wrong KV, so "upstream" lets it through.
+    if (unfit !== null && !faults.has("upstream")) {
+      space.releaseSlot(header.token_count);
+      return { kind: "refuse", failure: kvFailure(500, `kv_mismatch: ${unfit}`, "kv") };
+    }
+    return { kind: "claim", blocks, tokens: header.token_count };
+  };
+  const unpaired = (part: string): Arrival => faults.has("upstream") ? { kind: "kill" }
+    : { kind: "refuse", failure: kvFailure(400, `kv_unpaired: this engine runs p2p-zmq and needs X-Request-Id to hold ${part}`, "request_id") };
+
+  return {
+    address: listener.address,
+    arrive: role === "prefill" ? arriveAtPrefill : arriveAtDecode,
+    send(request, signal) {
+      const address = role === "prefill" ? decodeAddressOf(request.id) : null;
+      if (address === null) return null;
+      const header: KvHeader = {
+        model_hash: faults.take("wrong-model") === null ? model.modelHash : LIE,
+        block_size: model.blockSize, bytes_per_token: model.bytesPerToken,
+        token_count: request.prompt.length, prompt_hash: model.promptHash(request.prompt),
+      };
+      const corrupt = faults.take("corrupt-kv") !== null;
+      return pusher.push(address, { id: request.id, header, corrupt, blocks: () => model.blocksOf(request.prompt) }, signal).then((result) => {
+        if (result.kind === "acked") return null;
+        if (result.kind === "lost") return kvFailure(503, `kv_push_failed: ${result.message}`, "kv");
+        return kvFailure(result.reason === "no_slots" ? 503 : 500, `kv_refused: ${result.reason}: ${result.message}`, "kv");
+      });
+    },
+    offer: () => null,
+    release: (id) => store.held().filter((held) => held.id === id || belongsTo(held.id, id)).filter((held) => store.release(held.id)).length,
+    state: () => ({ held: store.held(), leasesExpired: store.leasesExpired, sentBytes: pusher.sentBytes, receivedBytes: store.receivedBytes }),
+    close() {
+      pusher.close();
+      listener.close();
+      store.close();
+    },
+  };
+}
+
+/** Whether an engine-level id was made from this X-Request-Id: `cmpl-<id>-0`, `chatcmpl-<id>`, `1_chatcmpl-<id>`. */
+function belongsTo(engineId: string, requestId: string): boolean {
+  return engineId.replace(/^(\d+_)?(chat)?cmpl-/, "").replace(/-\d+$/, "") === requestId || engineId.replace(/^(\d+_)?(chat)?cmpl-/, "") === requestId;
+}
+
+function answer(message: KvMessage, reply: Reply, store: KvStore, faults: FaultBoard): void {
+  const { type, id, rest } = message;
+  const settle = (good: string, refusal: Refusal | null): void =>
+    reply(refusal === null ? [good, id] : ["REFUSE", id, JSON.stringify(refusal)]);
+  if (type === "RESERVE") {
+    const header = parseJson(rest[0]);
+    settle("GRANT", header === null ? { reason: "bad_message", message: "RESERVE needs a JSON header" } : store.reserve(id, header as unknown as KvHeader));
+  } else if (type === "BLOCK") {
+    const blocks = parseBlocks(rest);
+    if (blocks !== null) store.fill(id, blocks);
+  } else if (type === "COMMIT") {
+    const refusal = store.commit(id);
+    if (refusal === null && faults.take("drop-kv") !== null) store.release(id);
+    settle("ACK", refusal);
+  } else if (type === "RELEASE") {
+    store.release(id);
+  }
+}

@@ -1,0 +1,277 @@
+// Continuous batching on a clock. There is one timer for the whole engine: a step admits what fits,
+// takes as long as its prompt tokens and its decode cost say, then gives every running sequence its
+// token in one burst. Prompts are cut to a token budget per step, so a long prompt slows the others
+// down for some steps, as vLLM's chunked prefill does.
+import type { Clock } from "../clock.ts";
+import { observe } from "../metrics-text.ts";
+import type { EngineMetrics } from "../metrics.ts";
+import type { Sequence } from "./sequence.ts";
+
+export interface Timing {
+  readonly prefillMsPerToken: number;
+  /** One step with anything to decode, however many sequences it holds. */
+  readonly decodeMsPerToken: number;
+  /** Added to the step in which a sequence starts. */
+  readonly requestMs: number;
+  /** Prompt tokens that one step computes at most. */
+  readonly stepTokenLimit: number;
+}
+
+export interface SchedulerOptions {
+  readonly slots: number;
+  readonly kvTokenLimit: number;
+  readonly timing: Timing;
+  readonly clock: Clock;
+  readonly metrics: EngineMetrics;
+  /** Called when a sequence is admitted; sets what it has in the prefix cache. */
+  readonly onAdmit: (sequence: Sequence) => void;
+  /** Called when a sequence's next token is due. May end or park the sequence. */
+  readonly onToken: (sequence: Sequence, nowMs: number) => void;
+}
+
+export class Scheduler {
+  readonly #options: SchedulerOptions;
+  #waiting: Sequence[] = [];
+  #running: Sequence[] = [];
+  #heldSlots = 0;
+  #usedTokens = 0;
+  #deferred = 0;
+  #wedged = false;
+  #closed = false;
+  #stepping = false;
+  #dueMs = 0;
+  #cancelTimer: () => void = () => {};
+
+  constructor(options: SchedulerOptions) {
+    this.#options = options;
+  }
+
+  get runningCount(): number { return this.#running.length; }
+  get waitingCount(): number { return this.#waiting.length + this.#deferred; }
+  get usedTokens(): number { return this.#usedTokens; }
+  get freeSlots(): number { return this.#options.slots - this.#running.length - this.#heldSlots; }
+  get wedged(): boolean { return this.#wedged; }
+
+  enqueue(sequence: Sequence): void {
+    sequence.state = "waiting";
+    this.#waiting.push(sequence);
+    this.#wake();
+  }
+
+  /** Runs a sequence whose slot and KV tokens were held for it. */
+  runHeld(sequence: Sequence, heldTokens: number): void {
+    this.releaseSlot(heldTokens);
+    this.#start(sequence, this.#options.clock.nowMs());
+    this.#usedTokens += sequence.kvTokens;
+    this.#wake();
+  }
+
+  /** Takes a slot for KV that no running sequence owns. False: none is free. */
+  holdSlot(tokens: number): boolean {
+    if (this.freeSlots <= 0 || this.#usedTokens + tokens > this.#options.kvTokenLimit) return false;
+    this.#heldSlots++;
+    this.#usedTokens += tokens;
+    return true;
+  }
+
+  releaseSlot(tokens: number): void {
+    this.#heldSlots--;
+    this.#usedTokens -= tokens;
+    this.#wake();
+  }
+
+  /** KV that outlives its sequence without keeping a slot: nixl's blocks under lease. */
+  holdTokens(tokens: number): void { this.#usedTokens += tokens; }
+  releaseTokens(tokens: number): void {
+    this.#usedTokens -= tokens;
+    this.#wake();
+  }
+
+  /** A sequence that waits for a transfer counts as waiting, for the reason "deferred". */
+  defer(): () => void {
+    this.#deferred++;
+    this.#setGauges();
+    return () => { this.#deferred--; };
+  }
+
+  /** The sequence is over: frees what it holds. */
+  remove(sequence: Sequence): void {
+    if (sequence.state === "running") this.#usedTokens -= sequence.kvTokens;
+    sequence.state = "ended";
+    sequence.kvTokens = 0;
+    // Inside a step the arrays are being walked; the step drops the ended ones itself.
+    if (this.#stepping) return;
+    this.#running = this.#running.filter((other) => other !== sequence);
+    this.#waiting = this.#waiting.filter((other) => other !== sequence);
+    this.#wake();
+  }
+
+  /** Takes a sequence out of the batch while its KV is on its way; slot and tokens stay taken. Undone by `releaseSlot`. */
+  park(sequence: Sequence): number {
+    const tokens = sequence.kvTokens;
+    sequence.state = "transferring";
+    this.#heldSlots++;
+    if (!this.#stepping) this.#running = this.#running.filter((other) => other !== sequence);
+    return tokens;
+  }
+
+  /** No step ever again, unless undone: what a hung engine core does. The gauges stay as they are. */
+  setWedged(wedged: boolean): void {
+    this.#wedged = wedged;
+    if (wedged) this.#cancelStep();
+    else this.#wake();
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#cancelStep();
+  }
+
+  /** Every sequence that has not ended, running first. */
+  sequences(): Sequence[] {
+    return [...this.#running, ...this.#waiting].filter((sequence) => sequence.state !== "ended");
+  }
+
+  #scheduled = false;
+
+  #wake(): void {
+    if (this.#scheduled || this.#stepping || this.#wedged || this.#closed) return;
+    if (this.#running.length === 0 && this.#waiting.length === 0) {
+      this.#setGauges();
+      return;
+    }
+    this.#scheduled = true;
+    this.#dueMs = this.#options.clock.nowMs();
+    // One turn of the event loop later, so that requests which arrive together share a step.
+    this.#cancelTimer = this.#options.clock.after(0, () => this.#plan());
+  }
+
+  #cancelStep(): void {
+    this.#cancelTimer();
+    this.#scheduled = false;
+  }
+
+  #plan(): void {
+    const { clock, timing } = this.#options;
+    const nowMs = clock.nowMs();
+    this.#scheduled = false;
+    this.#admit(nowMs);
+    let budget = timing.stepTokenLimit;
+    let durationMs = 0;
+    let decoding = false;
+    let planned = false;
+    let wakeMs = Infinity;
+    for (const sequence of this.#running) {
+      sequence.planned = "nothing";
+      if (sequence.state !== "running") continue;
+      if (sequence.notBeforeMs > nowMs) {
+        wakeMs = Math.min(wakeMs, sequence.notBeforeMs);
+      } else if (sequence.prefillLeft > 0) {
+        const tokens = Math.min(sequence.prefillLeft, budget);
+        if (tokens === 0) continue;
+        budget -= tokens;
+        if (sequence.kvTokens === sequence.cachedTokens) durationMs += timing.requestMs;
+        durationMs += tokens * timing.prefillMsPerToken;
+        sequence.planned = "prefill";
+        sequence.plannedPrefill = tokens;
+        planned = true;
+      } else {
+        sequence.planned = "decode";
+        decoding = planned = true;
+      }
+    }
+    this.#setGauges();
+    if (!planned) {
+      // Only stalled or slowed sequences are left: the first must be woken by its own abort.
+      if (wakeMs === Infinity) return;
+      this.#scheduled = true;
+      this.#dueMs = wakeMs;
+      this.#cancelTimer = clock.after(wakeMs - nowMs, () => this.#plan());
+      return;
+    }
+    if (decoding) durationMs += timing.decodeMsPerToken;
+    // Steps follow a grid, so a late timer does not slow the engine down; a step's worth of lateness is
+    // made up, more is forgotten, or an overloaded machine would burst.
+    this.#dueMs = Math.max(this.#dueMs, nowMs - durationMs) + durationMs;
+    this.#scheduled = true;
+    this.#cancelTimer = clock.after(this.#dueMs - nowMs, () => this.#finishStep());
+  }
+
+  #finishStep(): void {
+    const nowMs = this.#options.clock.nowMs();
+    const { metrics } = this.#options;
+    let stepTokens = 0;
+    this.#scheduled = false;
+    this.#stepping = true;
+    for (const sequence of this.#running) {
+      if (sequence.state !== "running" || sequence.planned === "nothing") continue;
+      if (sequence.planned === "prefill") {
+        stepTokens += sequence.plannedPrefill;
+        this.#grow(sequence, sequence.plannedPrefill);
+        sequence.prefillLeft -= sequence.plannedPrefill;
+        if (sequence.prefillLeft > 0) continue;
+      } else {
+        stepTokens++;
+        this.#grow(sequence, 1);
+      }
+      this.#options.onToken(sequence, nowMs);
+    }
+    this.#stepping = false;
+    if (stepTokens > 0) observe(metrics.iterationTokens, stepTokens);
+    this.#running = this.#running.filter((sequence) => sequence.state === "running");
+    this.#waiting = this.#waiting.filter((sequence) => sequence.state === "waiting");
+    this.#preempt();
+    if (this.#wedged || this.#closed) return;
+    if (this.#running.length === 0 && this.#waiting.length === 0) this.#setGauges();
+    else this.#plan();
+  }
+
+  #grow(sequence: Sequence, tokens: number): void {
+    sequence.kvTokens += tokens;
+    this.#usedTokens += tokens;
+  }
+
+  #admit(nowMs: number): void {
+    let admitted = 0;
+    for (const sequence of this.#waiting) {
+      if (this.freeSlots <= 0) break;
+      const tokens = sequence.prefillLeft;
+      const onlyOne = this.#running.length === 0;
+      if (!onlyOne && this.#usedTokens + tokens > this.#options.kvTokenLimit) break;
+      this.#options.onAdmit(sequence);
+      this.#start(sequence, nowMs);
+      this.#usedTokens += sequence.kvTokens;
+      admitted++;
+    }
+    if (admitted > 0) this.#waiting.splice(0, admitted);
+  }
+
+  #start(sequence: Sequence, nowMs: number): void {
+    sequence.state = "running";
+    if (sequence.scheduledMs === 0) sequence.scheduledMs = nowMs;
+    this.#running.push(sequence);
+  }
+
+  /** Out of KV: the newest sequence goes back to the queue and computes its prompt and answer again, as in vLLM. */
+  #preempt(): void {
+    while (this.#usedTokens > this.#options.kvTokenLimit && this.#running.length > 1) {
+      const victim = this.#running.pop()!;
+      this.#usedTokens -= victim.kvTokens;
+      victim.prefillLeft = victim.promptTokens.length + victim.outputCount;
+      victim.kvTokens = victim.cachedTokens = 0;
+      victim.preemptions++;
+      victim.state = "waiting";
+      this.#waiting.unshift(victim);
+      this.#options.metrics.preemptions++;
+    }
+  }
+
+  #setGauges(): void {
+    if (this.#wedged) return;
+    const { metrics, kvTokenLimit } = this.#options;
+    metrics.running = this.#running.length;
+    metrics.waiting = this.waitingCount;
+    metrics.deferred = this.#deferred;
+    metrics.kvUsageRatio = this.#usedTokens / kvTokenLimit;
+  }
+}

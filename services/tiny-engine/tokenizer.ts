@@ -1,0 +1,99 @@
+// A lossless tokenizer without files: one token per byte, and the words of vocabulary.ts on top,
+// longest match first. Ids: specials, then the 256 bytes, then the words.
+import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, OTHERS, PREPOSITIONS, VERBS } from "./vocabulary.ts";
+
+export interface Tokenizer {
+  readonly vocabularySize: number;
+  readonly bos: number;
+  readonly eos: number;
+  /** Ends a turn of a chat. */
+  readonly turnEnd: number;
+  /** Special tokens are never read out of text: `<|eos|>` in a prompt is seven ordinary bytes. */
+  encode(text: string): number[];
+  /** Specials are written out by name. Broken UTF-8 becomes U+FFFD, as in vLLM. */
+  decode(tokens: readonly number[]): string;
+  /** A token's bytes. */
+  bytes(token: number): Uint8Array;
+  /** A token's text where it is valid UTF-8 by itself, null for a piece of a character. */
+  text(token: number): string | null;
+  isSpecial(token: number): boolean;
+}
+
+const SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|im_end|>"];
+const FIRST_BYTE = SPECIALS.length;
+const FIRST_WORD = FIRST_BYTE + 256;
+const ROOT = 0;
+// Node ids of the trie and token ids both fit 16 bits with room to spare.
+const ALPHABET = 128;
+
+const pieces = [...new Set([OPENING, ...OPENERS, ...NOUNS, ...VERBS, ...ADJECTIVES, ...ADVERBS, ...LINKS,
+  ...PREPOSITIONS, ...ARTICLES, ...OTHERS])];
+const wordIds = new Map(pieces.map((piece, index) => [piece, FIRST_WORD + index]));
+const vocabularySize = FIRST_WORD + pieces.length;
+
+/** `child[node * ALPHABET + byte]` is the next node, 0 for none; `accepts[node]` the token that ends there, 0 for none. */
+const { child, accepts } = buildTrie();
+
+function buildTrie(): { child: Uint16Array; accepts: Uint16Array } {
+  const nodeLimit = pieces.reduce((sum, piece) => sum + piece.length, 1);
+  const child = new Uint16Array(nodeLimit * ALPHABET);
+  const accepts = new Uint16Array(nodeLimit);
+  let nodeCount = 1;
+  for (const [piece, id] of wordIds) {
+    let node = ROOT;
+    for (let at = 0; at < piece.length; at++) {
+      const slot = node * ALPHABET + piece.charCodeAt(at);
+      child[slot] ||= nodeCount++;
+      node = child[slot]!;
+    }
+    accepts[node] = id;
+  }
+  return { child: child.slice(0, nodeCount * ALPHABET), accepts: accepts.slice(0, nodeCount) };
+}
+
+function encode(text: string): number[] {
+  const bytes = Buffer.from(text, "utf8");
+  const tokens: number[] = [];
+  for (let at = 0; at < bytes.length;) {
+    let token = FIRST_BYTE + bytes[at]!;
+    let end = at + 1;
+    for (let node = ROOT, next = at; next < bytes.length && bytes[next]! < ALPHABET;) {
+      node = child[node * ALPHABET + bytes[next]!]!;
+      if (node === ROOT) break;
+      next++;
+      if (accepts[node] !== 0) {
+        token = accepts[node]!;
+        end = next;
+      }
+    }
+    tokens.push(token);
+    at = end;
+  }
+  return tokens;
+}
+
+const tokenBytes: readonly Uint8Array[] = Array.from({ length: vocabularySize }, (_, token) =>
+  token < FIRST_BYTE ? Buffer.from(SPECIALS[token]!)
+    : token < FIRST_WORD ? Uint8Array.of(token - FIRST_BYTE)
+    : Buffer.from(pieces[token - FIRST_WORD]!));
+const tokenTexts: readonly (string | null)[] = tokenBytes.map((bytes, token) =>
+  token >= FIRST_BYTE && token < FIRST_WORD && bytes[0]! >= ALPHABET ? null : Buffer.from(bytes).toString("utf8"));
+
+export const tokenizer: Tokenizer = {
+  vocabularySize,
+  bos: 1,
+  eos: 2,
+  turnEnd: 3,
+  encode,
+  decode: (tokens) => Buffer.concat(tokens.map((token) => tokenBytes[token]!)).toString("utf8"),
+  bytes: (token) => tokenBytes[token]!,
+  text: (token) => tokenTexts[token]!,
+  isSpecial: (token) => token < FIRST_BYTE,
+};
+
+/** The token of a word of the vocabulary, leading space included. */
+export function wordToken(word: string): number {
+  const token = wordIds.get(word);
+  if (token === undefined) throw new Error(`"${word}" is not in the vocabulary`);
+  return token;
+}
