@@ -5,6 +5,10 @@ import type { Option } from "./config-options.ts";
 
 const WIDTH = 100;
 
+const CONFIG_FLAG =
+  "JSON file with any of these keys, dotted or nested. A flag beats the environment, which beats the file. " +
+  "Env TANDEM_CONFIG.";
+
 /** Every setting with its unit, default, variables and meaning; the ones with short names, which people type, first. */
 export function helpText(definition: ConfigDefinition): string {
   const entries = Object.entries(definition.schema);
@@ -12,25 +16,26 @@ export function helpText(definition: ConfigDefinition): string {
   if (definition.summary !== "") lines.push(...wrap(definition.summary, ""), "");
   lines.push(`Usage: ${definition.usage}`, "");
   const [short, long] = [entries.filter(hasAlias), entries.filter((entry) => !hasAlias(entry))];
-  for (const [key, option] of [...short, ...long]) {
+  for (const [key, option] of short.concat(long)) {
     const names = [...option.aliases, key].map((name) => `--${name}`).join(", ");
     lines.push(`  ${names}${option.placeholder === "" ? "" : ` ${option.placeholder}`}`);
     lines.push(...wrap(option.doc, "      "));
     lines.push(...wrap(`${limits(option)}${defaultOf(option)}; env ${variablesOf(key, option).join(", ")}`, "      "));
   }
   lines.push("  --config FILE");
-  lines.push(...wrap("JSON file with any of these keys, dotted or nested. A flag beats the environment, which beats the file. Env TANDEM_CONFIG.", "      "));
+  lines.push(...wrap(CONFIG_FLAG, "      "));
   lines.push("  --help, -h", "      Prints this.");
   return `${lines.join("\n")}\n`;
 }
 
 /** A section of docs/config.md: a heading and a table. */
 export function configMarkdown(definition: ConfigDefinition): string {
-  const cell = (text: string): string => text.replaceAll("|", "\\|").replaceAll("\n", " ");
+  const cell = (words: string): string => words.replaceAll("|", "\\|").replaceAll("\n", " ");
   const rows = Object.entries(definition.schema).map(([key, option]) => {
     const flags = [key, ...option.aliases].map((name) => `\`--${name}\``).join(", ");
     const env = variablesOf(key, option).map((name) => `\`${name}\``).join(", ");
-    return `| ${[flags, env, `${option.expected}`, defaultOf(option).replace(/^default /, ""), option.doc].map(cell).join(" | ")} |`;
+    const cells = [flags, env, option.expected, defaultOf(option).replace(/^default /, ""), option.doc];
+    return `| ${cells.map(cell).join(" | ")} |`;
   });
   return [
     `## ${definition.name}`,

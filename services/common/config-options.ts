@@ -57,7 +57,7 @@ function option<T, O extends Common & { readonly default?: T }>(o: O, kind: Kind
     env: o.env ?? [],
     default: o.default,
     optional,
-    parse: (text, below) => (optional && text === "" ? undefined : kind.parse(text, below)),
+    parse: (written, below) => (optional && written === "" ? undefined : kind.parse(written, below)),
     print: (value) => (value === undefined ? "unset" : kind.print(value)),
   };
   return built as Option<Maybe<T, O>>;
@@ -76,11 +76,13 @@ export function address<const O extends AddressOptions>(o: O): Option<Maybe<stri
     kind: "address",
     expected: "host:port, with a port from 0 to 65535",
     placeholder: "HOST:PORT",
-    parse(text, below) {
-      const written = /^\d+$/.test(text) ? `${(below ?? o.default ?? "127.0.0.1:0").replace(/:\d+$/, "")}:${text}` : text;
-      const port = /^(?:\[[0-9a-fA-F:.%]+\]|[^\s:/[\]]+):(\d{1,5})$/.exec(written)?.[1];
-      if (port === undefined || Number(port) > 65_535) throw new Error("it is not an address");
-      return written;
+    parse(written, below) {
+      const host = (below ?? o.default ?? "127.0.0.1:0").replace(/:\d+$/, "");
+      const whole = /^\d+$/.test(written) ? `${host}:${written}` : written;
+      const port = /^(?:\[[0-9a-fA-F:.%]+\]|[^\s:/[\]]+):(\d+)$/.exec(whole)?.[1];
+      if (port === undefined) throw new Error("it is not an address");
+      if (Number(port) > 65_535) throw new Error("the port is too large");
+      return whole;
     },
     print: (value) => value,
   });
@@ -104,9 +106,9 @@ function numeric<O extends NumberOptions>(o: O, whole: boolean): Option<Maybe<nu
     kind: whole ? "integer" : "number",
     expected: `${whole ? "an integer" : "a number"}${range}${unit === undefined ? "" : ` (${unit})`}`,
     placeholder: (unit ?? "N").toUpperCase().replace(/[^A-Z0-9]+/g, "_"),
-    parse(text) {
-      const value = Number(text);
-      const formed = whole ? /^[+-]?\d+$/.test(text) : /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text);
+    parse(written) {
+      const value = Number(written);
+      const formed = whole ? /^[+-]?\d+$/.test(written) : /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(written);
       if (!formed || !(whole ? Number.isSafeInteger(value) : Number.isFinite(value))) {
         throw new Error(`it is not ${whole ? "an integer" : "a number"}`);
       }
@@ -138,9 +140,9 @@ export function boolean<const O extends BooleanOptions>(o: O): Option<Maybe<bool
     kind: "boolean",
     expected: "true or false",
     placeholder: "",
-    parse(text) {
-      if (/^(true|1|yes|on)$/i.test(text)) return true;
-      if (/^(false|0|no|off)$/i.test(text)) return false;
+    parse(written) {
+      if (/^(true|1|yes|on)$/i.test(written)) return true;
+      if (/^(false|0|no|off)$/i.test(written)) return false;
       throw new Error("it is neither true nor false");
     },
     print: String,
@@ -160,8 +162,8 @@ export function choice<const T extends string, const O extends ChoiceOptions<NoI
     kind: "choice",
     expected: `one of ${values.join(", ")}`,
     placeholder: values.join("|"),
-    parse(text) {
-      const value = values.find((candidate) => candidate === text);
+    parse(written) {
+      const value = values.find((candidate) => candidate === written);
       if (value === undefined) throw new Error("it is none of them");
       return value;
     },

@@ -1,0 +1,87 @@
+// One function for each npm script.
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { ROOT, StepFailed } from "./process.mjs";
+import { setUp } from "./set-up.mjs";
+
+const COMMANDS = { start, test, gen, lint, typecheck, build, bench, check };
+
+/** @throws StepFailed when a step failed; it has printed why. */
+export async function runCommand(name, args) {
+  const command = Object.hasOwn(COMMANDS, name ?? "") ? COMMANDS[name] : undefined;
+  if (command === undefined) {
+    throw new StepFailed(`usage: node scripts/run.mjs ${Object.keys(COMMANDS).join("|")} [ARGUMENTS]`, 2);
+  }
+  process.chdir(ROOT);
+  await command(args);
+}
+
+async function start(args) {
+  const { swallowedFlags } = await import("./npm-flags.mjs");
+  const advice = swallowedFlags(process.env, args);
+  if (advice !== undefined) throw new StepFailed(advice, 2);
+  await setUp("build");
+  // In this process: a child would cost 40 MB and have its signals and exit code passed on.
+  await runBuilt("dist/clients/cli/main.js", "runCli", ["up", ...args]);
+}
+
+async function bench(args) {
+  await setUp("build");
+  await runBuilt("dist/clients/loadgen/main.js", "runBench", args);
+}
+
+/** Runs a built program as if it had been started by `node FILE ARGS`. */
+async function runBuilt(file, entry, args) {
+  const path = join(ROOT, file);
+  if (!existsSync(path)) throw new StepFailed(`${file} is not there: its source is missing`);
+  process.argv = [process.argv[0], path, ...args];
+  const program = await import(pathToFileURL(path).href);
+  await program[entry](args);
+}
+
+async function test(args) {
+  await setUp("build");
+  const { runTests } = await import("./tests.mjs");
+  process.exitCode = await runTests(args);
+}
+
+async function build() {
+  await setUp("build");
+}
+
+async function gen() {
+  await setUp("build", { force: "gen" });
+  const { configDocs } = await import("./config-docs.mjs");
+  const text = await configDocs();
+  if (text !== undefined) writeFileSync("docs/config.md", text);
+}
+
+async function lint() {
+  await setUp("install");
+  const { run, tool } = await import("./process.mjs");
+  await run("buf lint", tool("@bufbuild/buf/bin/buf"), ["lint"]);
+  await run("oxlint", tool("oxlint/bin/oxlint"), ["--deny-warnings", "services", "clients", "test", "scripts"]);
+}
+
+async function typecheck() {
+  await setUp("gen");
+  const { run, tool } = await import("./process.mjs");
+  await run("typecheck", tool("typescript/bin/tsc"), ["--noEmit", "-p", "tsconfig.json"]);
+}
+
+/** All that CI holds, quickest first. */
+async function check(args) {
+  const { lockFaults } = await import("./lock-check.mjs");
+  const faults = lockFaults(JSON.parse(readFileSync("package-lock.json", "utf8")));
+  if (faults.length > 0) throw new StepFailed(["package-lock.json can't be installed everywhere:", ...faults].join("\n  "));
+  await setUp("build");
+  await lint();
+  await typecheck();
+  const { configDocs } = await import("./config-docs.mjs");
+  const text = await configDocs();
+  if (text !== undefined && (!existsSync("docs/config.md") || readFileSync("docs/config.md", "utf8") !== text)) {
+    throw new StepFailed("docs/config.md is stale: run `npm run gen` and commit it");
+  }
+  await test(args);
+}

@@ -1,0 +1,23 @@
+// `npm start --port 9` without `--` before the flags: npm takes them for its own, and the user wonders.
+
+/** Flags of `tandem up` that people type and npm doesn't know. */
+const FLAGS = ["port", "grpc-port", "prefill", "decode", "engine", "model", "attach", "connector", "api-key", "slots", "config"];
+
+/**
+ * What to tell the user when npm took flags that were meant for Tandem; undefined when it didn't. npm passes what it took
+ * on as npm_config_*: `--port=9` as "9", and `--port 9` as "true" with the "9" left among the arguments.
+ */
+export function swallowedFlags(env, args) {
+  const loose = args.filter((arg) => !arg.startsWith("-"));
+  const taken = FLAGS.filter((flag) => env[`npm_config_${flag.replaceAll("-", "_")}`] !== undefined);
+  // npm completes --engine to its own --engine-strict.
+  if (env.npm_config_engine_strict === "true" && loose.length > 0 && args[0] === loose[0]) taken.push("engine");
+  if (taken.length === 0) return undefined;
+  const written = taken.map((flag) => {
+    const value = env[`npm_config_${flag.replaceAll("-", "_")}`];
+    if (value !== undefined && value !== "true") return `--${flag} ${value}`;
+    // Which loose word belonged to which flag is only sure when there is one of each.
+    return taken.length === 1 && loose.length === 1 ? `--${flag} ${loose[0]}` : `--${flag} ...`;
+  });
+  return `npm took ${taken.map((flag) => `--${flag}`).join(", ")} for itself. Flags for Tandem stand behind two dashes:\n\n  npm start -- ${written.join(" ")}\n`;
+}

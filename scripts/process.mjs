@@ -1,0 +1,61 @@
+// Running the tools, and saying so.
+import { spawn } from "node:child_process";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
+
+/** A failure that the user has been, or is now, told about in full: no stack. */
+export class StepFailed extends Error {
+  expected = true;
+
+  constructor(message, exitCode = 1) {
+    super(message);
+    this.exitCode = exitCode;
+  }
+}
+
+/** A line of progress on standard error. */
+export function say(line) {
+  const coloured = process.stderr.isTTY && !process.env.NO_COLOR;
+  process.stderr.write(coloured ? `\x1b[2mtandem: ${line}\x1b[0m\n` : `tandem: ${line}\n`);
+}
+
+/** JavaScript file of an installed tool; started with node, it needs no shell and no .bin links. */
+export function tool(path) {
+  return join(ROOT, "node_modules", path);
+}
+
+/** Runs a tool of ours to its end, its output going where ours goes. */
+export async function run(name, script, args, env = process.env) {
+  const child = spawn(process.execPath, [script, ...args], { cwd: ROOT, stdio: ["ignore", "inherit", "inherit"], env });
+  const code = await ended(child);
+  if (code !== 0) throw new StepFailed(`tandem: ${name} failed`);
+}
+
+/** As `run`, but shows the output only when it fails, and then the last `lines` of it. */
+export async function runQuietly(name, command, args, { env = process.env, lines = 60 } = {}) {
+  const child = spawn(command, args, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"], env });
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
+  const code = await ended(child);
+  if (code === 0) return;
+  const shown = output.trimEnd().split("\n").slice(-lines).join("\n");
+  throw new StepFailed(`${shown}\ntandem: ${name} failed`);
+}
+
+/** Exit code of `child`; it is ended with us. 128 and more: ended by a signal. */
+function ended(child) {
+  return new Promise((resolve, reject) => {
+    const stop = (signal) => child.kill(signal);
+    const signals = ["SIGINT", "SIGTERM", "SIGHUP"];
+    for (const signal of signals) process.on(signal, stop);
+    child.once("error", reject);
+    child.once("close", (code, signal) => {
+      for (const name of signals) process.off(name, stop);
+      // What ended the step by Ctrl-C or from outside was meant for the whole run.
+      if (signals.includes(signal)) process.kill(process.pid, signal);
+      else resolve(code ?? 128);
+    });
+  });
+}

@@ -1,0 +1,107 @@
+// Brings a clone to the point where a command can run: packages installed, code generated, dist built. Each step is
+// skipped when its inputs are those it ran for; all three being fresh takes some tens of milliseconds.
+import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { isFresh, stampOf, writeStamp } from "./fingerprint.mjs";
+import { ROOT, say } from "./process.mjs";
+
+const GEN_STAMP = join(ROOT, "gen/.tandem-stamp");
+const DIST_STAMP = join(ROOT, "dist/.tandem-stamp");
+const INSTALL_STAMP = join(ROOT, "node_modules/.tandem-stamp");
+
+const STEPS = {
+  install: { isDone: () => isFresh(INSTALL_STAMP, installInputs()), make: install },
+  gen: { isDone: () => isFresh(GEN_STAMP, genInputs()), make: generate },
+  build: { isDone: () => isFresh(DIST_STAMP, buildInputs()), make: build },
+};
+
+/**
+ * Makes everything up to and including `last`: "install", "gen" or "build".
+ *
+ * @param force A step that is done again even when it is fresh.
+ */
+export async function setUp(last, { force } = {}) {
+  const names = Object.keys(STEPS);
+  const wanted = names.slice(0, names.indexOf(last) + 1);
+  if (force === undefined && wanted.every((name) => STEPS[name].isDone())) return;
+  const { withLock } = await import("./set-up-lock.mjs");
+  const work = async () => {
+    // Asked again: whoever held the lock before us may have done it.
+    for (const name of wanted) if (name === force || !STEPS[name].isDone()) await STEPS[name].make();
+  };
+  await withLock(join(ROOT, ".tandem/set-up.lock"), work, {
+    onWait: (pid) => say(`another set-up is running (process ${pid}); waiting for it ...`),
+  });
+}
+
+function installInputs() {
+  const extra = `${process.versions.node.split(".")[0]} ${process.platform} ${process.arch}`;
+  return { root: ROOT, paths: ["package-lock.json"], extra };
+}
+
+function genInputs() {
+  const versions = ["@bufbuild/protoc-gen-es", "@bufbuild/buf"].map((name) => versionOf(name)).join(" ");
+  return { root: ROOT, paths: ["proto", "buf.gen.yaml", "buf.yaml"], extra: versions };
+}
+
+function buildInputs() {
+  const paths = ["services", "clients", "gen", "tsconfig.json", "tsconfig.build.json", "package.json"];
+  return { root: ROOT, paths, extra: versionOf("typescript") };
+}
+
+function versionOf(name) {
+  const file = join(ROOT, "node_modules", name, "package.json");
+  return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")).version : "none";
+}
+
+async function install() {
+  const { isInstalled, npmCi } = await import("./install.mjs");
+  const stamp = stampOf(installInputs());
+  // Installed by hand, with `npm ci` or `npm install`: nothing to do again.
+  if (!isInstalled(ROOT)) await timed("installing packages (about 20 s) ...", npmCi);
+  writeStamp(INSTALL_STAMP, stamp);
+}
+
+async function generate() {
+  const { runQuietly, tool } = await import("./process.mjs");
+  const buf = tool("@bufbuild/buf/bin/buf");
+  const stamp = stampOf(genInputs());
+  await timed("generating code from proto/ ...", async () => {
+    await runQuietly("buf generate", process.execPath, [buf, "generate"]);
+    // With source comments, which reflection shows.
+    await runQuietly("buf build", process.execPath, [buf, "build", "-o", "gen/descriptors.binpb"]);
+  });
+  writeStamp(GEN_STAMP, stamp);
+}
+
+/** Into a folder beside, then swapped: a build that fails leaves the last good one. */
+async function build() {
+  const { runQuietly, tool } = await import("./process.mjs");
+  const { writeFileSync, mkdirSync } = await import("node:fs");
+  const [fresh, old, dist] = ["dist.new", "dist.old", "dist"].map((name) => join(ROOT, name));
+  rmSync(fresh, { recursive: true, force: true });
+  rmSync(old, { recursive: true, force: true });
+  mkdirSync(fresh);
+  // Git ignores dist/ but not this name; source maps hold relative paths, so it has to lie at the same depth.
+  writeFileSync(join(fresh, ".gitignore"), "*\n");
+  const stamp = stampOf(buildInputs());
+  try {
+    await timed("building ...", () =>
+      runQuietly("the build", process.execPath, [tool("typescript/bin/tsc"), "-p", "tsconfig.build.json", "--outDir", fresh]),
+    );
+  } catch (error) {
+    rmSync(fresh, { recursive: true, force: true });
+    throw error;
+  }
+  writeStamp(join(fresh, ".tandem-stamp"), stamp);
+  if (existsSync(dist)) renameSync(dist, old);
+  renameSync(fresh, dist);
+  rmSync(old, { recursive: true, force: true });
+}
+
+async function timed(line, work) {
+  say(line);
+  const start = performance.now();
+  await work();
+  say(`done in ${((performance.now() - start) / 1000).toFixed(1)} s`);
+}
