@@ -1,0 +1,109 @@
+// The same services over HTTP/1.1, for browsers and curl: Connect, gRPC-Web and plain JSON by @connectrpc/connect-node.
+// That package is loaded at the first request for one of them: instances never need it, and a router not before then.
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Interceptor } from "@connectrpc/connect";
+import { asServiceError } from "../common/errors.ts";
+import type { Log } from "../common/log.ts";
+import { createGate } from "./access.ts";
+import { type CallContext, type RpcService, methodPath } from "./service.ts";
+
+export interface ConnectHandlerOptions {
+  readonly token?: string | undefined;
+  readonly apiKey?: string | undefined;
+  readonly log: Log;
+  /** Aborts when the server begins to shut down. */
+  readonly closing?: AbortSignal;
+}
+
+type Handler = (request: IncomingMessage, response: ServerResponse) => void;
+
+/** Serves the typed methods of `services`. Calls `next` for every path that is none of theirs. */
+export function connectHandler(
+  services: readonly RpcService[],
+  options: ConnectHandlerOptions,
+): (request: IncomingMessage, response: ServerResponse, next: () => void) => void {
+  const prefixes = services.map(({ descriptor }) => `/${descriptor.typeName}/`);
+  let loading: Promise<Handler> | undefined;
+  return (request, response, next) => {
+    const url = request.url ?? "";
+    if (!prefixes.some((prefix) => url.startsWith(prefix))) return next();
+    loading ??= createHandler(services, options);
+    loading.then(
+      (handler) => handler(request, response),
+      (error: unknown) => {
+        options.log.error("connect can't be loaded", { error });
+        response.writeHead(500).end();
+      },
+    );
+  };
+}
+
+async function createHandler(services: readonly RpcService[], options: ConnectHandlerOptions): Promise<Handler> {
+  const [{ createContextKey, createContextValues }, { connectNodeAdapter }, { toConnectError }] = await Promise.all([
+    import("@connectrpc/connect"),
+    import("@connectrpc/connect-node"),
+    import("./connect-error.ts"),
+  ]);
+  const peerKey = createContextKey("unknown");
+  const gate = createGate(options);
+  const access = new Map(services.map((service) => [service.descriptor.typeName, service.access]));
+  const never = new AbortController().signal;
+
+  const refuse: Interceptor = (next) => (request) => {
+    const refusal = gate(access.get(request.service.typeName) ?? "token", request.header.get("authorization") ?? undefined);
+    if (refusal !== undefined) throw toConnectError(refusal);
+    return next(request);
+  };
+
+  return connectNodeAdapter({
+    grpc: false, // HTTP/2 and trailers: server.ts has it.
+    interceptors: [refuse],
+    readMaxBytes: 64 * 1024 * 1024,
+    contextValues: (request) => createContextValues().set(peerKey, request.socket.remoteAddress ?? "unknown"),
+    routes(router) {
+      for (const { descriptor, typed } of services) {
+        const methods = descriptor.methods.flatMap((method) => {
+          const impl = typed[method.localName];
+          if (impl === undefined) return [];
+          const fail = (thrown: unknown): never => {
+            const error = asServiceError(thrown);
+            if (error.code === "internal") {
+              options.log.error("call failed unexpectedly", { method: methodPath(descriptor, method), error: thrown });
+            }
+            throw toConnectError(error);
+          };
+          const contextOf = (given: ConnectContext): CallContext => {
+            const timeoutMs = given.timeoutMs();
+            return {
+              signal: given.signal,
+              closing: options.closing ?? never,
+              deadlineMs: timeoutMs === undefined ? undefined : Date.now() + timeoutMs,
+              header: (name) => given.requestHeader.get(name) ?? undefined,
+              peer: given.values.get(peerKey),
+            };
+          };
+          const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
+          const unary = async (request: unknown, given: ConnectContext): Promise<unknown> => {
+            try {
+              return await impl(request, contextOf(given));
+            } catch (thrown) {
+              return fail(thrown);
+            }
+          };
+          const streaming = async function* (request: unknown, given: ConnectContext): AsyncIterable<unknown> {
+            try {
+              yield* impl(request, contextOf(given)) as AsyncIterable<unknown>;
+            } catch (thrown) {
+              fail(thrown);
+            }
+          };
+          return [[method.localName, streamsOut ? streaming : unary]];
+        });
+        // oxlint-disable-next-line no-explicit-any
+        router.service(descriptor, Object.fromEntries(methods) as any);
+      }
+    },
+  });
+}
+
+type ConnectContext = import("@connectrpc/connect").HandlerContext;

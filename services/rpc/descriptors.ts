@@ -1,0 +1,69 @@
+// The proto files of this package as descriptors with source comments: gen/descriptors.binpb, from `buf build`.
+import { readFile } from "node:fs/promises";
+import { type DescriptorProto, type EnumDescriptorProto, FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
+import { fromBinary, toBinary } from "@bufbuild/protobuf";
+
+export interface DescriptorIndex {
+  /** Name of the proto file that declares a full symbol name, such as `tandem.decode.v1.DecodeService`. */
+  fileOf(symbol: string): string | undefined;
+  /** A file and all that it imports, directly or not, as encoded FileDescriptorProtos. */
+  withImports(file: string): Uint8Array[] | undefined;
+}
+
+// From services/rpc/ in the source and from dist/services/rpc/ in the build.
+const PLACES = ["../../gen/descriptors.binpb", "../../../gen/descriptors.binpb"];
+
+/** @throws When the file is in neither place. */
+export async function readDescriptors(): Promise<DescriptorIndex> {
+  let problem: unknown;
+  for (const place of PLACES) {
+    try {
+      return indexDescriptors(await readFile(new URL(place, import.meta.url)));
+    } catch (error) {
+      problem = error;
+    }
+  }
+  throw problem;
+}
+
+export function indexDescriptors(descriptorSet: Uint8Array): DescriptorIndex {
+  const files = new Map<string, { bytes: Uint8Array; imports: readonly string[] }>();
+  const symbols = new Map<string, string>();
+  for (const file of fromBinary(FileDescriptorSetSchema, descriptorSet).file) {
+    delete file.$unknown; // Buf's own notes on the file.
+    files.set(file.name, { bytes: toBinary(FileDescriptorProtoSchema, file), imports: file.dependency });
+    const add = (scope: string, name: string): string => {
+      const symbol = scope === "" ? name : `${scope}.${name}`;
+      symbols.set(symbol, file.name);
+      return symbol;
+    };
+    const addEnum = (scope: string, declared: EnumDescriptorProto): void => {
+      add(scope, declared.name);
+      for (const value of declared.value) add(scope, value.name); // Values live beside their enum, as in C++.
+    };
+    const addMessage = (scope: string, message: DescriptorProto): void => {
+      const symbol = add(scope, message.name);
+      for (const field of message.field) add(symbol, field.name);
+      for (const oneof of message.oneofDecl) add(symbol, oneof.name);
+      for (const nested of message.nestedType) addMessage(symbol, nested);
+      for (const nested of message.enumType) addEnum(symbol, nested);
+    };
+    for (const message of file.messageType) addMessage(file.package, message);
+    for (const declared of file.enumType) addEnum(file.package, declared);
+    for (const service of file.service) {
+      const symbol = add(file.package, service.name);
+      for (const method of service.method) add(symbol, method.name);
+    }
+  }
+
+  return {
+    fileOf: (symbol) => symbols.get(symbol),
+    withImports(name) {
+      if (!files.has(name)) return undefined;
+      const wanted = new Set([name]);
+      // A Set may grow while it is walked; what was added is walked too.
+      for (const each of wanted) for (const imported of files.get(each)?.imports ?? []) wanted.add(imported);
+      return [...wanted].flatMap((each) => files.get(each)?.bytes ?? []);
+    },
+  };
+}

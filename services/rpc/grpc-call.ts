@@ -1,0 +1,94 @@
+// A RawCall on top of grpc-js. Every method, unary ones too, is registered as a bidirectional stream with identity
+// serializers: one path for all, the access check runs before a byte of the request is read, and a message that can't
+// be decoded gets our error instead of grpc-js's.
+import { Metadata, type ServerDuplexStream } from "@grpc/grpc-js";
+import { ServiceError, asServiceError } from "../common/errors.ts";
+import type { Log } from "../common/log.ts";
+import { DETAILS_HEADER, toStatus } from "./errors-wire.ts";
+import type { RawCall } from "./service.ts";
+
+const nothing = (): void => {};
+
+export class GrpcCall implements RawCall {
+  readonly peer: string;
+  readonly deadlineMs: number | undefined;
+  onMessage: (message: Buffer) => void = nothing;
+  onHalfClose: () => void = nothing;
+  onCancel: () => void = nothing;
+  onDrain: () => void = nothing;
+  readonly #stream: ServerDuplexStream<Buffer, Buffer>;
+  readonly #log: Log;
+  #ended = false;
+
+  constructor(stream: ServerDuplexStream<Buffer, Buffer>, log: Log) {
+    this.#stream = stream;
+    this.#log = log;
+    this.peer = stream.getPeer();
+    const deadline = stream.getDeadline();
+    this.deadlineMs = deadline === Infinity ? undefined : Number(deadline);
+  }
+
+  /** Hands the call to `handler`, then begins to read. */
+  run(handler: (call: RawCall) => void): void {
+    const stream = this.#stream;
+    // grpc-js says `cancelled` after every end of a call, an orderly one too.
+    stream.on("cancelled", () => {
+      if (this.#ended) return;
+      this.#ended = true;
+      this.#guard(this.onCancel, undefined as never);
+    });
+    this.#guard(handler, this);
+    if (this.#ended) return;
+    stream.on("drain", () => this.#guard(this.onDrain, undefined as never));
+    stream.on("end", () => this.#guard(this.onHalfClose, undefined as never));
+    stream.on("data", (message: Buffer) => {
+      if (!this.#ended) this.#guard(this.onMessage, message);
+    });
+  }
+
+  header(name: string): string | undefined {
+    return this.#stream.metadata.get(name)[0]?.toString();
+  }
+
+  write(message: Buffer): boolean {
+    if (this.#ended) return true; // Nobody would ever say that it drained.
+    return this.#stream.write(message);
+  }
+
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#stream.end();
+    this.#stream.resume(); // What the caller still sends is dropped; unread, it would hold up the end of the stream.
+  }
+
+  fail(error: ServiceError): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    const status = toStatus(error);
+    const metadata = new Metadata();
+    metadata.set(DETAILS_HEADER, status.detailsBin);
+    // grpc-js's own convention: its listener turns this event into the status and ends the stream.
+    this.#stream.emit("error", { code: status.code, details: status.message, metadata });
+    this.#stream.resume();
+  }
+
+  pause(): void {
+    this.#stream.pause();
+  }
+
+  resume(): void {
+    this.#stream.resume();
+  }
+
+  /** A throw would surface inside grpc-js as an unhandled rejection and end the process. */
+  #guard<A>(callback: (argument: A) => void, argument: A): void {
+    try {
+      callback(argument);
+    } catch (thrown) {
+      const error = asServiceError(thrown);
+      if (error.code === "internal") this.#log.error("call failed unexpectedly", { method: this.#stream.getPath(), error: thrown });
+      this.fail(error);
+    }
+  }
+}

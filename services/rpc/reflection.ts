@@ -1,0 +1,78 @@
+// Server reflection v1 and v1alpha, so that `grpcurl HOST list` needs no file and shows the comments of the protos.
+// https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+import { ServerReflection } from "#gen/grpc/reflection/v1/reflection_pb.js";
+import { ServerReflection as ServerReflectionAlpha } from "#gen/grpc/reflection/v1alpha/reflection_pb.js";
+import { ServiceError } from "../common/errors.ts";
+import type { DescriptorIndex } from "./descriptors.ts";
+import { GRPC_CODES } from "./errors-wire.ts";
+import { type RpcService, defineService } from "./service.ts";
+
+/** Both services for a server that serves `names`. Descriptors are read at the first call. */
+export function reflectionServices(names: readonly string[]): readonly RpcService[] {
+  const listed = [...names, ServerReflection.typeName, ServerReflectionAlpha.typeName].sort();
+  // The messages of v1 and v1alpha are the same but for their names.
+  const impl = {
+    async *serverReflectionInfo(requests: AsyncIterable<ReflectionRequest>) {
+      const index = await loadIndex();
+      for await (const request of requests) {
+        yield { validHost: request.host, originalRequest: request, messageResponse: answer(request, index, listed) };
+      }
+    },
+  };
+  return [
+    defineService(ServerReflection, impl, { access: "open" }),
+    defineService(ServerReflectionAlpha, impl, { access: "open" }),
+  ];
+}
+
+// Structural, so that one implementation fits both versions.
+interface ReflectionRequest {
+  readonly host: string;
+  readonly messageRequest:
+    | { case: "fileByFilename" | "fileContainingSymbol" | "allExtensionNumbersOfType" | "listServices"; value: string }
+    | { case: "fileContainingExtension"; value: { containingType: string; extensionNumber: number } }
+    | { case: undefined; value?: undefined };
+}
+
+type Answer =
+  | { case: "fileDescriptorResponse"; value: { fileDescriptorProto: Uint8Array[] } }
+  | { case: "listServicesResponse"; value: { service: { name: string }[] } }
+  | { case: "errorResponse"; value: { errorCode: number; errorMessage: string } };
+
+function answer({ messageRequest: asked }: ReflectionRequest, index: DescriptorIndex, listed: readonly string[]): Answer {
+  switch (asked.case) {
+    case "listServices":
+      return { case: "listServicesResponse", value: { service: listed.map((name) => ({ name })) } };
+    case "fileByFilename":
+      return files(index.withImports(asked.value), `No proto file ${JSON.stringify(asked.value)}.`);
+    case "fileContainingSymbol": {
+      const file = index.fileOf(asked.value);
+      return files(file === undefined ? undefined : index.withImports(file), `No symbol ${JSON.stringify(asked.value)}.`);
+    }
+    case "fileContainingExtension":
+    case "allExtensionNumbersOfType":
+      return failure(GRPC_CODES.NOT_FOUND, "Tandem's protos have no extensions.");
+    default:
+      return failure(GRPC_CODES.INVALID_ARGUMENT, "The reflection request asks for nothing.");
+  }
+}
+
+function files(found: Uint8Array[] | undefined, problem: string): Answer {
+  if (found === undefined) return failure(GRPC_CODES.NOT_FOUND, problem);
+  return { case: "fileDescriptorResponse", value: { fileDescriptorProto: found } };
+}
+
+function failure(errorCode: number, errorMessage: string): Answer {
+  return { case: "errorResponse", value: { errorCode, errorMessage } };
+}
+
+// One for the process: every server in it shows the same protos. Kept, since it is small (about 0.2 MB).
+let loading: Promise<DescriptorIndex> | undefined;
+
+function loadIndex(): Promise<DescriptorIndex> {
+  loading ??= import("./descriptors.ts").then(({ readDescriptors }) => readDescriptors());
+  return loading.catch((cause: unknown) => {
+    loading = undefined; // The file may be there next time.
+    throw new ServiceError("failed_precondition", "gen/descriptors.binpb can't be read. Run `npm run gen`.", { cause });
+  });
+}

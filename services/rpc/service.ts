@@ -1,0 +1,110 @@
+// What a gRPC service is, independent of what carries it: server.ts serves it with @grpc/grpc-js, connect-handler.ts
+// the same object over HTTP/1.1. Typed methods see protobuf-es messages; raw methods, the token path, see Buffers.
+import type {
+  DescMessage,
+  DescMethodBiDiStreaming,
+  DescMethodClientStreaming,
+  DescMethodServerStreaming,
+  DescMethodUnary,
+  DescService,
+  MessageInitShape,
+  MessageShape,
+} from "@bufbuild/protobuf";
+import type { ServiceError } from "../common/errors.ts";
+
+/**
+ * Who may call. `token`: instances and routers that know the join token. `key`: clients with the API key. Either is
+ * open where no such secret is configured.
+ */
+export type Access = "open" | "token" | "key";
+
+export interface CallContext {
+  /** Aborts when the caller cancelled, went away, or its deadline passed. */
+  readonly signal: AbortSignal;
+  /** Aborts when the server begins to shut down. Calls without an end of their own should end then. */
+  readonly closing: AbortSignal;
+  /** When the caller gives up, in epoch milliseconds. */
+  readonly deadlineMs: number | undefined;
+  /** First value of a request header, by lower-case name. */
+  header(name: string): string | undefined;
+  /** Address of the caller, for the log. */
+  readonly peer: string;
+}
+
+/**
+ * One call on the token path: Buffers of whole protobuf messages, callbacks that the handler assigns before it returns.
+ * A Buffer given to `write` must not be changed afterwards.
+ */
+export interface RawCall {
+  readonly peer: string;
+  /** When the caller gives up, in epoch milliseconds. */
+  readonly deadlineMs: number | undefined;
+  header(name: string): string | undefined;
+  onMessage: (message: Buffer) => void;
+  /** The caller will send nothing more. */
+  onHalfClose: () => void;
+  /** Once, when the call was cancelled, broke or ran out of time before `end` or `fail`. */
+  onCancel: () => void;
+  onDrain: () => void;
+  /** False: wait for `onDrain` before the next write. Ignored once the call has ended. */
+  write(message: Buffer): boolean;
+  end(): void;
+  fail(error: ServiceError): void;
+  /** Stops reading: the caller is held back once its flow-control window is full. */
+  pause(): void;
+  resume(): void;
+}
+
+type Method<M> =
+  M extends DescMethodUnary<infer I extends DescMessage, infer O extends DescMessage>
+    ? (request: MessageShape<I>, context: CallContext) => Promise<MessageInitShape<O>>
+    : M extends DescMethodServerStreaming<infer I extends DescMessage, infer O extends DescMessage>
+      ? (request: MessageShape<I>, context: CallContext) => AsyncIterable<MessageInitShape<O>>
+      : M extends DescMethodClientStreaming<infer I extends DescMessage, infer O extends DescMessage>
+        ? (requests: AsyncIterable<MessageShape<I>>, context: CallContext) => Promise<MessageInitShape<O>>
+        : M extends DescMethodBiDiStreaming<infer I extends DescMessage, infer O extends DescMessage>
+          ? (requests: AsyncIterable<MessageShape<I>>, context: CallContext) => AsyncIterable<MessageInitShape<O>>
+          : never;
+
+/** Implementations by `localName` (`getInfo`). */
+export type ServiceImpl<D extends DescService> = { readonly [K in keyof D["method"]]: Method<D["method"][K]> };
+
+// Behind RpcService the message types are gone: the descriptor is what ties request and answer together at run time.
+// oxlint-disable-next-line no-explicit-any
+export type AnyMethod = (request: any, context: CallContext) => Promise<any> | AsyncIterable<any>;
+
+export interface RpcService {
+  readonly descriptor: DescService;
+  readonly access: Access;
+  readonly typed: Readonly<Record<string, AnyMethod | undefined>>;
+  readonly raw: Readonly<Record<string, ((call: RawCall) => void) | undefined>>;
+}
+
+/**
+ * Ties an implementation to its descriptor. Methods named in `raw` need no typed implementation.
+ *
+ * @param options.access Defaults to `token`.
+ */
+export function defineService<D extends DescService, R extends keyof D["method"] = never>(
+  descriptor: D,
+  impl: Omit<ServiceImpl<D>, R>,
+  options: { access?: Access; raw?: { readonly [K in R]: (call: RawCall) => void } } = {},
+): RpcService {
+  return {
+    descriptor,
+    access: options.access ?? "token",
+    // Bound, so that an implementation may be an object with state.
+    typed: Object.fromEntries(
+      descriptor.methods.map(({ localName }) => {
+        const method = (impl as Record<string, AnyMethod | undefined>)[localName];
+        return [localName, method?.bind(impl)];
+      }),
+    ),
+    raw: { ...options.raw },
+  };
+}
+
+/** `/package.Service/Method`, as it stands in `:path`. */
+export function methodPath(service: { readonly typeName: string }, method: { readonly name: string }): string {
+  return `/${service.typeName}/${method.name}`;
+}

@@ -1,0 +1,168 @@
+// One gRPC call of the thin client: an HTTP/2 stream, its messages, and the one end it comes to.
+import { type ClientHttp2Stream, type IncomingHttpHeaders, constants } from "node:http2";
+import { ServiceError, asServiceError } from "../common/errors.ts";
+import type { Log } from "../common/log.ts";
+import { Deframer, frame } from "./deframer.ts";
+import { DETAILS_HEADER, GRPC_CODES, decodeMessage, fromStatus } from "./errors-wire.ts";
+
+export interface ThinHandlers {
+  /** A whole protobuf message. It may share memory with others: copy it to keep it for long. */
+  onMessage(message: Buffer): void;
+  /** Exactly once, always after `open`, `write` or `cancel` have returned; nothing follows it. */
+  onEnd(error: ServiceError | undefined): void;
+  onDrain?(): void;
+}
+
+export interface ThinCall {
+  /** False: wait for `onDrain` before the next write. Ignored once the call has ended. */
+  write(message: Buffer): boolean;
+  /** Nothing more will be written. */
+  halfClose(): void;
+  /** Ends the call with `cancelled`, unless it has ended. No message comes after it. */
+  cancel(): void;
+  /** Stops reading, so that the peer is held back. Messages of the frame at hand still come, at most 16 KiB. */
+  pause(): void;
+  resume(): void;
+}
+
+export interface StreamCallOptions {
+  readonly path: string;
+  readonly timeoutMs: number | undefined;
+  readonly messageLimitBytes: number;
+  readonly log: Log;
+  /** Why a stream ended without a status, for the channel knows what became of its connection. */
+  whyBroken(stream: ClientHttp2Stream, cause: Error | undefined): ServiceError;
+}
+
+export class StreamCall implements ThinCall {
+  readonly #stream: ClientHttp2Stream;
+  readonly #handlers: ThinHandlers;
+  readonly #options: StreamCallOptions;
+  readonly #deframer: Deframer;
+  readonly #timer: NodeJS.Timeout | undefined;
+  #ended = false;
+  #read = false;
+  #answered = false;
+  #trailers: IncomingHttpHeaders | undefined;
+
+  constructor(stream: ClientHttp2Stream, handlers: ThinHandlers, options: StreamCallOptions) {
+    this.#stream = stream;
+    this.#handlers = handlers;
+    this.#options = options;
+    this.#deframer = new Deframer(options.messageLimitBytes, (message) => {
+      // Looked at for each message: the handler of the one before may have cancelled.
+      if (!this.#ended) handlers.onMessage(message);
+    });
+    if (options.timeoutMs !== undefined) {
+      this.#timer = setTimeout(() => {
+        this.#end(new ServiceError("deadline_exceeded", "The call did not end in time."));
+      }, options.timeoutMs);
+    }
+    stream.on("response", (headers) => this.#onResponse(headers));
+    stream.on("data", (chunk: Buffer) => this.#onData(chunk));
+    stream.on("trailers", (headers) => {
+      this.#trailers = headers;
+      if (this.#read) this.#endByStatus();
+    });
+    stream.on("end", () => {
+      this.#read = true;
+      if (this.#trailers !== undefined) return this.#endByStatus();
+      // The trailers' event may follow in this turn. The stream itself would stay half open without them.
+      setImmediate(() => this.#endBroken(undefined));
+    });
+    stream.on("error", (error) => this.#endBroken(error));
+    stream.on("close", () => this.#endBroken(undefined));
+    if (handlers.onDrain !== undefined) stream.on("drain", () => this.#guard(() => !this.#ended && handlers.onDrain?.()));
+  }
+
+  write(message: Buffer): boolean {
+    if (this.#ended || this.#stream.writableEnded || this.#stream.destroyed) return true; // It would never drain.
+    return this.#stream.write(frame(message));
+  }
+
+  halfClose(): void {
+    if (!this.#ended) this.#stream.end();
+  }
+
+  cancel(): void {
+    if (this.#ended) return;
+    this.#settle(constants.NGHTTP2_CANCEL);
+    const error = new ServiceError("cancelled", "The call was cancelled.");
+    process.nextTick(() => this.#handlers.onEnd(error));
+  }
+
+  pause(): void {
+    this.#stream.pause();
+  }
+
+  resume(): void {
+    this.#stream.resume();
+  }
+
+  #onResponse(headers: IncomingHttpHeaders): void {
+    const status = Number(headers[":status"]);
+    if (headers["grpc-status"] !== undefined) {
+      this.#trailers = headers; // Trailers-only: the call failed before its first message.
+    } else if (status !== 200 || !String(headers["content-type"]).startsWith("application/grpc")) {
+      this.#end(notGrpc(status, headers["content-type"]));
+    } else {
+      this.#answered = true;
+    }
+  }
+
+  #onData(chunk: Buffer): void {
+    if (this.#ended) return;
+    this.#guard(() => this.#deframer.push(chunk));
+  }
+
+  #endByStatus(): void {
+    const trailers = this.#trailers!;
+    const code = Number(trailers["grpc-status"] ?? GRPC_CODES.UNKNOWN);
+    if (code === 0) {
+      const cut = this.#deframer.unfinished;
+      return this.#end(cut ? new ServiceError("instance_lost", "The answer ended in the middle of a message.") : undefined);
+    }
+    const details = trailers[DETAILS_HEADER];
+    const detailsBin = typeof details === "string" ? Buffer.from(details, "base64") : undefined;
+    this.#end(fromStatus(code, decodeMessage(String(trailers["grpc-message"] ?? "")), detailsBin, this.#answered));
+  }
+
+  #endBroken(cause: Error | undefined): void {
+    if (this.#ended) return;
+    // A status that arrived stands, also where the connection broke right after it or its reader is paused.
+    if (this.#trailers !== undefined && (this.#read || this.#stream.destroyed) && cause === undefined) return this.#endByStatus();
+    this.#end(this.#options.whyBroken(this.#stream, cause));
+  }
+
+  #end(error: ServiceError | undefined): void {
+    if (this.#ended) return;
+    this.#settle(error === undefined ? constants.NGHTTP2_NO_ERROR : constants.NGHTTP2_CANCEL);
+    this.#guard(() => this.#handlers.onEnd(error));
+  }
+
+  #settle(code: number): void {
+    this.#ended = true;
+    clearTimeout(this.#timer);
+    // The peer may have ended its side with ours still open; this closes it.
+    if (!this.#stream.closed && !this.#stream.destroyed) this.#stream.close(code);
+  }
+
+  /** A throw would surface inside node:http2 and end the process, and all its other calls with it. */
+  #guard(callback: () => void): void {
+    try {
+      callback();
+    } catch (thrown) {
+      const error = asServiceError(thrown);
+      if (thrown !== error) this.#options.log.error("call handler failed unexpectedly", { method: this.#options.path, error: thrown });
+      this.#end(error);
+    }
+  }
+}
+
+/** https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md, as far as it matters for retries. */
+function notGrpc(status: number, contentType: string | undefined): ServiceError {
+  const cause = new Error(`HTTP status ${status}, content-type ${contentType}`);
+  return status === 429 || (status >= 502 && status <= 504)
+    ? new ServiceError("instance_unavailable", "The instance can't be reached.", { cause })
+    : new ServiceError("internal", "The peer does not speak gRPC.", { cause });
+}

@@ -1,0 +1,227 @@
+// The token path's client: gRPC on node:http2 itself, callbacks only. It costs a third of grpc-js per message
+// (docs/adr: the Node data path) and knows at once when a connection is gone. One channel is one connection at a time.
+import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
+import { type Socket, connect as connectSocket } from "node:net";
+import { ServiceError } from "../common/errors.ts";
+import type { Log } from "../common/log.ts";
+import { watchLiveness } from "./liveness.ts";
+import { StreamCall, type ThinCall, type ThinHandlers } from "./thin-call.ts";
+
+export type { ThinCall, ThinHandlers } from "./thin-call.ts";
+
+export interface ThinChannelOptions {
+  readonly token?: string | undefined;
+  readonly log: Log;
+  /** Default 1000. */
+  readonly pingIntervalMs?: number;
+  /** Without a byte for so long, or not connected in it, the connection is given up. Default 2000. */
+  readonly silenceMs?: number;
+  /** Longest message that is taken. Default 64 MiB. */
+  readonly messageLimitBytes?: number;
+  onState?(up: boolean): void;
+}
+
+export interface ThinChannel {
+  /** host:port. */
+  readonly address: string;
+  /** Whether there is a connection that takes new calls. */
+  readonly up: boolean;
+  /**
+   * Calls a unary method, or any that answers one message. Rejects with ServiceError.
+   *
+   * @param options.onCancelable Gets a function that cancels the call.
+   */
+  unary(
+    path: string,
+    message: Buffer,
+    options?: { timeoutMs?: number | undefined; onCancelable?(cancel: () => void): void },
+  ): Promise<Buffer>;
+  /** Begins a call of any kind; connects first where there is no connection. */
+  open(path: string, handlers: ThinHandlers, options?: { timeoutMs?: number | undefined }): ThinCall;
+  /** Cancels what runs. Calls after it fail with `instance_unavailable`. May be called twice. */
+  close(): Promise<void>;
+}
+
+// Above 1 MiB nothing gets faster; the default of 64 KiB stalls at 256 streams.
+const WINDOW_BYTES = 1024 * 1024;
+const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
+/** `grpc-timeout` has eight digits: in milliseconds, 27 hours. */
+const TIMEOUT_LIMIT_MS = 99_999_999;
+/** A connection has stream ids for 2^30 calls. */
+const CALLS_PER_CONNECTION = 500_000_000;
+
+/** Connects at the first call, and again at the first call after a connection was lost. */
+export function connectThin(address: string, options: ThinChannelOptions): ThinChannel {
+  return new Channel(address, options);
+}
+
+interface Connection {
+  readonly session: ClientHttp2Session;
+  readonly socket: Socket;
+  connected: boolean;
+  calls: number;
+  /** Why it was given up, or broke. */
+  cause: Error | undefined;
+}
+
+class Channel implements ThinChannel {
+  readonly address: string;
+  readonly #options: ThinChannelOptions;
+  readonly #connections = new Set<Connection>();
+  readonly #authorization: string | undefined;
+  // The one that takes new calls. Others may be finishing theirs after GOAWAY.
+  #current: Connection | undefined;
+  #up = false;
+  #closed = false;
+
+  constructor(address: string, options: ThinChannelOptions) {
+    this.address = address;
+    this.#options = options;
+    this.#authorization = options.token ? `Bearer ${options.token}` : undefined;
+  }
+
+  get up(): boolean {
+    return this.#up;
+  }
+
+  open(path: string, handlers: ThinHandlers, { timeoutMs }: { timeoutMs?: number | undefined } = {}): ThinCall {
+    if (this.#closed) return refusedCall(handlers, new ServiceError("instance_unavailable", "The channel is closed."));
+    const connection = this.#current ?? this.#connect();
+    if (++connection.calls >= CALLS_PER_CONNECTION) this.#retire(connection);
+    const limitedMs = timeoutMs === undefined ? undefined : Math.min(Math.max(Math.ceil(timeoutMs), 1), TIMEOUT_LIMIT_MS);
+    const stream = connection.session.request({
+      ":method": "POST",
+      ":path": path,
+      "content-type": "application/grpc+proto",
+      te: "trailers",
+      "user-agent": "tandem",
+      ...(this.#authorization === undefined ? {} : { authorization: this.#authorization }),
+      ...(limitedMs === undefined ? {} : { "grpc-timeout": `${limitedMs}m` }),
+    });
+    return new StreamCall(stream, handlers, {
+      path,
+      timeoutMs: limitedMs,
+      messageLimitBytes: this.#options.messageLimitBytes ?? MESSAGE_LIMIT_BYTES,
+      log: this.#options.log,
+      whyBroken: (broken, cause) => this.#whyBroken(connection, broken, cause),
+    });
+  }
+
+  unary(
+    path: string,
+    message: Buffer,
+    options: { timeoutMs?: number | undefined; onCancelable?(cancel: () => void): void } = {},
+  ): Promise<Buffer> {
+    return new Promise((resolve, reject) => {
+      let answer: Buffer | undefined;
+      let count = 0;
+      const call = this.open(
+        path,
+        {
+          onMessage(received) {
+            answer = received;
+            count++;
+          },
+          onEnd(error) {
+            if (error !== undefined) reject(error);
+            else if (answer !== undefined && count === 1) resolve(answer);
+            else reject(new ServiceError("internal", `The peer answered with ${count} messages instead of one.`));
+          },
+        },
+        options,
+      );
+      call.write(message);
+      call.halfClose();
+      options.onCancelable?.(() => call.cancel());
+    });
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    this.#current = undefined;
+    this.#setUp(false);
+    await Promise.all(
+      [...this.#connections].map(
+        ({ session, socket }) =>
+          new Promise<void>((resolve) => {
+            session.once("close", resolve);
+            session.destroy();
+            socket.destroySoon();
+          }),
+      ),
+    );
+  }
+
+  #connect(): Connection {
+    const { silenceMs = 2000, pingIntervalMs = 1000, log } = this.#options;
+    const url = new URL(`http://${this.address}`);
+    const host = url.hostname.replace(/^\[|\]$/g, "");
+    const socket = connectSocket({ host, port: Number(url.port || 80), noDelay: true });
+    const session = connect(url.origin, {
+      createConnection: () => socket,
+      settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
+      maxSessionMemory: 1000, // Megabytes. The default of 10 kills a busy connection.
+    });
+    const connection: Connection = { session, socket, connected: false, calls: 0, cause: undefined };
+    this.#connections.add(connection);
+    this.#current = connection;
+
+    const giveUp = (problem: string): void => {
+      connection.cause ??= new Error(`${this.address}: ${problem}`);
+      session.destroy(connection.cause, constants.NGHTTP2_CANCEL);
+      socket.destroy(); // The session alone would wait for a peer that does not answer to take what was sent.
+    };
+    const dialTimer = setTimeout(() => giveUp(`no connection in ${silenceMs} ms`), silenceMs);
+    let stopWatch: (() => void) | undefined;
+    session.once("connect", () => {
+      clearTimeout(dialTimer);
+      connection.connected = true;
+      session.setLocalWindowSize(WINDOW_BYTES); // The setting above is for each stream, this for all together.
+      stopWatch = watchLiveness(session, socket, { pingIntervalMs, silenceMs }, () => giveUp(`silent for ${silenceMs} ms`));
+      if (this.#current === connection) this.#setUp(true);
+    });
+    session.on("error", (error) => {
+      connection.cause ??= error;
+    });
+    session.once("goaway", () => this.#retire(connection));
+    socket.once("close", () => this.#retire(connection)); // No new call on it, though its session closes a turn later.
+    session.once("close", () => {
+      clearTimeout(dialTimer);
+      stopWatch?.();
+      this.#connections.delete(connection);
+      this.#retire(connection);
+      log.debug("connection closed", { address: this.address, cause: connection.cause?.message });
+    });
+    return connection;
+  }
+
+  /** New calls get a new connection; this one ends with its last call. */
+  #retire(connection: Connection): void {
+    if (this.#current !== connection) return;
+    this.#current = undefined;
+    this.#setUp(false);
+    if (!connection.session.closed) queueMicrotask(() => connection.session.close());
+  }
+
+  #setUp(up: boolean): void {
+    if (this.#up === up) return;
+    this.#up = up;
+    this.#options.onState?.(up);
+  }
+
+  #whyBroken(connection: Connection, stream: ClientHttp2Stream, streamCause: Error | undefined): ServiceError {
+    if (this.#closed) return new ServiceError("cancelled", "The channel was closed.");
+    const cause = connection.cause ?? streamCause ?? new Error(`${this.address}: stream ended with HTTP/2 code ${stream.rstCode}`);
+    // Refused: the peer promises that it has not begun the call (RFC 9113, 8.7).
+    if (!connection.connected || stream.rstCode === constants.NGHTTP2_REFUSED_STREAM) {
+      return new ServiceError("instance_unavailable", "The instance can't be reached.", { cause });
+    }
+    return new ServiceError("instance_lost", "The connection to the instance broke.", { cause });
+  }
+}
+
+function refusedCall(handlers: ThinHandlers, error: ServiceError): ThinCall {
+  const nothing = (): void => {};
+  process.nextTick(() => handlers.onEnd(error));
+  return { write: () => true, halfClose: nothing, cancel: nothing, pause: nothing, resume: nothing };
+}

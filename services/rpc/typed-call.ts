@@ -1,0 +1,175 @@
+// Typed methods over a RawCall: protobuf-es messages in, promises and async iterables out. Not for the token path.
+import { type DescMessage, type DescMethod, type Message, create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { ServiceError, asServiceError } from "../common/errors.ts";
+import type { AnyMethod, CallContext, RawCall } from "./service.ts";
+
+/** Messages that wait for an implementation that reads slowly, before the caller is held back. */
+const REQUEST_QUEUE_LIMIT = 16;
+
+export interface TypedCallOptions {
+  readonly closing: AbortSignal;
+  /** Told of everything thrown that is not a ServiceError. */
+  onBug(thrown: unknown): void;
+}
+
+export function serveTyped(method: DescMethod, impl: AnyMethod, call: RawCall, options: TypedCallOptions): void {
+  const state = new CallState(call, options.closing);
+  const requests = new Requests(method.input, call);
+  call.onMessage = (message) => requests.push(message);
+  call.onHalfClose = () => requests.end();
+  call.onDrain = () => state.wake();
+  call.onCancel = () => {
+    const error = state.cancel();
+    requests.fail(error);
+  };
+  void answer().catch((thrown: unknown) => {
+    if (state.cancelled) return; // The caller is gone, and what it left behind threw on the way out.
+    const error = asServiceError(thrown);
+    if (error.code === "internal") options.onBug(thrown);
+    call.fail(error);
+  });
+
+  async function answer(): Promise<void> {
+    const streamsIn = method.methodKind === "client_streaming" || method.methodKind === "bidi_streaming";
+    const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
+    const result = impl(streamsIn ? requests : await requests.only(), state);
+    if (!streamsOut) {
+      call.write(encode(method.output, await (result as Promise<Message>)));
+      return call.end();
+    }
+    for await (const message of result as AsyncIterable<Message>) {
+      if (state.cancelled) return;
+      if (!call.write(encode(method.output, message))) await state.drained();
+      if (state.cancelled) return;
+    }
+    call.end();
+  }
+}
+
+class CallState implements CallContext {
+  readonly peer: string;
+  readonly deadlineMs: number | undefined;
+  readonly closing: AbortSignal;
+  cancelled = false;
+  readonly #call: RawCall;
+  #controller: AbortController | undefined;
+  #reason: ServiceError | undefined;
+  #wake: (() => void) | undefined;
+
+  constructor(call: RawCall, closing: AbortSignal) {
+    this.#call = call;
+    this.peer = call.peer;
+    this.deadlineMs = call.deadlineMs;
+    this.closing = closing;
+  }
+
+  // Made on demand: most unary methods never look at it.
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController();
+    if (this.cancelled) this.#controller.abort(this.#reason);
+    return this.#controller.signal;
+  }
+
+  header(name: string): string | undefined {
+    return this.#call.header(name);
+  }
+
+  cancel(): ServiceError {
+    const late = this.deadlineMs !== undefined && Date.now() >= this.deadlineMs;
+    this.#reason = late
+      ? new ServiceError("deadline_exceeded", "The call did not end in time.")
+      : new ServiceError("cancelled", "The caller cancelled or went away.");
+    this.cancelled = true;
+    this.wake();
+    this.#controller?.abort(this.#reason);
+    return this.#reason;
+  }
+
+  wake(): void {
+    this.#wake?.();
+  }
+
+  /** Until the caller reads again, or is gone. */
+  drained(): Promise<void> {
+    if (this.cancelled) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+}
+
+/** The caller's messages, for one reader. Ends with the half-close; throws when the call breaks before it. */
+class Requests implements AsyncIterableIterator<Message> {
+  readonly #schema: DescMessage;
+  readonly #call: RawCall;
+  readonly #queue: Buffer[] = [];
+  #ended = false;
+  #error: ServiceError | undefined;
+  #wake: (() => void) | undefined;
+
+  constructor(schema: DescMessage, call: RawCall) {
+    this.#schema = schema;
+    this.#call = call;
+  }
+
+  push(message: Buffer): void {
+    this.#queue.push(message);
+    if (this.#queue.length === REQUEST_QUEUE_LIMIT) this.#call.pause();
+    this.#wake?.();
+  }
+
+  end(): void {
+    this.#ended = true;
+    this.#wake?.();
+  }
+
+  fail(error: ServiceError): void {
+    this.#error = error;
+    this.#wake?.();
+  }
+
+  async next(): Promise<IteratorResult<Message>> {
+    while (this.#queue.length === 0) {
+      if (this.#error !== undefined) throw this.#error;
+      if (this.#ended) return { done: true, value: undefined };
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+    }
+    if (this.#queue.length === REQUEST_QUEUE_LIMIT) this.#call.resume();
+    return { done: false, value: decode(this.#schema, this.#queue.shift()!) };
+  }
+
+  async return(): Promise<IteratorResult<Message>> {
+    this.#queue.length = 0;
+    this.#ended = true;
+    this.#call.resume();
+    return { done: true, value: undefined };
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  /** The request of a method that takes exactly one. */
+  async only(): Promise<Message> {
+    const first = await this.next();
+    if (first.done === true) throw new ServiceError("invalid_request", "The call carries no request message.");
+    const second = await this.next();
+    if (second.done !== true) throw new ServiceError("invalid_request", "The call carries more than one request message.");
+    return first.value;
+  }
+}
+
+function decode(schema: DescMessage, bytes: Buffer): Message {
+  try {
+    return fromBinary(schema, bytes);
+  } catch (cause) {
+    throw new ServiceError("invalid_request", `The request is not a valid ${schema.typeName}.`, { cause });
+  }
+}
+
+function encode(schema: DescMessage, message: Message): Buffer {
+  const bytes = toBinary(schema, create(schema, message));
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
