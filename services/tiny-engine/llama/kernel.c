@@ -171,39 +171,73 @@ void store_kv(const float *k, const float *v, const int32_t *positions, float **
   }
 }
 
+// The keys, or the values, of one block of a sequence.
+static inline const float *block_of(float **table, int t, int offset) { return table[t / KV_BLOCK] + offset; }
+
+// One head of one row: softmax(q . keys / sqrt(head_dim)) . values, over the first `count` tokens.
+static inline void attend_head(float *out, const float *q, float *scores, float **table, int count, int offset, int kv_dim, int head_dim) {
+  const float scale = 1.0f / __builtin_sqrtf((float)head_dim);
+  float most = -3.4e38f;
+  for (int t = 0; t < count;) {
+    const float *key = block_of(table, t, offset);
+    for (int end = t + KV_BLOCK < count ? t + KV_BLOCK : count; t < end; t++, key += kv_dim) {
+      v128_t even = wasm_f32x4_const_splat(0.0f), odd = even;
+      int i = 0;
+      for (; i + 8 <= head_dim; i += 8) {
+        even = wasm_f32x4_add(even, wasm_f32x4_mul(wasm_v128_load(q + i), wasm_v128_load(key + i)));
+        odd = wasm_f32x4_add(odd, wasm_f32x4_mul(wasm_v128_load(q + i + 4), wasm_v128_load(key + i + 4)));
+      }
+      for (; i < head_dim; i += 4) even = wasm_f32x4_add(even, wasm_f32x4_mul(wasm_v128_load(q + i), wasm_v128_load(key + i)));
+      float score = sum4(wasm_f32x4_add(even, odd)) * scale;
+      scores[t] = score;
+      if (score > most) most = score;
+    }
+  }
+  const v128_t peak = wasm_f32x4_splat(most);
+  for (int t = count; t % 4 != 0; t++) scores[t] = -3.4e38f;
+  for (int t = 0; t < count; t += 4) wasm_v128_store(scores + t, exp4(wasm_f32x4_sub(wasm_v128_load(scores + t), peak)));
+  float total = 0.0f;
+  for (int t = 0; t < count; t++) total += scores[t];
+  const v128_t share = wasm_f32x4_splat(1.0f / total);
+  // 16 columns at a time stay in registers while the tokens go by.
+  int i = 0;
+  for (; i + 16 <= head_dim; i += 16) {
+    v128_t a0 = wasm_f32x4_const_splat(0.0f), a1 = a0, a2 = a0, a3 = a0;
+    for (int t = 0; t < count;) {
+      const float *value = block_of(table, t, offset + KV_BLOCK * kv_dim + i);
+      for (int end = t + KV_BLOCK < count ? t + KV_BLOCK : count; t < end; t++, value += kv_dim) {
+        v128_t weight = wasm_v128_load32_splat(scores + t);
+        a0 = wasm_f32x4_add(a0, wasm_f32x4_mul(weight, wasm_v128_load(value)));
+        a1 = wasm_f32x4_add(a1, wasm_f32x4_mul(weight, wasm_v128_load(value + 4)));
+        a2 = wasm_f32x4_add(a2, wasm_f32x4_mul(weight, wasm_v128_load(value + 8)));
+        a3 = wasm_f32x4_add(a3, wasm_f32x4_mul(weight, wasm_v128_load(value + 12)));
+      }
+    }
+    wasm_v128_store(out + i, wasm_f32x4_mul(a0, share));
+    wasm_v128_store(out + i + 4, wasm_f32x4_mul(a1, share));
+    wasm_v128_store(out + i + 8, wasm_f32x4_mul(a2, share));
+    wasm_v128_store(out + i + 12, wasm_f32x4_mul(a3, share));
+  }
+  for (; i < head_dim; i += 4) {
+    v128_t acc = wasm_f32x4_const_splat(0.0f);
+    for (int t = 0; t < count; t++) {
+      const float *value = block_of(table, t, offset + (KV_BLOCK + t % KV_BLOCK) * kv_dim + i);
+      acc = wasm_f32x4_add(acc, wasm_f32x4_mul(wasm_v128_load32_splat(scores + t), wasm_v128_load(value)));
+    }
+    wasm_v128_store(out + i, wasm_f32x4_mul(acc, share));
+  }
+}
+
 // Causal attention of each row over its own sequence, up to and with its own position.
 // q, out: [rows][heads][head_dim]; scores: scratch of max positions + 3.
 EXPORT(attend)
 void attend(float *out, const float *q, float *scores, const int32_t *positions, float ***tables, int rows, int layer,
             int heads, int kv_heads, int head_dim) {
   const int kv_dim = kv_heads * head_dim, group = heads / kv_heads;
-  const float scale = 1.0f / __builtin_sqrtf((float)head_dim);
   for (int row = 0; row < rows; row++) {
-    const int count = positions[row] + 1;
     for (int head = 0; head < heads; head++, q += head_dim, out += head_dim) {
       const int offset = layer * 2 * KV_BLOCK * kv_dim + head / group * head_dim;
-      float most = -3.4e38f;
-      for (int t = 0; t < count; t++) {
-        const float *key = tables[row][t / KV_BLOCK] + offset + t % KV_BLOCK * kv_dim;
-        v128_t acc = wasm_f32x4_const_splat(0.0f);
-        for (int i = 0; i < head_dim; i += 4) acc = wasm_f32x4_add(acc, wasm_f32x4_mul(wasm_v128_load(q + i), wasm_v128_load(key + i)));
-        float score = sum4(acc) * scale;
-        scores[t] = score;
-        if (score > most) most = score;
-      }
-      const v128_t peak = wasm_f32x4_splat(most);
-      for (int t = count; t % 4 != 0; t++) scores[t] = -3.4e38f;
-      float total = 0.0f;
-      for (int t = 0; t < count; t += 4) wasm_v128_store(scores + t, exp4(wasm_f32x4_sub(wasm_v128_load(scores + t), peak)));
-      for (int t = 0; t < count; t++) total += scores[t];
-      for (int i = 0; i < head_dim; i += 4) wasm_v128_store(out + i, wasm_f32x4_const_splat(0.0f));
-      for (int t = 0; t < count; t++) {
-        const float *value = tables[row][t / KV_BLOCK] + offset + (KV_BLOCK + t % KV_BLOCK) * kv_dim;
-        v128_t weight = wasm_f32x4_splat(scores[t] / total);
-        for (int i = 0; i < head_dim; i += 4) {
-          wasm_v128_store(out + i, wasm_f32x4_add(wasm_v128_load(out + i), wasm_f32x4_mul(weight, wasm_v128_load(value + i))));
-        }
-      }
+      attend_head(out, q, scores, tables[row], positions[row] + 1, offset, kv_dim, head_dim);
     }
   }
 }

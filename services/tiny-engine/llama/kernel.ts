@@ -1,0 +1,60 @@
+// The WebAssembly kernel and its memory. Pointers are byte offsets; everything is 16-byte aligned.
+import { KERNEL_WASM } from "./kernel-wasm.ts";
+
+/** What kernel.c exports; the comments there give shapes. All arguments but `epsilon` are integers. */
+export interface KernelFunctions {
+  quantize(q: number, scales: number, x: number, rows: number, n: number): void;
+  matmul_q8(out: number, x: number, xs: number, rows: number, w: number, ws: number, outs: number, n: number): void;
+  matmul_f32(out: number, x: number, rows: number, w: number, outs: number, n: number): void;
+  rms_norm(out: number, x: number, w: number, rows: number, n: number, epsilon: number): void;
+  rope(x: number, positions: number, angles: number, rows: number, heads: number, headDim: number): void;
+  store_kv(k: number, v: number, positions: number, tables: number, rows: number, layer: number, kvDim: number): void;
+  attend(
+    out: number, q: number, scores: number, positions: number, tables: number, rows: number, layer: number,
+    heads: number, kvHeads: number, headDim: number,
+  ): void;
+  silu_gate(gate: number, up: number, n: number): void;
+  add(x: number, y: number, n: number): void;
+}
+
+export interface Kernel {
+  readonly call: KernelFunctions;
+  /** Takes memory for good. @param bytes 0 or more. @returns A pointer to zeroes. */
+  allocate(bytes: number): number;
+  /** Bytes taken so far. */
+  readonly used: number;
+  /** Views. They go stale when memory grows, so take one after the last `allocate`. */
+  bytes(pointer: number, length: number): Uint8Array;
+  floats(pointer: number, length: number): Float32Array;
+  integers(pointer: number, length: number): Int32Array;
+}
+
+const PAGE = 65_536;
+const ALIGNMENT = 16;
+/** Memory grows by this much at a time, so that allocating many KV blocks doesn't copy views each time. */
+const GROWTH_PAGES = 16;
+
+/** @param limitBytes No allocation goes beyond it. @throws RangeError then, or when the system has no memory. */
+export function createKernel(limitBytes: number): Kernel {
+  const memory = new WebAssembly.Memory({ initial: 2, maximum: Math.min(65_536, Math.ceil(limitBytes / PAGE) + 2 + GROWTH_PAGES) });
+  const module = new WebAssembly.Module(Buffer.from(KERNEL_WASM, "base64"));
+  const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+  let used = (exports["__heap_base"] as WebAssembly.Global<"i32">).value;
+  return {
+    call: exports as unknown as KernelFunctions,
+    allocate(bytes) {
+      const pointer = Math.ceil(used / ALIGNMENT) * ALIGNMENT;
+      const end = pointer + bytes;
+      const missing = Math.ceil((end - memory.buffer.byteLength) / PAGE);
+      if (missing > 0) memory.grow(Math.max(missing, GROWTH_PAGES));
+      used = end;
+      return pointer;
+    },
+    get used() {
+      return used;
+    },
+    bytes: (pointer, length) => new Uint8Array(memory.buffer, pointer, length),
+    floats: (pointer, length) => new Float32Array(memory.buffer, pointer, length),
+    integers: (pointer, length) => new Int32Array(memory.buffer, pointer, length),
+  };
+}

@@ -1,0 +1,158 @@
+// Writes small GGUF files with seeded random weights, for tests of the engine's arithmetic.
+
+export interface RandomModel {
+  readonly layers: number;
+  readonly dim: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly ffDim: number;
+  readonly vocab: number;
+  readonly maxContext: number;
+  readonly type: "F32" | "F16" | "Q8_0";
+  readonly seed: number;
+}
+
+/** 0.9M parameters, as protocol notes measured with. */
+export const SMALL: RandomModel = {
+  layers: 4, dim: 128, heads: 4, kvHeads: 2, ffDim: 384, vocab: 1024, maxContext: 2048, type: "Q8_0", seed: 1,
+};
+/** The shape of the model that ships. */
+export const SHIPPED: RandomModel = {
+  layers: 6, dim: 192, heads: 6, kvHeads: 2, ffDim: 512, vocab: 2048, maxContext: 2048, type: "Q8_0", seed: 1,
+};
+
+const TYPE_NUMBER = { F32: 0, F16: 1, Q8_0: 8 } as const;
+
+/** Overrides replace metadata; a value of undefined leaves the key out. */
+export function randomGguf(model: RandomModel, overrides: Readonly<Record<string, number | string | undefined>> = {}): Buffer {
+  const random = xorshift(model.seed);
+  const headDim = model.dim / model.heads;
+  const kvDim = model.kvHeads * headDim;
+  const tensors: { name: string; dimensions: number[]; type: keyof typeof TYPE_NUMBER; bytes: Buffer }[] = [];
+  const matrix = (name: string, outs: number, n: number, gain = 1): void => {
+    const values = Float32Array.from({ length: outs * n }, () => (random() * 2 - 1) * gain * Math.sqrt(3 / n));
+    tensors.push({ name, dimensions: [n, outs], type: model.type, bytes: encode(values, model.type) });
+  };
+  const norm = (name: string): void => {
+    const values = Float32Array.from({ length: model.dim }, () => 0.5 + random());
+    tensors.push({ name, dimensions: [model.dim], type: "F32", bytes: encode(values, "F32") });
+  };
+  // Embeddings far apart make logits far apart, so that greedy choices are no near-ties.
+  matrix("token_embd.weight", model.vocab, model.dim, 4);
+  for (let layer = 0; layer < model.layers; layer++) {
+    const name = (part: string): string => `blk.${layer}.${part}.weight`;
+    norm(name("attn_norm"));
+    matrix(name("attn_q"), model.dim, model.dim, 2);
+    matrix(name("attn_k"), kvDim, model.dim, 2);
+    matrix(name("attn_v"), kvDim, model.dim);
+    matrix(name("attn_output"), model.dim, model.dim);
+    norm(name("ffn_norm"));
+    matrix(name("ffn_gate"), model.ffDim, model.dim);
+    matrix(name("ffn_up"), model.ffDim, model.dim);
+    matrix(name("ffn_down"), model.dim, model.ffDim);
+  }
+  norm("output_norm.weight");
+  const metadata: Record<string, number | string | undefined> = {
+    "general.architecture": "llama",
+    "llama.block_count": model.layers,
+    "llama.embedding_length": model.dim,
+    "llama.attention.head_count": model.heads,
+    "llama.attention.head_count_kv": model.kvHeads,
+    "llama.feed_forward_length": model.ffDim,
+    "llama.context_length": model.maxContext,
+    "llama.rope.dimension_count": headDim,
+    ...overrides,
+  };
+  return writeGguf(metadata, tensors.map((tensor) => ({ ...tensor, type: TYPE_NUMBER[tensor.type] })));
+}
+
+export interface RawTensor {
+  readonly name: string;
+  readonly dimensions: readonly number[];
+  readonly type: number;
+  readonly bytes: Buffer;
+}
+
+/** Numbers become u32, strings strings. */
+export function writeGguf(metadata: Readonly<Record<string, number | string | undefined>>, tensors: readonly RawTensor[]): Buffer {
+  const parts: Buffer[] = [];
+  const u32 = (value: number): void => void parts.push(le(4, (b) => b.writeUInt32LE(value)));
+  const u64 = (value: number): void => void parts.push(le(8, (b) => b.writeBigUInt64LE(BigInt(value))));
+  const string = (text: string): void => {
+    u64(Buffer.byteLength(text));
+    parts.push(Buffer.from(text));
+  };
+  parts.push(Buffer.from("GGUF"));
+  u32(3);
+  const entries = Object.entries(metadata).filter(([, value]) => value !== undefined);
+  u64(tensors.length);
+  u64(entries.length);
+  for (const [key, value] of entries) {
+    string(key);
+    if (typeof value === "string") {
+      u32(8);
+      string(value);
+    } else {
+      u32(4);
+      u32(value!);
+    }
+  }
+  let offset = 0;
+  for (const tensor of tensors) {
+    string(tensor.name);
+    u32(tensor.dimensions.length);
+    for (const dimension of tensor.dimensions) u64(dimension);
+    u32(tensor.type);
+    u64(offset);
+    offset += align(tensor.bytes.length);
+  }
+  const head = Buffer.concat(parts);
+  const pad = (bytes: Buffer): Buffer => Buffer.concat([bytes, Buffer.alloc(align(bytes.length) - bytes.length)]);
+  return Buffer.concat([pad(head), ...tensors.map((tensor) => pad(tensor.bytes))]);
+}
+
+function align(length: number): number {
+  return Math.ceil(length / 32) * 32;
+}
+
+function le(length: number, write: (buffer: Buffer) => void): Buffer {
+  const buffer = Buffer.alloc(length);
+  write(buffer);
+  return buffer;
+}
+
+function encode(values: Float32Array, type: keyof typeof TYPE_NUMBER): Buffer {
+  if (type === "F32") return Buffer.from(values.buffer);
+  if (type === "F16") {
+    const out = Buffer.alloc(values.length * 2);
+    values.forEach((value, index) => out.writeUInt16LE(floatToHalf(value), index * 2));
+    return out;
+  }
+  const out = Buffer.alloc((values.length / 32) * 34);
+  for (let block = 0; block < values.length / 32; block++) {
+    const slice = values.subarray(block * 32, block * 32 + 32);
+    const scale = slice.reduce((most, value) => Math.max(most, Math.abs(value)), 0) / 127;
+    out.writeUInt16LE(floatToHalf(scale), block * 34);
+    slice.forEach((value, index) => out.writeInt8(Math.max(-127, Math.min(127, Math.round(value / scale))), block * 34 + 2 + index));
+  }
+  return out;
+}
+
+/** Nearest half, for normal numbers and zero. */
+function floatToHalf(value: number): number {
+  if (value === 0) return 0;
+  const sign = value < 0 ? 0x8000 : 0;
+  const exponent = Math.floor(Math.log2(Math.abs(value)));
+  if (exponent < -14) return sign | Math.round(Math.abs(value) * 2 ** 24);
+  return sign + ((exponent + 15) << 10) + Math.round((Math.abs(value) / 2 ** exponent - 1) * 1024);
+}
+
+function xorshift(seed: number): () => number {
+  let state = seed >>> 0 || 1;
+  return () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) / 2 ** 32;
+  };
+}
