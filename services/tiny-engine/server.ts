@@ -3,7 +3,8 @@
 import { once } from "node:events";
 import type { Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import { machineClock, type Clock } from "./clock.ts";
+import type { Clock } from "../common/clock.ts";
+import { engineClock } from "./clock.ts";
 import { FaultBoard, parseFault, type Fault } from "./faults.ts";
 import type { Outcome } from "./http/answer.ts";
 import { createEngineServer } from "./http/server.ts";
@@ -93,7 +94,7 @@ export interface RunningEngine extends AsyncDisposable {
  * @throws RangeError for options that contradict each other, Error when an address cannot be bound.
  */
 export async function startSimEngine(options: SimEngineOptions = {}): Promise<RunningEngine> {
-  const { role = "none", connector: connectorName = "none", clock = machineClock, host = "127.0.0.1" } = options;
+  const { role = "none", connector: connectorName = "none", clock = engineClock, host = "127.0.0.1" } = options;
   const { kvSlots = 64, maxLength = 8192, kvBlockSize = 16, kvBytesPerToken = 256 } = options;
   if (kvBytesPerToken < MIN_ROW_BYTES || kvBytesPerToken % 4 !== 0) {
     throw new RangeError(`kv.bytes_per_token must be a multiple of 4 from ${MIN_ROW_BYTES} up, got ${kvBytesPerToken}`);
@@ -111,7 +112,7 @@ export async function startSimEngine(options: SimEngineOptions = {}): Promise<Ru
       prefillMsPerToken: options.prefillMsPerToken ?? 0.05, decodeMsPerToken: options.decodeMsPerToken ?? 8,
       requestMs: options.requestMs ?? 0, stepTokenLimit: options.stepTokenLimit ?? 2048,
     },
-    onDeath: () => { clock.after(options.deathMs ?? 200, () => kill()); },
+    onDeath: () => void clock.setTimer(options.deathMs ?? 200, () => kill()),
   });
   engine.setHung(faults.has("hang"));
   const connector = connectorName === "none" ? null : await startConnector(options, engine, faults, clock);

@@ -1,5 +1,5 @@
 // The prefill side of p2p-zmq: pushes one request's KV to a decode engine and waits for its ACK.
-import type { Clock } from "../clock.ts";
+import type { Clock } from "../../common/clock.ts";
 import { dialKv, type KvPeer } from "./sockets.ts";
 import { blockMessages, parseJson, type KvHeader, type KvMessage } from "./wire.ts";
 
@@ -45,7 +45,7 @@ export class KvPusher {
     return new Promise((resolve) => {
       const settle = (result: PushResult): void => {
         if (!link.pending.delete(push.id)) return;
-        cancelTimer();
+        timer.cancel();
         signal.removeEventListener("abort", onAbort);
         resolve(result);
       };
@@ -54,7 +54,7 @@ export class KvPusher {
         settle({ kind: "lost", message });
       };
       const onAbort = (): void => giveUp("the request was aborted");
-      const cancelTimer = this.#clock.after(this.#timeoutMs, () => giveUp(`${address} did not answer for ${this.#timeoutMs} ms`));
+      const timer = this.#clock.setTimer(this.#timeoutMs, () => giveUp(`${address} did not answer for ${this.#timeoutMs} ms`));
       link.pending.set(push.id, { push, settle });
       signal.addEventListener("abort", onAbort, { once: true });
       link.peer.then((peer) => peer.send(["RESERVE", push.id, JSON.stringify(push.header)]),

@@ -1,7 +1,7 @@
 // KV that was pushed to this decode engine and is not claimed yet. Every entry has a lease from the
 // moment its slot is reserved, so a prefill that dies half-way or a request that nobody sends leaves
 // nothing behind for longer than that.
-import type { Clock } from "../clock.ts";
+import type { Clock } from "../../common/clock.ts";
 import type { Block, KvHeader, Refusal } from "./wire.ts";
 
 export interface HeldKv {
@@ -131,9 +131,10 @@ export class KvStore {
 
   #startLease(id: string, entry: Entry): void {
     entry.endLease();
-    entry.endLease = this.#options.clock.after(this.#options.leaseMs, () => {
+    const timer = this.#options.clock.setTimer(this.#options.leaseMs, () => {
       this.leasesExpired++;
       this.release(id);
     });
+    entry.endLease = () => timer.cancel();
   }
 }

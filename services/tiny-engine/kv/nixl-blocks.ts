@@ -1,6 +1,6 @@
 // The prefill side of nixl: which block ids hold whose KV, and for how long. As in vLLM a block keeps
 // its content after it was freed, until another request needs it: reading late usually works.
-import type { Clock } from "../clock.ts";
+import type { Clock } from "../../common/clock.ts";
 import type { KvModel, KvSpace } from "./connector.ts";
 
 interface Owner {
@@ -41,10 +41,11 @@ export class NixlBlocks {
     owner.blockIds.forEach((id, index) => this.#content.set(id, { owner, index }));
     this.#leased.set(requestId, owner);
     this.#space.holdTokens(tokens.length);
-    owner.endLease = this.#clock.after(this.#leaseMs, () => {
+    const timer = this.#clock.setTimer(this.#leaseMs, () => {
       this.expiredLeases++;
       this.#release(owner);
     });
+    owner.endLease = () => timer.cancel();
     return owner.blockIds;
   }
 

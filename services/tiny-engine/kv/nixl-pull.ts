@@ -1,6 +1,6 @@
 // The decode side of nixl: one handshake per prefill engine, then reads. Handshakes run one after the
 // other, as in vLLM, so one dead address delays the next; a known engine that is gone fails at once.
-import type { Clock } from "../clock.ts";
+import type { Clock, Timer } from "../../common/clock.ts";
 import { dialKv, type KvPeer } from "./sockets.ts";
 import { parseBlocks, parseJson, type KvMessage } from "./wire.ts";
 
@@ -48,7 +48,7 @@ export class NixlPuller {
     return new Promise((resolve, reject) => {
       const settle = (result: readonly Buffer[] | Error): void => {
         if (!link.pulls.delete(pullId)) return;
-        cancelTimer();
+        timer.cancel();
         signal.removeEventListener("abort", onAbort);
         // Also after a failure: the prefill engine need not wait for the lease to free them.
         if (!link.peer.lost) link.peer.send(["DONE", remote.requestId]);
@@ -56,7 +56,7 @@ export class NixlPuller {
         else resolve(result);
       };
       const onAbort = (): void => settle(new Error("aborted"));
-      const cancelTimer = this.#clock.after(this.#timeoutMs, () => settle(new Error(`engine ${remote.engineId} did not answer for ${this.#timeoutMs} ms`)));
+      const timer = this.#clock.setTimer(this.#timeoutMs, () => settle(new Error(`engine ${remote.engineId} did not answer for ${this.#timeoutMs} ms`)));
       link.pulls.set(pullId, { blocks: new Array<Buffer | undefined>(remote.blockIds.length).fill(undefined), damaged: false, settle });
       signal.addEventListener("abort", onAbort, { once: true });
       link.peer.send(["PULL", pullId, JSON.stringify({ block_ids: remote.blockIds })]);
@@ -79,12 +79,12 @@ export class NixlPuller {
     }, (reason) => {
       for (const { settle } of [...pulls.values()]) settle(new Error(reason));
     });
-    let cancelTimer = (): void => {};
+    let timer: Timer | null = null;
     try {
       const facts = new Promise<Record<string, unknown> | null>((resolve, reject) => {
         onFacts = resolve;
         // Not earlier where the connection is refused: vLLM waits its whole timeout for that too.
-        cancelTimer = this.#clock.after(this.#timeoutMs, () => reject(new Error(`no handshake with ${remote.address} within ${this.#timeoutMs} ms`)));
+        timer = this.#clock.setTimer(this.#timeoutMs, () => reject(new Error(`no handshake with ${remote.address} within ${this.#timeoutMs} ms`)));
       });
       peer.send(["HELLO", remote.engineId, JSON.stringify({ engine_id: remote.engineId })]);
       const theirs = await facts;
@@ -94,7 +94,7 @@ export class NixlPuller {
       peer.close();
       throw error;
     } finally {
-      cancelTimer();
+      (timer as Timer | null)?.cancel();
     }
     const link = { peer, pulls };
     this.#links.set(remote.engineId, link);

@@ -3,7 +3,7 @@
 // Nothing ties the KV to the prompt: other parameters of the same size give 200 and another text, and
 // parameters that do not fit kill the engine, unless the fault "tame" is set.
 import { randomBytes, randomUUID } from "node:crypto";
-import type { Clock } from "../clock.ts";
+import type { Clock } from "../../common/clock.ts";
 
 import type { FaultBoard } from "../faults.ts";
 import { observe } from "../metrics-text.ts";

@@ -1,7 +1,7 @@
 // The p2p-zmq connector: KV is pushed from prefill to decode under the request's id, which names both
 // engines as P2P NCCL's ids do. Unlike P2P NCCL it answers every mishap with a typed error, unless the
 // fault "upstream" tells it to fail as vLLM 0.23 does.
-import type { Clock } from "../clock.ts";
+import type { Clock } from "../../common/clock.ts";
 import type { SequenceRequest } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import { kvFailure, type Arrival, type Connector, type KvModel, type KvSpace } from "./connector.ts";

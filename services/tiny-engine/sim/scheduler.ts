@@ -2,7 +2,7 @@
 // takes as long as its prompt tokens and its decode cost say, then gives every running sequence its
 // token in one burst. Prompts are cut to a token budget per step, so a long prompt slows the others
 // down for some steps, as vLLM's chunked prefill does.
-import type { Clock } from "../clock.ts";
+import type { Clock, Timer } from "../../common/clock.ts";
 import { observe } from "../metrics-text.ts";
 import type { EngineMetrics } from "../metrics.ts";
 import type { Sequence } from "./sequence.ts";
@@ -40,7 +40,7 @@ export class Scheduler {
   #closed = false;
   #stepping = false;
   #dueMs = 0;
-  #cancelTimer: () => void = () => {};
+  #timer: Timer | null = null;
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
@@ -143,11 +143,11 @@ export class Scheduler {
     this.#scheduled = true;
     this.#dueMs = this.#options.clock.nowMs();
     // One turn of the event loop later, so that requests which arrive together share a step.
-    this.#cancelTimer = this.#options.clock.after(0, () => this.#plan());
+    this.#timer = this.#options.clock.setTimer(0, () => this.#plan());
   }
 
   #cancelStep(): void {
-    this.#cancelTimer();
+    this.#timer?.cancel();
     this.#scheduled = false;
   }
 
@@ -186,7 +186,7 @@ export class Scheduler {
       if (wakeMs === Infinity) return;
       this.#scheduled = true;
       this.#dueMs = wakeMs;
-      this.#cancelTimer = clock.after(wakeMs - nowMs, () => this.#plan());
+      this.#timer = clock.setTimer(wakeMs - nowMs, () => this.#plan());
       return;
     }
     if (decoding) durationMs += timing.decodeMsPerToken;
@@ -194,7 +194,7 @@ export class Scheduler {
     // made up, more is forgotten, or an overloaded machine would burst.
     this.#dueMs = Math.max(this.#dueMs, nowMs - durationMs) + durationMs;
     this.#scheduled = true;
-    this.#cancelTimer = clock.after(this.#dueMs - nowMs, () => this.#finishStep());
+    this.#timer = clock.setTimer(this.#dueMs - nowMs, () => this.#finishStep());
   }
 
   #finishStep(): void {

@@ -1,6 +1,6 @@
 // The sim: an Engine whose arithmetic is a clock and a hash. What is real: the queue, the slots, the KV
 // bytes and their way from prefill to decode, and that the answer is computed from the KV alone.
-import type { Clock } from "../clock.ts";
+import type { Clock } from "../../common/clock.ts";
 import type { Engine, EngineFailure, Finish, ModelFacts, SequenceHandle, SequenceRequest, TokenSink } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import type { Connector, KvModel, KvSpace } from "../kv/connector.ts";
