@@ -74,7 +74,8 @@ async function typecheck() {
 async function check(args) {
   const { lockFaults } = await import("./lock-check.mjs");
   const faults = lockFaults(JSON.parse(readFileSync("package-lock.json", "utf8")));
-  if (faults.length > 0) throw new StepFailed(["package-lock.json can't be installed everywhere:", ...faults].join("\n  "));
+  if (faults.length > 0)
+    throw new StepFailed(["package-lock.json can't be installed everywhere:", ...faults].join("\n  "));
   await setUp("build");
   await lint();
   await typecheck();

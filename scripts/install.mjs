@@ -24,7 +24,11 @@ function isForHere({ os, cpu, libc }) {
 }
 
 function matches(list, value) {
-  return list === undefined || list.includes(value) || (list.every((item) => item.startsWith("!")) && !list.includes(`!${value}`));
+  return (
+    list === undefined ||
+    list.includes(value) ||
+    (list.every((item) => item.startsWith("!")) && !list.includes(`!${value}`))
+  );
 }
 
 /**

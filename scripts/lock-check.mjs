@@ -14,7 +14,8 @@ export function lockFaults(lock) {
       }
     }
     for (const optional of Object.keys(entry.optionalDependencies ?? {})) {
-      if (lookUp(lock.packages, path, optional) === undefined) faults.push(`${name} needs ${optional} on some platform, and it has no entry`);
+      if (lookUp(lock.packages, path, optional) === undefined)
+        faults.push(`${name} needs ${optional} on some platform, and it has no entry`);
     }
   }
   return faults;

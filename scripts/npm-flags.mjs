@@ -1,7 +1,19 @@
 // `npm start --port 9` without `--` before the flags: npm takes them for its own, and the user wonders.
 
 /** Flags of `tandem up` that people type and npm doesn't know. */
-const FLAGS = ["port", "grpc-port", "prefill", "decode", "engine", "model", "attach", "connector", "api-key", "slots", "config"];
+const FLAGS = [
+  "port",
+  "grpc-port",
+  "prefill",
+  "decode",
+  "engine",
+  "model",
+  "attach",
+  "connector",
+  "api-key",
+  "slots",
+  "config",
+];
 
 /**
  * What to tell the user when npm took flags that were meant for Tandem; undefined when it didn't. npm passes what it took

@@ -46,7 +46,8 @@ module.exports = class Reporter {
       console.log(`${mark} ${ended.title} ${dim(`(${counts.join(", ")}, ${ms} ms)`)}`);
     });
     runner.once("end", () => {
-      for (const failure of failures) console.log(`\n${red("✗")} ${failure.title}\n${dim(`  ${failure.file ?? ""}`)}\n${describe(failure.error)}`);
+      for (const failure of failures)
+        console.log(`\n${red("✗")} ${failure.title}\n${dim(`  ${failure.file ?? ""}`)}\n${describe(failure.error)}`);
       if (failures.length > 0) console.log("");
       for (const [reason, titles] of skipped) {
         console.log(`skipped, ${reason}:`);
@@ -54,7 +55,10 @@ module.exports = class Reporter {
       }
       // scripts/tests.mjs prints the sum itself, as its very last line; run by hand, mocha has nobody else to do it.
       if (process.env.TANDEM_TEST_RESULT) writeFileSync(process.env.TANDEM_TEST_RESULT, JSON.stringify(total));
-      else console.log(`${total.passed} passed, ${total.failed} failed${total.skipped > 0 ? `, ${total.skipped} skipped` : ""}`);
+      else
+        console.log(
+          `${total.passed} passed, ${total.failed} failed${total.skipped > 0 ? `, ${total.skipped} skipped` : ""}`,
+        );
     });
   }
 };
@@ -74,8 +78,12 @@ function describe(error) {
   const lines = [error.stack ?? `${error.name}: ${error.message}`];
   // An assertion whose message the test gave doesn't show what was compared.
   if ("actual" in error && "expected" in error && error.generatedMessage === false) {
-    lines.push(`expected: ${inspect(error.expected, { depth: 6 })}`, `actual:   ${inspect(error.actual, { depth: 6 })}`);
+    lines.push(
+      `expected: ${inspect(error.expected, { depth: 6 })}`,
+      `actual:   ${inspect(error.actual, { depth: 6 })}`,
+    );
   }
-  if (error.cause !== undefined) lines.push(`caused by: ${error.cause instanceof Error ? error.cause.stack : inspect(error.cause)}`);
+  if (error.cause !== undefined)
+    lines.push(`caused by: ${error.cause instanceof Error ? error.cause.stack : inspect(error.cause)}`);
   return lines.join("\n").replace(/^/gm, "  ");
 }

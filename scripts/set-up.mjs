@@ -87,7 +87,13 @@ async function build() {
   const stamp = stampOf(buildInputs());
   try {
     await timed("building ...", () =>
-      runQuietly("the build", process.execPath, [tool("typescript/bin/tsc"), "-p", "tsconfig.build.json", "--outDir", fresh]),
+      runQuietly("the build", process.execPath, [
+        tool("typescript/bin/tsc"),
+        "-p",
+        "tsconfig.build.json",
+        "--outDir",
+        fresh,
+      ]),
     );
   } catch (error) {
     rmSync(fresh, { recursive: true, force: true });

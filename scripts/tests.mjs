@@ -5,7 +5,18 @@ import { join } from "node:path";
 import { ROOT, StepFailed, tool } from "./process.mjs";
 
 /** Mocha flags that take a value, so that the value isn't taken for a path. */
-const WITH_VALUE = new Set(["--grep", "-g", "--fgrep", "-f", "--timeout", "-t", "--reporter", "-R", "--retries", "--slow"]);
+const WITH_VALUE = new Set([
+  "--grep",
+  "-g",
+  "--fgrep",
+  "-f",
+  "--timeout",
+  "-t",
+  "--reporter",
+  "-R",
+  "--retries",
+  "--slow",
+]);
 
 /**
  * @param args Paths narrow the run; `--all` adds what needs Consul, vLLM or GPUs; other flags go to mocha.
@@ -17,7 +28,8 @@ export async function runTests(args, env = process.env) {
   mkdirSync(join(ROOT, ".tandem"), { recursive: true });
   if (isSet(env.CI)) flags.push("--forbid-only");
   const code = await mocha([...flags, ...files], { ...env, TANDEM_TEST_RESULT: resultFile });
-  for (const file of left) console.log(`not run: ${file} (needs Consul, vLLM or GPUs; CI=true or \`npm test -- --all\` runs it)`);
+  for (const file of left)
+    console.log(`not run: ${file} (needs Consul, vLLM or GPUs; CI=true or \`npm test -- --all\` runs it)`);
   const { line, failed } = closingLine(takeResult(resultFile), code);
   console.log(line);
   return failed ? 1 : 0;
@@ -66,7 +78,11 @@ function takeResult(file) {
 
 function mocha(args, env) {
   // Not mocha/bin, which would start one process more to pass --import on.
-  const child = spawn(process.execPath, ["--import=tsx", tool("mocha/lib/cli/cli.js"), ...args], { cwd: ROOT, stdio: "inherit", env });
+  const child = spawn(process.execPath, ["--import=tsx", tool("mocha/lib/cli/cli.js"), ...args], {
+    cwd: ROOT,
+    stdio: "inherit",
+    env,
+  });
   const forward = (signal) => child.kill(signal);
   for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, forward);
   return new Promise((resolve, reject) => {

@@ -20,9 +20,14 @@ export function defineConfig<const S extends Schema>(
   schema: S,
   o: { readonly summary?: string; readonly usage?: string } = {},
 ): ConfigDefinition<S> {
-  const taken = new Map<string, string>([["config", "--config"], ["help", "--help"], ["TANDEM_CONFIG", "--config"]]);
+  const taken = new Map<string, string>([
+    ["config", "--config"],
+    ["help", "--help"],
+    ["TANDEM_CONFIG", "--config"],
+  ]);
   for (const [key, option] of Object.entries(schema)) {
-    if (!/^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$/.test(key)) throw new Error(`${name}: ${key} is not a dotted snake_case key`);
+    if (!/^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$/.test(key))
+      throw new Error(`${name}: ${key} is not a dotted snake_case key`);
     for (const word of [key, ...option.aliases, ...variablesOf(key, option)]) {
       const other = taken.get(word);
       if (other !== undefined && other !== key) throw new Error(`${name}: both ${other} and ${key} answer to ${word}`);

@@ -66,11 +66,18 @@ export function readFlags(definition: ConfigDefinition, argv: readonly string[])
   return { help, file, values };
 }
 
-function setOnce(values: Map<string, { name: string; value: string | string[] }>, key: string, name: string, value: string): void {
+function setOnce(
+  values: Map<string, { name: string; value: string | string[] }>,
+  key: string,
+  name: string,
+  value: string,
+): void {
   const before = values.get(key);
   if (before !== undefined) {
     throw new ConfigError(
-      before.name === name ? `${name} is given twice.` : `${before.name} and ${name} both set ${key}; give one of them.`,
+      before.name === name
+        ? `${name} is given twice.`
+        : `${before.name} and ${name} both set ${key}; give one of them.`,
     );
   }
   values.set(key, { name, value });

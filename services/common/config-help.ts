@@ -33,7 +33,9 @@ export function configMarkdown(definition: ConfigDefinition): string {
   const cell = (words: string): string => words.replaceAll("|", "\\|").replaceAll("\n", " ");
   const rows = Object.entries(definition.schema).map(([key, option]) => {
     const flags = [key, ...option.aliases].map((name) => `\`--${name}\``).join(", ");
-    const env = variablesOf(key, option).map((name) => `\`${name}\``).join(", ");
+    const env = variablesOf(key, option)
+      .map((name) => `\`${name}\``)
+      .join(", ");
     const cells = [flags, env, option.expected, defaultOf(option).replace(/^default /, ""), option.doc];
     return `| ${cells.map(cell).join(" | ")} |`;
   });

@@ -76,7 +76,8 @@ export function loadConfig<S extends Schema>(definition: ConfigDefinition<S>, so
 /** Every setting of `config` in the order of its schema. `config` must be what `loadConfig` returned, not a copy. */
 export function settingsOf(config: Config<any>): readonly Setting[] {
   const settings = settingsByConfig.get(config);
-  if (settings === undefined) throw new Error("settingsOf() got a copy of a config; it knows only what loadConfig() returned");
+  if (settings === undefined)
+    throw new Error("settingsOf() got a copy of a config; it knows only what loadConfig() returned");
   return settings;
 }
 
@@ -113,7 +114,8 @@ function refuseMistypedVariables(definition: ConfigDefinition, env: ConfigSource
   for (const name of Object.keys(env)) {
     if (!name.startsWith("TANDEM_") || known.includes(name)) continue;
     const meant = known.find((candidate) => editDistance(name, candidate) === 1);
-    if (meant !== undefined) throw new ConfigError(`${name} is not a variable of ${definition.name}; did you mean ${meant}?`);
+    if (meant !== undefined)
+      throw new ConfigError(`${name} is not a variable of ${definition.name}; did you mean ${meant}?`);
   }
 }
 

@@ -98,10 +98,13 @@ interface NumberOptions extends Common {
 function numeric<O extends NumberOptions>(o: O, whole: boolean): Option<Maybe<number, O>> {
   const { min = -Infinity, max = Infinity, unit } = o;
   const range =
-    min > -Infinity && max < Infinity ? ` from ${min} to ${max}`
-    : min > -Infinity ? ` of at least ${min}`
-    : max < Infinity ? ` of at most ${max}`
-    : "";
+    min > -Infinity && max < Infinity
+      ? ` from ${min} to ${max}`
+      : min > -Infinity
+        ? ` of at least ${min}`
+        : max < Infinity
+          ? ` of at most ${max}`
+          : "";
   return option<number, O>(o, {
     kind: whole ? "integer" : "number",
     expected: `${whole ? "an integer" : "a number"}${range}${unit === undefined ? "" : ` (${unit})`}`,
@@ -211,7 +214,11 @@ export function list(o: ListOptions): Option<readonly string[]> {
       kind: "list",
       expected: "a list of texts",
       placeholder: "TEXT",
-      parse: (written) => written.split(",").map((item) => item.trim()).filter((item) => item !== ""),
+      parse: (written) =>
+        written
+          .split(",")
+          .map((item) => item.trim())
+          .filter((item) => item !== ""),
       print: (value) => (value.length === 0 ? "none" : value.join(", ")),
     },
   );

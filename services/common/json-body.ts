@@ -92,7 +92,8 @@ export function splice(
   let kept = false;
   const edit = (start: number, end: number, replacement?: string | Buffer): void => {
     if (start > copied) pieces.push(json.subarray(copied, start));
-    if (replacement !== undefined) pieces.push(typeof replacement === "string" ? Buffer.from(replacement) : replacement);
+    if (replacement !== undefined)
+      pieces.push(typeof replacement === "string" ? Buffer.from(replacement) : replacement);
     copied = end;
   };
 
@@ -187,7 +188,14 @@ function endOfValue(json: Buffer, start: number): number {
 
 function isPlain(byte: number | undefined): boolean {
   if (byte === undefined) return false;
-  return (byte >= 0x30 && byte <= 0x39) || (byte >= 0x61 && byte <= 0x7a) || byte === 0x2d || byte === 0x2e || byte === 0x2b || byte === 0x45;
+  return (
+    (byte >= 0x30 && byte <= 0x39) ||
+    (byte >= 0x61 && byte <= 0x7a) ||
+    byte === 0x2d ||
+    byte === 0x2e ||
+    byte === 0x2b ||
+    byte === 0x45
+  );
 }
 
 function decodeKey(json: Buffer, start: number, end: number): string {

@@ -26,8 +26,8 @@ export interface LogOptions {
 
 export const LOG_LEVELS: readonly LogLevel[] = ["debug", "info", "warn", "error"];
 
-/** Names of fields whose value must not be written; "key" alone and counts ("queuedTokens") are harmless. */
-const SECRET = /(token|secret|password|authorization|[a-z]Key|_key|-key)$/;
+/** Names of fields whose value must not be written. "key" alone is harmless, as are numbers and booleans of any name. */
+const SECRET = /([tT]oken|[sS]ecret|[pP]assword|[aA]uthorization|[a-z]Key|_key|-key)$/;
 
 const COLOURS: Record<LogLevel, string> = { debug: "\x1b[2m", info: "\x1b[36m", warn: "\x1b[33m", error: "\x1b[31m" };
 
@@ -92,8 +92,9 @@ function stackOf(error: Error): string {
 
 /** `value` as JSON can hold it, without secrets and cycles. */
 function plain(key: string, value: unknown, depth = 0): unknown {
-  if (SECRET.test(key)) return value === undefined || value === "" ? value : "[redacted]";
   if (typeof value === "bigint") return value.toString();
+  if ((typeof value === "string" ? value !== "" : typeof value === "object" && value !== null) && SECRET.test(key))
+    return "[redacted]";
   if (typeof value !== "object" || value === null) return value;
   if (depth > 5) return "[deep]";
   if (value instanceof Error) {

@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { systemClock } from "../../services/common/clock.ts";
+import { manualClock } from "../support/manual-clock.ts";
+import { deferred, within } from "../support/waits.ts";
+
+describe("the system's clock", () => {
+  it("tells a time near that of the calendar and runs timers", async () => {
+    assert.ok(Math.abs(systemClock.nowMs() - Date.now()) < 1_000);
+    const { promise, resolve } = deferred();
+    systemClock.setTimer(1, resolve);
+    await within(promise, "a timer");
+  });
+
+  it("cancels timers, and doesn't run a very long one at once", async () => {
+    let ran = 0;
+    systemClock.setTimer(1, () => ran++).cancel();
+    const long = systemClock.setTimer(2 ** 40, () => ran++);
+    const { promise, resolve } = deferred();
+    systemClock.setTimer(20, resolve);
+    await within(promise, "a timer");
+    long.cancel();
+    long.cancel();
+    assert.equal(ran, 0);
+  });
+});
+
+describe("a clock that the test moves", () => {
+  it("runs timers in the order of time, also those that timers set", () => {
+    const clock = manualClock(0);
+    const seen: string[] = [];
+    clock.setTimer(20, () => seen.push(`b ${clock.nowMs()}`));
+    clock.setTimer(10, () => {
+      seen.push(`a ${clock.nowMs()}`);
+      clock.setTimer(5, () => seen.push(`c ${clock.nowMs()}`));
+    });
+    const never = clock.setTimer(15, () => seen.push("never"));
+    never.cancel();
+    clock.advance(9);
+    assert.deepEqual([seen, clock.nowMs(), clock.pending], [[], 9, 2]);
+    clock.advance(100);
+    assert.deepEqual([seen, clock.nowMs(), clock.pending], [["a 10", "c 15", "b 20"], 109, 0]);
+  });
+
+  it("lets promises settle between timers when asked to", async () => {
+    const clock = manualClock();
+    const seen: number[] = [];
+    const loop = (async () => {
+      for (let round = 0; round < 3; round++) {
+        await new Promise<void>((resolve) => clock.setTimer(10, resolve));
+        seen.push(clock.nowMs());
+      }
+    })();
+    const startMs = clock.nowMs();
+    await clock.pass(30);
+    await loop;
+    assert.deepEqual(seen, [startMs + 10, startMs + 20, startMs + 30]);
+  });
+});

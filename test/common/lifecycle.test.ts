@@ -1,0 +1,102 @@
+import assert from "node:assert/strict";
+import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal, backoffMs, onceAborted } from "../../services/common/lifecycle.ts";
+import { moduleUrl, runScript } from "../support/script.ts";
+
+const lifecycle = JSON.stringify(moduleUrl("services/common/lifecycle.ts"));
+
+describe("a process that waits for a signal", () => {
+  const waiting = `
+    import { untilSignal, onceAborted } from ${lifecycle};
+    const stop = untilSignal("SIGINT", "SIGTERM");
+    setInterval(() => {}, 1000);
+    console.log("ready");
+    await onceAborted(stop);
+    console.log("stopping after " + stop.reason);`;
+
+  it("stops by itself at the first one and at once at the second", async () => {
+    await using script = runScript(waiting);
+    await script.printed("ready");
+    script.process.kill("SIGTERM");
+    await script.printed("stopping after SIGTERM");
+    await sleep(550); // Time is the subject: an earlier signal would count as the same one.
+    script.process.kill("SIGINT");
+    assert.equal((await script.ended).code, 130);
+  });
+
+  it("takes Ctrl-C as one signal although npm passes on a second copy", async () => {
+    await using script = runScript(`${waiting}
+      setTimeout(() => process.exit(7), 300);`);
+    await script.printed("ready");
+    script.process.kill("SIGINT");
+    await script.printed("stopping after SIGINT");
+    script.process.kill("SIGINT");
+    assert.equal((await script.ended).code, 7);
+  });
+});
+
+describe("a process whose parent died", () => {
+  const orphan = `
+    import { stopWithParent, onceAborted } from ${lifecycle};
+    const gone = stopWithParent();
+    console.log("ready " + (gone === undefined));
+    setInterval(() => {}, 1000);
+    if (gone) { await onceAborted(gone); console.log("alone"); }`;
+
+  it("is told by the end of its standard input, and exits hard two seconds later", async () => {
+    await using script = runScript(orphan, { stdin: "pipe", env: { TANDEM_PARENT_PIPE: "1" } });
+    await script.printed("ready false");
+    script.process.stdin!.end();
+    await script.printed("alone");
+    const sinceMs = performance.now();
+    assert.equal((await script.ended).code, 1);
+    assert.ok(performance.now() - sinceMs > 1_500);
+  });
+
+  it("leaves standard input alone unless the parent said what it means", async () => {
+    await using script = runScript(orphan, { stdin: "ignore", env: { TANDEM_PARENT_PIPE: "" } });
+    await script.printed("ready true");
+  });
+
+  it("isn't kept alive by watching", async () => {
+    await using script = runScript(`import { stopWithParent } from ${lifecycle}; stopWithParent();`, {
+      stdin: "pipe",
+      env: { TANDEM_PARENT_PIPE: "1" },
+    });
+    assert.equal((await script.ended).code, 0);
+  });
+});
+
+describe("abort signals", () => {
+  it("combine, undefined ones left out", async () => {
+    const controller = new AbortController();
+    const any = anySignal(undefined, controller.signal);
+    assert.equal(any.aborted, false);
+    const aborted = onceAborted(any);
+    controller.abort("why");
+    await aborted;
+    assert.equal(any.reason, "why");
+    await onceAborted(any);
+    assert.equal(anySignal().aborted, false);
+  });
+});
+
+describe("back-off", () => {
+  it("doubles from its minimum to its maximum, half of it at random", () => {
+    const bounds = { minMs: 50, maxMs: 2_000 };
+    const longest = Array.from({ length: 8 }, (_, attempt) => Math.round(backoffMs(attempt, bounds, () => 1 - 1e-9)));
+    assert.deepEqual(longest, [50, 100, 200, 400, 800, 1_600, 2_000, 2_000]);
+    assert.equal(
+      backoffMs(0, bounds, () => 0),
+      50,
+    );
+    assert.equal(
+      backoffMs(3, bounds, () => 0),
+      200,
+    );
+    assert.equal(
+      backoffMs(5_000, bounds, () => 0),
+      1_000,
+    );
+  });
+});

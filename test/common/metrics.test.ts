@@ -1,0 +1,41 @@
+import assert from "node:assert/strict";
+import { createMetrics } from "../../services/common/metrics.ts";
+
+describe("metrics", () => {
+  it("are printed as Prometheus reads them", async () => {
+    const metrics = createMetrics();
+    metrics.counter("tandem_requests_total", "Requests.", ["outcome"]).inc({ outcome: "ok" }, 2);
+    metrics.histogram("tandem_ttft_seconds", "TTFT.", [0.1, 1]).observe(0.5);
+    let depth = 7;
+    metrics.gauge("tandem_queue", "Waiting.", [], (gauge) => gauge.set(depth));
+    depth = 9;
+    const text = await metrics.text();
+    assert.match(text, /^tandem_requests_total\{outcome="ok"\} 2$/m);
+    assert.match(text, /^tandem_ttft_seconds_bucket\{le="1"\} 1$/m);
+    assert.match(text, /^tandem_queue 9$/m);
+    assert.match(metrics.contentType, /^text\/plain/);
+  });
+
+  it("belong to their owner: two sets in one process don't meet, and a name is one metric", async () => {
+    const [a, b] = [createMetrics(), createMetrics()];
+    a.counter("tandem_x_total", "X.").inc();
+    a.counter("tandem_x_total", "X.").inc();
+    b.counter("tandem_x_total", "X.");
+    assert.match(await a.text(), /^tandem_x_total 2$/m);
+    assert.match(await b.text(), /^tandem_x_total 0$/m);
+  });
+
+  it("tell memory, processor time and start of the process", async () => {
+    const metrics = createMetrics();
+    await metrics.text();
+    const text = await metrics.text();
+    const value = (name: string): number => Number(new RegExp(`^${name} (.+)$`, "m").exec(text)?.[1]);
+    assert.ok(value("process_resident_memory_bytes") > 1e7);
+    // Counted once, not once more at each scrape.
+    assert.ok(
+      Math.abs(value("process_cpu_seconds_total") - process.cpuUsage().user / 1e6 - process.cpuUsage().system / 1e6) <
+        1,
+    );
+    assert.ok(Math.abs(value("process_start_time_seconds") - Date.now() / 1000) < 3_600);
+  });
+});

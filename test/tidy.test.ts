@@ -1,0 +1,227 @@
+// Holds the layout of style.md: who imports whom, which folder is the door to which package, names, sizes.
+import assert from "node:assert/strict";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { dirname, join, posix } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
+
+const filesUnder = (folder: string): string[] =>
+  existsSync(join(ROOT, folder))
+    ? readdirSync(join(ROOT, folder), { recursive: true, encoding: "utf8" })
+        .map((name) => posix.join(folder, name.replaceAll("\\", "/")))
+        .filter((file) => statSync(join(ROOT, file)).isFile())
+        .sort()
+    : [];
+
+const isCode = (file: string): boolean => /\.(ts|mjs|cjs)$/.test(file);
+const textOf = (file: string): string => readFileSync(join(ROOT, file), "utf8");
+
+/** A module that `file` imports, from the repository's root or as the name of a package; also by a lazy import(). */
+interface Import {
+  readonly file: string;
+  readonly target: string;
+  readonly lazy: boolean;
+  readonly typeOnly: boolean;
+}
+
+function importsOf(file: string): Import[] {
+  const text = textOf(file);
+  const found: Import[] = [];
+  const add = (specifier: string, lazy: boolean, typeOnly: boolean): void => {
+    const target = specifier.startsWith(".") ? posix.join(posix.dirname(file), specifier) : specifier;
+    found.push({ file, target, lazy, typeOnly });
+  };
+  for (const [, type, specifier] of text.matchAll(/^(?:import|export)(\s+type)?\b[^;"']*?\bfrom\s+["']([^"']+)["']/gm))
+    add(specifier!, false, type !== undefined);
+  for (const [, specifier] of text.matchAll(/^import\s+["']([^"']+)["']/gm)) add(specifier!, false, false);
+  for (const [, typeof_, specifier] of text.matchAll(/(\btypeof\s+)?\bimport\(\s*["']([^"']+)["']/g))
+    add(specifier!, true, typeof_ !== undefined);
+  return found;
+}
+
+const sources = [...filesUnder("services"), ...filesUnder("clients")].filter(isCode);
+const imports = sources.flatMap(importsOf);
+
+/** What may not be is a list that must be empty: a failure shows the whole of it. */
+const none = (faults: readonly string[]): void => assert.deepEqual(faults, []);
+const show = ({ file, target }: Import): string => `${file} imports ${target}`;
+
+/** Folders from the left to the right of style.md 2: each may import from those of a later layer, and from itself. */
+const LAYERS: readonly (readonly string[])[] = [
+  ["clients"],
+  ["services/router", "services/prefill", "services/decode"],
+  // What prefill and decode share.
+  ["services/instance"],
+  ["services/kv", "services/discovery", "services/engine", "services/tiny-engine"],
+  ["services/rpc"],
+  ["services/common"],
+];
+
+/** Inside the router. Relay takes from admission, pool and kv; policy and legs know nobody. */
+const ROUTER_LAYERS: readonly (readonly string[])[] = [
+  ["services/router/main.ts"],
+  ["services/router/rest", "services/router/control"],
+  // What rest and control share: one request, whoever asked.
+  ["services/router/serving"],
+  ["services/router/relay"],
+  ["services/router/admission", "services/router/pool"],
+  ["services/router/policy"],
+];
+
+const within = (path: string, folder: string): boolean => path === folder || path.startsWith(`${folder}/`);
+
+function placeIn(layers: readonly (readonly string[])[], path: string): { layer: number; folder: string } | undefined {
+  for (const [layer, folders] of layers.entries()) {
+    const folder = folders.find((candidate) => within(path, candidate));
+    if (folder !== undefined) return { layer, folder };
+  }
+  return undefined;
+}
+
+function pointsLeft(layers: readonly (readonly string[])[], { file, target }: Import): boolean {
+  const [from, to] = [placeIn(layers, file), placeIn(layers, target)];
+  if (from === undefined || to === undefined || from.folder === to.folder) return false;
+  return to.layer <= from.layer;
+}
+
+describe("imports", () => {
+  it("point from the services to what they stand on, never back and never sideways", () => {
+    // The CLI starts the services: by a lazy import of their main.ts, and of nothing else of them. Clients share rpc,
+    // discovery and common.
+    const isCliStart = ({ file, target, lazy }: Import): boolean =>
+      lazy && within(file, "clients/cli") && /^services\/[a-z-]+\/main\.ts$/.test(target);
+    none(imports.filter((one) => pointsLeft(LAYERS, one) && !isCliStart(one)).map(show));
+    const shared = ["services/common", "services/rpc", "services/discovery", "clients"];
+    const clients = imports.filter(({ file, target }) => within(file, "clients") && /^(services|test)\//.test(target));
+    none(clients.filter((one) => !isCliStart(one) && !shared.some((folder) => within(one.target, folder))).map(show));
+  });
+
+  it("have a place for every folder of services", () => {
+    const folders = new Set(
+      sources.filter((file) => file.startsWith("services/")).map((file) => file.split("/").slice(0, 2).join("/")),
+    );
+    none([...folders].filter((folder) => placeIn(LAYERS, folder) === undefined));
+  });
+
+  it("point from main to rest and control, to relay, to admission and pool, to policy inside the router", () => {
+    none(imports.filter((one) => pointsLeft(ROUTER_LAYERS, one)).map(show));
+  });
+
+  it("leave policy and kv pure: no I/O, no packages", () => {
+    const pure = imports.filter(({ file }) => within(file, "services/router/policy") || within(file, "services/kv"));
+    none(
+      pure
+        .filter(({ file, target, typeOnly }) => {
+          const own = [
+            "services/router/policy",
+            "services/kv",
+            "services/common/errors.ts",
+            "services/common/json-body.ts",
+          ];
+          return (
+            !typeOnly &&
+            !own.some((folder) => within(target, folder)) &&
+            !["node:buffer", "node:assert/strict"].includes(target)
+          );
+        })
+        .map(show),
+    );
+  });
+
+  it("leave the embedded engine a program of its own, which knows nothing of Tandem but its common parts", () => {
+    const engine = imports.filter(
+      ({ file, target }) => within(file, "services/tiny-engine") && /^(services|clients|#gen)/.test(target),
+    );
+    none(
+      engine
+        .filter(({ target }) => !within(target, "services/tiny-engine") && !within(target, "services/common"))
+        .map(show),
+    );
+  });
+
+  it("never reach into the tests, and only go to files that exist", () => {
+    none(imports.filter(({ target }) => target.startsWith("test/")).map(show));
+    const relative = imports.filter(({ target }) => /^(services|clients)\//.test(target));
+    none(relative.filter(({ target }) => !existsSync(join(ROOT, target))).map(show));
+  });
+
+  it("enter each package by its doors only", () => {
+    const doors: Record<string, readonly string[]> = {
+      express: ["services/router/rest"],
+      "@grpc/grpc-js": ["services/rpc"],
+      "@connectrpc/connect": ["services/rpc", "clients"],
+      "@connectrpc/connect-node": ["services/rpc", "clients"],
+      zeromq: ["services/tiny-engine", "services/discovery/vllm-pings.ts"],
+      // The declaration of a type that Node has and its types don't export.
+      "undici-types": ["services/rpc/headers-init.d.ts"],
+      "prom-client": ["services/common/metrics.ts"],
+      // Messages are everywhere; this says that no other package is.
+      "@bufbuild/protobuf": ["services", "clients"],
+    };
+    const packageOf = (target: string): string =>
+      target
+        .split("/")
+        .slice(0, target.startsWith("@") ? 2 : 1)
+        .join("/");
+    const outside = imports.filter(({ target }) => !/^(node:|services\/|clients\/|test\/|#gen\/)/.test(target));
+    none(outside.filter(({ file, target }) => !doors[packageOf(target)]?.some((door) => within(file, door))).map(show));
+  });
+});
+
+describe("files", () => {
+  const all = [...sources, ...filesUnder("scripts"), ...filesUnder("test")].filter(isCode);
+
+  it("have at most 400 lines", () => {
+    none(
+      all
+        .map((file) => ({ file, lines: textOf(file).split("\n").length - 1 }))
+        .filter(({ lines }) => lines > 400)
+        .map(({ file, lines }) => `${file}: ${lines}`),
+    );
+  });
+
+  it("have kebab-case names, and none of them is called utils or helpers", () => {
+    none(all.filter((file) => !file.split("/").every((part) => /^[a-z0-9]+([-.][a-z0-9]+)*$/.test(part))));
+    none(all.filter((file) => /(^|[/-])(utils?|helpers?|misc)([./-]|$)/.test(file)));
+  });
+
+  it("leave nothing to do", () => {
+    // Put together, so that this line is not one of them.
+    const mark = new RegExp(`\\b(${["TO" + "DO", "FIX" + "ME", "X" + "XX"].join("|")})\\b`);
+    none(
+      [...all, ...filesUnder("proto"), ...filesUnder("docs")].filter(
+        (file) => /\.(ts|mjs|cjs|proto|md)$/.test(file) && mark.test(textOf(file)),
+      ),
+    );
+  });
+});
+
+describe("the repository", () => {
+  it("pins its dependencies to exact versions", () => {
+    const manifest = JSON.parse(textOf("package.json")) as Record<string, Record<string, string> | undefined>;
+    const ranges = ["dependencies", "devDependencies", "optionalDependencies"].flatMap((kind) =>
+      Object.entries(manifest[kind] ?? {}),
+    );
+    none(
+      ranges
+        .filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(version))
+        .map(([name, version]) => `${name} ${version}`),
+    );
+  });
+
+  it("tells in every decision what was chosen, what was measured and what would change our mind", () => {
+    const records = filesUnder("docs/adr").filter((file) => file.endsWith(".md") && !file.endsWith("README.md"));
+    none(records.filter((file) => !/\/\d{4}-[a-z0-9-]+\.md$/.test(file)));
+    const sections = ["Context", "Choice", "Measured", "What would change our mind"];
+    none(
+      records.flatMap((file) =>
+        sections
+          .filter((section) => !textOf(file).includes(`\n## ${section}\n`))
+          .map((section) => `${file} has no "${section}"`),
+      ),
+    );
+    const numbers = records.map((file) => /(\d{4})-[^/]*$/.exec(file)![1]!);
+    none(numbers.filter((number, index) => numbers.indexOf(number) !== index));
+  });
+});
