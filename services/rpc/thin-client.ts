@@ -81,12 +81,12 @@ class Channel implements ThinChannel {
   }
 
   get up(): boolean {
-    return this.#up;
+    return this.#up && this.#usable() !== undefined;
   }
 
   open(path: string, handlers: ThinHandlers, { timeoutMs }: { timeoutMs?: number | undefined } = {}): ThinCall {
     if (this.#closed) return refusedCall(handlers, new ServiceError("instance_unavailable", "The channel is closed."));
-    const connection = this.#current ?? this.#connect();
+    const connection = this.#usable() ?? this.#connect();
     if (++connection.calls >= CALLS_PER_CONNECTION) this.#retire(connection);
     const limitedMs = timeoutMs === undefined ? undefined : Math.min(Math.max(Math.ceil(timeoutMs), 1), TIMEOUT_LIMIT_MS);
     const stream = connection.session.request({
@@ -152,6 +152,13 @@ class Channel implements ThinChannel {
     );
   }
 
+  /** A handler that calls again from within `onEnd` may come before the connection's own events. */
+  #usable(): Connection | undefined {
+    const session = this.#current?.session;
+    if (session !== undefined && (session.closed || session.destroyed)) this.#retire(this.#current!);
+    return this.#current;
+  }
+
   #connect(): Connection {
     const { silenceMs = 2000, pingIntervalMs = 1000, log } = this.#options;
     const url = new URL(`http://${this.address}`);
@@ -168,6 +175,7 @@ class Channel implements ThinChannel {
 
     const giveUp = (problem: string): void => {
       connection.cause ??= new Error(`${this.address}: ${problem}`);
+      this.#retire(connection);
       session.destroy(connection.cause, constants.NGHTTP2_CANCEL);
       socket.destroy(); // The session alone would wait for a peer that does not answer to take what was sent.
     };
@@ -175,6 +183,7 @@ class Channel implements ThinChannel {
     let stopWatch: (() => void) | undefined;
     session.once("connect", () => {
       clearTimeout(dialTimer);
+      if (session.closed || session.destroyed) return; // The channel was closed in the meantime.
       connection.connected = true;
       session.setLocalWindowSize(WINDOW_BYTES); // The setting above is for each stream, this for all together.
       stopWatch = watchLiveness(session, socket, { pingIntervalMs, silenceMs }, () => giveUp(`silent for ${silenceMs} ms`));
