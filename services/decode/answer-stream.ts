@@ -1,0 +1,171 @@
+// The answer of one streaming leg, event by event: the hot path of a decode instance.
+// An engine's chunks begin alike up to the choice's index: {"id":...,"object":...,"created":...,"model":...,"choices":
+// [{"index":0. Those bytes are learnt from the first chunk; from then on a chunk that begins with them gets the public
+// head in their place and is otherwise passed on as it is, unparsed. Anything else goes the slow way, by splices.
+import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
+import { scanArray, scanObject, type Member } from "../common/json-body.ts";
+import { faceAnswer, finishReasonOf, type Face, type ReadAnswer, type Usage } from "./answer.ts";
+
+const LF = 10;
+const PREFIX = Buffer.from("data: ");
+const DONE = Buffer.from("[DONE]");
+const BLANK = Buffer.from("\n\n");
+const FINISH = Buffer.from('"finish_reason":"');
+const TRANSFER = Buffer.from("_transfer_params");
+const USAGE = Buffer.from('"usage":{');
+
+export interface AnswerStreamOptions {
+  readonly face: Face;
+  /** Whether the client asked for the usage chunk. The engine is always asked. */
+  readonly wantsUsage: boolean;
+  /** Chat streams begin with a chunk that carries the role and no token. */
+  readonly startsWithRole: boolean;
+}
+
+export class AnswerStream {
+  /** What goes out next; whoever takes it calls `cleared`. */
+  readonly parts: Buffer[] = [];
+  bytes = 0;
+  /** Chunks with a choice, in `parts`: an estimate, since a chunk may hold several tokens. The usage is exact. */
+  tokens = 0;
+  /** Chunks with a choice, of the whole stream. */
+  chunkCount = 0;
+  finishReason: FinishReason | undefined;
+  usage: Usage | undefined;
+  /** `[DONE]` came. */
+  done = false;
+  /** Error that the engine reported inside the stream: the JSON of its `error`. Never to be shown. */
+  error: string | undefined;
+
+  readonly #face: Face;
+  readonly #wantsUsage: boolean;
+  readonly #startsWithRole: boolean;
+  #engineHead: Buffer | undefined;
+  #publicHead: Buffer = BLANK;
+
+  constructor(o: AnswerStreamOptions) {
+    this.#face = o.face;
+    this.#wantsUsage = o.wantsUsage;
+    this.#startsWithRole = o.startsWithRole;
+  }
+
+  /** Takes the event that fills [start, end) of `buffer`. @throws SyntaxError when it is nothing an engine sends. */
+  take(buffer: Buffer, start: number, end: number): void {
+    if (this.done || this.error !== undefined) return;
+    const head = this.#engineHead;
+    if (head !== undefined) {
+      const from = start + head.length;
+      if (from < end && head.compare(buffer, start, from) === 0) {
+        // With its blank line, where that is the plain one.
+        const plain = buffer[end] === LF && buffer[end + 1] === LF;
+        const tail = buffer.subarray(from, plain ? end + 2 : end);
+        if (tail.indexOf(TRANSFER) === -1 && tail.indexOf(USAGE) === -1) {
+          const finish = tail.indexOf(FINISH);
+          if (finish !== -1) this.#readFinish(tail, finish + FINISH.length);
+          this.#count();
+          this.parts.push(this.#publicHead, tail);
+          this.bytes += this.#publicHead.length + tail.length;
+          if (!plain) this.#push(BLANK);
+          return;
+        }
+      }
+    }
+    this.#takeSlowly(buffer.subarray(start, end));
+  }
+
+  cleared(): void {
+    this.parts.length = 0;
+    this.bytes = 0;
+    this.tokens = 0;
+  }
+
+  #push(part: Buffer): void {
+    this.parts.push(part);
+    this.bytes += part.length;
+  }
+
+  #count(): void {
+    // The role chunk is a sign of life but no token.
+    if (!(this.#startsWithRole && this.chunkCount === 0)) this.tokens++;
+    this.chunkCount++;
+  }
+
+  #readFinish(tail: Buffer, at: number): void {
+    this.finishReason = finishReasonOf(tail.toString("latin1", at, tail.indexOf(0x22, at)));
+  }
+
+  #takeSlowly(event: Buffer): void {
+    const data = dataOf(event);
+    if (data === undefined) return;
+    if (data.equals(DONE)) {
+      this.done = true;
+      return;
+    }
+    const members = scanObject(data);
+    const failed = members.find((member) => member.key === "error");
+    if (failed !== undefined && data.toString("latin1", failed.valueStart, failed.valueEnd) !== "null") {
+      this.error = data.toString("utf8", failed.valueStart, Math.min(failed.valueEnd, failed.valueStart + 2_000));
+      return;
+    }
+    const read: ReadAnswer = faceAnswer(data, members, this.#face, this.#wantsUsage);
+    if (read.usage !== undefined) this.usage = read.usage;
+    // The usage chunk has no choice. One that the client didn't ask for ends here.
+    if (read.choiceCount === 0 && !this.#wantsUsage) return;
+    if (read.choiceCount > 0) {
+      if (this.#engineHead === undefined) this.#learn(event, data, members);
+      if (read.finishReason !== undefined) this.finishReason = finishReasonOf(read.finishReason);
+      this.#count();
+    }
+    this.#push(PREFIX);
+    this.#push(read.json);
+    this.#push(BLANK);
+  }
+
+  /** The head up to and with the byte behind the choice's index, so that index 1 doesn't match 10. */
+  #learn(event: Buffer, data: Buffer, members: readonly Member[]): void {
+    if (event.length !== PREFIX.length + data.length || !event.subarray(0, PREFIX.length).equals(PREFIX)) return;
+    const find = (key: string): Member | undefined => members.find((member) => member.key === key);
+    const [id, created, choices] = [find("id"), find("created"), find("choices")];
+    if (id === undefined || created === undefined || choices === undefined) return;
+    if (id.valueEnd > choices.start || created.valueEnd > choices.start) return;
+    const first = scanArray(data, choices.valueStart, choices.valueEnd)[0]!;
+    const index = scanObject(data.subarray(first.start, first.end))[0];
+    // Anything before the index may change from chunk to chunk; then nothing would match anyway.
+    if (index?.key !== "index") return;
+    const cuts = [
+      { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#face.id) },
+      { start: created.valueStart, end: created.valueEnd, with: String(this.#face.created) },
+      { start: first.start + index.valueStart, end: first.start + index.valueEnd, with: String(this.#face.choiceIndex) },
+    ].sort((a, b) => a.start - b.start);
+    const headEnd = first.start + index.valueEnd + 1;
+    const pieces: Buffer[] = [PREFIX];
+    let at = 0;
+    for (const cut of cuts) {
+      pieces.push(data.subarray(at, cut.start), Buffer.from(cut.with));
+      at = cut.end;
+    }
+    pieces.push(data.subarray(at, headEnd));
+    this.#publicHead = Buffer.concat(pieces);
+    // A copy: the event's buffer is the whole read.
+    this.#engineHead = Buffer.from(event.subarray(0, PREFIX.length + headEnd));
+  }
+}
+
+/** The data of an event, its lines joined. Undefined where it has none: a comment, such as vLLM's `: keep-alive`. */
+function dataOf(event: Buffer): Buffer | undefined {
+  if (event.indexOf(LF) === -1) return lineData(event);
+  const lines: Buffer[] = [];
+  for (let at = 0; at <= event.length; ) {
+    const newline = event.indexOf(LF, at);
+    const end = newline === -1 ? event.length : newline;
+    const data = lineData(event.subarray(at, event[end - 1] === 13 ? end - 1 : end));
+    if (data !== undefined) lines.push(...(lines.length === 0 ? [data] : [Buffer.from("\n"), data]));
+    at = end + 1;
+  }
+  return lines.length === 0 ? undefined : Buffer.concat(lines);
+}
+
+function lineData(line: Buffer): Buffer | undefined {
+  if (line.length < 5 || line.toString("latin1", 0, 5) !== "data:") return undefined;
+  return line.subarray(line[5] === 0x20 ? 6 : 5);
+}

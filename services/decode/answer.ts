@@ -1,0 +1,118 @@
+// What is changed in an engine's answer before others may see it, by byte splices: everything else, float formats and
+// fields Tandem has never heard of, stays as the engine wrote it.
+import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
+import { scanArray, scanObject, splice, type Member } from "../common/json-body.ts";
+
+export interface Face {
+  /** Public id. */
+  readonly id: string;
+  /** Unix time in seconds. */
+  readonly created: number;
+  /** `index` of the one choice. */
+  readonly choiceIndex: number;
+  /**
+   * Prompt tokens that the prefill engine had cached. Undefined: nobody knows; the decode engine's own figure is dropped,
+   * for it counts the KV it was sent as cached (vLLM 0.23).
+   */
+  readonly cachedTokens: number | undefined;
+}
+
+export interface Usage {
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+}
+
+export interface ReadAnswer {
+  readonly json: Buffer;
+  readonly choiceCount: number;
+  /** As the engine spells it. Undefined where no choice has ended. */
+  readonly finishReason: string | undefined;
+  readonly usage: Usage | undefined;
+}
+
+type Changes = Map<string, string | Buffer | undefined>;
+
+/** Carry addresses and ids of engines. A null is left alone: vLLM prints it in every answer. */
+const INTERNAL_FIELDS: readonly string[] = ["kv_transfer_params", "ec_transfer_params"];
+
+/**
+ * One answer, or one chunk of a streamed one, with the face that the client sees.
+ *
+ * @param keepUsage False: `usage` is taken out, the client didn't ask for it.
+ * @throws SyntaxError when it is not what an engine answers.
+ */
+export function faceAnswer(json: Buffer, members: readonly Member[], face: Face, keepUsage: boolean): ReadAnswer {
+  const changes: Changes = new Map();
+  changes.set("id", JSON.stringify(face.id));
+  changes.set("created", String(face.created));
+  let choiceCount = 0;
+  let finishReason: string | undefined;
+  let usage: Usage | undefined;
+  for (const { key, valueStart, valueEnd } of members) {
+    const value = json.subarray(valueStart, valueEnd);
+    if (INTERNAL_FIELDS.includes(key)) {
+      if (!isNull(value)) changes.set(key, "null");
+    } else if (key === "choices" && !isNull(value)) {
+      const elements = scanArray(json, valueStart, valueEnd);
+      choiceCount = elements.length;
+      if (choiceCount === 0) continue;
+      const faced = elements.map(({ start, end }) => faceChoice(json.subarray(start, end), face.choiceIndex));
+      finishReason = faced.find((choice) => choice.finishReason !== undefined)?.finishReason;
+      changes.set(key, Buffer.concat([Buffer.from("["), ...faced.flatMap(({ json: choice }, at) => (at === 0 ? [choice] : [Buffer.from(","), choice])), Buffer.from("]")]));
+    } else if (key === "usage" && !isNull(value)) {
+      usage = readUsage(value);
+      changes.set(key, keepUsage ? faceUsage(value, face.cachedTokens) : undefined);
+    }
+  }
+  return { json: splice(json, members, changes), choiceCount, finishReason, usage };
+}
+
+/** Unknown ones count as STOP, as decode.proto says. */
+export function finishReasonOf(word: string): FinishReason {
+  if (word === "length") return FinishReason.LENGTH;
+  if (word === "tool_calls") return FinishReason.TOOL_CALLS;
+  if (word === "abort") return FinishReason.ABORT;
+  return FinishReason.STOP;
+}
+
+function faceChoice(choice: Buffer, index: number): { json: Buffer; finishReason: string | undefined } {
+  const members = scanObject(choice);
+  const ended = members.find((member) => member.key === "finish_reason");
+  const changes: Changes = new Map([["index", String(index)]]);
+  for (const { key, valueStart, valueEnd } of members) {
+    if (INTERNAL_FIELDS.includes(key) && !isNull(choice.subarray(valueStart, valueEnd))) changes.set(key, "null");
+  }
+  return {
+    json: splice(choice, members, changes),
+    finishReason: ended === undefined ? undefined : stringOf(choice.subarray(ended.valueStart, ended.valueEnd)),
+  };
+}
+
+function readUsage(usage: Buffer): Usage {
+  const { prompt_tokens: prompt, completion_tokens: completion } = JSON.parse(usage.toString("utf8")) as Record<string, unknown>;
+  return { promptTokens: whole(prompt), completionTokens: whole(completion) };
+}
+
+function faceUsage(usage: Buffer, cachedTokens: number | undefined): Buffer {
+  const members = scanObject(usage);
+  const details = members.find((member) => member.key === "prompt_tokens_details");
+  const value = details === undefined ? undefined : usage.subarray(details.valueStart, details.valueEnd);
+  const absent = value === undefined || isNull(value);
+  if (cachedTokens === undefined) return absent ? usage : splice(usage, members, new Map([["prompt_tokens_details", "null"]]));
+  const faced = absent
+    ? `{"cached_tokens":${cachedTokens}}`
+    : splice(value, scanObject(value), new Map([["cached_tokens", String(cachedTokens)]]));
+  return splice(usage, members, new Map<string, string | Buffer>([["prompt_tokens_details", faced]]));
+}
+
+function whole(value: unknown): number {
+  return typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= 0xffff_ffff ? value : 0;
+}
+
+function isNull(value: Buffer): boolean {
+  return value.length === 4 && value.toString("latin1") === "null";
+}
+
+function stringOf(value: Buffer): string | undefined {
+  return value[0] === 0x22 ? (JSON.parse(value.toString("utf8")) as string) : undefined;
+}

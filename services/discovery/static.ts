@@ -1,0 +1,66 @@
+// A fixed list of addresses instead of a registry: each is asked who it is, again and again, because what it answers
+// changes when its engine or its process is restarted.
+import { equals } from "@bufbuild/protobuf";
+import { setTimeout as sleep } from "node:timers/promises";
+import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Log } from "../common/log.ts";
+import { dialRpc } from "../rpc/client.ts";
+import type { Directory } from "./registry.ts";
+
+const ASK_EVERY_MS = 1_000;
+
+export interface StaticOptions {
+  readonly token?: string;
+  readonly log: Log;
+  /** Default 1000. */
+  readonly askEveryMs?: number;
+}
+
+/** An instance that stops answering stays listed as it was last known: the pool sees for itself that it is silent. */
+export function staticRegistry(addresses: readonly string[], o: StaticOptions): Directory & { readonly name: "static" } {
+  return {
+    name: "static",
+    watch(onChange) {
+      const over = new AbortController();
+      const known = new Map<string, Info>();
+      const askers = addresses.map((address) => ask(address));
+
+      async function ask(address: string): Promise<void> {
+        const channel = dialRpc(address, o.token === undefined || o.token === "" ? {} : { token: o.token });
+        const client = channel.client(InstanceService);
+        let answered = true;
+        while (!over.signal.aborted) {
+          try {
+            const { info } = await client.getInfo({}, { timeoutMs: 2_000, signal: over.signal });
+            if (!answered) o.log.info("a listed instance answers again", { address });
+            answered = true;
+            learn(address, info);
+          } catch (error) {
+            if (over.signal.aborted) break;
+            if (answered) o.log.warn("a listed instance does not answer", { address, because: (error as Error).message });
+            answered = false;
+          }
+          await sleep(o.askEveryMs ?? ASK_EVERY_MS, undefined, { signal: over.signal }).catch(() => {});
+        }
+        await channel[Symbol.asyncDispose]();
+      }
+
+      function learn(address: string, info: Info | undefined): void {
+        // An engine that is still loading has no model yet: nothing that could be used.
+        if (info === undefined || info.instanceId === "" || info.model === "" || over.signal.aborted) return;
+        const before = known.get(address);
+        if (before !== undefined && equals(InfoSchema, before, info)) return;
+        known.set(address, info);
+        onChange([...known.values()]);
+      }
+
+      onChange([]);
+      return {
+        async [Symbol.asyncDispose]() {
+          over.abort();
+          await Promise.allSettled(askers);
+        },
+      };
+    },
+  };
+}

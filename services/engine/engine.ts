@@ -1,0 +1,74 @@
+// What prefill and decode know of their engine.
+import type { EngineHttp } from "./http.ts";
+import type { EngineGauges } from "./metrics-text.ts";
+
+export type EngineKind = "vllm" | "embedded" | "sim";
+export const ENGINE_KINDS: readonly EngineKind[] = ["sim", "embedded", "vllm"];
+
+/** What an engine says of itself. */
+export interface EngineFacts {
+  readonly kind: EngineKind;
+  readonly version: string;
+  /** Name under which it serves its model. */
+  readonly model: string;
+  /** Tokens. 0 where it doesn't say. */
+  readonly maxModelLen: number;
+  /** Tokens in a KV block. 0 where it doesn't say. */
+  readonly blockSize: number;
+}
+
+/** One engine process that works. A restart makes another one. */
+export interface LiveEngine {
+  /** Counts up from 1 with every start. KV of an earlier one is gone. */
+  readonly incarnation: number;
+  readonly http: EngineHttp;
+  /** host:port of its KV side channel. Empty where none is known. */
+  readonly kvAddress: string;
+  readonly facts: EngineFacts;
+}
+
+/** Keeps one engine alive. When it dies, every call to it ends at once with `engine_failed`. */
+export interface EngineKeeper {
+  /** False for an attached engine. */
+  readonly ours: boolean;
+  /** Undefined while there is none that works. */
+  readonly live: LiveEngine | undefined;
+  /** Why there is none, for people. Empty while it works. */
+  readonly reason: string;
+  readonly gauges: EngineGauges;
+  /** Starts after the first one. */
+  readonly restarts: number;
+  /** Called when `live`, `reason` or `gauges` changed. */
+  onChange(listener: () => void): void;
+  /** A call to `engine` failed in a way that a dead one would explain: look at once. */
+  suspect(engine: LiveEngine): void;
+  /**
+   * Kills the engine and starts another one: its state can't be trusted any more.
+   * Returns false where the engine isn't ours to restart (attached by URL).
+   */
+  restart(engine: LiveEngine, reason: string): boolean;
+  /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
+  stop(graceMs: number): Promise<void>;
+}
+
+/** Where engines come from: a command, or a URL. */
+export interface EngineSource {
+  /** Whether it may be killed and started again. */
+  readonly ours: boolean;
+  /**
+   * Resolves when the engine works, and leaves nothing behind where it doesn't.
+   *
+   * @throws Error whose message says what to do about it.
+   */
+  start(signal: AbortSignal): Promise<StartedEngine>;
+}
+
+export interface StartedEngine {
+  readonly http: EngineHttp;
+  readonly kvAddress: string;
+  readonly facts: EngineFacts;
+  /** Resolves with what happened when the process ended. Never for an attached engine. */
+  readonly ended: Promise<Error>;
+  kill(): void;
+  stop(graceMs: number): Promise<void>;
+}

@@ -1,0 +1,170 @@
+// Keeps one engine alive: starts it, watches it, and when it dies ends its calls at once and starts another, with a
+// pause that grows. Finding a wedged engine by its token counters belongs here too and is not done yet: the counters are
+// read (`gauges`), nobody judges them.
+import { setTimeout as sleep } from "node:timers/promises";
+import { ServiceError } from "../common/errors.ts";
+import { backoffMs } from "../common/lifecycle.ts";
+import type { Log } from "../common/log.ts";
+import type { EngineKeeper, EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
+import { NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
+
+const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
+/** An engine that lived this long had a good start: the next pause is a short one again. */
+const SETTLED_MS = 30_000;
+const POLL_BUSY_MS = 1_000;
+const POLL_IDLE_MS = 5_000;
+const POLL_TIMEOUT_MS = 2_000;
+/** Polls in a row that an attached engine may leave unanswered. */
+const UNANSWERED_LIMIT = 2;
+
+export interface KeeperOptions {
+  readonly source: EngineSource;
+  readonly log: Log;
+  /** Whether legs run now: then its metrics are read once a second. */
+  readonly busy: () => boolean;
+}
+
+/**
+ * Resolves when the first engine works.
+ *
+ * @throws what `source.start` throws, for the first start only.
+ */
+export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<EngineKeeper> {
+  const { source, log } = o;
+  const listeners: (() => void)[] = [];
+  const changed = (): void => {
+    for (const listener of listeners) listener();
+  };
+  // The keeper's own end, apart from `stop`: after a signal the engine goes on until its legs have drained.
+  const over = new AbortController();
+  let live: LiveEngine | undefined;
+  let started: StartedEngine | undefined;
+  let reason = "the engine is starting";
+  let gauges: EngineGauges = NO_GAUGES;
+  let incarnation = 0;
+  let attempt = 0;
+  let liveSinceMs = 0;
+  let unanswered = 0;
+  let pollTimer: NodeJS.Timeout | undefined;
+  let restarting: Promise<void> | undefined;
+
+  function came(next: StartedEngine): void {
+    started = next;
+    incarnation++;
+    const engine: LiveEngine = { incarnation, http: next.http, kvAddress: next.kvAddress, facts: next.facts };
+    live = engine;
+    liveSinceMs = performance.now();
+    reason = "";
+    unanswered = 0;
+    void next.ended.then((error) => lose(engine, error));
+    schedulePoll(engine);
+    changed();
+  }
+
+  function lose(engine: LiveEngine, why: Error): void {
+    if (live !== engine) return;
+    clearTimeout(pollTimer);
+    live = undefined;
+    gauges = NO_GAUGES;
+    reason = over.signal.aborted ? "stopped" : firstLine(why.message);
+    engine.http.close(new ServiceError("engine_failed", "The engine stopped while it worked on the request.", { cause: why }));
+    if (!over.signal.aborted) {
+      log.error("the engine is lost", { incarnation: engine.incarnation, why: why.message });
+      if (performance.now() - liveSinceMs > SETTLED_MS) attempt = 0;
+      restarting = startAgain();
+    }
+    changed();
+  }
+
+  async function startAgain(): Promise<void> {
+    // Nothing of the old process may hold memory or ports when the new one comes.
+    started?.kill();
+    while (!over.signal.aborted) {
+      await sleep(backoffMs(attempt++, RESTART_PAUSE), undefined, { signal: over.signal }).catch(() => {});
+      if (over.signal.aborted) return;
+      try {
+        const next = await source.start(over.signal);
+        if (over.signal.aborted) return await next.stop(0);
+        came(next);
+        log.info("the engine works again", { incarnation, kvAddress: live?.kvAddress });
+        return;
+      } catch (error) {
+        if (over.signal.aborted) return;
+        reason = firstLine((error as Error).message);
+        log.error("the engine could not be started again", { error });
+        changed();
+      }
+    }
+  }
+
+  function schedulePoll(engine: LiveEngine): void {
+    pollTimer = setTimeout(() => void poll(engine), o.busy() || !source.ours ? POLL_BUSY_MS : POLL_IDLE_MS);
+    pollTimer.unref();
+  }
+
+  async function poll(engine: LiveEngine): Promise<void> {
+    try {
+      const answer = await engine.http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
+      if (live !== engine) return;
+      if (answer.status === 200) gauges = readGauges(answer.body.toString("utf8"));
+      unanswered = 0;
+      changed();
+    } catch (error) {
+      if (live !== engine) return;
+      unanswered++;
+      log.debug("the engine's metrics can't be read", { error });
+      // Of our own engine the guardian tells the end; of an attached one nobody does.
+      if (!source.ours && unanswered >= UNANSWERED_LIMIT) return lose(engine, new Error("the attached engine does not answer"));
+    }
+    schedulePoll(engine);
+  }
+
+  async function look(engine: LiveEngine): Promise<void> {
+    let why: Error;
+    try {
+      const answer = await engine.http.fetch({ method: "GET", path: "/health", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
+      if (answer.status === 200) return;
+      why = new Error(`the engine's /health answers ${answer.status}`);
+    } catch (error) {
+      // Our own may be busy for a moment; if it died, its guardian says so.
+      if (source.ours) return;
+      why = new Error("the attached engine does not answer", { cause: error });
+    }
+    if (live !== engine) return;
+    lose(engine, why);
+  }
+
+  came(await source.start(stop));
+  return {
+    ours: source.ours,
+    get live() {
+      return live;
+    },
+    get reason() {
+      return reason;
+    },
+    get gauges() {
+      return gauges;
+    },
+    get restarts() {
+      return Math.max(0, incarnation - 1);
+    },
+    onChange: (listener) => void listeners.push(listener),
+    suspect: (engine) => void look(engine),
+    restart(engine, why) {
+      if (!source.ours) return false;
+      lose(engine, new Error(why));
+      return true;
+    },
+    async stop(graceMs) {
+      over.abort(new Error("stopped"));
+      clearTimeout(pollTimer);
+      await Promise.all([started?.stop(graceMs), restarting]);
+      if (live !== undefined) lose(live, new Error("stopped"));
+    },
+  };
+}
+
+function firstLine(text: string): string {
+  return text.split("\n", 1)[0]!;
+}

@@ -1,0 +1,92 @@
+// A record on disk of every engine that runs, and the killing of those whose wrapper is gone. The guardian does that at
+// once; this catches what even it missed, because it was killed as well.
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import type { Log } from "../common/log.ts";
+import { identityOf } from "./process-identity.ts";
+
+interface Recorded {
+  readonly pid: number;
+  readonly startedAt: string;
+}
+
+interface EngineRecord {
+  readonly wrapper: Recorded;
+  readonly engine: Recorded;
+  readonly group: number;
+}
+
+/** Per user: another user's processes are not ours to kill. */
+export function engineRecordsFolder(env: Readonly<Record<string, string | undefined>> = process.env): string {
+  const state = env["XDG_STATE_HOME"];
+  return join(state === undefined || state === "" ? join(homedir(), ".local", "state") : state, "tandem", "engines");
+}
+
+/** Records that the engine belongs to this process. Returns what removes the record. Never throws: a disk may be full. */
+export async function recordEngine(folder: string, enginePid: number, group: number, log: Log): Promise<() => void> {
+  const file = join(folder, `${enginePid}.json`);
+  try {
+    const [wrapper, engine] = await Promise.all([identityOf(process.pid), identityOf(enginePid)]);
+    if (wrapper === undefined || engine === undefined) return () => {};
+    const record: EngineRecord = {
+      wrapper: { pid: process.pid, startedAt: wrapper.startedAt },
+      engine: { pid: enginePid, startedAt: engine.startedAt },
+      group,
+    };
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    writeFileSync(file, JSON.stringify(record), { mode: 0o600 });
+  } catch (error) {
+    log.warn("the engine could not be recorded; only its guardian watches it", { folder, error });
+  }
+  return () => rmSync(file, { force: true });
+}
+
+/** Kills every recorded engine whose wrapper is gone. Returns how many. */
+export async function killLeftovers(folder: string, log: Log): Promise<number> {
+  let names: string[];
+  try {
+    names = readdirSync(folder).filter((name) => name.endsWith(".json"));
+  } catch {
+    return 0;
+  }
+  let killed = 0;
+  for (const name of names) {
+    const file = join(folder, name);
+    const record = read(file);
+    if (record === undefined) {
+      rmSync(file, { force: true });
+      continue;
+    }
+    if (await isRunning(record.wrapper)) continue;
+    const engine = await identityOf(record.engine.pid);
+    if (engine !== undefined && engine.startedAt === record.engine.startedAt) {
+      // The group number is in use as long as the engine is in it, so it can't be anybody else's.
+      const target = engine.group === record.group && record.group > 1 ? -record.group : record.engine.pid;
+      try {
+        process.kill(target, "SIGKILL");
+        killed++;
+        log.warn("killed an engine that had outlived its wrapper", { pid: record.engine.pid });
+      } catch (error) {
+        log.warn("an engine outlived its wrapper and can't be killed", { pid: record.engine.pid, error });
+        continue;
+      }
+    }
+    rmSync(file, { force: true });
+  }
+  return killed;
+}
+
+async function isRunning(recorded: Recorded): Promise<boolean> {
+  return (await identityOf(recorded.pid))?.startedAt === recorded.startedAt;
+}
+
+function read(file: string): EngineRecord | undefined {
+  try {
+    const { wrapper, engine, group } = JSON.parse(readFileSync(file, "utf8")) as EngineRecord;
+    const formed = [wrapper, engine].every((one) => Number.isInteger(one?.pid) && one.pid > 1 && typeof one.startedAt === "string");
+    return formed && Number.isInteger(group) ? { wrapper, engine, group } : undefined;
+  } catch {
+    return undefined;
+  }
+}

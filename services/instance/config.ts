@@ -1,0 +1,73 @@
+// The settings that prefill and decode instances have in common.
+import { address, choice, integer, list, secret, text } from "../common/config.ts";
+import { LOG_LEVELS } from "../common/log.ts";
+import { ENGINE_KINDS } from "../engine/engine.ts";
+import { CONNECTOR_NAMES } from "../kv/index.ts";
+
+export type InstanceRole = "prefill" | "decode";
+
+const DEFAULTS = {
+  prefill: { grpc: "127.0.0.1:3101", kvPort: 20_001, kvEnv: "PREFILL_KV_PORT", slots: 64 },
+  decode: { grpc: "127.0.0.1:3201", kvPort: 21_001, kvEnv: "DECODE_KV_PORT", slots: 256 },
+} as const;
+
+/** The result's type is written out by inference: `defineConfig` needs each setting's own. */
+// oxlint-disable-next-line explicit-function-return-type
+export function instanceSettings(role: InstanceRole) {
+  const preset = DEFAULTS[role];
+  return {
+    "grpc.listen": address({ default: preset.grpc, alias: "listen", doc: "Where the router connects." }),
+    "grpc.advertise": address({
+      optional: true,
+      doc: "host:port under which others dial this instance, where that is not grpc.listen.",
+    }),
+    "registry.address": address({
+      default: "127.0.0.1:3001",
+      optional: true,
+      alias: "router",
+      doc: "The router's gRPC address, where this instance registers. Empty: it doesn't register, and the router must list it.",
+    }),
+    "engine.kind": choice(ENGINE_KINDS, {
+      optional: true,
+      alias: "engine",
+      doc: "Engine to start: sim, a simulation. Left out together with engine.attach: sim.",
+    }),
+    "engine.attach": text({ default: "", alias: "attach", doc: "URL of a running engine to use instead of starting one: http://127.0.0.1:8000." }),
+    "engine.api_key": secret({ doc: "Key that the attached engine wants." }),
+    "engine.kv_address": address({
+      optional: true,
+      doc: "host:port of the attached engine's KV side channel. Needed with p2p-nccl and p2p-zmq.",
+    }),
+    "engine.flag": list({ doc: "A flag for the engine that Tandem starts, passed on as it is. May be given several times." }),
+    "engine.start_timeout_ms": integer({
+      default: 900_000,
+      min: 1_000,
+      unit: "ms",
+      doc: "How long the engine may take to load before the start fails.",
+    }),
+    connector: choice(CONNECTOR_NAMES, {
+      optional: true,
+      doc: "How the KV cache moves between engines. Left out: p2p-zmq with the sim, nixl with an attached engine.",
+    }),
+    "kv.port": integer({
+      default: preset.kvPort,
+      min: 1,
+      max: 65_535,
+      env: [preset.kvEnv],
+      doc: "First port to try for the engine's KV side channel. The first free one is taken, and a higher one after every restart of the engine.",
+    }),
+    "kv.host": text({ default: "127.0.0.1", doc: "Host of the KV side channel, as its partners dial it." }),
+    model: text({ default: "", env: ["MODEL_ID"], doc: "Name under which the engine serves the model. Empty: the engine's own." }),
+    slots: integer({
+      default: preset.slots,
+      min: 1,
+      max: 65_536,
+      unit: "legs",
+      doc: role === "decode" ? "KV slots: reservations and answers at once. One more is refused." : "Prompts at once. One more is refused.",
+    }),
+    "drain.grace_ms": integer({ default: 30_000, min: 0, unit: "ms", doc: "How long running legs may take to end after SIGTERM." }),
+    "watch.limit": integer({ default: 64, min: 1, max: 4_096, unit: "calls", doc: "Routers that may watch the load at once." }),
+    token: secret({ doc: "Join token that instances, routers and the registry share." }),
+    "log.level": choice(LOG_LEVELS, { optional: true, doc: "Lowest level that is logged. Left out: TANDEM_LOG_LEVEL, else info." }),
+  };
+}

@@ -1,0 +1,218 @@
+// One instance of either role: its gRPC server, its engine, its entry in the registry, and how they start and end.
+// Shared by prefill and decode, which may not import one another; they add their service. This folder stands between
+// them and kv, discovery, engine.
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import { InfoSchema, Role, State, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import { ConfigError, type Config } from "../common/config.ts";
+import { anySignal } from "../common/lifecycle.ts";
+import { createLog, type Log } from "../common/log.ts";
+import { TANDEM_VERSION } from "../common/version.ts";
+import { embeddedRegistry } from "../discovery/embedded.ts";
+import type { Registration } from "../discovery/registry.ts";
+import { attachedEngine } from "../engine/attached.ts";
+import type { EngineKeeper, EngineSource } from "../engine/engine.ts";
+import { keepEngine } from "../engine/keeper.ts";
+import { launcherOf } from "../engine/launch.ts";
+import { engineRecordsFolder } from "../engine/leftovers.ts";
+import { spawnedEngine } from "../engine/spawned.ts";
+import type { Connector } from "../kv/connector.ts";
+import { connectorOf } from "../kv/index.ts";
+import { serveRpc, type RpcServer } from "../rpc/server.ts";
+import type { RpcService } from "../rpc/service.ts";
+import { createBoard, type Board } from "./board.ts";
+import type { instanceSettings, InstanceRole } from "./config.ts";
+import { instanceService } from "./instance-service.ts";
+
+export type InstanceConfig = Config<ReturnType<typeof instanceSettings>>;
+
+/** What a role's service works with. */
+export interface InstanceParts {
+  readonly connector: Connector;
+  readonly board: Board;
+  /** Undefined until the first engine works. */
+  readonly keeper: () => EngineKeeper | undefined;
+  readonly token: string;
+  readonly log: Log;
+}
+
+export interface RoleService {
+  readonly rpc: RpcService;
+  /** The engine came or went. */
+  engineChanged?(): void;
+  /** Ends every leg that still runs: the grace is over. */
+  abortLegs(): void;
+  /** Resolves when no KV of an ended leg is left in the engine. */
+  settled?(): Promise<void>;
+}
+
+export interface Instance {
+  /** host:port that others dial. */
+  readonly address: string;
+  info(): Info;
+  load(): Load;
+  readonly keeper: EngineKeeper;
+  /** Drains up to `graceMs` (default: drain.grace_ms), then stops everything. May be called twice. */
+  close(graceMs?: number): Promise<void>;
+  /** Without any grace, as a test wants it. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+export interface StartOptions {
+  /** Ends a start that has not succeeded. Afterwards the caller decides, with `close`. */
+  readonly stop?: AbortSignal;
+  readonly log?: Log;
+}
+
+/** Resolves when the engine works and legs are taken; on failure nothing is left behind. */
+export async function startInstance(
+  role: InstanceRole,
+  config: InstanceConfig,
+  makeService: (parts: InstanceParts) => RoleService,
+  o: StartOptions = {},
+): Promise<Instance> {
+  const level = config["log.level"];
+  const log = o.log ?? createLog({ name: role, ...(level === undefined ? {} : { level }) });
+  const connector = connectorOf(connectorName(config));
+  const board = createBoard(config.slots);
+  const startedUnixMs = BigInt(Date.now());
+  const instanceId = `${role}-${randomUUID()}`;
+  const stop = o.stop ?? new AbortController().signal;
+  const over = new AbortController();
+  const source = engineSource(role, config, connector, log);
+
+  let keeper: EngineKeeper | undefined;
+  let server: RpcServer | undefined;
+  let registration: Registration | undefined;
+  /** Of the last engine that worked: while the next one loads, the instance is still the same. */
+  let lastInfo: MessageInitShape<typeof InfoSchema> = {};
+
+  const info = (): Info => {
+    const live = keeper?.live;
+    if (live !== undefined) {
+      lastInfo = {
+        model: live.facts.model,
+        maxModelLen: live.facts.maxModelLen,
+        kvAddress: live.kvAddress,
+        engine: live.facts.kind,
+        engineVersion: live.facts.version,
+        blockSize: live.facts.blockSize,
+      };
+    }
+    return create(InfoSchema, {
+      ...lastInfo,
+      instanceId,
+      role: role === "prefill" ? Role.PREFILL : Role.DECODE,
+      connector: connector.traits.name,
+      grpcAddress: config["grpc.advertise"] ?? server?.address ?? config["grpc.listen"],
+      tandemVersion: TANDEM_VERSION,
+      slotLimit: config.slots,
+      startedUnixMs,
+      pid: process.pid,
+    });
+  };
+
+  const service = makeService({ connector, board, keeper: () => keeper, token: config.token, log });
+  board.onChange(() => server?.setServing(board.state === State.SERVING));
+
+  let closing: Promise<void> | undefined;
+  async function closeAll(graceMs: number): Promise<void> {
+    // The state goes out first: routers watch it, and a leg they send meanwhile is refused, to be tried elsewhere. The
+    // entry stays until the last leg ended, so that no router drops a connection that is in use.
+    board.setStopping();
+    if (graceMs > 0) await untilEmpty(board, graceMs);
+    service.abortLegs();
+    // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
+    if (keeper?.ours === false) await Promise.race([service.settled?.(), sleep(1_000, undefined, { ref: false })]);
+    await registration?.[Symbol.asyncDispose]();
+    over.abort(new Error("stopped"));
+    // 1 s: an interrupted instance promises to be gone within 2.
+    await keeper?.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
+    board.setStopped();
+    await server?.[Symbol.asyncDispose]();
+  }
+  const close = (graceMs: number): Promise<void> => (closing ??= closeAll(graceMs));
+
+  try {
+    server = await serveRpc({
+      listen: config["grpc.listen"],
+      services: [service.rpc, instanceService({ board, info, watchLimit: config["watch.limit"], log })],
+      ...(config.token === "" ? {} : { token: config.token }),
+      log,
+      graceMs: 500,
+    });
+    const running = (keeper = await keepEngine({ source, log, busy: () => board.remaining > 0 }, anySignal(stop, over.signal)));
+    let lastLive = running.live;
+    const follow = (): void => {
+      board.setEngine(running.reason);
+      board.setGauges(running.gauges);
+      if (running.live === lastLive) return;
+      lastLive = running.live;
+      service.engineChanged?.();
+      if (lastLive !== undefined) registration?.update();
+    };
+    running.onChange(follow);
+    follow();
+    const registry = config["registry.address"];
+    if (registry !== undefined) {
+      registration = await embeddedRegistry({ address: registry, token: config.token, log }).register(info, over.signal);
+    }
+  } catch (error) {
+    await close(0);
+    throw error;
+  }
+
+  const instance: Instance = {
+    address: info().grpcAddress,
+    info,
+    load: board.load,
+    keeper,
+    close: (graceMs = config["drain.grace_ms"]) => close(graceMs),
+    [Symbol.asyncDispose]: () => close(0),
+  };
+  return instance;
+}
+
+function connectorName(config: InstanceConfig): string {
+  return config.connector ?? (config["engine.attach"] === "" || config["engine.kind"] === "sim" ? "p2p-zmq" : "nixl");
+}
+
+function engineSource(role: InstanceRole, config: InstanceConfig, connector: Connector, log: Log): EngineSource {
+  const { servesUnpaired, pairedId, name } = connector.traits;
+  const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
+  const url = config["engine.attach"];
+  if (url !== "") {
+    if (!/^http:\/\//.test(url) || !URL.canParse(url)) throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
+    const kvAddress = config["engine.kv_address"];
+    if (pairedId && kvAddress === undefined) {
+      throw new ConfigError(`With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`);
+    }
+    return attachedEngine({ ...common, url, apiKey: config["engine.api_key"], kind: config["engine.kind"], kvAddress: pairedId ? kvAddress! : "" });
+  }
+  const kind = config["engine.kind"] ?? "sim";
+  return spawnedEngine({
+    ...common,
+    kind,
+    launch: launcherOf(kind, { role, connector: name, model: config.model, slots: config.slots, flags: config["engine.flag"] }),
+    host: config["kv.host"],
+    kvPort: config["kv.port"],
+    publishesKvAddress: pairedId,
+    recordsFolder: engineRecordsFolder(),
+  });
+}
+
+function untilEmpty(board: Board, graceMs: number): Promise<void> {
+  if (board.remaining === 0) return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = (): void => {
+      clearTimeout(timer);
+      forget();
+      resolve();
+    };
+    const timer = setTimeout(done, graceMs);
+    const forget = board.onChange(() => {
+      if (board.remaining === 0) done();
+    });
+  });
+}

@@ -1,0 +1,36 @@
+// An instance as a process: settings, signals, and the one line that says it is ready.
+import { settingsOf } from "../common/config.ts";
+import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import { createLog, type Log } from "../common/log.ts";
+import type { InstanceRole } from "./config.ts";
+import type { Instance, InstanceConfig, StartOptions } from "./instance.ts";
+
+/** Resolves when the instance has stopped. */
+export async function runInstance(
+  role: InstanceRole,
+  config: InstanceConfig,
+  start: (o: StartOptions) => Promise<Instance>,
+): Promise<void> {
+  const level = config["log.level"];
+  const log: Log = createLog({ name: role, ...(level === undefined ? {} : { level }) });
+  const signalled = untilSignal("SIGINT", "SIGTERM");
+  const stop = anySignal(signalled, stopWithParent());
+  log.info("settings", { settings: settingsOf(config).map(({ key, value, origin }) => `${key} = ${value} (${origin})`) });
+  let instance: Instance;
+  try {
+    instance = await start({ stop, log });
+  } catch (error) {
+    if (stop.aborted) return;
+    throw error;
+  }
+  const { model, engine, engineVersion, kvAddress, connector, slotLimit } = instance.info();
+  const kv = kvAddress === "" ? connector : `${connector} at ${kvAddress}`;
+  process.stdout.write(
+    `${role} ready on ${instance.address}: ${model} on ${engine} ${engineVersion}, KV by ${kv}, ${slotLimit} slots\n`,
+  );
+  await onceAborted(stop);
+  log.info("stopping", { because: String(stop.reason) });
+  // SIGTERM is how an orchestrator asks, and waits; everything else means now.
+  await instance.close(stop.reason === "SIGTERM" ? config["drain.grace_ms"] : 0);
+  log.info("stopped");
+}

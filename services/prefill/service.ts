@@ -1,0 +1,178 @@
+// PrefillService: one leg is one request to the engine, whose one token is thrown away and whose KV cache is handed over.
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  Outcome,
+  PrefillService,
+  type PrefillRequest,
+  type PrefillResponseSchema,
+} from "#gen/tandem/prefill/v1/prefill_pb.js";
+import { asServiceError, ServiceError } from "../common/errors.ts";
+import type { LiveEngine } from "../engine/engine.ts";
+import { engineFailure, refusalOf } from "../engine/engine-error.ts";
+import { neverReached, type EngineAnswerBody } from "../engine/http.ts";
+import type { InstanceParts, RoleService } from "../instance/instance.ts";
+import { checkKvAddress, checkLeg, estimateTokens } from "../instance/leg-request.ts";
+import type { EngineRequest, LegContext } from "../kv/connector.ts";
+import { defineService, type CallContext } from "../rpc/service.ts";
+import { createOutcomes, type LegOutcome } from "./outcomes.ts";
+
+type Answer = MessageInitShape<typeof PrefillResponseSchema>;
+
+/** A prefill engine answers with one token and at most some KV parameters. */
+const ANSWER_LIMIT_BYTES = 16 * 1024 * 1024;
+
+export interface OutcomeLimits {
+  readonly keepMs: number;
+  readonly limit: number;
+}
+
+export function prefillService(parts: InstanceParts, limits: OutcomeLimits): RoleService {
+  const { connector, board, log } = parts;
+  const { traits } = connector;
+  const outcomes = createOutcomes({ ...limits, nowMs: () => performance.now() });
+  const running = new Set<AbortController>();
+
+  async function prefill(request: PrefillRequest, context: CallContext): Promise<Answer> {
+    const arrivedMs = performance.now();
+    const leg = checkLeg(request);
+    checkKvAddress("decode_kv_address", request.decodeKvAddress, traits.decodeFirst);
+    board.admit();
+    const engine = parts.keeper()?.live;
+    if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not there.");
+    const legContext: LegContext = {
+      ...leg,
+      legId: request.legId,
+      prefillKvAddress: traits.pairedId ? engine.kvAddress : "",
+      decodeKvAddress: request.decodeKvAddress,
+      promptIndex: request.promptIndex,
+      sampleIndex: 0,
+    };
+    const engineRequest = buildRequest(legContext);
+    // From here on the id counts as used, whatever becomes of the leg.
+    if (!outcomes.begin(request.legId)) {
+      throw new ServiceError("leg_id_reused", "The leg id was used before. Retry with a fresh one.");
+    }
+    const queuedTokens = estimateTokens(leg.body.length);
+    board.count({ running: 1, queuedTokens });
+    const leaving = new AbortController();
+    running.add(leaving);
+    const work = run(engine, legContext, engineRequest, leaving.signal, arrivedMs).finally(() => {
+      running.delete(leaving);
+      board.count({ running: -1, queuedTokens: -queuedTokens });
+    });
+    return cancellable(work, context.signal, leaving);
+  }
+
+  function buildRequest(context: LegContext): EngineRequest {
+    try {
+      return connector.prefillRequest(context);
+    } catch (error) {
+      if (error instanceof RangeError) throw new ServiceError("invalid_request", `prompt_index: there is no ${error.message}.`);
+      throw error;
+    }
+  }
+
+  // What the engine does with the leg and what the caller hears part here: a caller that leaves does not end a leg that
+  // can't be ended, and its outcome is kept for the decode instance to ask.
+  async function cancellable(work: Promise<Answer>, gone: AbortSignal, leaving: AbortController): Promise<Answer> {
+    const cancelled = new Promise<never>((_, reject) => {
+      const leave = (): void => {
+        if (traits.prefillCancellable) leaving.abort(new ServiceError("cancelled", "The caller left."));
+        reject(asServiceError(gone.reason));
+      };
+      if (gone.aborted) leave();
+      else gone.addEventListener("abort", leave, { once: true });
+    });
+    cancelled.catch(() => {});
+    work.catch(() => {});
+    return Promise.race([work, cancelled]);
+  }
+
+  async function run(
+    engine: LiveEngine,
+    context: LegContext,
+    request: EngineRequest,
+    leaving: AbortSignal,
+    arrivedMs: number,
+  ): Promise<Answer> {
+    const finish = (outcome: Outcome, ticket = ""): LegOutcome => {
+      const ended: LegOutcome = { outcome, ticket };
+      outcomes.end(context.legId, ended);
+      log.debug("prefill leg ended", { legId: context.legId, outcome: Outcome[outcome], ms: performance.now() - arrivedMs });
+      return ended;
+    };
+    // With a lease nothing is pushed: whatever was kept frees itself, and nobody has to settle it.
+    const unsure = traits.abandoned === "lease" ? Outcome.NOTHING_SENT : Outcome.UNKNOWN;
+    let answer: EngineAnswerBody;
+    try {
+      answer = await engine.http.fetch(
+        { method: "POST", ...request, repeatable: !traits.pairedId },
+        { limitBytes: ANSWER_LIMIT_BYTES, signal: leaving },
+      );
+    } catch (error) {
+      finish(neverReached(error) ? Outcome.NOTHING_SENT : unsure);
+      if (error instanceof ServiceError) throw error;
+      parts.keeper()?.suspect(engine);
+      if (neverReached(error)) {
+        throw new ServiceError("instance_unavailable", "The instance's engine is gone.", { cause: error });
+      }
+      throw engineFailure("prefill", error as Error);
+    }
+    if (answer.status !== 200) {
+      const secrets = [request.headers["x-request-id"] ?? "", context.legId, context.prefillKvAddress, context.decodeKvAddress];
+      const refusal = refusalOf(answer.status, answer.body, { leg: "prefill", internal: secrets });
+      // A request that was turned down never ran; one that failed may have pushed some layers.
+      finish(refusal.code === "engine_failed" ? unsure : Outcome.NOTHING_SENT);
+      if (refusal.code !== "engine_refused") parts.keeper()?.suspect(engine);
+      throw refusal;
+    }
+    let parsed: EngineAnswer;
+    let ticket: string;
+    try {
+      parsed = JSON.parse(answer.body.toString("utf8")) as EngineAnswer;
+      ticket = connector.ticket(parsed);
+    } catch (error) {
+      finish(unsure);
+      throw error instanceof ServiceError ? error : engineFailure("prefill", error as Error);
+    }
+    finish(Outcome.HANDED_OVER, ticket);
+    const cached = parsed.usage?.prompt_tokens_details?.cached_tokens;
+    return {
+      ticket,
+      promptTokens: parsed.usage?.prompt_tokens ?? 0,
+      ...(typeof cached === "number" ? { cachedTokens: cached } : {}),
+      engineMs: performance.now() - arrivedMs,
+    };
+  }
+
+  return {
+    rpc: defineService(
+      PrefillService,
+      {
+        prefill,
+        async getOutcome({ legId }, { signal }) {
+          const ended = outcomes.of(legId);
+          if (ended === undefined) throw new ServiceError("not_found", "This instance doesn't know the leg.");
+          return Promise.race([ended, rejectedWhen(signal)]);
+        },
+      },
+      { access: "token" },
+    ),
+    abortLegs() {
+      const error = new ServiceError("instance_unavailable", "The instance is stopping.");
+      for (const leaving of running) leaving.abort(error);
+    },
+  };
+}
+
+/** What is read of vLLM's answer. */
+interface EngineAnswer {
+  readonly usage?: { readonly prompt_tokens?: number; readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null };
+}
+
+function rejectedWhen(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(asServiceError(signal.reason));
+    else signal.addEventListener("abort", () => reject(asServiceError(signal.reason)), { once: true });
+  });
+}
