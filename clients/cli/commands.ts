@@ -1,0 +1,79 @@
+// The commands of `tandem`. Each loads its own code alone: a prefill process holds no Express, a router no engine.
+import { ConfigError } from "../../services/common/config.ts";
+import { nearest } from "../../services/common/nearest.ts";
+
+interface Command {
+  readonly summary: string;
+  load(): Promise<(argv: readonly string[]) => Promise<void>>;
+}
+
+export const COMMANDS: Readonly<Record<string, Command>> = {
+  up: {
+    summary: "Start everything on this machine: a router and instances.",
+    load: async () => (await import("./up/up.ts")).runUp,
+  },
+  status: {
+    summary: "Show the instances that a router sees.",
+    load: async () => (await import("./status/status.ts")).runStatus,
+  },
+  router: {
+    summary: "Run a router: OpenAI REST and gRPC in front of the instances.",
+    load: async () => (await import("../../services/router/main.ts")).runRouter,
+  },
+  prefill: {
+    summary: "Run a prefill instance: one engine that reads prompts.",
+    load: async () => (await import("../../services/prefill/main.ts")).runPrefill,
+  },
+  decode: {
+    summary: "Run a decode instance: one engine that writes answers.",
+    load: async () => (await import("../../services/decode/main.ts")).runDecode,
+  },
+  engine: {
+    summary: "Run an engine alone, without Tandem around it.",
+    load: async () => (await import("../../services/tiny-engine/main.ts")).runEngine,
+  },
+  bench: {
+    summary: "Measure: latency, throughput, memory, start time.",
+    load: async () => (await import("../loadgen/main.ts")).bench,
+  },
+  health: {
+    summary: "Ask one service whether it serves; exit code 0 or 1, for containers.",
+    load: async () => (await import("./health.ts")).runHealth,
+  },
+};
+
+/** Runs `tandem` with `argv`, program and script left out. */
+export async function runCommand(argv: readonly string[]): Promise<void> {
+  const [name, ...rest] = argv;
+  if (name === undefined || name === "--help" || name === "-h" || (name === "help" && rest.length === 0)) {
+    process.stdout.write(overview());
+    return;
+  }
+  if (name === "--version" || name === "-V" || name === "version") {
+    process.stdout.write(`${(await import("../../services/common/version.ts")).TANDEM_VERSION}\n`);
+    return;
+  }
+  if (name === "help") return (await commandOf(rest[0]!).load())(["--help"]);
+  return (await commandOf(name).load())(rest);
+}
+
+function commandOf(name: string): Command {
+  if (Object.hasOwn(COMMANDS, name)) return COMMANDS[name]!;
+  const meant = nearest(name, Object.keys(COMMANDS));
+  const hint = meant === undefined ? "" : ` Did you mean "${meant}"?`;
+  throw new ConfigError(`tandem has no command "${name}".${hint} "tandem --help" lists all.`);
+}
+
+function overview(): string {
+  const width = Math.max(...Object.keys(COMMANDS).map((name) => name.length));
+  const lines = Object.entries(COMMANDS).map(([name, command]) => `  ${name.padEnd(width)}  ${command.summary}`);
+  return `Tandem serves large language models with prefill and decode on separate instances.
+
+Usage: tandem COMMAND [--KEY VALUE ...]
+
+${lines.join("\n")}
+
+  tandem COMMAND --help   all settings of a command, with units, defaults and variables
+  tandem --version
+`;
+}

@@ -1,0 +1,40 @@
+// What `tandem up` says once everything is ready: where things are, and lines to paste.
+
+export interface BannerInput {
+  readonly restUrl: string;
+  readonly grpcAddress: string;
+  readonly model: string;
+  /** How to write the join token in a shell: the token itself, or the variable it came from. */
+  readonly tokenText: string;
+  /** How to write the API key in a shell. Undefined: none is needed. */
+  readonly apiKeyText: string | undefined;
+  readonly logDir: string;
+  readonly readyS: number;
+}
+
+export function banner(input: BannerInput): string {
+  const body = JSON.stringify({ model: input.model, stream: true, messages: [{ role: "user", content: "What is Tandem?" }] });
+  const key = input.apiKeyText === undefined ? "" : ` -H "authorization: Bearer ${input.apiKeyText}"`;
+  return `
+Ready after ${input.readyS.toFixed(2)} s.
+
+  OpenAI API  ${input.restUrl}/v1
+  gRPC        ${input.grpcAddress}
+  Page        ${input.restUrl}/
+  Logs        ${input.logDir}
+
+Ask something:
+  curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quote(body)}
+
+Look inside:
+  grpcurl -plaintext -H "authorization: Bearer ${input.tokenText}" ${input.grpcAddress} tandem.router.v1.RouterService/ListInstances
+  tandem status
+
+Ctrl-C stops everything.
+`;
+}
+
+/** For a POSIX shell. */
+function quote(text: string): string {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}

@@ -1,0 +1,87 @@
+// What a child writes: all of it goes to its log file, warnings and errors also to the terminal; the last of the other
+// lines are kept to say why it died.
+import { createWriteStream, renameSync, type WriteStream } from "node:fs";
+import type { Readable } from "node:stream";
+import { renderLogLine } from "./log-line.ts";
+
+/** A log file is renamed to `<name>.log.1` when it has grown so large; so two of them at most stay on disk. */
+const LOG_LIMIT_BYTES = 32 * 1024 * 1024;
+const LAST_LINES = 12;
+/** A line without an end is cut here: memory stays bounded whatever a process writes. */
+const LINE_LIMIT = 64 * 1024;
+
+export interface OutputSink {
+  /** @param plainIsLoud Whether a line that is no log line is worth a person's attention: on standard error it is. */
+  attach(stream: Readable, plainIsLoud: boolean): void;
+  /** The last lines that were not printed, oldest first; and forgets them, for the next process has its own. */
+  takeUnprinted(): string[];
+  /** Resolves when all is on disk. */
+  close(): Promise<void>;
+}
+
+export interface OutputOptions {
+  readonly name: string;
+  readonly logFile: string;
+  /** Show every line, not only warnings and errors. */
+  readonly verbose: boolean;
+  /** Prints one line on the terminal. */
+  print(line: string): void;
+  readonly colour: boolean;
+}
+
+export function createOutput(options: OutputOptions): OutputSink {
+  const unprinted: string[] = [];
+  let file = openLog(options.logFile);
+  let fileBytes = 0;
+
+  const onLine = (line: string, plainIsLoud: boolean): void => {
+    fileBytes += line.length + 1;
+    file.write(`${line}\n`);
+    if (fileBytes > LOG_LIMIT_BYTES) {
+      file.end();
+      renameSync(options.logFile, `${options.logFile}.1`);
+      file = openLog(options.logFile);
+      fileBytes = 0;
+    }
+    const rendered = renderLogLine(line, options.colour, plainIsLoud);
+    if (options.verbose || rendered.isLoud) {
+      options.print(rendered.text);
+      return;
+    }
+    unprinted.push(rendered.text);
+    if (unprinted.length > LAST_LINES) unprinted.shift();
+  };
+
+  return {
+    attach(stream, plainIsLoud) {
+      stream.setEncoding("utf8");
+      let rest = "";
+      stream.on("data", (text: string) => {
+        const lines = (rest + text).split("\n");
+        rest = lines.pop()!;
+        if (rest.length > LINE_LIMIT) {
+          lines.push(rest.slice(0, LINE_LIMIT));
+          rest = "";
+        }
+        for (const line of lines) if (line !== "") onLine(line, plainIsLoud);
+      });
+      stream.on("close", () => {
+        if (rest !== "") onLine(rest, plainIsLoud);
+        rest = "";
+      });
+      stream.on("error", () => {}); // The pipe broke: the process is gone, and its `close` event says so.
+    },
+    takeUnprinted: () => unprinted.splice(0),
+    close: () =>
+      new Promise((resolve) => {
+        file.end(resolve);
+      }),
+  };
+}
+
+function openLog(path: string): WriteStream {
+  const file = createWriteStream(path, { flags: "a", mode: 0o600 });
+  // A full disk must not end the serving. The terminal still gets the warnings.
+  file.on("error", () => {});
+  return file;
+}

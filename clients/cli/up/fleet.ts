@@ -1,0 +1,78 @@
+// The processes of a run as one: started together, ended in the order that is kindest to running answers.
+import type { Child, ChildEvents, ChildSpec } from "./child.ts";
+import { startChild } from "./child.ts";
+import { createOutput, type OutputSink } from "./child-output.ts";
+
+export interface Fleet {
+  readonly children: readonly Child[];
+  /**
+   * Lets running answers finish: first the router, which takes no new request and waits for its streams; then the
+   * instances, which have nothing left to do. What is not done in `graceMs` is ended.
+   */
+  drain(graceMs: number): Promise<void>;
+  /** Ends everything within two seconds. Answers that run get an error event where there is time for one. */
+  stop(): Promise<void>;
+  /** Ends everything at once. May be called when the process exits: it waits for nothing. */
+  kill(): void;
+  /** Resolves when the log files are complete. */
+  closeLogs(): Promise<void>;
+}
+
+export interface FleetOptions {
+  readonly specs: readonly ChildSpec[];
+  readonly events: ChildEvents;
+  readonly logDir: string;
+  readonly verbose: boolean;
+  readonly colour: boolean;
+  /** Prints one line of a child on the terminal. */
+  print(name: string, line: string): void;
+}
+
+/** A router gives running answers one second after SIGINT, then ends them with an error; so much is left to all. */
+const STOP_MS = 1_500;
+/** Beyond its grace, a process may need so long to close what it has open. */
+const CLOSE_MS = 1_000;
+
+export function startFleet(options: FleetOptions): Fleet {
+  const outputs: OutputSink[] = [];
+  const children = options.specs.map((spec) => {
+    const output = createOutput({
+      name: spec.name,
+      logFile: `${options.logDir}/${spec.name}.log`,
+      verbose: options.verbose,
+      colour: options.colour,
+      print: (line) => options.print(spec.name, line),
+    });
+    outputs.push(output);
+    return startChild(spec, output, options.events);
+  });
+  const routers = children.filter((child) => child.role === "router");
+  const instances = children.filter((child) => child.role !== "router");
+
+  return {
+    children,
+    async drain(graceMs) {
+      const endMs = performance.now() + graceMs;
+      await endWithin(routers, "SIGTERM", graceMs + CLOSE_MS);
+      await endWithin(instances, "SIGTERM", Math.max(0, endMs - performance.now()) + CLOSE_MS);
+    },
+    async stop() {
+      await endWithin(children, "SIGINT", STOP_MS);
+    },
+    kill() {
+      for (const child of children) child.kill();
+    },
+    async closeLogs() {
+      await Promise.all(outputs.map((output) => output.close()));
+    },
+  };
+}
+
+async function endWithin(children: readonly Child[], signal: NodeJS.Signals, limitMs: number): Promise<void> {
+  const ends = children.map((child) => child.stop(signal));
+  const timer = setTimeout(() => {
+    for (const child of children) child.kill();
+  }, limitMs);
+  await Promise.all(ends);
+  clearTimeout(timer);
+}

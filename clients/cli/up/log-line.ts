@@ -1,0 +1,47 @@
+// One line that a child wrote, for the terminal. Tandem's processes write JSON (services/common/log.ts); what isn't JSON
+// comes from Node or an engine at its end, and is shown as it is.
+
+export interface RenderedLine {
+  readonly text: string;
+  /** A warning, an error, or a crash's plain text: worth a person's attention. */
+  readonly isLoud: boolean;
+}
+
+interface Line {
+  readonly level?: unknown;
+  readonly event?: unknown;
+  readonly [field: string]: unknown;
+}
+
+const LEVEL_COLOURS: Readonly<Record<string, string>> = { warn: "\x1b[33m", error: "\x1b[31m" };
+/** What every line has and nobody needs to read here. */
+const HIDDEN = new Set(["time", "level", "name", "event"]);
+
+export function renderLogLine(line: string, colour: boolean, plainIsLoud = true): RenderedLine {
+  const parsed = line.startsWith("{") ? parse(line) : undefined;
+  if (parsed === undefined) return { text: line, isLoud: plainIsLoud };
+  const level = String(parsed.level);
+  const on = colour ? (LEVEL_COLOURS[level] ?? "") : "";
+  let text = `${on}${level}${on === "" ? "" : "\x1b[0m"} ${String(parsed.event)}`;
+  for (const key in parsed) {
+    if (HIDDEN.has(key) || parsed[key] === undefined) continue;
+    text += ` ${key}=${shown(parsed[key])}`;
+  }
+  return { text, isLoud: level === "warn" || level === "error" };
+}
+
+function parse(line: string): Line | undefined {
+  try {
+    const value = JSON.parse(line) as unknown;
+    return typeof value === "object" && value !== null && "level" in value && "event" in value ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** An error is shown by its message; its stack is in the log file. */
+function shown(value: unknown): string {
+  if (typeof value === "object" && value !== null && "message" in value) return JSON.stringify(value.message);
+  if (typeof value === "string" && /^[^\s"=]+$/.test(value)) return value;
+  return JSON.stringify(value);
+}

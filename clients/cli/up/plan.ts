@@ -1,0 +1,65 @@
+// Which processes a run consists of, and how each is called. No I/O.
+import type { ChildSpec } from "./child.ts";
+import { isAttached, type UpConfig } from "./config.ts";
+
+export interface PlanInput {
+  readonly config: UpConfig;
+  /** host:port, no port 0 any more. */
+  readonly restListen: string;
+  readonly grpcListen: string;
+  readonly token: string;
+  /** Arguments of node before the role: flags of a TypeScript loader, if any, and the script. */
+  readonly self: readonly string[];
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+export function planChildren(input: PlanInput): ChildSpec[] {
+  const { config } = input;
+  const graceMs = String(config["drain.grace_ms"]);
+  const env = childEnv(input);
+  const spec = (name: string, role: ChildSpec["role"], flags: readonly string[]): ChildSpec => ({
+    name,
+    role,
+    argv: [...input.self, role, ...flags, "--drain.grace_ms", graceMs],
+    env,
+  });
+  const instances = (role: "prefill" | "decode"): ChildSpec[] => {
+    const urls = config[`attach.${role}`];
+    const count = isAttached(config) ? urls.length : config[role];
+    return Array.from({ length: count }, (_, index) =>
+      spec(`${role}-${index + 1}`, role, [
+        // Any free port: the instance registers the one it got, and two runs on one machine don't get in each other's way.
+        "--grpc.listen", "127.0.0.1:0",
+        "--registry.address", dialable(input.grpcListen),
+        ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", config["engine.kind"]]),
+        ...config["engine.flag"].map((flag) => `--engine.flag=${flag}`),
+        ...(config.connector === undefined ? [] : ["--connector", config.connector]),
+        ...(config.model === undefined ? [] : ["--model", config.model]),
+        "--kv.port", String(config[`${role}.kv_port`] + index),
+      ]),
+    );
+  };
+  return [
+    spec("router", "router", ["--rest.listen", input.restListen, "--grpc.listen", input.grpcListen]),
+    ...instances("prefill"),
+    ...instances("decode"),
+  ];
+}
+
+/** The address under which this machine reaches a server that listens there. */
+export function dialable(listen: string): string {
+  return listen.replace(/^0\.0\.0\.0:/, "127.0.0.1:").replace(/^\[::\]:/, "[::1]:");
+}
+
+function childEnv({ config, env, token }: PlanInput): Record<string, string | undefined> {
+  const own: Record<string, string | undefined> = { ...env };
+  // The file holds settings of `up`, which the children don't know.
+  delete own["TANDEM_CONFIG"];
+  own["TANDEM_TOKEN"] = token;
+  own["TANDEM_PARENT_PIPE"] = "1";
+  own["TANDEM_LOG_FORMAT"] = "json";
+  if (config.hf_token !== "") own["HF_TOKEN"] = config.hf_token;
+  // A key from OPENAI_API_KEY is left there: the router says loudly that it took that one.
+  if (config.api_key !== "" && config.api_key !== env["OPENAI_API_KEY"]) own["TANDEM_API_KEY"] = config.api_key;
+  return own;
+}

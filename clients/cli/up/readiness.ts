@@ -1,0 +1,64 @@
+// Which processes are ready, from what the router sees. An instance is ready when the router gives it legs; it is known
+// by its pid, since its id is new after every start.
+import type { Child } from "./child.ts";
+import type { SeenInstance } from "./seen-instances.ts";
+
+export interface Readiness {
+  /** The router answered with these. */
+  seen(instances: readonly SeenInstance[]): void;
+  /** Whether the child was ready once, in this process or one before. */
+  wasReady(child: Child): boolean;
+  readonly allReady: boolean;
+  /** One line for each child that isn't ready: its name and why. */
+  missing(): string[];
+  /** The instance that a child is, as the router last saw it. */
+  instanceOf(child: Child): SeenInstance | undefined;
+}
+
+export interface ReadinessEvents {
+  ready(child: Child, instance: SeenInstance | undefined): void;
+  /** All are ready, for the first time. */
+  allReady(): void;
+}
+
+export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): Readiness {
+  const readyPids = new Map<string, number>();
+  let latest: readonly SeenInstance[] = [];
+  let told = false;
+  const isReady = (child: Child): boolean => child.pid !== undefined && readyPids.get(child.name) === child.pid;
+  const instanceOf = (child: Child): SeenInstance | undefined =>
+    child.pid === undefined ? undefined : latest.find((instance) => instance.info?.pid === child.pid);
+
+  return {
+    seen(instances) {
+      latest = instances;
+      for (const child of children()) {
+        if (isReady(child) || child.pid === undefined) continue;
+        const instance = instanceOf(child);
+        if (child.role !== "router" && instance?.eligible !== true) continue;
+        readyPids.set(child.name, child.pid);
+        events.ready(child, instance);
+      }
+      if (!told && children().every(isReady)) {
+        told = true;
+        events.allReady();
+      }
+    },
+    wasReady: (child) => readyPids.has(child.name),
+    get allReady() {
+      return children().every(isReady);
+    },
+    missing: () =>
+      children()
+        .filter((child) => !isReady(child))
+        .map((child) => `${child.name}: ${reason(child, instanceOf(child))}`),
+    instanceOf,
+  };
+}
+
+function reason(child: Child, instance: SeenInstance | undefined): string {
+  if (child.pid === undefined) return "not running, waits for its restart";
+  if (child.role === "router") return "does not answer yet";
+  if (instance === undefined) return "has not registered with the router yet";
+  return instance.reason ?? instance.load?.reason ?? instance.load?.state ?? "the router doesn't say why";
+}

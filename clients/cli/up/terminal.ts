@@ -1,0 +1,36 @@
+// Where `tandem up` talks: plain lines, so that they read the same on a terminal, in a file and in a CI log. What it
+// answers goes to standard output, warnings and the children's lines to standard error.
+
+export interface Terminal {
+  readonly colour: boolean;
+  say(line: string): void;
+  /** Text as it is. */
+  print(text: string): void;
+  warn(text: string): void;
+  /** One line of a child, behind its name. */
+  relay(name: string, line: string): void;
+}
+
+const NAME_COLOURS = ["\x1b[36m", "\x1b[35m", "\x1b[34m", "\x1b[32m"];
+const OFF = "\x1b[0m";
+
+export function createTerminal(): Terminal {
+  const colour = process.stderr.isTTY === true && (process.env["NO_COLOR"] ?? "") === "";
+  const colours = new Map<string, string>();
+  const prefix = (name: string): string => {
+    if (!colour) return `${name} | `;
+    let own = colours.get(name);
+    if (own === undefined) {
+      own = NAME_COLOURS[colours.size % NAME_COLOURS.length]!;
+      colours.set(name, own);
+    }
+    return `${own}${name}${OFF} | `;
+  };
+  return {
+    colour,
+    say: (line) => process.stdout.write(`${line}\n`),
+    print: (text) => process.stdout.write(text),
+    warn: (text) => process.stderr.write(colour ? `\x1b[33m${text}${OFF}\n` : `${text}\n`),
+    relay: (name, line) => process.stderr.write(`${prefix(name)}${line}\n`),
+  };
+}

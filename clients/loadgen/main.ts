@@ -1,0 +1,49 @@
+// `npm run bench -- [SCENARIO] [--KEY VALUE ...]`, which is `tandem bench`.
+import { ConfigError, runMain } from "../../services/common/config.ts";
+import { nearest } from "../../services/common/nearest.ts";
+
+interface Scenario {
+  readonly summary: string;
+  load(): Promise<(argv: readonly string[]) => Promise<void>>;
+}
+
+const SCENARIOS: Readonly<Record<string, Scenario>> = {
+  compare: {
+    summary: "What Tandem adds to a bare engine: TTFT, ITL, CPU, memory; checks every answer. The default.",
+    load: async () => (await import("./scenarios/compare.ts")).runCompare,
+  },
+  load: {
+    summary: "One load against any OpenAI server: TTFT, ITL, TPOT, goodput.",
+    load: async () => (await import("./scenarios/load.ts")).runLoadScenario,
+  },
+  memory: {
+    summary: "Memory of a small system after 100 chats.",
+    load: async () => (await import("./scenarios/memory.ts")).runMemory,
+  },
+  start: {
+    summary: "Time from `npm start` to the first token.",
+    load: async () => (await import("./scenarios/start.ts")).runStart,
+  },
+};
+
+/** Runs one scenario. The exit code is 1 when a request failed or an answer was wrong, or a limit was missed. */
+export function runBench(argv: readonly string[]): void {
+  runMain(() => bench(argv));
+}
+
+/** As `runBench`, for a caller that reports errors itself. */
+export async function bench(argv: readonly string[]): Promise<void> {
+  const first = argv[0];
+  if (first === undefined || first.startsWith("--")) {
+    if (first === "--help") process.stdout.write(overview());
+    return (await SCENARIOS["compare"]!.load())(argv);
+  }
+  if (Object.hasOwn(SCENARIOS, first)) return (await SCENARIOS[first]!.load())(argv.slice(1));
+  const meant = nearest(first, Object.keys(SCENARIOS));
+  throw new ConfigError(`There is no scenario "${first}".${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`);
+}
+
+function overview(): string {
+  const lines = Object.entries(SCENARIOS).map(([name, scenario]) => `  ${name.padEnd(8)} ${scenario.summary}`);
+  return `Scenarios (npm run bench -- SCENARIO --help shows the settings of one):\n\n${lines.join("\n")}\n\nSettings of compare:\n\n`;
+}

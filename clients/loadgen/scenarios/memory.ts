@@ -1,0 +1,41 @@
+// `npm run bench -- memory`: what a whole system weighs on a laptop, after some chats.
+import { defineConfig, integer, loadConfig, text } from "../../../services/common/config.ts";
+import { renderTable } from "../../common/table.ts";
+import { pssBytes } from "../procfs.ts";
+import { processesOf, startUp } from "../processes.ts";
+import { runLoad } from "../run-load.ts";
+import { formatMib, writeJson } from "./output.ts";
+
+export const memoryConfig = defineConfig(
+  "bench memory",
+  {
+    "chats": integer({ default: 100, min: 0, max: 1_000_000, doc: "Requests before the weighing." }),
+    "limit_mb": integer({ default: 350, min: 1, unit: "MB", doc: "More than this, guardians left out, is exit code 1." }),
+    "json": text({ optional: true, doc: "File to write all figures to." }),
+  },
+  { summary: "Weighs the six processes of a small system.", usage: "npm run bench -- memory" },
+);
+
+export async function runMemory(argv: readonly string[]): Promise<void> {
+  const config = loadConfig(memoryConfig, { argv, env: process.env });
+  await using up = await startUp([]);
+  const workload = { model: "", promptWords: 32, outputTokens: 64, seed: 1 };
+  const load = await runLoad(up.url, "", { ...workload, model: await modelOf(up.url) }, { requests: config.chats, streams: 8, ratePerS: 0, rampMs: 0 });
+  const rows = processesOf(up.run).map(({ name, pid }) => ({ name, pid, pssBytes: pssBytes(pid) }));
+  const six = rows.filter((row) => !row.name.endsWith("guardian"));
+  const sum = (list: readonly { pssBytes: number }[]): number => list.reduce((total, row) => total + row.pssBytes, 0);
+  const mb = sum(six) / 1e6;
+  process.stdout.write(
+    `${renderTable(rows, [
+      { title: "process", cell: (row) => row.name },
+      { title: "pid", align: "right", cell: (row) => `${row.pid}` },
+      { title: "PSS MiB", align: "right", cell: (row) => formatMib(row.pssBytes) },
+    ])}\n\n${six.length} processes: ${mb.toFixed(0)} MB of ${config.limit_mb} MB; with guardians ${(sum(rows) / 1e6).toFixed(0)} MB; ${load.results.filter((result) => result.completed).length} of ${config.chats} chats completed\n`,
+  );
+  writeJson(config.json, { scenario: "memory", processes: rows, sumMb: mb, limitMb: config.limit_mb });
+  if (mb > config.limit_mb) process.exitCode = 1;
+}
+
+async function modelOf(url: string): Promise<string> {
+  return ((await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] }).data[0]!.id;
+}

@@ -1,0 +1,84 @@
+// `npm run bench -- start`: from `npm start` to the first token, as somebody who tries Tandem waits for it.
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { Agent } from "node:http";
+import { createServer, type AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
+import { summarise } from "../statistics.ts";
+import { streamRequest } from "../stream-request.ts";
+import { formatMs, writeJson } from "./output.ts";
+
+export const startConfig = defineConfig(
+  "bench start",
+  {
+    "runs": integer({ default: 5, min: 1, max: 100, doc: "Starts to time." }),
+    "limit_ms": integer({ default: 2_500, min: 1, unit: "ms", doc: "A median above this is exit code 1." }),
+    "json": text({ optional: true, doc: "File to write all figures to." }),
+  },
+  { summary: "Times `npm start` to the first token.", usage: "npm run bench -- start" },
+);
+
+/** Between two tries to get a token: small against what is measured. */
+const TRY_MS = 10;
+const START_LIMIT_MS = 60_000;
+
+export async function runStart(argv: readonly string[]): Promise<void> {
+  const config = loadConfig(startConfig, { argv, env: process.env });
+  const times: number[] = [];
+  for (let run = 0; run < config.runs; run++) {
+    const ms = await oneStart();
+    times.push(ms);
+    process.stdout.write(`start ${run + 1}: first token after ${formatMs(ms)} ms\n`);
+  }
+  const summary = summarise(times);
+  process.stdout.write(`median ${formatMs(summary.p50)} ms, slowest ${formatMs(summary.max)} ms; limit ${config.limit_ms} ms\n`);
+  writeJson(config.json, { scenario: "start", firstTokenMs: times, summary });
+  if (summary.p50 > config.limit_ms) process.exitCode = 1;
+}
+
+async function oneStart(): Promise<number> {
+  const [port, grpcPort] = [await freePort(), await freePort()];
+  const stateDir = mkdtempSync(join(tmpdir(), "tandem-start-"));
+  const agent = new Agent({ keepAlive: true });
+  const target = { url: `http://127.0.0.1:${port}`, agent };
+  const startMs = performance.now();
+  const npm = spawn("npm", ["start", "--", `--port=${port}`, `--grpc-port=${grpcPort}`, `--state.dir=${stateDir}`], {
+    stdio: ["ignore", "ignore", "pipe"],
+    env: { ...process.env, OPENAI_API_KEY: "" },
+  });
+  let errors = "";
+  npm.stderr.setEncoding("utf8").on("data", (piece: string) => (errors = (errors + piece).slice(-4000)));
+  let ended = false;
+  const end = new Promise<void>((resolve) => {
+    npm.once("close", () => {
+      ended = true;
+      resolve();
+    });
+  });
+  try {
+    for (;;) {
+      const sentMs = performance.now();
+      if (ended || sentMs - startMs > START_LIMIT_MS) throw new StartError(`npm start gave no token:\n${errors}`);
+      const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true, model: "tandem-sim" });
+      const result = await streamRequest(target, "/v1/completions", body);
+      if (result.completed && !Number.isNaN(result.ttftMs)) return sentMs + result.ttftMs - startMs;
+      await sleep(TRY_MS);
+    }
+  } finally {
+    agent.destroy();
+    npm.kill("SIGINT");
+    await end;
+    rmSync(stateDir, { recursive: true, force: true });
+  }
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}

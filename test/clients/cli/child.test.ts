@@ -1,0 +1,92 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createOutput, type OutputSink } from "../../../clients/cli/up/child-output.ts";
+import { startChild, type Child, type Death } from "../../../clients/cli/up/child.ts";
+import { deferred, eventually, within } from "../../support/waits.ts";
+
+interface Died {
+  readonly death: Death;
+  readonly restartInMs: number;
+}
+
+/** A child that runs `script`, and its deaths in order. */
+function run(script: string, output: OutputSink, again: (deaths: readonly Died[]) => boolean): { child: Child; deaths: Died[]; over: Promise<void> } {
+  const deaths: Died[] = [];
+  const over = deferred();
+  const child = startChild({ name: "prefill-1", role: "prefill", argv: ["-e", script], env: process.env }, output, {
+    died(_, death, restartInMs) {
+      deaths.push({ death, restartInMs });
+      const goOn = again(deaths);
+      if (!goOn) over.resolve();
+      return goOn;
+    },
+  });
+  return { child, deaths, over: over.promise };
+}
+
+describe("a child of `tandem up`", () => {
+  let folder: string;
+  let printed: string[];
+  let output: OutputSink;
+
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "tandem-child-"));
+    printed = [];
+    output = createOutput({ name: "prefill-1", logFile: join(folder, "prefill-1.log"), verbose: false, colour: false, print: (line) => printed.push(line) });
+  });
+  afterEach(async () => {
+    await output.close();
+    rmSync(folder, { recursive: true });
+  });
+
+  it("that ends by itself is started again after a pause that doubles, with its last words kept", async () => {
+    const { deaths, over, child } = run(`console.error('{"level":"info","event":"out of luck ' + process.pid + '"}'); process.exit(7)`, output, (all) => all.length < 3);
+    await within(over, "three deaths");
+    assert.deepEqual(deaths.map((died) => died.restartInMs), [200, 400, 800]);
+    for (const { death } of deaths) {
+      assert.equal(death.how, "exit code 7");
+      assert.equal(death.unprinted.length, 1, "each process's own words only");
+      assert.match(death.unprinted[0]!, /^info out of luck \d+$/);
+    }
+    assert.equal(child.restarts, 2);
+    assert.equal(child.pid, undefined);
+  });
+
+  it("that is killed says by which signal", async () => {
+    const { deaths, over } = run(`process.kill(process.pid, "SIGKILL")`, output, () => false);
+    await within(over, "the death");
+    assert.equal(deaths[0]!.death.how, "SIGKILL");
+  });
+
+  it("that is stopped stays down, also in the pause before a restart", async () => {
+    const paused = deferred();
+    const { child, deaths } = run("process.exit(1)", output, () => {
+      paused.resolve();
+      return true;
+    });
+    await within(paused.promise, "the first death");
+    await within(child.stop("SIGTERM"), "the stop");
+    assert.equal(deaths.length, 1);
+    assert.equal(child.pid, undefined);
+  });
+
+  it("that ignores a signal is ended by kill()", async () => {
+    const { child } = run(`process.on("SIGTERM", () => console.error("never")); setInterval(() => {}, 1000); console.error("up")`, output, () => false);
+    await eventually("the child is up", () => printed.includes("up"));
+    const stopped = child.stop("SIGTERM");
+    await eventually("the child ignored the signal", () => printed.includes("never"));
+    child.kill();
+    await within(stopped, "the end");
+  });
+
+  it("writes all to its log file, and only warnings and plain errors to the terminal", async () => {
+    const lines = [{ level: "info", event: "quiet" }, { level: "warn", event: "loud", left: 3 }].map((line) => JSON.stringify(line));
+    const { over } = run(`console.error(${JSON.stringify(lines.join("\n"))}); console.error("a crash"); console.log("an answer")`, output, () => false);
+    await within(over, "the end");
+    await output.close();
+    assert.deepEqual([...printed].sort(), ["a crash", "warn loud left=3"]);
+    assert.deepEqual(readFileSync(join(folder, "prefill-1.log"), "utf8").trim().split("\n").sort(), [...lines, "a crash", "an answer"].sort());
+  });
+});

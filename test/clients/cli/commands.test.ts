@@ -1,0 +1,106 @@
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { freePort } from "../../support/waits.ts";
+
+const CLI = fileURLToPath(new URL("../../../dist/clients/cli/main.js", import.meta.url));
+
+interface Run {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+function tandem(argv: readonly string[], env: Record<string, string> = {}): Promise<Run> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [CLI, ...argv], { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+    let stdout = "";
+    let stderr = "";
+    child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
+    child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+    child.on("error", reject);
+    child.on("close", (code) => resolve({ code, stdout, stderr }));
+  });
+}
+
+describe("the tandem command", () => {
+  it("lists its commands", async () => {
+    for (const argv of [[], ["--help"], ["help"]]) {
+      const { code, stdout } = await tandem(argv);
+      assert.equal(code, 0);
+      for (const name of ["up", "status", "router", "prefill", "decode", "engine"]) assert.match(stdout, new RegExp(`^  ${name} `, "m"));
+    }
+  });
+
+  it("says its version", async () => {
+    assert.match((await tandem(["--version"])).stdout, /^\d+\.\d+\.\d+\S*\n$/);
+  });
+
+  it("names the command that was likely meant", async () => {
+    const { code, stderr } = await tandem(["stauts"]);
+    assert.equal(code, 2);
+    assert.equal(stderr, 'tandem has no command "stauts". Did you mean "status"? "tandem --help" lists all.\n');
+  });
+
+  it("does not take a method of objects for a command", async () => {
+    assert.equal((await tandem(["constructor"])).code, 2);
+  });
+
+  for (const name of ["up", "status", "router", "prefill", "decode", "engine", "health"]) {
+    it(`explains ${name}, by --help and by help`, async () => {
+      const [byFlag, byHelp] = await Promise.all([tandem([name, "--help"]), tandem(["help", name])]);
+      assert.equal(byFlag.code, 0, byFlag.stderr);
+      assert.match(byFlag.stdout, new RegExp(`Usage: tandem ${name}\\b`));
+      assert.equal(byHelp.stdout, byFlag.stdout);
+    });
+  }
+
+  it("names the flag that was likely meant", async () => {
+    const { code, stderr } = await tandem(["up", "--prefil", "2"]);
+    assert.equal(code, 2);
+    assert.match(stderr, /Did you mean --prefill\?/);
+  });
+});
+
+describe("tandem status", () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), "tandem-status-"));
+  });
+  afterEach(() => rmSync(folder, { recursive: true }));
+
+  it("says plainly that nothing listens", async () => {
+    const port = await freePort();
+    const { code, stderr, stdout } = await tandem(["status", "--router", `127.0.0.1:${port}`, "--state.dir", folder]);
+    assert.equal(code, 1);
+    assert.equal(stdout, "");
+    assert.equal(stderr, `Nothing listens at http://127.0.0.1:${port}. No \`tandem up\` of this user runs here. Start one with \`tandem up\`, or name a router with --router URL.\n`);
+  });
+
+  it("passes over the file of a run that was killed", async () => {
+    const port = await freePort();
+    // A pid that no process has: above the largest that Linux gives.
+    const stale = { pid: 2 ** 22 + 1, startedUnixMs: 1, restUrl: `http://127.0.0.1:${port}`, grpcAddress: "", token: "x", logDir: "", processes: [] };
+    writeFileSync(join(folder, `run-${port}.json`), JSON.stringify(stale));
+    const { stderr } = await tandem(["status", "--router", `127.0.0.1:${port}`, "--state.dir", folder]);
+    assert.match(stderr, /No `tandem up` of this user runs here/);
+  });
+});
+
+describe("tandem health", () => {
+  it("fails with the reason where nothing listens", async () => {
+    const port = await freePort();
+    for (const kind of ["--rest", "--grpc"]) {
+      const { code, stderr } = await tandem(["health", kind, `127.0.0.1:${port}`]);
+      assert.equal(code, 1);
+      assert.match(stderr, /ECONNREFUSED/);
+    }
+  });
+
+  it("wants one address", async () => {
+    assert.equal((await tandem(["health"])).code, 2);
+  });
+});

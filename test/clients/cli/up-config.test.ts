@@ -1,0 +1,91 @@
+import assert from "node:assert/strict";
+import { ConfigError, loadConfig, settingsOf } from "../../../services/common/config.ts";
+import { checkUpConfig, upConfig, type UpConfig } from "../../../clients/cli/up/config.ts";
+import { dialable, planChildren } from "../../../clients/cli/up/plan.ts";
+
+function read(argv: string[], env: Record<string, string> = {}): UpConfig {
+  const config = loadConfig(upConfig, { argv, env });
+  checkUpConfig(config);
+  return config;
+}
+
+function plan(argv: string[], env: Record<string, string> = {}): ReturnType<typeof planChildren> {
+  const config = read(argv, env);
+  return planChildren({ config, restListen: config["rest.listen"], grpcListen: config["grpc.listen"], token: "t0k3n", self: ["main.js"], env });
+}
+
+/** Value of a flag in a command line. */
+function flag(argv: readonly string[], name: string): string | undefined {
+  const at = argv.indexOf(name);
+  return at === -1 ? undefined : argv[at + 1];
+}
+
+describe("settings of `tandem up`", () => {
+  it("start one instance of each role with the sim where nothing is said", () => {
+    assert.deepEqual(plan([]).map((child) => child.name), ["router", "prefill-1", "decode-1"]);
+    assert.equal(flag(plan([])[1]!.argv, "--engine.kind"), "sim");
+  });
+
+  it("take the names of the BentoML example", () => {
+    const env = { MODEL_ID: "m", PROXY_PORT: "4000", PREFILL_KV_PORT: "5001", DECODE_KV_PORT: "6001", num_prefill: "2", NUM_DECODE: "3", HF_TOKEN: "hf" };
+    const children = plan([], env);
+    assert.deepEqual(children.map((child) => child.name), ["router", "prefill-1", "prefill-2", "decode-1", "decode-2", "decode-3"]);
+    assert.equal(flag(children[0]!.argv, "--rest.listen"), "127.0.0.1:4000");
+    assert.deepEqual(children.slice(1).map((child) => flag(child.argv, "--kv.port")), ["5001", "5002", "6001", "6002", "6003"]);
+    assert.ok(children.slice(1).every((child) => flag(child.argv, "--model") === "m"));
+    assert.ok(children.every((child) => child.env["HF_TOKEN"] === "hf"));
+  });
+
+  it("give every child the join token and the pipe, and none the file of `up`", () => {
+    for (const child of plan(["--port", "3100"], {})) {
+      assert.equal(child.env["TANDEM_TOKEN"], "t0k3n");
+      assert.equal(child.env["TANDEM_PARENT_PIPE"], "1");
+      assert.ok(!child.argv.includes("t0k3n"), "a command line can be read by every user");
+    }
+  });
+
+  it("leave a key from OPENAI_API_KEY where it is and hand on one that was given", () => {
+    assert.equal(plan([], { OPENAI_API_KEY: "sk-env" })[0]!.env["TANDEM_API_KEY"], undefined);
+    assert.equal(plan(["--api-key", "sk-flag"], { OPENAI_API_KEY: "sk-env" })[0]!.env["TANDEM_API_KEY"], "sk-flag");
+  });
+
+  it("make one instance of every attached server", () => {
+    const children = plan(["--attach-prefill", "http://a:1", "--attach-prefill", "http://b:1", "--attach-decode", "http://c:1", "--connector", "nixl"]);
+    assert.deepEqual(children.map((child) => [child.name, flag(child.argv, "--engine.attach")]), [
+      ["router", undefined],
+      ["prefill-1", "http://a:1"],
+      ["prefill-2", "http://b:1"],
+      ["decode-1", "http://c:1"],
+    ]);
+    assert.equal(flag(children[1]!.argv, "--connector"), "nixl");
+    assert.equal(flag(children[1]!.argv, "--engine.kind"), undefined);
+  });
+
+  const refusals: [string, string[], RegExp][] = [
+    ["an engine that isn't there yet, and say what to do instead", ["--engine", "embedded"], /later version.*--engine sim/],
+    ["spawning vLLM, and say how to attach", ["--engine", "vllm"], /later version.*--attach-prefill URL --attach-decode URL/],
+    ["attached servers of one role alone", ["--attach-prefill", "http://a:1"], /--attach-decode is missing/],
+    ["what is no URL", ["--attach-prefill", "a:1", "--attach-decode", "http://b:1"], /--attach-prefill a:1: expected the URL/],
+    ["a count that disagrees with the URLs", ["--prefill", "2", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"], /disagree/],
+    ["an engine kind beside attached servers", ["--engine", "sim", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"], /exclude each other/],
+    ["a connector that the sim doesn't speak", ["--connector", "nixl"], /needs vLLM servers/],
+  ];
+  for (const [what, argv, message] of refusals) {
+    it(`refuse ${what}`, () => {
+      assert.throws(() => read(argv), (error) => error instanceof ConfigError && message.test(error.message));
+    });
+  }
+
+  it("never show a secret", () => {
+    const config = read(["--token", "hush", "--api-key", "hush", "--hf_token", "hush"]);
+    assert.ok(settingsOf(config).every((setting) => !setting.value.includes("hush")));
+  });
+});
+
+describe("the address that children dial", () => {
+  it("is loopback where the router listens on every interface", () => {
+    assert.equal(dialable("0.0.0.0:3001"), "127.0.0.1:3001");
+    assert.equal(dialable("[::]:3001"), "[::1]:3001");
+    assert.equal(dialable("127.0.0.1:3001"), "127.0.0.1:3001");
+  });
+});

@@ -1,0 +1,90 @@
+// compose.yaml without containers: every command and health check of it, run on loopback as its container would.
+import assert from "node:assert/strict";
+import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { load, YAML11_SCHEMA } from "js-yaml";
+import { eventually, freePort } from "../support/waits.ts";
+
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+const CLI = join(ROOT, "dist/clients/cli/main.js");
+
+interface Service {
+  readonly command: string[];
+  readonly entrypoint?: string[];
+  readonly environment?: Record<string, string>;
+  readonly healthcheck?: { readonly test: string[] };
+  readonly ports?: string[];
+  readonly profiles?: string[];
+}
+
+/** With the merge keys (`<<`) of YAML 1.1, which Compose knows. */
+function compose(): Record<string, Service> {
+  return (load(readFileSync(join(ROOT, "compose.yaml"), "utf8"), { schema: YAML11_SCHEMA }) as { services: Record<string, Service> }).services;
+}
+
+/** HEALTHCHECK and ENTRYPOINT of the Dockerfile, for services that have no own. */
+function imageDefault(instruction: "ENTRYPOINT" | "CMD"): string[] {
+  const text = readFileSync(join(ROOT, "Dockerfile"), "utf8");
+  const found = instruction === "ENTRYPOINT" ? /^ENTRYPOINT (\[.*\])$/m.exec(text) : /^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(text);
+  return JSON.parse(found![1]!) as string[];
+}
+
+describe("compose.yaml", () => {
+  it("publishes ports on loopback only, and starts nothing without a join token", () => {
+    for (const [name, service] of Object.entries(compose())) {
+      for (const port of service.ports ?? []) assert.match(port, /^127\.0\.0\.1:/, name);
+      if (service.profiles === undefined) assert.match(service.environment!["TANDEM_TOKEN"]!, /^\$\{TANDEM_TOKEN:\?/, name);
+    }
+  });
+
+  it("runs a router and instances that answer a request, all healthy, and end at SIGTERM", async function () {
+    this.timeout(60_000);
+    const ports = { rest: await freePort(), grpc: await freePort(), prefill: await freePort(), decode: await freePort() };
+    const folder = mkdtempSync(join(tmpdir(), "tandem-compose-"));
+    const env = { ...process.env, TANDEM_TOKEN: "token-of-the-test", TANDEM_API_KEY: "", OPENAI_API_KEY: "", XDG_STATE_HOME: folder };
+    /** A line of the file as it stands on this machine: our build, loopback, free ports. */
+    const local = (service: "router" | "prefill" | "decode", text: string): string =>
+      text
+        .replaceAll("$$", "$")
+        .replaceAll("/app/dist/clients/cli/main.js", CLI)
+        .replaceAll("$(hostname -i)", "127.0.0.1")
+        .replaceAll("router:3001", `127.0.0.1:${ports.grpc}`)
+        .replaceAll("0.0.0.0", "127.0.0.1")
+        .replaceAll(":3000", `:${ports.rest}`)
+        .replaceAll(":3001", `:${ports.grpc}`)
+        .replaceAll(":3101", `:${service === "router" ? 0 : ports[service]}`);
+    const run = (service: "router" | "prefill" | "decode", words: readonly string[]): ChildProcess => {
+      const [command, ...argv] = words.map((word) => local(service, word));
+      return spawn(command === "node" ? process.execPath : command!, argv, { env, stdio: ["ignore", "pipe", "pipe"] });
+    };
+    const services = compose();
+    const names = ["router", "prefill", "decode"] as const;
+    const processes = names.map((name) => run(name, [...(services[name]!.entrypoint ?? imageDefault("ENTRYPOINT")), ...services[name]!.command]));
+    let said = "";
+    for (const child of processes) for (const stream of [child.stdout!, child.stderr!]) stream.on("data", (text: Buffer) => (said += text.toString()));
+    try {
+      await eventually("every health check passes", async () => {
+        for (const child of processes) assert.equal(child.exitCode, null, said);
+        const checks = names.map((name) => run(name, services[name]!.healthcheck?.test.slice(1) ?? imageDefault("CMD")));
+        const codes = await Promise.all(checks.map(async (check) => (await once(check, "exit"))[0] as number));
+        return codes.every((code) => code === 0);
+      }, 30_000);
+      const answer = await fetch(`http://127.0.0.1:${ports.rest}/v1/completions`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ model: "tandem-sim", prompt: "Hello", max_tokens: 8 }),
+      });
+      assert.equal(answer.status, 200, said);
+    } finally {
+      const ends = processes.map(async (child) => (child.exitCode === null ? ((await once(child, "exit")) as [number | null]) : [child.exitCode]));
+      for (const child of processes) child.kill("SIGTERM");
+      const codes = (await Promise.all(ends)).map(([code]) => code);
+      rmSync(folder, { recursive: true, force: true });
+      assert.deepEqual(codes, [0, 0, 0], said);
+    }
+  });
+});
