@@ -1,0 +1,51 @@
+// An instance as the rest of the router sees it.
+import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { RpcChannel } from "../../rpc/client.ts";
+import type { ThinChannel } from "../../rpc/thin-client.ts";
+import type { Candidate } from "../policy/index.ts";
+
+/**
+ * Why an instance gets legs or gets none. `silent`: nothing heard for too long. `unreachable`: a connection to it is
+ * broken, or was never there. `failing`: it says it serves, and leg after leg fails on it. `left`: not registered any
+ * more, and here only until its last leg has ended.
+ */
+export type Condition = "serving" | "starting" | "draining" | "stopped" | "silent" | "unreachable" | "failing" | "left";
+
+/** Does not change, but for the counts of legs, which are those of the moment. */
+export interface Member {
+  readonly info: Info;
+  /** Undefined until it has told. */
+  readonly load: Load | undefined;
+  /** When `load` came, by the pool's clock. 0 before. */
+  readonly loadAtMs: number;
+  readonly condition: Condition;
+  /** Whether it gets new legs: `condition` is `serving`. */
+  readonly eligible: boolean;
+  /** Why not, for people. Empty where it is eligible. */
+  readonly reason: string;
+  /** Legs of this router that run on it now. */
+  readonly legs: number;
+  /** Legs this router ever gave it. */
+  readonly legsTotal: bigint;
+  /** `legs` when `load` came: what came or went since is not in the load's figures. */
+  readonly legsAtLoad: number;
+  /** Prompt tokens placed on it since `load` came, estimated. */
+  readonly placedTokens: number;
+  /** The token path. */
+  readonly channel: ThinChannel;
+  /** All other calls. */
+  readonly control: RpcChannel;
+}
+
+/** `member` in figures for a policy: what it told, brought up to this moment by what this router did since. */
+export function candidateOf(member: Member): Candidate {
+  const { load, legs } = member;
+  const since = legs - member.legsAtLoad;
+  return {
+    instanceId: member.info.instanceId,
+    legs,
+    queuedTokens: (load?.queuedTokens ?? 0) + member.placedTokens,
+    running: Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since),
+    freeSlots: Math.max(0, (load?.freeSlots ?? 0) - since),
+  };
+}

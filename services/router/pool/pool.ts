@@ -1,0 +1,182 @@
+// What the router knows of the instances. Discovery says who there is; the instances say how they are; policies and
+// placement read one immutable snapshot. An instance that is gone from discovery keeps its channels until the last leg
+// on it has ended: the registry's word ends no stream.
+import { InstanceService, Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Clock, Timer } from "../../common/clock.ts";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
+import type { Log } from "../../common/log.ts";
+import type { Metrics } from "../../common/metrics.ts";
+import type { Member } from "./member.ts";
+import { Tracked } from "./tracked.ts";
+
+export type { Condition, Member } from "./member.ts";
+
+/** Sorted by instance id. */
+export interface PoolSnapshot {
+  readonly prefill: readonly Member[];
+  readonly decode: readonly Member[];
+  /** Of all known instances, whether or not they serve now. `maxModelLen` is the shortest, 0 where none says. */
+  readonly models: ReadonlyMap<string, { readonly maxModelLen: number }>;
+}
+
+export interface Pool {
+  /** The same object until something changes. Counts of legs in it are live. */
+  readonly snapshot: PoolSnapshot;
+  /** All instances that discovery knows now. */
+  update(entries: readonly Info[]): void;
+  /** After every change: an instance, its facts, its load, or a leg that ended. Returns what ends it. */
+  onChange(listener: () => void): () => void;
+  /**
+   * Tells an instance to take no new leg, or to take them again; this router obeys at once. Returns the legs that still
+   * run on it, of all routers.
+   *
+   * @throws ServiceError `not_found`; `instance_unavailable` when it could not be told, which undoes nothing here
+   */
+  drain(instanceId: string, undrain: boolean, reason?: string): Promise<number>;
+  /** @param tokens Prompt tokens of it, where they are still to be computed. */
+  legStarted(member: Member, tokens?: number): void;
+  /** @param ok False where the instance is to blame. */
+  legEnded(member: Member, ok: boolean): void;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+export interface PoolOptions {
+  readonly token?: string | undefined;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly metrics?: Metrics;
+  /** Instances that are tracked; more are left out and logged. */
+  readonly limit?: number;
+}
+
+const SWEEP_MS = 250;
+const DRAIN_TIMEOUT_MS = 2_000;
+const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "left"] as const;
+
+export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOptions): Pool {
+  const tracked = new Set<Tracked>();
+  const byMember = new WeakMap<Member, Tracked>();
+  const listeners = new Set<() => void>();
+  let snapshot: PoolSnapshot | undefined;
+  let closed = false;
+
+  const find = (instanceId: string): Tracked | undefined => {
+    for (const one of tracked) if (one.registered && one.info.instanceId === instanceId) return one;
+    return undefined;
+  };
+
+  function onChange(): void {
+    if (closed) return;
+    snapshot = undefined;
+    for (const one of tracked) if (!one.registered && one.legs === 0) tracked.delete(one);
+    for (const listener of [...listeners]) listener();
+  }
+
+  function build(): PoolSnapshot {
+    const nowMs = clock.nowMs();
+    const prefill: Member[] = [];
+    const decode: Member[] = [];
+    const models = new Map<string, { maxModelLen: number }>();
+    const sorted = [...tracked].sort((a, b) => (a.info.instanceId < b.info.instanceId ? -1 : 1));
+    for (const one of sorted) {
+      const member = one.member(nowMs);
+      byMember.set(member, one);
+      (one.info.role === Role.PREFILL ? prefill : decode).push(member);
+      if (!one.registered) continue;
+      const { model, maxModelLen } = one.info;
+      const known = models.get(model)?.maxModelLen ?? 0;
+      models.set(model, { maxModelLen: known === 0 || maxModelLen === 0 ? known + maxModelLen : Math.min(known, maxModelLen) });
+    }
+    return { prefill, decode, models };
+  }
+
+  function update(entries: readonly Info[]): void {
+    if (closed) return;
+    const named = new Set<string>();
+    for (const info of entries) {
+      if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
+      named.add(info.instanceId);
+      const known = find(info.instanceId);
+      if (known !== undefined && known.info.grpcAddress === info.grpcAddress) {
+        known.info = info;
+        continue;
+      }
+      // Reached elsewhere now: what runs over the old address ends there.
+      if (known !== undefined) known.registered = false;
+      if (tracked.size >= limit) {
+        log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
+        continue;
+      }
+      tracked.add(new Tracked(info, { token, log, clock, onChange }));
+      log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
+    }
+    for (const one of tracked) {
+      if (!one.registered || named.has(one.info.instanceId)) continue;
+      log.info("instance left", { instanceId: one.info.instanceId, legs: one.legs });
+      one.registered = false;
+    }
+    onChange();
+  }
+
+  // An instance that takes its pause, or falls silent, changes without telling.
+  let sweepTimer: Timer;
+  const sweep = (): void => {
+    const nowMs = clock.nowMs();
+    const before = snapshot;
+    for (const one of tracked) if (one.registered) one.checkHeartbeat(nowMs);
+    if (before?.prefill.some(isFailing) || before?.decode.some(isFailing)) onChange();
+    sweepTimer = clock.setTimer(SWEEP_MS, sweep);
+  };
+  sweepTimer = clock.setTimer(SWEEP_MS, sweep);
+
+  const pool: Pool = {
+    get snapshot() {
+      return (snapshot ??= build());
+    },
+    update,
+    onChange(listener) {
+      // Wrapped, so that the same function may listen twice.
+      const entry = (): void => listener();
+      listeners.add(entry);
+      return () => listeners.delete(entry);
+    },
+    async drain(instanceId, undrain, reason = "") {
+      const one = find(instanceId);
+      if (one === undefined) throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
+      one.drained = !undrain;
+      const client = one.control.client(InstanceService);
+      try {
+        if (!undrain) return (await client.drain({ reason }, { timeoutMs: DRAIN_TIMEOUT_MS })).remaining;
+        await client.undrain({}, { timeoutMs: DRAIN_TIMEOUT_MS });
+        return one.legs;
+      } catch (thrown) {
+        const error = asServiceError(thrown);
+        if (error.code === "failed_precondition") throw error;
+        const done = undrain ? "" : " This router gives it no new leg all the same.";
+        throw new ServiceError("instance_unavailable", `The instance could not be told.${done}`, { cause: error });
+      }
+    },
+    legStarted: (member, tokens = 0) => byMember.get(member)!.legStarted(tokens),
+    legEnded: (member, ok) => byMember.get(member)!.legEnded(ok),
+    async [Symbol.asyncDispose]() {
+      if (closed) return;
+      closed = true;
+      sweepTimer.cancel();
+      await Promise.all([...tracked].map((one) => one.close()));
+    },
+  };
+
+  metrics?.gauge("tandem_pool_instances", "Instances this router knows, by what it takes them for.", ["role", "state"], (gauge) => {
+    for (const role of ["prefill", "decode"] as const) {
+      for (const state of CONDITIONS) {
+        gauge.set({ role, state }, pool.snapshot[role].filter(({ condition }) => condition === state).length);
+      }
+    }
+  });
+  return pool;
+}
+
+function isFailing({ condition }: Member): boolean {
+  return condition === "failing";
+}

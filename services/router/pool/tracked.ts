@@ -1,0 +1,228 @@
+// One known instance: its channels, what it last told, and whether it may get legs.
+// Three things speak of its life: WatchLoad (what it says, and that it says anything), the token path's connection, and
+// how legs on it end. Any of them takes it out at once; only a fresh load with SERVING brings it back.
+import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Clock } from "../../common/clock.ts";
+import { asServiceError } from "../../common/errors.ts";
+import { backoffMs } from "../../common/lifecycle.ts";
+import type { Log } from "../../common/log.ts";
+import { dialRpc } from "../../rpc/client.ts";
+import type { RpcChannel } from "../../rpc/client.ts";
+import { connectThin } from "../../rpc/thin-client.ts";
+import type { ThinChannel } from "../../rpc/thin-client.ts";
+import type { Condition, Member } from "./member.ts";
+
+/** The heartbeat comes once a second. */
+const SILENCE_MS = 2_000;
+const REDIAL = { minMs: 50, maxMs: 1_000 };
+/** Legs in a row that failed by the instance's fault. */
+const FAILURE_LIMIT = 5;
+/** How long a failing instance gets no leg, whatever it says of itself. */
+const FAILING_MS = 2_000;
+
+export interface TrackedOptions {
+  readonly token: string | undefined;
+  readonly log: Log;
+  readonly clock: Clock;
+  /** Its condition, load or facts changed, or a leg on it ended. */
+  onChange(): void;
+}
+
+type Link = { readonly kind: "up" } | { readonly kind: "down"; readonly condition: Condition; readonly reason: string };
+
+export class Tracked {
+  info: Info;
+  readonly channel: ThinChannel;
+  readonly control: RpcChannel;
+  legs = 0;
+  legsTotal = 0n;
+  legsAtLoad = 0;
+  placedTokens = 0;
+
+  #load: Load | undefined;
+  #loadAtMs = 0;
+  #heardAtMs: number;
+  #link: Link = { kind: "down", condition: "unreachable", reason: "It has not told its load yet." };
+  #registered = true;
+  /** Drained by this router, and not yet confirmed by the instance's own load. */
+  #drained = false;
+  #failures = 0;
+  #failingUntilMs = 0;
+  #closed = false;
+  #watch = new AbortController();
+  #wake: (() => void) | undefined;
+  readonly #o: TrackedOptions;
+  readonly #log: Log;
+
+  constructor(info: Info, o: TrackedOptions) {
+    this.info = info;
+    this.#o = o;
+    this.#log = o.log.child({ instanceId: info.instanceId });
+    this.#heardAtMs = o.clock.nowMs();
+    const token = o.token === undefined ? {} : { token: o.token };
+    this.control = dialRpc(info.grpcAddress, token);
+    this.channel = connectThin(info.grpcAddress, {
+      ...token,
+      log: this.#log,
+      onState: (up) => {
+        if (!up) this.#down("unreachable", "The connection to it broke.");
+      },
+    });
+    void this.#watchLoad();
+  }
+
+  get registered(): boolean {
+    return this.#registered;
+  }
+
+  set registered(registered: boolean) {
+    this.#registered = registered;
+    this.#closeIfLeft();
+  }
+
+  /** Told by this router to take no more legs; holds until the instance itself says so. */
+  set drained(drained: boolean) {
+    this.#drained = drained;
+    this.#o.onChange();
+  }
+
+  legStarted(tokens: number): void {
+    this.legs += 1;
+    this.legsTotal += 1n;
+    this.placedTokens += tokens;
+  }
+
+  /** @param ok False where the instance is to blame. */
+  legEnded(ok: boolean): void {
+    this.legs -= 1;
+    this.#failures = ok ? 0 : this.#failures + 1;
+    if (this.#failures >= FAILURE_LIMIT) {
+      this.#failures = 0;
+      this.#failingUntilMs = this.#o.clock.nowMs() + FAILING_MS;
+      this.#log.warn("instance takes a pause: leg after leg failed on it", { pauseMs: FAILING_MS });
+    }
+    this.#closeIfLeft();
+    this.#o.onChange();
+  }
+
+  /** Called every now and then: takes it for silent when its heartbeat stays away. */
+  checkHeartbeat(nowMs: number): void {
+    if (nowMs - this.#heardAtMs <= SILENCE_MS) return;
+    this.#heardAtMs = nowMs;
+    if (this.#link.kind === "up") this.#down("silent", `Nothing was heard of it for ${SILENCE_MS / 1000} s.`);
+    // A fresh call finds out soonest whether it is back; the old one may hang on a dead connection.
+    this.#watch.abort();
+  }
+
+  /** It as it is now. The counts of legs go on. */
+  member(nowMs: number): Member {
+    const { condition, reason } = this.#judge(nowMs);
+    const tracked = this;
+    return {
+      info: this.info,
+      load: this.#load,
+      loadAtMs: this.#loadAtMs,
+      condition,
+      eligible: condition === "serving",
+      reason,
+      get legs() {
+        return tracked.legs;
+      },
+      get legsTotal() {
+        return tracked.legsTotal;
+      },
+      get legsAtLoad() {
+        return tracked.legsAtLoad;
+      },
+      get placedTokens() {
+        return tracked.placedTokens;
+      },
+      channel: this.channel,
+      control: this.control,
+    };
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch.abort();
+    this.#wake?.();
+    await Promise.all([this.channel.close(), this.control[Symbol.asyncDispose]()]);
+  }
+
+  #judge(nowMs: number): { condition: Condition; reason: string } {
+    if (!this.#registered) return { condition: "left", reason: "It is not registered any more." };
+    if (this.#drained) return { condition: "draining", reason: "It was drained here." };
+    if (this.#link.kind === "down") return this.#link;
+    if (nowMs < this.#failingUntilMs) return { condition: "failing", reason: "Leg after leg failed on it." };
+    const reason = this.#load?.reason ?? "";
+    switch (this.#load?.state) {
+      case State.SERVING:
+        return { condition: "serving", reason: "" };
+      case State.DRAINING:
+        return { condition: "draining", reason: reason || "It drains." };
+      case State.STOPPED:
+        return { condition: "stopped", reason: reason || "It has stopped." };
+      default:
+        return { condition: "starting", reason: reason || "It starts." };
+    }
+  }
+
+  #down(condition: Condition, reason: string): void {
+    if (this.#closed) return;
+    const known = this.#link;
+    if (known.kind === "down" && known.condition === condition && known.reason === reason) return;
+    this.#link = { kind: "down", condition, reason };
+    this.#log.warn("instance is out", { condition, reason });
+    this.#o.onChange();
+  }
+
+  #heard(load: Load): void {
+    this.#load = load;
+    this.#loadAtMs = this.#heardAtMs = this.#o.clock.nowMs();
+    this.legsAtLoad = this.legs;
+    this.placedTokens = 0;
+    // From here on its own word holds, and whoever undrains it need not know of this router.
+    if (load.state === State.DRAINING) this.#drained = false;
+    if (this.#link.kind === "down") this.#log.info("instance is heard", { state: State[load.state] });
+    this.#link = { kind: "up" };
+    this.#o.onChange();
+  }
+
+  async #watchLoad(): Promise<void> {
+    const client = this.control.client(InstanceService);
+    for (let attempt = 0; !this.#closed; attempt += 1) {
+      this.#watch = new AbortController();
+      try {
+        for await (const { load } of client.watchLoad({}, { signal: this.#watch.signal })) {
+          if (this.#closed) return;
+          attempt = 0;
+          if (load !== undefined) this.#heard(load);
+        }
+        this.#down("unreachable", "It stopped telling its load.");
+      } catch (error) {
+        if (this.#closed) return;
+        // What was aborted here is silent already, and says more than "cancelled".
+        if (!this.#watch.signal.aborted) this.#down("unreachable", "It can't be reached.");
+        this.#log.debug("load watch ended", { error: asServiceError(error) });
+      }
+      await this.#pause(backoffMs(attempt, REDIAL));
+    }
+  }
+
+  #pause(ms: number): Promise<void> {
+    if (this.#closed) return Promise.resolve();
+    return new Promise((resolve) => {
+      const timer = this.#o.clock.setTimer(ms, resolve);
+      this.#wake = () => {
+        timer.cancel();
+        resolve();
+      };
+    });
+  }
+
+  #closeIfLeft(): void {
+    if (!this.#registered && this.legs === 0) void this.close();
+  }
+}

@@ -1,0 +1,82 @@
+// Reads a DecodeResponse as it came from the wire, once a token: `events` stays a view of the network's buffer, and
+// nothing is allocated for a message that carries only events and a count. One reader serves any number of legs, since
+// its fields are taken before the next message is read.
+import { ServiceError } from "../../common/errors.ts";
+
+const EVENTS = 1;
+const TOKEN_COUNT = 2;
+const RESERVED = 3;
+const END = 4;
+
+const NOTHING = Buffer.alloc(0);
+
+export class DecodeFrame {
+  /** A view into the message, empty where it carries none. */
+  events: Buffer = NOTHING;
+  tokenCount = 0;
+  reserved = false;
+  /** An encoded `End`, in the last message. */
+  end: Buffer | undefined = undefined;
+
+  #at = 0;
+
+  /** @throws ServiceError `engine_failed` when `message` is no DecodeResponse. The fields mean nothing then. */
+  read(message: Buffer): void {
+    this.events = NOTHING;
+    this.tokenCount = 0;
+    this.reserved = false;
+    this.end = undefined;
+    this.#at = 0;
+    while (this.#at < message.length) {
+      const tag = this.#varint(message);
+      // Field numbers above 15 are not ours, but a later version's may be, and are skipped like any other.
+      const field = Math.floor(tag / 8);
+      switch (tag % 8) {
+        case 0: {
+          const value = this.#varint(message);
+          if (field === TOKEN_COUNT) this.tokenCount = value;
+          break;
+        }
+        case 1:
+          this.#at += 8;
+          break;
+        case 2: {
+          const length = this.#varint(message);
+          const start = this.#at;
+          this.#at += length;
+          if (this.#at > message.length) throw malformed();
+          if (field === EVENTS) this.events = message.subarray(start, this.#at);
+          else if (field === RESERVED) this.reserved = true;
+          else if (field === END) this.end = message.subarray(start, this.#at);
+          break;
+        }
+        case 5:
+          this.#at += 4;
+          break;
+        default:
+          throw malformed();
+      }
+    }
+    if (this.#at !== message.length) throw malformed();
+  }
+
+  /** A varint below 2^53; of a longer one the high bits are dropped, and none of ours is that long. */
+  #varint(message: Buffer): number {
+    let byte = message[this.#at++];
+    if (byte !== undefined && byte < 0x80) return byte;
+    let value = 0;
+    let scale = 1;
+    for (let count = 0; count < 10; count += 1) {
+      if (byte === undefined) throw malformed();
+      if (count < 7) value += (byte & 0x7f) * scale;
+      if (byte < 0x80) return value;
+      scale *= 0x80;
+      byte = message[this.#at++];
+    }
+    throw malformed();
+  }
+}
+
+function malformed(): ServiceError {
+  return new ServiceError("engine_failed", "The decode instance sent a message that can't be read.");
+}

@@ -1,0 +1,411 @@
+// One attempt at one choice: runs the protocol of legs.ts over the channels of two instances. It may outlive its
+// request: what was set going is settled also when nobody waits for the answer any more.
+import { fromBinary } from "@bufbuild/protobuf";
+import { DecodeService, EndSchema } from "#gen/tandem/decode/v1/decode_pb.js";
+import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
+import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
+import type { Clock } from "../../common/clock.ts";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
+import type { Log } from "../../common/log.ts";
+import { methodPath } from "../../rpc/service.ts";
+import type { ThinCall } from "../../rpc/thin-client.ts";
+import type { Member, Pool } from "../pool/pool.ts";
+import { endedEarly, fromInstance, sentNothing, isBlamed } from "./blame.ts";
+import { DecodeFrame } from "./decode-frame.ts";
+import { LegTimes } from "./leg-times.ts";
+import { IDLE, step } from "./legs.ts";
+import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState, LegTraits } from "./legs.ts";
+import type { LegEnd, RelayMetrics } from "./metrics.ts";
+import type { LegDraft } from "./receipt.ts";
+import type { RelayLimits, RelayRequest } from "./request.ts";
+import { abandonMessage, prefillMessage, reserveMessage, startMessage } from "./wire.ts";
+
+const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
+const PREFILL_PATH = methodPath(PrefillService, PrefillService.method.prefill);
+
+/** How long an instance may take to end an abandoned leg before the call is cut. */
+const SETTLE_MS = 30_000;
+/** A deadline's own error should come before the one that an instance makes of the same deadline. */
+const DEADLINE_SLACK_MS = 2_000;
+/** Bytes of a body for each prompt token, roughly: only to compare loads until the instance has counted. */
+const BYTES_PER_TOKEN = 4;
+
+const frame = new DecodeFrame();
+
+/** What all legs of a relay share. */
+export interface LegContext {
+  readonly pool: Pool;
+  readonly limits: RelayLimits;
+  readonly metrics: RelayMetrics;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** Legs that have not ended, for the watch over their deadlines. */
+  readonly live: Set<RelayLeg>;
+}
+
+export interface LegTask {
+  readonly request: RelayRequest;
+  readonly draft: LegDraft;
+  readonly promptIndex: number | undefined;
+  readonly sampleIndex: number;
+  readonly traits: LegTraits;
+  readonly prefill: Member;
+  /** Undefined where it is picked after prefill. */
+  readonly decode: Member | undefined;
+}
+
+/** A decode instance that would not take the leg. */
+export interface Refusal {
+  readonly by: Member;
+  readonly error: ServiceError;
+}
+
+/** Whoever wants the answer. */
+export interface LegOwner {
+  /** Events of the answer, or the whole body. False holds the leg back until `resume`. */
+  deliver(events: Buffer): boolean;
+  /**
+   * Picks a decode instance, at once or later, and tells the leg by `openOn` or `noDecode`. Returns what ends the search.
+   * @param refusal Where one has refused already.
+   */
+  findDecode(leg: RelayLeg, handoff: Handoff, refusal: Refusal | undefined): () => void;
+  /** Once. The leg may go on settling. */
+  finished(leg: RelayLeg, outcome: LegOutcome): void;
+}
+
+export class RelayLeg {
+  readonly task: LegTask;
+  /** The decode instance it is on, or was last. */
+  decode: Member | undefined;
+  /** Set once completed. */
+  end: End | undefined;
+  /** Whether any of the answer was delivered. */
+  delivered = false;
+  paused = false;
+
+  readonly #context: LegContext;
+  readonly #owner: LegOwner;
+  #state: LegState = IDLE;
+  #stepping = false;
+  readonly #events: LegEvent[] = [];
+  #call: ThinCall | undefined;
+  #answered = false;
+  #refusal: Refusal | undefined;
+  #endSearch: (() => void) | undefined;
+  #cancelPrefill: (() => void) | undefined;
+  #prefillHeld = false;
+  #prefillCalled = false;
+  #decodeHeld = false;
+  #messages = 0;
+  #messagesSeen = 0;
+  #quietSinceMs = 0;
+  readonly #times: LegTimes;
+
+  constructor(context: LegContext, task: LegTask, owner: LegOwner) {
+    this.#context = context;
+    this.task = task;
+    this.#owner = owner;
+    this.#times = new LegTimes(task.draft, task.traits.decodeFirst, context.clock.nowMs());
+  }
+
+  begin(): void {
+    const { prefill, decode, draft, request } = this.task;
+    const { pool, live } = this.#context;
+    draft.prefillInstanceId = prefill.info.instanceId;
+    live.add(this);
+    // Counted now and not at the call, or a burst would all see the same least loaded instance.
+    pool.legStarted(prefill, Math.ceil(request.body.length / BYTES_PER_TOKEN / request.prompts));
+    this.#prefillHeld = true;
+    if (decode !== undefined) this.#holdDecode(decode);
+    this.#dispatch({ kind: "begin" });
+  }
+
+  /** Nobody wants the answer any more. */
+  unwanted(): void {
+    this.#dispatch({ kind: "unwanted" });
+  }
+
+  overdue(error: ServiceError): void {
+    this.#dispatch({ kind: "overdue", error });
+  }
+
+  /** The instance that `findDecode` found. */
+  openOn(decode: Member, handoff: Handoff): void {
+    this.#endSearch = undefined;
+    this.#holdDecode(decode);
+    this.#open(decode, handoff);
+  }
+
+  /** `findDecode` found none. */
+  noDecode(error: ServiceError): void {
+    this.#endSearch = undefined;
+    this.#dispatch({ kind: "decodeFailed", error });
+  }
+
+  resume(): void {
+    if (!this.paused) return;
+    this.paused = false;
+    this.#quietSinceMs = this.#context.clock.nowMs();
+    this.#call?.resume();
+  }
+
+  /** Called every now and then; finds out what has been silent for too long. */
+  check(nowMs: number): void {
+    if (this.#state.kind === "settling") {
+      if (nowMs - this.#quietSinceMs >= SETTLE_MS) this.#dispatch({ kind: "settleTimeout" });
+      return;
+    }
+    if (this.#messages !== this.#messagesSeen || this.paused || this.#call === undefined || this.#state.kind === "prefilling") {
+      this.#messagesSeen = this.#messages;
+      this.#quietSinceMs = nowMs;
+      return;
+    }
+    const { stallMs } = this.#context.limits;
+    if (nowMs - this.#quietSinceMs < stallMs) return;
+    if (this.#state.kind === "reserving" || this.#state.kind === "opening") {
+      // An answer to a reservation costs the instance nothing, so one that gives none is as good as gone.
+      this.#cut();
+      const error = new ServiceError("instance_lost", `The decode instance did not answer for ${stallMs} ms.`);
+      this.#dispatch({ kind: "decodeFailed", error });
+    } else {
+      this.overdue(new ServiceError("deadline_exceeded", `The decode instance sent nothing for ${stallMs} ms (${this.where(nowMs)}).`));
+    }
+  }
+
+  /** Where the time went so far: "reserve 1 ms, prefill 210 ms, transfer 12 ms". */
+  where(nowMs: number): string {
+    return this.#times.where(nowMs);
+  }
+
+  get settling(): boolean {
+    return this.#state.kind === "settling";
+  }
+
+  // An effect may bring the next event at once; it waits until the step that caused it is done.
+  #dispatch(event: LegEvent): void {
+    this.#events.push(event);
+    if (this.#stepping) return;
+    this.#stepping = true;
+    try {
+      for (let next = this.#events.shift(); next !== undefined; next = this.#events.shift()) {
+        this.#note(next);
+        const { state, effects } = step(this.task.traits, this.#state, next);
+        this.#state = state;
+        for (const effect of effects) this.#perform(effect);
+      }
+    } finally {
+      this.#stepping = false;
+    }
+    if (this.#state.kind === "ended") this.#release();
+  }
+
+  /** Writes down when things happened. */
+  #note(event: LegEvent): void {
+    const { kind } = this.#state;
+    const nowMs = this.#context.clock.nowMs();
+    if (event.kind === "reserved" && kind === "reserving") this.#times.reserved(nowMs);
+    else if (event.kind === "prefillDone") {
+      this.#times.prefilled(nowMs);
+      this.#quietSinceMs = nowMs;
+    } else if (event.kind === "decodeChunk" && (kind === "handover" || kind === "opening")) this.#times.firstToken(nowMs);
+    else if (event.kind === "decodeEnd") this.#times.ended(nowMs);
+  }
+
+  #perform(effect: LegEffect): void {
+    switch (effect.kind) {
+      case "openDecode":
+        if (effect.handoff === undefined) this.#open(this.decode!, undefined);
+        else this.#endSearch = this.#owner.findDecode(this, effect.handoff, this.#refusal);
+        return;
+      case "callPrefill":
+        return this.#callPrefill();
+      case "sendStart":
+        this.#call?.write(startMessage(effect.handoff));
+        this.#call?.halfClose();
+        return;
+      case "sendAbandon":
+        this.#quietSinceMs = this.#context.clock.nowMs();
+        this.#call?.write(abandonMessage(effect.reason, effect.nothingSent));
+        this.#call?.halfClose();
+        return;
+      case "cancelPrefill":
+        this.#cancelPrefill?.();
+        this.#prefillEnded("cancelled");
+        return;
+      case "cancelDecode":
+        this.#endSearch?.();
+        this.#endSearch = undefined;
+        this.#cut();
+        return;
+      case "finish":
+        return this.#finish(effect.outcome);
+    }
+  }
+
+  #open(decode: Member, handoff: Handoff | undefined): void {
+    const { request, draft, promptIndex, sampleIndex, prefill, traits } = this.task;
+    const reserve = {
+      legId: draft.legId,
+      path: request.path,
+      prefillKvAddress: traits.decodeFirst ? prefill.info.kvAddress : "",
+      prefillGrpcAddress: prefill.info.grpcAddress,
+      face: { id: request.id, created: request.createdUnixS, choiceIndex: draft.choiceIndex, sampleIndex },
+      ...(promptIndex === undefined ? {} : { promptIndex }),
+    };
+    this.#quietSinceMs = this.#context.clock.nowMs();
+    this.#answered = false;
+    const call: ThinCall = decode.channel.open(
+      DECODE_PATH,
+      {
+        // A call that was cut or replaced says nothing more here.
+        onMessage: (message) => {
+          if (this.#call === call) this.#onMessage(message);
+        },
+        onEnd: (error) => {
+          if (this.#call === call) this.#onEnd(error);
+        },
+      },
+      { timeoutMs: this.#timeLeftMs() },
+    );
+    this.#call = call;
+    call.write(reserveMessage(reserve, request.body));
+    if (handoff === undefined) return;
+    call.write(startMessage(handoff));
+    call.halfClose();
+  }
+
+  // The token path.
+  #onMessage(message: Buffer): void {
+    frame.read(message);
+    const { events, reserved, end } = frame;
+    this.#messages += 1;
+    this.#answered = true;
+    if (reserved) this.#dispatch({ kind: "reserved" });
+    if (events.length > 0 && this.#state.kind !== "streaming") this.#dispatch({ kind: "decodeChunk" });
+    if (end !== undefined) this.end = fromBinary(EndSchema, end);
+    if (this.#state.kind === "streaming" && events.length > 0) {
+      this.delivered = true;
+      if (!this.#owner.deliver(events)) this.#pause();
+    }
+    // A delivery may have ended it.
+    if (end !== undefined && this.#call !== undefined) this.#dispatch({ kind: "decodeEnd" });
+  }
+
+  #pause(): void {
+    this.paused = true;
+    this.#call?.pause();
+  }
+
+  #onEnd(error: ServiceError | undefined): void {
+    this.#call = undefined;
+    const told = error === undefined ? endedEarly() : fromInstance(error, "decode");
+    // An abandoned leg ends without an answer, as it should.
+    this.#decodeEnded(this.settling && error === undefined ? "cancelled" : told.code);
+    const refused = !this.#answered && told.failure.retry === "elsewhere";
+    if (refused) this.#refusal = { by: this.decode!, error: told };
+    this.#dispatch({ kind: refused ? "decodeRefused" : "decodeFailed", error: told });
+  }
+
+  #callPrefill(): void {
+    const { request, draft, promptIndex, prefill, traits } = this.task;
+    const { limits, metrics } = this.#context;
+    const fields = {
+      legId: draft.legId,
+      path: request.path,
+      decodeKvAddress: traits.decodeFirst ? this.decode!.info.kvAddress : "",
+      ...(promptIndex === undefined ? {} : { promptIndex }),
+    };
+    this.#prefillCalled = true;
+    prefill.channel
+      .unary(PREFILL_PATH, prefillMessage(fields, request.body), {
+        timeoutMs: limits.prefillTimeoutMs,
+        onCancelable: (cancel) => {
+          this.#cancelPrefill = cancel;
+        },
+      })
+      .then((bytes) => fromBinary(PrefillResponseSchema, bytes))
+      .then(
+        ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
+          if (!this.#prefillHeld) return;
+          this.#prefillEnded("completed");
+          draft.promptTokens = promptTokens;
+          if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
+          if (kvBytes !== undefined) {
+            draft.kvBytes = kvBytes;
+            metrics.kvBytes(kvBytes);
+          }
+          this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
+        },
+        (thrown: unknown) => {
+          if (!this.#prefillHeld) return;
+          const error = this.#prefillError(fromInstance(asServiceError(thrown), "prefill"));
+          this.#prefillEnded(error.code);
+          this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
+        },
+      )
+      .catch((error: unknown) => this.#context.log.error("relay failed unexpectedly", { legId: draft.legId, error }));
+  }
+
+  #prefillError(error: ServiceError): ServiceError {
+    if (error.code !== "deadline_exceeded") return error;
+    const where = this.where(this.#context.clock.nowMs());
+    return new ServiceError("deadline_exceeded", `Prefill did not end within ${this.#context.limits.prefillTimeoutMs} ms (${where}).`, {
+      cause: error,
+    });
+  }
+
+  #timeLeftMs(): number | undefined {
+    const { deadlineMs } = this.task.request;
+    return deadlineMs === undefined ? undefined : Math.max(0, deadlineMs - this.#context.clock.nowMs()) + DEADLINE_SLACK_MS;
+  }
+
+  #cut(): void {
+    const call = this.#call;
+    this.#call = undefined;
+    call?.cancel();
+    this.#decodeEnded("cancelled");
+  }
+
+  #finish(outcome: LegOutcome): void {
+    const { draft } = this.task;
+    if (outcome.kind === "completed") {
+      const { promptTokens, completionTokens, cachedTokens } = this.end!;
+      draft.promptTokens = promptTokens;
+      draft.completionTokens = completionTokens;
+      if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
+      this.#context.metrics.completed(draft);
+    } else {
+      draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;
+    }
+    this.#owner.finished(this, outcome);
+  }
+
+  #holdDecode(decode: Member): void {
+    this.decode = decode;
+    this.task.draft.decodeInstanceId = decode.info.instanceId;
+    this.#decodeHeld = true;
+    this.#context.pool.legStarted(decode);
+  }
+
+  #prefillEnded(outcome: LegEnd): void {
+    if (!this.#prefillHeld) return;
+    this.#prefillHeld = false;
+    if (this.#prefillCalled) this.#context.metrics.leg("prefill", outcome);
+    this.#context.pool.legEnded(this.task.prefill, !isBlamed(outcome));
+  }
+
+  #decodeEnded(outcome: LegEnd): void {
+    if (!this.#decodeHeld) return;
+    this.#decodeHeld = false;
+    this.#context.metrics.leg("decode", outcome);
+    this.#context.pool.legEnded(this.decode!, !isBlamed(outcome));
+  }
+
+  /** Gives back what it still holds. What was called has ended or was cut by now. */
+  #release(): void {
+    if (!this.#context.live.delete(this)) return;
+    this.#call = undefined;
+    this.#prefillEnded("cancelled");
+    this.#decodeEnded(this.end === undefined ? "cancelled" : "completed");
+  }
+}

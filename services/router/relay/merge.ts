@@ -1,0 +1,124 @@
+// Several legs of one request made into the answer of one engine (n > 1, prompt lists). Choice index = prompt index x n
+// + sample index; each leg already writes its own index. Usage is counted as a single vLLM counts it: the prompt once
+// for all its samples, the answers of all choices summed up.
+// Bodies are spliced, not re-printed: a logprob or token id comes out with the digits the engine gave it.
+import { ServiceError } from "../../common/errors.ts";
+import { scanArray, scanObject, splice } from "../../common/json-body.ts";
+
+/** Stands in no text: a quote inside a JSON string is escaped. */
+const NO_CHOICES = Buffer.from('"choices":[]');
+const EVENT_END = "\n\n";
+const DATA = "data: ";
+
+export interface SplitEvents {
+  /** What the client gets now. May be empty. */
+  readonly events: Buffer;
+  /** The leg's own usage chunk, a whole event; undefined where it is not in here. */
+  readonly usage: Buffer | undefined;
+}
+
+/** Takes a leg's usage chunk out of its events. It is the last event of a stream, so it is the last of `events`. */
+export function splitUsage(events: Buffer): SplitEvents {
+  if (!events.includes(NO_CHOICES)) return { events, usage: undefined };
+  const before = events.lastIndexOf(EVENT_END, events.length - EVENT_END.length - 1);
+  const start = before < 0 ? 0 : before + EVENT_END.length;
+  const last = events.subarray(start);
+  if (!last.includes(NO_CHOICES)) return { events, usage: undefined };
+  return { events: events.subarray(0, start), usage: last };
+}
+
+/**
+ * The usage chunk of the whole answer.
+ *
+ * @param chunks Of the legs, by choice index.
+ * @param choices n: legs of one prompt.
+ */
+export function mergeUsageEvents(chunks: readonly Buffer[], choices: number): Buffer {
+  const bodies = chunks.map((chunk) => Buffer.from(chunk.toString().trim().slice(DATA.length)));
+  const merged = withUsage(bodies, choices, new Map());
+  return Buffer.concat([Buffer.from(DATA), merged, Buffer.from(EVENT_END)]);
+}
+
+/**
+ * The JSON body of the whole answer: all choices in the order of their index, the usage summed up, every other member
+ * as the first leg has it.
+ *
+ * @param bodies Of the legs, by choice index.
+ */
+export function mergeBodies(bodies: readonly Buffer[], choices: number): Buffer {
+  const elements: Buffer[] = [];
+  for (const body of bodies) {
+    for (const { start, end } of choicesOf(body)) {
+      if (elements.length > 0) elements.push(Buffer.from(","));
+      elements.push(body.subarray(start, end));
+    }
+  }
+  const all = Buffer.concat([Buffer.from("["), ...elements, Buffer.from("]")]);
+  return withUsage(bodies, choices, new Map([["choices", all]]));
+}
+
+function choicesOf(body: Buffer): { start: number; end: number }[] {
+  const member = memberOf(body, "choices");
+  if (member === undefined) throw unreadable("choices");
+  try {
+    return scanArray(body, member.valueStart, member.valueEnd);
+  } catch (cause) {
+    throw unreadable("choices", cause);
+  }
+}
+
+type Figures = Record<string, unknown>;
+
+function withUsage(bodies: readonly Buffer[], choices: number, changes: Map<string, string | Buffer>): Buffer {
+  const usages = bodies.map((body) => {
+    const member = memberOf(body, "usage");
+    const value = member === undefined ? undefined : JSON.parse(body.toString("utf8", member.valueStart, member.valueEnd));
+    return typeof value === "object" && value !== null ? (value as Figures) : undefined;
+  });
+  // An engine that counts nothing for one leg can't be summed up; the first leg's absence stands.
+  if (usages.every((usage) => usage !== undefined)) {
+    changes.set("usage", JSON.stringify(sumUsage(usages, choices)));
+  }
+  const first = bodies[0];
+  if (first === undefined) throw unreadable("choices");
+  return splice(first, scanObject(first), changes);
+}
+
+/** Shaped like the first leg's: its keys in its order. */
+export function sumUsage(usages: readonly Figures[], choices: number): Figures {
+  // A prompt is counted with its first sample, whose prefill is the one a single engine would have run.
+  const perPrompt = usages.filter((_, index) => index % choices === 0);
+  const sum: Figures = {};
+  for (const key of Object.keys(usages[0] ?? {})) {
+    sum[key] = add((key.startsWith("prompt_") ? perPrompt : usages).map((usage) => usage[key]));
+  }
+  if (typeof sum["prompt_tokens"] === "number" && typeof sum["completion_tokens"] === "number") {
+    sum["total_tokens"] = sum["prompt_tokens"] + sum["completion_tokens"];
+  }
+  return sum;
+}
+
+/** Sums numbers, and objects of numbers by key. What is neither stays as the first that is there. */
+function add(values: readonly unknown[]): unknown {
+  const present = values.filter((value) => value !== null && value !== undefined);
+  if (present.length === 0) return values[0];
+  if (present.every((value) => typeof value === "number")) return present.reduce((sum: number, value) => sum + (value as number), 0);
+  if (present.every((value) => typeof value === "object" && !Array.isArray(value))) {
+    const objects = present as Figures[];
+    const keys = new Set(objects.flatMap((object) => Object.keys(object)));
+    return Object.fromEntries([...keys].map((key) => [key, add(objects.map((object) => object[key]))]));
+  }
+  return present[0];
+}
+
+function memberOf(body: Buffer, key: string): { valueStart: number; valueEnd: number } | undefined {
+  try {
+    return scanObject(body).find((member) => member.key === key);
+  } catch (cause) {
+    throw unreadable(key, cause);
+  }
+}
+
+function unreadable(key: string, cause?: unknown): ServiceError {
+  return new ServiceError("engine_failed", `A part of the answer can't be read: it has no ${key}.`, { cause });
+}

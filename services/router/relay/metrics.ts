@@ -1,0 +1,47 @@
+// What is counted of legs. Once a leg at most; nothing here runs per token. Labels are bounded sets: error codes come
+// from the table of failures.
+import type { FailureCode } from "../../common/errors.ts";
+import type { Metrics } from "../../common/metrics.ts";
+import type { LegDraft } from "./receipt.ts";
+
+export type LegEnd = "completed" | "cancelled" | FailureCode;
+
+export interface RelayMetrics {
+  /** One side of a pair has ended. */
+  leg(side: "prefill" | "decode", outcome: LegEnd): void;
+  retry(reason: FailureCode): void;
+  /** Something was done otherwise than planned. */
+  fallback(reason: "retry" | "busy"): void;
+  /** A pair of legs gave a whole answer. */
+  completed(draft: LegDraft): void;
+  kvBytes(bytes: bigint): void;
+}
+
+const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
+const TOKEN_SECONDS = [0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1];
+
+/** @param settling Legs whose request is gone and that are still being brought to their end. */
+export function createRelayMetrics(metrics: Metrics, settling: () => number): RelayMetrics {
+  const legs = metrics.counter("tandem_legs_total", "Legs that ended, by side and outcome.", ["leg", "outcome"]);
+  const retries = metrics.counter("tandem_retries_total", "Pairs of legs that were tried again, by the failure.", ["reason"]);
+  const fallbacks = metrics.counter("tandem_fallbacks_total", "What was done otherwise than planned.", ["reason"]);
+  const kvBytes = metrics.counter("tandem_kv_transfer_bytes_total", "KV cache bytes handed from prefill to decode, as far as engines tell.");
+  const reserve = metrics.histogram("tandem_reserve_seconds", "Until a decode slot was reserved.", SECONDS);
+  const prefill = metrics.histogram("tandem_prefill_seconds", "Until prefill had answered.", SECONDS);
+  const handover = metrics.histogram("tandem_handover_seconds", "Prefill's answer to the first token: KV transfer and first decode step.", SECONDS);
+  // vLLM has it as vllm:request_time_per_output_token_seconds.
+  const tpot = metrics.histogram("tandem_request_time_per_output_token_seconds", "Mean time of a token after the first, one value a leg.", TOKEN_SECONDS);
+  metrics.gauge("tandem_legs_settling", "Legs whose request is gone and whose KV is being settled.", [], (gauge) => gauge.set(settling()));
+  return {
+    leg: (leg, outcome) => legs.inc({ leg, outcome }),
+    retry: (reason) => retries.inc({ reason }),
+    fallback: (reason) => fallbacks.inc({ reason }),
+    completed(draft) {
+      if (draft.reserveMs > 0) reserve.observe(draft.reserveMs / 1000);
+      prefill.observe(draft.prefillMs / 1000);
+      handover.observe(draft.handoverMs / 1000);
+      if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));
+    },
+    kvBytes: (bytes) => kvBytes.inc(Number(bytes)),
+  };
+}

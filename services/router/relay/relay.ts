@@ -1,0 +1,274 @@
+// One request through its legs, from the admitted body to the last byte: places it, runs the legs, merges them where
+// there are several, and ends every request exactly once. No HTTP, no registry.
+import { randomBytes } from "node:crypto";
+import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
+import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
+import type { Clock, Timer } from "../../common/clock.ts";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
+import type { Log } from "../../common/log.ts";
+import type { Metrics } from "../../common/metrics.ts";
+import type { Policy } from "../policy/index.ts";
+import type { Pool } from "../pool/pool.ts";
+import { Choice } from "./choice.ts";
+import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
+import type { RelayLeg } from "./leg.ts";
+import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
+import { createRelayMetrics } from "./metrics.ts";
+import { createPlacer } from "./placement.ts";
+import type { ReceiptDraft } from "./receipt.ts";
+import type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
+
+export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
+
+export interface Relay {
+  /**
+   * @param receipt Gets the legs and fallbacks as they come.
+   * @param gone Aborted when nobody waits for the answer any more.
+   * @returns Once the whole answer was given to `sink`.
+   * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
+   */
+  run(request: RelayRequest, sink: AnswerSink, receipt: ReceiptDraft, gone: AbortSignal): Promise<Ending>;
+}
+
+/** The relay as whoever created it has it. */
+export interface RunningRelay extends Relay {
+  /** Legs that run or settle. A leg settles when its request is gone and its KV is not yet. */
+  readonly legs: number;
+  /** Resolves when the last leg has ended. */
+  idle(): Promise<void>;
+  /** Fails what runs, and leaves what settles to the instances. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+export interface RelayOptions {
+  readonly pool: Pool;
+  readonly policies: { readonly prefill: Policy; readonly decode: Policy };
+  readonly config: RelayLimits;
+  readonly metrics: Metrics;
+  readonly log: Log;
+  readonly clock: Clock;
+  /** 32 hex digits, never the same twice. */
+  readonly mintLegId?: () => string;
+}
+
+const FINISH_REASONS: Readonly<Record<number, string>> = {
+  [FinishReason.STOP]: "stop",
+  [FinishReason.LENGTH]: "length",
+  [FinishReason.TOOL_CALLS]: "tool_calls",
+  [FinishReason.ABORT]: "abort",
+};
+
+const LEGS_LIMIT = 64;
+/** All deadlines are checked by one timer, this often at most. */
+const TICK_MS = { min: 10, max: 250 };
+
+export function createRelay(o: RelayOptions): RunningRelay {
+  const { pool, config, clock } = o;
+  const live = new Set<RelayLeg>();
+  const runs = new Set<Run>();
+  const metrics = createRelayMetrics(o.metrics, () => [...live].filter((leg) => leg.settling).length);
+  const context: ChoiceContext = {
+    pool,
+    limits: config,
+    metrics,
+    clock,
+    log: o.log,
+    live,
+    placer: createPlacer(pool, o.policies),
+    mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
+  };
+  const legsLimit = config.legsLimit ?? LEGS_LIMIT;
+  const tickMs = Math.min(TICK_MS.max, Math.max(TICK_MS.min, Math.floor(config.stallMs / 4)));
+  let timer: Timer | undefined;
+  let onIdle: (() => void)[] = [];
+
+  // Runs only while there is something to watch.
+  function watch(): void {
+    timer ??= clock.setTimer(tickMs, () => {
+      timer = undefined;
+      const nowMs = clock.nowMs();
+      for (const run of [...runs]) run.check(nowMs);
+      for (const leg of [...live]) leg.check(nowMs);
+      if (runs.size > 0 || live.size > 0) return watch();
+      for (const resolve of onIdle) resolve();
+      onIdle = [];
+    });
+  }
+
+  return {
+    async run(request, sink, receipt, gone) {
+      const count = request.choices * request.prompts;
+      if (count > legsLimit) {
+        throw new ServiceError("invalid_request", `The request asks for ${count} answers; ${legsLimit} is the most.`, { param: "n" });
+      }
+      if (gone.aborted) throw clientLeft();
+      const run = new Run(request, sink, receipt, context);
+      const onGone = (): void => run.failed(clientLeft());
+      gone.addEventListener("abort", onGone, { once: true });
+      runs.add(run);
+      watch();
+      try {
+        return await run.begin();
+      } finally {
+        runs.delete(run);
+        gone.removeEventListener("abort", onGone);
+      }
+    },
+    get legs() {
+      return live.size;
+    },
+    idle() {
+      if (runs.size === 0 && live.size === 0) return Promise.resolve();
+      return new Promise((resolve) => {
+        onIdle.push(resolve);
+      });
+    },
+    async [Symbol.asyncDispose]() {
+      timer?.cancel();
+      for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
+    },
+  };
+}
+
+interface Settle {
+  resolve(ending: Ending): void;
+  reject(error: ServiceError): void;
+}
+
+/** One request: its choices, and the one sink that they share. */
+class Run implements ChoiceOwner {
+  readonly request: RelayRequest;
+  readonly receipt: ReceiptDraft;
+  readonly #sink: AnswerSink;
+  readonly #choices: Choice[] = [];
+  readonly #ends: (End | undefined)[];
+  /** What is held back until all choices are there: their bodies or, streaming, their usage chunks. */
+  readonly #held: (Buffer | undefined)[];
+  readonly #beganMs: number;
+  #started = false;
+  #open: number;
+  #settle: Settle | undefined;
+
+  constructor(request: RelayRequest, sink: AnswerSink, receipt: ReceiptDraft, context: ChoiceContext) {
+    this.request = request;
+    this.receipt = receipt;
+    this.#sink = sink;
+    this.#beganMs = context.clock.nowMs();
+    const count = request.choices * request.prompts;
+    this.#open = count;
+    this.#ends = Array.from({ length: count }, () => undefined);
+    this.#held = Array.from({ length: count }, () => undefined);
+    for (let index = 0; index < count; index += 1) this.#choices.push(new Choice(index, context, this));
+    sink.onDrain = () => {
+      for (const choice of this.#choices) choice.resume();
+    };
+  }
+
+  begin(): Promise<Ending> {
+    return new Promise((resolve, reject) => {
+      this.#settle = { resolve, reject };
+      for (const choice of this.#choices) {
+        if (this.#settle === undefined) return;
+        choice.begin();
+      }
+    });
+  }
+
+  // The token path. With one choice, a read of two fields before the write.
+  deliver(index: number, events: Buffer): boolean {
+    let bytes = events;
+    if (this.#choices.length > 1) {
+      if (!this.request.stream) {
+        this.#held[index] = events;
+        return true;
+      }
+      if (this.request.includeUsage) {
+        const split = splitUsage(events);
+        // Copied: the view would keep a whole network buffer alive until the slowest choice has ended.
+        if (split.usage !== undefined) this.#held[index] = Buffer.from(split.usage);
+        if (split.events.length === 0) return true;
+        bytes = split.events;
+      }
+    }
+    this.#start();
+    return this.#sink.write(bytes);
+  }
+
+  completed(index: number, end: End): void {
+    this.#ends[index] = end;
+    this.#open -= 1;
+    if (this.#open > 0) return;
+    let last: Buffer | undefined;
+    try {
+      last = this.#merged();
+    } catch (thrown) {
+      return this.failed(asServiceError(thrown));
+    }
+    this.#start();
+    if (last !== undefined) this.#sink.write(last);
+    this.#end()?.resolve(this.#ending());
+  }
+
+  failed(error: ServiceError): void {
+    const settle = this.#end();
+    if (settle === undefined) return;
+    for (const choice of this.#choices) choice.unwanted();
+    settle.reject(error);
+  }
+
+  othersRun(index: number): boolean {
+    return this.#choices.some((choice) => choice.index !== index && choice.running);
+  }
+
+  check(nowMs: number): void {
+    const { deadlineMs } = this.request;
+    if (deadlineMs !== undefined && nowMs >= deadlineMs) return this.failed(this.#tooLate(nowMs));
+    for (const choice of this.#choices) choice.check(nowMs);
+  }
+
+  #start(): void {
+    if (this.#started) return;
+    this.#started = true;
+    this.#sink.start();
+  }
+
+  /** What the choices give together once the last one is there. */
+  #merged(): Buffer | undefined {
+    if (this.#choices.length === 1) return undefined;
+    const parts = this.#held.filter((part) => part !== undefined);
+    if (!this.request.stream) return mergeBodies(parts, this.request.choices);
+    // Without the chunk of every leg there is no sum, and a client that asked for none gets none.
+    return parts.length === this.#choices.length ? mergeUsageEvents(parts, this.request.choices) : undefined;
+  }
+
+  #ending(): Ending {
+    const ends = this.#ends as End[];
+    const firsts = ends.filter((_, index) => index % this.request.choices === 0);
+    const cached = firsts.map(({ cachedTokens }) => cachedTokens).filter((tokens) => tokens !== undefined);
+    return {
+      finishReasons: ends.map(({ finishReason }) => FINISH_REASONS[finishReason] ?? "stop"),
+      promptTokens: firsts.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
+      completionTokens: ends.reduce((sum, { completionTokens }) => sum + completionTokens, 0),
+      ...(cached.length === 0 ? {} : { cachedTokens: cached.reduce((sum, tokens) => sum + tokens, 0) }),
+    };
+  }
+
+  #end(): Settle | undefined {
+    const settle = this.#settle;
+    this.#settle = undefined;
+    this.#sink.onDrain = undefined;
+    return settle;
+  }
+
+  #tooLate(nowMs: number): ServiceError {
+    // Of several choices the first that still runs: it is one of those that were waited for.
+    const where = this.#choices.find((choice) => choice.running)?.where(nowMs) ?? "";
+    const waitedMs = where === "" ? this.receipt.queueMs + nowMs - this.#beganMs : this.receipt.queueMs;
+    const queue = `queue ${Math.round(waitedMs)} ms`;
+    return new ServiceError("deadline_exceeded", `The request ran past its deadline (${where === "" ? queue : `${queue}, ${where}`}).`);
+  }
+}
+
+function clientLeft(): ServiceError {
+  return new ServiceError("cancelled", "The client left.");
+}
