@@ -95,6 +95,8 @@ export class EngineMetrics {
       gauge("num_requests_waiting", "Number of requests waiting to be processed.", [base, this.waiting]),
       gauge("num_requests_waiting_by_reason", "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; 'deferred' = deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all reasons equals vllm:num_requests_waiting.",
         ...by("reason", { capacity: this.waiting - this.deferred, deferred: this.deferred })),
+      ...(this.#withNixl ? [gauge("num_requests_kv_fetch_by_stage", "Number of waiting requests by async KV load stage. Stage labels: 'waiting_to_start' = needs an async KV load that has not started; 'in_progress' = load started and not yet reported finished; 'completed_waiting' = load finished, request not running yet.",
+        ...by("stage", { waiting_to_start: 0, in_progress: this.deferred, completed_waiting: 0 }))] : []),
       gauge("engine_sleep_state", "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.",
         ...by("sleep_state", { awake: 1, weights_offloaded: 0, discard_all: 0 })),
       gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", [base, this.kvUsageRatio]),

@@ -35,7 +35,7 @@ export function recordedResponse(name: string): RawResponse {
 
 /** Values that belong to the model, its tokenizer or the moment. */
 const MODEL_NUMBERS = new Set(["created", "prompt_tokens", "total_tokens", "logprob", "rank", "remote_num_tokens", "remote_prefill_cached_tokens",
-  "remote_port", "count", "cached_tokens"]);
+  "remote_port", "count", "cached_tokens", "stop_reason"]);
 const MODEL_TEXTS = new Set(["text", "content", "root", "remote_engine_id", "remote_request_id", "remote_host", "token", "decoded_token", "prompt"]);
 const MODEL_ARRAYS = new Set(["token_ids", "prompt_token_ids", "bytes", "remote_block_ids", "tokens", "text_offset", "token_logprobs", "token_strs"]);
 

@@ -143,7 +143,8 @@ export class Answer {
   #end(outcome: Outcome): boolean {
     if (this.#over) return false;
     this.#over = true;
-    for (const handle of this.#handles) handle.abort();
+    // A finished answer's sequences end by themselves; the last is still in its last step.
+    if (outcome !== "finished") for (const handle of this.#handles) handle.abort();
     this.#onOutcome(outcome);
     return true;
   }

@@ -56,7 +56,7 @@ export class SimEngine implements Engine, KvSpace, KvModel {
   constructor(options: SimOptions) {
     this.#options = options;
     this.#seed = [...`${options.modelName}\n${options.hashSalt}`].reduce((hash, letter) => mix(hash ^ letter.codePointAt(0)!), 1);
-    this.modelHash = hex32(this.#seed) + hex32(mix(this.#seed + options.bytesPerToken));
+    this.modelHash = hex32(this.#seed) + hex32(mix(this.#seed + 1));
     this.blockSize = options.blockSize;
     this.bytesPerToken = options.bytesPerToken;
     this.model = { name: options.modelName, root: options.modelName, maxLength: options.maxLength, fingerprint: `vllm-0.32.0-${hex32(this.#seed)}` };

@@ -1,0 +1,53 @@
+import assert from "node:assert/strict";
+import { ConfigError, loadConfig } from "../../services/common/config.ts";
+import { engineConfig, simOptions } from "../../services/tiny-engine/config.ts";
+import { startSimEngines } from "../../services/tiny-engine/server.ts";
+import { freePort } from "../support/waits.ts";
+import { complete } from "./client.ts";
+
+const options = (...argv: string[]): ReturnType<typeof simOptions> => simOptions(loadConfig(engineConfig, { argv, env: {} }));
+
+describe("tandem engine's settings", () => {
+  it("have the defaults of an aggregated engine", () => {
+    const { port, role, connector, modelName, kvSlots } = options();
+    assert.deepEqual([port, role, connector, modelName, kvSlots], [8000, "none", "none", "tandem-sim", 64]);
+  });
+
+  it("read faults, and refuse one that does not exist", () => {
+    assert.deepEqual(options("--fault", "slow:extra_ms=5", "--fault", "hang").faults, [{ kind: "slow", extraMs: 5 }, { kind: "hang" }]);
+    assert.throws(() => options("--fault", "slew"), ConfigError);
+  });
+
+  it("refuse to listen where other machines reach, unless told to", () => {
+    for (const flags of [["--listen", "0.0.0.0:8000"], ["--kv.listen", "10.0.0.1:1"]]) {
+      assert.throws(() => options(...flags), /--expose/);
+      assert.equal(options(...flags, "--expose").role, "none");
+    }
+  });
+
+  it("refuse a connector without a role and a role without a connector", () => {
+    assert.throws(() => options("--connector", "nixl"), /--role/);
+    assert.throws(() => options("--role", "decode"), /--connector/);
+  });
+});
+
+describe("many engines in one process", () => {
+  it("stand on ports that follow each other, each with a state of its own", async () => {
+    const port = await freePort();
+    const engines = await startSimEngines({ port, modelName: "tiny", decodeMsPerToken: 0 }, 3);
+    try {
+      assert.deepEqual(engines.map(({ url }) => Number(new URL(url).port) - port), [0, 1, 2]);
+      await complete(engines[1]!, "a", { max_tokens: 3, ignore_eos: true });
+      assert.deepEqual(engines.map((engine) => engine.state().generation_tokens), [0, 3, 0]);
+    } finally {
+      await Promise.all(engines.map((engine) => engine[Symbol.asyncDispose]()));
+    }
+  });
+
+  it("leave nothing behind when one cannot start", async () => {
+    const port = await freePort();
+    await assert.rejects(startSimEngines({ port, connector: "p2p-zmq", role: "decode", kvListen: `127.0.0.1:${port}` }, 2));
+    const engines = await startSimEngines({ port }, 1);
+    await engines[0]![Symbol.asyncDispose]();
+  });
+});

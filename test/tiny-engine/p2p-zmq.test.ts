@@ -1,0 +1,222 @@
+import assert from "node:assert/strict";
+import { Dealer } from "zeromq";
+import { startSimEngine, type RunningEngine, type SimEngineOptions } from "../../services/tiny-engine/server.ts";
+import { freePort, within } from "../support/waits.ts";
+import { manualClock } from "../support/manual-clock.ts";
+import { complete, events, pairedId, post, startFast, streamedText, textOf } from "./client.ts";
+
+const PROMPT = "Tell me a long story about the captain and the island. ".repeat(20);
+
+async function startPair(prefill: SimEngineOptions = {}, decode: SimEngineOptions = {}): Promise<AsyncDisposable & { prefill: RunningEngine; decode: RunningEngine }> {
+  const p = await startFast({ role: "prefill", connector: "p2p-zmq", ...prefill });
+  const d = await startFast({ role: "decode", connector: "p2p-zmq", ...decode });
+  return {
+    prefill: p, decode: d,
+    async [Symbol.asyncDispose]() {
+      await p[Symbol.asyncDispose]();
+      await d[Symbol.asyncDispose]();
+    },
+  };
+}
+
+const id = (pair: { prefill: RunningEngine; decode: RunningEngine }): { "x-request-id": string } => ({ "x-request-id": pairedId(pair.prefill, pair.decode) });
+
+describe("p2p-zmq: a prompt prefilled on one engine and answered by another", () => {
+  it("gives the text of one engine that does both, from KV that was really sent", async () => {
+    await using pair = await startPair();
+    await using alone = await startFast();
+    const headers = id(pair);
+    const first = await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    assert.equal(first.json.choices[0].text, "(simulated)");
+    assert.equal(pair.decode.state().kv_received_bytes, first.json.usage.prompt_tokens * 256);
+    assert.equal(pair.decode.state().kv_orphans, 1);
+    assert.equal(await textOf(complete(pair.decode, PROMPT, {}, headers)), await textOf(complete(alone, PROMPT)));
+    assert.deepEqual([pair.decode.state().kv_held, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens], [[], 0, 0]);
+  });
+
+  it("does so for chat, streamed and seeded", async () => {
+    await using pair = await startPair();
+    await using alone = await startFast();
+    const body = { messages: [{ role: "user", content: "How deep is the sea?" }], temperature: 1, seed: 5, max_tokens: 30 };
+    const headers = id(pair);
+    await post(pair.prefill, "/v1/chat/completions", { ...body, max_tokens: 1 }, headers);
+    const streamed = await events(pair.decode, "/v1/chat/completions", body, headers);
+    assert.equal(streamedText(streamed.events), await textOf(post(alone, "/v1/chat/completions", body)));
+  });
+
+  it("pairs the choices of n > 1 one by one when both sides are given the same n", async () => {
+    await using pair = await startPair();
+    const body = { temperature: 1, seed: 5, n: 3, max_tokens: 20 };
+    const headers = id(pair);
+    await complete(pair.prefill, PROMPT, { ...body, max_tokens: 1 }, headers);
+    assert.deepEqual(pair.decode.state().kv_held.map((held) => held.id.slice(0, 7)).sort(), ["0_cmpl-", "1_cmpl-", "2_cmpl-"]);
+    const { json } = await complete(pair.decode, PROMPT, body, headers);
+    assert.equal(new Set(json.choices.map((choice: { text: string }) => choice.text)).size, 3);
+  });
+
+  it("answers from the rows it was sent, so other rows under the same header give another text", async () => {
+    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", faults: ["upstream"] });
+    await using prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
+    await using alone = await startFast();
+    const headers = { "x-request-id": pairedId(prefill, decode) };
+    const other = PROMPT.replace("captain", "painter");
+    await complete(prefill, other, { max_tokens: 1 }, headers);
+    // "upstream" compares nothing, as vLLM does.
+    const text = await textOf(complete(decode, PROMPT, {}, headers));
+    assert.equal(text, await textOf(complete(alone, other)));
+    assert.notEqual(text, await textOf(complete(alone, PROMPT)));
+  });
+});
+
+describe("p2p-zmq: what cannot work is refused with a reason", () => {
+  const refused = async (answer: ReturnType<typeof complete>, status: number, reason: RegExp): Promise<void> => {
+    const { status: got, json } = await answer;
+    assert.equal(got, status, JSON.stringify(json));
+    assert.match(json.error.message, reason);
+  };
+
+  it("a request without the paired id, on either side", async () => {
+    await using pair = await startPair();
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }), 400, /^kv_unpaired/);
+    await refused(complete(pair.decode, PROMPT, {}, { "x-request-id": "plain" }), 400, /^kv_unpaired/);
+  });
+
+  it("a decode whose KV never came", async () => {
+    await using pair = await startPair();
+    await refused(complete(pair.decode, PROMPT, {}, id(pair)), 500, /^kv_missing/);
+  });
+
+  it("a decode with another prompt than was prefilled, whose KV is freed then", async () => {
+    await using pair = await startPair();
+    const headers = id(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    await refused(complete(pair.decode, PROMPT.replace("captain", "painter"), {}, headers), 500, /^kv_mismatch: the KV is that of another prompt/);
+    assert.equal(pair.decode.state().kv_tokens, 0);
+  });
+
+  it("a prefill for a decode engine with other weights, other blocks or no free slot", async () => {
+    for (const [decode, status, reason] of [
+      [{ hashSalt: "other" }, 500, /wrong_model/], [{ kvBlockSize: 32 }, 500, /wrong_shape/], [{ kvBytesPerToken: 64 }, 500, /wrong_shape/],
+    ] as const) {
+      await using pair = await startPair({}, decode);
+      await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), status, reason);
+    }
+    await using pair = await startPair({}, { kvSlots: 1 });
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair));
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), 503, /no_slots/);
+  });
+
+  it("a push to nobody, and one to an engine that dies meanwhile", async () => {
+    await using pair = await startPair();
+    const nobody = `___prefill_addr_${pair.prefill.kvAddress!}___decode_addr_127.0.0.1:${await freePort()}_${"0".repeat(32)}`;
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": nobody }), 503, /^kv_push_failed: nothing listens/);
+    pair.decode.setFault("silent-kv");
+    const pending = complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair));
+    while (pair.decode.state().faults.length > 0 && pair.prefill.state().kv_tokens === 0) await new Promise(setImmediate);
+    pair.decode.kill();
+    await refused(within(pending, "the prefill to fail"), 503, /^kv_push_failed/);
+  });
+
+  it("a block that arrived damaged", async () => {
+    await using pair = await startPair({ faults: ["corrupt-kv"] });
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), 500, /bad_checksum/);
+    assert.equal(pair.decode.state().kv_tokens, 0);
+  });
+
+  it("an answer of more than one token on the prefill side", async () => {
+    await using pair = await startPair();
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 2 }, id(pair)), 400, /max_tokens must be 1/);
+  });
+});
+
+describe("p2p-zmq: KV that nobody claims", () => {
+  it("is freed at the end of its lease, and counted", async () => {
+    const clock = manualClock();
+    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", clock, kvLeaseMs: 1000 });
+    await using prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
+    const headers = { "x-request-id": pairedId(prefill, decode) };
+    await complete(prefill, PROMPT, { max_tokens: 1 }, headers);
+    await clock.pass(999);
+    assert.equal(decode.state().kv_orphans, 1);
+    await clock.pass(1);
+    assert.deepEqual([decode.state().kv_orphans, decode.state().leases_expired, decode.state().kv_tokens], [0, 1, 0]);
+    assert.equal((await complete(decode, PROMPT, {}, headers)).status, 500);
+  });
+
+  it("is freed at once when it is released by the id that both legs had", async () => {
+    await using pair = await startPair();
+    const headers = id(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    const released = await post(pair.decode, "/kv/release", { request_id: headers["x-request-id"] });
+    assert.deepEqual(released, { status: 200, json: { released: 1 } });
+    assert.equal((await post(pair.decode, "/kv/release", { request_id: headers["x-request-id"] })).json.released, 0);
+    assert.equal(pair.decode.state().kv_tokens, 0);
+  });
+
+  it("is freed as well when its sender vanishes half-way", async () => {
+    const clock = manualClock();
+    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", clock, kvLeaseMs: 1000 });
+    const { model_hash } = decode.state();
+    const sender = new Dealer({ linger: 0 });
+    sender.connect(`tcp://${decode.kvAddress!}`);
+    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, prompt_hash: "" })]);
+    const [type] = await sender.receive();
+    assert.equal(type!.toString(), "GRANT");
+    sender.close();
+    assert.equal(decode.state().kv_held[0]!.stage, "filling");
+    await clock.pass(1000);
+    assert.deepEqual([decode.state().kv_held, decode.state().kv_tokens, decode.state().leases_expired], [[], 0, 1]);
+  });
+
+  it("is not acknowledged before every block is there", async () => {
+    await using decode = await startFast({ role: "decode", connector: "p2p-zmq" });
+    const { model_hash } = decode.state();
+    const sender = new Dealer({ linger: 0 });
+    sender.connect(`tcp://${decode.kvAddress!}`);
+    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, prompt_hash: "" })]);
+    await sender.receive();
+    await sender.send(["COMMIT", "x"]);
+    const [type, , reason] = await sender.receive();
+    assert.equal(type!.toString(), "REFUSE");
+    assert.match(reason!.toString(), /missing_blocks/);
+    sender.close();
+  });
+});
+
+describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () => {
+  it("hangs for ever on KV that never came, with all that was running; health and gauges tell nothing", async () => {
+    await using pair = await startPair({}, { faults: ["upstream"], decodeMsPerToken: 1 });
+    const headers = id(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    const leave = new AbortController();
+    const response = await fetch(`${pair.decode.url}/v1/completions`, {
+      method: "POST", signal: leave.signal, headers: { "content-type": "application/json", ...headers },
+      body: JSON.stringify({ prompt: PROMPT, temperature: 0, max_tokens: 100_000 % 8192, ignore_eos: true, stream: true }),
+    });
+    const reader = response.body!.getReader();
+    await reader.read();
+    const missing = new AbortController();
+    const hung = post(pair.decode, "/v1/completions", { prompt: PROMPT, max_tokens: 4 }, id(pair), missing.signal).catch(() => "gone");
+    while (pair.decode.state().waiting === 0) await new Promise(setImmediate);
+    const before = pair.decode.state().generation_tokens;
+    assert.equal((await fetch(`${pair.decode.url}/health`)).status, 200);
+    const metrics = await (await fetch(`${pair.decode.url}/metrics`)).text();
+    assert.match(metrics, /vllm:num_requests_running\{[^}]*\} 1\.0/);
+    assert.match(metrics, /vllm:num_requests_waiting\{[^}]*\} 0\.0/);
+    assert.equal(pair.decode.state().generation_tokens, before);
+    missing.abort();
+    leave.abort();
+    assert.equal(await hung, "gone");
+  });
+
+  it("dies of a request without the paired id", async () => {
+    let died!: () => void;
+    const death = new Promise<void>((resolve) => { died = resolve; });
+    await using engine = await startSimEngine({ role: "prefill", connector: "p2p-zmq", faults: ["upstream"], deathMs: 20, onDeath: () => died() });
+    const { status, json } = await complete(engine, PROMPT, { max_tokens: 1 });
+    assert.equal(status, 500);
+    assert.match(json.error.message, /^EngineCore encountered an issue/);
+    await within(death, "the engine to die");
+    await assert.rejects(fetch(`${engine.url}/health`));
+  });
+});

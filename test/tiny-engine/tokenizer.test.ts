@@ -1,0 +1,23 @@
+import assert from "node:assert/strict";
+import { tokenizer, wordToken } from "../../services/tiny-engine/tokenizer.ts";
+
+describe("the sim's tokenizer", () => {
+  it("loses nothing, whatever the text", () => {
+    for (const text of ["", " ", "Tell me a story about the sea.", "theory the then", "naïve 🌊\u0000\r\n\ttabs", "the".repeat(500), "<|eos|>", "日本語"]) {
+      assert.equal(tokenizer.decode(tokenizer.encode(text)), text);
+    }
+  });
+
+  it("takes the longest word it knows", () => {
+    assert.deepEqual(tokenizer.encode(" the sea"), [wordToken(" the"), wordToken(" sea")]);
+    assert.equal(tokenizer.encode(" something").length, 1);
+  });
+
+  it("does not read special tokens out of text", () => {
+    assert.ok(tokenizer.encode("<|im_end|>").every((token) => !tokenizer.isSpecial(token)));
+  });
+
+  it("gives no text for a piece of a character", () => {
+    assert.ok(tokenizer.encode("я").every((token) => tokenizer.text(token) === null));
+  });
+});
