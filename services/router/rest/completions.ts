@@ -1,0 +1,116 @@
+// The two hot routes. They read the raw body and write on the bare response: no express.json, no parse and re-print.
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Log } from "../../common/log.ts";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
+import type { LegPath } from "../../kv/connector.ts";
+import { authorizer } from "./authorize.ts";
+import { clientIdOf } from "./client-id.ts";
+import { readBody } from "./read-body.ts";
+import { refuseUnread } from "./refuse-unread.ts";
+import { serverTiming } from "./server-timing.ts";
+import type { Served, Serving } from "./serving.ts";
+import type { ServingMetrics } from "./serving-metrics.ts";
+import { streamAnswer, writeError, type Answer } from "./stream-answer.ts";
+import { malformedMedia } from "./validation.ts";
+import { wholeAnswer } from "./whole-answer.ts";
+
+/** Kinds of fallback that the header names; the receipt has all. */
+const DEGRADED_LIMIT = 8;
+
+export interface CompletionsOptions {
+  readonly serving: Serving;
+  readonly metrics: ServingMetrics;
+  readonly log: Log;
+  /** "" lets everyone in. */
+  readonly apiKey: string;
+  readonly bodyLimitBytes: number;
+  readonly bufferBytes: number;
+  readonly stallMs: number;
+}
+
+export function completionsHandler(
+  path: LegPath,
+  o: CompletionsOptions,
+): (req: IncomingMessage, res: ServerResponse) => void {
+  const authorize = authorizer(o.apiKey);
+
+  /** From the head of the request to its opening. */
+  async function receive(req: IncomingMessage, clientId: string | undefined): Promise<Served> {
+    authorize(req.headers.authorization);
+    checkMedia(req);
+    const body = await readBody(req, o.bodyLimitBytes);
+    return o.serving.open({ label: path, path, body, clientId });
+  }
+
+  function refuse(req: IncomingMessage, res: ServerResponse, error: unknown, headers: Record<string, string>): void {
+    const { code } = asServiceError(error);
+    o.metrics.refused(path, code);
+    if (code === "internal") o.log.error("request failed", { path, error });
+    else o.log.info("request refused", { path, code, param: asServiceError(error).param });
+    if (code === "cancelled") res.destroy();
+    else if (code === "body_too_large") refuseUnread(req, res, error);
+    else {
+      // What is left of the body is Node's to read and drop before the next request of this connection.
+      if (o.serving.draining) headers["connection"] = "close";
+      writeError(res, error, headers);
+    }
+  }
+
+  async function handle(req: IncomingMessage, res: ServerResponse): Promise<void> {
+    const clientId = clientIdOf(req.headers["x-request-id"]);
+    let served: Served;
+    try {
+      served = await receive(req, clientId);
+    } catch (error) {
+      refuse(req, res, error, clientId === undefined ? {} : { "x-request-id": clientId });
+      return;
+    }
+    const { draft, request } = served;
+    const answerOptions = {
+      bufferBytes: o.bufferBytes,
+      stallMs: o.stallMs,
+      onStart: served.started,
+      onStall: () => {
+        served.abandon(new ServiceError("cancelled", `The client took nothing for ${o.stallMs} ms and was cut.`));
+      },
+      headers: () => {
+        const headers: Record<string, string> = { "x-request-id": clientId ?? request.id, "server-timing": serverTiming(draft) };
+        if (draft.fallbacks.length > 0) headers["x-tandem-degraded"] = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
+        if (o.serving.draining) headers["connection"] = "close";
+        return headers;
+      },
+    };
+    const answer: Answer = request.stream ? streamAnswer(res, answerOptions) : wholeAnswer(res, answerOptions);
+    let settled = false;
+    const onClose = (): void => {
+      if (!settled) served.abandon(new ServiceError("cancelled", "The client left."));
+    };
+    if (res.closed || req.socket.destroyed) onClose();
+    else res.once("close", onClose);
+    try {
+      const ending = await served.run(answer.sink);
+      settled = true;
+      answer.end();
+      served.close({ status: 200, bodyBytes: answer.bodyBytes, ending });
+    } catch (error) {
+      settled = true;
+      const status = answer.fail(error);
+      served.close({ status, bodyBytes: answer.bodyBytes, error });
+    }
+  }
+
+  return (req, res) => {
+    handle(req, res).catch((error: unknown) => {
+      o.log.error("request failed", { path, error });
+      if (res.headersSent) res.destroy();
+      else writeError(res, error);
+    });
+  };
+}
+
+function checkMedia(req: IncomingMessage): void {
+  const media = (req.headers["content-type"] ?? "").split(";", 1)[0]!.trim().toLowerCase();
+  if (media !== "application/json") throw malformedMedia("Unsupported Media Type: Only 'application/json' is allowed");
+  const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
+  if (encoding !== "identity") throw malformedMedia("Unsupported Content-Encoding: Send the body uncompressed");
+}

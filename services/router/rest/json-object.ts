@@ -1,0 +1,45 @@
+// From the bytes of a body to a JSON object that Tandem and the engine read alike.
+// Tandem reads it once with JSON.parse and cuts the legs' bodies out of the bytes; the engine reads those with Python's
+// json. Whatever the two could understand differently (bad UTF-8, a key given twice) is refused.
+import { isUtf8 } from "node:buffer";
+import { ServiceError } from "../../common/errors.ts";
+import { duplicateKey, scanObject } from "../../common/json-body.ts";
+import { malformed, shown, type Fields } from "./validation.ts";
+
+/** @throws ServiceError `invalid_request` in vLLM's words */
+export function parseJsonObject(body: Buffer): Fields {
+  if (body.length === 0) throw malformed("missing", "body", "Field required", undefined);
+  if (!isUtf8(body)) throw jsonInvalid(0, "The body is not valid UTF-8");
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(body.toString("utf8"));
+  } catch (error) {
+    throw jsonInvalid(...placeOf(error, body));
+  }
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
+    throw malformed(
+      "model_attributes_type",
+      "body",
+      "Input should be a valid dictionary or object to extract fields from",
+      parsed,
+    );
+  }
+  const twice = duplicateKey(scanObject(body));
+  if (twice !== undefined) {
+    throw new ServiceError("invalid_request", `The field \`${shown(twice)}\` is given twice. Give it once.`, { param: shown(twice) });
+  }
+  return parsed as Fields;
+}
+
+function jsonInvalid(position: number | undefined, reason: string): ServiceError {
+  return malformed("json_invalid", position === undefined ? "body" : `body.${position}`, "JSON decode error", {}, reason);
+}
+
+/** Where and why V8 gave up. Some of its messages quote the text around, which may be half a prompt: that is left out. */
+function placeOf(error: unknown, body: Buffer): [position: number | undefined, reason: string] {
+  const message = error instanceof Error ? error.message : "";
+  if (message === "Unexpected end of JSON input") return [body.length, "Unexpected end of input"];
+  const placed = /^(.*?)(?: in JSON)? at position (\d+)/.exec(message);
+  if (placed !== null) return [Number(placed[2]), placed[1]!];
+  return [undefined, "Unexpected token"];
+}

@@ -1,0 +1,143 @@
+// What Tandem reads of a completion request: what it routes by, and what it overrides on the prefill copy, so that no
+// engine would see the client's value before prefill is paid for. All other fields are the engine's to judge.
+// Messages and their order are vLLM's (transcripts of 0.32.0).
+import { ServiceError } from "../../common/errors.ts";
+import type { LegPath } from "../../kv/connector.ts";
+import { refusedField } from "../../kv/forbidden.ts";
+import { parseJsonObject } from "./json-object.ts";
+import { booleanField, integerField, malformed, objectField, refused, stringField, type Fields } from "./validation.ts";
+
+export interface OpenAiRequest {
+  /** A model that there is. */
+  readonly model: string;
+  readonly stream: boolean;
+  /** `n`. */
+  readonly choices: number;
+  /** Length of the prompt list, else 1. */
+  readonly prompts: number;
+  readonly promptIsList: boolean;
+  /** The client asked for the usage chunk. */
+  readonly includeUsage: boolean;
+}
+
+export interface RequestLimits {
+  /** By name. 0 where an instance doesn't say how long its context is. */
+  readonly models: ReadonlyMap<string, { readonly maxModelLen: number }>;
+  /** Choices times prompts of one request. */
+  readonly legsLimit: number;
+}
+
+/** @throws ServiceError `invalid_request`, `not_supported`, `model_not_found`, `no_instance` */
+export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLimits): OpenAiRequest {
+  const fields = parseJsonObject(body);
+  const refusal = refusedField(fields);
+  if (refusal !== undefined) {
+    throw new ServiceError(refusal.reserved ? "invalid_request" : "not_supported", refusal.message, { param: refusal.param });
+  }
+  const asked = stringField(fields, "model");
+  const stream = booleanField(fields, "stream");
+  const options = objectField(fields, "stream_options");
+  const includeUsage = options !== undefined && booleanField(options, "include_usage", "body.stream_options.include_usage");
+  const choices = integerField(fields, "n") ?? 1;
+  const chat = path === "/v1/chat/completions";
+  // In completions vLLM doesn't know max_completion_tokens; in chat it wins.
+  const maxTokens = (chat ? integerField(fields, "max_completion_tokens") : undefined) ?? integerField(fields, "max_tokens");
+  const minTokens = integerField(fields, "min_tokens") ?? 0;
+  const prompts = chat ? undefined : promptList(fields);
+  if (chat) checkMessages(fields);
+  if (options !== undefined && !stream) {
+    throw refused("Stream options can only be defined when `stream=True`. (parameter=stream_options)", "stream_options");
+  }
+  const model = modelOf(asked, limits.models);
+  checkTokens(maxTokens, minTokens, limits.models.get(model)?.maxModelLen ?? 0);
+  checkChoices(fields, choices, prompts ?? 1, limits.legsLimit);
+  return { model, stream, choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage };
+}
+
+function modelOf(asked: string | undefined, models: RequestLimits["models"]): string {
+  if (models.size === 0) {
+    throw new ServiceError("no_instance", "No model is served yet: no instance has registered. Try again in a second.", { retryAfterS: 1 });
+  }
+  const names = [...models.keys()];
+  // vLLM takes a request without a model for its only one.
+  if (asked === undefined || asked === "") {
+    if (names.length === 1) return names[0]!;
+    throw refused(`Several models are served, so the request has to name one: ${names.join(", ")}.`, "model");
+  }
+  if (models.has(asked)) return asked;
+  const shown = asked.length > 200 ? `${asked.slice(0, 200)}…` : asked;
+  throw new ServiceError("model_not_found", `The model \`${shown}\` does not exist. Valid aliases: ${names.join(", ")}.`, {
+    param: "model",
+  });
+}
+
+function checkTokens(maxTokens: number | undefined, minTokens: number, maxModelLen: number): void {
+  if (minTokens < 0) throw refused(`min_tokens must be greater than or equal to 0, got ${minTokens}.`);
+  if (maxTokens === undefined) return;
+  if (maxTokens < 1) {
+    throw refused(`max_tokens must be at least 1, got ${maxTokens}. (parameter=max_tokens, value=${maxTokens})`, "max_tokens");
+  }
+  if (maxModelLen > 0 && maxTokens > maxModelLen) {
+    throw refused(
+      `max_tokens=${maxTokens} cannot be greater than max_model_len=${maxModelLen}. ` +
+        `Please request fewer output tokens. (parameter=max_tokens, value=${maxTokens})`,
+      "max_tokens",
+    );
+  }
+  if (minTokens > maxTokens) {
+    throw refused(`min_tokens must be less than or equal to max_tokens=${maxTokens}, got ${minTokens}.`);
+  }
+}
+
+function checkChoices(fields: Fields, choices: number, prompts: number, legsLimit: number): void {
+  if (choices < 1) throw refused(`n must be at least 1, got ${choices}.`);
+  const temperature = fields["temperature"];
+  // vLLM samples greedily below 1e-5 (sampling_params.py, _SAMPLING_EPS).
+  if (choices > 1 && typeof temperature === "number" && temperature >= 0 && temperature < 1e-5) {
+    throw refused(`n must be 1 when using greedy sampling, got ${choices}.`);
+  }
+  if (choices * prompts > legsLimit) {
+    throw refused(
+      `The request asks for ${choices * prompts} answers (n times prompts), more than the ${legsLimit} that this server ` +
+        "takes at once. Split it into several requests.",
+      prompts > 1 ? "prompt" : "n",
+    );
+  }
+}
+
+function checkMessages(fields: Fields): void {
+  const messages = fields["messages"];
+  if (messages === undefined) throw malformed("missing", "body.messages", "Field required", fields);
+  if (!Array.isArray(messages)) throw malformed("list_type", "body.messages", "Input should be a valid list", messages);
+  if (messages.length === 0) {
+    throw refused("Cannot apply chat template to an empty conversation. Provide at least one message.");
+  }
+}
+
+/** Prompts in a list of prompts; undefined where there is one: a text, or its token ids. */
+function promptList(fields: Fields): number | undefined {
+  const { prompt, prompt_embeds: embeds } = fields;
+  if (embeds !== undefined && embeds !== null) {
+    // A decode engine can't match KV to a prompt without token ids: it would compute the prompt by itself.
+    throw new ServiceError(
+      "not_supported",
+      "This server computes prefill and decode on separate engines and can't serve prompt_embeds. Give a prompt.",
+      { param: "prompt_embeds" },
+    );
+  }
+  if (prompt === undefined || prompt === null || prompt === "" || (Array.isArray(prompt) && prompt.length === 0)) {
+    throw refused("Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", "prompt");
+  }
+  if (typeof prompt === "string") return undefined;
+  if (Array.isArray(prompt)) {
+    if (isTokenList(prompt)) return undefined;
+    if (prompt.every((item) => typeof item === "string") || prompt.every((item) => Array.isArray(item) && isTokenList(item))) {
+      return prompt.length;
+    }
+  }
+  throw malformed("prompt_type", "body.prompt", "Input should be a string, a list of strings, a list of token ids or a list of such lists", prompt);
+}
+
+function isTokenList(items: readonly unknown[]): boolean {
+  return items.every((item) => typeof item === "number" && Number.isInteger(item));
+}

@@ -1,0 +1,123 @@
+// The page at `/`: what runs here and how to use it. One file, nothing loaded from elsewhere, no secrets, and no
+// addresses but those that clients use. Readable without scripts; with them, the instances stay up to date.
+import { createHash } from "node:crypto";
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { TANDEM_VERSION } from "../../common/version.ts";
+import type { Member, PoolSnapshot } from "../pool/pool.ts";
+import { PAGE_SCRIPT } from "./page-script.ts";
+import { PAGE_STYLE } from "./page-style.ts";
+
+export const PAGE_HEADERS = {
+  "content-type": "text/html; charset=utf-8",
+  "cache-control": "no-store",
+  "content-security-policy":
+    `default-src 'none'; style-src '${hashOf(PAGE_STYLE)}'; script-src '${hashOf(PAGE_SCRIPT)}'; ` +
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+  "x-content-type-options": "nosniff",
+} as const;
+
+export interface PageView {
+  readonly snapshot: PoolSnapshot;
+  /** host:port under which the reader got here. */
+  readonly restAddress: string;
+  readonly grpcAddress: string;
+  /** Whether clients need an API key. */
+  readonly keyed: boolean;
+  /** What is missing for serving; undefined when nothing is. */
+  readonly lack: string | undefined;
+}
+
+export function page(view: PageView): string {
+  const { snapshot, lack } = view;
+  const models = [...snapshot.models.keys()];
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Tandem</title>
+<style>${PAGE_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>Tandem</h1>
+<p>Prefill and decode on separate instances, one OpenAI API in front.</p>
+</header>
+<main>
+<p id="status" class="${lack === undefined ? "ready" : "waiting"}">${lack === undefined ? "Ready to serve." : escape(lack)}</p>
+<dl>
+<dt>Models</dt><dd id="models">${models.length === 0 ? "none yet" : models.map((name) => `<code>${escape(name)}</code>`).join(" ")}</dd>
+<dt>OpenAI REST</dt><dd><code>http://${escape(view.restAddress)}/v1</code></dd>
+<dt>gRPC</dt><dd><code>${escape(view.grpcAddress)}</code></dd>
+</dl>
+<h2>Instances</h2>
+<div class="scroll">
+<table>
+<thead><tr><th>Role</th><th>Instance</th><th>Model</th><th>Engine</th><th>KV</th><th class="n">Legs</th><th class="n">Slots</th><th class="n">Served</th><th>State</th></tr></thead>
+<tbody id="instances">${rows(snapshot)}</tbody>
+</table>
+</div>
+<h2>Try it</h2>
+${commands(view, models[0] ?? "MODEL")}
+</main>
+<footer>
+<nav><a href="/v1/models">models</a> <a href="/readyz">readiness</a> <a href="/metrics">metrics</a></nav>
+<span>Tandem ${escape(TANDEM_VERSION)}</span>
+</footer>
+<script>${PAGE_SCRIPT}</script>
+</body>
+</html>
+`;
+}
+
+function rows(snapshot: PoolSnapshot): string {
+  const members = [...snapshot.prefill, ...snapshot.decode].filter(({ condition }) => condition !== "left");
+  if (members.length === 0) return `<tr><td colspan="9" class="none">No instance has registered yet.</td></tr>`;
+  return members.map(row).join("");
+}
+
+function row({ info, eligible, reason, legs, legsTotal }: Member): string {
+  const role = info.role === Role.PREFILL ? "prefill" : "decode";
+  const state = eligible ? "serving" : withoutAddresses(reason === "" ? "not serving" : reason);
+  const cells = [
+    `<td><span class="role ${role}">${role}</span></td>`,
+    `<td><code>${escape(info.instanceId)}</code></td>`,
+    `<td>${escape(info.model)}</td>`,
+    `<td>${escape(`${info.engine} ${info.engineVersion}`)}</td>`,
+    `<td>${escape(info.connector)}</td>`,
+    `<td class="n">${legs}</td>`,
+    `<td class="n">${info.slotLimit}</td>`,
+    `<td class="n">${legsTotal}</td>`,
+    `<td class="${eligible ? "ready" : "waiting"}">${escape(state)}</td>`,
+  ];
+  return `<tr>${cells.join("")}</tr>`;
+}
+
+function commands({ restAddress, grpcAddress, keyed }: PageView, model: string): string {
+  const key = keyed ? ` -H "authorization: Bearer $OPENAI_API_KEY"` : "";
+  const chat = shellQuoted(JSON.stringify({ model, stream: true, max_tokens: 64, messages: [{ role: "user", content: "Hello" }] }));
+  const completion = shellQuoted(JSON.stringify({ model, prompt: "Once upon a time", max_tokens: 64 }));
+  const generate = shellQuoted(JSON.stringify({ prompt: "Once upon a time", max_tokens: 64 }));
+  const lines = [
+    ["Chat, streamed", `curl -N http://${restAddress}/v1/chat/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${chat}`],
+    ["A completion", `curl http://${restAddress}/v1/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${completion}`],
+    ["The same over gRPC", `grpcurl -plaintext${key} -d ${generate} \\\n  ${grpcAddress} tandem.inference.v1.InferenceService/Generate`],
+  ];
+  return lines.map(([title, line]) => `<h3>${title}</h3><pre><code>${escape(line!)}</code></pre>`).join("\n");
+}
+
+function shellQuoted(text: string): string {
+  return `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+function withoutAddresses(text: string): string {
+  return text.replace(/\S+:\d{2,5}\b/g, "…");
+}
+
+function escape(text: string): string {
+  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
+}
+
+function hashOf(text: string): string {
+  return `sha256-${createHash("sha256").update(text).digest("base64")}`;
+}

@@ -1,0 +1,31 @@
+// What is missing for serving, in words that name no address.
+import type { PoolSnapshot } from "../pool/pool.ts";
+
+/** Undefined where `model` can be served: it has an eligible instance on either side. */
+export function lackOf(snapshot: PoolSnapshot, model: string): string | undefined {
+  const lacks: string[] = [];
+  for (const role of ["prefill", "decode"] as const) {
+    let known = 0;
+    let eligible = 0;
+    for (const member of snapshot[role]) {
+      if (member.info.model !== model || member.condition === "left") continue;
+      known += 1;
+      if (member.eligible) eligible += 1;
+    }
+    if (eligible > 0) continue;
+    lacks.push(known === 0 ? `no ${role} instance is registered` : `none of the ${known} ${role} instances takes requests now`);
+  }
+  return lacks.length === 0 ? undefined : `The model \`${model}\` can't be served: ${lacks.join(", and ")}.`;
+}
+
+/** Undefined where at least one model can be served. */
+export function unreadiness(snapshot: PoolSnapshot): string | undefined {
+  if (snapshot.models.size === 0) return "No instance has registered: start a prefill and a decode instance.";
+  const lacks: string[] = [];
+  for (const model of snapshot.models.keys()) {
+    const lack = lackOf(snapshot, model);
+    if (lack === undefined) return undefined;
+    lacks.push(lack);
+  }
+  return lacks.join(" ");
+}

@@ -1,0 +1,114 @@
+// The HTTP server under the REST API: listening, broken requests, and an end that loses nothing.
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ServiceError } from "../../common/errors.ts";
+import { StartError } from "../../common/config.ts";
+import { errorAnswer } from "./errors.ts";
+
+/** Above the 60 s for which load balancers keep a connection, so that they close it and not we, under a request. */
+const KEEP_ALIVE_MS = 65_000;
+const BACKLOG = 4096;
+/** For answers that are complete but not sent yet when the server ends. */
+const LAST_BYTES_MS = 200;
+
+export interface HttpServer {
+  /** host:port really bound. */
+  readonly address: string;
+  /** Closes connections on which nothing runs. */
+  closeIdle(): void;
+  /** Takes no new connection, lets the last answers out, then breaks what is left. May be called twice. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/**
+ * @param listen host:port; port 0 takes a free one.
+ * @throws StartError when the address can't be listened on
+ */
+export async function serveHttp(
+  listen: string,
+  handler: (req: IncomingMessage, res: ServerResponse) => void,
+): Promise<HttpServer> {
+  const server = createServer({ noDelay: true, keepAliveTimeout: KEEP_ALIVE_MS }, handler);
+  // A body that was announced too large is refused by the handler before the client sends it.
+  server.on("checkContinue", (req, res) => {
+    req.once("resume", () => {
+      if (!res.headersSent) res.writeContinue();
+    });
+    handler(req, res);
+  });
+  server.on("clientError", refuseBroken);
+
+  const { host, port } = parse(listen);
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", (cause: NodeJS.ErrnoException) => reject(startError(listen, cause)));
+    server.listen({ host, port, backlog: BACKLOG }, () => {
+      server.removeAllListeners("error");
+      resolve();
+    });
+  });
+  const bound = server.address() as AddressInfo;
+  const closed = new Promise<void>((resolve) => server.once("close", resolve));
+  let done: Promise<void> | undefined;
+
+  async function close(): Promise<void> {
+    server.close();
+    const untilMs = performance.now() + LAST_BYTES_MS;
+    // A connection counts as idle only once its last byte is out, and nobody tells when that is.
+    while (performance.now() < untilMs && !(await settledWithin(closed, 10))) server.closeIdleConnections();
+    server.closeAllConnections();
+    await closed;
+  }
+
+  return {
+    address: `${host.includes(":") ? `[${host}]` : host}:${bound.port}`,
+    closeIdle: () => server.closeIdleConnections(),
+    [Symbol.asyncDispose]: () => (done ??= close()),
+  };
+}
+
+function settledWithin(promise: Promise<void>, ms: number): Promise<boolean> {
+  return Promise.race([promise.then(() => true), sleep(ms, false)]);
+}
+
+/** What Node's parser gave up on. Nothing of the request is known, so the answer is written by hand. */
+function refuseBroken(error: NodeJS.ErrnoException, socket: Socket): void {
+  const answering = (socket as Socket & { _httpMessage?: ServerResponse })._httpMessage;
+  if (!socket.writable || error.code === "ECONNRESET" || answering?.headersSent === true) {
+    socket.destroy();
+    return;
+  }
+  const status =
+    error.code === "HPE_HEADER_OVERFLOW" ? "431 Request Header Fields Too Large"
+    : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? "408 Request Timeout"
+    : "400 Bad Request";
+  const message =
+    error.code === "HPE_HEADER_OVERFLOW" ? "The headers are too large."
+    : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? "The request took too long to arrive."
+    : "This is not an HTTP/1.1 request.";
+  const { body } = errorAnswer(new ServiceError("invalid_request", message));
+  socket.end(
+    `HTTP/1.1 ${status}\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+  );
+}
+
+function startError(listen: string, cause: NodeJS.ErrnoException): StartError {
+  const why =
+    cause.code === "EADDRINUSE" ? "another process listens there. Stop it, or choose another port with --port"
+    : cause.code === "EACCES" ? "that needs more rights. Choose a port above 1023 with --port"
+    : `${cause.message}. Check --rest.listen`;
+  return new StartError(`Can't listen on ${listen} for REST: ${why}.`, { cause });
+}
+
+function parse(listen: string): { host: string; port: number } {
+  const [, bracketed, plain, port] = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(listen) ?? [];
+  const host = bracketed ?? plain;
+  if (host === undefined) throw new StartError(`"${listen}" is not an address: it should look like 127.0.0.1:3000.`);
+  return { host, port: Number(port) };
+}
+
+/** Whether only this machine can reach it. */
+export function isLoopback(listen: string): boolean {
+  const { host } = parse(listen);
+  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+}

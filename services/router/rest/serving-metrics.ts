@@ -1,0 +1,47 @@
+// What is counted of requests at the router's door. Labels are bounded sets.
+import type { Metrics } from "../../common/metrics.ts";
+import type { Admission } from "../admission/admission.ts";
+import type { ReceiptDraft } from "../relay/receipt.ts";
+import type { Ending } from "../relay/relay.ts";
+
+export interface ServingMetrics {
+  opened(): void;
+  closed(draft: ReceiptDraft, ending: Ending | undefined): void;
+  /** Refused before it could be opened: a bad key, a malformed body. */
+  refused(path: string, code: string): void;
+}
+
+const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
+
+export function createServingMetrics(metrics: Metrics, admission: Pick<Admission, "running" | "waiting">): ServingMetrics {
+  let open = 0;
+  const requests = metrics.counter("tandem_requests_total", "Requests that ended, by outcome and code of the failure.", ["path", "outcome", "code"]);
+  const ttft = metrics.histogram("tandem_request_ttft_seconds", "Body read to first byte of the answer written.", SECONDS, ["path"]);
+  const duration = metrics.histogram("tandem_request_duration_seconds", "Body read to the end of the answer.", SECONDS, ["path"]);
+  const queue = metrics.histogram("tandem_request_queue_seconds", "Time in the waiting queue.", SECONDS);
+  const promptTokens = metrics.counter("tandem_prompt_tokens_total", "Prompt tokens of completed requests.");
+  const outputTokens = metrics.counter("tandem_generation_tokens_total", "Tokens generated for completed requests.");
+  metrics.gauge("tandem_legs_running", "Legs of requests that were admitted and run.", [], (gauge) => gauge.set(admission.running));
+  metrics.gauge("tandem_requests_waiting", "Requests in the waiting queue.", [], (gauge) => gauge.set(admission.waiting));
+  metrics.gauge("tandem_requests_running", "Requests that have not ended, without those that wait in the queue.", [], (gauge) => {
+    gauge.set(Math.max(0, open - admission.waiting));
+  });
+  return {
+    opened() {
+      open += 1;
+    },
+    closed(draft, ending) {
+      open -= 1;
+      requests.inc({ path: draft.path, outcome: draft.outcome, code: draft.errorCode });
+      queue.observe(draft.queueMs / 1000);
+      if (draft.ttftMs > 0) ttft.observe({ path: draft.path }, draft.ttftMs / 1000);
+      if (ending === undefined) return;
+      duration.observe({ path: draft.path }, draft.totalMs / 1000);
+      promptTokens.inc(ending.promptTokens);
+      outputTokens.inc(ending.completionTokens);
+    },
+    refused(path, code) {
+      requests.inc({ path, outcome: "refused", code });
+    },
+  };
+}

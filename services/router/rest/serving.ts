@@ -1,0 +1,173 @@
+// One request from its body to its receipt, whichever way it came in: REST and InferenceService both serve through
+// here. Parses, admits, relays, and sees to it that every request that was opened is closed once, logged once and counted.
+import { randomUUID } from "node:crypto";
+import type { Clock } from "../../common/clock.ts";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
+import type { Log } from "../../common/log.ts";
+import type { LegPath } from "../../kv/connector.ts";
+import type { Admission, Place } from "../admission/admission.ts";
+import type { Pool } from "../pool/pool.ts";
+import { createReceiptDraft, type ReceiptDraft } from "../relay/receipt.ts";
+import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
+import { readOpenAiRequest } from "./openai-request.ts";
+import { lackOf } from "./readiness.ts";
+import { logEnded } from "./request-log.ts";
+import type { ServingMetrics } from "./serving-metrics.ts";
+
+/** Where receipts go. */
+export interface ReceiptBook {
+  opened(draft: ReceiptDraft): void;
+  closed(draft: ReceiptDraft): void;
+}
+
+export interface Incoming {
+  /** As the receipt names it: the path, or `Generate`. */
+  readonly label: string;
+  readonly path: LegPath;
+  readonly body: Buffer;
+  readonly clientId?: string | undefined;
+  /** When the caller gives up, in epoch milliseconds. */
+  readonly deadlineMs?: number | undefined;
+}
+
+/** A request that runs. Whoever opened it closes it. */
+export interface Served {
+  readonly request: RelayRequest;
+  readonly draft: ReceiptDraft;
+  /** Waits for admission and runs. Rejects with a ServiceError, which is `abandon`'s reason after that. */
+  run(sink: AnswerSink): Promise<Ending>;
+  /** Ends it early: the client left, or we stop. */
+  abandon(reason: ServiceError): void;
+  /** The first byte is about to be written. */
+  started(): void;
+  /** @param status What the client got. */
+  close(o: { status: number; bodyBytes: number; ending?: Ending; error?: unknown }): void;
+}
+
+export interface Serving {
+  /** @throws ServiceError where the request can't be served */
+  open(incoming: Incoming): Served;
+  /** Requests that run or wait. */
+  readonly count: number;
+  readonly draining: boolean;
+  /** From now on `open` refuses. Resolves when the last request is closed. */
+  drain(): Promise<void>;
+  /** Ends all that run. */
+  abandonAll(reason: ServiceError): void;
+}
+
+export interface ServingOptions {
+  readonly pool: Pool;
+  readonly admission: Admission;
+  readonly relay: Relay;
+  readonly receipts: ReceiptBook;
+  readonly metrics: ServingMetrics;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly legsLimit: number;
+  readonly deadlineMs: number;
+}
+
+export function createServing(o: ServingOptions): Serving {
+  const open = new Set<Served>();
+  let draining = false;
+  let onIdle: (() => void) | undefined;
+
+  function openOne(incoming: Incoming): Served {
+    const openedMs = o.clock.nowMs();
+    if (draining) {
+      throw new ServiceError("instance_unavailable", "The server is stopping and takes no new request. Try again.", { retryAfterS: 1 });
+    }
+    const { snapshot } = o.pool;
+    const { path, body, label } = incoming;
+    const asked = readOpenAiRequest(path, body, { models: snapshot.models, legsLimit: o.legsLimit });
+    const id = `${path === "/v1/completions" ? "cmpl" : "chatcmpl"}-${randomUUID().replaceAll("-", "")}`;
+    const request: RelayRequest = {
+      ...asked,
+      id,
+      path,
+      body,
+      deadlineMs: Math.min(openedMs + o.deadlineMs, incoming.deadlineMs ?? Infinity),
+      createdUnixS: Math.floor(Date.now() / 1000),
+    };
+    const draft = createReceiptDraft({
+      requestId: id,
+      clientId: incoming.clientId,
+      startedUnixMs: Date.now(),
+      path: label,
+      model: asked.model,
+      stream: asked.stream,
+    });
+    const gone = new AbortController();
+    let place: Place | undefined;
+    let closed = false;
+
+    const served: Served = {
+      request,
+      draft,
+      async run(sink) {
+        try {
+          const lack = lackOf(snapshot, asked.model);
+          if (lack !== undefined) throw new ServiceError("no_instance", `${lack} Try again in a second.`, { retryAfterS: 1 });
+          place = await o.admission.acquire(gone.signal, asked.choices * asked.prompts);
+          draft.queueMs = place.waitedMs;
+          return await o.relay.run(request, sink, draft, gone.signal);
+        } catch (error) {
+          if (gone.signal.aborted) throw gone.signal.reason;
+          throw error;
+        } finally {
+          place?.release();
+        }
+      },
+      abandon: (reason) => gone.abort(reason),
+      started() {
+        if (draft.ttftMs === 0) draft.ttftMs = o.clock.nowMs() - openedMs;
+      },
+      close({ status, bodyBytes, ending, error }) {
+        if (closed) return;
+        closed = true;
+        open.delete(served);
+        draft.totalMs = o.clock.nowMs() - openedMs;
+        draft.bodyBytes = bodyBytes;
+        draft.status = status;
+        if (error !== undefined) fill(draft, asServiceError(error));
+        else draft.outcome = "completed";
+        o.receipts.closed(draft);
+        o.metrics.closed(draft, ending);
+        logEnded(o.log, draft, ending, error);
+        if (open.size === 0) onIdle?.();
+      },
+    };
+    open.add(served);
+    o.receipts.opened(draft);
+    o.metrics.opened();
+    return served;
+  }
+
+  return {
+    open: openOne,
+    get count() {
+      return open.size;
+    },
+    get draining() {
+      return draining;
+    },
+    drain() {
+      draining = true;
+      if (open.size === 0) return Promise.resolve();
+      return new Promise((resolve) => {
+        onIdle = resolve;
+      });
+    },
+    abandonAll(reason) {
+      for (const served of open) served.abandon(reason);
+    },
+  };
+}
+
+function fill(draft: ReceiptDraft, error: ServiceError): void {
+  draft.errorCode = error.code;
+  draft.error = error.message;
+  if (error.code === "cancelled") draft.outcome = "cancelled";
+  else draft.outcome = draft.legs.length === 0 && error.code !== "internal" ? "refused" : "failed";
+}

@@ -1,0 +1,113 @@
+// A streamed answer on its way to one client. The token path: `write` passes bytes on, and nothing else happens per
+// token. A client that reads too slowly is paced, and cut when it takes nothing at all.
+import type { ServerResponse } from "node:http";
+import type { AnswerSink } from "../relay/relay.ts";
+import { errorAnswer, errorEvent } from "./errors.ts";
+
+const DONE = Buffer.from("data: [DONE]\n\n");
+
+export interface Answer {
+  readonly sink: AnswerSink;
+  /** The whole answer is there. */
+  end(): void;
+  /** The answer failed: with its own status before the first byte, else with an error event. Returns the status. */
+  fail(error: unknown): number;
+  /** Bytes of body written so far. */
+  readonly bodyBytes: number;
+}
+
+export interface AnswerOptions {
+  /** Bytes that may wait for the client before its stream is paced. At least 16 KiB, Node's own mark. */
+  readonly bufferBytes: number;
+  /** A client that takes nothing for so long while bytes wait for it is cut. */
+  readonly stallMs: number;
+  /** Headers of the answer; asked when they are written. */
+  headers(): Record<string, string>;
+  /** The first bytes are about to be written. */
+  onStart(): void;
+  /** The client was cut. */
+  onStall(): void;
+}
+
+export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
+  const { bufferBytes, stallMs } = o;
+  let bodyBytes = 0;
+  let blocked = false;
+
+  const sink: AnswerSink = {
+    onDrain: undefined,
+    start() {
+      if (res.headersSent) return;
+      o.onStart();
+      res.writeHead(200, {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        // nginx would hold the events back to fill its buffers.
+        "x-accel-buffering": "no",
+        ...o.headers(),
+      });
+      res.on("drain", onDrain);
+    },
+    write(bytes) {
+      bodyBytes += bytes.length;
+      if (res.write(bytes)) return true;
+      if (res.writableLength < bufferBytes) return true;
+      blocked = true;
+      watchForStall();
+      return false;
+    },
+  };
+
+  function onDrain(): void {
+    if (!blocked) return;
+    blocked = false;
+    res.socket?.setTimeout(0);
+    sink.onDrain?.();
+  }
+
+  // Node's socket timeout starts anew whenever the kernel takes bytes. It runs only while the client holds us up: a
+  // stream may be quiet for as long as the engine thinks.
+  function watchForStall(): void {
+    if (res.listenerCount("timeout") === 0) {
+      res.once("timeout", () => {
+        o.onStall();
+        res.destroy();
+      });
+    }
+    res.socket?.setTimeout(stallMs);
+  }
+
+  function finish(last: Buffer): void {
+    if (res.destroyed || res.writableEnded) return;
+    bodyBytes += last.length;
+    // From here on no `drain` clears the watch; once all is sent, Node replaces it by the keep-alive timeout.
+    watchForStall();
+    res.end(last);
+  }
+
+  return {
+    sink,
+    end() {
+      sink.start();
+      finish(DONE);
+    },
+    fail(error) {
+      if (!res.headersSent) return writeError(res, error, o.headers());
+      finish(Buffer.concat([Buffer.from(errorEvent(error)), DONE]));
+      return res.statusCode;
+    },
+    get bodyBytes() {
+      return bodyBytes;
+    },
+  };
+}
+
+/** Writes a whole error answer. Returns its status. */
+export function writeError(res: ServerResponse, error: unknown, headers: Record<string, string> = {}): number {
+  const answer = errorAnswer(error);
+  if (!res.headersSent && !res.destroyed) {
+    res.writeHead(answer.status, { ...headers, ...answer.headers, "content-length": Buffer.byteLength(answer.body) });
+    res.end(answer.body);
+  }
+  return answer.status;
+}

@@ -1,0 +1,93 @@
+// The REST side of a router over a real socket, with a scripted relay behind it.
+import { systemClock } from "../../../../services/common/clock.ts";
+import { createMetrics } from "../../../../services/common/metrics.ts";
+import { createAdmission } from "../../../../services/router/admission/admission.ts";
+import { capacityOf } from "../../../../services/router/capacity.ts";
+import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
+import { restHandler } from "../../../../services/router/rest/app.ts";
+import { createServing, type Serving } from "../../../../services/router/rest/serving.ts";
+import { createServingMetrics } from "../../../../services/router/rest/serving-metrics.ts";
+import { serveHttp } from "../../../../services/router/rest/server.ts";
+import { logSink, type LogSink } from "../../../support/log-sink.ts";
+import { fakePool, type FakePool } from "./pool.ts";
+import { fakeRelay, type FakeRelay, type Script } from "./relay.ts";
+
+export interface RestOptions {
+  readonly script?: Script;
+  readonly apiKey?: string;
+  readonly bodyLimitBytes?: number;
+  readonly bufferBytes?: number;
+  readonly stallMs?: number;
+  readonly queueLimit?: number;
+  readonly queueTimeoutMs?: number;
+  readonly legsLimit?: number;
+}
+
+export interface Rest {
+  readonly url: string;
+  readonly port: number;
+  readonly pool: FakePool;
+  readonly relay: FakeRelay;
+  readonly receipts: Receipts;
+  readonly serving: Serving;
+  readonly logs: LogSink;
+  /** POSTs JSON. */
+  post(path: string, body: unknown, o?: { headers?: Record<string, string>; signal?: AbortSignal }): Promise<Response>;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+export async function startRest(o: RestOptions = {}): Promise<Rest> {
+  const pool = fakePool();
+  const relay = fakeRelay(o.script);
+  const logs = logSink();
+  const metrics = createMetrics();
+  const admission = createAdmission({
+    capacity: capacityOf(pool, 1000),
+    queueLimit: o.queueLimit ?? 8,
+    queueTimeoutMs: o.queueTimeoutMs ?? 5_000,
+    clock: systemClock,
+  });
+  pool.onChange(admission.poke);
+  const receipts = createReceipts({ limit: 50, watcherLimit: 2 });
+  const servingMetrics = createServingMetrics(metrics, admission);
+  const serving = createServing({
+    pool, admission, relay, receipts, metrics: servingMetrics, log: logs.log, clock: systemClock,
+    legsLimit: o.legsLimit ?? 64, deadlineMs: 60_000,
+  });
+  const http = await serveHttp(
+    "127.0.0.1:0",
+    restHandler({
+      serving, pool, metrics, servingMetrics, log: logs.log,
+      apiKey: o.apiKey ?? "",
+      bodyLimitBytes: o.bodyLimitBytes ?? 1_000_000,
+      bufferBytes: o.bufferBytes ?? 65_536,
+      stallMs: o.stallMs ?? 5_000,
+      routerService: (_req, _res, next) => next(),
+      grpcAddress: "127.0.0.1:3001",
+    }),
+  );
+  const url = `http://${http.address}`;
+  return {
+    url, pool, relay, receipts, serving, logs,
+    port: Number(http.address.split(":").at(-1)),
+    post: (path, body, { headers = {}, signal } = {}) =>
+      fetch(`${url}${path}`, {
+        method: "POST",
+        headers: { "content-type": "application/json", ...headers },
+        body: typeof body === "string" ? body : JSON.stringify(body),
+        ...(signal === undefined ? {} : { signal }),
+      }),
+    [Symbol.asyncDispose]: () => http[Symbol.asyncDispose](),
+  };
+}
+
+export interface OpenAiError {
+  readonly message: string;
+  readonly type: string;
+  readonly param: string | null;
+  readonly code: unknown;
+}
+
+export async function errorOf(response: Response): Promise<OpenAiError> {
+  return ((await response.json()) as { error: OpenAiError }).error;
+}
