@@ -1,0 +1,129 @@
+// InferenceService: the same serving as the REST API, for gRPC clients.
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { type GenerateResponseSchema, InferenceService } from "#gen/tandem/inference/v1/inference_pb.js";
+import { asServiceError } from "../../common/errors.ts";
+import { defineService, type RpcService } from "../../rpc/service.ts";
+import type { AnswerSink, Ending } from "../relay/relay.ts";
+import type { Serving } from "../rest/serving.ts";
+import type { ServingMetrics } from "../rest/serving-metrics.ts";
+import { createEventReader } from "./event-reader.ts";
+import { generateBody } from "./generate-body.ts";
+
+const LABEL = "Generate";
+
+type Piece = MessageInitShape<typeof GenerateResponseSchema>;
+
+/** @param o.bufferBytes Bytes that may wait for a slow caller before its decode leg is held back. */
+export function inferenceService(o: { serving: Serving; metrics: ServingMetrics; bufferBytes: number }): RpcService {
+  return defineService(
+    InferenceService,
+    {
+      async *generate(request, context) {
+        let served;
+        try {
+          served = o.serving.open({ label: LABEL, ...generateBody(request), deadlineMs: context.deadlineMs });
+        } catch (error) {
+          o.metrics.refused(LABEL, asServiceError(error).code);
+          throw error;
+        }
+        const requestId = served.request.id;
+        const inbox = createInbox(o.bufferBytes, served.started);
+        const onGone = (): void => served.abandon(asServiceError(context.signal.reason));
+        if (context.signal.aborted) onGone();
+        else context.signal.addEventListener("abort", onGone, { once: true });
+
+        const reader = createEventReader();
+        let outcome: { ending: Ending } | { error: unknown } | undefined;
+        served
+          .run(inbox.sink)
+          .then((ending) => (outcome = { ending }), (error: unknown) => (outcome = { error }))
+          .finally(inbox.ring);
+        let bodyBytes = 0;
+        let first = true;
+        try {
+          for (;;) {
+            const bytes = inbox.take();
+            if (bytes === undefined) {
+              if (outcome !== undefined) break;
+              await inbox.next();
+              continue;
+            }
+            const text = reader.read(bytes);
+            if (text === "" && !first) continue;
+            bodyBytes += Buffer.byteLength(text);
+            yield (first ? { text, requestId } : { text }) satisfies Piece;
+            first = false;
+          }
+          if ("error" in outcome) throw outcome.error;
+          yield { ...(first ? { requestId } : {}), finish: finishOf(reader, outcome.ending) } satisfies Piece;
+          served.close({ status: 200, bodyBytes, ending: outcome.ending });
+        } catch (error) {
+          served.close({ status: asServiceError(error).failure.http, bodyBytes, error });
+          throw error;
+        } finally {
+          // Reached without either where the caller stopped reading.
+          context.signal.removeEventListener("abort", onGone);
+          const left = asServiceError(context.signal.reason);
+          served.abandon(left);
+          served.close({ status: left.failure.http, bodyBytes, error: left });
+        }
+      },
+    },
+    { access: "key" },
+  );
+}
+
+function finishOf(reader: ReturnType<typeof createEventReader>, ending: Ending): MessageInitShape<typeof GenerateResponseSchema>["finish"] {
+  const cachedTokens = ending.cachedTokens ?? reader.usage?.cachedTokens;
+  return {
+    reason: reader.finishReason === "" ? "stop" : reader.finishReason,
+    promptTokens: ending.promptTokens,
+    completionTokens: ending.completionTokens,
+    ...(cachedTokens === undefined ? {} : { cachedTokens }),
+  };
+}
+
+/** Between the relay, which pushes, and the generator, which pulls: paces the one by the other. */
+function createInbox(bufferBytes: number, onStart: () => void): {
+  readonly sink: AnswerSink;
+  take(): Buffer | undefined;
+  /** Resolves at the next ring. */
+  next(): Promise<void>;
+  ring(): void;
+} {
+  const waiting: Buffer[] = [];
+  let waitingBytes = 0;
+  let blocked = false;
+  let wake: (() => void) | undefined;
+  const ring = (): void => {
+    wake?.();
+    wake = undefined;
+  };
+  const sink: AnswerSink = {
+    onDrain: undefined,
+    start: onStart,
+    write(bytes) {
+      waiting.push(bytes);
+      waitingBytes += bytes.length;
+      ring();
+      if (waitingBytes < bufferBytes) return true;
+      blocked = true;
+      return false;
+    },
+  };
+  return {
+    sink,
+    ring,
+    take() {
+      const bytes = waiting.shift();
+      if (bytes === undefined) return undefined;
+      waitingBytes -= bytes.length;
+      if (blocked && waiting.length === 0) {
+        blocked = false;
+        sink.onDrain?.();
+      }
+      return bytes;
+    },
+    next: () => new Promise((resolve) => (wake = resolve)),
+  };
+}

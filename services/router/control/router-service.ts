@@ -1,0 +1,121 @@
+// RouterService: what the router shows of itself and its instances.
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { type InstanceSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
+import type { Clock } from "../../common/clock.ts";
+import { ServiceError } from "../../common/errors.ts";
+import { anySignal } from "../../common/lifecycle.ts";
+import type { Log } from "../../common/log.ts";
+import { TANDEM_VERSION } from "../../common/version.ts";
+import { createBell } from "../../discovery/bell.ts";
+import { defineService, type RpcService } from "../../rpc/service.ts";
+import type { Member, Pool } from "../pool/pool.ts";
+import { receiptMessage } from "./receipt-message.ts";
+import type { Receipts } from "./receipts.ts";
+
+/** Shortest time between two messages to one watcher of instances. */
+const WATCH_PAUSE_MS = 200;
+const DEFAULT_LIST_LIMIT = 100;
+const LIST_LIMIT = 1000;
+
+export interface RouterServiceOptions {
+  readonly routerId: string;
+  readonly pool: Pool;
+  readonly receipts: Receipts;
+  /** Every setting, secrets hidden. */
+  readonly settings: readonly { readonly key: string; readonly value: string; readonly origin: string }[];
+  readonly watcherLimit: number;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+export function routerService(o: RouterServiceOptions): RpcService {
+  const { pool, receipts, clock } = o;
+  let watchers = 0;
+  const settings = [...o.settings].sort((a, b) => (a.key < b.key ? -1 : 1));
+
+  const instances = (): MessageInitShape<typeof InstanceSchema>[] => {
+    const nowMs = clock.nowMs();
+    return [...pool.snapshot.prefill, ...pool.snapshot.decode]
+      .sort((a, b) => a.info.role - b.info.role || (a.info.instanceId < b.info.instanceId ? -1 : 1))
+      .map((member) => instanceMessage(member, nowMs));
+  };
+
+  return defineService(
+    RouterService,
+    {
+      listInstances: async () => ({ instances: instances(), routerId: o.routerId }),
+
+      async *watchInstances(_request, context) {
+        if (watchers >= o.watcherLimit) {
+          throw new ServiceError("queue_full", `Too many watchers: ${watchers} watch instances already. Try again later.`);
+        }
+        const stop = anySignal(context.signal, context.closing);
+        const bell = createBell();
+        const off = pool.onChange(bell.ring);
+        watchers += 1;
+        try {
+          while (!stop.aborted) {
+            // Asked before the look, so that no change falls between the two.
+            const changed = bell.next(stop);
+            yield { instances: instances() };
+            await pause(clock, WATCH_PAUSE_MS, stop);
+            await changed;
+          }
+        } finally {
+          watchers -= 1;
+          off();
+        }
+      },
+
+      listRequests: async ({ limit }) => ({
+        receipts: receipts.list(limit === 0 ? DEFAULT_LIST_LIMIT : Math.min(limit, LIST_LIMIT)).map(receiptMessage),
+      }),
+
+      async *watchRequests(_request, context) {
+        const stop = anySignal(context.signal, context.closing);
+        for await (const { draft, missed } of receipts.watch(stop)) yield { receipt: receiptMessage(draft), missed };
+      },
+
+      async getReceipt({ requestId }) {
+        const draft = receipts.find(requestId);
+        if (draft === undefined) {
+          throw new ServiceError("not_found", `No request \`${requestId}\` among those that run and the last that ended.`);
+        }
+        return { receipt: receiptMessage(draft) };
+      },
+
+      async drainInstance({ instanceId, undrain, reason }) {
+        o.log.info(undrain ? "instance taken back" : "instance drained", { instanceId, reason });
+        return { remaining: await pool.drain(instanceId, undrain, reason) };
+      },
+
+      getConfig: async () => ({ settings, tandemVersion: TANDEM_VERSION }),
+    },
+    { access: "token" },
+  );
+}
+
+function instanceMessage(member: Member, nowMs: number): MessageInitShape<typeof InstanceSchema> {
+  return {
+    info: member.info,
+    ...(member.load === undefined ? {} : { load: member.load }),
+    eligible: member.eligible,
+    reason: member.reason,
+    legs: member.legs,
+    legsTotal: member.legsTotal,
+    loadAgeMs: member.load === undefined ? 0 : Math.max(0, Math.round(nowMs - member.loadAtMs)),
+  };
+}
+
+function pause(clock: Clock, ms: number, stop: AbortSignal): Promise<void> {
+  if (stop.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    const end = (): void => {
+      timer.cancel();
+      stop.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = clock.setTimer(ms, end);
+    stop.addEventListener("abort", end);
+  });
+}
