@@ -1,0 +1,171 @@
+// The router process: wiring, top to bottom. Reading down is the start order; stopping goes the other way.
+import { randomUUID } from "node:crypto";
+import { systemClock } from "../common/clock.ts";
+import { loadConfig, settingsOf, StartError } from "../common/config.ts";
+import { ServiceError } from "../common/errors.ts";
+import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import { createLog, type Log } from "../common/log.ts";
+import { createMetrics } from "../common/metrics.ts";
+import { registryHub } from "../discovery/embedded.ts";
+import { staticRegistry } from "../discovery/static.ts";
+import { connectHandler } from "../rpc/connect-handler.ts";
+import { serveRpc, type RpcServer } from "../rpc/server.ts";
+import { createAdmission } from "./admission/admission.ts";
+import { capacityOf } from "./capacity.ts";
+import { routerConfig, type RouterConfig } from "./config.ts";
+import { inferenceService } from "./control/inference-service.ts";
+import { createReceipts } from "./control/receipts.ts";
+import { routerService } from "./control/router-service.ts";
+import { watchAll } from "./directories.ts";
+import { policyOf } from "./policy/index.ts";
+import { createPool } from "./pool/pool.ts";
+import { createRelay } from "./relay/relay.ts";
+import { restHandler } from "./rest/app.ts";
+import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
+import { createServing } from "./rest/serving.ts";
+import { createServingMetrics } from "./rest/serving-metrics.ts";
+import { drainAndStop } from "./stop.ts";
+
+/** What SIGINT, or the death of the parent, leaves to running requests. */
+const QUICK_GRACE_MS = 500;
+/** Requests have ended before gRPC is closed; this is for the last messages of watchers. */
+const RPC_GRACE_MS = 300;
+
+export interface Router {
+  readonly restUrl: string;
+  /** host:port */
+  readonly grpcAddress: string;
+  /** Takes no new request, gives the running ones `graceMs` to end, then ends them. Later calls wait for the first. */
+  stop(graceMs: number): Promise<void>;
+  /** `stop` with the configured grace. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** `tandem router`. @param argv Without node, script and command. */
+export async function runRouter(argv: readonly string[]): Promise<void> {
+  const config = loadConfig(routerConfig, { argv, env: process.env });
+  if (config.print_config) {
+    process.stdout.write(settingsOf(config).map(({ key, value, origin }) => `${key} = ${value} (${origin})\n`).join(""));
+    return;
+  }
+  const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
+  const router = await startRouter(config, { signal: stop });
+  await onceAborted(stop);
+  const graceMs = config["drain.grace_ms"];
+  await router.stop(stop.reason === "SIGTERM" ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
+}
+
+/**
+ * Resolves when REST and gRPC are listened on. Whether anything can be served is another question: /readyz.
+ *
+ * @param o.signal Gives up the start when it aborts.
+ * @throws Error saying which address is taken, and by which flag to change it
+ */
+export async function startRouter(config: RouterConfig, o: { signal?: AbortSignal; log?: Log } = {}): Promise<Router> {
+  const log = o.log ?? createLog({ name: "router", level: config["log.level"] });
+  const clock = systemClock;
+  const routerId = `router-${randomUUID().slice(0, 8)}`;
+  const { token, api_key: apiKey } = config;
+  const settings = settingsOf(config);
+  for (const { key, value, origin } of settings) log.debug("setting", { setting: key, value, origin });
+  warnOfOpenDoors(config, log);
+
+  const metrics = createMetrics();
+  const pool = createPool({ token, log, clock, metrics, limit: config["registry.limit"] });
+  const hub = registryHub({ limit: config["registry.limit"], routerId });
+  const relay = createRelay({
+    pool,
+    policies: { prefill: policyOf(config["prefill.policy"]), decode: policyOf(config["decode.policy"]) },
+    config: {
+      prefillTimeoutMs: config["prefill.timeout_ms"],
+      stallMs: config.stall_ms,
+      retryLimit: config["retry.limit"],
+      queueTimeoutMs: config["queue.timeout_ms"],
+      legsLimit: config["legs.limit"],
+    },
+    metrics,
+    log,
+    clock,
+  });
+  const admission = createAdmission({
+    capacity: capacityOf(pool, config["admission.limit"]),
+    queueLimit: config["queue.limit"],
+    queueTimeoutMs: config["queue.timeout_ms"],
+    clock,
+  });
+  pool.onChange(admission.poke);
+  const receipts = createReceipts({ limit: config["receipts.limit"], watcherLimit: config["watchers.limit"] });
+  const servingMetrics = createServingMetrics(metrics, admission);
+  const serving = createServing({
+    pool,
+    admission,
+    relay,
+    receipts,
+    metrics: servingMetrics,
+    log,
+    clock,
+    legsLimit: config["legs.limit"],
+    deadlineMs: config["request.deadline_ms"],
+  });
+  const routerCalls = routerService({ routerId, pool, receipts, settings, watcherLimit: config["watchers.limit"], clock, log });
+  const bufferBytes = config["stream.buffer_bytes"];
+  const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes });
+
+  const closing = new AbortController();
+  let rpc: RpcServer | undefined;
+  let http: HttpServer | undefined;
+  try {
+    const services = [routerCalls, inference, hub.service];
+    rpc = await serveRpc({ listen: config["grpc.listen"], services, token, apiKey, log, graceMs: RPC_GRACE_MS }).catch(notListening);
+    http = await serveHttp(
+      config["rest.listen"],
+      restHandler({
+        serving,
+        pool,
+        metrics,
+        servingMetrics,
+        log,
+        apiKey,
+        bodyLimitBytes: config["body.limit_bytes"],
+        bufferBytes,
+        stallMs: config["client.stall_ms"],
+        routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
+        grpcAddress: rpc.address,
+      }),
+    );
+    if (o.signal?.aborted) throw new ServiceError("cancelled", "The start was given up.");
+  } catch (error) {
+    await rpc?.[Symbol.asyncDispose]();
+    await http?.[Symbol.asyncDispose]();
+    await relay[Symbol.asyncDispose]();
+    await pool[Symbol.asyncDispose]();
+    throw error;
+  }
+  const directories = watchAll([hub, staticRegistry(config.instances, { token, log })], pool.update);
+  rpc.setServing(true);
+  const [restUrl, grpcAddress] = [`http://${http.address}`, rpc.address];
+  log.info("router is listening", { rest: restUrl, grpc: grpcAddress, routerId });
+
+  let stopped: Promise<void> | undefined;
+  const parts = { serving, relay, rpc, http, directories, pool, closing, log };
+  const stop = (graceMs: number): Promise<void> => (stopped ??= drainAndStop(parts, graceMs));
+  return { restUrl, grpcAddress, stop, [Symbol.asyncDispose]: () => stop(config["drain.grace_ms"]) };
+}
+
+// Its message says which address and what to do; a stack would only hide that.
+function notListening(cause: unknown): never {
+  throw new StartError((cause as Error).message, { cause });
+}
+
+function warnOfOpenDoors(config: RouterConfig, log: Log): void {
+  const origin = settingsOf(config).find(({ key }) => key === "api_key")?.origin;
+  if (origin === "env OPENAI_API_KEY") {
+    log.warn("the API key is the one in OPENAI_API_KEY: clients must send it (give --api-key or TANDEM_API_KEY for another, TANDEM_API_KEY= for none)");
+  }
+  if (config.api_key === "" && !isLoopback(config["rest.listen"])) {
+    log.warn("REST is open beyond this machine, and no API key is set: anyone who reaches it can use the models", {
+      listen: config["rest.listen"],
+      cure: "--api-key",
+    });
+  }
+}
