@@ -27,9 +27,10 @@ export async function configDocs() {
   if (sections.length === 0) return undefined;
   const head = `# Configuration
 
-Written by \`npm run gen\` from the schemas; edit those. A flag beats the environment, which beats the file, which beats the
-default. The file is JSON, given with \`--config FILE\` or \`TANDEM_CONFIG\`; its keys are the flags without dashes, dotted
-(\`"queue.limit": 5\`) or nested. An unknown key or a bad value stops the start. On start every value is printed with its origin.
+Written by \`npm run gen\` from the schemas: edit those. A flag beats the environment, which beats the file, which beats
+the default. The file is JSON, given with \`--config FILE\` or \`TANDEM_CONFIG\`; its keys are the flags without dashes,
+dotted (\`"queue.limit": 5\`) or nested. An unknown key or a bad value stops the start. On start every value is printed
+with its origin.
 `;
   return [head, ...sections].join("\n");
 }

@@ -1,12 +1,13 @@
-// Whether files changed since something was made of them: first by size and time, which takes a few milliseconds, then by
-// content, so that a checkout that only touched the files rebuilds nothing.
+// Whether files changed since something was made of them: first by size and time, which takes a few milliseconds, then
+// by content, so that a checkout that only touched the files rebuilds nothing.
 import { createHash } from "node:crypto";
 import { lstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 
 /**
  * @typedef {{ stat: string, content: string }} Stamp
- * @typedef {{ root: string, paths: readonly string[], extra: string }} Inputs  Files and folders, and text that counts too.
+ * @typedef {{ root: string, paths: readonly string[], extra: string }} Inputs
+ *   Files and folders, and text that counts too.
  */
 
 /**

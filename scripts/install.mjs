@@ -44,6 +44,6 @@ export async function npmCi() {
   const npm = process.env.npm_execpath;
   // Under `npm start` the same npm; a plain `node scripts/run.mjs` takes the one on the path.
   if (npm !== undefined && /npm-cli\.[cm]?js$/.test(npm)) {
-    await runQuietly("npm ci", process.execPath, [npm, ...args], { env, lines: 30 });
-  } else await runQuietly("npm ci", "npm", args, { env, lines: 30 });
+    await runQuietly("npm ci", process.execPath, [npm, ...args], { env, lines: 12 });
+  } else await runQuietly("npm ci", "npm", args, { env, lines: 12 });
 }

@@ -16,8 +16,8 @@ const FLAGS = [
 ];
 
 /**
- * What to tell the user when npm took flags that were meant for Tandem; undefined when it didn't. npm passes what it took
- * on as npm_config_*: `--port=9` as "9", and `--port 9` as "true" with the "9" left among the arguments.
+ * What to tell the user when npm took flags that were meant for Tandem; undefined when it didn't. npm passes on what it
+ * took as npm_config_*: `--port=9` as "9", and `--port 9` as "true" with the "9" left among the arguments.
  */
 export function swallowedFlags(env, args) {
   const loose = args.filter((arg) => !arg.startsWith("-"));
@@ -31,5 +31,7 @@ export function swallowedFlags(env, args) {
     // Which loose word belonged to which flag is only sure when there is one of each.
     return taken.length === 1 && loose.length === 1 ? `--${flag} ${loose[0]}` : `--${flag} ...`;
   });
-  return `npm took ${taken.map((flag) => `--${flag}`).join(", ")} for itself. Flags for Tandem stand behind two dashes:\n\n  npm start -- ${written.join(" ")}\n`;
+  const names = taken.map((flag) => `--${flag}`).join(", ");
+  const right = `npm start -- ${written.join(" ")}`;
+  return `npm took ${names} for itself. Flags for Tandem stand behind two dashes:\n\n  ${right}\n`;
 }

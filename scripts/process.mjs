@@ -33,15 +33,16 @@ export async function run(name, script, args, env = process.env) {
   if (code !== 0) throw new StepFailed(`tandem: ${name} failed`);
 }
 
-/** As `run`, but shows the output only when it fails, and then the last `lines` of it. */
+/** As `run`, but shows the output only when it fails, and then the first `lines`: compilers and npm begin with why. */
 export async function runQuietly(name, command, args, { env = process.env, lines = 60 } = {}) {
   const child = spawn(command, args, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"], env });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
   const code = await ended(child);
   if (code === 0) return;
-  const shown = output.trimEnd().split("\n").slice(-lines).join("\n");
-  throw new StepFailed(`${shown}\ntandem: ${name} failed`);
+  const all = output.trimEnd().split("\n");
+  const left = all.length > lines ? `\n... ${all.length - lines} more lines` : "";
+  throw new StepFailed(`${all.slice(0, lines).join("\n")}${left}\ntandem: ${name} failed`);
 }
 
 /** Exit code of `child`; it is ended with us. 128 and more: ended by a signal. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// What `npm start`, `npm test` and the other npm scripts run, also on a fresh clone: node's own modules only, and nothing
-// here that an old Node can't parse.
+// What `npm start`, `npm test` and the other npm scripts run, also on a fresh clone: node's own modules only, and
+// nothing here that an old Node can't parse.
 const [major, minor] = process.versions.node.split(".").map(Number);
 if (major < 20 || (major === 20 && minor < 19)) {
   console.error(

@@ -112,7 +112,7 @@ describe("imports", () => {
     const pure = imports.filter(({ file }) => within(file, "services/router/policy") || within(file, "services/kv"));
     none(
       pure
-        .filter(({ file, target, typeOnly }) => {
+        .filter(({ target, typeOnly }) => {
           const own = [
             "services/router/policy",
             "services/kv",
@@ -187,8 +187,8 @@ describe("files", () => {
   });
 
   it("leave nothing to do", () => {
-    // Put together, so that this line is not one of them.
-    const mark = new RegExp(`\\b(${["TO" + "DO", "FIX" + "ME", "X" + "XX"].join("|")})\\b`);
+    // In brackets, so that this line is not one of them.
+    const mark = /\b(TO[D]O|FIX[M]E|XX[X])\b/;
     none(
       [...all, ...filesUnder("proto"), ...filesUnder("docs")].filter(
         (file) => /\.(ts|mjs|cjs|proto|md)$/.test(file) && mark.test(textOf(file)),

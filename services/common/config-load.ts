@@ -62,7 +62,8 @@ export function loadConfig<S extends Schema>(definition: ConfigDefinition<S>, so
     }
     if (value === undefined && !option.optional) {
       throw new ConfigError(
-        `${definition.name} needs ${key}: give ${flagOf(key, option)}, ${option.expected}, or set ${variablesOf(key, option)[0]}.`,
+        `${definition.name} needs ${key}: give ${flagOf(key, option)}, ${option.expected}, ` +
+          `or set ${variablesOf(key, option)[0]}.`,
       );
     }
     values[key] = value;
@@ -105,8 +106,8 @@ function variableLayer(key: string, option: Option<unknown>, env: ConfigSource["
 }
 
 /**
- * Other processes of Tandem share the environment, so an unknown TANDEM_ variable may be theirs; but one that is a typing
- * error away from a variable of this process is a mistake.
+ * Other processes of Tandem share the environment, so an unknown TANDEM_ variable may be theirs; but one that is a
+ * typing error away from a variable of this process is a mistake.
  */
 function refuseMistypedVariables(definition: ConfigDefinition, env: ConfigSource["env"]): void {
   const known = Object.entries(definition.schema).flatMap(([key, option]) => variablesOf(key, option));
@@ -137,7 +138,8 @@ function readFile(definition: ConfigDefinition, file: string | undefined): Map<s
       else if (option === undefined) {
         const meant = nearest(key, Object.keys(definition.schema));
         throw new ConfigError(
-          `${file}: ${key} is not a setting of ${definition.name}${meant === undefined ? "" : `; did you mean ${meant}?`}`,
+          `${file}: ${key} is not a setting of ${definition.name}` +
+            (meant === undefined ? "" : `; did you mean ${meant}?`),
         );
       } else if (layers.has(key)) throw new ConfigError(`${file}: ${key} is given twice.`);
       else layers.set(key, { value: fileValue(file, key, option, value), origin: "file", where: `${file}: ${key}` });

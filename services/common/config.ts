@@ -1,5 +1,5 @@
-// The door of configuration: one schema gives the types, the flags, the variables, the file keys, the checks, --help and
-// docs/config.md.
+// The door of configuration: one schema gives the types, the flags, the variables, the file keys, the checks, --help
+// and docs/config.md.
 export { address, boolean, choice, integer, list, number, secret, text } from "./config-options.ts";
 export type { Option, ValueOf } from "./config-options.ts";
 export { defineConfig } from "./config-definition.ts";

@@ -26,7 +26,7 @@ export interface LogOptions {
 
 export const LOG_LEVELS: readonly LogLevel[] = ["debug", "info", "warn", "error"];
 
-/** Names of fields whose value must not be written. "key" alone is harmless, as are numbers and booleans of any name. */
+/** Names of fields whose value must not be written. "key" alone is harmless, as are numbers and booleans. */
 const SECRET = /([tT]oken|[sS]ecret|[pP]assword|[aA]uthorization|[a-z]Key|_key|-key)$/;
 
 const COLOURS: Record<LogLevel, string> = { debug: "\x1b[2m", info: "\x1b[36m", warn: "\x1b[33m", error: "\x1b[31m" };

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 const LIMIT_MS = 5_000;
 
 /** A promise and what settles it. */
-export interface Deferred<T> {
+export interface Deferred<T = void> {
   readonly promise: Promise<T>;
   resolve(value: T): void;
   reject(error: unknown): void;
