@@ -1,0 +1,45 @@
+import assert from "node:assert/strict";
+import { engineFailure, refusalOf } from "../../services/engine/engine-error.ts";
+
+const refuse = (status: number, body: string, internal: string[] = []) => refusalOf(status, Buffer.from(body), { leg: "decode", internal });
+const error = (fields: object): string => JSON.stringify({ error: { message: "m", type: "BadRequestError", param: null, code: 400, ...fields } });
+
+describe("an engine's refusal", () => {
+  it("reaches the client with status, message, type and param", () => {
+    const refusal = refuse(404, error({ message: "The model `x` does not exist.", type: "NotFoundError", param: "model" }));
+    assert.deepEqual([refusal.code, refusal.param, refusal.message], ["engine_refused", "model", "The model `x` does not exist."]);
+    assert.deepEqual(JSON.parse(refusal.engineAnswer!.body), { error: { message: "The model `x` does not exist.", type: "NotFoundError", param: "model", code: 404 } });
+    assert.equal(refusal.engineAnswer!.status, 404);
+  });
+
+  for (const [what, message] of [
+    ["an id of a pair", "request ___prefill_addr_10.0.0.1:20001___decode_addr_10.0.0.2:21001_ab failed"],
+    ["an address", "connect ECONNREFUSED 127.0.0.1:8000"],
+    ["KV parameters", "kv_transfer_params must be an object"],
+    ["the leg's id", "leg deadbeef is unknown"],
+  ] as const) {
+    it(`loses its message when that holds ${what}`, () => {
+      const refusal = refuse(400, error({ message }), ["deadbeef"]);
+      assert.equal(refusal.message, "The engine refused the request.");
+      assert.ok(!refusal.engineAnswer!.body.includes(message));
+    });
+  }
+
+  it("is harmless when it is no JSON, or vLLM's odd 401", () => {
+    assert.equal(refuse(400, "<html>").message, "The engine refused the request.");
+    assert.equal(refuse(422, '{"error":"text"}').message, "The engine refused the request.");
+    assert.equal(refuse(401, '{"error":"Unauthorized"}').code, "engine_failed");
+  });
+
+  it("blames the engine for 5xx, and for having no room", () => {
+    assert.equal(refuse(500, "{}").code, "engine_failed");
+    assert.equal(refuse(503, "{}").code, "instance_unavailable");
+    assert.equal(refuse(429, "{}").code, "instance_unavailable");
+  });
+
+  it("blames the transfer on a decode leg without a token", () => {
+    assert.equal(engineFailure("decode", new Error("x"), true).code, "kv_transfer_failed");
+    assert.equal(engineFailure("decode", new Error("x"), false).code, "engine_failed");
+    assert.equal(engineFailure("prefill", new Error("x"), true).code, "engine_failed");
+  });
+});

@@ -1,0 +1,26 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { readBlockSize, readGauges } from "../../services/engine/metrics-text.ts";
+
+describe("an engine's metrics", () => {
+  it("are read from what vLLM 0.32 answers", () => {
+    const text = readFileSync(new URL("../fixtures/vllm-transcripts/get-metrics-after.http", import.meta.url), "utf8");
+    assert.deepEqual(readGauges(text), { running: 0, waiting: 0, kvUsageRatio: 0, promptTokens: 1416, generationTokens: 1493 });
+    assert.equal(readBlockSize(text), 32);
+  });
+
+  it("are summed over data-parallel ranks, and don't take a longer name for theirs", () => {
+    const text = [
+      "# HELP vllm:num_requests_running x",
+      'vllm:num_requests_running{engine="0"} 2.0',
+      'vllm:num_requests_running{engine="1"} 3.0 1700000000',
+      'vllm:num_requests_waiting_by_reason{engine="0",reason="a"} 9.0',
+      'vllm:num_requests_waiting{engine="0"} 1',
+      'vllm:kv_cache_usage_perc{engine="0"} 0.25',
+      'vllm:kv_cache_usage_perc{engine="1"} 0.5',
+      "vllm:prompt_tokens_total 7e3",
+    ].join("\n");
+    assert.deepEqual(readGauges(text), { running: 5, waiting: 1, kvUsageRatio: 0.5, promptTokens: 7000, generationTokens: 0 });
+    assert.equal(readBlockSize(text), 0);
+  });
+});
