@@ -7,6 +7,7 @@ import type { Clock } from "../common/clock.ts";
 import { engineClock } from "./clock.ts";
 import { FaultBoard, parseFault, type Fault } from "./faults.ts";
 import type { Outcome } from "./http/answer.ts";
+import { errorBody } from "./http/exchange.ts";
 import { createEngineServer } from "./http/server.ts";
 import type { Connector, ConnectorState } from "./kv/connector.ts";
 import { startNixl } from "./kv/nixl.ts";
@@ -170,7 +171,7 @@ export async function startSimEngine(options: SimEngineOptions = {}): Promise<Ru
       } else return null;
       return { status: 200, json: JSON.stringify({ faults: faults.active }) };
     } catch (error) {
-      return { status: 400, json: JSON.stringify({ error: { message: (error as Error).message, type: "BadRequestError", param: null, code: 400 } }) };
+      return { status: 400, json: errorBody({ status: 400, type: "BadRequestError", message: (error as Error).message, param: null }) };
     }
   };
 
@@ -200,7 +201,8 @@ export async function startSimEngines(options: SimEngineOptions, count: number):
   try {
     for (let index = 0; index < count; index++) {
       const port = options.port ? options.port + index : 0;
-      engines.push(await startSimEngine({ ...options, port, ...(options.kvListen === undefined ? {} : { kvListen: nextPort(options.kvListen, index) }) }));
+      const kvListen = nextPort(options.kvListen ?? "127.0.0.1:0", index);
+      engines.push(await startSimEngine({ ...options, port, kvListen }));
     }
   } catch (error) {
     await Promise.all(engines.map((engine) => engine[Symbol.asyncDispose]()));

@@ -21,7 +21,7 @@ export interface AnswerPlan {
   readonly stream: StreamChoice;
   readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
   readonly reportCached: boolean;
-  /** @param logprobsOf The prompt logprobs of one prompt. */
+  /** Made once the sequences are submitted, whose handles know the prompt's logprobs. */
   readonly format: (handles: readonly SequenceHandle[]) => AnswerFormat;
 }
 
@@ -158,7 +158,8 @@ export class Answer {
     } else if (this.#tokenCount >= halfEventAfterTokens) {
       this.#end("failed");
       if (this.#writer !== null) {
-        this.#writer.breakOff(this.#format!.event({ ...this.#choices[0]!, index: 0, text: " half", tokens: [], logprobs: [], finish: null, first: false, completionTokens: this.#tokenCount }));
+        const half = { text: " half", tokens: [], logprobs: [], finish: null, first: false, index: 0, completionTokens: this.#tokenCount };
+        this.#writer.breakOff(this.#format!.event(half));
       } else {
         this.#res.writeHead(200, { "content-type": "application/json", "content-length": "1000" });
         this.#res.write('{"id":"cmpl-', () => this.#res.destroy());

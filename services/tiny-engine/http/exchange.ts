@@ -28,26 +28,29 @@ export function badValue(message: string, param: string, value?: string): HttpEr
   return badRequest(`${message} (parameter=${param}${value === undefined ? "" : `, value=${value}`})`, param);
 }
 
-export function errorBody(error: { readonly message: string; readonly type: string; readonly param: string | null; readonly status: number }): string {
+type ErrorFacts = Pick<HttpError, "message" | "type" | "param" | "status">;
+
+export function errorBody(error: ErrorFacts): string {
   return JSON.stringify({ error: { message: error.message, type: error.type, param: error.param, code: error.status } });
 }
 
 /** The same as the data of an SSE event: there Python's own JSON writer is at work, with spaces. */
-export function errorEvent(error: { readonly message: string; readonly type: string; readonly param: string | null; readonly status: number }): string {
-  const { message, type, param, status } = error;
-  return `data: {"error": {"message": ${JSON.stringify(message)}, "type": ${JSON.stringify(type)}, "param": ${JSON.stringify(param)}, "code": ${status}}}\n\n`;
+export function errorEvent({ message, type, param, status }: ErrorFacts): string {
+  const fields = `"message": ${JSON.stringify(message)}, "type": ${JSON.stringify(type)}, "param": ${JSON.stringify(param)}, "code": ${status}`;
+  return `data: {"error": {${fields}}}\n\n`;
 }
 
-type Extra = readonly (readonly [string, string])[];
+export type Headers = readonly (readonly [string, string])[];
 
 /** @param before Headers that vLLM puts before the length. */
-export function send(res: ServerResponse, status: number, body: string, contentType: string | null, before: Extra = []): void {
+export function send(res: ServerResponse, status: number, body: string, contentType: string | null, before: Headers = []): void {
   const bytes = Buffer.from(body, "utf8");
-  head(res, status, [...before, ["content-length", String(bytes.length)], ...(contentType === null ? [] : [["content-type", contentType]] as const)]);
+  const type: Headers = contentType === null ? [] : [["content-type", contentType]];
+  head(res, status, [...before, ["content-length", String(bytes.length)], ...type]);
   res.end(bytes);
 }
 
-export function sendJson(res: ServerResponse, status: number, json: string, before: Extra = []): void {
+export function sendJson(res: ServerResponse, status: number, json: string, before: Headers = []): void {
   send(res, status, json, "application/json", before);
 }
 
@@ -56,13 +59,16 @@ export function sendError(res: ServerResponse, error: unknown): void {
   sendJson(res, known.status, errorBody(known));
 }
 
-/** Status line and headers; `connection` and `keep-alive`, which uvicorn does not send, are kept out. */
-export function head(res: ServerResponse, status: number, headers: Extra): void {
+/**
+ * Status line and headers; `connection` and `keep-alive`, which uvicorn does not send, are kept out.
+ *
+ * @param framing Headers that uvicorn itself adds, behind the application's.
+ */
+export function head(res: ServerResponse, status: number, headers: Headers, framing: Headers = []): void {
   res.sendDate = false;
   res.removeHeader("connection");
-  // A stream's framing header comes last: the server adds it, not the application.
-  const [framing, rest] = [headers.filter(([name]) => name === "transfer-encoding"), headers.filter(([name]) => name !== "transfer-encoding")];
-  res.writeHead(status, STATUS_CODES[status] ?? "", [["date", httpDate()], ["server", "uvicorn"], ...rest, ["vary", "Origin"], ...framing].flat());
+  const all: Headers = [["date", httpDate()], ["server", "uvicorn"], ...headers, ["vary", "Origin"], ...framing];
+  res.writeHead(status, STATUS_CODES[status] ?? "", all.flat());
 }
 
 let dateSecond = 0;

@@ -1,7 +1,7 @@
 // The sampling fields of both endpoints, with vLLM's checks in vLLM's order and words (SamplingParams of 0.32).
 import type { Sampling } from "../engine.ts";
-import { readFields, type Fields, type Json, type JsonObject } from "./body.ts";
-import { badRequest, badValue } from "./exchange.ts";
+import { readFields, type Fields, type FieldType, type Json, type JsonObject } from "./body.ts";
+import { badRequest, badValue, HttpError } from "./exchange.ts";
 
 export const SAMPLING_FIELDS = {
   model: "string", stream: "boolean", stream_options: "any", n: "integer", seed: "integer", temperature: "number", top_p: "number",
@@ -33,8 +33,7 @@ export function readStream(fields: SamplingFields): StreamChoice {
 /** @throws HttpError 404. A missing model means the one that is served. */
 export function checkModel(asked: string | null, served: string): void {
   if (asked === null || asked === served) return;
-  const error = badRequest(`The model \`${asked}\` does not exist. Valid aliases: ${served}.`, "model");
-  throw Object.assign(error, { status: 404, type: "NotFoundError" });
+  throw new HttpError(404, "NotFoundError", `The model \`${asked}\` does not exist. Valid aliases: ${served}.`, "model");
 }
 
 export function readStops(fields: SamplingFields): readonly string[] {
@@ -52,14 +51,17 @@ export function readStops(fields: SamplingFields): readonly string[] {
  */
 export function clampMaxTokens(asked: number | null, fallback: number, promptTokens: number, maxLength: number): number {
   if (asked !== null && asked > maxLength) {
-    throw badValue(`max_tokens=${asked} cannot be greater than max_model_len=${maxLength}. Please request fewer output tokens.`, "max_tokens", String(asked));
+    const why = `max_tokens=${asked} cannot be greater than max_model_len=${maxLength}. Please request fewer output tokens.`;
+    throw badValue(why, "max_tokens", String(asked));
   }
   // vLLM stops tokenizing one token past the limit, so that is all it knows of longer prompts.
   if (promptTokens >= maxLength) {
     const seen = Math.min(promptTokens, maxLength + 1);
     const why = promptTokens > maxLength
-      ? `your prompt contains at least ${seen} input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt.`
-      : `you requested 1 output tokens and your prompt contains at least ${seen} input tokens, for a total of at least ${seen + 1} tokens. Please reduce the length of the input prompt or the number of requested output tokens.`;
+      ? `your prompt contains at least ${seen} input tokens, which exceeds this limit even without any output tokens. `
+        + "Please reduce the length of the input prompt."
+      : `you requested 1 output tokens and your prompt contains at least ${seen} input tokens, for a total of at least `
+        + `${seen + 1} tokens. Please reduce the length of the input prompt or the number of requested output tokens.`;
     throw badValue(`This model's maximum context length is ${maxLength} tokens. However, ${why}`, "input_tokens", String(seen));
   }
   return Math.min(asked ?? fallback, maxLength - promptTokens);
@@ -116,6 +118,10 @@ function python(value: number): string {
   return Number.isInteger(value) ? `${value}.0` : String(value);
 }
 
-export function readSamplingFields<Spec extends Readonly<Record<string, "integer" | "number" | "boolean" | "string" | "any">>>(body: JsonObject, more: Spec): SamplingFields & Fields<Spec> {
+/** The fields above and those that one endpoint has beside them. */
+export function readSamplingFields<Spec extends Readonly<Record<string, FieldType>>>(
+  body: JsonObject,
+  more: Spec,
+): SamplingFields & Fields<Spec> {
   return readFields(body, { ...SAMPLING_FIELDS, ...more }) as SamplingFields & Fields<Spec>;
 }

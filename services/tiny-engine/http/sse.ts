@@ -12,7 +12,7 @@ export class SseWriter {
 
   constructor(res: ServerResponse, onDrain: () => void) {
     this.#res = res;
-    head(res, 200, [["content-type", "text/event-stream; charset=utf-8"], ["transfer-encoding", "chunked"]]);
+    head(res, 200, [["content-type", "text/event-stream; charset=utf-8"]], [["transfer-encoding", "chunked"]]);
     res.chunkedEncoding = false;
     // uvicorn sends the head at once, long before the first token.
     res.flushHeaders();

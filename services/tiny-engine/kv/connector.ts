@@ -35,7 +35,7 @@ export interface Connector {
 }
 
 export interface ConnectorState {
-  readonly held: readonly { readonly id: string; readonly tokens: number; readonly bytes: number; readonly stage: string; readonly ageMs: number }[];
+  readonly held: readonly { readonly id: string; readonly tokens: number; readonly bytes: number; readonly stage: string; readonly age_ms: number }[];
   readonly leasesExpired: number;
   readonly sentBytes: number;
   readonly receivedBytes: number;

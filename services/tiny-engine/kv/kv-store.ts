@@ -9,7 +9,7 @@ export interface HeldKv {
   readonly tokens: number;
   readonly bytes: number;
   readonly stage: "filling" | "ready";
-  readonly ageMs: number;
+  readonly age_ms: number;
 }
 
 interface Entry {
@@ -48,7 +48,8 @@ export class KvStore {
       return { reason: "wrong_model", message: `the KV was made by model ${header.model_hash}, this engine runs ${modelHash()}` };
     }
     if (header.block_size !== blockSize || header.bytes_per_token !== bytesPerToken) {
-      return { reason: "wrong_shape", message: `the KV has blocks of ${header.block_size} tokens and ${header.bytes_per_token} bytes a token, this engine ${blockSize} and ${bytesPerToken}` };
+      const theirs = `blocks of ${header.block_size} tokens and ${header.bytes_per_token} bytes a token`;
+      return { reason: "wrong_shape", message: `the KV has ${theirs}, this engine ${blockSize} and ${bytesPerToken}` };
     }
     if (!Number.isSafeInteger(header.token_count) || header.token_count < 1) {
       return { reason: "bad_message", message: "token_count must be a positive integer" };
@@ -121,7 +122,7 @@ export class KvStore {
       tokens: entry.header.token_count,
       bytes: entry.blocks.reduce((sum, block) => sum + (block?.length ?? 0), 0),
       stage: entry.ready ? "ready" : "filling",
-      ageMs: Math.round(nowMs - entry.sinceMs),
+      age_ms: Math.round(nowMs - entry.sinceMs),
     }));
   }
 

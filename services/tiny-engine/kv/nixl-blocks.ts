@@ -75,10 +75,10 @@ export class NixlBlocks {
     return this.#made.blocks[place.index] ?? null;
   }
 
-  held(): { id: string; tokens: number; bytes: number; stage: string; ageMs: number }[] {
+  held(): { id: string; tokens: number; bytes: number; stage: string; age_ms: number }[] {
     const nowMs = this.#clock.nowMs();
     return [...this.#leased.values()].map(({ requestId, tokens, sinceMs }) => ({
-      id: requestId, tokens: tokens.length, bytes: tokens.length * this.#model.bytesPerToken, stage: "ready", ageMs: Math.round(nowMs - sinceMs),
+      id: requestId, tokens: tokens.length, bytes: tokens.length * this.#model.bytesPerToken, stage: "ready", age_ms: Math.round(nowMs - sinceMs),
     }));
   }
 

@@ -42,7 +42,7 @@ export class NixlPuller {
   /** @throws Error saying why the blocks cannot be had. */
   async pull(remote: Remote, signal: AbortSignal): Promise<readonly Buffer[]> {
     const known = this.#links.get(remote.engineId);
-    const link = known ?? await (this.#handshakes = this.#handshakes.then(() => this.#handshake(remote), () => this.#handshake(remote))) as Link;
+    const link = known ?? await this.#handshakeInTurn(remote);
     if (link.peer.lost) throw new Error(`engine ${remote.engineId} is gone`);
     const pullId = String(++this.#pullCount);
     return new Promise((resolve, reject) => {
@@ -56,11 +56,18 @@ export class NixlPuller {
         else resolve(result);
       };
       const onAbort = (): void => settle(new Error("aborted"));
-      const timer = this.#clock.setTimer(this.#timeoutMs, () => settle(new Error(`engine ${remote.engineId} did not answer for ${this.#timeoutMs} ms`)));
+      const timer = this.#clock.setTimer(this.#timeoutMs, () =>
+        settle(new Error(`engine ${remote.engineId} did not answer for ${this.#timeoutMs} ms`)));
       link.pulls.set(pullId, { blocks: new Array<Buffer | undefined>(remote.blockIds.length).fill(undefined), damaged: false, settle });
       signal.addEventListener("abort", onAbort, { once: true });
       link.peer.send(["PULL", pullId, JSON.stringify({ block_ids: remote.blockIds })]);
     });
+  }
+
+  #handshakeInTurn(remote: Remote): Promise<Link> {
+    const handshake = this.#handshakes.then(() => this.#handshake(remote));
+    this.#handshakes = handshake.catch(() => {});
+    return handshake;
   }
 
   close(): void {
@@ -84,11 +91,13 @@ export class NixlPuller {
       const facts = new Promise<Record<string, unknown> | null>((resolve, reject) => {
         onFacts = resolve;
         // Not earlier where the connection is refused: vLLM waits its whole timeout for that too.
-        timer = this.#clock.setTimer(this.#timeoutMs, () => reject(new Error(`no handshake with ${remote.address} within ${this.#timeoutMs} ms`)));
+        const late = new Error(`no handshake with ${remote.address} within ${this.#timeoutMs} ms`);
+        timer = this.#clock.setTimer(this.#timeoutMs, () => reject(late));
       });
       peer.send(["HELLO", remote.engineId, JSON.stringify({ engine_id: remote.engineId })]);
       const theirs = await facts;
-      if (theirs?.["engine_id"] !== remote.engineId) throw new Error(`${remote.address} is engine ${String(theirs?.["engine_id"])}, not ${remote.engineId}`);
+      const theirId = theirs?.["engine_id"];
+      if (theirs === null || theirId !== remote.engineId) throw new Error(`${remote.address} is engine ${String(theirId)}, not ${remote.engineId}`);
       if (theirs["model_hash"] !== this.#modelHash()) throw new Error(`${remote.address} runs another model`);
     } catch (error) {
       peer.close();

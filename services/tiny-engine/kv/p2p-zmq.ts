@@ -86,8 +86,10 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       });
     },
     offer: () => null,
-    release: (id) => store.held().filter((held) => held.id === id || belongsTo(held.id, id)).filter((held) => store.release(held.id)).length,
-    state: () => ({ held: store.held(), leasesExpired: store.leasesExpired, sentBytes: pusher.sentBytes, receivedBytes: store.receivedBytes }),
+    release: (id) => store.held().filter((held) => (held.id === id || belongsTo(held.id, id)) && store.release(held.id)).length,
+    state: () => ({
+      held: store.held(), leasesExpired: store.leasesExpired, sentBytes: pusher.sentBytes, receivedBytes: store.receivedBytes,
+    }),
     close() {
       pusher.close();
       listener.close();
@@ -98,7 +100,8 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
 
 /** Whether an engine-level id was made from this X-Request-Id: `cmpl-<id>-0`, `chatcmpl-<id>`, `1_chatcmpl-<id>`. */
 function belongsTo(engineId: string, requestId: string): boolean {
-  return engineId.replace(/^(\d+_)?(chat)?cmpl-/, "").replace(/-\d+$/, "") === requestId || engineId.replace(/^(\d+_)?(chat)?cmpl-/, "") === requestId;
+  const inner = engineId.replace(/^(\d+_)?(chat)?cmpl-/, "");
+  return inner === requestId || inner.replace(/-\d+$/, "") === requestId;
 }
 
 function answer(message: KvMessage, reply: Reply, store: KvStore, faults: FaultBoard): void {
@@ -107,7 +110,8 @@ function answer(message: KvMessage, reply: Reply, store: KvStore, faults: FaultB
     reply(refusal === null ? [good, id] : ["REFUSE", id, JSON.stringify(refusal)]);
   if (type === "RESERVE") {
     const header = parseJson(rest[0]);
-    settle("GRANT", header === null ? { reason: "bad_message", message: "RESERVE needs a JSON header" } : store.reserve(id, header as unknown as KvHeader));
+    settle("GRANT", header === null ? { reason: "bad_message", message: "RESERVE needs a JSON header" }
+      : store.reserve(id, header as unknown as KvHeader));
   } else if (type === "BLOCK") {
     const blocks = parseBlocks(rest);
     if (blocks !== null) store.fill(id, blocks);

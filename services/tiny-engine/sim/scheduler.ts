@@ -38,7 +38,10 @@ export class Scheduler {
   #deferred = 0;
   #wedged = false;
   #closed = false;
+  /** Inside a step, where the running sequences are being walked. */
   #stepping = false;
+  /** The timer is set, for a step's start or its end. */
+  #scheduled = false;
   #dueMs = 0;
   #timer: Timer | null = null;
 
@@ -131,8 +134,6 @@ export class Scheduler {
   sequences(): Sequence[] {
     return [...this.#running, ...this.#waiting].filter((sequence) => sequence.state !== "ended");
   }
-
-  #scheduled = false;
 
   #wake(): void {
     if (this.#scheduled || this.#stepping || this.#wedged || this.#closed) return;

@@ -3,7 +3,7 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Engine, EngineFailure, Finish, ModelFacts, SequenceHandle, SequenceRequest, TokenSink } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
-import type { Connector, KvModel, KvSpace } from "../kv/connector.ts";
+import type { Connector, Fetched, KvModel, KvSpace } from "../kv/connector.ts";
 import { observe } from "../metrics-text.ts";
 import { EngineMetrics, type FinishedReason } from "../metrics.ts";
 import { tokenizer } from "../tokenizer.ts";
@@ -52,6 +52,7 @@ export class SimEngine implements Engine, KvSpace, KvModel {
   readonly #transferring = new Set<Sequence>();
   #connector: Connector | null = null;
   #alive = true;
+  #hung = false;
 
   constructor(options: SimOptions) {
     this.#options = options;
@@ -123,8 +124,12 @@ export class SimEngine implements Engine, KvSpace, KvModel {
     return handle;
   }
 
-  /** Stops every step until it is undone; the fault "hang". */
-  setHung(hung: boolean): void { this.#scheduler.setWedged(hung); }
+  /** Stops every step until it is undone; the fault "hang". A wedge of another cause is not undone by it. */
+  setHung(hung: boolean): void {
+    if (hung === this.#hung) return;
+    this.#hung = hung;
+    this.#scheduler.setWedged(hung);
+  }
 
   /** The engine core dies: all its sequences fail, and the process goes a moment later. */
   die(also: readonly Sequence[] = []): void {
@@ -174,7 +179,7 @@ export class SimEngine implements Engine, KvSpace, KvModel {
     this.metrics.externalHits += length - 1;
   }
 
-  async #fetch(sequence: Sequence, fetch: (signal: AbortSignal) => Promise<{ kind: "blocks"; blocks: readonly Buffer[] } | { kind: "failed"; failure: EngineFailure }>): Promise<void> {
+  async #fetch(sequence: Sequence, fetch: (signal: AbortSignal) => Promise<Fetched>): Promise<void> {
     sequence.state = "transferring";
     this.#transferring.add(sequence);
     const settled = this.#scheduler.defer();
@@ -220,7 +225,13 @@ export class SimEngine implements Engine, KvSpace, KvModel {
     else void this.#giveAfter(sending, sequence, token, reason, stopped ? token : null);
   }
 
-  async #giveAfter(sending: Promise<EngineFailure | null>, sequence: Sequence, token: number, reason: "stop" | "length" | null, stopReason: number | null): Promise<void> {
+  async #giveAfter(
+    sending: Promise<EngineFailure | null>,
+    sequence: Sequence,
+    token: number,
+    reason: "stop" | "length" | null,
+    stopReason: number | null,
+  ): Promise<void> {
     const heldTokens = this.#scheduler.park(sequence);
     this.#transferring.add(sequence);
     const failure = await sending;
