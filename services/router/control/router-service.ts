@@ -16,6 +16,7 @@ import type { Receipts } from "./receipts.ts";
 const WATCH_PAUSE_MS = 200;
 const DEFAULT_LIST_LIMIT = 100;
 const LIST_LIMIT = 1000;
+const UINT32_MAX = 2 ** 32 - 1;
 
 export interface RouterServiceOptions {
   readonly routerId: string;
@@ -103,7 +104,7 @@ function instanceMessage(member: Member, nowMs: number): MessageInitShape<typeof
     reason: member.reason,
     legs: member.legs,
     legsTotal: member.legsTotal,
-    loadAgeMs: member.load === undefined ? 0 : Math.max(0, Math.round(nowMs - member.loadAtMs)),
+    loadAgeMs: member.load === undefined ? 0 : Math.min(UINT32_MAX, Math.max(0, Math.round(nowMs - member.loadAtMs))),
   };
 }
 
