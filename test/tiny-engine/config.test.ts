@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { ConfigError, loadConfig } from "../../services/common/config.ts";
 import { engineConfig, simOptions } from "../../services/tiny-engine/config.ts";
-import { startSimEngines } from "../../services/tiny-engine/server.ts";
+import { startSimEngines, type RunningEngine } from "../../services/tiny-engine/server.ts";
 import { freePort } from "../support/waits.ts";
 import { complete } from "./client.ts";
 
@@ -31,10 +31,21 @@ describe("tandem engine's settings", () => {
   });
 });
 
+/** Neighbours of a free port may be taken by anything else on the machine; then other ones are tried. */
+async function startOnNeighbours(count: number): Promise<{ port: number; engines: RunningEngine[] }> {
+  for (let left = 20; ; left--) {
+    const port = await freePort();
+    try {
+      return { port, engines: await startSimEngines({ port, modelName: "tiny", decodeMsPerToken: 0 }, count) };
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EADDRINUSE" || left === 0) throw error;
+    }
+  }
+}
+
 describe("many engines in one process", () => {
   it("stand on ports that follow each other, each with a state of its own", async () => {
-    const port = await freePort();
-    const engines = await startSimEngines({ port, modelName: "tiny", decodeMsPerToken: 0 }, 3);
+    const { port, engines } = await startOnNeighbours(3);
     try {
       assert.deepEqual(engines.map(({ url }) => Number(new URL(url).port) - port), [0, 1, 2]);
       await complete(engines[1]!, "a", { max_tokens: 3, ignore_eos: true });
@@ -45,9 +56,13 @@ describe("many engines in one process", () => {
   });
 
   it("leave nothing behind when one cannot start", async () => {
-    const port = await freePort();
-    await assert.rejects(startSimEngines({ port, connector: "p2p-zmq", role: "decode", kvListen: `127.0.0.1:${port}` }, 2));
-    const engines = await startSimEngines({ port }, 1);
+    const { port, engines } = await startOnNeighbours(1);
+    const before = await freePort();
+    // The first of the two gets its KV port, the second one's is taken.
+    const kvListen = `127.0.0.1:${port - 1}`;
+    await assert.rejects(startSimEngines({ port: before, connector: "p2p-zmq", role: "decode", kvListen }, 2));
     await engines[0]![Symbol.asyncDispose]();
+    const again = await startSimEngines({ port: before }, 1);
+    await again[0]![Symbol.asyncDispose]();
   });
 });
