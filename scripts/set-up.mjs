@@ -64,12 +64,13 @@ async function install() {
 
 async function generate() {
   const { runQuietly, tool } = await import("./process.mjs");
-  const buf = tool("@bufbuild/buf/bin/buf");
+  const buf = (...args) => runQuietly(`buf ${args[0]}`, process.execPath, [tool("@bufbuild/buf/bin/buf"), ...args]);
   const stamp = stampOf(genInputs());
+  const descriptors = join(ROOT, ".tandem/descriptors.binpb");
   await timed("generating code from proto/ ...", async () => {
-    await runQuietly("buf generate", process.execPath, [buf, "generate"]);
-    // With source comments, which reflection shows.
-    await runQuietly("buf build", process.execPath, [buf, "build", "-o", "gen/descriptors.binpb"]);
+    // Descriptors with source comments, for reflection. Aside at first, because `buf generate` empties gen/.
+    await Promise.all([buf("generate"), buf("build", "-o", descriptors)]);
+    renameSync(descriptors, join(ROOT, "gen/descriptors.binpb"));
   });
   writeStamp(GEN_STAMP, stamp);
 }
