@@ -17,14 +17,15 @@ describe("grpcurl", function () {
   let program: string;
   const addresses: Record<string, string> = {};
 
-  /** Runs grpcurl; `stdin` holds the messages of a call that streams them. */
-  async function call(address: string, args: readonly string[], stdin = ""): Promise<string> {
-    const running = promisify(execFile)(program, ["-plaintext", "-H", `authorization: Bearer ${tandem.token}`, ...args.slice(0, -1), address, ...args.slice(-1)]);
+  /** Runs grpcurl on a verb or a method. `data` is the request, or "@" where `stdin` holds the messages of a stream. */
+  async function call(address: string, what: readonly string[], data?: string, stdin = ""): Promise<string> {
+    const flags = ["-plaintext", "-H", `authorization: Bearer ${tandem.token}`, ...(data === undefined ? [] : ["-d", data])];
+    const running = promisify(execFile)(program, [...flags, address, ...what]);
     running.child.stdin!.end(stdin);
     return (await running).stdout;
   }
   const rpc = async (address: string, method: string, request: object = {}): Promise<any> =>
-    JSON.parse(await call(address, ["-d", JSON.stringify(request), method]));
+    JSON.parse(await call(address, [method], JSON.stringify(request)));
 
   before(async function () {
     const found = await grpcurl();
@@ -57,7 +58,7 @@ describe("grpcurl", function () {
   });
 
   it("generates text through the router", async () => {
-    const out = await call(tandem.grpcAddress, ["-d", '{"prompt":"Prefill and decode","max_tokens":5}', "tandem.inference.v1.InferenceService/Generate"]);
+    const out = await call(tandem.grpcAddress, ["tandem.inference.v1.InferenceService/Generate"], '{"prompt":"Prefill and decode","max_tokens":5}');
     assert.match(out, /"text": /);
     assert.match(out, /"completionTokens": 5/);
   });
@@ -72,7 +73,7 @@ describe("grpcurl", function () {
       { reserve: { ...leg, prefill_kv_address: prefill.kvAddress, prefill_grpc_address: prefill.grpcAddress, face: { id: "cmpl-by-hand", created: 1 } } },
       { start: {} },
     ];
-    const out = await call(addresses["decode"]!, ["-d", "@", "tandem.decode.v1.DecodeService/Decode"], steps.map((step) => JSON.stringify(step)).join("\n"));
+    const out = await call(addresses["decode"]!, ["tandem.decode.v1.DecodeService/Decode"], "@", steps.map((step) => JSON.stringify(step)).join("\n"));
     assert.match(out, /"reserved": /);
     assert.match(out, /data: \{.*cmpl-by-hand/);
     assert.match(out, /"completionTokens": 4/);
