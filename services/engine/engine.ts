@@ -27,7 +27,7 @@ export interface LiveEngine {
   readonly facts: EngineFacts;
 }
 
-/** Keeps one engine alive. When it dies, every call to it ends at once with `engine_failed`. */
+/** Keeps one engine alive. When it dies, every call to it ends at once: with the socket's error, or with `engine_failed`. */
 export interface EngineKeeper {
   /** False for an attached engine. */
   readonly ours: boolean;

@@ -1,0 +1,184 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import { createServer as createTcpServer, type AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { attachedEngine } from "../../services/engine/attached.ts";
+import type { EngineKeeper } from "../../services/engine/engine.ts";
+import { keepEngine } from "../../services/engine/keeper.ts";
+import { launcherOf } from "../../services/engine/launch.ts";
+import { identityOf } from "../../services/engine/process-identity.ts";
+import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
+import { startSimEngine } from "../../services/tiny-engine/server.ts";
+import { silentLog } from "../support/log-sink.ts";
+import { eventually, within } from "../support/waits.ts";
+
+// Speaks just enough to be found ready: a Node without TypeScript starts in 40 ms.
+const ENGINE = `
+  const [httpPort, kvPort] = process.argv.slice(1).map(Number);
+  require("net").createServer().on("error", fail).listen(kvPort, "127.0.0.1");
+  require("http").createServer((req, res) => {
+    if (req.url === "/crash") process.exit(7);
+    if (req.url === "/silence") return;
+    if (req.url === "/pid") return res.end(String(process.pid));
+    if (req.url === "/v1/models") return res.end('{"data":[{"id":"fake","max_model_len":64}]}');
+    if (req.url === "/version") return res.end('{"version":"1.2.3"}');
+    if (req.url === "/metrics") return res.end('vllm:num_requests_running 4\\n');
+    res.end();
+  }).on("error", fail).listen(httpPort, "127.0.0.1");
+  function fail(error) { console.error("Error: " + error.message); process.exit(1); }
+`;
+
+describe("an engine that Tandem starts", () => {
+  let recordsFolder: string;
+  const keepers: EngineKeeper[] = [];
+  beforeEach(() => (recordsFolder = mkdtempSync(join(tmpdir(), "tandem-engines-"))));
+  afterEach(async () => {
+    await Promise.all(keepers.splice(0).map((keeper) => keeper.stop(1_000)));
+    rmSync(recordsFolder, { recursive: true });
+  });
+
+  async function start(o: Partial<SpawnedOptions> = {}): Promise<EngineKeeper> {
+    const source = spawnedEngine({
+      kind: "vllm", host: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
+      startTimeoutMs: 10_000, recordsFolder, log: silentLog,
+      launch: ({ httpPort, kvPort }) => ({ command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)] }),
+      ...o,
+    });
+    const keeper = await keepEngine({ source, log: silentLog, busy: () => true }, new AbortController().signal);
+    keepers.push(keeper);
+    return keeper;
+  }
+  const pidOf = async (keeper: EngineKeeper): Promise<number> =>
+    Number((await keeper.live!.http.fetch({ method: "GET", path: "/pid" })).body.toString());
+
+  it("is ready when it answers, with its facts and a record on disk, and leaves neither behind", async () => {
+    const keeper = await start();
+    assert.deepEqual(keeper.live!.facts, { kind: "vllm", version: "1.2.3", model: "fake", maxModelLen: 64, blockSize: 0 });
+    assert.match(keeper.live!.kvAddress, /^127\.0\.0\.1:42\d\d\d$/);
+    assert.equal(readdirSync(recordsFolder).length, 1);
+    await eventually("its gauges are read", () => keeper.gauges.running === 4);
+    const pid = await pidOf(keeper);
+    await keeper.stop(1_000);
+    assert.equal(await identityOf(pid), undefined);
+    assert.equal(keeper.live, undefined);
+    await eventually("the record is gone", () => readdirSync(recordsFolder).length === 0);
+  });
+
+  it("is started again on a fresh KV port when it dies, and its calls end at once", async () => {
+    const keeper = await start();
+    const first = keeper.live!;
+    const changes: string[] = [];
+    keeper.onChange(() => changes.push(keeper.reason));
+    const silent = first.http.fetch({ method: "GET", path: "/silence" });
+    silent.catch(() => {});
+    await first.http.fetch({ method: "GET", path: "/crash" }).catch(() => {});
+    // By the socket's reset or by the guardian's word, whichever comes first.
+    await assert.rejects(within(silent, "the end of the call", 500), /ECONNRESET|socket hang up|engine stopped/);
+    await eventually("it is missed", () => keeper.live !== first);
+    assert.match(changes.join(), /exited with code 7/);
+    const second = await eventually("the next engine", () => keeper.live);
+    assert.ok(Number(second.kvAddress.split(":")[1]) > Number(first.kvAddress.split(":")[1]));
+    assert.deepEqual([second.incarnation, keeper.restarts, keeper.reason], [2, 1, ""]);
+    assert.ok(changes.includes(""));
+  });
+
+  it("is killed and started again when its state can't be trusted, once", async () => {
+    const keeper = await start();
+    const first = keeper.live!;
+    const pid = await pidOf(keeper);
+    assert.equal(keeper.restart(first, "KV is lost"), true);
+    assert.equal(keeper.live, undefined);
+    assert.equal(keeper.restart(first, "KV is lost"), true);
+    await eventually("the old one is gone", async () => (await identityOf(pid)) === undefined);
+    await eventually("the next engine", () => keeper.live);
+    assert.equal(keeper.restarts, 1);
+  });
+
+  it("fails to start with its last words, and leaves nothing", async () => {
+    const launch = (): { command: string; args: string[] } => ({ command: "/bin/sh", args: ["-c", "echo loading; echo 'RuntimeError: no GPU here' >&2; exit 5"] });
+    await assert.rejects(start({ launch }), /exited with code 5 before it was ready[^]*RuntimeError: no GPU here/);
+    assert.equal(readdirSync(recordsFolder).length, 0);
+  });
+
+  it("fails to start when it serves another model, or never gets ready", async () => {
+    await assert.rejects(start({ model: "other" }), /it serves fake, not other/);
+    await assert.rejects(start({ startTimeoutMs: 100, launch: () => ({ command: "/bin/sleep", args: ["60"] }) }), /not ready within 100 ms/);
+  });
+
+  it("gives up its start when it is told to stop", async () => {
+    const stop = new AbortController();
+    const source = spawnedEngine({
+      kind: "vllm", host: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
+      startTimeoutMs: 60_000, recordsFolder, log: silentLog, launch: () => ({ command: "/bin/sleep", args: ["60"] }),
+    });
+    const starting = keepEngine({ source, log: silentLog, busy: () => false }, stop.signal);
+    await eventually("it was started", () => readdirSync(recordsFolder).length === 1);
+    stop.abort(new Error("told to stop"));
+    await assert.rejects(within(starting, "the end of the start", 2_000), /told to stop/);
+    await eventually("its record is gone", () => readdirSync(recordsFolder).length === 0);
+  });
+
+  it("takes the next KV port where one is taken", async () => {
+    const taken = createTcpServer();
+    await new Promise<void>((done) => taken.listen(0, "127.0.0.1", done));
+    const { port } = taken.address() as AddressInfo;
+    const keeper = await start({ kvPort: port });
+    assert.ok(Number(keeper.live!.kvAddress.split(":")[1]) > port);
+    taken.close();
+  });
+
+  it("is refused for kinds that can't be started yet, naming the way that works", () => {
+    const o = { role: "decode", connector: "nixl", model: "", slots: 1, flags: [] } as const;
+    assert.throws(() => launcherOf("vllm", o), /--attach/);
+    assert.throws(() => launcherOf("embedded", o), /--engine sim/);
+  });
+});
+
+describe("an engine that Tandem is attached to", () => {
+  const attached = (url: string, model = ""): Promise<EngineKeeper> =>
+    keepEngine({
+      source: attachedEngine({ url, apiKey: "", kind: undefined, model, servesUnpaired: true, kvAddress: "", startTimeoutMs: 300, log: silentLog }),
+      log: silentLog, busy: () => true,
+    }, new AbortController().signal);
+
+  it("must complete a token before it counts as working", async () => {
+    await using engine = await startSimEngine({});
+    const keeper = await attached(engine.url);
+    assert.equal(engine.state().outcomes.finished, 1);
+    assert.deepEqual([keeper.live!.facts.kind, keeper.live!.facts.model], ["sim", "tandem-sim"]);
+    await keeper.stop(0);
+    await using broken = await startSimEngine({ faults: ["refuse"] });
+    await assert.rejects(attached(broken.url), /a completion of one token answers 503/);
+  });
+
+  it("is missed when it goes, and used again when it comes back", async () => {
+    const engine = await startSimEngine({});
+    const keeper = await attached(engine.url);
+    const live = keeper.live!;
+    engine.kill();
+    keeper.suspect(live);
+    await eventually("it is missed", () => keeper.live === undefined);
+    assert.match(keeper.reason, /does not/);
+    await using again = await startSimEngine({ port: Number(new URL(engine.url).port) });
+    await eventually("it is back", () => keeper.live);
+    assert.equal(keeper.live!.http.origin, again.url);
+    assert.equal(keeper.restart(keeper.live!, "x"), false);
+    await keeper.stop(0);
+  });
+
+  it("is refused when it serves another model, or wants a key", async () => {
+    await using engine = await startSimEngine({});
+    await assert.rejects(attached(engine.url, "other"), /serves tandem-sim, not other/);
+    const guarded = createServer((req, res) => res.writeHead(req.url === "/health" ? 200 : 401).end());
+    await new Promise<void>((done) => guarded.listen(0, "127.0.0.1", done));
+    await assert.rejects(attached(`http://127.0.0.1:${(guarded.address() as AddressInfo).port}`), /--engine.api_key/);
+    guarded.closeAllConnections();
+    guarded.close();
+  });
+
+  it("is not waited for for ever", async () => {
+    await assert.rejects(attached("http://127.0.0.1:1"), /does not work/);
+  });
+});
