@@ -1,0 +1,486 @@
+// The relay over real gRPC, against instances that the test scripts: one describe for each way a request may go.
+import assert from "node:assert/strict";
+import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { manualClock } from "../../support/manual-clock.ts";
+import { within } from "../../support/waits.ts";
+import { deploy, untilNoLegs } from "../support/deployment.ts";
+import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
+import type { PrefillLeg } from "../support/fake-instance.ts";
+import { untilCondition } from "../support/pool-waits.ts";
+
+const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
+const done = (leg: PrefillLeg): void => leg.done({ cachedTokens: 3, kvBytes: 1024n });
+
+describe("a request, decode first", () => {
+  it("reserves, prefills, starts and streams", async () => {
+    await using prefill = await startPrefill({ kvAddress: "127.0.0.1:20001" });
+    await using decode = await startDecode({ kvAddress: "127.0.0.1:21001" });
+    await using tandem = await deploy([prefill, decode]);
+    const { client, receipt, ending } = tandem.start({ body: Buffer.from('{"prompt":"é"}') });
+
+    const held = await decode.legs.next("the reservation");
+    assert.equal(prefill.legs.all.length, 0);
+    assert.equal(held.reserve.body, '{"prompt":"é"}');
+    assert.equal(held.reserve.path, "/v1/completions");
+    assert.equal(held.reserve.prefillKvAddress, "127.0.0.1:20001");
+    assert.equal(held.reserve.prefillGrpcAddress, prefill.info.grpcAddress);
+    assert.equal(held.reserve.promptIndex, undefined);
+    const { id, created, choiceIndex, sampleIndex } = held.reserve.face!;
+    assert.deepEqual({ id, created, choiceIndex, sampleIndex }, { id: receipt.requestId, created: 7, choiceIndex: 0, sampleIndex: 0 });
+    held.accept();
+
+    const leg = await prefill.legs.next("the prefill");
+    assert.match(leg.request.legId, /^[0-9a-f]{32}$/);
+    assert.equal(leg.request.legId, held.reserve.legId);
+    assert.equal(leg.request.decodeKvAddress, "127.0.0.1:21001");
+    assert.equal(leg.request.body, '{"prompt":"é"}');
+    assert.deepEqual(held.seen, ["reserve"]);
+    leg.done({ ticket: "{}", cachedTokens: 3, kvBytes: 1024n });
+
+    const start = await held.started.promise;
+    assert.equal(start.ticket, "{}");
+    assert.equal(start.cachedTokens, 3);
+    assert.equal(client.started, 0);
+    held.events("data: 1\n\n");
+    await client.got(1);
+    assert.equal(client.started, 1);
+    held.end({ promptTokens: 5, completionTokens: 2, cachedTokens: 3 }, "data: 2\n\n");
+
+    assert.deepEqual(await ending, { finishReasons: ["stop"], promptTokens: 5, completionTokens: 2, cachedTokens: 3 });
+    assert.equal(client.text, "data: 1\n\ndata: 2\n\n");
+    assert.equal(receipt.legs.length, 1);
+    const [draft] = receipt.legs;
+    const { reserveMs, prefillMs, handoverMs, decodeMs, ...facts } = draft!;
+    assert.deepEqual(facts, {
+      legId: held.reserve.legId, choiceIndex: 0, prefillInstanceId: "p1", decodeInstanceId: "d1", error: "", promptTokens: 5,
+      completionTokens: 2, cachedTokens: 3, kvBytes: 1024n,
+    });
+    for (const ms of [reserveMs, prefillMs, handoverMs, decodeMs]) assert.ok(ms > 0);
+    assert.deepEqual(receipt.fallbacks, []);
+    await untilNoLegs(tandem);
+    const metrics = await tandem.metrics.text();
+    assert.match(metrics, /tandem_legs_total\{leg="prefill",outcome="completed"\} 1/);
+    assert.match(metrics, /tandem_legs_total\{leg="decode",outcome="completed"\} 1/);
+    assert.match(metrics, /tandem_kv_transfer_bytes_total 1024/);
+  });
+
+  it("gives a body in one piece when it doesn't stream", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({}, (leg) => {
+      leg.accept();
+      void leg.started.promise.then(() => leg.end({}, '{"choices":[]}'));
+    });
+    await using tandem = await deploy([prefill, decode]);
+    const { client, ending } = tandem.start({ stream: false });
+    await ending;
+    assert.deepEqual(client.chunks, ['{"choices":[]}']);
+    assert.equal(client.started, 1);
+  });
+
+  it("starts the answer also where it has no bytes", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({}, (leg) => {
+      leg.accept();
+      void leg.started.promise.then(() => leg.end({ completionTokens: 0 }));
+    });
+    await using tandem = await deploy([prefill, decode]);
+    const { client, ending } = tandem.start();
+    assert.equal((await ending).completionTokens, 0);
+    assert.equal(client.started, 1);
+  });
+
+  it("takes a busy decode instance for no failure, and asks another", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using full = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("instance_busy"));
+    await using free = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, full, free], { limits: { retryLimit: 0 } });
+    const { client, receipt, ending } = tandem.start();
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.deepEqual(receipt.fallbacks, ["busy:decode"]);
+    assert.equal(prefill.legs.all.length, 1);
+    assert.notEqual(full.legs.all[0]!.reserve.legId, free.legs.all[0]!.reserve.legId);
+  });
+
+  it("waits while all decode instances are busy, and goes on with the first free slot", async () => {
+    await using prefill = await startPrefill({}, done);
+    let room = false;
+    await using decode = await startDecode({}, (leg) => (room ? twoTokens(leg) : leg.fail("instance_busy")));
+    await using tandem = await deploy([prefill, decode]);
+    const { client, ending } = tandem.start();
+    await decode.legs.next("the refused reservation");
+    await untilNoLegs(tandem);
+    const seen = new Promise<void>((resolve) => tandem.pool.onChange(resolve));
+    decode.load({ freeSlots: 0 });
+    await seen;
+    assert.equal(decode.legs.all.length, 1);
+    room = true;
+    decode.load({ freeSlots: 1 });
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.equal(decode.legs.all.length, 2);
+  });
+
+  it("gives up the wait for a slot after the queue's timeout", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({}, (leg) => leg.fail("instance_busy"));
+    await using tandem = await deploy([prefill, decode], { clock, limits: { queueTimeoutMs: 5_000 } });
+    const { ending } = tandem.start();
+    await decode.legs.next("the refused reservation");
+    await untilNoLegs(tandem);
+    clock.advance(5_500);
+    await assert.rejects(ending, { code: "instance_busy", retryAfterS: 1 });
+  });
+
+  it("abandons the reservation when prefill fails, and tries another pair with a fresh id", async () => {
+    await using bad = await startPrefill({ instanceId: "p1" }, (leg) => leg.fail("kv_transfer_failed"));
+    await using good = await startPrefill({ instanceId: "p2" }, done);
+    await using decode = await startDecode({}, twoTokens);
+    await using tandem = await deploy([bad, good, decode]);
+    const { client, receipt, ending } = tandem.start();
+    await ending;
+    assert.equal(client.text, TOKENS);
+    const [first, second] = decode.legs.all;
+    assert.equal((await within(first!.abandoned.promise, "the abandon")).nothingSent, false);
+    assert.notEqual(first!.reserve.legId, second!.reserve.legId);
+    assert.deepEqual(receipt.fallbacks, ["retry:prefill:kv_transfer_failed"]);
+    assert.match(receipt.legs[0]!.error, /^kv_transfer_failed/);
+    assert.equal(receipt.legs[1]!.error, "");
+    first!.close();
+    await untilNoLegs(tandem);
+    assert.match(await tandem.metrics.text(), /tandem_retries_total\{reason="kv_transfer_failed"\} 1/);
+  });
+
+  it("says so in the abandon where prefill surely sent nothing", async () => {
+    await using prefill = await startPrefill({}, (leg) => leg.fail("engine_refused"));
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode]);
+    const { client, ending } = tandem.start();
+    await assert.rejects(ending, { code: "engine_refused" });
+    assert.equal(client.started, 0);
+    assert.equal((await within(decode.legs.all[0]!.abandoned.promise, "the abandon")).nothingSent, true);
+    assert.equal(decode.legs.all.length, 1);
+  });
+
+  it("does not retry where retries are off", async () => {
+    await using prefill = await startPrefill({}, (leg) => leg.fail("kv_transfer_failed"));
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 } });
+    await assert.rejects(tandem.start().ending, { code: "kv_transfer_failed" });
+    assert.equal(prefill.legs.all.length, 1);
+  });
+
+  it("retries when decode is lost before its first byte", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using bad = await startDecode({ instanceId: "d1" }, (leg) => {
+      leg.accept();
+      void leg.started.promise.then(() => leg.fail("engine_failed"));
+    });
+    await using good = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, bad, good]);
+    const { client, receipt, ending } = tandem.start();
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.deepEqual(receipt.fallbacks, ["retry:transfer:engine_failed"]);
+    assert.equal(prefill.legs.all.length, 2);
+  });
+
+  it("fails with a type, and without a retry, when decode is lost in mid-stream", async () => {
+    await using prefill = await startPrefill({}, done);
+    const decode = await startDecode({ instanceId: "d1" });
+    await using other = await startDecode({ instanceId: "d2", model: "tiny", blockSize: 1 });
+    await using tandem = await deploy([prefill, decode]);
+    const { client, ending, receipt } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    await decode[Symbol.asyncDispose]();
+    await assert.rejects(ending, { code: "instance_lost" });
+    assert.equal(client.text, "data: 1\n\n");
+    assert.equal(other.legs.all.length, 0);
+    assert.deepEqual(receipt.fallbacks, []);
+  });
+
+  it("fails with a type when the answer ends without its end", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { client, ending } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    leg.close();
+    await assert.rejects(ending, { code: "engine_failed" });
+  });
+});
+
+describe("a request, prefill first", () => {
+  const nixl = { connector: "nixl", kvAddress: "" };
+
+  it("prefills, then reserves and starts together with the ticket", async () => {
+    await using prefill = await startPrefill({ ...nixl }, (leg) => leg.done({ ticket: '{"remote":1}' }));
+    await using decode = await startDecode({ ...nixl }, twoTokens);
+    await using tandem = await deploy([prefill, decode]);
+    const { client, receipt, ending } = tandem.start();
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.equal(prefill.legs.all[0]!.request.decodeKvAddress, "");
+    const [leg] = decode.legs.all;
+    assert.equal(leg!.reserve.prefillKvAddress, "");
+    assert.equal((await leg!.started.promise).ticket, '{"remote":1}');
+    assert.equal(receipt.legs[0]!.reserveMs, 0);
+    assert.ok(receipt.legs[0]!.handoverMs > 0);
+  });
+
+  it("takes the same ticket to another decode instance when one is busy", async () => {
+    await using prefill = await startPrefill({ ...nixl }, (leg) => leg.done({ ticket: '{"remote":1}' }));
+    await using full = await startDecode({ ...nixl, instanceId: "d1" }, (leg) => leg.fail("instance_busy"));
+    await using free = await startDecode({ ...nixl, instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, full, free], { limits: { retryLimit: 0 } });
+    const { client, receipt, ending } = tandem.start();
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.equal(prefill.legs.all.length, 1);
+    assert.equal((await free.legs.all[0]!.started.promise).ticket, '{"remote":1}');
+    assert.equal(receipt.legs[0]!.decodeInstanceId, "d2");
+    assert.deepEqual(receipt.fallbacks, ["busy:decode"]);
+  });
+
+  it("cancels a prefill that nobody wants any more, and opens no decode", async () => {
+    await using prefill = await startPrefill({ ...nixl });
+    await using decode = await startDecode({ ...nixl });
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending } = tandem.start();
+    const leg = await prefill.legs.next("the prefill");
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    await within(leg.cancelled.promise, "the cancel");
+    await untilNoLegs(tandem);
+    assert.equal(decode.legs.all.length, 0);
+  });
+
+  it("ends a search for a decode instance with its client", async () => {
+    await using prefill = await startPrefill({ ...nixl }, done);
+    await using decode = await startDecode({ ...nixl }, (leg) => leg.fail("instance_busy"));
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending } = tandem.start();
+    await decode.legs.next("the refused leg");
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    await untilNoLegs(tandem);
+    decode.load({ freeSlots: 9, running: 1 });
+    await untilCondition(tandem.pool, "d1", "serving");
+    assert.equal(decode.legs.all.length, 1);
+  });
+});
+
+describe("a client that leaves", () => {
+  it("before the reservation is answered: abandons it, with nothing to settle", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending } = tandem.start();
+    const leg = await decode.legs.next("the reservation");
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    assert.equal((await within(leg.abandoned.promise, "the abandon")).nothingSent, true);
+    leg.close();
+    await untilNoLegs(tandem);
+    assert.equal(prefill.legs.all.length, 0);
+  });
+
+  it("between the legs: lets prefill end, then abandons the reservation", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending, client } = tandem.start();
+    const held = (await decode.legs.next("the reservation")).accept();
+    const leg = await prefill.legs.next("the prefill");
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    assert.deepEqual(held.seen, ["reserve"]);
+    assert.equal(tandem.relay.legs, 1);
+    leg.done();
+    assert.equal((await within(held.abandoned.promise, "the abandon")).nothingSent, false);
+    held.close();
+    await untilNoLegs(tandem);
+    assert.equal(client.started, 0);
+  });
+
+  it("in mid-stream: cancels the decode leg", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending, client } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    await within(leg.cancelled.promise, "the cancel");
+    await untilNoLegs(tandem);
+  });
+});
+
+describe("a slow client", () => {
+  it("is paced down to its instance, and slows no other", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const slow = tandem.start();
+    const slowLeg = (await decode.legs.next("the slow leg")).accept();
+    await slowLeg.started.promise;
+    slow.client.reading = false;
+    const piece = `data: ${"x".repeat(60_000)}\n\n`;
+    // The window is 1 MiB: two thirds of it stay with the instance.
+    const sent = 50;
+    for (let count = 0; count < sent; count += 1) slowLeg.events(piece);
+    await slow.client.got(1);
+
+    const quick = tandem.start();
+    const quickLeg = (await decode.legs.next("the quick leg")).accept();
+    await quickLeg.started.promise;
+    quickLeg.events("data: 1\n\n");
+    await quick.client.got(1);
+    quickLeg.end();
+    await quick.ending;
+
+    const held = slow.client.chunks.length;
+    assert.ok(held < 5, `${held} of ${sent} writes reached a client that does not read`);
+    const drained = slowLeg.drained();
+    slow.client.read();
+    await within(drained, "the drain at the instance");
+    slowLeg.end();
+    await slow.ending;
+    assert.equal(slow.client.chunks.length, sent);
+  });
+
+  it("is not taken for a stall", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode], { clock, limits: { stallMs: 4_000 } });
+    const { client, ending } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    client.reading = false;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    clock.advance(60_000);
+    client.read();
+    leg.events("data: 2\n\n");
+    await client.got(2);
+    leg.end();
+    await ending;
+  });
+});
+
+describe("an instance that says nothing", () => {
+  it("ends a stream after stall_ms, and says where the time went", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode], { clock, limits: { stallMs: 4_000 } });
+    const { client, ending } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    clock.advance(3_900);
+    leg.events("data: 2\n\n");
+    await client.got(2);
+    clock.advance(3_900);
+    assert.equal(decode.legs.all[0]!.seen.includes("cancel"), false);
+    clock.advance(500);
+    await assert.rejects(ending, (error: Error & { code: string }) => {
+      assert.equal(error.code, "deadline_exceeded");
+      assert.match(error.message, /sent nothing for 4000 ms \(reserve 0 ms, prefill 0 ms, transfer 0 ms, decode 8\d00 ms\)/);
+      return true;
+    });
+    await within(leg.cancelled.promise, "the cancel");
+  });
+
+  it("is passed over when it doesn't answer a reservation", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using mute = await startDecode({ instanceId: "d1" });
+    await using good = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, mute, good], { clock, limits: { stallMs: 4_000 } });
+    const { client, ending, receipt } = tandem.start();
+    const leg = await mute.legs.next("the reservation");
+    clock.advance(4_500);
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.deepEqual(receipt.fallbacks, ["retry:reserve:instance_lost"]);
+    await within(leg.cancelled.promise, "the cancel");
+  });
+
+  it("ends with the request's deadline, which names the part that took the time", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill();
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { clock });
+    const { ending } = tandem.start({ deadlineMs: clock.nowMs() + 2_000 });
+    const leg = await prefill.legs.next("the prefill");
+    clock.advance(2_250);
+    await assert.rejects(ending, { code: "deadline_exceeded", message: /queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms/ });
+    leg.done();
+    await within(decode.legs.all[0]!.abandoned.promise, "the abandon");
+  });
+
+  it("ends with the prefill's timeout", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 50 } });
+    const { ending } = tandem.start();
+    await assert.rejects(ending, { code: "deadline_exceeded", message: /Prefill did not end within 50 ms \(reserve \d+ ms, prefill \d+ ms\)/ });
+    assert.equal((await within(decode.legs.all[0]!.abandoned.promise, "the abandon")).nothingSent, false);
+  });
+});
+
+describe("a draining instance", () => {
+  it("gets no new leg, and ends those it has", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using leaving = await startDecode({ instanceId: "d1" });
+    await using staying = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, leaving, staying]);
+    const before = tandem.start();
+    const leg = (await leaving.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    await tandem.pool.drain("d1", false);
+    for (let count = 0; count < 4; count += 1) await tandem.start().ending;
+    assert.equal(leaving.legs.all.length, 1);
+    assert.equal(staying.legs.all.length, 4);
+    leg.events("data: 1\n\n");
+    leg.end();
+    await before.ending;
+    assert.equal(before.client.text, "data: 1\n\n");
+  });
+
+  it("leaves an error that counts who is there", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using one = await startDecode({ instanceId: "d1" });
+    await using two = await startDecode({ instanceId: "d2" });
+    await using tandem = await deploy([prefill, one, two]);
+    one.load({ state: State.DRAINING, reason: "secret" });
+    two.load({ state: State.STARTING });
+    await untilCondition(tandem.pool, "d1", "draining");
+    await untilCondition(tandem.pool, "d2", "starting");
+    await assert.rejects(tandem.start().ending, {
+      code: "no_instance",
+      message: 'No decode instance is ready for model "tiny" (2 known: 1 draining, 1 starting). Try again in a second.',
+    });
+  });
+
+  it("leaves an error that says why nothing fits", async () => {
+    await using prefill = await startPrefill({ blockSize: 16 }, done);
+    await using decode = await startDecode({ blockSize: 32 });
+    await using tandem = await deploy([prefill, decode]);
+    await assert.rejects(tandem.start().ending, { code: "no_instance", message: /KV block size: 16 on prefill, 32 on decode/ });
+    assert.equal(decode.legs.all.length, 0);
+  });
+});

@@ -1,0 +1,118 @@
+// A pool of scripted instances and a relay over it: all of the router but its doors.
+import { systemClock, type Clock } from "../../../services/common/clock.ts";
+import { createMetrics, type Metrics } from "../../../services/common/metrics.ts";
+import { policyOf } from "../../../services/router/policy/index.ts";
+import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
+import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/relay/receipt.ts";
+import { createRelay } from "../../../services/router/relay/relay.ts";
+import type { AnswerSink, Ending, RelayLimits, RelayRequest, RunningRelay } from "../../../services/router/relay/relay.ts";
+import { silentLog } from "../../support/log-sink.ts";
+import { deferred, within, type Deferred } from "../../support/waits.ts";
+import type { FakeInstance } from "./fake-instance.ts";
+import { untilCondition } from "./pool-waits.ts";
+
+/** A client that takes all, or stops reading when told. */
+export class Client implements AnswerSink {
+  started = 0;
+  reading = true;
+  onDrain: (() => void) | undefined = undefined;
+  readonly chunks: string[] = [];
+  #next: Deferred<void> | undefined;
+
+  start(): void {
+    this.started += 1;
+  }
+
+  write(bytes: Buffer): boolean {
+    if (this.started !== 1) throw new Error("a write before the start");
+    this.chunks.push(bytes.toString());
+    this.#next?.resolve();
+    return this.reading;
+  }
+
+  /** Reads on. */
+  read(): void {
+    this.reading = true;
+    this.onDrain?.();
+  }
+
+  /** Resolves when there are `count` writes. */
+  async got(count: number): Promise<void> {
+    while (this.chunks.length < count) await within((this.#next = deferred()).promise, `write ${count} of the answer`);
+  }
+
+  get text(): string {
+    return this.chunks.join("");
+  }
+}
+
+/** One request under way. */
+export interface Started {
+  readonly client: Client;
+  readonly receipt: ReceiptDraft;
+  readonly gone: AbortController;
+  /** Fails after a while in which nothing happened. */
+  readonly ending: Promise<Ending>;
+}
+
+export interface Deployment {
+  readonly pool: Pool;
+  readonly relay: RunningRelay;
+  readonly metrics: Metrics;
+  start(request?: Partial<RelayRequest>): Started;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+let count = 0;
+
+export async function deploy(
+  instances: readonly FakeInstance[],
+  o: { clock?: Clock; limits?: Partial<RelayLimits> } = {},
+): Promise<Deployment> {
+  const clock = o.clock ?? systemClock;
+  const metrics = createMetrics();
+  const pool = createPool({ log: silentLog, clock: systemClock, metrics });
+  pool.update(instances.map(({ info }) => info));
+  await Promise.all(instances.map(({ info }) => untilCondition(pool, info.instanceId, "serving")));
+  const relay = createRelay({
+    pool,
+    policies: { prefill: policyOf("least-load"), decode: policyOf("least-load") },
+    config: { retryLimit: 1, prefillTimeoutMs: 10_000, stallMs: 10_000, queueTimeoutMs: 10_000, ...o.limits },
+    metrics,
+    log: silentLog,
+    clock,
+  });
+  return {
+    pool,
+    relay,
+    metrics,
+    start(request = {}) {
+      count += 1;
+      const full: RelayRequest = {
+        id: `cmpl-${count}`, path: "/v1/completions", model: "tiny", body: Buffer.from('{"prompt":"hi"}'), stream: true,
+        choices: 1, prompts: 1, promptIsList: false, includeUsage: false, createdUnixS: 7, ...request,
+      };
+      const client = new Client();
+      const receipt = createReceiptDraft({ requestId: full.id, startedUnixMs: 0, path: full.path, model: full.model, stream: full.stream });
+      const gone = new AbortController();
+      const ending = within(relay.run(full, client, receipt, gone.signal), "the end of the request");
+      ending.catch(() => {}); // The test looks at it when it is ready to.
+      return { client, receipt, gone, ending };
+    },
+    async [Symbol.asyncDispose]() {
+      await relay[Symbol.asyncDispose]();
+      await pool[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Resolves when this router runs no leg any more, neither on prefill nor on decode. */
+export async function untilNoLegs({ pool }: Deployment): Promise<void> {
+  const busy = (): boolean => [...pool.snapshot.prefill, ...pool.snapshot.decode].some(({ legs }) => legs > 0);
+  if (!busy()) return;
+  const idle = deferred();
+  const off = pool.onChange(() => {
+    if (!busy()) idle.resolve();
+  });
+  await within(idle.promise, "the last leg").finally(off);
+}
