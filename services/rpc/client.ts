@@ -6,8 +6,6 @@ import {
   Metadata,
   type ServiceError as GrpcError,
   credentials,
-  logVerbosity,
-  setLogVerbosity,
 } from "@grpc/grpc-js";
 import {
   type DescMessage,
@@ -58,7 +56,6 @@ export interface RpcChannel {
 
 /** Connects at the first call, and again after a loss with a pause of 50 ms to 1 s; calls fail at once in between. */
 export function dialRpc(address: string, { token }: { token?: string | undefined } = {}): RpcChannel {
-  setLogVerbosity(logVerbosity.NONE); // A refused connection is an error of the call; grpc-js would print it too.
   const client = new Client(address, credentials.createInsecure(), {
     "grpc.max_receive_message_length": 64 * 1024 * 1024,
     "grpc.max_send_message_length": 64 * 1024 * 1024,
@@ -72,6 +69,7 @@ export function dialRpc(address: string, { token }: { token?: string | undefined
     "grpc.use_local_subchannel_pool": 1,
     "grpc.initial_reconnect_backoff_ms": 50,
     "grpc.max_reconnect_backoff_ms": 1000,
+    // Side effect, see shutDown in server.ts: after GOAWAY a running call ends at the next PING, as lost.
     "grpc.keepalive_time_ms": 1000,
     "grpc.keepalive_timeout_ms": 1500,
   });
@@ -166,12 +164,20 @@ async function send(
     if (over()) return;
     const bytes = toBinary(schema, create(schema, request as Record<string, unknown>));
     if (call.write(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength))) continue;
-    await new Promise<void>((resolve) => {
-      call.once("drain", resolve);
-      call.once("close", resolve);
-    });
+    await drained(call);
   }
   if (!over()) call.end();
+}
+
+/** Until the peer takes more, or the call is over. */
+function drained(call: ClientDuplexStream<Buffer, Buffer>): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      call.off("drain", done).off("close", done);
+      resolve();
+    };
+    call.on("drain", done).on("close", done);
+  });
 }
 
 function decode(schema: DescMessage, bytes: Buffer): unknown {

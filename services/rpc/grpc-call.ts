@@ -40,7 +40,9 @@ export class GrpcCall implements RawCall {
     this.#guard(handler, this);
     if (this.#ended) return;
     stream.on("drain", () => this.#guard(this.onDrain, undefined as never));
-    stream.on("end", () => this.#guard(this.onHalfClose, undefined as never));
+    // A client that resets its stream half-closes it first, for that is how node:http2 does it. Both come in one read,
+    // and a turn later it is known which of the two was meant.
+    stream.on("end", () => setImmediate(() => this.#ended || this.#guard(this.onHalfClose, undefined as never)));
     stream.on("data", (message: Buffer) => {
       if (!this.#ended) this.#guard(this.onMessage, message);
     });

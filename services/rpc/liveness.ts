@@ -52,8 +52,11 @@ export function watchLiveness(
         onSilent();
       });
     } else if (!outstanding && nowMs + tickMs / 2 > pingSentMs + pingIntervalMs && !session.destroyed) {
-      outstanding = session.ping(onAck);
+      outstanding = true;
       pingSentMs = nowMs;
+      // After GOAWAY Node sends no PING any more, although calls still run. Settings must be acknowledged as well.
+      if (session.closed) session.settings({}, onAck);
+      else if (!session.ping(onAck)) outstanding = false;
     }
     tickedMs = nowMs;
   };

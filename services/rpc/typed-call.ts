@@ -103,6 +103,7 @@ class Requests implements AsyncIterableIterator<Message> {
   readonly #schema: DescMessage;
   readonly #call: RawCall;
   readonly #queue: Buffer[] = [];
+  #paused = false;
   #ended = false;
   #error: ServiceError | undefined;
   #wake: (() => void) | undefined;
@@ -114,7 +115,10 @@ class Requests implements AsyncIterableIterator<Message> {
 
   push(message: Buffer): void {
     this.#queue.push(message);
-    if (this.#queue.length === REQUEST_QUEUE_LIMIT) this.#call.pause();
+    if (this.#queue.length >= REQUEST_QUEUE_LIMIT && !this.#paused) {
+      this.#paused = true;
+      this.#call.pause();
+    }
     this.#wake?.();
   }
 
@@ -136,8 +140,13 @@ class Requests implements AsyncIterableIterator<Message> {
         this.#wake = resolve;
       });
     }
-    if (this.#queue.length === REQUEST_QUEUE_LIMIT) this.#call.resume();
-    return { done: false, value: decode(this.#schema, this.#queue.shift()!) };
+    const message = this.#queue.shift()!;
+    // Only once it is empty: stopping and going on for every single message costs far more than the messages.
+    if (this.#paused && this.#queue.length === 0) {
+      this.#paused = false;
+      this.#call.resume();
+    }
+    return { done: false, value: decode(this.#schema, message) };
   }
 
   async return(): Promise<IteratorResult<Message>> {

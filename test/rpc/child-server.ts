@@ -1,7 +1,7 @@
 // Run by fixture.ts in a process of its own, to be stopped and killed.
 import { createServer } from "node:net";
 import { silentLog } from "../support/log-sink.ts";
-import { serveRaw } from "./fixture.ts";
+import { DECODE, dial, serveRaw } from "./fixture.ts";
 
 process.stdin.resume().once("close", () => process.exit()); // The test is gone.
 if (process.argv[2] === "rpc") {
@@ -10,9 +10,12 @@ if (process.argv[2] === "rpc") {
       call.onMessage = (message) => void call.write(message);
       call.onHalfClose = () => call.end();
     },
-    { log: silentLog },
+    { log: silentLog, graceMs: 60_000 },
   );
+  process.on("SIGTERM", () => void server[Symbol.asyncDispose]()); // GOAWAY, with its calls still running.
   process.stdout.write(`${server.address}\n`);
+} else if (process.argv[2] === "caller") {
+  dial(process.argv[3]!).open(DECODE, { onMessage: () => process.stdout.write("calling\n"), onEnd: () => process.exit() });
 } else {
   // The kernel accepts one connection more than the backlog for a process that is stopped, then ignores SYNs.
   const server = createServer();

@@ -109,10 +109,13 @@ export interface ChildServer {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** child-server.ts in a process of its own: `rpc` echoes each message, `mute` accepts no connection once it is stopped. */
-export async function startChild(kind: "rpc" | "mute"): Promise<ChildServer> {
+/**
+ * child-server.ts in a process of its own. `rpc` echoes each message and says GOAWAY on SIGTERM, `mute` accepts no
+ * connection once it is stopped, `caller` opens a call to `address` and is ready at its first message.
+ */
+export async function startChild(kind: "rpc" | "mute" | "caller", address = ""): Promise<ChildServer> {
   const script = fileURLToPath(new URL("child-server.ts", import.meta.url));
-  const child = spawn(process.execPath, ["--import=tsx", script, kind], { stdio: ["pipe", "pipe", "inherit"] });
+  const child = spawn(process.execPath, ["--import=tsx", script, kind, address], { stdio: ["pipe", "pipe", "inherit"] });
   const [line] = (await within(once(child.stdout, "data"), "the child's address", 15_000)) as [Buffer];
   return {
     address: line.toString().trim(),

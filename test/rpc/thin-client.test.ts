@@ -411,6 +411,26 @@ describe("a channel of the thin client", () => {
     assert.deepEqual(await channel.unary(DECODE, HELLO), HELLO);
   });
 
+  it("finds a server silent that had said GOAWAY before", async () => {
+    await using child = await startChild("rpc");
+    await using channel = dial(child.address, { silenceMs: 400, pingIntervalMs: 100 });
+    const { call, ended, received } = record(channel);
+    call.write(HELLO);
+    await received(1);
+    child.signal("SIGTERM");
+    while (channel.up) await new Promise(setImmediate);
+    call.write(HELLO);
+    await received(2);
+    // Longer than silenceMs: the server lives, and that is noticed too.
+    for (let count = 3; count <= 10; count++) {
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      call.write(HELLO);
+      await received(count);
+    }
+    child.signal("SIGSTOP");
+    assert.equal(codeOf(await ended), "instance_lost");
+  });
+
   it("fails its calls at once when the server's process is killed", async () => {
     await using child = await startChild("rpc");
     await using channel = dial(child.address);

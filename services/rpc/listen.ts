@@ -1,0 +1,62 @@
+// The TCP side of the server. grpc-js could listen by itself, but then prints a taken port instead of explaining it, and
+// can't drop its connections.
+import { type Socket, createServer } from "node:net";
+
+export interface Listener {
+  /** host:port really bound. */
+  readonly address: string;
+  /** Accepts no more. Connections stay. */
+  close(): void;
+  dropConnections(): void;
+}
+
+export interface ListenOptions {
+  /** Whether callers must prove who they are; without that only loopback may be listened on. */
+  readonly trusted: boolean;
+  onConnection(socket: Socket): void;
+}
+
+/** @throws Error that says what to change when `listen` is malformed, taken, or not loopback while not trusted. */
+export function listenTcp(listen: string, { trusted, onConnection }: ListenOptions): Promise<Listener> {
+  const { host, port } = parse(listen);
+  if (!trusted && !isLoopback(host)) {
+    const reason = "without a join token anyone who reaches it could use the engines";
+    return Promise.reject(new Error(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`));
+  }
+  const sockets = new Set<Socket>();
+  const server = createServer({ noDelay: true }, (socket) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+    onConnection(socket);
+  });
+  return new Promise((resolve, reject) => {
+    server.once("error", (cause: NodeJS.ErrnoException) => {
+      const why =
+        cause.code === "EADDRINUSE"
+          ? "another process listens there. Stop it, or choose another address with --grpc.listen"
+          : `${cause.message}. Check --grpc.listen`;
+      reject(new Error(`Can't listen on ${listen}: ${why}.`, { cause }));
+    });
+    server.listen({ host, port, backlog: 4096 }, () => {
+      const bound = server.address();
+      if (bound === null || typeof bound === "string") throw new Error("not a TCP address");
+      resolve({
+        address: `${host.includes(":") ? `[${host}]` : host}:${bound.port}`,
+        close: () => void server.close(),
+        dropConnections: () => sockets.forEach((socket) => socket.destroy()),
+      });
+    });
+  });
+}
+
+function parse(listen: string): { host: string; port: number } {
+  const match = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(listen);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host === undefined || port > 65_535) throw new Error(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
+  return { host, port };
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+}
