@@ -6,7 +6,7 @@ export interface Candidate {
   readonly instanceId: string;
   /** Legs of this router that run on it. */
   readonly legs: number;
-  /** Prompt tokens that wait for, or are in, prefill: its own figure plus what was placed on it since. */
+  /** Prompt tokens that wait for, or are in, prefill on it: its own figure plus what was placed on it since. 0 on decode. */
   readonly queuedTokens: number;
   /** Legs and reservations of all routers: its own figure plus what was placed on it since. */
   readonly running: number;

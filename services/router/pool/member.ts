@@ -1,4 +1,5 @@
 // An instance as the rest of the router sees it.
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { RpcChannel } from "../../rpc/client.ts";
 import type { ThinChannel } from "../../rpc/thin-client.ts";
@@ -44,7 +45,8 @@ export function candidateOf(member: Member): Candidate {
   return {
     instanceId: member.info.instanceId,
     legs,
-    queuedTokens: (load?.queuedTokens ?? 0) + member.placedTokens,
+    // On decode these are prompts that still wait for their prefill elsewhere: no work there, and no reason to prefer another.
+    queuedTokens: member.info.role === Role.DECODE ? 0 : (load?.queuedTokens ?? 0) + member.placedTokens,
     running: Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since),
     freeSlots: Math.max(0, (load?.freeSlots ?? 0) - since),
   };

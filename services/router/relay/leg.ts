@@ -300,7 +300,8 @@ export class RelayLeg {
     this.#call = undefined;
     const told = error === undefined ? endedEarly() : fromInstance(error, "decode");
     // An abandoned leg ends without an answer, as it should.
-    this.#decodeEnded(this.settling && error === undefined ? "cancelled" : told.code);
+    const asAsked = this.settling && (error === undefined || error.code === "cancelled");
+    this.#decodeEnded(asAsked ? "cancelled" : told.code);
     const refused = !this.#answered && told.failure.retry === "elsewhere";
     if (refused) this.#refusal = { by: this.decode!, error: told };
     this.#dispatch({ kind: refused ? "decodeRefused" : "decodeFailed", error: told });

@@ -151,19 +151,24 @@ describe("the pool", () => {
   });
 
   it("brings the figures for policies up to this moment", async () => {
+    await using prefill = await startPrefill();
     await using decode = await startDecode();
     await using pool = start();
-    pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
-    const loaded = untilPool(pool, "the load", () => memberOf(pool, "d1")!.load!.running === 3);
-    decode.load({ running: 3, reserved: 1, freeSlots: 4, queuedTokens: 100 });
-    await loaded;
-    const member = memberOf(pool, "d1")!;
-    pool.legStarted(member, 50);
-    pool.legStarted(member, 7);
-    assert.deepEqual(candidateOf(memberOf(pool, "d1")!), { instanceId: "d1", legs: 2, queuedTokens: 157, running: 6, freeSlots: 2 });
-    pool.legEnded(member, true);
-    assert.equal(candidateOf(memberOf(pool, "d1")!).freeSlots, 3);
+    pool.update([prefill.info, decode.info]);
+    for (const [id, instance] of [["p1", prefill], ["d1", decode]] as const) {
+      await untilCondition(pool, id, "serving");
+      const loaded = untilPool(pool, "the load", () => memberOf(pool, id)!.load!.running === 3);
+      instance.load({ running: 3, reserved: 1, freeSlots: 4, queuedTokens: 100 });
+      await loaded;
+      const member = memberOf(pool, id)!;
+      pool.legStarted(member, 50);
+      pool.legStarted(member, 7);
+      // Prompts that wait for their prefill are no work of a decode instance.
+      const queuedTokens = id === "p1" ? 157 : 0;
+      assert.deepEqual(candidateOf(memberOf(pool, id)!), { instanceId: id, legs: 2, queuedTokens, running: 6, freeSlots: 2 });
+      pool.legEnded(member, true);
+      assert.equal(candidateOf(memberOf(pool, id)!).freeSlots, 3);
+    }
   });
 
   it("counts instances by role and condition, and knows no more than its limit", async () => {

@@ -305,9 +305,10 @@ describe("a client that leaves", () => {
     assert.equal(tandem.relay.legs, 1);
     leg.done();
     assert.equal((await within(held.abandoned.promise, "the abandon")).nothingSent, false);
-    held.close();
+    held.fail("cancelled");
     await untilNoLegs(tandem);
     assert.equal(client.started, 0);
+    assert.match(await tandem.metrics.text(), /tandem_legs_total\{leg="decode",outcome="cancelled"\} 1/);
   });
 
   it("in mid-stream: cancels the decode leg", async () => {
