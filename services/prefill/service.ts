@@ -122,8 +122,8 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       const secrets = [request.headers["x-request-id"] ?? "", context.legId, context.prefillKvAddress, context.decodeKvAddress];
       const refusal = refusalOf(answer.status, answer.body, { leg: "prefill", internal: secrets });
       // A request that was turned down never ran; one that failed may have pushed some layers.
-      finish(refusal.code === "engine_failed" ? unsure : Outcome.NOTHING_SENT);
-      if (refusal.code !== "engine_refused") parts.keeper()?.suspect(engine);
+      finish(refusal.code === "engine_failed" || refusal.code === "kv_transfer_failed" ? unsure : Outcome.NOTHING_SENT);
+      if (refusal.code === "engine_failed") parts.keeper()?.suspect(engine);
       throw refusal;
     }
     let parsed: EngineAnswer;

@@ -162,7 +162,7 @@ describe("a reservation", () => {
   it("is refused while the instance drains; what is reserved may still start", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
-    const pair = leg({ max_tokens: 30 });
+    const pair = leg({ max_tokens: 30, ignore_eos: true });
     const call = await reserved(decode, prefill, pair);
     const control = decode.channel.client(InstanceService);
     assert.equal((await control.drain({ reason: "test" })).remaining, 1);
@@ -236,7 +236,7 @@ describe("a call that breaks the rules", () => {
 describe("a running leg", () => {
   async function running(prefill: SimInstance, decode: SimInstance, fields: Record<string, unknown> = {}): Promise<{ call: DecodeCall; cancel: AbortController }> {
     const cancel = new AbortController();
-    const pair = leg({ max_tokens: 2_000, ...fields });
+    const pair = leg({ max_tokens: 2_000, ignore_eos: true, ...fields });
     const call = openDecode(decode, { signal: cancel.signal });
     call.reserve(pair, prefill);
     await call.next();

@@ -12,10 +12,15 @@ describe("an engine's refusal", () => {
     assert.equal(refusal.engineAnswer!.status, 404);
   });
 
+  it("reaches the client whole, also when it is long", () => {
+    const message = `too long: ${"x".repeat(5_000)}`;
+    assert.equal(refuse(400, error({ message })).message, message);
+  });
+
   for (const [what, message] of [
     ["an id of a pair", "request ___prefill_addr_10.0.0.1:20001___decode_addr_10.0.0.2:21001_ab failed"],
     ["an address", "connect ECONNREFUSED 127.0.0.1:8000"],
-    ["KV parameters", "kv_transfer_params must be an object"],
+    ["KV parameters", "field kv_transfer_params must be an object"],
     ["the leg's id", "leg deadbeef is unknown"],
   ] as const) {
     it(`loses its message when that holds ${what}`, () => {
@@ -35,6 +40,11 @@ describe("an engine's refusal", () => {
     assert.equal(refuse(500, "{}").code, "engine_failed");
     assert.equal(refuse(503, "{}").code, "instance_unavailable");
     assert.equal(refuse(429, "{}").code, "instance_unavailable");
+  });
+
+  it("blames the transfer where it names what only Tandem sets", () => {
+    assert.equal(refuse(503, error({ param: "kv" })).code, "kv_transfer_failed");
+    assert.equal(refuse(400, error({ param: "kv_transfer_params" })).code, "kv_transfer_failed");
   });
 
   it("blames the transfer on a decode leg without a token", () => {

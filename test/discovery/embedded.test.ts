@@ -1,0 +1,110 @@
+import assert from "node:assert/strict";
+import { create } from "@bufbuild/protobuf";
+import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { RegistryService } from "#gen/tandem/registry/v1/registry_pb.js";
+import { embeddedRegistry, registryHub, type RegistryHub } from "../../services/discovery/embedded.ts";
+import { dialRpc } from "../../services/rpc/client.ts";
+import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
+import { silentLog } from "../support/log-sink.ts";
+import { eventually, freePort } from "../support/waits.ts";
+
+const info = (change: Partial<Info> = {}): Info =>
+  create(InfoSchema, { instanceId: "a", role: Role.DECODE, model: "m", connector: "nixl", grpcAddress: "127.0.0.1:1", ...change } as never);
+const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string): Promise<RpcServer> => serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0 });
+const never = new AbortController().signal;
+const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
+
+function watched(hub: RegistryHub): () => string[] {
+  let ids: string[] = [];
+  hub.watch((entries) => (ids = entries.map((entry) => `${entry.instanceId}@${entry.kvAddress}`).sort()));
+  return () => ids;
+}
+
+describe("the embedded registry", () => {
+  it("knows an instance while its call lives, and what it says last", async () => {
+    const hub = registryHub({ limit: 4 });
+    await using server = await serve(hub);
+    const ids = watched(hub);
+    let self = info();
+    const registration = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => self, never);
+    await eventually("it is there", () => ids()[0] === "a@");
+    self = info({ kvAddress: "127.0.0.1:5" });
+    registration.update();
+    await eventually("it is up to date", () => ids()[0] === "a@127.0.0.1:5");
+    await registration[Symbol.asyncDispose]();
+    await eventually("it is gone", () => ids().length === 0);
+    await registration[Symbol.asyncDispose]();
+  });
+
+  it("is found again by everyone after a restart of the router", async () => {
+    const port = await freePort();
+    const first = await serve(registryHub({ limit: 4 }), `127.0.0.1:${port}`);
+    const registrations = await Promise.all(["a", "b"].map((instanceId) => embeddedRegistry({ address: first.address, log: silentLog }).register(() => info({ instanceId }), never)));
+    await first[Symbol.asyncDispose]();
+    const hub = registryHub({ limit: 4 });
+    await using _second = await serve(hub, `127.0.0.1:${port}`);
+    const ids = watched(hub);
+    await eventually("both are back", () => ids().length === 2);
+    for (const registration of registrations) await registration[Symbol.asyncDispose]();
+  });
+
+  it("may come up after its instances", async () => {
+    const port = await freePort();
+    const registration = await embeddedRegistry({ address: `127.0.0.1:${port}`, log: silentLog }).register(() => info(), never);
+    const hub = registryHub({ limit: 4 });
+    await using _server = await serve(hub, `127.0.0.1:${port}`);
+    const ids = watched(hub);
+    await eventually("it is there", () => ids().length === 1);
+    await registration[Symbol.asyncDispose]();
+  });
+
+  it("is left when the instance is told to stop", async () => {
+    const hub = registryHub({ limit: 4 });
+    await using server = await serve(hub);
+    const ids = watched(hub);
+    const stop = new AbortController();
+    await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info(), stop.signal);
+    await eventually("it is there", () => ids().length === 1);
+    stop.abort();
+    await eventually("it is gone", () => ids().length === 0);
+  });
+
+  it("believes the newest call of an instance, and the end of the older one takes nothing away", async () => {
+    const hub = registryHub({ limit: 4 });
+    await using server = await serve(hub);
+    const ids = watched(hub);
+    const old = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info(), never);
+    await eventually("the old one is there", () => ids()[0] === "a@");
+    const next = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info({ kvAddress: "127.0.0.1:7" }), never);
+    await eventually("the new one is there", () => ids()[0] === "a@127.0.0.1:7");
+    await old[Symbol.asyncDispose]();
+    await new Promise((done) => setTimeout(done, 50));
+    assert.deepEqual(ids(), ["a@127.0.0.1:7"]);
+    await next[Symbol.asyncDispose]();
+  });
+
+  it("refuses what is malformed, one too many, and who has no token", async () => {
+    const hub = registryHub({ limit: 1 });
+    await using server = await serve(hub, "127.0.0.1:0", "join");
+    const register = async (token: string | undefined, what: Info | undefined) => {
+      await using channel = dialRpc(server.address, { token });
+      const hold = new Promise<void>(() => {});
+      async function* requests() {
+        yield what === undefined ? {} : { info: what };
+        await hold;
+      }
+      for await (const { routerId } of channel.client(RegistryService).register(requests())) return routerId;
+      return undefined;
+    };
+    await assert.rejects(register(undefined, info()), refusal("unauthenticated"));
+    for (const bad of [undefined, info({ instanceId: "" }), info({ role: Role.UNSPECIFIED }), info({ model: "" }), info({ grpcAddress: "x" }), info({ kvAddress: "no port" })]) {
+      await assert.rejects(register("join", bad), refusal("invalid_request"));
+    }
+    const held = await embeddedRegistry({ address: server.address, token: "join", log: silentLog }).register(() => info(), never);
+    const ids = watched(hub);
+    await eventually("one is there", () => ids().length === 1);
+    await assert.rejects(register("join", info({ instanceId: "b" })), refusal("instance_busy"));
+    assert.ok((await register("join", info())) !== "");
+    await held[Symbol.asyncDispose]();
+  });
+});

@@ -1,0 +1,49 @@
+import assert from "node:assert/strict";
+import { create } from "@bufbuild/protobuf";
+import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { staticRegistry } from "../../services/discovery/static.ts";
+import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
+import { defineService } from "../../services/rpc/service.ts";
+import { silentLog } from "../support/log-sink.ts";
+import { eventually, freePort } from "../support/waits.ts";
+
+function instance(listen: string, info: () => Partial<Info>): Promise<RpcServer> {
+  const getInfo = async () => ({ info: create(InfoSchema, info() as never) });
+  const unused = async () => ({});
+  const service = defineService(InstanceService, { getInfo, drain: unused, undrain: unused, async *watchLoad() {} } as never);
+  return serveRpc({ listen, services: [service], log: silentLog, graceMs: 0 });
+}
+
+describe("a static list of instances", () => {
+  it("learns who is behind each address, also later and after a change, and forgets nobody", async () => {
+    const [port, latePort] = [await freePort(), await freePort()];
+    let kvAddress = "127.0.0.1:1";
+    const first = await instance(`127.0.0.1:${port}`, () => ({ instanceId: "a", model: "m", kvAddress }));
+    let seen: string[] = [];
+    const watch = staticRegistry([`127.0.0.1:${port}`, `127.0.0.1:${latePort}`], { log: silentLog, askEveryMs: 20 })
+      .watch((entries) => (seen = entries.map((entry) => `${entry.instanceId}@${entry.kvAddress}`).sort()));
+    assert.deepEqual(seen, []);
+    await eventually("the first", () => seen[0] === "a@127.0.0.1:1");
+    const late = await instance(`127.0.0.1:${latePort}`, () => ({ instanceId: "b", model: "m" }));
+    await eventually("the late one", () => seen.length === 2);
+    kvAddress = "127.0.0.1:2";
+    await eventually("the change", () => seen[0] === "a@127.0.0.1:2");
+    await late[Symbol.asyncDispose]();
+    await new Promise((done) => setTimeout(done, 60));
+    assert.equal(seen.length, 2);
+    await watch[Symbol.asyncDispose]();
+    await first[Symbol.asyncDispose]();
+  });
+
+  it("waits for an instance whose engine is still loading", async () => {
+    let model = "";
+    await using server = await instance("127.0.0.1:0", () => ({ instanceId: "a", model }));
+    let count = 0;
+    const watch = staticRegistry([server.address], { log: silentLog, askEveryMs: 20 }).watch((entries) => (count = entries.length));
+    await new Promise((done) => setTimeout(done, 60));
+    assert.equal(count, 0);
+    model = "m";
+    await eventually("it has its model", () => count === 1);
+    await watch[Symbol.asyncDispose]();
+  });
+});

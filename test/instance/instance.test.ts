@@ -1,0 +1,145 @@
+import assert from "node:assert/strict";
+import { InstanceService, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { ConfigError, loadConfig } from "../../services/common/config.ts";
+import { registryHub } from "../../services/discovery/embedded.ts";
+import { createBoard } from "../../services/instance/board.ts";
+import { decodeConfig } from "../../services/decode/config.ts";
+import { startDecode } from "../../services/decode/main.ts";
+import { serveRpc } from "../../services/rpc/server.ts";
+import { leg, openDecode, prefillLeg, quiet, simDecode, simPrefill } from "./legs.ts";
+import { eventually, within } from "../support/waits.ts";
+
+const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
+
+describe("an instance", () => {
+  it("says who it is", async () => {
+    await using decode = await simDecode();
+    const { info, load } = await decode.channel.client(InstanceService).getInfo({});
+    assert.deepEqual(
+      [info!.role, info!.model, info!.connector, info!.engine, info!.grpcAddress, info!.kvAddress, info!.slotLimit, info!.pid],
+      [Role.DECODE, "tandem-sim", "p2p-zmq", "sim", decode.instance.address, decode.engine.kvAddress, 256, process.pid],
+    );
+    assert.match(info!.instanceId, /^decode-[0-9a-f-]{36}$/);
+    assert.ok(info!.maxModelLen > 0 && info!.engineVersion !== "" && info!.tandemVersion !== "" && info!.startedUnixMs > 0n);
+    assert.deepEqual([load!.state, load!.freeSlots, load!.reason], [State.SERVING, 256, ""]);
+  });
+
+  it("gives no KV address where the connector needs none", async () => {
+    await using prefill = await simPrefill("nixl");
+    assert.equal(prefill.instance.info().kvAddress, "");
+  });
+
+  it("pushes its load: at once, on change, and every second as a heartbeat", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const watch = decode.channel.client(InstanceService).watchLoad({})[Symbol.asyncIterator]();
+    const next = async () => (await within(watch.next(), "the next load", 1_600)).value!.load!;
+    assert.equal((await next()).state, State.SERVING);
+    const call = openDecode(decode);
+    call.reserve(leg(), prefill);
+    await call.next();
+    const changedMs = performance.now();
+    while ((await next()).reserved !== 1);
+    assert.ok(performance.now() - changedMs < 450);
+    call.abandon(true);
+    while ((await next()).reserved !== 0);
+    const quietMs = performance.now();
+    await next();
+    assert.ok(performance.now() - quietMs < 1_500);
+    await watch.return!();
+  });
+
+  it("bounds its watchers, and takes another when one leaves", async () => {
+    await using decode = await simDecode("p2p-zmq", { "watch.limit": 1 });
+    const control = decode.channel.client(InstanceService);
+    const first = control.watchLoad({})[Symbol.asyncIterator]();
+    await first.next();
+    await assert.rejects(control.watchLoad({})[Symbol.asyncIterator]().next(), refusal("instance_busy"));
+    await first.return!();
+    await eventually("its place is free", async () => (await control.watchLoad({})[Symbol.asyncIterator]().next()).done === false);
+  });
+
+  it("finishes what runs when it is closed, and takes nothing new meanwhile", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg({ max_tokens: 60, ignore_eos: true });
+    const call = openDecode(decode);
+    call.reserve(pair, prefill);
+    await call.next();
+    call.start((await prefillLeg(prefill, decode, pair)).ticket);
+    await call.next();
+    const closed = decode.instance.close(10_000);
+    assert.equal(decode.instance.load().state, State.DRAINING);
+    const late = openDecode(decode);
+    late.reserve(leg(), prefill);
+    await assert.rejects(late.next(), refusal("instance_unavailable"));
+    await assert.rejects(decode.channel.client(InstanceService).undrain({}), refusal("failed_precondition"));
+    assert.equal((await call.rest()).end!.completionTokens, 60);
+    await within(closed, "the end of the drain");
+    assert.equal(decode.instance.load().state, State.STOPPED);
+  });
+
+  it("ends what still runs when its grace is over", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode("p2p-zmq", {}, { faults: ["stall:after_tokens=2"] });
+    const pair = leg();
+    const call = openDecode(decode);
+    call.reserve(pair, prefill);
+    await call.next();
+    call.start((await prefillLeg(prefill, decode, pair)).ticket);
+    await call.next();
+    const outcome = decode.engine.nextOutcome();
+    const closed = decode.instance.close(50);
+    await assert.rejects(call.rest(), refusal("instance_lost"));
+    await within(closed, "the end", 2_500);
+    assert.equal(await outcome, "aborted");
+  });
+
+  it("is in the router's registry while it lives, under its new KV address after a restart of its engine", async () => {
+    const hub = registryHub({ limit: 10 });
+    await using router = await serveRpc({ listen: "127.0.0.1:0", services: [hub.service], log: quiet });
+    let entries: readonly { kvAddress: string }[] = [];
+    hub.watch((now) => (entries = now));
+    const decode = await simDecode("p2p-zmq", { "registry.address": router.address });
+    await eventually("it is registered", () => entries[0]?.kvAddress === decode.engine.kvAddress);
+    await decode[Symbol.asyncDispose]();
+    await eventually("it is gone", () => entries.length === 0);
+  });
+
+  it("is refused with settings that can't work", async () => {
+    const start = (...argv: string[]) => startDecode(loadConfig(decodeConfig, { argv: ["--listen=127.0.0.1:0", "--router=", ...argv], env: {} }), { log: quiet });
+    await assert.rejects(start("--attach", "http://127.0.0.1:1", "--connector", "p2p-zmq"), ConfigError);
+    await assert.rejects(start("--attach", "ftp://x"), ConfigError);
+    await assert.rejects(start("--engine", "vllm"), ConfigError);
+  });
+});
+
+describe("an instance's board", () => {
+  it("tells the state that matters most", () => {
+    const board = createBoard(2);
+    assert.deepEqual([board.state, board.load().reason], [State.STARTING, "the engine is starting"]);
+    board.setEngine("");
+    board.admit();
+    board.setDraining("because");
+    assert.throws(() => board.admit(), refusal("instance_unavailable"));
+    board.setEngine("the engine exited");
+    assert.deepEqual([board.state, board.load().reason], [State.STARTING, "the engine exited"]);
+    board.setEngine("");
+    assert.deepEqual([board.state, board.load().reason], [State.DRAINING, "because"]);
+    board.setDraining(undefined);
+    assert.deepEqual([board.state, board.load().reason], [State.SERVING, ""]);
+    board.setStopping();
+    board.setDraining(undefined);
+    assert.equal(board.state, State.DRAINING);
+    board.setStopped();
+    assert.equal(board.state, State.STOPPED);
+  });
+
+  it("counts orphaned KV against the slots, and not as work that is left", () => {
+    const board = createBoard(2);
+    board.setEngine("");
+    board.count({ orphans: 1, running: 1 });
+    assert.throws(() => board.admit(), refusal("instance_busy"));
+    assert.deepEqual([board.remaining, board.load().freeSlots, board.load().kvOrphans], [1, 0, 1]);
+  });
+});

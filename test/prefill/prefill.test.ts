@@ -1,0 +1,151 @@
+import assert from "node:assert/strict";
+import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
+import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { createOutcomes } from "../../services/prefill/outcomes.ts";
+import { freshLegId, leg, prefillLeg, simDecode, simPrefill, type SimInstance } from "../instance/legs.ts";
+import { eventually, within } from "../support/waits.ts";
+
+const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
+const outcomeOf = async (prefill: SimInstance, legId: string): Promise<Outcome> =>
+  (await prefill.channel.client(PrefillService).getOutcome({ legId }, { timeoutMs: 5_000 })).outcome;
+
+describe("a prefill leg", () => {
+  it("hands the KV over and says what it counted", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg({ max_tokens: 500, min_tokens: 10, n: 1, stream_options: { include_usage: true } });
+    const answer = await prefillLeg(prefill, decode, pair);
+    assert.equal(answer.ticket, "");
+    assert.ok(answer.promptTokens > 5 && answer.engineMs > 0);
+    assert.equal(answer.cachedTokens, 0);
+    assert.equal(decode.engine.state().kv_orphans, 1);
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.HANDED_OVER);
+    assert.equal(prefill.engine.state().generation_tokens, 1);
+    assert.equal(prefill.instance.load().running, 0);
+  });
+
+  it("keeps its ticket with the outcome where there is one", async () => {
+    await using prefill = await simPrefill("nixl");
+    const pair = leg();
+    const { ticket } = await prefillLeg(prefill, undefined, pair);
+    const outcome = await prefill.channel.client(PrefillService).getOutcome({ legId: pair.legId });
+    assert.deepEqual([outcome.outcome, outcome.ticket], [Outcome.HANDED_OVER, ticket]);
+  });
+
+  it("is refused with the engine's own words, and sent nothing", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg({ temperature: -1 });
+    await assert.rejects(prefillLeg(prefill, decode, pair), (error: { code?: string; engineAnswer?: { status: number; body: string } }) => {
+      assert.deepEqual([error.code, error.engineAnswer?.status], ["engine_refused", 400]);
+      assert.match(error.engineAnswer!.body, /temperature/);
+      return true;
+    });
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.NOTHING_SENT);
+  });
+
+  it("is refused when its id was used, its slot is taken, or its address would be parsed", async () => {
+    await using prefill = await simPrefill("p2p-zmq", { slots: 1 }, { requestMs: 300 });
+    await using decode = await simDecode();
+    const pair = leg();
+    const running = prefillLeg(prefill, decode, pair);
+    await eventually("it runs", () => prefill.instance.load().running === 1);
+    assert.ok(prefill.instance.load().queuedTokens > 0);
+    await assert.rejects(prefillLeg(prefill, decode, leg()), refusal("instance_busy"));
+    await running;
+    await assert.rejects(prefillLeg(prefill, decode, pair), refusal("leg_id_reused"));
+    assert.equal(prefill.instance.load().queuedTokens, 0);
+    const client = prefill.channel.client(PrefillService);
+    await assert.rejects(client.prefill({ ...leg(), decodeKvAddress: "" }), refusal("invalid_request"));
+    await assert.rejects(client.prefill({ ...leg(), decodeKvAddress: "a:1___decode_addr_b:2" }), refusal("invalid_request"));
+    await assert.rejects(client.prefill({ ...leg({ prompt: ["a"] }), decodeKvAddress: "127.0.0.1:9", promptIndex: 4 }), refusal("invalid_request"));
+    await assert.rejects(client.prefill({ ...leg(), legId: "nope", decodeKvAddress: "127.0.0.1:9" }), refusal("invalid_request"));
+  });
+
+  it("can't be cancelled under P2P: it runs on, and its outcome is kept", async () => {
+    await using prefill = await simPrefill("p2p-zmq", {}, { requestMs: 300 });
+    await using decode = await simDecode();
+    const pair = leg();
+    const cancel = new AbortController();
+    const call = prefillLeg(prefill, decode, pair, { signal: cancel.signal });
+    await eventually("it runs", () => prefill.instance.load().running === 1);
+    cancel.abort();
+    await assert.rejects(call, refusal("cancelled"));
+    assert.equal(prefill.instance.load().running, 1);
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.HANDED_OVER);
+    assert.equal(decode.engine.state().kv_orphans, 1);
+  });
+
+  it("is aborted in the engine where the connector allows it", async () => {
+    await using prefill = await simPrefill("nixl", {}, { requestMs: 20 });
+    prefill.engine.setFault("stall");
+    const ended = prefill.engine.nextOutcome();
+    const pair = leg();
+    const cancel = new AbortController();
+    const call = prefillLeg(prefill, undefined, pair, { signal: cancel.signal });
+    await eventually("it runs", () => prefill.engine.state().running === 1);
+    cancel.abort();
+    await assert.rejects(call, refusal("cancelled"));
+    assert.equal(await within(ended, "the engine's end of it"), "aborted");
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.NOTHING_SENT);
+    assert.equal(prefill.instance.load().running, 0);
+  });
+
+  it("fails at once when the engine dies, and nobody knows what was sent", async () => {
+    await using prefill = await simPrefill("p2p-zmq", {}, { faults: ["stall"] });
+    await using decode = await simDecode();
+    const pair = leg();
+    const call = prefillLeg(prefill, decode, pair);
+    await eventually("it runs", () => prefill.engine.state().running === 1);
+    prefill.engine.kill();
+    await assert.rejects(within(call, "the end of the leg", 500), refusal("engine_failed"));
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.UNKNOWN);
+    await eventually("it is missed", () => prefill.instance.load().state === State.STARTING);
+    await assert.rejects(prefillLeg(prefill, decode, leg()), refusal("instance_unavailable"));
+  });
+
+  it("fails when the KV can't be handed over", async () => {
+    await using prefill = await simPrefill("p2p-zmq", {}, { kvPushTimeoutMs: 200 });
+    await using decode = await simDecode("p2p-zmq", {}, { faults: ["silent-kv"] });
+    const pair = leg();
+    await assert.rejects(prefillLeg(prefill, decode, pair), refusal("kv_transfer_failed"));
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.UNKNOWN);
+  });
+});
+
+describe("the outcome of a leg", () => {
+  it("that never came is not known, and the leg is refused from then on", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg();
+    await assert.rejects(outcomeOf(prefill, pair.legId), refusal("not_found"));
+    await assert.rejects(prefillLeg(prefill, decode, pair), refusal("leg_id_reused"));
+    await assert.rejects(outcomeOf(prefill, pair.legId), refusal("not_found"));
+  });
+
+  it("is forgotten after its time, and beyond the limit the oldest first", async () => {
+    let nowMs = 0;
+    const outcomes = createOutcomes({ keepMs: 100, limit: 2, nowMs: () => nowMs });
+    const end = (id: string): void => {
+      assert.ok(outcomes.begin(id));
+      outcomes.end(id, { outcome: Outcome.HANDED_OVER, ticket: id });
+    };
+    end("a");
+    end("b");
+    end("c");
+    assert.equal(outcomes.of("a"), undefined);
+    assert.equal((await outcomes.of("c"))!.ticket, "c");
+    nowMs = 200;
+    end("d");
+    assert.equal(outcomes.of("c"), undefined);
+  });
+
+  it("is waited for while the leg runs, also beyond the limit", async () => {
+    const outcomes = createOutcomes({ keepMs: 100, limit: 1, nowMs: () => 0 });
+    const ids = Array.from({ length: 5 }, freshLegId);
+    for (const id of ids) assert.ok(outcomes.begin(id));
+    const waits = ids.map((id) => outcomes.of(id));
+    for (const id of ids) outcomes.end(id, { outcome: Outcome.UNKNOWN, ticket: id });
+    assert.deepEqual((await Promise.all(waits)).map((outcome) => outcome!.ticket), ids);
+  });
+});
