@@ -1,5 +1,5 @@
 // ServiceError as Connect's error: the same code and the same details as over gRPC. Loads Connect; see connect-handler.ts.
-import { Code, ConnectError } from "@connectrpc/connect";
+import { type Code, ConnectError } from "@connectrpc/connect";
 import { ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb.js";
 import type { ServiceError } from "../common/errors.ts";
 import { GRPC_CODES, errorDetails } from "./errors-wire.ts";

@@ -99,7 +99,6 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
           };
           return [[method.localName, streamsOut ? streaming : unary]];
         });
-        // oxlint-disable-next-line no-explicit-any
         router.service(descriptor, Object.fromEntries(methods) as any);
       }
     },

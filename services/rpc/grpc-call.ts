@@ -2,7 +2,7 @@
 // serializers: one path for all, the access check runs before a byte of the request is read, and a message that can't
 // be decoded gets our error instead of grpc-js's.
 import { Metadata, type ServerDuplexStream } from "@grpc/grpc-js";
-import { ServiceError, asServiceError } from "../common/errors.ts";
+import { type ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { DETAILS_HEADER, toStatus } from "./errors-wire.ts";
 import type { RawCall } from "./service.ts";

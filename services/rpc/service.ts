@@ -70,7 +70,6 @@ type Method<M> =
 export type ServiceImpl<D extends DescService> = { readonly [K in keyof D["method"]]: Method<D["method"][K]> };
 
 // Behind RpcService the message types are gone: the descriptor is what ties request and answer together at run time.
-// oxlint-disable-next-line no-explicit-any
 export type AnyMethod = (request: any, context: CallContext) => Promise<any> | AsyncIterable<any>;
 
 export interface RpcService {

@@ -72,7 +72,7 @@ export class StreamCall implements ThinCall {
     });
     stream.on("error", (error) => this.#endBroken(error));
     stream.on("close", () => this.#endBroken(undefined));
-    if (handlers.onDrain !== undefined) stream.on("drain", () => this.#guard(() => !this.#ended && handlers.onDrain?.()));
+    if (handlers.onDrain !== undefined) stream.on("drain", () => this.#onDrain());
   }
 
   write(message: Buffer): boolean {
@@ -88,7 +88,7 @@ export class StreamCall implements ThinCall {
     if (this.#ended) return;
     this.#settle(constants.NGHTTP2_CANCEL);
     const error = new ServiceError("cancelled", "The call was cancelled.");
-    process.nextTick(() => this.#handlers.onEnd(error));
+    process.nextTick(() => this.#tell(error));
   }
 
   pause(): void {
@@ -112,7 +112,20 @@ export class StreamCall implements ThinCall {
 
   #onData(chunk: Buffer): void {
     if (this.#ended) return;
-    this.#guard(() => this.#deframer.push(chunk));
+    try {
+      this.#deframer.push(chunk);
+    } catch (thrown) {
+      this.#endThrown(thrown);
+    }
+  }
+
+  #onDrain(): void {
+    if (this.#ended) return;
+    try {
+      this.#handlers.onDrain?.();
+    } catch (thrown) {
+      this.#endThrown(thrown);
+    }
   }
 
   #endByStatus(): void {
@@ -129,15 +142,25 @@ export class StreamCall implements ThinCall {
 
   #endBroken(cause: Error | undefined): void {
     if (this.#ended) return;
-    // A status that arrived stands, also where the connection broke right after it or its reader is paused.
-    if (this.#trailers !== undefined && (this.#read || this.#stream.destroyed) && cause === undefined) return this.#endByStatus();
+    // A failure that was reported stands, also where the connection broke after it. An OK does not, unless all was read:
+    // messages may have been lost with the connection.
+    const status = this.#trailers?.["grpc-status"];
+    if (status !== undefined && (this.#read || status !== "0")) return this.#endByStatus();
     this.#end(this.#options.whyBroken(this.#stream, cause));
   }
 
   #end(error: ServiceError | undefined): void {
     if (this.#ended) return;
     this.#settle(error === undefined ? constants.NGHTTP2_NO_ERROR : constants.NGHTTP2_CANCEL);
-    this.#guard(() => this.#handlers.onEnd(error));
+    this.#tell(error);
+  }
+
+  #tell(error: ServiceError | undefined): void {
+    try {
+      this.#handlers.onEnd(error);
+    } catch (thrown) {
+      this.#logBug(thrown);
+    }
   }
 
   #settle(code: number): void {
@@ -147,15 +170,15 @@ export class StreamCall implements ThinCall {
     if (!this.#stream.closed && !this.#stream.destroyed) this.#stream.close(code);
   }
 
-  /** A throw would surface inside node:http2 and end the process, and all its other calls with it. */
-  #guard(callback: () => void): void {
-    try {
-      callback();
-    } catch (thrown) {
-      const error = asServiceError(thrown);
-      if (thrown !== error) this.#options.log.error("call handler failed unexpectedly", { method: this.#options.path, error: thrown });
-      this.#end(error);
-    }
+  /** A throw of a handler would surface inside node:http2 and end the process, with all its other calls. */
+  #endThrown(thrown: unknown): void {
+    const error = asServiceError(thrown);
+    if (thrown !== error) this.#logBug(thrown);
+    this.#end(error);
+  }
+
+  #logBug(thrown: unknown): void {
+    this.#options.log.error("call handler failed unexpectedly", { method: this.#options.path, error: thrown });
   }
 }
 

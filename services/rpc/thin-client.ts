@@ -1,5 +1,5 @@
-// The token path's client: gRPC on node:http2 itself, callbacks only. It costs a third of grpc-js per message
-// (docs/adr: the Node data path) and knows at once when a connection is gone. One channel is one connection at a time.
+// The token path's client: gRPC on node:http2 itself, callbacks only. In the whole path a message costs it about 5 us,
+// grpc-js 16 to 18 (Node 24, 256 streams), and it knows at once when a connection is gone. One connection at a time.
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
 import { type Socket, connect as connectSocket } from "node:net";
 import { ServiceError } from "../common/errors.ts";
