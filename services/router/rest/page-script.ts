@@ -16,7 +16,7 @@ const row = ({ info = {}, eligible, reason, legs = 0, legsTotal = 0 }) => {
   return tr;
 };
 let open = true;
-let shown = "";
+let shown;
 async function refresh() {
   if (document.hidden) return;
   if (open) {
@@ -36,6 +36,7 @@ async function refresh() {
   for (const id of ["instances", "status", "models"]) document.getElementById(id).replaceWith(next.getElementById(id));
 }
 setInterval(() => refresh().catch(() => {
+  shown = undefined;
   const status = document.getElementById("status");
   status.className = "waiting";
   status.textContent = "The router does not answer.";

@@ -13,7 +13,11 @@ export function lackOf(snapshot: PoolSnapshot, model: string): string | undefine
       if (member.eligible) eligible += 1;
     }
     if (eligible > 0) continue;
-    lacks.push(known === 0 ? `no ${role} instance is registered` : `none of the ${known} ${role} instances takes requests now`);
+    lacks.push(
+      known === 0 ? `no ${role} instance is registered`
+      : known === 1 ? `its only ${role} instance takes no requests now`
+      : `none of its ${known} ${role} instances takes requests now`,
+    );
   }
   return lacks.length === 0 ? undefined : `The model \`${model}\` can't be served: ${lacks.join(", and ")}.`;
 }

@@ -365,7 +365,7 @@ describe("a router without room", () => {
     assert.equal(response.status, 503);
     assert.equal(
       (await errorOf(response)).message,
-      "The model `tiny` can't be served: none of the 1 prefill instances takes requests now. Try again in a second.",
+      "The model `tiny` can't be served: its only prefill instance takes no requests now. Try again in a second.",
     );
     rest.pool.set([]);
     assert.match((await errorOf(await rest.post(COMPLETIONS, BODY))).message, /no instance has registered/);

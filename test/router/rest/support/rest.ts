@@ -7,7 +7,7 @@ import { createReceipts, type Receipts } from "../../../../services/router/contr
 import { restHandler } from "../../../../services/router/rest/app.ts";
 import { createServing, type Serving } from "../../../../services/router/rest/serving.ts";
 import { createServingMetrics } from "../../../../services/router/rest/serving-metrics.ts";
-import { serveHttp } from "../../../../services/router/rest/server.ts";
+import { serveHttp, type HttpServer } from "../../../../services/router/rest/server.ts";
 import { logSink, type LogSink } from "../../../support/log-sink.ts";
 import { fakePool, type FakePool } from "./pool.ts";
 import { fakeRelay, type FakeRelay, type Script } from "./relay.ts";
@@ -31,6 +31,7 @@ export interface Rest {
   readonly receipts: Receipts;
   readonly serving: Serving;
   readonly logs: LogSink;
+  readonly http: HttpServer;
   /** POSTs JSON. */
   post(path: string, body: unknown, o?: { headers?: Record<string, string>; signal?: AbortSignal }): Promise<Response>;
   [Symbol.asyncDispose](): Promise<void>;
@@ -68,7 +69,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   );
   const url = `http://${http.address}`;
   return {
-    url, pool, relay, receipts, serving, logs,
+    url, pool, relay, receipts, serving, logs, http,
     port: Number(http.address.split(":").at(-1)),
     post: (path, body, { headers = {}, signal } = {}) =>
       fetch(`${url}${path}`, {

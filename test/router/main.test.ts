@@ -1,0 +1,124 @@
+// The router process as a whole, without instances: what it serves, what it says at its start, how it ends.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer, type AddressInfo } from "node:net";
+import { create } from "@bufbuild/protobuf";
+import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/grpc/health/v1/health_pb.js";
+import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
+import { loadConfig } from "../../services/common/config.ts";
+import { embeddedRegistry } from "../../services/discovery/embedded.ts";
+import { dialRpc } from "../../services/rpc/client.ts";
+import { routerConfig } from "../../services/router/config.ts";
+import { startRouter, type Router } from "../../services/router/main.ts";
+import { logSink, type LogSink } from "../support/log-sink.ts";
+import { eventually, within } from "../support/waits.ts";
+
+const PORTS = ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0"];
+
+function start(argv: readonly string[], env: Record<string, string> = {}, logs: LogSink = logSink()): Promise<Router> {
+  return startRouter(loadConfig(routerConfig, { argv, env }), { log: logs.log });
+}
+
+describe("a router", () => {
+  it("serves RouterService as JSON beside REST, and instances register over gRPC", async () => {
+    await using router = await start(PORTS);
+    const list = async () => {
+      const response = await fetch(`${router.restUrl}/tandem.router.v1.RouterService/ListInstances`, {
+        method: "POST", headers: { "content-type": "application/json" }, body: "{}",
+      });
+      return (await response.json()) as { instances?: { info: { instanceId: string } }[]; routerId: string };
+    };
+    assert.match((await list()).routerId, /^router-[0-9a-f]{8}$/);
+    const registry = embeddedRegistry({ address: router.grpcAddress, log: logSink().log });
+    const info = create(InfoSchema, {
+      instanceId: "d1", role: Role.DECODE, model: "m", connector: "p2p-zmq", grpcAddress: "127.0.0.1:9", kvAddress: "127.0.0.1:9", maxModelLen: 10,
+    });
+    await using registration = await registry.register(() => info, new AbortController().signal);
+    await eventually("it is listed", async () => (await list()).instances?.[0]?.info.instanceId === "d1");
+    assert.equal((await fetch(`${router.restUrl}/readyz`)).status, 503);
+    await registration[Symbol.asyncDispose]();
+    await eventually("it is gone", async () => (await list()).instances === undefined);
+  });
+
+  it("asks callers of RouterService for the join token, and the page stays open", async () => {
+    await using router = await start([...PORTS, "--token", "t0ken"]);
+    const call = (headers: Record<string, string>) =>
+      fetch(`${router.restUrl}/tandem.router.v1.RouterService/GetConfig`, {
+        method: "POST", headers: { "content-type": "application/json", ...headers }, body: "{}",
+      });
+    assert.equal((await call({})).status, 401);
+    const answer = await (await call({ authorization: "Bearer t0ken" })).text();
+    assert.match(answer, /"key":"token","value":"set","origin":"flag --token"/);
+    assert.doesNotMatch(answer, /t0ken/);
+    const page = await (await fetch(router.restUrl)).text();
+    assert.doesNotMatch(page, /t0ken/);
+  });
+
+  it("is healthy over gRPC until it stops", async () => {
+    await using router = await start(PORTS);
+    await using channel = dialRpc(router.grpcAddress);
+    assert.equal((await channel.client(Health).check({ service: "" })).status, Status.SERVING);
+    await channel.client(RouterService).listInstances({});
+    await within(router.stop(0), "the stop");
+    await assert.rejects(channel.client(Health).check({ service: "" }));
+  });
+
+  it("says which address is taken and which flag changes it, and leaves nothing behind", async () => {
+    const other = createServer().listen(0, "127.0.0.1");
+    await once(other, "listening");
+    const taken = `127.0.0.1:${(other.address() as AddressInfo).port}`;
+    await assert.rejects(start(["--rest.listen", taken, "--grpc.listen", "127.0.0.1:0"]), new RegExp(`${taken} for REST: .*--port`));
+    await assert.rejects(start(["--rest.listen", "127.0.0.1:0", "--grpc.listen", taken]), new RegExp(`${taken}: .*--grpc`));
+    other.close();
+  });
+
+  it("warns loudly of an API key from OPENAI_API_KEY, and of an open door", async () => {
+    const logs = logSink();
+    await using router = await start(PORTS, { OPENAI_API_KEY: "sk-mine" }, logs);
+    assert.match(logs.lines.find(({ level }) => level === "warn")!.event, /OPENAI_API_KEY: clients must send it/);
+    assert.equal((await fetch(`${router.restUrl}/v1/models`)).status, 401);
+    assert.doesNotMatch(JSON.stringify(logs.lines), /sk-mine/);
+    const open = logSink();
+    await using wide = await start(["--rest.listen", "0.0.0.0:0", "--grpc.listen", "127.0.0.1:0"], {}, open);
+    assert.ok(wide.restUrl);
+    assert.match(open.lines.find(({ level }) => level === "warn")!.event, /no API key is set/);
+  });
+});
+
+describe("the router process", function () {
+  this.timeout(30_000);
+  const script = 'import("./services/router/main.ts").then(({ runRouter }) => runRouter(process.argv.slice(1)))';
+  const run = (argv: readonly string[]) =>
+    spawn(process.execPath, ["--import", "tsx", "-e", script, "--", ...argv], {
+      stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, OPENAI_API_KEY: "", TANDEM_LOG_FORMAT: "json" },
+    });
+
+  it("prints its settings with where they came from", async () => {
+    const child = run(["--print-config", "--port", "4000"]);
+    let text = "";
+    for await (const piece of child.stdout) text += piece;
+    assert.match(text, /^rest\.listen = 127\.0\.0\.1:4000 \(flag --port\)$/m);
+    assert.match(text, /^queue\.limit = 256 requests \(default\)$/m);
+  });
+
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    it(`ends soon and well after ${signal}`, async () => {
+      const child = run(PORTS);
+      let log = "";
+      await new Promise<void>((resolve) => {
+        child.stderr.on("data", (piece) => {
+          log += piece;
+          if (log.includes("router is listening")) resolve();
+        });
+      });
+      const exit = once(child, "exit");
+      const startedMs = performance.now();
+      child.kill(signal);
+      assert.deepEqual(await exit, [0, null]);
+      assert.ok(performance.now() - startedMs < 1_500);
+      assert.match(log, /router has stopped/);
+    });
+  }
+});
