@@ -35,10 +35,7 @@ export class Tracked {
   info: Info;
   readonly channel: ThinChannel;
   readonly control: RpcChannel;
-  legs = 0;
-  legsTotal = 0n;
-  legsAtLoad = 0;
-  placedTokens = 0;
+  readonly #counts = { legs: 0, legsTotal: 0n, legsAtLoad: 0, placedTokens: 0 };
 
   #load: Load | undefined;
   #loadAtMs = 0;
@@ -72,6 +69,11 @@ export class Tracked {
     void this.#watchLoad();
   }
 
+  /** Legs of this router that run on it. */
+  get legs(): number {
+    return this.#counts.legs;
+  }
+
   get registered(): boolean {
     return this.#registered;
   }
@@ -88,14 +90,14 @@ export class Tracked {
   }
 
   legStarted(tokens: number): void {
-    this.legs += 1;
-    this.legsTotal += 1n;
-    this.placedTokens += tokens;
+    this.#counts.legs += 1;
+    this.#counts.legsTotal += 1n;
+    this.#counts.placedTokens += tokens;
   }
 
   /** @param ok False where the instance is to blame. */
   legEnded(ok: boolean): void {
-    this.legs -= 1;
+    this.#counts.legs -= 1;
     this.#failures = ok ? 0 : this.#failures + 1;
     if (this.#failures >= FAILURE_LIMIT) {
       this.#failures = 0;
@@ -118,7 +120,7 @@ export class Tracked {
   /** It as it is now. The counts of legs go on. */
   member(nowMs: number): Member {
     const { condition, reason } = this.#judge(nowMs);
-    const tracked = this;
+    const counts = this.#counts;
     return {
       info: this.info,
       load: this.#load,
@@ -127,16 +129,16 @@ export class Tracked {
       eligible: condition === "serving",
       reason,
       get legs() {
-        return tracked.legs;
+        return counts.legs;
       },
       get legsTotal() {
-        return tracked.legsTotal;
+        return counts.legsTotal;
       },
       get legsAtLoad() {
-        return tracked.legsAtLoad;
+        return counts.legsAtLoad;
       },
       get placedTokens() {
-        return tracked.placedTokens;
+        return counts.placedTokens;
       },
       channel: this.channel,
       control: this.control,
@@ -181,8 +183,8 @@ export class Tracked {
   #heard(load: Load): void {
     this.#load = load;
     this.#loadAtMs = this.#heardAtMs = this.#o.clock.nowMs();
-    this.legsAtLoad = this.legs;
-    this.placedTokens = 0;
+    this.#counts.legsAtLoad = this.legs;
+    this.#counts.placedTokens = 0;
     // From here on its own word holds, and whoever undrains it need not know of this router.
     if (load.state === State.DRAINING) this.#drained = false;
     if (this.#link.kind === "down") this.#log.info("instance is heard", { state: State[load.state] });

@@ -1,6 +1,6 @@
 // One choice of one prompt: attempt after attempt, until one gives the answer or the table of failures says that no
 // further one may. Nothing is tried again once a byte of this choice was delivered.
-import { ServiceError, asServiceError } from "../../common/errors.ts";
+import type { ServiceError } from "../../common/errors.ts";
 import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
 import { RelayLeg } from "./leg.ts";
 import type { LegContext, LegOwner, Refusal } from "./leg.ts";
@@ -10,11 +10,13 @@ import type { Place, Placer } from "./placement.ts";
 import { createLegDraft, FALLBACK_LIMIT } from "./receipt.ts";
 import type { ReceiptDraft } from "./receipt.ts";
 import type { RelayRequest } from "./request.ts";
+import type { Waiting, WaitRoom } from "./wait-room.ts";
 
 const QUEUE_TIMEOUT_MS = 30_000;
 
 export interface ChoiceContext extends LegContext {
   readonly placer: Placer;
+  readonly waitRoom: WaitRoom;
   readonly mintLegId: () => string;
 }
 
@@ -36,7 +38,7 @@ export class Choice implements LegOwner {
   readonly #owner: ChoiceOwner;
   readonly #avoid = new Avoid();
   #leg: RelayLeg | undefined;
-  #wait: { readonly end: () => void; readonly error: ServiceError; sinceMs: number; fail: (error: ServiceError) => void } | undefined;
+  #wait: { readonly waiting: Waiting; sinceMs: number; readonly fail: (error: ServiceError) => void } | undefined;
   #retries = 0;
   /** The failure that the running attempt makes up for. */
   #failure: ServiceError | undefined;
@@ -79,7 +81,7 @@ export class Choice implements LegOwner {
     if (this.#owner.othersRun(this.index)) wait.sinceMs = nowMs;
     else if (nowMs - wait.sinceMs >= (this.#context.limits.queueTimeoutMs ?? QUEUE_TIMEOUT_MS)) {
       this.#endWait();
-      wait.fail(wait.error);
+      wait.fail(wait.waiting.error);
     }
   }
 
@@ -173,30 +175,17 @@ export class Choice implements LegOwner {
     if (fallbacks.length < FALLBACK_LIMIT) fallbacks.push(text);
   }
 
-  /** Takes what `pick` gives, as soon as it gives something: now, or after a change of the pool. */
   #find<T>(pick: () => T, found: (place: T) => void, fail: (error: ServiceError) => void): void {
-    const attempt = (): T | ServiceError => {
-      try {
-        return pick();
-      } catch (thrown) {
-        return asServiceError(thrown);
-      }
+    const over = <V>(then: (value: V) => void) => (value: V): void => {
+      this.#wait = undefined;
+      then(value);
     };
-    const first = attempt();
-    if (!(first instanceof ServiceError)) return found(first);
-    if (first.code !== "instance_busy") return fail(first);
-    const off = this.#context.pool.onChange(() => {
-      const place = attempt();
-      if (place instanceof ServiceError && place.code === "instance_busy") return;
-      this.#endWait();
-      if (place instanceof ServiceError) fail(place);
-      else found(place);
-    });
-    this.#wait = { end: off, error: first, sinceMs: this.#context.clock.nowMs(), fail };
+    const waiting = this.#context.waitRoom.find(pick, over(found), over(fail));
+    if (waiting !== undefined) this.#wait = { waiting, sinceMs: this.#context.clock.nowMs(), fail };
   }
 
   #endWait(): void {
-    this.#wait?.end();
+    this.#wait?.waiting.end();
     this.#wait = undefined;
   }
 }

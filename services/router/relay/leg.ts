@@ -3,25 +3,24 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeService, EndSchema } from "#gen/tandem/decode/v1/decode_pb.js";
 import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
-import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import type { Clock } from "../../common/clock.ts";
-import { asServiceError, ServiceError } from "../../common/errors.ts";
+import { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import { methodPath } from "../../rpc/service.ts";
 import type { ThinCall } from "../../rpc/thin-client.ts";
 import type { Member, Pool } from "../pool/pool.ts";
 import { endedEarly, fromInstance, sentNothing, isBlamed } from "./blame.ts";
 import { DecodeFrame } from "./decode-frame.ts";
+import type { LegTask } from "./leg-task.ts";
 import { LegTimes } from "./leg-times.ts";
 import { IDLE, step } from "./legs.ts";
-import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState, LegTraits } from "./legs.ts";
+import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState } from "./legs.ts";
 import type { LegEnd, RelayMetrics } from "./metrics.ts";
-import type { LegDraft } from "./receipt.ts";
-import type { RelayLimits, RelayRequest } from "./request.ts";
-import { abandonMessage, prefillMessage, reserveMessage, startMessage } from "./wire.ts";
+import type { RelayLimits } from "./request.ts";
+import { callPrefill } from "./prefill-call.ts";
+import { abandonMessage, reserveMessage, startMessage } from "./wire.ts";
 
 const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
-const PREFILL_PATH = methodPath(PrefillService, PrefillService.method.prefill);
 
 /** How long an instance may take to end an abandoned leg before the call is cut. */
 const SETTLE_MS = 30_000;
@@ -41,17 +40,6 @@ export interface LegContext {
   readonly log: Log;
   /** Legs that have not ended, for the watch over their deadlines. */
   readonly live: Set<RelayLeg>;
-}
-
-export interface LegTask {
-  readonly request: RelayRequest;
-  readonly draft: LegDraft;
-  readonly promptIndex: number | undefined;
-  readonly sampleIndex: number;
-  readonly traits: LegTraits;
-  readonly prefill: Member;
-  /** Undefined where it is picked after prefill. */
-  readonly decode: Member | undefined;
 }
 
 /** A decode instance that would not take the leg. */
@@ -308,43 +296,31 @@ export class RelayLeg {
   }
 
   #callPrefill(): void {
-    const { request, draft, promptIndex, prefill, traits } = this.task;
-    const { limits, metrics } = this.#context;
-    const fields = {
-      legId: draft.legId,
-      path: request.path,
-      decodeKvAddress: traits.decodeFirst ? this.decode!.info.kvAddress : "",
-      ...(promptIndex === undefined ? {} : { promptIndex }),
-    };
+    const { draft, traits } = this.task;
+    const { limits, metrics, log } = this.#context;
+    const decodeKvAddress = traits.decodeFirst ? this.decode!.info.kvAddress : "";
     this.#prefillCalled = true;
-    prefill.channel
-      .unary(PREFILL_PATH, prefillMessage(fields, request.body), {
-        timeoutMs: limits.prefillTimeoutMs,
-        onCancelable: (cancel) => {
-          this.#cancelPrefill = cancel;
-        },
-      })
-      .then((bytes) => fromBinary(PrefillResponseSchema, bytes))
-      .then(
-        ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
-          if (!this.#prefillHeld) return;
-          this.#prefillEnded("completed");
-          draft.promptTokens = promptTokens;
-          if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
-          if (kvBytes !== undefined) {
-            draft.kvBytes = kvBytes;
-            metrics.kvBytes(kvBytes);
-          }
-          this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
-        },
-        (thrown: unknown) => {
-          if (!this.#prefillHeld) return;
-          const error = this.#prefillError(fromInstance(asServiceError(thrown), "prefill"));
-          this.#prefillEnded(error.code);
-          this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
-        },
-      )
-      .catch((error: unknown) => this.#context.log.error("relay failed unexpectedly", { legId: draft.legId, error }));
+    // Once it was cancelled, neither handler has anything to say any more.
+    this.#cancelPrefill = callPrefill(this.task, { decodeKvAddress, timeoutMs: limits.prefillTimeoutMs }, {
+      onDone: ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
+        if (!this.#prefillHeld) return;
+        this.#prefillEnded("completed");
+        draft.promptTokens = promptTokens;
+        if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
+        if (kvBytes !== undefined) {
+          draft.kvBytes = kvBytes;
+          metrics.kvBytes(kvBytes);
+        }
+        this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
+      },
+      onFailed: (failure) => {
+        if (!this.#prefillHeld) return;
+        const error = this.#prefillError(failure);
+        this.#prefillEnded(error.code);
+        this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
+      },
+      onBug: (error) => log.error("relay failed unexpectedly", { legId: draft.legId, error }),
+    });
   }
 
   #prefillError(error: ServiceError): ServiceError {
@@ -374,7 +350,7 @@ export class RelayLeg {
       draft.promptTokens = promptTokens;
       draft.completionTokens = completionTokens;
       if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
-      this.#context.metrics.completed(draft);
+      this.#context.metrics.completed(draft, this.task.request.stream);
     } else {
       draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;
     }

@@ -12,8 +12,8 @@ export interface RelayMetrics {
   retry(reason: FailureCode): void;
   /** Something was done otherwise than planned. */
   fallback(reason: "retry" | "busy"): void;
-  /** A pair of legs gave a whole answer. */
-  completed(draft: LegDraft): void;
+  /** A pair of legs gave a whole answer. Where it came in one piece, nothing is known of its first token. */
+  completed(draft: LegDraft, stream: boolean): void;
   kvBytes(bytes: bigint): void;
 }
 
@@ -36,9 +36,10 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
     leg: (leg, outcome) => legs.inc({ leg, outcome }),
     retry: (reason) => retries.inc({ reason }),
     fallback: (reason) => fallbacks.inc({ reason }),
-    completed(draft) {
+    completed(draft, stream) {
       if (draft.reserveMs > 0) reserve.observe(draft.reserveMs / 1000);
       prefill.observe(draft.prefillMs / 1000);
+      if (!stream) return;
       handover.observe(draft.handoverMs / 1000);
       if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));
     },

@@ -16,6 +16,7 @@ import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
 import { createRelayMetrics } from "./metrics.ts";
 import { createPlacer } from "./placement.ts";
 import type { ReceiptDraft } from "./receipt.ts";
+import { createWaitRoom } from "./wait-room.ts";
 import type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
 
 export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
@@ -75,6 +76,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
     log: o.log,
     live,
     placer: createPlacer(pool, o.policies),
+    waitRoom: createWaitRoom(pool),
     mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
   };
   const legsLimit = config.legsLimit ?? LEGS_LIMIT;

@@ -1,0 +1,16 @@
+// What one attempt is to do: for which choice of which request, on which instances, under which id.
+import type { Member } from "../pool/pool.ts";
+import type { LegTraits } from "./legs.ts";
+import type { LegDraft } from "./receipt.ts";
+import type { RelayRequest } from "./request.ts";
+
+export interface LegTask {
+  readonly request: RelayRequest;
+  readonly draft: LegDraft;
+  readonly promptIndex: number | undefined;
+  readonly sampleIndex: number;
+  readonly traits: LegTraits;
+  readonly prefill: Member;
+  /** Undefined where it is picked after prefill. */
+  readonly decode: Member | undefined;
+}

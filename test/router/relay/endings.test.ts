@@ -1,0 +1,222 @@
+// How a request ends that does not end well, over real gRPC: clients that leave or don't read, instances that fall silent
+// or drain.
+import assert from "node:assert/strict";
+import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { manualClock } from "../../support/manual-clock.ts";
+import { within } from "../../support/waits.ts";
+import { deploy, untilNoLegs } from "../support/deployment.ts";
+import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
+import type { PrefillLeg } from "../support/fake-instance.ts";
+import { untilCondition } from "../support/pool-waits.ts";
+
+const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
+const done = (leg: PrefillLeg): void => leg.done();
+
+describe("a client that leaves", () => {
+  it("before the reservation is answered: abandons it, with nothing to settle", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending } = tandem.start();
+    const leg = await decode.legs.next("the reservation");
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    assert.equal((await within(leg.abandoned.promise, "the abandon")).nothingSent, true);
+    leg.close();
+    await untilNoLegs(tandem);
+    assert.equal(prefill.legs.all.length, 0);
+  });
+
+  it("between the legs: lets prefill end, then abandons the reservation", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending, client } = tandem.start();
+    const held = (await decode.legs.next("the reservation")).accept();
+    const leg = await prefill.legs.next("the prefill");
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    assert.deepEqual(held.seen, ["reserve"]);
+    assert.equal(tandem.relay.legs, 1);
+    leg.done();
+    assert.equal((await within(held.abandoned.promise, "the abandon")).nothingSent, false);
+    held.fail("cancelled");
+    await untilNoLegs(tandem);
+    assert.equal(client.started, 0);
+    assert.match(await tandem.metrics.text(), /tandem_legs_total\{leg="decode",outcome="cancelled"\} 1/);
+  });
+
+  it("in mid-stream: cancels the decode leg", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const { gone, ending, client } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    gone.abort();
+    await assert.rejects(ending, { code: "cancelled" });
+    await within(leg.cancelled.promise, "the cancel");
+    await untilNoLegs(tandem);
+  });
+});
+
+describe("a slow client", () => {
+  it("is paced down to its instance, and slows no other", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode]);
+    const slow = tandem.start();
+    const slowLeg = (await decode.legs.next("the slow leg")).accept();
+    await slowLeg.started.promise;
+    slow.client.reading = false;
+    const piece = `data: ${"x".repeat(60_000)}\n\n`;
+    // The window is 1 MiB: two thirds of it stay with the instance.
+    const sent = 50;
+    for (let count = 0; count < sent; count += 1) slowLeg.events(piece);
+    await slow.client.got(1);
+
+    const quick = tandem.start();
+    const quickLeg = (await decode.legs.next("the quick leg")).accept();
+    await quickLeg.started.promise;
+    quickLeg.events("data: 1\n\n");
+    await quick.client.got(1);
+    quickLeg.end();
+    await quick.ending;
+
+    const held = slow.client.chunks.length;
+    assert.ok(held < 5, `${held} of ${sent} writes reached a client that does not read`);
+    const drained = slowLeg.drained();
+    slow.client.read();
+    await within(drained, "the drain at the instance");
+    slowLeg.end();
+    await slow.ending;
+    assert.equal(slow.client.chunks.length, sent);
+  });
+
+  it("is not taken for a stall", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode], { clock, limits: { stallMs: 4_000 } });
+    const { client, ending } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    client.reading = false;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    clock.advance(60_000);
+    client.read();
+    leg.events("data: 2\n\n");
+    await client.got(2);
+    leg.end();
+    await ending;
+  });
+});
+
+describe("an instance that says nothing", () => {
+  it("ends a stream after stall_ms, and says where the time went", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode();
+    await using tandem = await deploy([prefill, decode], { clock, limits: { stallMs: 4_000 } });
+    const { client, ending } = tandem.start();
+    const leg = (await decode.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    leg.events("data: 1\n\n");
+    await client.got(1);
+    clock.advance(3_900);
+    leg.events("data: 2\n\n");
+    await client.got(2);
+    clock.advance(3_900);
+    assert.equal(decode.legs.all[0]!.seen.includes("cancel"), false);
+    clock.advance(500);
+    await assert.rejects(ending, (error: Error & { code: string }) => {
+      assert.equal(error.code, "deadline_exceeded");
+      assert.match(error.message, /sent nothing for 4000 ms \(reserve 0 ms, prefill 0 ms, transfer 0 ms, decode 8\d00 ms\)/);
+      return true;
+    });
+    await within(leg.cancelled.promise, "the cancel");
+  });
+
+  it("is passed over when it doesn't answer a reservation", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using mute = await startDecode({ instanceId: "d1" });
+    await using good = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, mute, good], { clock, limits: { stallMs: 4_000 } });
+    const { client, ending, receipt } = tandem.start();
+    const leg = await mute.legs.next("the reservation");
+    clock.advance(4_500);
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.deepEqual(receipt.fallbacks, ["retry:reserve:instance_lost"]);
+    await within(leg.cancelled.promise, "the cancel");
+  });
+
+  it("ends with the request's deadline, which names the part that took the time", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill();
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { clock });
+    const { ending } = tandem.start({ deadlineMs: clock.nowMs() + 2_000 });
+    const leg = await prefill.legs.next("the prefill");
+    clock.advance(2_250);
+    await assert.rejects(ending, { code: "deadline_exceeded", message: /queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms/ });
+    leg.done();
+    await within(decode.legs.all[0]!.abandoned.promise, "the abandon");
+  });
+
+  it("ends with the prefill's timeout", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 50 } });
+    const { ending } = tandem.start();
+    await assert.rejects(ending, { code: "deadline_exceeded", message: /Prefill did not end within 50 ms \(reserve \d+ ms, prefill \d+ ms\)/ });
+    assert.equal((await within(decode.legs.all[0]!.abandoned.promise, "the abandon")).nothingSent, false);
+  });
+});
+
+describe("a draining instance", () => {
+  it("gets no new leg, and ends those it has", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using leaving = await startDecode({ instanceId: "d1" });
+    await using staying = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, leaving, staying]);
+    const before = tandem.start();
+    const leg = (await leaving.legs.next("the reservation")).accept();
+    await leg.started.promise;
+    await tandem.pool.drain("d1", false);
+    for (let count = 0; count < 4; count += 1) await tandem.start().ending;
+    assert.equal(leaving.legs.all.length, 1);
+    assert.equal(staying.legs.all.length, 4);
+    leg.events("data: 1\n\n");
+    leg.end();
+    await before.ending;
+    assert.equal(before.client.text, "data: 1\n\n");
+  });
+
+  it("leaves an error that counts who is there", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using one = await startDecode({ instanceId: "d1" });
+    await using two = await startDecode({ instanceId: "d2" });
+    await using tandem = await deploy([prefill, one, two]);
+    one.load({ state: State.DRAINING, reason: "secret" });
+    two.load({ state: State.STARTING });
+    await untilCondition(tandem.pool, "d1", "draining");
+    await untilCondition(tandem.pool, "d2", "starting");
+    await assert.rejects(tandem.start().ending, {
+      code: "no_instance",
+      message: 'No decode instance is ready for model "tiny" (2 known: 1 draining, 1 starting). Try again in a second.',
+    });
+  });
+
+  it("leaves an error that says why nothing fits", async () => {
+    await using prefill = await startPrefill({ blockSize: 16 }, done);
+    await using decode = await startDecode({ blockSize: 32 });
+    await using tandem = await deploy([prefill, decode]);
+    await assert.rejects(tandem.start().ending, { code: "no_instance", message: /KV block size: 16 on prefill, 32 on decode/ });
+    assert.equal(decode.legs.all.length, 0);
+  });
+});
