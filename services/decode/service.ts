@@ -28,7 +28,7 @@ export function decodeService(parts: InstanceParts, limits: DecodeLimits): RoleS
     ),
     engineChanged() {
       const live = parts.keeper()?.live;
-      for (const leg of [...shared.legs.values()]) leg.engineLost(live);
+      for (const leg of [...shared.legs.values()]) leg.engineChanged(live);
     },
     abortLegs() {
       for (const leg of [...shared.legs.values()]) leg.abort();

@@ -183,7 +183,7 @@ function engineSource(role: InstanceRole, config: InstanceConfig, connector: Con
   const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
   const url = config["engine.attach"];
   if (url !== "") {
-    if (!/^http:\/\//.test(url) || !URL.canParse(url)) throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
+    if (!url.startsWith("http://") || !URL.canParse(url)) throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
     const kvAddress = config["engine.kv_address"];
     if (pairedId && kvAddress === undefined) {
       throw new ConfigError(`With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`);

@@ -1,14 +1,15 @@
 import assert from "node:assert/strict";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { DecodeRequestSchema, DecodeResponseSchema, DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { loadConfig } from "../../services/common/config.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
 import { startDecode } from "../../services/decode/main.ts";
 import { dialRpc } from "../../services/rpc/client.ts";
 import { connectThin } from "../../services/rpc/thin-client.ts";
-import { FinishReason, leg, openDecode, prefillLeg, quiet, simDecode, simPrefill, type DecodeCall, type PairLeg, type SimInstance } from "../instance/legs.ts";
+import { FACE, FinishReason, leg, openDecode, prefillLeg, quiet, simDecode, simPrefill, type DecodeCall, type PairLeg, type SimInstance } from "../instance/legs.ts";
 import { eventually, within } from "../support/waits.ts";
 
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
@@ -328,6 +329,68 @@ describe("a running leg", () => {
   });
 });
 
+// The ids and the pushing are alike, so a p2p-zmq engine stands in for vLLM's P2P NCCL; only the means of freeing differ.
+describe("KV that only a decode leg can free", () => {
+  const nccl = { connector: "p2p-nccl" };
+
+  it("is drained by a leg of one token when its request is abandoned", async () => {
+    await using prefill = await simPrefill("p2p-zmq", nccl);
+    await using decode = await simDecode("p2p-zmq", nccl);
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    await prefillLeg(prefill, decode, pair);
+    assert.equal(decode.engine.state().kv_orphans, 1);
+    call.abandon();
+    await assert.rejects(call.next(), refusal("cancelled"));
+    await settled(decode);
+    assert.equal(decode.engine.state().generation_tokens, 1);
+  });
+
+  it("is taken before a cancelled leg is stopped", async () => {
+    await using prefill = await simPrefill("p2p-zmq", nccl);
+    await using decode = await simDecode("p2p-zmq", nccl, { requestMs: 200 });
+    const pair = leg({ max_tokens: 2_000, ignore_eos: true });
+    const cancel = new AbortController();
+    const call = openDecode(decode, { signal: cancel.signal });
+    call.reserve(pair, prefill);
+    await call.next();
+    call.start((await prefillLeg(prefill, decode, pair)).ticket);
+    await eventually("it runs", () => decode.instance.load().running === 1);
+    const outcome = decode.engine.nextOutcome();
+    cancel.abort();
+    await assert.rejects(call.next());
+    assert.equal(decode.instance.load().running, 1);
+    assert.equal(await within(outcome, "the engine's end of it"), "aborted");
+    await settled(decode);
+    assert.ok(decode.engine.state().generation_tokens < 100);
+  });
+
+  it("of an outcome that nobody knows stays counted where the engine can't be restarted", async () => {
+    await using decode = await simDecode("p2p-zmq", nccl);
+    const call = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
+    call.abandon();
+    await assert.rejects(call.next(), refusal("cancelled"));
+    assert.equal(decode.instance.load().kvOrphans, 1);
+    decode.engine.kill();
+    await eventually("it went with its engine", () => decode.instance.load().kvOrphans === 0);
+  });
+});
+
+describe("instances with a join token", () => {
+  it("settle between themselves with it", async () => {
+    await using prefill = await simPrefill("p2p-zmq", { token: "join" });
+    await using decode = await simDecode("p2p-zmq", { token: "join" });
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    await prefillLeg(prefill, decode, pair);
+    call.abandon();
+    await assert.rejects(call.next(), refusal("cancelled"));
+    await settled(decode);
+    await using stranger = dialRpc(decode.instance.address);
+    await assert.rejects(openDecode({ ...decode, channel: stranger }).next(), refusal("unauthenticated"));
+  });
+});
+
 describe("an engine that sends odd bytes", () => {
   const HEAD = 'data: {"id":"cmpl-secret","object":"text_completion","created":1,"model":"odd","choices":[';
   const chunk = (text: string, finish = "null"): string => `${HEAD}{"index":0,"text":${JSON.stringify(text)},"finish_reason":${finish}}]}`;
@@ -376,6 +439,58 @@ describe("an engine that sends odd bytes", () => {
     assert.equal(error, undefined);
     assert.deepEqual(events.trim().split("\n\n").map((event) => JSON.parse(event.slice(6)).choices[0].text), ["a", "é\\n", "c"]);
     assert.doesNotMatch(events, /secret|\r|keep-alive/);
+  });
+
+  it("is held back while the caller doesn't read, and loses nothing", async () => {
+    const count = 200_000;
+    let sent = 0;
+    const server = createServer((req, res) => {
+      req.resume();
+      if (req.url === "/v1/models") return void res.end('{"data":[{"id":"odd"}]}');
+      if (req.url === "/version") return void res.end("{}");
+      if (req.method === "GET") return void res.writeHead(req.url === "/sim/state" ? 404 : 200).end();
+      const more = (): void => {
+        while (sent < count) if (!res.write(`${chunk("abcdefghij", ++sent === count ? '"length"' : "null")}\n\n`)) return void res.once("drain", more);
+        res.end("data: [DONE]\n\n");
+      };
+      more();
+    });
+    await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+    const argv = ["--grpc.listen=127.0.0.1:0", "--router=", `--attach=http://127.0.0.1:${(server.address() as AddressInfo).port}`, "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
+    await using instance = await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
+    const thin = connectThin(instance.address, { log: quiet });
+    let bytes = 0;
+    let tokens = 0;
+    const ended = new Promise<unknown>((onEnd) => {
+      const call = thin.open(`/${DecodeService.typeName}/Decode`, {
+        onMessage(message) {
+          const piece = fromBinary(DecodeResponseSchema, message);
+          bytes += piece.events.length;
+          tokens += piece.tokenCount;
+        },
+        onEnd,
+      });
+      const pair = leg({ model: "odd" });
+      const reserve = { ...pair, face: FACE, prefillKvAddress: "127.0.0.1:9" };
+      call.pause();
+      call.write(Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, { step: { case: "reserve", value: reserve } }))));
+      call.write(Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, { step: { case: "start", value: {} } }))));
+      void (async () => {
+        let before = -1;
+        // Until the engine is stuck: nothing more is taken from it for a while.
+        for (let quietRounds = 0; quietRounds < 20; quietRounds = sent === before ? quietRounds + 1 : 0) {
+          before = sent;
+          await new Promise((done) => setTimeout(done, 10));
+        }
+        assert.ok(sent < count, "the engine was never held back");
+        call.resume();
+      })();
+    });
+    assert.equal(await within(ended, "the end", 20_000), undefined);
+    assert.deepEqual([tokens, bytes > count * 100], [count, true]);
+    await thin.close();
+    server.closeAllConnections();
+    server.close();
   });
 
   it("passes on many events of one read as one message", async () => {

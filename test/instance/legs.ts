@@ -39,7 +39,7 @@ async function start(role: "prefill" | "decode", connector: ConnectorName, flags
   const instance = role === "prefill"
     ? await startPrefill(loadConfig(prefillConfig, { argv, env: {} }), { log: quiet })
     : await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
-  const channel = dialRpc(instance.address);
+  const channel = dialRpc(instance.address, { token: flags["token"] as string | undefined });
   return {
     engine,
     instance,

@@ -1,0 +1,228 @@
+// The engine's side of a started leg: the request to the engine, and its answer turned into messages for the caller.
+// Ends exactly once, unless it is aborted.
+import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
+import { scanObject } from "../common/json-body.ts";
+import { ServiceError } from "../common/errors.ts";
+import type { LiveEngine } from "../engine/engine.ts";
+import { engineFailure, refusalOf } from "../engine/engine-error.ts";
+import { neverReached, type EngineCall } from "../engine/http.ts";
+import { createEventSplitter, type EventSplitter } from "../engine/sse.ts";
+import type { EngineRequest } from "../kv/connector.ts";
+import { AnswerStream } from "./answer-stream.ts";
+import { faceAnswer, finishReasonOf, type Face, type Usage } from "./answer.ts";
+import { encodePiece, encodeResponse } from "./wire.ts";
+
+/** The largest event that an engine may send, and the largest body. */
+const EVENT_LIMIT_BYTES = 16 * 1024 * 1024;
+const ANSWER_LIMIT_BYTES = 64 * 1024 * 1024;
+
+export interface AnswerRunOptions {
+  readonly engine: LiveEngine;
+  readonly request: EngineRequest;
+  /** Whether the engine may get the request twice. */
+  readonly repeatable: boolean;
+  readonly face: Face;
+  /** How a stream is to be read. Undefined: the client wants one body. */
+  readonly streaming: { readonly wantsUsage: boolean; readonly startsWithRole: boolean } | undefined;
+  /** Ids and addresses that must not be in an error. */
+  readonly internal: readonly string[];
+  /** Takes a DecodeResponse, encoded. False: nothing more until `resume`. */
+  write(message: Buffer): boolean;
+  /** Undefined: the whole answer was written, its end with it. */
+  ended(error: ServiceError | undefined): void;
+  /** The engine failed in a way that a dead one would explain. */
+  suspect(): void;
+}
+
+export class AnswerRun {
+  readonly #o: AnswerRunOptions;
+  readonly #stream: AnswerStream | undefined;
+  readonly #splitter: EventSplitter | undefined;
+  readonly #call: EngineCall;
+  readonly #startedMs = performance.now();
+  #firstTokenMs = 0;
+  #lastTokenMs = 0;
+  #status = 0;
+  /** Of a plain body, or of an error. */
+  readonly #chunks: Buffer[] = [];
+  #chunkBytes = 0;
+  /** A message went out in this turn of the event loop. */
+  #wroteThisTurn = false;
+  #discarding = false;
+  #over = false;
+
+  constructor(o: AnswerRunOptions) {
+    this.#o = o;
+    if (o.streaming !== undefined) {
+      const stream = new AnswerStream({ face: o.face, ...o.streaming });
+      this.#stream = stream;
+      this.#splitter = createEventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
+    }
+    this.#call = o.engine.http.open(
+      { method: "POST", ...o.request, repeatable: o.repeatable },
+      {
+        onHead: (status) => void (this.#status = status),
+        onData: (chunk) => (this.#stream !== undefined && this.#status === 200 ? this.#onEvents(this.#stream, chunk) : this.#onBody(chunk)),
+        onEnd: (error) => this.#onEnd(error),
+      },
+    );
+  }
+
+  /** The engine has answered with a chunk at least: it has taken the KV, and an abort frees it. */
+  get tookKv(): boolean {
+    return this.#stream !== undefined && this.#stream.chunkCount > 0;
+  }
+
+  resume(): void {
+    this.#call.resume();
+  }
+
+  /** `ended` is not called any more. */
+  abort(): void {
+    this.#over = true;
+    this.#call.abort();
+  }
+
+  /**
+   * Nobody listens any more, but the engine must not be stopped before it is sure to have taken the KV: reads on until
+   * then (of a plain body: to its end), and calls `ended`.
+   */
+  discard(): void {
+    this.#discarding = true;
+    this.#call.resume();
+  }
+
+  #onEvents(stream: AnswerStream, chunk: Buffer): void {
+    const before = stream.chunkCount;
+    try {
+      this.#splitter!.push(chunk);
+    } catch (error) {
+      return this.#fail(engineFailure("decode", error as Error));
+    }
+    if (stream.chunkCount !== before) {
+      this.#lastTokenMs = performance.now();
+      if (before === 0) this.#firstTokenMs = this.#lastTokenMs;
+    }
+    if (stream.error !== undefined) return this.#fail(reportedError(stream));
+    if (this.#discarding) {
+      stream.cleared();
+      if (this.tookKv || stream.done) this.#finish(undefined);
+      return;
+    }
+    if (stream.done) return this.#completeStream(stream);
+    if (stream.parts.length === 0 || this.#wroteThisTurn) return;
+    // The first piece of a turn goes out at once; what else the turn brings goes together when it is over. Never a timer.
+    this.#wroteThisTurn = true;
+    this.#flush(stream);
+    setImmediate(() => {
+      this.#wroteThisTurn = false;
+      if (!this.#over && !this.#discarding && stream.parts.length > 0) this.#flush(stream);
+    });
+  }
+
+  #flush(stream: AnswerStream): void {
+    const roomy = this.#o.write(encodePiece(stream.parts, stream.bytes, stream.tokens));
+    stream.cleared();
+    if (!roomy) this.#call.pause();
+  }
+
+  #completeStream(stream: AnswerStream): void {
+    if (stream.finishReason === undefined) {
+      return this.#fail(engineFailure("decode", new Error("the engine's stream ended without a finish reason")));
+    }
+    const usage: Usage = stream.usage ?? { promptTokens: 0, completionTokens: stream.chunkCount };
+    this.#o.write(encodePiece(stream.parts, stream.bytes, stream.tokens, this.#end(stream.finishReason, usage)));
+    this.#finish(undefined);
+  }
+
+  #onBody(chunk: Buffer): void {
+    this.#chunkBytes += chunk.length;
+    if (this.#chunkBytes <= ANSWER_LIMIT_BYTES) this.#chunks.push(chunk);
+    else this.#fail(engineFailure("decode", new RangeError("the engine's answer is too large")));
+  }
+
+  #onEnd(error: Error | undefined): void {
+    if (this.#over) return;
+    if (error instanceof ServiceError) return this.#fail(error);
+    if (error !== undefined) {
+      this.#o.suspect();
+      return this.#fail(
+        neverReached(error)
+          ? new ServiceError("instance_lost", "The instance's engine is gone.", { cause: error })
+          : engineFailure("decode", error),
+      );
+    }
+    if (this.#status !== 200) {
+      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), { leg: "decode", internal: this.#o.internal });
+      if (refusal.code !== "engine_failed") return this.#fail(refusal);
+      this.#o.suspect();
+      return this.#fail(engineFailure("decode", refusal.cause as Error, true));
+    }
+    if (this.#splitter === undefined) return this.#completeBody();
+    // An orderly stream was ended by its [DONE].
+    const cut = this.#splitter.pendingBytes > 0 ? "in the middle of an event" : "without [DONE]";
+    this.#fail(engineFailure("decode", new Error(`the engine's stream ended ${cut}`)));
+  }
+
+  #completeBody(): void {
+    if (this.#discarding) return this.#finish(undefined);
+    this.#firstTokenMs = this.#lastTokenMs = performance.now();
+    let message: Buffer;
+    try {
+      const body = Buffer.concat(this.#chunks);
+      const answer = faceAnswer(body, scanObject(body), this.#o.face, true);
+      if (answer.finishReason === undefined) throw new SyntaxError("the engine's answer has no choice with a finish reason");
+      const usage = answer.usage ?? { promptTokens: 0, completionTokens: 0 };
+      const end = this.#end(finishReasonOf(answer.finishReason), usage);
+      message = encodePiece([answer.json], answer.json.length, usage.completionTokens, end);
+    } catch (error) {
+      return this.#fail(engineFailure("decode", error as Error));
+    }
+    this.#o.write(message);
+    this.#finish(undefined);
+  }
+
+  #end(finishReason: FinishReason, usage: Usage): Buffer {
+    const { cachedTokens } = this.#o.face;
+    return encodeResponse({
+      end: {
+        finishReason,
+        promptTokens: usage.promptTokens,
+        completionTokens: usage.completionTokens,
+        ...(cachedTokens === undefined ? {} : { cachedTokens }),
+        firstTokenMs: Math.max(0, this.#firstTokenMs - this.#startedMs),
+        generationMs: Math.max(0, this.#lastTokenMs - this.#firstTokenMs),
+      },
+    });
+  }
+
+  #fail(error: ServiceError): void {
+    this.#call.abort();
+    this.#finish(error);
+  }
+
+  #finish(error: ServiceError | undefined): void {
+    if (this.#over) return;
+    this.#over = true;
+    // A discarded stream is stopped here; of a finished one only its last bytes are still under way, and reading them
+    // gives the connection back.
+    if (this.#discarding) this.#call.abort();
+    this.#o.ended(error);
+  }
+}
+
+/** An error event inside a 200 stream. A 4xx in it is about the request; it comes before any token. */
+function reportedError(stream: AnswerStream): ServiceError {
+  const fresh = stream.chunkCount === 0;
+  let status = 500;
+  try {
+    const { code } = JSON.parse(stream.error!) as { code?: unknown };
+    if (typeof code === "number") status = code;
+  } catch {
+    // Cut off at its limit, or no object: an engine failure all the same.
+  }
+  if (fresh && status >= 400 && status < 500) {
+    return refusalOf(status, Buffer.from(`{"error":${stream.error!}}`), { leg: "decode", internal: [] });
+  }
+  return engineFailure("decode", new Error(`the engine reported in its stream: ${stream.error!}`), fresh);
+}
