@@ -98,10 +98,12 @@ export class Tracked {
   /** @param ok False where the instance is to blame. */
   legEnded(ok: boolean): void {
     this.#counts.legs -= 1;
-    this.#failures = ok ? 0 : this.#failures + 1;
+    const nowMs = this.#o.clock.nowMs();
+    // Legs that fall with an instance that is out already say nothing new.
+    this.#failures = ok || this.#judge(nowMs).condition !== "serving" ? 0 : this.#failures + 1;
     if (this.#failures >= FAILURE_LIMIT) {
       this.#failures = 0;
-      this.#failingUntilMs = this.#o.clock.nowMs() + FAILING_MS;
+      this.#failingUntilMs = nowMs + FAILING_MS;
       this.#log.warn("instance takes a pause: leg after leg failed on it", { pauseMs: FAILING_MS });
     }
     this.#closeIfLeft();
