@@ -37,7 +37,9 @@ export const upConfig = defineConfig(
     "verbose": boolean({ default: false, doc: "Show all that the processes log, not only warnings and errors." }),
   },
   {
-    summary: "Starts a router and instances on this machine, restarts what dies, and ends them all together.",
+    summary:
+      "Starts a router and instances on this machine, restarts what dies, and ends them all together. Further settings of " +
+      "those processes are given as variables, which all of them see: TANDEM_QUEUE_LIMIT=16 tandem up.",
     usage: "tandem up [--prefill N] [--decode M] [--engine sim] [--port 3000] [--grpc-port 3001]",
   },
 );

@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
-import { defaultStateDir, processStart, removeRun, runFilePath, writeRun } from "../run-file.ts";
+import { defaultStateDir, processStart, removeRun, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
 import type { Child, Death } from "./child.ts";
 import { checkUpConfig, isAttached, upConfig, type UpConfig } from "./config.ts";
@@ -70,7 +70,10 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     logDir,
     verbose: config.verbose,
     colour: terminal.colour,
-    print: (name, line) => terminal.relay(name, line),
+    print(name, line) {
+      // Once all end together, each warns that the others are gone. The log files have that, should anybody want it.
+      if (!stop.aborted || config.verbose) terminal.relay(name, line);
+    },
     events: {
       died(child, death, restartInMs) {
         if (!readiness.wasReady(child)) {
@@ -88,8 +91,8 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     fleet.kill();
     removeRun(runFile);
   });
-  const recordRun = (): void =>
-    writeRun(runFile, {
+  const recordRun = (): void => {
+    const run: Run = {
       pid: process.pid,
       ...startOf(process.pid),
       startedUnixMs: Math.round(performance.timeOrigin),
@@ -98,7 +101,14 @@ export async function runUp(argv: readonly string[]): Promise<void> {
       token,
       logDir,
       processes: fleet.children.filter((child) => child.pid !== undefined).map((child) => ({ name: child.name, role: child.role, pid: child.pid! })),
-    });
+    };
+    try {
+      writeRun(runFile, run);
+    } catch (error) {
+      // Serving goes on; only other commands don't find it.
+      terminal.warn(`${runFile} can't be written, so \`tandem status\` won't find this run: ${(error as Error).message}`);
+    }
+  };
   recordRun();
 
   const watching = new AbortController();

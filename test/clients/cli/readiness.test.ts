@@ -1,0 +1,66 @@
+import assert from "node:assert/strict";
+import type { Child } from "../../../clients/cli/up/child.ts";
+import { createReadiness, type Readiness } from "../../../clients/cli/up/readiness.ts";
+import type { SeenInstance } from "../../../clients/cli/up/seen-instances.ts";
+
+interface FakeChild {
+  name: string;
+  role: Child["role"];
+  pid: number | undefined;
+}
+
+function setUp(): { readiness: Readiness; children: FakeChild[]; said: string[] } {
+  const children: FakeChild[] = [
+    { name: "router", role: "router", pid: 1 },
+    { name: "prefill-1", role: "prefill", pid: 2 },
+    { name: "decode-1", role: "decode", pid: 3 },
+  ];
+  const said: string[] = [];
+  const readiness = createReadiness(() => children as unknown as Child[], {
+    ready: (child) => said.push(child.name),
+    allReady: () => said.push("all"),
+  });
+  return { readiness, children, said };
+}
+
+const instance = (pid: number, eligible: boolean, reason = ""): SeenInstance => ({ info: { pid }, eligible, reason });
+
+describe("readiness of a run", () => {
+  it("is told once for each process and once for all", () => {
+    const { readiness, said } = setUp();
+    readiness.seen([]);
+    readiness.seen([instance(2, true)]);
+    readiness.seen([instance(2, true), instance(3, false, "starting")]);
+    assert.equal(readiness.allReady, false);
+    readiness.seen([instance(2, true), instance(3, true)]);
+    readiness.seen([instance(2, false), instance(3, true)]);
+    assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all"]);
+  });
+
+  it("does not take an instance of another run for one of its own", () => {
+    const { readiness, said } = setUp();
+    readiness.seen([instance(77, true)]);
+    assert.deepEqual(said, ["router"]);
+  });
+
+  it("says of each process that is missing what keeps it", () => {
+    const { readiness, children } = setUp();
+    assert.deepEqual(readiness.missing(), [
+      "router: does not answer yet",
+      "prefill-1: has not registered with the router yet",
+      "decode-1: has not registered with the router yet",
+    ]);
+    readiness.seen([instance(2, false, "The engine is loading.")]);
+    children[2]!.pid = undefined;
+    assert.deepEqual(readiness.missing(), ["prefill-1: The engine is loading.", "decode-1: not running, waits for its restart"]);
+  });
+
+  it("is told again for a process that was started again", () => {
+    const { readiness, children, said } = setUp();
+    readiness.seen([instance(2, true), instance(3, true)]);
+    children[2]!.pid = 4;
+    assert.equal(readiness.allReady, false);
+    readiness.seen([instance(2, true), instance(4, true)]);
+    assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all", "decode-1"]);
+  });
+});
