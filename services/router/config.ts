@@ -41,6 +41,20 @@ export const routerConfig = defineConfig(
       unit: "bytes",
       doc: "Largest body of a request. A larger one is refused with 413.",
     }),
+    "body.total_bytes": integer({
+      default: 512 * 1024 * 1024,
+      min: 1024,
+      max: 64 * 1024 * 1024 * 1024,
+      unit: "bytes",
+      doc: "Bodies of all requests that are being read, wait or run. A request that doesn't fit is refused with 429.",
+    }),
+    "connections.limit": integer({
+      default: 16_384,
+      min: 1,
+      max: 1_048_576,
+      unit: "connections",
+      doc: "Connections of REST clients. One more is closed as soon as it is made.",
+    }),
     "legs.limit": integer({
       default: 64,
       min: 1,

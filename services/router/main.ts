@@ -21,6 +21,7 @@ import { policyOf } from "./policy/index.ts";
 import { createPool } from "./pool/pool.ts";
 import { createRelay } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
+import { createBodyBudget } from "./rest/body-budget.ts";
 import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
 import { createServing } from "./rest/serving.ts";
 import { createServingMetrics } from "./rest/serving-metrics.ts";
@@ -109,7 +110,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   });
   const routerCalls = routerService({ routerId, pool, receipts, settings, watcherLimit: config["watchers.limit"], clock, log });
   const bufferBytes = config["stream.buffer_bytes"];
-  const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes });
+  const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes, stallMs: config["client.stall_ms"], clock });
 
   const closing = new AbortController();
   let rpc: RpcServer | undefined;
@@ -127,11 +128,13 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
         log,
         apiKey,
         bodyLimitBytes: config["body.limit_bytes"],
+        bodyBudget: createBodyBudget(config["body.total_bytes"]),
         bufferBytes,
         stallMs: config["client.stall_ms"],
         routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
         grpcAddress: rpc.address,
       }),
+      config["connections.limit"],
     );
     if (o.signal?.aborted) throw new ServiceError("cancelled", "The start was given up.");
   } catch (error) {

@@ -1,6 +1,6 @@
 // Whether a request may start: at once while there is room, else after a wait in one bounded queue, first come first
 // served. A request that is refused or leaves costs the instances nothing. Every operation is O(1).
-import type { Clock, Timer } from "../../common/clock.ts";
+import type { Clock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 
 /** Leave to run. */
@@ -98,10 +98,9 @@ export function createAdmission(o: {
   function wait(gone: AbortSignal, legs: number): Promise<Place> {
     return new Promise((resolve, reject) => {
       const sinceMs = clock.nowMs();
-      let timer: Timer | undefined;
       const leave = (): void => {
         unlink(waiter);
-        timer?.cancel();
+        timer.cancel();
         gone.removeEventListener("abort", onGone);
       };
       const onGone = (): void => {
@@ -119,8 +118,7 @@ export function createAdmission(o: {
           resolve(place(legs, clock.nowMs() - sinceMs));
         },
       };
-      enqueue(waiter);
-      timer = clock.setTimer(queueTimeoutMs, () => {
+      const timer = clock.setTimer(queueTimeoutMs, () => {
         leave();
         reject(
           new ServiceError(
@@ -132,6 +130,7 @@ export function createAdmission(o: {
         poke();
       });
       gone.addEventListener("abort", onGone, { once: true });
+      enqueue(waiter);
     });
   }
 

@@ -1,7 +1,8 @@
 // InferenceService: the same serving as the REST API, for gRPC clients.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type GenerateResponseSchema, InferenceService } from "#gen/tandem/inference/v1/inference_pb.js";
-import { asServiceError } from "../../common/errors.ts";
+import type { Clock, Timer } from "../../common/clock.ts";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { AnswerSink, Ending } from "../relay/relay.ts";
 import type { Serving } from "../rest/serving.ts";
@@ -13,8 +14,17 @@ const LABEL = "Generate";
 
 type Piece = MessageInitShape<typeof GenerateResponseSchema>;
 
-/** @param o.bufferBytes Bytes that may wait for a slow caller before its decode leg is held back. */
-export function inferenceService(o: { serving: Serving; metrics: ServingMetrics; bufferBytes: number }): RpcService {
+export interface InferenceOptions {
+  readonly serving: Serving;
+  readonly metrics: ServingMetrics;
+  /** Bytes that may wait for a slow caller before its decode leg is held back. */
+  readonly bufferBytes: number;
+  /** A caller that takes nothing for so long while its leg is held back is given up. */
+  readonly stallMs: number;
+  readonly clock: Clock;
+}
+
+export function inferenceService(o: InferenceOptions): RpcService {
   return defineService(
     InferenceService,
     {
@@ -27,7 +37,19 @@ export function inferenceService(o: { serving: Serving; metrics: ServingMetrics;
           throw error;
         }
         const requestId = served.request.id;
-        const inbox = createInbox(o.bufferBytes, served.started);
+        let bodyBytes = 0;
+        let timer: Timer | undefined;
+        const onStall = (): void => {
+          const error = new ServiceError("cancelled", `The caller took nothing for ${o.stallMs} ms and was given up.`);
+          served.abandon(error);
+          // Here and now: what waits below wakes only when the caller reads again, or is gone.
+          served.close({ status: error.failure.http, bodyBytes, error });
+        };
+        const inbox = createInbox(o.bufferBytes, {
+          onStart: served.started,
+          onFull: () => (timer = o.clock.setTimer(o.stallMs, onStall)),
+          onEmpty: () => timer?.cancel(),
+        });
         const onGone = (): void => served.abandon(asServiceError(context.signal.reason));
         if (context.signal.aborted) onGone();
         else context.signal.addEventListener("abort", onGone, { once: true });
@@ -38,7 +60,6 @@ export function inferenceService(o: { serving: Serving; metrics: ServingMetrics;
           .run(inbox.sink)
           .then((ending) => (outcome = { ending }), (error: unknown) => (outcome = { error }))
           .finally(inbox.ring);
-        let bodyBytes = 0;
         let first = true;
         try {
           for (;;) {
@@ -62,6 +83,7 @@ export function inferenceService(o: { serving: Serving; metrics: ServingMetrics;
           throw error;
         } finally {
           // Reached without either where the caller stopped reading.
+          timer?.cancel();
           context.signal.removeEventListener("abort", onGone);
           const left = asServiceError(context.signal.reason);
           served.abandon(left);
@@ -83,14 +105,16 @@ function finishOf(reader: ReturnType<typeof createEventReader>, ending: Ending):
   };
 }
 
-/** Between the relay, which pushes, and the generator, which pulls: paces the one by the other. */
-function createInbox(bufferBytes: number, onStart: () => void): {
+interface Inbox {
   readonly sink: AnswerSink;
   take(): Buffer | undefined;
   /** Resolves at the next ring. */
   next(): Promise<void>;
   ring(): void;
-} {
+}
+
+/** Between the relay, which pushes, and the generator, which pulls: paces the one by the other. */
+function createInbox(bufferBytes: number, on: { onStart(): void; onFull(): void; onEmpty(): void }): Inbox {
   const waiting: Buffer[] = [];
   let waitingBytes = 0;
   let blocked = false;
@@ -101,12 +125,13 @@ function createInbox(bufferBytes: number, onStart: () => void): {
   };
   const sink: AnswerSink = {
     onDrain: undefined,
-    start: onStart,
+    start: on.onStart,
     write(bytes) {
       waiting.push(bytes);
       waitingBytes += bytes.length;
       ring();
       if (waitingBytes < bufferBytes) return true;
+      if (!blocked) on.onFull();
       blocked = true;
       return false;
     },
@@ -120,6 +145,7 @@ function createInbox(bufferBytes: number, onStart: () => void): {
       waitingBytes -= bytes.length;
       if (blocked && waiting.length === 0) {
         blocked = false;
+        on.onEmpty();
         sink.onDrain?.();
       }
       return bytes;

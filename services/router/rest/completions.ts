@@ -4,6 +4,7 @@ import type { Log } from "../../common/log.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import { authorizer } from "./authorize.ts";
+import type { BodyBudget, BodyShare } from "./body-budget.ts";
 import { clientIdOf } from "./client-id.ts";
 import { readBody } from "./read-body.ts";
 import { refuseUnread } from "./refuse-unread.ts";
@@ -24,6 +25,7 @@ export interface CompletionsOptions {
   /** "" lets everyone in. */
   readonly apiKey: string;
   readonly bodyLimitBytes: number;
+  readonly bodyBudget: BodyBudget;
   readonly bufferBytes: number;
   readonly stallMs: number;
 }
@@ -35,10 +37,10 @@ export function completionsHandler(
   const authorize = authorizer(o.apiKey);
 
   /** From the head of the request to its opening. */
-  async function receive(req: IncomingMessage, clientId: string | undefined): Promise<Served> {
+  async function receive(req: IncomingMessage, clientId: string | undefined, share: BodyShare): Promise<Served> {
     authorize(req.headers.authorization);
     checkMedia(req);
-    const body = await readBody(req, o.bodyLimitBytes);
+    const body = await readBody(req, o.bodyLimitBytes, share);
     return o.serving.open({ label: path, path, body, clientId });
   }
 
@@ -48,7 +50,7 @@ export function completionsHandler(
     if (code === "internal") o.log.error("request failed", { path, error });
     else o.log.info("request refused", { path, code, param: asServiceError(error).param });
     if (code === "cancelled") res.destroy();
-    else if (code === "body_too_large") refuseUnread(req, res, error);
+    else if (!req.complete && (code === "body_too_large" || code === "queue_full")) refuseUnread(req, res, error);
     else {
       // What is left of the body is Node's to read and drop before the next request of this connection.
       if (o.serving.draining) headers["connection"] = "close";
@@ -56,11 +58,11 @@ export function completionsHandler(
     }
   }
 
-  async function handle(req: IncomingMessage, res: ServerResponse): Promise<void> {
+  async function handle(req: IncomingMessage, res: ServerResponse, share: BodyShare): Promise<void> {
     const clientId = clientIdOf(req.headers["x-request-id"]);
     let served: Served;
     try {
-      served = await receive(req, clientId);
+      served = await receive(req, clientId, share);
     } catch (error) {
       refuse(req, res, error, clientId === undefined ? {} : { "x-request-id": clientId });
       return;
@@ -100,11 +102,14 @@ export function completionsHandler(
   }
 
   return (req, res) => {
-    handle(req, res).catch((error: unknown) => {
-      o.log.error("request failed", { path, error });
-      if (res.headersSent) res.destroy();
-      else writeError(res, error);
-    });
+    const share = o.bodyBudget.open();
+    handle(req, res, share)
+      .catch((error: unknown) => {
+        o.log.error("request failed", { path, error });
+        if (res.headersSent) res.destroy();
+        else writeError(res, error);
+      })
+      .finally(share.release);
   };
 }
 

@@ -30,6 +30,8 @@ export interface RequestLimits {
 /** @throws ServiceError `invalid_request`, `not_supported`, `model_not_found`, `no_instance` */
 export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLimits): OpenAiRequest {
   const fields = parseJsonObject(body);
+  // vLLM would take 1 or "true" for these too, and what is refused below would pass in that disguise.
+  for (const flag of ["echo", "use_beam_search"]) booleanField(fields, flag);
   const refusal = refusedField(fields);
   if (refusal !== undefined) {
     throw new ServiceError(refusal.reserved ? "invalid_request" : "not_supported", refusal.message, { param: refusal.param });

@@ -1,12 +1,14 @@
-// Reads the body of a request, up to a limit.
+// Reads the body of a request, up to its own limit and to what is left for all.
 import type { IncomingMessage } from "node:http";
 import { ServiceError } from "../../common/errors.ts";
+import type { BodyShare } from "./body-budget.ts";
 
 /**
- * @throws ServiceError `body_too_large` as soon as that is known (reading has stopped then), `cancelled` when the client
- *   leaves before its end
+ * @param share Takes the bytes as they come; whoever opened it releases it.
+ * @throws ServiceError `body_too_large` or `queue_full` as soon as that is known (reading has stopped then), `cancelled`
+ *   when the client leaves before its end
  */
-export function readBody(req: IncomingMessage, limitBytes: number): Promise<Buffer> {
+export function readBody(req: IncomingMessage, limitBytes: number, share: BodyShare): Promise<Buffer> {
   const declared = Number(req.headers["content-length"]);
   if (declared > limitBytes) return Promise.reject(tooLarge(limitBytes));
   return new Promise((resolve, reject) => {
@@ -17,11 +19,15 @@ export function readBody(req: IncomingMessage, limitBytes: number): Promise<Buff
     };
     const onData = (chunk: Buffer): void => {
       bytes += chunk.length;
-      if (bytes > limitBytes) {
+      try {
+        if (bytes > limitBytes) throw tooLarge(limitBytes);
+        share.take(chunk.length);
+        chunks.push(chunk);
+      } catch (error) {
         stop();
         req.pause();
-        reject(tooLarge(limitBytes));
-      } else chunks.push(chunk);
+        reject(error);
+      }
     };
     const onEnd = (): void => {
       stop();

@@ -23,13 +23,16 @@ export interface HttpServer {
 
 /**
  * @param listen host:port; port 0 takes a free one.
+ * @param connectionLimit One more is closed as soon as it is made.
  * @throws StartError when the address can't be listened on
  */
 export async function serveHttp(
   listen: string,
   handler: (req: IncomingMessage, res: ServerResponse) => void,
+  connectionLimit: number,
 ): Promise<HttpServer> {
   const server = createServer({ noDelay: true, keepAliveTimeout: KEEP_ALIVE_MS }, handler);
+  server.maxConnections = connectionLimit;
   // A body that was announced too large is refused by the handler before the client sends it.
   server.on("checkContinue", (req, res) => {
     req.once("resume", () => {

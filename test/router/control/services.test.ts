@@ -46,7 +46,7 @@ async function startControl(): Promise<Control> {
     listen: "127.0.0.1:0", token: "join", apiKey: "sk-key", log, graceMs: 100,
     services: [
       routerService({ routerId: "router-1", pool, receipts, settings, watcherLimit: 1, clock, log }),
-      inferenceService({ serving, metrics: servingMetrics, bufferBytes: 1024 }),
+      inferenceService({ serving, metrics: servingMetrics, bufferBytes: 1024, stallMs: 150, clock }),
     ],
   });
   const channels = [dialRpc(server.address, { token: "join" }), dialRpc(server.address, { token: "sk-key" }), dialRpc(server.address)] as const;
@@ -269,6 +269,25 @@ describe("InferenceService", () => {
     const pieces = await collect(control.inference.generate({ input: { case: "prompt", value: "x" } }));
     assert.equal(pieces.reduce((sum, { text }) => sum + text.length, 0), 2_000_000);
     assert.ok(held > 0);
+  });
+
+  it("gives up a caller that takes nothing at all", async () => {
+    control.relay.script = async (run) => {
+      run.leg();
+      run.sink.start();
+      const gone = new Promise<never>((_resolve, reject) => run.gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "gone"))));
+      for (;;) {
+        if (!run.write(`data: {"choices":[{"text":"${"x".repeat(100_000)}"}]}\n\n`)) {
+          await Promise.race([gone, new Promise<void>((resolve) => (run.sink.onDrain = resolve))]);
+        }
+      }
+    };
+    const stream = control.inference.generate({ input: { case: "prompt", value: "x" } })[Symbol.asyncIterator]();
+    await stream.next();
+    await eventually("it is given up", () => control.serving.count === 0);
+    assert.ok(control.relay.runs[0]!.gone.aborted);
+    assert.match((await control.router.listRequests({})).receipts[0]!.error, /took nothing for 150 ms/);
+    await stream.return!();
   });
 
   it("is for those who have the API key", async () => {

@@ -358,6 +358,20 @@ describe("a router without room", () => {
     await first;
   });
 
+  it("refuses with 429 the body that is too much with all others, and holds none when all have ended", async () => {
+    await using rest = await startRest({ script: untilGone, bodyTotalBytes: 100_000 });
+    const client = new AbortController();
+    const large = { prompt: "x".repeat(80_000) };
+    const first = rest.post(COMPLETIONS, large, { signal: client.signal }).catch(() => {});
+    await eventually("the first runs", () => rest.relay.runs.length === 1);
+    const response = await rest.post(COMPLETIONS, large);
+    assert.equal(response.status, 429);
+    assert.equal(response.headers.get("retry-after"), "1");
+    client.abort();
+    await first;
+    await eventually("nothing is held", () => rest.bodyBudget.heldBytes === 0);
+  });
+
   it("says with 503 which side is missing, and names no address", async () => {
     await using rest = await startRest();
     rest.pool.set([{ id: "p1", role: "prefill", eligible: false, reason: "10.1.2.3:3101 broke" }, { id: "d1", role: "decode" }]);

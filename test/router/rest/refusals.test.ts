@@ -50,6 +50,7 @@ const CASES: readonly Case[] = [
   ["stream_options without stream", COMPLETIONS, { prompt, stream_options: { include_usage: true } }, [
     "Stream options can only be defined when `stream=True`. (parameter=stream_options)", "BadRequestError", "stream_options"]],
   ["stream_options that are no object", CHAT, { messages, stream: true, stream_options: 1 }, [/'loc': 'body\.stream_options'/, "Bad Request", "body.stream_options"]],
+  ["echo in disguise", COMPLETIONS, { prompt, echo: "true", logprobs: 1 }, [/'bool_type', 'loc': 'body\.echo'/, "Bad Request", "body.echo"]],
   ["a model that is a number", COMPLETIONS, { prompt, model: 7 }, [/'string_type', 'loc': 'body\.model'/, "Bad Request", "body.model"]],
   ["a field twice", COMPLETIONS, '{"prompt":"a","max_tokens":1,"max_\\u0074okens":100}', ["The field `max_tokens` is given twice. Give it once.", "BadRequestError", "max_tokens"]],
   ["KV parameters", COMPLETIONS, { prompt, kv_transfer_params: { do_remote_prefill: true } }, [/set by the server/, "BadRequestError", "kv_transfer_params"]],

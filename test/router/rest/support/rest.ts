@@ -4,6 +4,7 @@ import { createMetrics } from "../../../../services/common/metrics.ts";
 import { createAdmission } from "../../../../services/router/admission/admission.ts";
 import { capacityOf } from "../../../../services/router/capacity.ts";
 import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
+import { createBodyBudget, type BodyBudget } from "../../../../services/router/rest/body-budget.ts";
 import { restHandler } from "../../../../services/router/rest/app.ts";
 import { createServing, type Serving } from "../../../../services/router/rest/serving.ts";
 import { createServingMetrics } from "../../../../services/router/rest/serving-metrics.ts";
@@ -16,6 +17,7 @@ export interface RestOptions {
   readonly script?: Script;
   readonly apiKey?: string;
   readonly bodyLimitBytes?: number;
+  readonly bodyTotalBytes?: number;
   readonly bufferBytes?: number;
   readonly stallMs?: number;
   readonly queueLimit?: number;
@@ -32,6 +34,7 @@ export interface Rest {
   readonly serving: Serving;
   readonly logs: LogSink;
   readonly http: HttpServer;
+  readonly bodyBudget: BodyBudget;
   /** POSTs JSON. */
   post(path: string, body: unknown, o?: { headers?: Record<string, string>; signal?: AbortSignal }): Promise<Response>;
   [Symbol.asyncDispose](): Promise<void>;
@@ -55,21 +58,24 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     pool, admission, relay, receipts, metrics: servingMetrics, log: logs.log, clock: systemClock,
     legsLimit: o.legsLimit ?? 64, deadlineMs: 60_000,
   });
+  const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000);
   const http = await serveHttp(
     "127.0.0.1:0",
     restHandler({
       serving, pool, metrics, servingMetrics, log: logs.log,
       apiKey: o.apiKey ?? "",
       bodyLimitBytes: o.bodyLimitBytes ?? 1_000_000,
+      bodyBudget,
       bufferBytes: o.bufferBytes ?? 65_536,
       stallMs: o.stallMs ?? 5_000,
       routerService: (_req, _res, next) => next(),
       grpcAddress: "127.0.0.1:3001",
     }),
+    100,
   );
   const url = `http://${http.address}`;
   return {
-    url, pool, relay, receipts, serving, logs, http,
+    url, pool, relay, receipts, serving, logs, http, bodyBudget,
     port: Number(http.address.split(":").at(-1)),
     post: (path, body, { headers = {}, signal } = {}) =>
       fetch(`${url}${path}`, {
