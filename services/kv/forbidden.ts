@@ -32,7 +32,7 @@ export function refusedField(parsed: Readonly<Record<string, unknown>>): Refusal
   if (parsed["echo"] === true && parsed["logprobs"] != null) return unservable("echo", "echo together with logprobs");
   // The engines derive ids of their own for beams, so that the legs would never find one another.
   if (parsed["use_beam_search"] === true) return unservable("use_beam_search", "beam search");
-  if (typeof parsed["best_of"] === "number" && parsed["best_of"] > 1) return unservable("best_of", "best_of above 1");
+  if (parsed["best_of"] != null && parsed["best_of"] !== 1) return unservable("best_of", "best_of above 1");
   return undefined;
 }
 

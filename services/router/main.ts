@@ -23,8 +23,8 @@ import { createRelay } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
 import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
-import { createServing } from "./rest/serving.ts";
-import { createServingMetrics } from "./rest/serving-metrics.ts";
+import { createServing } from "./serving/serving.ts";
+import { createServingMetrics } from "./serving/metrics.ts";
 import { drainAndStop } from "./stop.ts";
 
 /** What SIGINT, or the death of the parent, leaves to running requests. */

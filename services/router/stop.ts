@@ -5,7 +5,7 @@ import type { RpcServer } from "../rpc/server.ts";
 import type { Pool } from "./pool/pool.ts";
 import type { RunningRelay } from "./relay/relay.ts";
 import type { HttpServer } from "./rest/server.ts";
-import type { Serving } from "./rest/serving.ts";
+import type { Serving } from "./serving/serving.ts";
 
 /** For requests that were ended to say so to their clients. */
 const LAST_WORDS_MS = 250;

@@ -21,6 +21,8 @@ describe("a client's body", () => {
     assert.equal(param('{"echo":true,"logprobs":0}'), "echo");
     assert.equal(param('{"use_beam_search":true}'), "use_beam_search");
     assert.equal(param('{"best_of":2}'), "best_of");
+    assert.equal(param('{"best_of":"2"}'), "best_of");
+    assert.equal(param('{"best_of":1}'), undefined);
   });
 
   it("passes with everything else", () => {

@@ -5,8 +5,8 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { AnswerSink, Ending } from "../relay/relay.ts";
-import type { Serving } from "../rest/serving.ts";
-import type { ServingMetrics } from "../rest/serving-metrics.ts";
+import type { Serving } from "../serving/serving.ts";
+import type { ServingMetrics } from "../serving/metrics.ts";
 import { createEventReader } from "./event-reader.ts";
 import { generateBody } from "./generate-body.ts";
 

@@ -2,7 +2,7 @@
 // reads too slowly loses some and is told how many.
 import { ServiceError } from "../../common/errors.ts";
 import type { ReceiptDraft } from "../relay/receipt.ts";
-import type { ReceiptBook } from "../rest/serving.ts";
+import type { ReceiptBook } from "../serving/serving.ts";
 
 /** Receipts that one watcher may be behind. */
 const WATCHER_BACKLOG = 256;

@@ -11,7 +11,7 @@ import { authorizer } from "./authorize.ts";
 import { completionsHandler, type CompletionsOptions } from "./completions.ts";
 import { modelList, modelOf } from "./models.ts";
 import { page, PAGE_HEADERS } from "./page.ts";
-import { unreadiness } from "./readiness.ts";
+import { unreadiness } from "../serving/readiness.ts";
 import { writeError } from "./stream-answer.ts";
 
 export type Middleware = (req: IncomingMessage, res: ServerResponse, next: () => void) => void;

@@ -9,10 +9,10 @@ import { clientIdOf } from "./client-id.ts";
 import { readBody } from "./read-body.ts";
 import { refuseUnread } from "./refuse-unread.ts";
 import { serverTiming } from "./server-timing.ts";
-import type { Served, Serving } from "./serving.ts";
-import type { ServingMetrics } from "./serving-metrics.ts";
+import type { Served, Serving } from "../serving/serving.ts";
+import type { ServingMetrics } from "../serving/metrics.ts";
 import { streamAnswer, writeError, type Answer } from "./stream-answer.ts";
-import { malformedMedia } from "./validation.ts";
+import { malformedMedia } from "../serving/validation.ts";
 import { wholeAnswer } from "./whole-answer.ts";
 
 /** Kinds of fallback that the header names; the receipt has all. */

@@ -12,7 +12,7 @@ import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts"
 import { readOpenAiRequest } from "./openai-request.ts";
 import { lackOf } from "./readiness.ts";
 import { logEnded } from "./request-log.ts";
-import type { ServingMetrics } from "./serving-metrics.ts";
+import type { ServingMetrics } from "./metrics.ts";
 
 /** Where receipts go. */
 export interface ReceiptBook {
