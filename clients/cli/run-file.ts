@@ -47,18 +47,27 @@ export function removeRun(path: string): void {
 
 /** Runs that are alive, the youngest first. */
 export function liveRuns(stateDir: string): Run[] {
-  let names: string[];
-  try {
-    names = readdirSync(stateDir);
-  } catch {
-    return []; // Nothing ever ran here.
-  }
-  return names
-    .filter((name) => /^run-\d+\.json$/.test(name))
-    .map((name) => readRun(join(stateDir, name)))
+  return runFiles(stateDir)
+    .map(readRun)
     .filter((run) => run !== undefined)
     .filter(isAlive)
     .sort((a, b) => b.startedUnixMs - a.startedUnixMs);
+}
+
+/** Removes the files of runs that were killed. */
+export function removeStaleRuns(stateDir: string): void {
+  for (const path of runFiles(stateDir)) {
+    const run = readRun(path);
+    if (run !== undefined && !isAlive(run)) rmSync(path, { force: true });
+  }
+}
+
+function runFiles(stateDir: string): string[] {
+  try {
+    return readdirSync(stateDir).filter((name) => /^run-\d+\.json$/.test(name)).map((name) => join(stateDir, name));
+  } catch {
+    return []; // Nothing ever ran here.
+  }
 }
 
 /** Start time of a process in clock ticks since boot. Undefined when it is gone, or where there is no /proc. */

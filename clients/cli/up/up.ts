@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
-import { defaultStateDir, processStart, removeRun, runFilePath, writeRun, type Run } from "../run-file.ts";
+import { defaultStateDir, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
 import type { Child, Death } from "./child.ts";
 import { checkUpConfig, isAttached, upConfig, type UpConfig } from "./config.ts";
@@ -31,6 +31,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const grpcAddress = dialable(ports.grpc);
   const logDir = makeLogFolder(stateDir, splitAddress(ports.rest).port);
   const runFile = runFilePath(stateDir, splitAddress(ports.rest).port);
+  removeStaleRuns(stateDir);
   const token = config.token === "" ? randomBytes(24).toString("base64url") : config.token;
   const terminal = createTerminal();
   const specs = planChildren({
