@@ -137,10 +137,12 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     }
     finish(Outcome.HANDED_OVER, ticket);
     const cached = parsed.usage?.prompt_tokens_details?.cached_tokens;
+    const kvBytes = parsed.kv_transfer_params?.kv_bytes;
     return {
       ticket,
       promptTokens: parsed.usage?.prompt_tokens ?? 0,
       ...(typeof cached === "number" ? { cachedTokens: cached } : {}),
+      ...(typeof kvBytes === "number" && Number.isSafeInteger(kvBytes) ? { kvBytes: BigInt(kvBytes) } : {}),
       engineMs: performance.now() - arrivedMs,
     };
   }
@@ -165,8 +167,9 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
   };
 }
 
-/** What is read of vLLM's answer. */
+/** What is read of vLLM's answer. `kv_bytes` is said by Tandem's own engines alone. */
 interface EngineAnswer {
+  readonly kv_transfer_params?: { readonly kv_bytes?: unknown } | null;
   readonly usage?: { readonly prompt_tokens?: number; readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null };
 }
 

@@ -1,11 +1,16 @@
 // What the HTTP server asks of whatever computes behind it. The sim is one implementation; a real
 // model is another. Tokens are pushed, not pulled: with thousands of streams an async iterator per
 // token costs more than making the token does.
-import type { Tokenizer } from "./tokenizer.ts";
+import type { Message } from "./message.ts";
 
 export interface Engine {
   readonly model: ModelFacts;
   readonly tokenizer: Tokenizer;
+  /**
+   * The prompt of a chat. `openTurn` leaves the answer's turn open; `continueFinal` leaves the last message's.
+   * @throws HttpError where the conversation does not fit the model's template.
+   */
+  chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[];
   /** False once the engine core is gone: `/health` says 503 and every request fails. */
   readonly alive: boolean;
   /** Queues one sequence. Failures arrive at the sink, never as a throw. */
@@ -16,6 +21,23 @@ export interface Engine {
   metricsText(): string;
 }
 
+/** Text to tokens and back, as far as the HTTP server needs it. */
+export interface Tokenizer {
+  readonly vocabularySize: number;
+  /**
+   * Special tokens are never read out of text: their names in a prompt are ordinary letters.
+   * @param withStart Whether the token that begins a prompt stands before it, where the model has one.
+   */
+  encodePrompt(text: string, withStart: boolean): number[];
+  /** Specials are written out by name. Broken UTF-8 becomes U+FFFD, as in vLLM. */
+  decode(tokens: readonly number[]): string;
+  /** A token's bytes. */
+  bytes(token: number): Uint8Array;
+  /** A token's text where it is valid UTF-8 by itself, null for a piece of a character. */
+  text(token: number): string | null;
+  isSpecial(token: number): boolean;
+}
+
 export interface ModelFacts {
   readonly name: string;
   readonly root: string;
@@ -23,6 +45,10 @@ export interface ModelFacts {
   readonly maxLength: number;
   /** As vLLM prints it: `vllm-<version>-<8 hex>`. */
   readonly fingerprint: string;
+  /** Of the API that is spoken, or of the engine where it has one of its own. */
+  readonly version: string;
+  /** Whether answers can be held to a grammar. The sim takes the fields and ignores them. */
+  readonly takesGrammars: boolean;
 }
 
 export interface SequenceRequest {
@@ -35,6 +61,8 @@ export interface SequenceRequest {
   readonly sampling: Sampling;
   /** `kv_transfer_params` of the body, unread: its meaning belongs to the connector. */
   readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
+  /** Alternatives for each prompt token whose logprobs are wanted too. Null: not wanted. */
+  readonly promptLogprobs: number | null;
   /** Faults that pace this sequence. */
   readonly pace: Pace | null;
 }
@@ -46,7 +74,21 @@ export interface Pace {
 }
 
 export interface Sampling {
+  /** 0 is greedy. */
   readonly temperature: number;
+  /** Above 0, to 1. */
+  readonly topP: number;
+  /** 0: no limit. */
+  readonly topK: number;
+  /** 0 to 1. */
+  readonly minP: number;
+  /** -2 to 2, as the next. */
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+  /** Above 0. 1: none. */
+  readonly repetitionPenalty: number;
+  /** Added to logits, by token. */
+  readonly logitBias: ReadonlyMap<number, number> | null;
   /** Null: random when the temperature is above 0. */
   readonly seed: number | null;
   /** At least 1, already clamped to the room that the prompt leaves. */
@@ -96,8 +138,8 @@ export interface EngineFailure {
 export interface SequenceHandle {
   /** Prompt tokens found in the prefix cache. Known once the first token is there. */
   readonly cachedTokens: number;
-  /** Logprobs of the prompt itself, one per prompt token; the first has none. */
-  promptLogprobs(alternatives: number): (TokenLogprobs | null)[];
+  /** Logprobs of the prompt itself, one per prompt token; the first has none. Asked for once the first token is there. */
+  promptLogprobs(alternatives: number): readonly (TokenLogprobs | null)[];
   /** Stops the sequence and frees its KV. Harmless after its end. */
   abort(): void;
 }

@@ -159,7 +159,7 @@ describe("p2p-zmq: KV that nobody claims", () => {
     const { model_hash } = decode.state();
     const sender = new Dealer({ linger: 0 });
     sender.connect(`tcp://${decode.kvAddress!}`);
-    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, prompt_hash: "" })]);
+    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, layout: "rows", prompt_hash: "" })]);
     const [type] = await sender.receive();
     assert.equal(type!.toString(), "GRANT");
     sender.close();
@@ -173,7 +173,7 @@ describe("p2p-zmq: KV that nobody claims", () => {
     const { model_hash } = decode.state();
     const sender = new Dealer({ linger: 0 });
     sender.connect(`tcp://${decode.kvAddress!}`);
-    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, prompt_hash: "" })]);
+    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, layout: "rows", prompt_hash: "" })]);
     await sender.receive();
     await sender.send(["COMMIT", "x"]);
     const [type, , reason] = await sender.receive();

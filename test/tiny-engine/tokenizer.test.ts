@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { tokenizer, wordToken } from "../../services/tiny-engine/tokenizer.ts";
+import { tokenizer, wordToken } from "../../services/tiny-engine/sim/tokenizer.ts";
 
 describe("the sim's tokenizer", () => {
   it("loses nothing, whatever the text", () => {

@@ -20,6 +20,7 @@ export interface AnswerPlan {
   readonly includeStop: boolean;
   readonly stream: StreamChoice;
   readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
+  readonly promptLogprobs: number | null;
   readonly reportCached: boolean;
   /** Made once the sequences are submitted, whose handles know the prompt's logprobs. */
   readonly format: (handles: readonly SequenceHandle[]) => AnswerFormat;
@@ -49,7 +50,7 @@ export class Answer {
   }
 
   start(engine: Engine): void {
-    const { prompts, n, samplings, stops, includeStop, kvTransferParams, stream } = this.#plan;
+    const { prompts, n, samplings, stops, includeStop, kvTransferParams, promptLogprobs, stream } = this.#plan;
     const pace = this.#faults === null || (this.#faults.extraMsPerToken === 0 && this.#faults.stallAfterTokens === Infinity) ? null : this.#faults;
     this.#open = prompts.length * n;
     this.#res.once("close", () => { if (!this.#res.writableFinished) this.#abort(); });
@@ -61,7 +62,8 @@ export class Answer {
         this.#choices.push(choice);
         // vLLM's ids of choices; the KV of a paired request travels under them.
         const id = n > 1 ? `${child}_${prompt.id}` : prompt.id;
-        this.#handles.push(engine.submit({ id, prompt: prompt.tokens, choice: child, choiceCount: n, sampling, kvTransferParams, pace }, choice));
+        const request = { id, prompt: prompt.tokens, choice: child, choiceCount: n, sampling, kvTransferParams, promptLogprobs, pace };
+        this.#handles.push(engine.submit(request, choice));
       }
     });
     // A sequence may have failed at once: then there is a status to tell it by.

@@ -1,8 +1,8 @@
 // POST /v1/chat/completions: reads the request and writes its answers, byte for byte as vLLM 0.32 does.
 import type { Engine, SequenceHandle } from "../engine.ts";
+import type { Message } from "../message.ts";
 import type { AnswerPlan } from "./answer.ts";
 import { validationError, type Json, type JsonObject } from "./body.ts";
-import { chatTokens, type Message } from "./chat-template.ts";
 import { badRequest, badValue } from "./exchange.ts";
 import { usageHead, usageJson, type AnswerFormat, type Delta, type Usage, type WholeChoice } from "./format.ts";
 import { chatLogprobsJson, promptLogprobsJson } from "./logprobs.ts";
@@ -29,11 +29,13 @@ export function planChat(engine: Engine, body: JsonObject, requestId: string | n
   if (Array.isArray(fields.tools) && fields.tools.length > 0 && (fields.tool_choice ?? "auto") === "auto") {
     throw badRequest('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set');
   }
-  const { tokenizer, model } = engine;
-  const prompt = chatTokens(tokenizer, readMessages(fields.messages), fields.add_generation_prompt ?? true, fields.continue_final_message ?? false);
+  const { model } = engine;
+  const prompt = engine.chatTokens(readMessages(fields.messages), fields.add_generation_prompt ?? true, fields.continue_final_message ?? false);
   const asked = fields.max_completion_tokens ?? fields.max_tokens;
   const maxTokens = clampMaxTokens(asked, model.maxLength, prompt.length, model.maxLength);
-  const { sampling, n } = readSampling(fields, maxTokens, logprobs);
+  const { sampling, n } = readSampling(fields, maxTokens, logprobs, engine);
+  // In chat, echo gives the prompt's logprobs and not its text.
+  const promptLogprobs = fields.prompt_logprobs ?? (fields.echo === true ? fields.top_logprobs ?? 0 : null);
   const id = `chatcmpl-${requestId ?? fields.request_id ?? newId()}`;
   return {
     prompts: [{ id, tokens: prompt }],
@@ -43,11 +45,10 @@ export function planChat(engine: Engine, body: JsonObject, requestId: string | n
     includeStop: fields.include_stop_str_in_output ?? false,
     stream,
     kvTransferParams: fields.kv_transfer_params as JsonObject | null,
+    promptLogprobs,
     reportCached,
     format: (handles) => new ChatFormat(engine, id, handles, {
-      prompt,
-      // In chat, echo gives the prompt's logprobs and not its text.
-      promptLogprobs: fields.prompt_logprobs ?? (fields.echo === true ? fields.top_logprobs ?? 0 : null),
+      prompt, promptLogprobs,
       returnTokenIds: fields.return_token_ids ?? false, includeUsage: stream.includeUsage, continuousUsage: stream.continuousUsage,
     }),
   };

@@ -21,12 +21,13 @@ export function planCompletions(engine: Engine, body: JsonObject, requestId: str
   if (fields.suffix) throw badRequest("suffix is only supported for models with FIM completion rendering", "suffix");
   const { tokenizer, model } = engine;
   const tokens = texts.map((prompt) => typeof prompt === "string"
-    ? [...(fields.add_special_tokens === false ? [] : [tokenizer.bos]), ...tokenizer.encode(prompt)]
+    ? tokenizer.encodePrompt(prompt, fields.add_special_tokens !== false)
     : checkIds(prompt, tokenizer.vocabularySize));
   const limits = tokens.map((prompt) => clampMaxTokens(fields.max_tokens, DEFAULT_MAX_TOKENS, prompt.length, model.maxLength));
-  const { sampling, n } = readSampling(fields, Math.min(...limits), fields.logprobs);
+  const { sampling, n } = readSampling(fields, Math.min(...limits), fields.logprobs, engine);
   const id = `cmpl-${requestId ?? fields.request_id ?? newId()}`;
   const echo = fields.echo ?? false;
+  const promptLogprobs = fields.prompt_logprobs ?? (echo && fields.logprobs !== null ? fields.logprobs : null);
   return {
     prompts: tokens.map((prompt, index) => ({ id: `${id}-${index}`, tokens: prompt })),
     n,
@@ -35,11 +36,12 @@ export function planCompletions(engine: Engine, body: JsonObject, requestId: str
     includeStop: fields.include_stop_str_in_output ?? false,
     stream,
     kvTransferParams: fields.kv_transfer_params as JsonObject | null,
+    promptLogprobs,
     reportCached,
     format: (handles) => new CompletionsFormat(engine, id, handles, {
       n, tokens, texts: texts.map((prompt) => typeof prompt === "string" ? prompt : tokenizer.decode(prompt)), echo,
       logprobs: fields.logprobs,
-      promptLogprobs: fields.prompt_logprobs ?? (echo && fields.logprobs !== null ? fields.logprobs : null),
+      promptLogprobs,
       returnTokenIds: fields.return_token_ids ?? false, includeUsage: stream.includeUsage, continuousUsage: stream.continuousUsage, reportCached,
     }),
   };

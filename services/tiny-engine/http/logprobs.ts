@@ -1,6 +1,5 @@
 // Logprobs in the three shapes that vLLM sends: completions', chat's, and the prompt's.
-import type { TokenLogprobs } from "../engine.ts";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { TokenLogprobs, Tokenizer } from "../engine.ts";
 
 /** A token as text; specials by name, a piece of a character as U+FFFD. */
 export function tokenText(tokenizer: Tokenizer, token: number): string {

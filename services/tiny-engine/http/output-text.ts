@@ -1,7 +1,7 @@
 // Tokens to text for one choice: characters that are spread over several tokens, and stop strings that
 // may begin in one token and end in another.
 import { StringDecoder } from "node:string_decoder";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "../engine.ts";
 
 export class OutputText {
   readonly #tokenizer: Tokenizer;

@@ -1,5 +1,5 @@
 // The sampling fields of both endpoints, with vLLM's checks in vLLM's order and words (SamplingParams of 0.32).
-import type { Sampling } from "../engine.ts";
+import type { Engine, Sampling } from "../engine.ts";
 import { readFields, type Fields, type FieldType, type Json, type JsonObject } from "./body.ts";
 import { badRequest, badValue, HttpError } from "./exchange.ts";
 
@@ -8,7 +8,7 @@ export const SAMPLING_FIELDS = {
   top_k: "integer", min_p: "number", presence_penalty: "number", frequency_penalty: "number", repetition_penalty: "number",
   max_tokens: "integer", min_tokens: "integer", stop: "any", stop_token_ids: "any", ignore_eos: "boolean",
   include_stop_str_in_output: "boolean", echo: "boolean", prompt_logprobs: "integer", return_token_ids: "boolean",
-  add_special_tokens: "boolean", request_id: "string", kv_transfer_params: "any",
+  logit_bias: "any", response_format: "any", structured_outputs: "any", add_special_tokens: "boolean", request_id: "string", kv_transfer_params: "any",
 } as const;
 
 export type SamplingFields = Fields<typeof SAMPLING_FIELDS>;
@@ -72,7 +72,7 @@ export function clampMaxTokens(asked: number | null, fallback: number, promptTok
  * @param logprobs Alternatives per token; null for none.
  * @throws HttpError for the first value out of range.
  */
-export function readSampling(fields: SamplingFields, maxTokens: number, logprobs: number | null): { sampling: Sampling; n: number } {
+export function readSampling(fields: SamplingFields, maxTokens: number, logprobs: number | null, engine: Engine): { sampling: Sampling; n: number } {
   const n = fields.n ?? 1;
   const temperature = fields.temperature ?? 1;
   const minTokens = fields.min_tokens ?? 0;
@@ -94,14 +94,39 @@ export function readSampling(fields: SamplingFields, maxTokens: number, logprobs
       throw badValue(`Requested ${kind} logprobs of ${value}, which is greater than max allowed: ${MAX_LOGPROBS}`, param, String(value));
     }
   }
+  refuseGrammars(fields, engine);
   if (temperature === 0 && n > 1) throw badRequest(`n must be 1 when using greedy sampling, got ${n}.`);
   return {
     n,
     sampling: {
-      temperature, seed: fields.seed, maxTokens, minTokens, ignoreEos: fields.ignore_eos ?? false, logprobs,
+      temperature, topP, topK: Math.max(0, fields.top_k ?? 0), minP: fields.min_p ?? 0,
+      presencePenalty: fields.presence_penalty ?? 0, frequencyPenalty: fields.frequency_penalty ?? 0,
+      repetitionPenalty: fields.repetition_penalty ?? 1, logitBias: readLogitBias(fields.logit_bias, engine.tokenizer.vocabularySize),
+      seed: fields.seed, maxTokens, minTokens, ignoreEos: fields.ignore_eos ?? false, logprobs,
       stopTokenIds: readTokenIds(fields.stop_token_ids),
     },
   };
+}
+
+/** vLLM's shortest word for what it cannot constrain. */
+function refuseGrammars({ response_format: format, structured_outputs: structured }: SamplingFields, engine: Engine): void {
+  if (engine.model.takesGrammars) return;
+  const type = (format as { type?: Json } | null)?.type ?? "text";
+  if (type !== "text") throw badRequest(`response_format ${JSON.stringify(type)} is not supported: this engine has no structured outputs.`, "response_format");
+  if (structured !== null) throw badRequest("structured_outputs is not supported by this engine.", "structured_outputs");
+}
+
+function readLogitBias(value: Json, vocabularySize: number): ReadonlyMap<number, number> | null {
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return null;
+  const entries = Object.entries(value).map(([token, bias]) => [Number(token), Number(bias)] as const);
+  if (entries.some(([token, bias]) => !Number.isInteger(token) || Number.isNaN(bias))) {
+    throw badRequest(`Found token_id in logit_bias but token_id must be an integer or string representing an integer`, "logit_bias");
+  }
+  const outside = entries.map(([token]) => token).filter((token) => token < 0 || token >= vocabularySize);
+  if (outside.length > 0) {
+    throw badRequest(`token_id(s) [${outside.join(", ")}] in logit_bias contain out-of-vocab token ids. Vocabulary size: ${vocabularySize}`, "logit_bias");
+  }
+  return entries.length === 0 ? null : new Map(entries.map(([token, bias]) => [token, Math.max(-100, Math.min(100, bias))]));
 }
 
 function readTokenIds(value: Json): ReadonlySet<number> | null {

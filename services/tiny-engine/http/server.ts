@@ -13,7 +13,6 @@ import { detokenize, tokenize } from "./tokenize.ts";
 
 /** uvicorn's: an idle connection is closed after this. */
 const KEEP_ALIVE_MS = 5_000;
-const VLLM_VERSION = "0.32.0";
 
 export interface ServerOptions {
   readonly engine: Engine;
@@ -72,7 +71,7 @@ export function createEngineServer(options: ServerOptions): Server {
     "/detokenize": { POST: async (req, res) => sendJson(res, 200, detokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))) },
     "/health": { GET: health },
     "/ping": { GET: health, POST: health },
-    "/version": { GET: fixed(() => JSON.stringify({ version: VLLM_VERSION })) },
+    "/version": { GET: fixed(() => JSON.stringify({ version: engine.model.version })) },
     "/load": { GET: fixed(() => JSON.stringify({ server_load: engine.load })) },
     "/kv_event_sources": { GET: fixed(() => "{}") },
     "/metrics": { GET: (_, res) => send(res, 200, engine.metricsText(), "text/plain; version=1.0.0; charset=utf-8") },

@@ -1,7 +1,6 @@
 // POST /tokenize and /detokenize.
 import type { Engine } from "../engine.ts";
 import { readFields, validationError, type JsonObject } from "./body.ts";
-import { chatTokens } from "./chat-template.ts";
 import { readMessages } from "./chat.ts";
 import { badRequest } from "./exchange.ts";
 import { checkModel } from "./sampling.ts";
@@ -19,8 +18,8 @@ export function tokenize(engine: Engine, body: JsonObject): string {
   checkModel(fields.model, engine.model.name);
   const { tokenizer, model } = engine;
   const tokens = fields.prompt !== null
-    ? [...(fields.add_special_tokens === false ? [] : [tokenizer.bos]), ...tokenizer.encode(fields.prompt)]
-    : chatTokens(tokenizer, readMessages(fields.messages), fields.add_generation_prompt ?? true, fields.continue_final_message ?? false);
+    ? tokenizer.encodePrompt(fields.prompt, fields.add_special_tokens !== false)
+    : engine.chatTokens(readMessages(fields.messages), fields.add_generation_prompt ?? true, fields.continue_final_message ?? false);
   const texts = fields.return_token_strs === true ? tokens.map((token) => pieceOf(engine, token)) : null;
   return JSON.stringify({ count: tokens.length, max_model_len: model.maxLength, tokens, token_strs: texts });
 }

@@ -22,8 +22,8 @@ export type Fetched =
 
 export interface Connector {
   arrive(request: SequenceRequest): Arrival;
-  /** Sends a prefilled prompt's KV away before its token is given out. Null: nothing to send. Never rejects. */
-  send(request: SequenceRequest, signal: AbortSignal): Promise<EngineFailure | null> | null;
+  /** Begins to send a prompt's KV away; its token is given out once that has settled. Null: nothing to send. */
+  push(request: SequenceRequest, signal: AbortSignal): KvOutflow | null;
   /** Keeps the KV of a finished sequence for a decode engine, and says how it is to be had. Null: it was not asked to. */
   offer(request: SequenceRequest, kvTokens: readonly number[], cachedTokens: number | null): Readonly<Record<string, unknown>> | null;
   /** Drops KV held under an engine-level id, or under the request id inside one. Returns how many were dropped. */
@@ -32,6 +32,16 @@ export interface Connector {
   readonly address: string;
   state(): ConnectorState;
   close(): void;
+}
+
+/** A prompt's KV on its way to a decode engine. */
+export interface KvOutflow {
+  /** The next blocks, in order. */
+  write(blocks: readonly Buffer[]): void;
+  /** That was the last block. */
+  end(): void;
+  /** Null: it arrived whole. A failure may come at any time, also before the end. Never rejects. */
+  readonly settled: Promise<EngineFailure | null>;
 }
 
 export interface ConnectorState {
@@ -46,7 +56,15 @@ export interface KvModel {
   readonly modelHash: string;
   readonly blockSize: number;
   readonly bytesPerToken: number;
+  /** How the bytes of a block are to be read: equal for engines that understand each other's. */
+  readonly layout: string;
+  /** Longest sequence in tokens. */
+  readonly maxLength: number;
   promptHash(tokens: readonly number[]): string;
+}
+
+/** KV that can be made again when it is asked for. */
+export interface RepeatableKv extends KvModel {
   blocksOf(tokens: readonly number[]): Iterable<Buffer>;
 }
 

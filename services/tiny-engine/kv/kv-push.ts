@@ -1,5 +1,6 @@
-// The prefill side of p2p-zmq: pushes one request's KV to a decode engine and waits for its ACK.
-import type { Clock } from "../../common/clock.ts";
+// The prefill side of p2p-zmq: pushes KV to decode engines block by block, while the rest of the prompt is still being
+// computed, and waits for their ACKs.
+import type { Clock, Timer } from "../../common/clock.ts";
 import { dialKv, type KvPeer } from "./sockets.ts";
 import { blockMessages, parseJson, type KvHeader, type KvMessage } from "./wire.ts";
 
@@ -8,16 +9,26 @@ export type PushResult =
   | { readonly kind: "refused"; readonly reason: string; readonly message: string }
   | { readonly kind: "lost"; readonly message: string };
 
+/** One request's KV on its way. */
 export interface Push {
+  /** The next blocks, in order. They are kept until the other side has granted them a place. */
+  write(blocks: readonly Buffer[]): void;
+  /** That was the last block. */
+  end(): void;
+  /** Never rejects. Settles early where the other side refuses or is gone. */
+  readonly settled: Promise<PushResult>;
+}
+
+export interface PushOptions {
   readonly id: string;
   readonly header: KvHeader;
-  readonly blocks: () => Iterable<Buffer>;
+  /** Spoils one byte of the first block, its checksum already taken. */
   readonly corrupt: boolean;
 }
 
 interface Pending {
-  readonly push: Push;
-  readonly settle: (result: PushResult) => void;
+  onGrant(): void;
+  settle(result: PushResult): void;
 }
 
 interface Link {
@@ -31,35 +42,80 @@ export class KvPusher {
   readonly #clock: Clock;
   sentBytes = 0;
 
+  /** @param timeoutMs How long an answer of the other side may take. */
   constructor(timeoutMs: number, clock: Clock) {
     this.#timeoutMs = timeoutMs;
     this.#clock = clock;
   }
 
-  /** Never rejects. An abort releases what the other side already holds. */
-  push(address: string, push: Push, signal: AbortSignal): Promise<PushResult> {
+  /** Asks `address` for a place at once. An abort releases what the other side already holds. */
+  open(address: string, { id, header, corrupt }: PushOptions, signal: AbortSignal): Push {
     const link = this.#links.get(address) ?? this.#dial(address);
-    if (link.pending.has(push.id)) {
-      return Promise.resolve({ kind: "refused", reason: "duplicate_id", message: `KV under id ${push.id} is already on its way` });
+    if (link.pending.has(id)) {
+      const refused = { kind: "refused", reason: "duplicate_id", message: `KV under id ${id} is already on its way` } as const;
+      return { write() {}, end() {}, settled: Promise.resolve(refused) };
     }
-    return new Promise((resolve) => {
-      const settle = (result: PushResult): void => {
-        if (!link.pending.delete(push.id)) return;
-        timer.cancel();
-        signal.removeEventListener("abort", onAbort);
-        resolve(result);
-      };
-      const giveUp = (message: string): void => {
-        void link.peer.then((peer) => { if (!peer.lost) peer.send(["RELEASE", push.id]); }, () => {});
-        settle({ kind: "lost", message });
-      };
-      const onAbort = (): void => giveUp("the request was aborted");
-      const timer = this.#clock.setTimer(this.#timeoutMs, () => giveUp(`${address} did not answer for ${this.#timeoutMs} ms`));
-      link.pending.set(push.id, { push, settle });
-      signal.addEventListener("abort", onAbort, { once: true });
-      link.peer.then((peer) => peer.send(["RESERVE", push.id, JSON.stringify(push.header)]),
-        (error: unknown) => settle({ kind: "lost", message: String(error) }));
+    let peer: KvPeer | null = null;
+    let queue: Buffer[] = [];
+    let sentBlocks = 0;
+    let ended = false;
+    let timer: Timer | null = null;
+    let done: (result: PushResult) => void = () => {};
+    const settled = new Promise<PushResult>((resolve) => {
+      done = resolve;
     });
+    const settle = (result: PushResult): void => {
+      if (!link.pending.delete(id)) return;
+      timer?.cancel();
+      signal.removeEventListener("abort", onAbort);
+      queue = [];
+      done(result);
+    };
+    const giveUp = (message: string): void => {
+      void link.peer.then((known) => { if (!known.lost) known.send(["RELEASE", id]); }, () => {});
+      settle({ kind: "lost", message });
+    };
+    const onAbort = (): void => giveUp("the request was aborted");
+    const awaitAnswer = (): void => {
+      timer = this.#clock.setTimer(this.#timeoutMs, () => giveUp(`${address} did not answer for ${this.#timeoutMs} ms`));
+    };
+    /** What waits goes out as soon as there is a place for it. */
+    const flush = (): void => {
+      if (peer === null || !link.pending.has(id)) return;
+      for (const frames of blockMessages(id, queue, corrupt, sentBlocks)) peer.send(frames);
+      sentBlocks += queue.length;
+      for (const block of queue) this.sentBytes += block.length;
+      queue = [];
+      if (!ended) return;
+      awaitAnswer();
+      peer.send(["COMMIT", id]);
+    };
+    link.pending.set(id, {
+      settle,
+      onGrant() {
+        timer?.cancel();
+        void link.peer.then((known) => {
+          peer = known;
+          flush();
+        });
+      },
+    });
+    signal.addEventListener("abort", onAbort, { once: true });
+    awaitAnswer();
+    link.peer.then((known) => known.send(["RESERVE", id, JSON.stringify(header)]), (error: unknown) => settle({ kind: "lost", message: String(error) }));
+    return {
+      settled,
+      write(blocks) {
+        if (!link.pending.has(id)) return;
+        queue.push(...blocks);
+        flush();
+      },
+      end() {
+        if (ended) return;
+        ended = true;
+        flush();
+      },
+    };
   }
 
   close(): void {
@@ -71,7 +127,7 @@ export class KvPusher {
     const pending = new Map<string, Pending>();
     const link: Link = {
       pending,
-      peer: dialKv(address, (message) => void this.#onMessage(link, message), (reason) => {
+      peer: dialKv(address, (message) => onMessage(pending, message), (reason) => {
         // The next push dials afresh: the engine may be back, and nothing sent to the old one counts.
         if (this.#links.get(address) === link) this.#links.delete(address);
         for (const { settle } of [...pending.values()]) settle({ kind: "lost", message: reason });
@@ -80,20 +136,17 @@ export class KvPusher {
     this.#links.set(address, link);
     return link;
   }
+}
 
-  async #onMessage(link: Link, message: KvMessage): Promise<void> {
-    const pending = link.pending.get(message.id);
-    if (pending === undefined) return;
-    if (message.type === "GRANT") {
-      const peer = await link.peer;
-      for (const frames of blockMessages(message.id, pending.push.blocks(), pending.push.corrupt)) peer.send(frames);
-      this.sentBytes += pending.push.header.token_count * pending.push.header.bytes_per_token;
-      peer.send(["COMMIT", message.id]);
-    } else if (message.type === "ACK") {
-      pending.settle({ kind: "acked" });
-    } else if (message.type === "REFUSE") {
-      const refusal = parseJson(message.rest[0]);
-      pending.settle({ kind: "refused", reason: String(refusal?.["reason"]), message: String(refusal?.["message"]) });
-    }
+function onMessage(links: ReadonlyMap<string, Pending>, message: KvMessage): void {
+  const pending = links.get(message.id);
+  if (pending === undefined) return;
+  if (message.type === "GRANT") {
+    pending.onGrant();
+  } else if (message.type === "ACK") {
+    pending.settle({ kind: "acked" });
+  } else if (message.type === "REFUSE") {
+    const refusal = parseJson(message.rest[0]);
+    pending.settle({ kind: "refused", reason: String(refusal?.["reason"]), message: String(refusal?.["message"]) });
   }
 }

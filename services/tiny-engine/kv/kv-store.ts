@@ -25,6 +25,9 @@ export interface KvStoreOptions {
   readonly modelHash: () => string;
   readonly blockSize: number;
   readonly bytesPerToken: number;
+  readonly layout: string;
+  /** Of a sequence. */
+  readonly maxLength: number;
   readonly leaseMs: number;
   readonly clock: Clock;
   /** Keeps a slot for so many tokens; false when there is none. */
@@ -43,7 +46,7 @@ export class KvStore {
   }
 
   reserve(id: string, header: KvHeader): Refusal | null {
-    const { modelHash, blockSize, bytesPerToken, holdSlot } = this.#options;
+    const { modelHash, blockSize, bytesPerToken, layout, maxLength, holdSlot } = this.#options;
     if (header.model_hash !== modelHash()) {
       return { reason: "wrong_model", message: `the KV was made by model ${header.model_hash}, this engine runs ${modelHash()}` };
     }
@@ -51,8 +54,14 @@ export class KvStore {
       const theirs = `blocks of ${header.block_size} tokens and ${header.bytes_per_token} bytes a token`;
       return { reason: "wrong_shape", message: `the KV has ${theirs}, this engine ${blockSize} and ${bytesPerToken}` };
     }
+    if (header.layout !== layout) {
+      return { reason: "wrong_shape", message: `the KV is laid out as ${header.layout}, this engine's as ${layout}` };
+    }
     if (!Number.isSafeInteger(header.token_count) || header.token_count < 1) {
       return { reason: "bad_message", message: "token_count must be a positive integer" };
+    }
+    if (header.token_count > maxLength) {
+      return { reason: "wrong_shape", message: `the KV has ${header.token_count} tokens, this engine takes ${maxLength}` };
     }
     if (this.#entries.has(id)) return { reason: "duplicate_id", message: `KV under id ${id} is already held` };
     if (!holdSlot(header.token_count)) return { reason: "no_slots", message: "no KV slot is free" };
@@ -76,6 +85,8 @@ export class KvStore {
       else entry.blocks[index] = payload;
       this.receivedBytes += payload.length;
     }
+    // A long prompt may take longer than a lease; as long as it comes, it is not forgotten.
+    this.#startLease(id, entry);
   }
 
   /** Null: complete. A refusal frees what was held. */

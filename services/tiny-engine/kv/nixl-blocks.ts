@@ -1,7 +1,7 @@
 // The prefill side of nixl: which block ids hold whose KV, and for how long. As in vLLM a block keeps
 // its content after it was freed, until another request needs it: reading late usually works.
 import type { Clock } from "../../common/clock.ts";
-import type { KvModel, KvSpace } from "./connector.ts";
+import type { KvSpace, RepeatableKv } from "./connector.ts";
 
 interface Owner {
   readonly requestId: string;
@@ -12,7 +12,7 @@ interface Owner {
 }
 
 export class NixlBlocks {
-  readonly #model: KvModel;
+  readonly #model: RepeatableKv;
   readonly #space: KvSpace;
   readonly #clock: Clock;
   readonly #leaseMs: number;
@@ -25,7 +25,7 @@ export class NixlBlocks {
   expiredLeases = 0;
   lateNotifications = 0;
 
-  constructor(model: KvModel, space: KvSpace, clock: Clock, leaseMs: number, blockCount: number) {
+  constructor(model: RepeatableKv, space: KvSpace, clock: Clock, leaseMs: number, blockCount: number) {
     this.#model = model;
     this.#space = space;
     this.#clock = clock;

@@ -8,7 +8,7 @@ import type { Clock } from "../../common/clock.ts";
 import type { FaultBoard } from "../faults.ts";
 import { observe } from "../metrics-text.ts";
 import type { EngineMetrics } from "../metrics.ts";
-import { kvFailure, type Arrival, type Connector, type Fetched, type KvModel, type KvSpace } from "./connector.ts";
+import { kvFailure, type Arrival, type Connector, type Fetched, type KvSpace, type RepeatableKv } from "./connector.ts";
 import { NixlBlocks } from "./nixl-blocks.ts";
 import { NixlPuller, type Remote } from "./nixl-pull.ts";
 import { listenForKv, type Reply } from "./sockets.ts";
@@ -16,7 +16,7 @@ import { blockMessages, parseJson, type KvMessage } from "./wire.ts";
 
 export interface NixlOptions {
   readonly listen: string;
-  readonly model: KvModel;
+  readonly model: RepeatableKv;
   readonly space: KvSpace;
   readonly faults: FaultBoard;
   readonly clock: Clock;
@@ -86,7 +86,7 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
         : `the prompt needs ${needed} blocks, ${remote.blockIds.length} were prefilled`;
       return { kind: "refuse", failure: kvFailure(400, `kv_transfer_params do not fit: ${why}`, "kv_transfer_params") };
     },
-    send: () => null,
+    push: () => null,
     offer(request, kvTokens, cachedTokens) {
       if (request.kvTransferParams?.["do_remote_decode"] !== true) return null;
       const requestId = `${request.id}-${randomBytes(4).toString("hex")}`;

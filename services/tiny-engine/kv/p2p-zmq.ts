@@ -2,10 +2,10 @@
 // engines as P2P NCCL's ids do. Unlike P2P NCCL it answers every mishap with a typed error, unless the
 // fault "upstream" tells it to fail as vLLM 0.23 does.
 import type { Clock } from "../../common/clock.ts";
-import type { SequenceRequest } from "../engine.ts";
+import type { EngineFailure, SequenceRequest } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import { kvFailure, type Arrival, type Connector, type KvModel, type KvSpace } from "./connector.ts";
-import { KvPusher } from "./kv-push.ts";
+import { KvPusher, type PushResult } from "./kv-push.ts";
 import { KvStore } from "./kv-store.ts";
 import { decodeAddressOf, prefillAddressOf } from "./request-id.ts";
 import { listenForKv, type Reply } from "./sockets.ts";
@@ -28,8 +28,8 @@ const LIE = "0000000000000000";
 export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
   const { role, model, space, faults, clock } = options;
   const store = new KvStore({
-    modelHash: () => model.modelHash, blockSize: model.blockSize, bytesPerToken: model.bytesPerToken,
-    leaseMs: options.leaseMs, clock, holdSlot: (tokens) => space.holdSlot(tokens), releaseSlot: (tokens) => space.releaseSlot(tokens),
+    modelHash: () => model.modelHash, blockSize: model.blockSize, bytesPerToken: model.bytesPerToken, layout: model.layout,
+    maxLength: model.maxLength, leaseMs: options.leaseMs, clock, holdSlot: (tokens) => space.holdSlot(tokens), releaseSlot: (tokens) => space.releaseSlot(tokens),
   });
   const pusher = new KvPusher(options.pushTimeoutMs, clock);
   // A prefill engine listens too: its address is half of the id, so it has to be its own.
@@ -70,22 +70,19 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
   return {
     address: listener.address,
     arrive: role === "prefill" ? arriveAtPrefill : arriveAtDecode,
-    send(request, signal) {
+    push(request, signal) {
       const address = role === "prefill" ? decodeAddressOf(request.id) : null;
       if (address === null) return null;
       const header: KvHeader = {
         model_hash: faults.take("wrong-model") === null ? model.modelHash : LIE,
         block_size: model.blockSize, bytes_per_token: model.bytesPerToken,
-        token_count: request.prompt.length, prompt_hash: model.promptHash(request.prompt),
+        layout: model.layout, token_count: request.prompt.length, prompt_hash: model.promptHash(request.prompt),
       };
-      const corrupt = faults.take("corrupt-kv") !== null;
-      return pusher.push(address, { id: request.id, header, corrupt, blocks: () => model.blocksOf(request.prompt) }, signal).then((result) => {
-        if (result.kind === "acked") return null;
-        if (result.kind === "lost") return kvFailure(503, `kv_push_failed: ${result.message}`, "kv");
-        return kvFailure(result.reason === "no_slots" ? 503 : 500, `kv_refused: ${result.reason}: ${result.message}`, "kv");
-      });
+      const push = pusher.open(address, { id: request.id, header, corrupt: faults.take("corrupt-kv") !== null }, signal);
+      return { write: push.write, end: push.end, settled: push.settled.then(failureOf) };
     },
-    offer: () => null,
+    // How much moved, for the receipt of the request.
+    offer: (request) => role === "prefill" ? { kv_bytes: request.prompt.length * model.bytesPerToken } : null,
     release: (id) => store.held().filter((held) => (held.id === id || belongsTo(held.id, id)) && store.release(held.id)).length,
     state: () => ({
       held: store.held(), leasesExpired: store.leasesExpired, sentBytes: pusher.sentBytes, receivedBytes: store.receivedBytes,
@@ -96,6 +93,12 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       store.close();
     },
   };
+}
+
+function failureOf(result: PushResult): EngineFailure | null {
+  if (result.kind === "acked") return null;
+  if (result.kind === "lost") return kvFailure(503, `kv_push_failed: ${result.message}`, "kv");
+  return kvFailure(result.reason === "no_slots" ? 503 : 500, `kv_refused: ${result.reason}: ${result.message}`, "kv");
 }
 
 /** Whether an engine-level id was made from this X-Request-Id: `cmpl-<id>-0`, `chatcmpl-<id>`, `1_chatcmpl-<id>`. */

@@ -23,7 +23,9 @@ export interface KvHeader {
   readonly block_size: number;
   readonly bytes_per_token: number;
   readonly token_count: number;
-  /** Names prompt and weights together. */
+  /** How the bytes of a block are to be read. */
+  readonly layout: string;
+  /** Names the prompt, for the sim together with its weights. */
   readonly prompt_hash: string;
 }
 
@@ -56,10 +58,13 @@ export interface Block {
   readonly intact: boolean;
 }
 
-/** @param corrupt Spoils the first payload, its checksum already taken. */
-export function* blockMessages(id: string, blocks: Iterable<Buffer>, corrupt: boolean): Generator<Frame[]> {
+/**
+ * @param corrupt Spoils the payload of block 0, its checksum already taken.
+ * @param from Index of the first of `blocks`.
+ */
+export function* blockMessages(id: string, blocks: Iterable<Buffer>, corrupt: boolean, from = 0): Generator<Frame[]> {
   let message: Frame[] = ["BLOCK", id];
-  let index = 0;
+  let index = from;
   for (const payload of blocks) {
     const head = Buffer.allocUnsafe(8);
     head.writeUInt32BE(index, 0);
@@ -67,7 +72,7 @@ export function* blockMessages(id: string, blocks: Iterable<Buffer>, corrupt: bo
     if (corrupt && index === 0) payload[0]! ^= 0xff;
     message.push(head, payload);
     index++;
-    if (index % BLOCKS_PER_MESSAGE === 0) {
+    if ((index - from) % BLOCKS_PER_MESSAGE === 0) {
       yield message;
       message = ["BLOCK", id];
     }

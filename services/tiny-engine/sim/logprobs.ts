@@ -1,6 +1,6 @@
 // Made-up logprobs of the right shape: deterministic, the chosen token first, never above 0.
 import type { TokenLogprobs } from "../engine.ts";
-import { tokenizer } from "../tokenizer.ts";
+import { tokenizer } from "./tokenizer.ts";
 import { mix } from "./kv-rows.ts";
 
 /** Between 0 and 1, from the hash of all arguments. */

@@ -1,8 +1,7 @@
 // What the sim says: an opening that names words of the prompt, then sentences without meaning,
 // all a pure function of the prompt's KV rows and the seed. Some answers are short, some long, none endless.
-import type { Tokenizer } from "../tokenizer.ts";
-import { wordToken } from "../tokenizer.ts";
-import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, PREPOSITIONS, VERBS } from "../vocabulary.ts";
+import { wordToken, type SimTokenizer } from "./tokenizer.ts";
+import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, PREPOSITIONS, VERBS } from "./vocabulary.ts";
 import { mix, type PromptState } from "./kv-rows.ts";
 
 const ids = (words: readonly string[]): readonly number[] => [...new Set(words)].map(wordToken);
@@ -19,7 +18,7 @@ const MIN_ANSWER_TOKENS = 16;
 const ANSWER_SPREAD_TOKENS = 170;
 
 export class Prose {
-  readonly #tokenizer: Tokenizer;
+  readonly #tokenizer: SimTokenizer;
   readonly #state: PromptState;
   readonly #lane: number;
   readonly #period: number;
@@ -31,7 +30,7 @@ export class Prose {
   #said = 0;
 
   /** @param lane 0 for greedy; else what the sampling seed gives. */
-  constructor(tokenizer: Tokenizer, state: PromptState, promptTokens: readonly number[], lane: number) {
+  constructor(tokenizer: SimTokenizer, state: PromptState, promptTokens: readonly number[], lane: number) {
     this.#tokenizer = tokenizer;
     this.#state = state;
     this.#lane = lane;

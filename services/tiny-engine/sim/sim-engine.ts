@@ -3,16 +3,18 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Engine, EngineFailure, Finish, ModelFacts, SequenceHandle, SequenceRequest, TokenSink } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
-import type { Connector, Fetched, KvModel, KvSpace } from "../kv/connector.ts";
+import type { Connector, Fetched, KvSpace, RepeatableKv } from "../kv/connector.ts";
 import { observe } from "../metrics-text.ts";
 import { EngineMetrics, type FinishedReason } from "../metrics.ts";
-import { tokenizer } from "../tokenizer.ts";
+import type { Message } from "../message.ts";
+import { chatTokens } from "./chat-template.ts";
 import { blockHashes, blocksOf, hex32, mix, promptState, readRows, stateName, type PromptState } from "./kv-rows.ts";
 import { outputLogprobs, promptLogprobs } from "./logprobs.ts";
 import { PrefixCache } from "./prefix-cache.ts";
 import { Prose } from "./prose.ts";
 import { Scheduler, type Timing } from "./scheduler.ts";
 import { newSequence, type Sequence } from "./sequence.ts";
+import { tokenizer } from "./tokenizer.ts";
 
 export interface SimOptions {
   readonly modelName: string;
@@ -31,19 +33,24 @@ export interface SimOptions {
   readonly onDeath: () => void;
 }
 
+/** Whose API it speaks. */
+const VLLM_VERSION = "0.32.0";
+
 /** vLLM's words for a request that the dying engine core takes with it. */
 const CORE_DEAD: EngineFailure = {
   status: 500, type: "InternalServerError", param: null,
   message: "EngineCore encountered an issue. See stack trace (above) for the root cause.",
 };
 
-export class SimEngine implements Engine, KvSpace, KvModel {
+export class SimEngine implements Engine, KvSpace, RepeatableKv {
   readonly model: ModelFacts;
   readonly tokenizer = tokenizer;
   readonly metrics: EngineMetrics;
   readonly modelHash: string;
   readonly blockSize: number;
   readonly bytesPerToken: number;
+  readonly layout = "rows";
+  readonly maxLength: number;
   readonly #options: SimOptions;
   readonly #seed: number;
   readonly #scheduler: Scheduler;
@@ -60,7 +67,11 @@ export class SimEngine implements Engine, KvSpace, KvModel {
     this.modelHash = hex32(this.#seed) + hex32(mix(this.#seed + 1));
     this.blockSize = options.blockSize;
     this.bytesPerToken = options.bytesPerToken;
-    this.model = { name: options.modelName, root: options.modelName, maxLength: options.maxLength, fingerprint: `vllm-0.32.0-${hex32(this.#seed)}` };
+    this.maxLength = options.maxLength;
+    this.model = {
+      name: options.modelName, root: options.modelName, maxLength: options.maxLength, fingerprint: `vllm-${VLLM_VERSION}-${hex32(this.#seed)}`,
+      version: VLLM_VERSION, takesGrammars: true,
+    };
     const blockCount = Math.ceil(options.kvTokenLimit / options.blockSize);
     this.metrics = new EngineMetrics(options.modelName, {
       blockSize: options.blockSize, blockCount, maxLength: options.maxLength, bytesPerToken: options.bytesPerToken,
@@ -87,6 +98,10 @@ export class SimEngine implements Engine, KvSpace, KvModel {
   releaseTokens(tokens: number): void { this.#scheduler.releaseTokens(tokens); }
   promptHash(tokens: readonly number[]): string { return stateName(promptState(tokens, this.#seed)); }
   blocksOf(tokens: readonly number[]): Iterable<Buffer> { return blocksOf(tokens, this.blockSize, this.bytesPerToken, this.#seed); }
+
+  chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[] {
+    return chatTokens(tokenizer, messages, openTurn, continueFinal);
+  }
 
   metricsText(): string {
     this.#connector?.state();
@@ -220,9 +235,18 @@ export class SimEngine implements Engine, KvSpace, KvModel {
     const stopped = sequence.outputCount >= sampling.minTokens && sampling.stopTokenIds?.has(token) === true;
     const reason = token === this.tokenizer.eos || stopped ? "stop" : sequence.outputCount >= sampling.maxTokens ? "length" : null;
     this.#measureToken(sequence, nowMs);
-    const sending = sequence.outputCount === 1 ? this.#connector?.send(request, sequence.cancel.signal) ?? null : null;
+    const sending = sequence.outputCount === 1 ? this.#push(sequence) : null;
     if (sending === null) this.#give(sequence, token, reason, stopped ? token : null);
     else void this.#giveAfter(sending, sequence, token, reason, stopped ? token : null);
+  }
+
+  /** The sim has all blocks at once, when the prompt's time is over. */
+  #push({ request, cancel }: Sequence): Promise<EngineFailure | null> | null {
+    const outflow = this.#connector?.push(request, cancel.signal) ?? null;
+    if (outflow === null) return null;
+    outflow.write([...this.blocksOf(request.prompt)]);
+    outflow.end();
+    return outflow.settled;
   }
 
   async #giveAfter(
@@ -255,7 +279,7 @@ export class SimEngine implements Engine, KvSpace, KvModel {
   }
 
   #offer(sequence: Sequence): Readonly<Record<string, unknown>> | null {
-    if (this.#connector === null || sequence.request.kvTransferParams === null) return null;
+    if (this.#connector === null) return null;
     const kvTokens = [...sequence.promptTokens, ...sequence.outputTokens.slice(0, -1)];
     return this.#connector.offer(sequence.request, kvTokens, sequence.outputCount === 1 ? sequence.cachedTokens : null);
   }

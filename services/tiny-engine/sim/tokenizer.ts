@@ -1,22 +1,14 @@
 // A lossless tokenizer without files: one token per byte, and the words of vocabulary.ts on top,
 // longest match first. Ids: specials, then the 256 bytes, then the words.
+import type { Tokenizer } from "../engine.ts";
 import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, OTHERS, PREPOSITIONS, VERBS } from "./vocabulary.ts";
 
-export interface Tokenizer {
-  readonly vocabularySize: number;
+export interface SimTokenizer extends Tokenizer {
   readonly bos: number;
   readonly eos: number;
   /** Ends a turn of a chat. */
   readonly turnEnd: number;
-  /** Special tokens are never read out of text: `<|eos|>` in a prompt is seven ordinary bytes. */
   encode(text: string): number[];
-  /** Specials are written out by name. Broken UTF-8 becomes U+FFFD, as in vLLM. */
-  decode(tokens: readonly number[]): string;
-  /** A token's bytes. */
-  bytes(token: number): Uint8Array;
-  /** A token's text where it is valid UTF-8 by itself, null for a piece of a character. */
-  text(token: number): string | null;
-  isSpecial(token: number): boolean;
 }
 
 const SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|im_end|>"];
@@ -79,12 +71,13 @@ const tokenBytes: readonly Uint8Array[] = Array.from({ length: vocabularySize },
 const tokenTexts: readonly (string | null)[] = tokenBytes.map((bytes, token) =>
   token >= FIRST_BYTE && token < FIRST_WORD && bytes[0]! >= ALPHABET ? null : Buffer.from(bytes).toString("utf8"));
 
-export const tokenizer: Tokenizer = {
+export const tokenizer: SimTokenizer = {
   vocabularySize,
   bos: 1,
   eos: 2,
   turnEnd: 3,
   encode,
+  encodePrompt: (text, withStart) => withStart ? [1, ...encode(text)] : encode(text),
   decode: (tokens) => Buffer.concat(tokens.map((token) => tokenBytes[token]!)).toString("utf8"),
   bytes: (token) => tokenBytes[token]!,
   text: (token) => tokenTexts[token]!,
