@@ -28,10 +28,10 @@ const START_LIMIT_MS = 60_000;
 export async function runStart(argv: readonly string[]): Promise<void> {
   const config = loadConfig(startConfig, { argv, env: process.env });
   const times: number[] = [];
-  for (let run = 0; run < config.runs; run++) {
-    const ms = await oneStart();
-    times.push(ms);
-    process.stdout.write(`start ${run + 1}: first token after ${formatMs(ms)} ms\n`);
+  for (let tries = 0; times.length < config.runs && tries < config.runs * 2; tries++) {
+    const { ms, built } = await oneStart();
+    if (!built) times.push(ms);
+    process.stdout.write(`first token after ${formatMs(ms)} ms${built ? ", with a build: not counted" : ""}\n`);
   }
   const summary = summarise(times);
   process.stdout.write(`median ${formatMs(summary.p50)} ms, slowest ${formatMs(summary.max)} ms; limit ${config.limit_ms} ms\n`);
@@ -39,7 +39,8 @@ export async function runStart(argv: readonly string[]): Promise<void> {
   if (summary.p50 > config.limit_ms) process.exitCode = 1;
 }
 
-async function oneStart(): Promise<number> {
+/** `built`: sources had changed, so `npm start` built them first. */
+async function oneStart(): Promise<{ ms: number; built: boolean }> {
   const [port, grpcPort] = [await freePort(), await freePort()];
   const stateDir = mkdtempSync(join(tmpdir(), "tandem-start-"));
   const agent = new Agent({ keepAlive: true });
@@ -64,7 +65,9 @@ async function oneStart(): Promise<number> {
       if (ended || sentMs - startMs > START_LIMIT_MS) throw new StartError(`npm start gave no token:\n${errors}`);
       const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true, model: "tandem-sim" });
       const result = await streamRequest(target, "/v1/completions", body);
-      if (result.completed && !Number.isNaN(result.ttftMs)) return sentMs + result.ttftMs - startMs;
+      if (result.completed && !Number.isNaN(result.ttftMs)) {
+        return { ms: sentMs + result.ttftMs - startMs, built: /^tandem: (installing|generating|building)/m.test(errors) };
+      }
       await sleep(TRY_MS);
     }
   } finally {
