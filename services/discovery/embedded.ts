@@ -14,6 +14,8 @@ import { createBell } from "./bell.ts";
 import type { Directory, Registrar } from "./registry.ts";
 
 const RETRY = { minMs: 50, maxMs: 2_000 };
+/** Attempts in a row that may fail before anybody is told: where all start together, the router may be the last. */
+const QUIET_ATTEMPTS = 5;
 
 /** The instance's side. */
 export function embeddedRegistry(o: { readonly address: string; readonly token?: string; readonly log: Log }): Registrar {
@@ -48,7 +50,7 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
             if (!ending.aborted) o.log.info("the registry closed the registration; registering again");
           } catch (error) {
             if (ending.aborted) break;
-            if (attempt === 0) o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
+            if (attempt === QUIET_ATTEMPTS) o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
           } finally {
             call.abort();
           }
