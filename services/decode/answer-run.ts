@@ -15,6 +15,8 @@ import { encodePiece, encodeResponse } from "./wire.ts";
 /** The largest event that an engine may send, and the largest body. */
 const EVENT_LIMIT_BYTES = 16 * 1024 * 1024;
 const ANSWER_LIMIT_BYTES = 64 * 1024 * 1024;
+/** A message is full with so much. gRPC counts messages, not bytes, before it holds a writer back. */
+const PIECE_BYTES = 64 * 1024;
 
 export interface AnswerRunOptions {
   readonly engine: LiveEngine;
@@ -110,7 +112,8 @@ export class AnswerRun {
       return;
     }
     if (stream.done) return this.#completeStream(stream);
-    if (stream.parts.length === 0 || this.#wroteThisTurn) return;
+    if (stream.parts.length === 0 || (this.#wroteThisTurn && stream.bytes < PIECE_BYTES)) return;
+    if (this.#wroteThisTurn) return this.#flush(stream);
     // The first piece of a turn goes out at once; what else the turn brings goes together when it is over. Never a timer.
     this.#wroteThisTurn = true;
     this.#flush(stream);

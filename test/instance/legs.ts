@@ -1,4 +1,5 @@
 // Prefill and decode instances over in-process sims, and the router's half of a leg, for the tests of both roles.
+import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { DecodeService, FinishReason, type DecodeRequest, type DecodeResponse, type End } from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
@@ -12,6 +13,7 @@ import type { Instance } from "../../services/instance/instance.ts";
 import { prefillConfig } from "../../services/prefill/config.ts";
 import { startPrefill } from "../../services/prefill/main.ts";
 import { dialRpc, type RpcChannel } from "../../services/rpc/client.ts";
+import { eventually } from "../support/waits.ts";
 import { startSimEngine, type RunningEngine, type SimEngineOptions } from "../../services/tiny-engine/server.ts";
 
 export const quiet: Log = { debug() {}, info() {}, warn() {}, error() {}, child: () => quiet };
@@ -149,6 +151,25 @@ export class DecodeCall {
     this.halfClose();
     return { events, tokens, end, messages };
   }
+}
+
+export const refusal = (code: string) => (error: unknown): boolean => (error as { code?: string }).code === code;
+
+/** A call whose reservation stands. */
+export async function reserved(decode: SimInstance, prefill: SimInstance | undefined, pair: PairLeg, extra?: Record<string, unknown>): Promise<DecodeCall> {
+  const call = openDecode(decode);
+  call.reserve(pair, prefill, extra);
+  assert.ok((await call.next())!.reserved !== undefined);
+  return call;
+}
+
+/** Until nothing is left of any leg: no slot, no reservation, no KV. */
+export async function settled(decode: SimInstance): Promise<void> {
+  await eventually("everything is settled", () => {
+    const load = decode.instance.load();
+    const counts = load.running + load.reserved + load.kvOrphans + load.queuedTokens;
+    return counts === 0 && load.freeSlots === decode.instance.info().slotLimit && decode.engine.state().kv_held.length === 0;
+  });
 }
 
 export { FinishReason };

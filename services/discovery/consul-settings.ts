@@ -1,0 +1,155 @@
+// How to reach Consul: settings, and the variables that Consul's own tools read.
+// Source: https://developer.hashicorp.com/consul/commands#environment-variables; hashicorp/consul api/api.go.
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { boolean, choice, ConfigError, integer, address as addressOption, secret, text, type Config } from "../common/config.ts";
+
+/** Of every process that talks to Consul. */
+export const consulSettings = {
+  "consul.address": text({
+    default: "127.0.0.1:8500",
+    env: ["CONSUL_HTTP_ADDR"],
+    doc: "Consul's HTTP API: host:port, http://host:port, https://host:port or unix:///path. Best the agent on this machine.",
+  }),
+  "consul.token": secret({ env: ["CONSUL_HTTP_TOKEN"], doc: "ACL token. docs/consul.md lists the policies that it needs." }),
+  "consul.token_file": text({
+    default: "",
+    env: ["CONSUL_HTTP_TOKEN_FILE"],
+    doc: "File that holds the ACL token. It goes before consul.token, and is read again when Consul denies something.",
+  }),
+  "consul.http_auth": secret({ env: ["CONSUL_HTTP_AUTH"], doc: "user:password for a proxy that stands before Consul." }),
+  "consul.datacenter": text({ default: "", doc: "Datacenter to watch. Empty: that of the agent." }),
+  "consul.tls.enabled": boolean({
+    default: false,
+    env: ["CONSUL_HTTP_SSL"],
+    doc: "Speak HTTPS with Consul. Not needed where the address says https://.",
+  }),
+  "consul.tls.ca_file": text({ default: "", env: ["CONSUL_CACERT"], doc: "PEM file of the authority that signed Consul's certificate." }),
+  "consul.tls.ca_path": text({ default: "", env: ["CONSUL_CAPATH"], doc: "Folder of such files." }),
+  "consul.tls.cert_file": text({ default: "", env: ["CONSUL_CLIENT_CERT"], doc: "PEM file of our certificate, where Consul wants one." }),
+  "consul.tls.key_file": text({ default: "", env: ["CONSUL_CLIENT_KEY"], doc: "PEM file of its key." }),
+  "consul.tls.server_name": text({
+    default: "",
+    env: ["CONSUL_TLS_SERVER_NAME"],
+    doc: "Name that Consul's certificate is checked against, where that is not the host of the address.",
+  }),
+  "consul.tls.verify": boolean({ default: true, env: ["CONSUL_HTTP_SSL_VERIFY"], doc: "Check Consul's certificate." }),
+  "consul.service_prefix": text({
+    default: "tandem",
+    doc: "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode. Another one for each deployment that shares a Consul.",
+  }),
+} as const;
+
+/** Of a process that registers itself. */
+export const consulCheckSettings = {
+  "consul.check": choice(["grpc", "ttl"], {
+    default: "grpc",
+    doc: "How Consul sees that this process lives. grpc: the agent asks grpc.health.v1. ttl: the process reports by itself, for an agent that can't reach it.",
+  }),
+  "consul.check_address": addressOption({
+    optional: true,
+    doc: "host:port at which the agent asks grpc.health.v1, where that is not the advertised address.",
+  }),
+  "consul.check_interval_ms": integer({ default: 1_000, min: 100, max: 3_600_000, unit: "ms", doc: "Between two questions of the agent." }),
+  "consul.ttl_ms": integer({ default: 5_000, min: 500, max: 3_600_000, unit: "ms", doc: "With ttl: silence after which the check fails." }),
+  "consul.deregister_after_ms": integer({
+    default: 60_000,
+    min: 60_000,
+    unit: "ms",
+    doc: "A process whose check failed for so long is taken out of Consul. One minute is Consul's minimum.",
+  }),
+} as const;
+
+export type ConsulConfig = Config<typeof consulSettings>;
+export type ConsulCheckConfig = Config<typeof consulCheckSettings>;
+
+export interface ConsulOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly socketPath: string | undefined;
+  /** For people. */
+  readonly shown: string;
+  readonly token: string;
+  readonly tokenFile: string | undefined;
+  /** user:password */
+  readonly auth: string;
+  readonly datacenter: string;
+  readonly tls: ConsulTls | undefined;
+}
+
+/** As node:tls wants it. */
+interface ConsulTls {
+  readonly ca?: readonly Buffer[];
+  readonly cert?: Buffer;
+  readonly key?: Buffer;
+  readonly servername?: string;
+  readonly rejectUnauthorized: boolean;
+}
+
+/** @throws ConfigError for an address that is none, or a file that can't be read */
+export function consulOptions(config: ConsulConfig): ConsulOptions {
+  const written = config["consul.address"];
+  const [, scheme = "", rest] = /^(?:([a-z]+):\/\/)?(.*)$/.exec(written)!;
+  if (!["", "http", "https", "unix"].includes(scheme)) {
+    throw new ConfigError(`consul.address ${written}: expected host:port, http://, https:// or unix://.`);
+  }
+  // As Consul's own tools do it: http:// never switches off the TLS that another setting asked for.
+  const secure = scheme === "https" || config["consul.tls.enabled"];
+  const common = {
+    shown: written,
+    token: config["consul.token"],
+    tokenFile: config["consul.token_file"] === "" ? undefined : config["consul.token_file"],
+    auth: config["consul.http_auth"],
+    datacenter: config["consul.datacenter"],
+    tls: secure ? tlsOf(config) : undefined,
+  };
+  if (scheme === "unix") return { ...common, host: "", port: 0, socketPath: rest! };
+  const url = URL.canParse(`http://${rest}`) ? new URL(`http://${rest}`) : null;
+  if (url === null || url.hostname === "" || url.pathname !== "/") {
+    throw new ConfigError(`consul.address ${written}: expected host:port, such as 127.0.0.1:8500.`);
+  }
+  // URL leaves out the port that its scheme has by default; Consul's tools take the text as it is.
+  const port = /:(\d+)\/?$/.exec(rest!)?.[1];
+  return {
+    ...common,
+    host: url.hostname.replace(/^\[|\]$/g, ""),
+    port: port !== undefined ? Number(port) : scheme === "" ? 8500 : secure ? 443 : 80,
+    socketPath: undefined,
+  };
+}
+
+/** @throws ConfigError */
+export function readConsulToken(o: Pick<ConsulOptions, "token" | "tokenFile">): string {
+  if (o.tokenFile === undefined) return o.token;
+  const token = readFile("consul.token_file", o.tokenFile).toString().trim();
+  return token === "" ? o.token : token;
+}
+
+function tlsOf(config: ConsulConfig): ConsulTls {
+  const { "consul.tls.ca_file": caFile, "consul.tls.ca_path": caPath } = config;
+  const files = caPath === "" ? [] : readFolder(caPath).map((name) => join(caPath, name));
+  if (caFile !== "") files.unshift(caFile);
+  return {
+    ...(files.length === 0 ? {} : { ca: files.map((file) => readFile("consul.tls.ca_file", file)) }),
+    ...(config["consul.tls.cert_file"] === "" ? {} : { cert: readFile("consul.tls.cert_file", config["consul.tls.cert_file"]) }),
+    ...(config["consul.tls.key_file"] === "" ? {} : { key: readFile("consul.tls.key_file", config["consul.tls.key_file"]) }),
+    ...(config["consul.tls.server_name"] === "" ? {} : { servername: config["consul.tls.server_name"] }),
+    rejectUnauthorized: config["consul.tls.verify"],
+  };
+}
+
+function readFile(key: string, path: string): Buffer {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new ConfigError(`${key}: ${(error as Error).message}`);
+  }
+}
+
+function readFolder(path: string): string[] {
+  try {
+    return readdirSync(path).sort();
+  } catch (error) {
+    throw new ConfigError(`consul.tls.ca_path: ${(error as Error).message}`);
+  }
+}

@@ -1,0 +1,151 @@
+import assert from "node:assert/strict";
+import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
+import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { dialRpc } from "../../services/rpc/client.ts";
+import { connectThin } from "../../services/rpc/thin-client.ts";
+import { leg, openDecode, prefillLeg, quiet, refusal, reserved, settled, simDecode, simPrefill, type PairLeg } from "../instance/legs.ts";
+import { eventually, within } from "../support/waits.ts";
+
+describe("a reservation", () => {
+  it("is refused when every slot is taken, and its slot comes free again", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode("p2p-zmq", { slots: 1 });
+    const first = await reserved(decode, prefill, leg());
+    assert.equal(decode.instance.load().freeSlots, 0);
+    const second = openDecode(decode);
+    second.reserve(leg(), prefill);
+    await assert.rejects(second.next(), refusal("instance_busy"));
+    first.abandon(true);
+    await assert.rejects(first.next(), refusal("cancelled"));
+    await settled(decode);
+    (await reserved(decode, prefill, leg())).abandon(true);
+  });
+
+  it("expires when it isn't started, and the KV that came meanwhile is released", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode("p2p-zmq", { "reservation.hold_ms": 150 });
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    await prefillLeg(prefill, decode, pair);
+    assert.equal(decode.engine.state().kv_orphans, 1);
+    await assert.rejects(call.next(), refusal("reservation_expired"));
+    await settled(decode);
+  });
+
+  it("is settled when the router's connection breaks between the legs", async () => {
+    await using prefill = await simPrefill("p2p-zmq", {}, { requestMs: 200 });
+    await using decode = await simDecode();
+    const pair = leg();
+    const router = dialRpc(decode.instance.address);
+    const call = openDecode({ ...decode, channel: router });
+    call.reserve(pair, prefill);
+    await call.next();
+    // The prefill runs on while the router dies: its KV arrives after the call broke.
+    const prefilled = prefillLeg(prefill, decode, pair);
+    await eventually("prefill runs", () => prefill.instance.load().running === 1);
+    const broken = assert.rejects(call.next());
+    await router[Symbol.asyncDispose]();
+    await broken;
+    await eventually("it is counted", () => decode.instance.load().kvOrphans === 1);
+    assert.equal(decode.instance.load().freeSlots, decode.instance.info().slotLimit - 1);
+    await prefilled;
+    await settled(decode);
+    assert.equal(decode.instance.keeper.restarts, 0);
+  });
+
+  it("is settled though its prefill instance is gone, and nobody can say what was sent", async () => {
+    await using decode = await simDecode();
+    const prefill = await simPrefill();
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    await prefillLeg(prefill, decode, pair);
+    await prefill[Symbol.asyncDispose]();
+    call.abandon();
+    await assert.rejects(call.next(), refusal("cancelled"));
+    await settled(decode);
+  });
+
+  it("leaves nothing when its prefill never ran, and that prefill can't run any more", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    call.abandon();
+    await assert.rejects(call.next(), refusal("cancelled"));
+    await settled(decode);
+    await assert.rejects(prefillLeg(prefill, decode, pair), refusal("leg_id_reused"));
+  });
+
+  it("is refused while the instance drains; what is reserved may still start", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg({ max_tokens: 30, ignore_eos: true });
+    const call = await reserved(decode, prefill, pair);
+    const control = decode.channel.client(InstanceService);
+    assert.equal((await control.drain({ reason: "test" })).remaining, 1);
+    assert.deepEqual([decode.instance.load().state, decode.instance.load().reason], [State.DRAINING, "test"]);
+    const late = openDecode(decode);
+    late.reserve(leg(), prefill);
+    await assert.rejects(late.next(), refusal("instance_unavailable"));
+    const { ticket } = await prefillLeg(prefill, decode, pair);
+    call.start(ticket);
+    assert.equal((await call.rest()).end!.completionTokens, 30);
+    await control.undrain({});
+    assert.equal(decode.instance.load().state, State.SERVING);
+  });
+
+  for (const [what, change] of [
+    ["a leg id that is not hex", { legId: "x".repeat(32) }],
+    ["a path that can't be split", { path: "/v1/embeddings" }],
+    ["a body that is no object", { body: "[]" }],
+    ["a body with a field twice", { body: '{"model":"a","m\\u006fdel":"b"}' }],
+    ["a KV address that would be parsed", { prefillKvAddress: "127.0.0.1:1___decode_addr_10.0.0.1:5" }],
+    ["no face", { face: undefined }],
+  ] as const) {
+    it(`is refused for ${what}`, async () => {
+      await using decode = await simDecode();
+      const call = openDecode(decode);
+      call.reserve({ ...leg(), ...change } as PairLeg, undefined, { prefillKvAddress: "127.0.0.1:9", ...change });
+      await assert.rejects(call.next(), refusal("invalid_request"));
+      await settled(decode);
+    });
+  }
+});
+
+describe("a call that breaks the rules", () => {
+  it("is refused when it starts before it reserves, or reserves twice", async () => {
+    await using decode = await simDecode();
+    const early = openDecode(decode);
+    early.start("x");
+    await assert.rejects(early.next(), refusal("invalid_request"));
+    const twice = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
+    twice.reserve(leg(), undefined, { prefillKvAddress: "127.0.0.1:9" });
+    await assert.rejects(twice.next(), refusal("invalid_request"));
+    await settled(decode);
+  });
+
+  it("is refused for bytes that are no message, and for a half-close before the start", async () => {
+    await using decode = await simDecode();
+    const thin = connectThin(decode.instance.address, { log: quiet });
+    for (const bytes of [Buffer.from([0xff, 0xff, 0xff]), Buffer.alloc(0)]) {
+      const ended = await within(new Promise<{ code?: string } | undefined>((onEnd) => {
+        thin.open(`/${DecodeService.typeName}/Decode`, { onMessage() {}, onEnd }).write(bytes);
+      }), "the end of the call");
+      assert.equal(ended?.code, "invalid_request");
+    }
+    await thin.close();
+    const call = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
+    call.halfClose();
+    await assert.rejects(call.next(), refusal("invalid_request"));
+    await settled(decode);
+  });
+
+  it("is refused for a leg id that is in use", async () => {
+    await using decode = await simDecode();
+    const pair = leg();
+    await reserved(decode, undefined, pair, { prefillKvAddress: "127.0.0.1:9" });
+    const again = openDecode(decode);
+    again.reserve(pair, undefined, { prefillKvAddress: "127.0.0.1:9" });
+    await assert.rejects(again.next(), refusal("leg_id_reused"));
+  });
+});
