@@ -79,7 +79,7 @@ export interface ConsulOptions {
 
 /** As node:tls wants it. */
 interface ConsulTls {
-  readonly ca?: readonly Buffer[];
+  readonly ca?: Buffer[];
   readonly cert?: Buffer;
   readonly key?: Buffer;
   readonly servername?: string;

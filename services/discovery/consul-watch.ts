@@ -3,7 +3,7 @@
 // wait on index 0, limit the rate only when values churn.
 import { setTimeout as sleep } from "node:timers/promises";
 import { backoffMs } from "../common/lifecycle.ts";
-import { ConsulError, deniedError, type ConsulAnswer, type ConsulClient } from "./consul-http.ts";
+import { ConsulError, type ConsulAnswer, type ConsulClient } from "./consul-http.ts";
 
 export interface BlockingQuery {
   readonly client: ConsulClient;
@@ -71,8 +71,8 @@ export async function watchConsul(o: BlockingQuery): Promise<void> {
 }
 
 function deniedByFilter(policy: string): ConsulError {
-  const error = deniedError("");
-  return new ConsulError("denied", `The Consul token lacks the policy ${policy}: Consul leaves out what it may not see (docs/consul.md lists what Tandem needs).`, { policy, cause: error });
+  const message = `The Consul token lacks the policy ${policy}: Consul leaves out what it may not see (docs/consul.md lists what Tandem needs).`;
+  return new ConsulError("denied", message, { policy });
 }
 
 /** A token bucket: the first answers of a burst go through, then one each REFILL_MS. */

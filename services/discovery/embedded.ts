@@ -3,7 +3,7 @@
 import { create, equals } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { InfoSchema, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService, type RegisterRequest } from "#gen/tandem/registry/v1/registry_pb.js";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
@@ -11,7 +11,8 @@ import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/client.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
 import { createBell } from "./bell.ts";
-import type { Directory, Registrar } from "./registry.ts";
+import { checkInfo } from "./check-info.ts";
+import type { Directory, EntriesListener, Registrar } from "./registry.ts";
 
 const RETRY = { minMs: 50, maxMs: 2_000 };
 /** Attempts in a row that may fail before anybody is told: where all start together, the router may be the last. */
@@ -81,7 +82,7 @@ export function registryHub(o: { readonly limit: number; readonly routerId?: str
   const routerId = o.routerId ?? randomUUID();
   /** By instance id. The lease tells two calls of one instance apart: the newest counts. */
   const entries = new Map<string, { readonly info: Info; readonly lease: symbol }>();
-  const watchers = new Set<(entries: readonly Info[]) => void>();
+  const watchers = new Set<EntriesListener>();
   const tell = (): void => {
     const all = [...entries.values()].map((entry) => entry.info);
     for (const watcher of watchers) watcher(all);
@@ -123,19 +124,4 @@ export function registryHub(o: { readonly limit: number; readonly routerId?: str
       };
     },
   };
-}
-
-const ADDRESS = /^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
-
-function checkInfo(info: Info | undefined): Info {
-  const bad = (field: string, why: string): ServiceError =>
-    new ServiceError("invalid_request", `info.${field} ${why}.`, { param: field });
-  if (info === undefined) throw new ServiceError("invalid_request", "info is missing.", { param: "info" });
-  if (info.instanceId === "" || info.instanceId.length > 128) throw bad("instance_id", "must have 1 to 128 characters");
-  if (info.role !== Role.PREFILL && info.role !== Role.DECODE) throw bad("role", "must be prefill or decode");
-  if (info.model === "") throw bad("model", "is missing");
-  if (info.connector === "") throw bad("connector", "is missing");
-  if (!ADDRESS.test(info.grpcAddress)) throw bad("grpc_address", "must be host:port");
-  if (info.kvAddress !== "" && !ADDRESS.test(info.kvAddress)) throw bad("kv_address", "must be host:port or empty");
-  return info;
 }

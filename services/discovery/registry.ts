@@ -8,21 +8,42 @@ export interface Registrar {
   /**
    * Registers in the background and goes on trying for as long as it takes: an instance serves without a registry too.
    * `stop` ends it as disposing does.
+   *
+   * @param standing What the registry shows of its state, where it shows one.
    */
-  register(self: () => Info, stop: AbortSignal): Promise<Registration>;
+  register(self: () => Info, stop: AbortSignal, standing?: () => Standing): Promise<Registration>;
+}
+
+/** Whether an instance takes work, and in words how it is. */
+export interface Standing {
+  readonly serving: boolean;
+  readonly text: string;
 }
 
 export interface Registration {
-  /** What `self` returns has changed. */
+  /** What `self` or `standing` returns has changed. */
   update(): void;
   /** Takes the entry out, and waits for that no longer than a second. May be called twice. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
+/**
+ * What a registry has against an instance that it lists. `maintenance`: an operator took it out. `critical`: its health
+ * check fails. `missing`: it was listed until a moment ago.
+ */
+export interface Doubt {
+  readonly kind: "maintenance" | "critical" | "missing";
+  /** For people. */
+  readonly reason: string;
+}
+
+/** @param doubts By instance id. Most instances have none. */
+export type EntriesListener = (entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>) => void;
+
 /** The router's side. */
 export interface Directory {
   /** `onChange` gets every entry, at once and after each change. Entries that only fell silent stay. */
-  watch(onChange: (entries: readonly Info[]) => void): Watch;
+  watch(onChange: EntriesListener): Watch;
 }
 
 export interface Watch {
@@ -31,3 +52,15 @@ export interface Watch {
 
 /** Both sides. */
 export interface Registry extends Registrar, Directory {}
+
+/** How a registry that can be away is doing. */
+export interface RegistryHealth {
+  /** `127.0.0.1:8500` */
+  readonly address: string;
+  /** Whether its last answer was a good one. False until the first. */
+  readonly up: boolean;
+  /** Since when not, Unix milliseconds; 0 while it is up. */
+  readonly downSinceUnixMs: number;
+  /** Why not. Empty while it is up. */
+  readonly error: string;
+}

@@ -3,10 +3,16 @@ import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/grpc/h
 import { ServiceError } from "../common/errors.ts";
 import { type CallContext, type RpcService, defineService } from "./service.ts";
 
+/**
+ * The name under which a check that doesn't pass says why: UNAVAILABLE with the reason, where the names of services
+ * answer NOT_SERVING. Consul shows the words of an error, and nothing more of a status.
+ */
+export const HEALTH_WITH_REASON = "tandem";
+
 export interface HealthState {
   readonly service: RpcService;
-  /** For the server as a whole ("") and every service on it. */
-  set(serving: boolean): void;
+  /** For the server as a whole ("") and every service on it. @param reason Why not, for people. */
+  set(serving: boolean, reason?: string): void;
 }
 
 /** @param names Type names of the services beside this one. Not serving until told otherwise. */
@@ -14,6 +20,7 @@ export function createHealth(names: readonly string[]): HealthState {
   const known = new Set(["", Health.typeName, ...names]);
   const watchers = new Set<() => void>();
   let serving = false;
+  let why = "";
   const statusOf = (name: string): Status => {
     if (!known.has(name)) return Status.SERVICE_UNKNOWN;
     return serving ? Status.SERVING : Status.NOT_SERVING;
@@ -23,6 +30,10 @@ export function createHealth(names: readonly string[]): HealthState {
     Health,
     {
       async check({ service: name }) {
+        if (name === HEALTH_WITH_REASON) {
+          if (!serving) throw new ServiceError("instance_unavailable", why === "" ? "not serving" : why);
+          return { status: Status.SERVING };
+        }
         if (!known.has(name)) throw new ServiceError("not_found", `No service ${JSON.stringify(name)} on this server.`);
         return { status: statusOf(name) };
       },
@@ -42,7 +53,8 @@ export function createHealth(names: readonly string[]): HealthState {
   );
   return {
     service,
-    set(next) {
+    set(next, reason = "") {
+      why = reason;
       if (serving === next) return;
       serving = next;
       for (const wake of watchers) wake();

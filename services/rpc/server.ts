@@ -17,8 +17,12 @@ export const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
 export interface RpcServer {
   /** host:port really bound. */
   readonly address: string;
-  /** What grpc.health.v1 says of "" and of every service. A new server is not serving until it is told. */
-  setServing(serving: boolean): void;
+  /**
+   * What grpc.health.v1 says of "" and of every service. A new server is not serving until it is told.
+   *
+   * @param reason Why not, for people.
+   */
+  setServing(serving: boolean, reason?: string): void;
   /** Stops accepting, lets running calls end for `graceMs`, then breaks them. May be called twice. */
   [Symbol.asyncDispose](): Promise<void>;
 }

@@ -1,0 +1,210 @@
+// Keeps one service registered with the Consul agent, for as long as it lives: registers it, tells its state as it
+// changes, and registers it again as soon as the agent has forgotten it.
+//
+// Two checks stand behind it. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
+// the process says of itself; told in milliseconds, where the agent's question comes once a second.
+import { setTimeout as sleep } from "node:timers/promises";
+import { anySignal, backoffMs } from "../common/lifecycle.ts";
+import type { Log } from "../common/log.ts";
+import { HEALTH_WITH_REASON } from "../rpc/health.ts";
+import { createBell } from "./bell.ts";
+import { ConsulError, type ConsulClient } from "./consul-http.ts";
+import { serviceName, type ServiceRecord } from "./consul-record.ts";
+import type { ConsulCheckConfig } from "./consul-settings.ts";
+import type { Registration, Standing } from "./registry.ts";
+
+export interface ConsulRegisterOptions {
+  readonly client: ConsulClient;
+  readonly prefix: string;
+  readonly checks: ConsulCheckConfig;
+  readonly log: Log;
+}
+
+const RETRY = { minMs: 50, maxMs: 1_000 };
+const CALL_MS = 2_000;
+/** One question to the agent whether it still knows us; it is answered as soon as anything changed, or the agent ends. */
+const WATCH_MS = 60_000;
+/** With a gRPC check the state needs no heartbeat; this one only survives a hung watch. */
+const LONG_TTL_MS = 600_000;
+const LEAVE_MS = 900;
+
+/** The agent no longer knows the service. */
+class Forgotten extends Error {}
+
+export function keepRegistered(
+  record: () => ServiceRecord,
+  standing: () => Standing,
+  o: ConsulRegisterOptions,
+  stop: AbortSignal,
+): Registration {
+  const { client, log, checks } = o;
+  const over = new AbortController();
+  const ending = anySignal(over.signal, stop);
+  const changed = createBell();
+  const { id, role } = record();
+  const name = serviceName(o.prefix, role);
+  const ttlMs = checks["consul.check"] === "ttl" ? checks["consul.ttl_ms"] : LONG_TTL_MS;
+  let swept = false;
+
+  async function put(): Promise<string> {
+    const now = record();
+    if (!swept) await sweepGhosts(now);
+    swept = true;
+    const body = registrationBody(now, name, standing(), checks, ttlMs);
+    await client.put("/v1/agent/service/register", { query: { "replace-existing-checks": "true" }, body, timeoutMs: CALL_MS });
+    return JSON.stringify(body.Meta);
+  }
+
+  /**
+   * An instance that died left its entry, and its check would pass again: it asks the address that we have now. Only
+   * the agent's own list is looked at, since only there an address means the same host.
+   */
+  async function sweepGhosts(now: ServiceRecord): Promise<void> {
+    const [host, port] = splitAddress(now.address);
+    const filter = `Service == "${name}" and Address == "${host}" and Port == ${port} and ID != "${now.id}"`;
+    const answer = await client.get("/v1/agent/services", { query: { filter }, timeoutMs: CALL_MS });
+    for (const ghost of Object.keys(answer.json() as Record<string, unknown>)) {
+      log.info("the entry of an instance that was here before is taken out of Consul", { serviceId: ghost });
+      await client.put(`/v1/agent/service/deregister/${encodeURIComponent(ghost)}`, { timeoutMs: CALL_MS });
+    }
+  }
+
+  async function tellState(): Promise<void> {
+    const { serving, text } = standing();
+    const answer = await client.put(`/v1/agent/check/update/${encodeURIComponent(stateCheckId(id))}`, {
+      body: { Status: serving ? "passing" : "critical", Output: text },
+      timeoutMs: CALL_MS,
+    });
+    if (answer.status === 404) throw new Forgotten();
+  }
+
+  /** Follows changes and beats the heart, until the agent fails or forgot us. */
+  async function speak(told: string, signal: AbortSignal): Promise<void> {
+    for (let meta = told; !signal.aborted; ) {
+      const beat = new AbortController();
+      // Asked before the state is told, so that no change falls between the two.
+      const rung = changed.next(anySignal(signal, beat.signal));
+      await tellState();
+      const timer = setTimeout(() => beat.abort(), ttlMs / 3);
+      await rung;
+      clearTimeout(timer);
+      if (!signal.aborted && JSON.stringify(record().meta) !== meta) meta = await put();
+    }
+  }
+
+  /** Ends with an error when the agent is gone or doesn't know us. */
+  async function listen(signal: AbortSignal): Promise<void> {
+    for (let hash = ""; !signal.aborted; ) {
+      const answer = await client.get(`/v1/agent/service/${encodeURIComponent(id)}`, {
+        query: hash === "" ? {} : { hash, wait: `${WATCH_MS}ms` },
+        timeoutMs: hash === "" ? CALL_MS : WATCH_MS * 1.0625 + CALL_MS,
+        signal,
+      });
+      if (answer.status === 404) throw new Forgotten();
+      // Without a hash the agent can't make us wait; then this is a question each second.
+      if (answer.hash === "") await sleep(1_000, undefined, { signal }).catch(() => {});
+      hash = answer.hash;
+    }
+  }
+
+  async function keep(): Promise<void> {
+    let told: "no" | "yes" | "failing" = "no";
+    for (let attempt = 0; !ending.aborted; ) {
+      const round = new AbortController();
+      const signal = anySignal(round.signal, ending);
+      try {
+        const meta = await put();
+        log.info(told === "no" ? "registered in Consul" : "registered in Consul again", { consul: client.address, service: name, serviceId: id });
+        told = "yes";
+        attempt = 0;
+        await Promise.all([speak(meta, signal), listen(signal)]);
+      } catch (error) {
+        if (ending.aborted) return;
+        if (error instanceof Forgotten || isUnknownCheck(error)) {
+          log.warn("Consul has forgotten this process; registering again", { consul: client.address, service: name });
+        } else {
+          if (told !== "failing") tellFailure(error as Error);
+          told = "failing";
+        }
+      } finally {
+        round.abort();
+      }
+      await sleep(backoffMs(attempt++, RETRY), undefined, { signal: ending }).catch(() => {});
+    }
+  }
+
+  function tellFailure(error: Error): void {
+    const denied = error instanceof ConsulError && error.kind === "denied";
+    log[denied ? "error" : "warn"](denied ? "Consul denies the registration; trying on" : "not registered in Consul; trying on", {
+      consul: client.address,
+      service: name,
+      because: error.message,
+      ...(denied && error.policy !== undefined ? { policy: error.policy } : {}),
+    });
+  }
+
+  async function leave(): Promise<void> {
+    await kept;
+    await client.put(`/v1/agent/service/deregister/${encodeURIComponent(id)}`, { timeoutMs: LEAVE_MS }).catch((error: Error) => {
+      log.warn("could not be taken out of Consul, which will do it when the check has failed for long enough", { because: error.message });
+    });
+  }
+
+  const kept = keep().catch((error: unknown) => log.error("registration ended", { error }));
+  let left: Promise<void> | undefined;
+  const dispose = (): Promise<void> => {
+    over.abort();
+    return (left ??= Promise.race([leave(), sleep(1_000, undefined, { ref: false })]).then(() => {}));
+  };
+  stop.addEventListener("abort", () => void dispose(), { once: true });
+  return { update: () => changed.ring(), [Symbol.asyncDispose]: dispose };
+}
+
+function registrationBody(record: ServiceRecord, name: string, standing: Standing, checks: ConsulCheckConfig, ttlMs: number) {
+  const [Address, port] = splitAddress(record.address);
+  const DeregisterCriticalServiceAfter = `${checks["consul.deregister_after_ms"]}ms`;
+  const state = {
+    CheckID: stateCheckId(record.id),
+    Name: "state",
+    Notes: "What the process says of itself.",
+    TTL: `${ttlMs}ms`,
+    Status: standing.serving ? "passing" : "critical",
+    // A process that says that it drains lives: only silence takes it out.
+    ...(checks["consul.check"] === "ttl" ? { DeregisterCriticalServiceAfter } : {}),
+  };
+  const health = {
+    CheckID: `service:${record.id}:health`,
+    Name: "health",
+    Notes: "What grpc.health.v1 answers the Consul agent.",
+    GRPC: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
+    Interval: `${checks["consul.check_interval_ms"]}ms`,
+    Timeout: `${Math.max(1_000, checks["consul.check_interval_ms"])}ms`,
+    // It says so itself; the agent's own look follows within an interval.
+    Status: standing.serving ? "passing" : "critical",
+    DeregisterCriticalServiceAfter,
+  };
+  return {
+    ID: record.id,
+    Name: name,
+    Address,
+    Port: Number(port),
+    Tags: record.tags,
+    Meta: record.meta,
+    Checks: checks["consul.check"] === "ttl" ? [state] : [health, state],
+  };
+}
+
+function stateCheckId(serviceId: string): string {
+  return `service:${serviceId}:state`;
+}
+
+/** "[::1]:3101" -> "::1", "3101" */
+function splitAddress(address: string): [string, string] {
+  const colon = address.lastIndexOf(":");
+  return [address.slice(0, colon).replace(/^\[|\]$/g, ""), address.slice(colon + 1)];
+}
+
+/** How agents say that a check is not there, beside 404: 500 in older ones. */
+function isUnknownCheck(error: unknown): boolean {
+  return error instanceof ConsulError && /unknown (check|service)|does not have associated TTL|does not exist/i.test(error.message);
+}

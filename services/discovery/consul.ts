@@ -1,0 +1,92 @@
+// The door to Consul: registers this process, says who is there, and keeps settings that change while we run.
+import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Log } from "../common/log.ts";
+import { consulDirectory } from "./consul-directory.ts";
+import { consulClient, type ConsulError } from "./consul-http.ts";
+import { watchConsulKv } from "./consul-kv.ts";
+import { instanceRecord, type ServiceRecord } from "./consul-record.ts";
+import { keepRegistered } from "./consul-register.ts";
+import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
+import type { Directory, Registrar, Registration, RegistryHealth, Standing, Watch } from "./registry.ts";
+
+export { consulCheckSettings, consulSettings } from "./consul-settings.ts";
+export { routerRecord } from "./consul-record.ts";
+
+const SERVING: Standing = { serving: true, text: "serving" };
+
+export interface ConsulRegistrar extends Registrar {
+  /** A service that is no instance: the router. */
+  registerService(record: () => ServiceRecord, stop: AbortSignal, standing: () => Standing): Registration;
+  close(): void;
+}
+
+/** @throws ConfigError for settings that can't be used; that Consul is away is no error */
+export async function consulRegistrar(config: ConsulConfig & ConsulCheckConfig, o: { readonly log: Log }): Promise<ConsulRegistrar> {
+  const client = await consulClient(consulOptions(config));
+  const options = { client, prefix: config["consul.service_prefix"], checks: config, log: o.log };
+  return {
+    name: "consul",
+    register: async (self: () => Info, stop, standing = () => SERVING) =>
+      keepRegistered(() => instanceRecord(self()), standing, options, stop),
+    registerService: (record, stop, standing) => keepRegistered(record, standing, options, stop),
+    close: () => client.close(),
+  };
+}
+
+export interface ConsulWatcher extends Directory {
+  readonly health: RegistryHealth;
+  /** After each change of `health.up`. */
+  onHealth(listener: () => void): void;
+  /** @param prefix In Consul's KV store. @param onChange Gets texts by key, without the prefix. */
+  watchSettings(prefix: string, onChange: (texts: ReadonlyMap<string, string>) => void): Watch;
+  close(): void;
+}
+
+/** @throws ConfigError for settings that can't be used; that Consul is away is no error */
+export async function consulWatcher(config: ConsulConfig, o: { readonly log: Log; readonly forgetMs?: number }): Promise<ConsulWatcher> {
+  const { log } = o;
+  const client = await consulClient(consulOptions(config));
+  const failing = new Map<string, ConsulError>();
+  const heard = new Set<string>();
+  const listeners: (() => void)[] = [];
+  let downSinceUnixMs = Date.now();
+  let up = false;
+
+  /** One line in the log when it goes, and one when it comes back, whatever number of watches see it. */
+  function onHealth(watch: string, error: ConsulError | undefined): void {
+    const known = failing.get(watch);
+    if (error === undefined) {
+      failing.delete(watch);
+      heard.add(watch);
+    } else failing.set(watch, error);
+    const now = failing.size === 0 && heard.has("prefill") && heard.has("decode");
+    if (error !== undefined && (known === undefined || known.message !== error.message) && (up || failing.size === 1 || error.kind === "denied")) {
+      const fields = { consul: client.address, watch, because: error.message, ...(error.policy === undefined ? {} : { policy: error.policy }) };
+      if (error.kind === "denied") log.error("Consul denies what the router needs; it goes on with what it knows", fields);
+      else if (known === undefined) log.warn("Consul is away; the router goes on with the instances it knows", fields);
+    }
+    if (now === up) return;
+    up = now;
+    if (!up) downSinceUnixMs = Date.now();
+    else log.info("Consul answers", { consul: client.address, afterMs: Date.now() - downSinceUnixMs });
+    for (const listener of listeners) listener();
+  }
+
+  const directory = consulDirectory({
+    client,
+    prefix: config["consul.service_prefix"],
+    log,
+    onHealth,
+    ...(o.forgetMs === undefined ? {} : { forgetMs: o.forgetMs }),
+  });
+  return {
+    watch: directory.watch,
+    get health() {
+      const error = [...failing.values()][0]?.message ?? (up ? "" : "It has not answered yet.");
+      return { address: client.address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
+    },
+    onHealth: (listener) => void listeners.push(listener),
+    watchSettings: (prefix, onChange) => watchConsulKv({ client, prefix, log, onHealth }, onChange),
+    close: () => client.close(),
+  };
+}
