@@ -15,9 +15,14 @@ export interface LaunchOptions {
   readonly flags: readonly string[];
 }
 
+/** Where every engine that Tandem starts serves HTTP: an engine has no access control, so only its wrapper may reach it. */
+export const ENGINE_HOST = "127.0.0.1";
+
 export interface LaunchPorts {
-  readonly host: string;
+  /** On ENGINE_HOST. */
   readonly httpPort: number;
+  /** Host of the KV side channel, which partners on other machines dial. */
+  readonly kvHost: string;
   readonly kvPort: number;
 }
 
@@ -36,8 +41,10 @@ export function launcherOf(kind: EngineKind, o: LaunchOptions): (ports: LaunchPo
       cliMain(),
       "engine",
       "--sim",
-      `--listen=${ports.host}:${ports.httpPort}`,
-      `--kv.listen=${ports.host}:${ports.kvPort}`,
+      `--listen=${ENGINE_HOST}:${ports.httpPort}`,
+      `--kv.listen=${ports.kvHost}:${ports.kvPort}`,
+      // Whoever set kv.host meant partners on other machines to reach it.
+      ...(ports.kvHost === ENGINE_HOST ? [] : ["--expose"]),
       `--role=${o.role}`,
       `--connector=${o.connector}`,
       `--kv.slots=${o.slots}`,

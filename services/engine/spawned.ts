@@ -5,7 +5,7 @@ import type { Log } from "../common/log.ts";
 import type { EngineKind, EngineSource, StartedEngine } from "./engine.ts";
 import { spawnGuarded, type EngineExit, type GuardedCommand, type GuardedProcess } from "./guardian.ts";
 import { createEngineHttp, type EngineHttp } from "./http.ts";
-import type { LaunchPorts } from "./launch.ts";
+import { ENGINE_HOST, type LaunchPorts } from "./launch.ts";
 import { killLeftovers, recordEngine } from "./leftovers.ts";
 import { usefulLines } from "./output-tail.ts";
 import { freePort, freePortFrom } from "./ports.ts";
@@ -18,7 +18,7 @@ const PORT_TRIES = 4;
 export interface SpawnedOptions {
   readonly kind: EngineKind;
   readonly launch: (ports: LaunchPorts) => GuardedCommand;
-  readonly host: string;
+  readonly kvHost: string;
   /** First KV port to try. Every later start uses a higher one: partners may hold connections to the old. */
   readonly kvPort: number;
   /** Whether its partners dial the address of its KV side channel. */
@@ -37,9 +37,9 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
 
   async function startOnce(signal: AbortSignal): Promise<StartedEngine> {
     const ports: LaunchPorts = {
-      host: o.host,
-      httpPort: await freePort(o.host),
-      kvPort: await freePortFrom(o.host, nextKvPort),
+      httpPort: await freePort(ENGINE_HOST),
+      kvHost: o.kvHost,
+      kvPort: await freePortFrom(o.kvHost, nextKvPort),
     };
     nextKvPort = ports.kvPort + 1;
     const guarded = await spawnGuarded({
@@ -48,12 +48,12 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     });
     const forget = await recordEngine(o.recordsFolder, guarded.pid, guarded.group, o.log);
     void guarded.exited.then(forget);
-    const http = createEngineHttp({ url: `http://${ports.host}:${ports.httpPort}` });
+    const http = createEngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}` });
     try {
       const facts = await untilReady(http, guarded, signal);
       return {
         http,
-        kvAddress: o.publishesKvAddress ? `${ports.host}:${ports.kvPort}` : "",
+        kvAddress: o.publishesKvAddress ? `${ports.kvHost}:${ports.kvPort}` : "",
         facts,
         ended: guarded.exited.then((exit) => failed(`the engine ${describe(exit)}`, guarded)),
         kill: guarded.kill,

@@ -195,7 +195,7 @@ function engineSource(role: InstanceRole, config: InstanceConfig, connector: Con
     ...common,
     kind,
     launch: launcherOf(kind, { role, connector: name, model: config.model, slots: config.slots, flags: config["engine.flag"] }),
-    host: config["kv.host"],
+    kvHost: config["kv.host"],
     kvPort: config["kv.port"],
     publishesKvAddress: pairedId,
     recordsFolder: engineRecordsFolder(),

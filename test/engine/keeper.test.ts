@@ -41,7 +41,7 @@ describe("an engine that Tandem starts", () => {
 
   async function start(o: Partial<SpawnedOptions> = {}): Promise<EngineKeeper> {
     const source = spawnedEngine({
-      kind: "vllm", host: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
+      kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
       startTimeoutMs: 10_000, recordsFolder, log: silentLog,
       launch: ({ httpPort, kvPort }) => ({ command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)] }),
       ...o,
@@ -110,7 +110,7 @@ describe("an engine that Tandem starts", () => {
   it("gives up its start when it is told to stop", async () => {
     const stop = new AbortController();
     const source = spawnedEngine({
-      kind: "vllm", host: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
+      kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
       startTimeoutMs: 60_000, recordsFolder, log: silentLog, launch: () => ({ command: "/bin/sleep", args: ["60"] }),
     });
     const starting = keepEngine({ source, log: silentLog, busy: () => false }, stop.signal);
