@@ -1,7 +1,8 @@
 // The settings of `tandem engine`.
 import { address, boolean, choice, ConfigError, defineConfig, integer, list, number, text, type Config } from "../common/config.ts";
 import { FAULT_KINDS, parseFault } from "./faults.ts";
-import { CONNECTORS, ROLES, type SimEngineOptions } from "./server.ts";
+import { CONNECTORS, ROLES } from "./serve-engine.ts";
+import type { SimEngineOptions } from "./server.ts";
 import { MIN_ROW_BYTES } from "./sim/kv-rows.ts";
 
 export const engineConfig = defineConfig("engine", {

@@ -13,6 +13,10 @@ export interface Bpe {
    * @param specials Whether the names of special tokens in the text mean those tokens. Never for text of a client.
    */
   encode(text: string, specials: boolean): number[];
+  /** The text with `mark` inside each name of a special token, so that `encodeHidden` reads it as letters. */
+  hideSpecials(text: string, mark: string): string;
+  /** Encodes with specials, each `mark` left out where it hid one. */
+  encodeHidden(text: string, mark: string): number[];
   /** A token's bytes; a special token's are its name. */
   bytes(token: number): Uint8Array;
   isSpecial(token: number): boolean;
@@ -66,17 +70,20 @@ export function createBpe(gguf: Gguf): Bpe {
     return found;
   };
   const plain = (text: string): number[] => (text.match(WORDS) ?? []).flatMap((part) => [...word(part)]);
+  // Splitting at a group keeps what matched, at the odd places.
+  const split = (text: string): string[] => (specialPattern === undefined ? [text] : text.split(specialPattern));
+  const encodeParts = (parts: readonly string[]): number[] =>
+    parts.flatMap((part, index) => (index % 2 === 1 ? [ids.get(part)!] : plain(part)));
 
   return {
     vocabularySize: tokens.length,
     bos: typeof bos === "number" ? bos : undefined,
     eos: new Set([eosToken, turnEnd].filter((token) => typeof token === "number")),
     addBos: gguf.metadata.get("tokenizer.ggml.add_bos_token") === true,
-    encode(text, withSpecials) {
-      if (!withSpecials || specialPattern === undefined) return plain(text);
-      // Splitting at a group keeps what matched, at the odd places.
-      return text.split(specialPattern).flatMap((part, index) => (index % 2 === 1 ? [ids.get(part)!] : plain(part)));
-    },
+    encode: (text, withSpecials) => (withSpecials ? encodeParts(split(text)) : plain(text)),
+    hideSpecials: (text, mark) =>
+      split(text).map((part, index) => (index % 2 === 1 ? part.slice(0, 1) + mark + part.slice(1) : part)).join(""),
+    encodeHidden: (text, mark) => encodeParts(split(text).map((part) => part.replaceAll(mark, ""))),
     bytes: (token) => bytesOf[token]!,
     isSpecial: (token) => special[token]!,
   };

@@ -4,7 +4,7 @@ import type { Clock } from "../../common/clock.ts";
 import type { Engine, EngineFailure, Finish, ModelFacts, SequenceHandle, SequenceRequest, TokenSink } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import type { Connector, Fetched, KvSpace, RepeatableKv } from "../kv/connector.ts";
-import { observe } from "../metrics-text.ts";
+import { measureArrival, measureEnd, measureToken } from "../measure.ts";
 import { EngineMetrics, type FinishedReason } from "../metrics.ts";
 import type { Message } from "../message.ts";
 import { chatTokens } from "./chat-template.ts";
@@ -119,7 +119,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
       this.#fail(sequence, CORE_DEAD);
       return handle;
     }
-    this.#count(sequence);
+    measureArrival(this.metrics, request);
     const arrival = this.#connector?.arrive(request) ?? { kind: "compute" };
     if (arrival.kind === "compute") {
       this.#scheduler.enqueue(sequence);
@@ -160,14 +160,6 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     for (const sequence of [...this.#transferring, ...this.#scheduler.sequences()]) this.#abort(sequence);
     this.#scheduler.close();
     this.#connector?.close();
-  }
-
-  #count(sequence: Sequence): void {
-    const { sampling, choice, choiceCount } = sequence.request;
-    observe(this.metrics.paramsMaxTokens, sampling.maxTokens);
-    if (choice > 0) return;
-    observe(this.metrics.paramsN, choiceCount);
-    observe(this.metrics.maxGenerationTokens, sampling.maxTokens);
   }
 
   #lookUpPrefix(sequence: Sequence): void {
@@ -234,7 +226,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     sequence.outputTokens.push(token);
     const stopped = sequence.outputCount >= sampling.minTokens && sampling.stopTokenIds?.has(token) === true;
     const reason = token === this.tokenizer.eos || stopped ? "stop" : sequence.outputCount >= sampling.maxTokens ? "length" : null;
-    this.#measureToken(sequence, nowMs);
+    measureToken(this.metrics, sequence, nowMs);
     const sending = sequence.outputCount === 1 ? this.#push(sequence) : null;
     if (sending === null) this.#give(sequence, token, reason, stopped ? token : null);
     else void this.#giveAfter(sending, sequence, token, reason, stopped ? token : null);
@@ -301,36 +293,6 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     if (sequence.ended) return;
     sequence.ended = true;
     this.#scheduler.remove(sequence);
-    this.#measureEnd(sequence, reason);
-  }
-
-  #measureToken(sequence: Sequence, nowMs: number): void {
-    const { metrics } = this;
-    metrics.generationTokens++;
-    if (sequence.outputCount > 1) {
-      observe(metrics.itlSeconds, (nowMs - sequence.lastTokenMs) / 1000);
-    } else {
-      metrics.promptTokens += sequence.request.prompt.length;
-      sequence.firstTokenMs = nowMs;
-      observe(metrics.ttftSeconds, (nowMs - sequence.arrivedMs) / 1000);
-    }
-    sequence.lastTokenMs = nowMs;
-  }
-
-  #measureEnd(sequence: Sequence, reason: FinishedReason): void {
-    const { metrics } = this;
-    metrics.finished[reason]++;
-    if (sequence.outputCount === 0) return;
-    const { arrivedMs, scheduledMs, firstTokenMs, lastTokenMs, outputCount } = sequence;
-    observe(metrics.requestPromptTokens, sequence.request.prompt.length);
-    observe(metrics.requestGenerationTokens, outputCount);
-    observe(metrics.prefillComputedTokens, sequence.request.prompt.length - sequence.cachedTokens);
-    observe(metrics.requestPreemptions, sequence.preemptions);
-    observe(metrics.e2eSeconds, (this.#options.clock.nowMs() - arrivedMs) / 1000);
-    observe(metrics.queueSeconds, (scheduledMs - arrivedMs) / 1000);
-    observe(metrics.prefillSeconds, (firstTokenMs - scheduledMs) / 1000);
-    observe(metrics.decodeSeconds, (lastTokenMs - firstTokenMs) / 1000);
-    observe(metrics.inferenceSeconds, (lastTokenMs - scheduledMs) / 1000);
-    observe(metrics.tpotSeconds, outputCount > 1 ? (lastTokenMs - firstTokenMs) / (outputCount - 1) / 1000 : 0);
+    measureEnd(this.metrics, sequence, reason, this.#options.clock.nowMs());
   }
 }

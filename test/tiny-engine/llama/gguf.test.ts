@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readGguf } from "../../../services/tiny-engine/llama/gguf.ts";
 import { createModel } from "../../../services/tiny-engine/llama/model.ts";
-import { randomGguf, SMALL, writeGguf, type RandomModel } from "./random-gguf.ts";
+import { randomGguf, SMALL, writeGguf, type RandomModel } from "../../../clients/common/random-gguf.ts";
 
 const TINY: RandomModel = { ...SMALL, layers: 1, vocab: 64, maxContext: 64 };
 const load = (file: Uint8Array): unknown => createModel(readGguf(file), { kvBytes: 1 << 20 });

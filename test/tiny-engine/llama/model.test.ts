@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readGguf } from "../../../services/tiny-engine/llama/gguf.ts";
 import { createModel, MAX_ROWS, type BlockTable, type Model, type Row } from "../../../services/tiny-engine/llama/model.ts";
 import { KV_BLOCK_TOKENS } from "../../../services/tiny-engine/llama/shape.ts";
-import { randomGguf, SMALL, type RandomModel } from "./random-gguf.ts";
+import { randomGguf, SMALL, type RandomModel } from "../../../clients/common/random-gguf.ts";
 import { referenceLogits } from "./reference.ts";
 
 const TINY: RandomModel = { layers: 2, dim: 64, heads: 4, kvHeads: 2, ffDim: 96, vocab: 96, maxContext: 256, type: "Q8_0", seed: 3 };

@@ -1,4 +1,5 @@
-// Writes small GGUF files with seeded random weights, for tests of the engine's arithmetic.
+// Writes small GGUF files with seeded random weights, for tests and benchmarks of the engine: it speaks gibberish, but
+// costs what a trained model of its shape costs.
 
 export interface RandomModel {
   readonly layers: number;
@@ -10,6 +11,8 @@ export interface RandomModel {
   readonly maxContext: number;
   readonly type: "F32" | "F16" | "Q8_0";
   readonly seed: number;
+  /** Whether a tokenizer and a chat template are inside; takes a vocabulary of 300 or more. Default: no. */
+  readonly speaks?: boolean;
 }
 
 /** 0.9M parameters, as protocol notes measured with. */
@@ -24,7 +27,7 @@ export const SHIPPED: RandomModel = {
 const TYPE_NUMBER = { F32: 0, F16: 1, Q8_0: 8 } as const;
 
 /** Overrides replace metadata; a value of undefined leaves the key out. */
-export function randomGguf(model: RandomModel, overrides: Readonly<Record<string, number | string | undefined>> = {}): Buffer {
+export function randomGguf(model: RandomModel, overrides: Readonly<Record<string, MetadataValue | undefined>> = {}): Buffer {
   const random = xorshift(model.seed);
   const headDim = model.dim / model.heads;
   const kvDim = model.kvHeads * headDim;
@@ -52,7 +55,7 @@ export function randomGguf(model: RandomModel, overrides: Readonly<Record<string
     matrix(name("ffn_down"), model.dim, model.ffDim);
   }
   norm("output_norm.weight");
-  const metadata: Record<string, number | string | undefined> = {
+  const metadata: Record<string, MetadataValue | undefined> = {
     "general.architecture": "llama",
     "llama.block_count": model.layers,
     "llama.embedding_length": model.dim,
@@ -61,6 +64,7 @@ export function randomGguf(model: RandomModel, overrides: Readonly<Record<string
     "llama.feed_forward_length": model.ffDim,
     "llama.context_length": model.maxContext,
     "llama.rope.dimension_count": headDim,
+    ...(model.speaks === true ? tokenizerOf(model.vocab) : {}),
     ...overrides,
   };
   return writeGguf(metadata, tensors.map((tensor) => ({ ...tensor, type: TYPE_NUMBER[tensor.type] })));
@@ -73,14 +77,46 @@ export interface RawTensor {
   readonly bytes: Buffer;
 }
 
-/** Numbers become u32, strings strings. */
-export function writeGguf(metadata: Readonly<Record<string, number | string | undefined>>, tensors: readonly RawTensor[]): Buffer {
+/** The form in which the shipped model was trained. */
+const CHAT_TEMPLATE = "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
+  + "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+const SPECIALS = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"];
+
+/** Byte-level BPE: the specials, the bytes, then pairs of letters, with and without a space, and pairs of those. */
+function tokenizerOf(vocab: number): Record<string, MetadataValue> {
+  const printable = (byte: number): boolean => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);
+  let next = 0x100;
+  const bytes = Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : next++));
+  const letters = [..."etaoinsrhldcumfpgwybvkxjqz"];
+  const starts = ["\u0120", ...letters];
+  const pairs = starts.flatMap((first) => letters.map((second) => [first, second] as const));
+  const quads = pairs.flatMap(([a, b]) => pairs.slice(letters.length).map(([c, d]) => [a + b, c + d] as const).slice(0, 60));
+  const merges = [...pairs, ...quads].slice(0, vocab - SPECIALS.length - bytes.length);
+  const tokens = [...SPECIALS, ...bytes, ...merges.map(([first, second]) => first + second)];
+  if (tokens.length !== vocab) throw new RangeError(`no tokenizer for a vocabulary of ${vocab}`);
+  return {
+    "general.name": "random", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
+    "tokenizer.ggml.token_type": tokens.map((_, token) => token < SPECIALS.length ? 3 : 1),
+    "tokenizer.ggml.merges": merges.map((merge) => merge.join(" ")), "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.ggml.eot_token_id": 1, "tokenizer.ggml.add_bos_token": true, "tokenizer.chat_template": CHAT_TEMPLATE,
+  };
+}
+
+export type MetadataValue = number | string | boolean | readonly (number | string)[];
+
+/** Numbers become u32. */
+export function writeGguf(metadata: Readonly<Record<string, MetadataValue | undefined>>, tensors: readonly RawTensor[]): Buffer {
   const parts: Buffer[] = [];
   const u32 = (value: number): void => void parts.push(le(4, (b) => b.writeUInt32LE(value)));
   const u64 = (value: number): void => void parts.push(le(8, (b) => b.writeBigUInt64LE(BigInt(value))));
   const string = (text: string): void => {
     u64(Buffer.byteLength(text));
     parts.push(Buffer.from(text));
+  };
+  const scalar = (value: string | number | boolean): void => {
+    if (typeof value === "string") string(value);
+    else if (typeof value === "boolean") parts.push(Buffer.of(Number(value)));
+    else u32(value);
   };
   parts.push(Buffer.from("GGUF"));
   u32(3);
@@ -89,12 +125,14 @@ export function writeGguf(metadata: Readonly<Record<string, number | string | un
   u64(entries.length);
   for (const [key, value] of entries) {
     string(key);
-    if (typeof value === "string") {
-      u32(8);
-      string(value);
+    if (Array.isArray(value)) {
+      u32(9);
+      u32(typeof value[0] === "string" ? 8 : 4);
+      u64(value.length);
+      for (const item of value) scalar(item as string | number);
     } else {
-      u32(4);
-      u32(value!);
+      u32(typeof value === "string" ? 8 : typeof value === "boolean" ? 7 : 4);
+      scalar(value as string | number | boolean);
     }
   }
   let offset = 0;

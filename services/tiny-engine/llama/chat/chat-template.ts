@@ -1,0 +1,58 @@
+// A conversation as tokens, by the template in the model's file. The names of special tokens mean those tokens where the
+// template wrote them, and are ordinary letters where a client did: nobody can end a turn from inside a message.
+import { badRequest } from "../../http/exchange.ts";
+import type { Message } from "../../message.ts";
+import type { Bpe } from "../bpe.ts";
+import { GgufError, type Gguf } from "../gguf.ts";
+import { parseTemplate, TemplateError, type Node } from "./jinja-parse.ts";
+import { RefusedByTemplate, render } from "./jinja-run.ts";
+
+export type ChatTemplate = (messages: readonly Message[], openTurn: boolean, continueFinal: boolean) => number[];
+
+// Put after the first letter of special names in messages, and taken out again before the text is encoded. Noncharacters
+// of Unicode: one that no message holds is found, or the message is refused.
+const MARKS = Array.from({ length: 32 }, (_, index) => String.fromCodePoint(0xfdd0 + index));
+/** Where the last message ends, for an answer that goes on from it. */
+const END_MARK = "\ufffe";
+
+/** @throws GgufError where the template uses what this engine doesn't know. */
+export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
+  const source = gguf.metadata.get("tokenizer.chat_template");
+  if (typeof source !== "string") {
+    return () => {
+      throw badRequest("The model's file has no chat template. Use /v1/completions.");
+    };
+  }
+  let nodes: readonly Node[];
+  try {
+    nodes = parseTemplate(source);
+    // A trial finds what parsing doesn't: filters and functions that are not known.
+    render(nodes, { bos_token: "", eos_token: "", messages: [{ role: "user", content: "?" }], add_generation_prompt: true });
+  } catch (error) {
+    if (error instanceof TemplateError) throw new GgufError(error.message);
+    if (!(error instanceof RefusedByTemplate)) throw error;
+    nodes = parseTemplate(source);
+  }
+  const name = (token: number | undefined): string => (token === undefined ? "" : Buffer.from(bpe.bytes(token)).toString("utf8"));
+  const eosToken = gguf.metadata.get("tokenizer.ggml.eos_token_id");
+  const globals = { bos_token: name(bpe.bos), eos_token: name(typeof eosToken === "number" ? eosToken : undefined) };
+
+  const write = (messages: readonly Message[], openTurn: boolean): string => {
+    try {
+      return render(nodes, { ...globals, messages: messages.map((message) => ({ ...message })), add_generation_prompt: openTurn });
+    } catch (error) {
+      if (error instanceof RefusedByTemplate || error instanceof TemplateError) throw badRequest(error.message, "messages");
+      throw error;
+    }
+  };
+  return (messages, openTurn, continueFinal) => {
+    const mark = MARKS.find((candidate) => messages.every(({ role, content }) => !`${role}${content}`.includes(candidate)));
+    if (mark === undefined) throw badRequest("The messages hold noncharacters of Unicode.", "messages");
+    const tame = (text: string): string => bpe.hideSpecials(text, mark);
+    const safe = messages.map(({ role, content }) => ({ role: tame(role), content: tame(content) }));
+    if (!continueFinal) return bpe.encodeHidden(write(safe, openTurn), mark);
+    const last = safe.at(-1)!;
+    const text = write([...safe.slice(0, -1), { ...last, content: last.content.trimEnd() + END_MARK }], false);
+    return bpe.encodeHidden(text.slice(0, text.lastIndexOf(END_MARK)), mark);
+  };
+}

@@ -1,0 +1,75 @@
+// A model's file, read and looked through before anything is computed with it: tokenizer, chat template, size, and the
+// hash by which two engines know that they run the same weights.
+import { createHash } from "node:crypto";
+import { readFileSync, statSync } from "node:fs";
+import { totalmem } from "node:os";
+import type { Tokenizer } from "../engine.ts";
+import { createBpe } from "./bpe.ts";
+import { createChatTemplate, type ChatTemplate } from "./chat/chat-template.ts";
+import { GgufError, readGguf } from "./gguf.ts";
+import { llamaTokenizer } from "./llama-tokenizer.ts";
+import { readShape, type LlamaShape } from "./shape.ts";
+
+export interface ModelFile {
+  /** The whole file, alone in its buffer so that it can be handed to the worker. */
+  readonly bytes: ArrayBuffer;
+  /** SHA-256 of the file: weights, tokenizer and template. */
+  readonly hash: string;
+  /** What the file calls itself. */
+  readonly name: string;
+  readonly shape: LlamaShape;
+  readonly tokenizer: Tokenizer;
+  readonly chatTokens: ChatTemplate;
+  readonly eos: ReadonlySet<number>;
+}
+
+/** WebAssembly addresses 4 GiB; some of it is for rows and angles. */
+const ADDRESSABLE_BYTES = 4 * 1024 ** 3 - 256 * 1024 ** 2;
+
+/** @param source A path, or the file's bytes. @throws GgufError where it can't be run here, saying why. */
+export function openModelFile(source: string | Uint8Array): ModelFile {
+  const file = typeof source === "string" ? readChecked(source) : source;
+  const gguf = readGguf(file);
+  const shape = readShape(gguf);
+  checkSize(weightBytes(gguf.tensors.values()));
+  const bpe = createBpe(gguf);
+  if (bpe.vocabularySize !== shape.vocab) {
+    throw new GgufError(`the tokenizer has ${bpe.vocabularySize} tokens and the embeddings ${shape.vocab}`);
+  }
+  const name = gguf.metadata.get("general.name");
+  // A copy where the bytes share their buffer with others, such as a small file from Node's pool.
+  const alone = file.byteOffset === 0 && file.byteLength === file.buffer.byteLength && typeof source === "string";
+  return {
+    bytes: (alone ? file.buffer : new Uint8Array(file).buffer) as ArrayBuffer,
+    hash: createHash("sha256").update(file).digest("hex"),
+    name: typeof name === "string" && name !== "" ? name : "llama",
+    shape,
+    tokenizer: llamaTokenizer(bpe),
+    chatTokens: createChatTemplate(gguf, bpe),
+    eos: bpe.eos,
+  };
+}
+
+function readChecked(path: string): Uint8Array {
+  try {
+    checkSize(statSync(path).size);
+    return readFileSync(path);
+  } catch (error) {
+    if (error instanceof GgufError) throw error;
+    throw new GgufError(`the file can't be read (${(error as NodeJS.ErrnoException).code ?? String(error)})`);
+  }
+}
+
+/** What the weights take in the kernel: F16 is widened there. */
+function weightBytes(tensors: Iterable<{ readonly type: string; readonly bytes: Uint8Array }>): number {
+  let sum = 0;
+  for (const { type, bytes } of tensors) sum += type === "F16" ? bytes.byteLength * 2 : type === "Q8_0" ? (bytes.byteLength / 34) * 36 : bytes.byteLength;
+  return sum;
+}
+
+function checkSize(bytes: number): void {
+  const memory = Math.min(totalmem(), process.constrainedMemory?.() || Infinity);
+  const mib = (count: number): string => `${Math.ceil(count / 1024 ** 2)} MiB`;
+  if (bytes > ADDRESSABLE_BYTES) throw new GgufError(`the weights take ${mib(bytes)}; this engine can hold ${mib(ADDRESSABLE_BYTES)}`);
+  if (bytes * 1.5 > memory) throw new GgufError(`the weights take ${mib(bytes)}, which is too much for this machine's ${mib(memory)} of memory`);
+}

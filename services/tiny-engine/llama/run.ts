@@ -1,0 +1,55 @@
+// One sequence in the engine: what was asked, where its answer goes, and how far it has come.
+import { randomBytes } from "node:crypto";
+import type { SequenceRequest, TokenLogprobs, TokenSink } from "../engine.ts";
+import type { KvOutflow } from "../kv/connector.ts";
+import type { Measured } from "../measure.ts";
+import type { Add } from "./worker/messages.ts";
+
+export interface Run extends Measured {
+  /** Its name in the worker. */
+  readonly id: number;
+  readonly sink: TokenSink;
+  state: "waiting" | "running" | "ended";
+  scheduledMs: number;
+  outputCount: number;
+  cachedTokens: number;
+  /** KV of the prompt that was sent here. */
+  kv: readonly Buffer[] | null;
+  /** KV of the prompt on its way to a decode engine. */
+  outflow: KvOutflow | null;
+  promptLogprobs: readonly (TokenLogprobs | null)[] | null;
+  /** Stops a push that this sequence waits for. */
+  readonly cancel: AbortController;
+}
+
+export function newRun(id: number, request: SequenceRequest, sink: TokenSink, nowMs: number): Run {
+  return {
+    id, request, sink, arrivedMs: nowMs, state: "waiting", scheduledMs: 0, firstTokenMs: 0, lastTokenMs: 0, outputCount: 0,
+    cachedTokens: 0, preemptions: 0, kv: null, outflow: null, promptLogprobs: null, cancel: new AbortController(),
+  };
+}
+
+/** Tokens that the sequence can grow to. */
+export function tokenLimit({ prompt, sampling }: SequenceRequest): number {
+  return prompt.length + sampling.maxTokens;
+}
+
+const NONE: ReadonlySet<number> = new Set();
+
+/** What the worker is told of it. Without a seed the randomness is the system's. */
+export function addCommand({ id, request, kv, outflow }: Run, eos: ReadonlySet<number>): Add {
+  const { prompt, sampling, promptLogprobs, pace } = request;
+  const { temperature, topP, topK, minP, presencePenalty, frequencyPenalty, repetitionPenalty } = sampling;
+  const seed = sampling.seed === null ? randomBytes(8).readBigUInt64LE() : BigInt(sampling.seed);
+  return {
+    kind: "add", id, prompt, promptLogprobs, kv, givesKv: outflow !== null,
+    // Of the request's faults the worker needs these two.
+    pace: pace === null ? null : { extraMsPerToken: pace.extraMsPerToken, stallAfterTokens: pace.stallAfterTokens },
+    params: {
+      temperature, topP, topK, minP, seed, presencePenalty, frequencyPenalty, repetitionPenalty,
+      logitBias: sampling.logitBias ?? undefined,
+    },
+    maxTokens: sampling.maxTokens, minTokens: sampling.minTokens, logprobs: sampling.logprobs,
+    eos: sampling.ignoreEos ? NONE : eos, stopTokenIds: sampling.stopTokenIds ?? NONE,
+  };
+}

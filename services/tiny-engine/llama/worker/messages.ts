@@ -1,0 +1,70 @@
+// What the engine and its worker thread say to each other. Commands take effect in the order they are sent.
+import type { Pace, TokenLogprobs } from "../../engine.ts";
+import type { SamplingParams } from "../sampling.ts";
+
+export interface WorkerStart {
+  /** The GGUF file. Transferred, not copied. */
+  readonly file: ArrayBuffer;
+  /** Bound of the KV cache. */
+  readonly kvBytes: number;
+}
+
+export type Command = Add | { readonly kind: "drop"; readonly id: number } | { readonly kind: "hang"; readonly hung: boolean };
+
+/** A sequence to run. The engine has made sure that there are blocks for all its tokens. */
+export interface Add {
+  readonly kind: "add";
+  readonly id: number;
+  readonly prompt: readonly number[];
+  readonly params: SamplingParams;
+  readonly maxTokens: number;
+  readonly minTokens: number;
+  /** Tokens that end the answer; empty where they are ignored. */
+  readonly eos: ReadonlySet<number>;
+  readonly stopTokenIds: ReadonlySet<number>;
+  /** Alternatives per output token. Null: no logprobs. */
+  readonly logprobs: number | null;
+  readonly promptLogprobs: number | null;
+  /** KV of the whole prompt, checked, packed as in kv-rows.ts. Null: to be computed. */
+  readonly kv: readonly Uint8Array[] | null;
+  /** Whether the prompt's KV is to be given out. */
+  readonly givesKv: boolean;
+  readonly pace: Pace | null;
+}
+
+/** What one round brought. */
+export interface Report {
+  readonly kind: "report";
+  /** Rows computed, of prompts and of answers. */
+  readonly rows: number;
+  /** Sequences whose first row was computed in this round. */
+  readonly started: readonly number[];
+  /** Before the tokens of the same round. */
+  readonly kv: readonly GivenKv[];
+  readonly tokens: readonly GivenToken[];
+}
+
+export interface GivenKv {
+  readonly id: number;
+  /** The next blocks of this sequence, in order. Transferred. */
+  readonly blocks: readonly Uint8Array<ArrayBuffer>[];
+  /** That was the last of the prompt. */
+  readonly last: boolean;
+}
+
+export interface GivenToken {
+  readonly id: number;
+  readonly token: number;
+  /** With it the sequence is over and its blocks are free. */
+  readonly finish: "stop" | "length" | null;
+  readonly logprobs: TokenLogprobs | null;
+  /** With the first token, where they were asked for. */
+  readonly promptLogprobs: readonly (TokenLogprobs | null)[] | null;
+}
+
+export type Answer =
+  /** The model is in memory. */
+  | { readonly kind: "ready" }
+  /** It can't be run; why, for people. */
+  | { readonly kind: "unfit"; readonly message: string }
+  | Report;

@@ -1,0 +1,55 @@
+// Starts the worker thread of an engine and gives the other end of it.
+import { Worker, type Transferable } from "node:worker_threads";
+import { GgufError } from "../gguf.ts";
+import type { Answer, Command, Report, WorkerStart } from "./messages.ts";
+
+export interface LlamaWorker {
+  send(command: Command): void;
+  /** Set before the first command. */
+  onReport: (report: Report) => void;
+  /** The thread is gone, though nobody closed it. */
+  onDeath: (cause: Error) => void;
+  close(): Promise<void>;
+}
+
+// The model lives outside of the worker's JavaScript heap; what is left is small, and V8 would otherwise let it grow.
+const LIMITS = { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 256, stackSizeMb: 2 };
+
+/** Resolves when the model is in memory. @throws GgufError where it can't be run. */
+export function startLlamaWorker(start: WorkerStart): Promise<LlamaWorker> {
+  return new Promise((resolve, reject) => {
+    const thread = spawn(start);
+    let closed = false;
+    const worker: LlamaWorker = {
+      send: (command) => thread.postMessage(command),
+      onReport: () => {},
+      onDeath: () => {},
+      async close() {
+        closed = true;
+        await thread.terminate();
+      },
+    };
+    const die = (error: Error): void => {
+      reject(error);
+      if (!closed) worker.onDeath(error);
+      closed = true;
+    };
+    thread.on("message", (answer: Answer) => {
+      if (answer.kind === "report") worker.onReport(answer);
+      else if (answer.kind === "ready") resolve(worker);
+      else void worker.close().then(() => reject(new GgufError(answer.message)));
+    });
+    thread.once("error", die);
+    thread.once("exit", (code) => die(new Error(`the engine's worker thread ended with code ${code}`)));
+  });
+}
+
+function spawn(start: WorkerStart): Worker {
+  const transferList: Transferable[] = [start.file];
+  const options = { workerData: start, transferList, resourceLimits: LIMITS, name: "llama" };
+  if (!import.meta.url.endsWith(".ts")) return new Worker(new URL("./worker.js", import.meta.url), options);
+  // Node 20 doesn't hand the loader of TypeScript on to threads, so in development they fetch it themselves.
+  const loader = JSON.stringify(import.meta.resolve("tsx/esm/api"));
+  const main = JSON.stringify(new URL("./worker.ts", import.meta.url).href);
+  return new Worker(`import(${loader}).then(({ register }) => { register(); return import(${main}); })`, { ...options, eval: true });
+}
