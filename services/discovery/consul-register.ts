@@ -46,13 +46,14 @@ export function keepRegistered(
   const ttlMs = checks["consul.check"] === "ttl" ? checks["consul.ttl_ms"] : LONG_TTL_MS;
   let swept = false;
 
-  async function put(): Promise<string> {
+  /** @param known It was in Consul before, and others count on it. */
+  async function put(known: boolean): Promise<string> {
     const now = record();
     if (!swept) await sweepGhosts(now);
     swept = true;
-    const body = registrationBody(now, name, standing(), checks, ttlMs);
+    const body = registrationBody(now, name, known && standing().serving, checks, ttlMs);
     await client.put("/v1/agent/service/register", { query: { "replace-existing-checks": "true" }, body, timeoutMs: CALL_MS });
-    return JSON.stringify(body.Meta);
+    return JSON.stringify(now.meta);
   }
 
   /**
@@ -82,13 +83,13 @@ export function keepRegistered(
   async function speak(told: string, signal: AbortSignal): Promise<void> {
     for (let meta = told; !signal.aborted; ) {
       const beat = new AbortController();
-      // Asked before the state is told, so that no change falls between the two.
+      // Asked before anything is told, so that no change falls between the two.
       const rung = changed.next(anySignal(signal, beat.signal));
+      if (JSON.stringify(record().meta) !== meta) meta = await put(true);
       await tellState();
       const timer = setTimeout(() => beat.abort(), ttlMs / 3);
       await rung;
       clearTimeout(timer);
-      if (!signal.aborted && JSON.stringify(record().meta) !== meta) meta = await put();
     }
   }
 
@@ -108,14 +109,15 @@ export function keepRegistered(
   }
 
   async function keep(): Promise<void> {
-    let told: "no" | "yes" | "failing" = "no";
+    let [known, failing] = [false, false];
     for (let attempt = 0; !ending.aborted; ) {
       const round = new AbortController();
       const signal = anySignal(round.signal, ending);
       try {
-        const meta = await put();
-        log.info(told === "no" ? "registered in Consul" : "registered in Consul again", { consul: client.address, service: name, serviceId: id });
-        told = "yes";
+        const meta = await put(known);
+        log.info(known ? "registered in Consul again" : "registered in Consul", { consul: client.address, service: name, serviceId: id });
+        known = true;
+        failing = false;
         attempt = 0;
         await Promise.all([speak(meta, signal), listen(signal)]);
       } catch (error) {
@@ -123,8 +125,8 @@ export function keepRegistered(
         if (error instanceof Forgotten || isUnknownCheck(error)) {
           log.warn("Consul has forgotten this process; registering again", { consul: client.address, service: name });
         } else {
-          if (told !== "failing") tellFailure(error as Error);
-          told = "failing";
+          if (!failing) tellFailure(error as Error);
+          failing = true;
         }
       } finally {
         round.abort();
@@ -154,13 +156,20 @@ export function keepRegistered(
   let left: Promise<void> | undefined;
   const dispose = (): Promise<void> => {
     over.abort();
+    stop.removeEventListener("abort", onStop);
     return (left ??= Promise.race([leave(), sleep(1_000, undefined, { ref: false })]).then(() => {}));
   };
-  stop.addEventListener("abort", () => void dispose(), { once: true });
+  const onStop = (): void => void dispose();
+  stop.addEventListener("abort", onStop);
   return { update: () => changed.ring(), [Symbol.asyncDispose]: dispose };
 }
 
-function registrationBody(record: ServiceRecord, name: string, standing: Standing, checks: ConsulCheckConfig, ttlMs: number) {
+/**
+ * @param passing What the checks say until they are told or asked. A new service fails them till then: Consul passes on
+ *   what a check says at once only when its status changes, and an operator should see the words. One that Consul only
+ *   forgot passes, or routers would see all of them fail for a moment.
+ */
+function registrationBody(record: ServiceRecord, name: string, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Record<string, unknown> {
   const [Address, port] = splitAddress(record.address);
   const DeregisterCriticalServiceAfter = `${checks["consul.deregister_after_ms"]}ms`;
   const state = {
@@ -168,7 +177,7 @@ function registrationBody(record: ServiceRecord, name: string, standing: Standin
     Name: "state",
     Notes: "What the process says of itself.",
     TTL: `${ttlMs}ms`,
-    Status: standing.serving ? "passing" : "critical",
+    Status: passing ? "passing" : "critical",
     // A process that says that it drains lives: only silence takes it out.
     ...(checks["consul.check"] === "ttl" ? { DeregisterCriticalServiceAfter } : {}),
   };
@@ -179,8 +188,7 @@ function registrationBody(record: ServiceRecord, name: string, standing: Standin
     GRPC: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
     Interval: `${checks["consul.check_interval_ms"]}ms`,
     Timeout: `${Math.max(1_000, checks["consul.check_interval_ms"])}ms`,
-    // It says so itself; the agent's own look follows within an interval.
-    Status: standing.serving ? "passing" : "critical",
+    Status: passing ? "passing" : "critical",
     DeregisterCriticalServiceAfter,
   };
   return {

@@ -1,7 +1,7 @@
 // Programs of others that tests use: found where they are, fetched into the user's cache where tests may do so.
 import { execFile } from "node:child_process";
-import { access, mkdir } from "node:fs/promises";
-import { homedir } from "node:os";
+import { access, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { homedir, tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 
@@ -9,6 +9,7 @@ const exec = promisify(execFile);
 const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "tandem");
 
 const GRPCURL_VERSION = "v1.9.4";
+const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
 
 /** Tests may install things only when asked to: CI=true or `npm test -- --all`. */
@@ -25,6 +26,44 @@ export async function grpcurl(): Promise<{ path: string } | { missing: string }>
     env: { ...process.env, GOBIN: bin },
   });
   return { path: join(bin, "grpcurl") };
+}
+
+let consulBuild: Promise<void> | undefined;
+
+/** Path of Consul, or why there is none. Building it takes minutes, once. */
+export async function consul(): Promise<{ path: string } | { missing: string }> {
+  const bin = join(CACHE, "bin");
+  const found = await firstOf([process.env["CONSUL"], ...searchPath("consul"), join(bin, "consul")]);
+  if (found !== undefined) return { path: found };
+  if (!MAY_FETCH) return { missing: "Consul is not installed (CI=true or `npm test -- --all` builds it)" };
+  if (!(await exec("go", ["version"]).then(() => true, () => false))) return { missing: "Consul is not installed, nor Go to build it" };
+  await (consulBuild ??= buildConsul(bin));
+  return { path: join(bin, "consul") };
+}
+
+/** Of the public module, since binaries of Consul are not on every mirror. */
+async function buildConsul(bin: string): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), "tandem-consul-build-"));
+  const sinceMs = performance.now();
+  const say = (what: string): void => console.log(`  Consul ${CONSUL_VERSION}: ${what} (${Math.round((performance.now() - sinceMs) / 1000)} s)`);
+  const ticking = setInterval(() => say("still building"), 30_000);
+  try {
+    await mkdir(bin, { recursive: true });
+    await writeFile(join(folder, "go.mod"), `module build\n\ngo 1.25\n\nrequire github.com/hashicorp/consul ${CONSUL_VERSION}\n`);
+    say("building it, once, for the tests; some minutes");
+    // Written aside and moved, so that a build which is cut short is not taken for a Consul.
+    const part = join(bin, `consul.${process.pid}`);
+    await exec("go", ["build", "-trimpath", "-o", part, "github.com/hashicorp/consul"], {
+      cwd: folder,
+      env: { ...process.env, GOFLAGS: "-mod=mod", CGO_ENABLED: "0", GONOSUMDB: "github.com/hashicorp/*" },
+      maxBuffer: 64 * 1024 * 1024,
+    });
+    await rename(part, join(bin, "consul"));
+    say("built");
+  } finally {
+    clearInterval(ticking);
+    await rm(folder, { recursive: true, force: true });
+  }
 }
 
 /** Path of a Python that has the openai package, or why there is none. */
