@@ -44,6 +44,8 @@ export class DecodeLeg {
   #phase: Phase = { kind: "new" };
   readonly #call: RawCall;
   readonly #shared: LegShared;
+  /** The caller takes no more for now: it is not the engine that is waited for. */
+  #held = false;
 
   constructor(call: RawCall, shared: LegShared) {
     this.#call = call;
@@ -52,6 +54,7 @@ export class DecodeLeg {
     call.onHalfClose = () => this.#halfClosed();
     call.onCancel = () => this.#cancelled();
     call.onDrain = () => {
+      this.#setHeld(false);
       if (this.#phase.kind === "running") this.#phase.run.resume();
     };
   }
@@ -146,7 +149,11 @@ export class DecodeLeg {
         ? { wantsUsage: asksForUsage(context.body, context.members), startsWithRole: context.path === "/v1/chat/completions" }
         : undefined,
       internal: [context.legId, context.prefillKvAddress, context.decodeKvAddress],
-      write: (message) => this.#call.write(message),
+      write: (message) => {
+        const roomy = this.#call.write(message);
+        if (!roomy) this.#setHeld(true);
+        return roomy;
+      },
       ended: (error) => this.#ended(error),
       suspect: () => parts.keeper()?.suspect(engine),
     });
@@ -241,7 +248,14 @@ export class DecodeLeg {
     return leg;
   }
 
+  #setHeld(held: boolean): void {
+    if (held === this.#held || this.#phase.kind !== "running") return;
+    this.#held = held;
+    this.#shared.parts.board.count({ held: held ? 1 : -1 });
+  }
+
   #leaveRunning(): void {
+    this.#setHeld(false);
     this.#phase = { kind: "over" };
     this.#shared.parts.board.count({ running: -1 });
   }

@@ -1,17 +1,18 @@
-// Keeps one engine alive: starts it, watches it, and when it dies ends its calls at once and starts another, with a
-// pause that grows. Finding a wedged engine by its token counters belongs here too and is not done yet: the counters are
-// read (`gauges`), nobody judges them.
+// Keeps one engine alive: starts it, watches it, and when it dies or stands still ends its calls at once and starts
+// another, with a pause that grows.
 import { setTimeout as sleep } from "node:timers/promises";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import type { EngineKeeper, EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
 import { NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
+import { createProgressJudge, type EngineWork, type ProgressJudge } from "./progress.ts";
 
 const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
 /** An engine that lived this long had a good start: the next pause is a short one again. */
 const SETTLED_MS = 30_000;
-const POLL_BUSY_MS = 1_000;
+/** Its counters are looked at this often while it works; four times at least within the longest stall. */
+const TICK_MS = 1_000;
 const POLL_IDLE_MS = 5_000;
 const POLL_TIMEOUT_MS = 2_000;
 /** Polls in a row that an attached engine may leave unanswered. */
@@ -20,8 +21,10 @@ const UNANSWERED_LIMIT = 2;
 export interface KeeperOptions {
   readonly source: EngineSource;
   readonly log: Log;
-  /** Whether legs run now: then its metrics are read once a second. */
-  readonly busy: () => boolean;
+  /** What it is asked to do now. While that is anything, its metrics are read once a second. */
+  readonly work: () => EngineWork;
+  /** Longest time without a token, beside what prompts need. An engine that exceeds it is wedged. */
+  readonly stallMs: number;
 }
 
 /**
@@ -41,12 +44,18 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   let started: StartedEngine | undefined;
   let reason = "the engine is starting";
   let gauges: EngineGauges = NO_GAUGES;
+  let counted: EngineGauges | undefined;
+  /** Of an attached engine that was found wedged: what it had counted. It is back when it has counted on. */
+  let wedgedAt: EngineGauges | undefined;
   let incarnation = 0;
   let attempt = 0;
   let liveSinceMs = 0;
   let unanswered = 0;
-  let pollTimer: NodeJS.Timeout | undefined;
+  let tickTimer: NodeJS.Timeout | undefined;
+  let polling = false;
+  let polledMs = 0;
   let restarting: Promise<void> | undefined;
+  const tickMs = Math.min(TICK_MS, o.stallMs / 4);
 
   function came(next: StartedEngine): void {
     started = next;
@@ -56,14 +65,18 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     liveSinceMs = performance.now();
     reason = "";
     unanswered = 0;
+    counted = undefined;
+    polling = false;
     void next.ended.then((error) => lose(engine, error));
-    schedulePoll(engine);
+    const judge = createProgressJudge({ stallMs: o.stallMs, tickMs });
+    tickTimer = setInterval(() => tick(engine, judge), tickMs);
+    tickTimer.unref();
     changed();
   }
 
   function lose(engine: LiveEngine, why: Error): void {
     if (live !== engine) return;
-    clearTimeout(pollTimer);
+    clearInterval(tickTimer);
     live = undefined;
     gauges = NO_GAUGES;
     reason = over.signal.aborted ? "stopped" : firstLine(why.message);
@@ -85,6 +98,11 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       try {
         const next = await source.start(over.signal);
         if (over.signal.aborted) return await next.stop(0);
+        if (wedgedAt !== undefined && !(await hasMoved(next, wedgedAt))) {
+          await next.stop(0);
+          throw new Error("the attached engine is wedged: it answers, but counts no token; restart it");
+        }
+        wedgedAt = undefined;
         came(next);
         log.info("the engine works again", { incarnation, kvAddress: live?.kvAddress });
         return;
@@ -97,26 +115,44 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     }
   }
 
-  function schedulePoll(engine: LiveEngine): void {
-    pollTimer = setTimeout(() => void poll(engine), o.busy() || !source.ours ? POLL_BUSY_MS : POLL_IDLE_MS);
-    pollTimer.unref();
+  // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
+  function tick(engine: LiveEngine, judge: ProgressJudge): void {
+    const nowMs = performance.now();
+    const work = o.work();
+    if (!polling && (work.legs > 0 || !source.ours || nowMs - polledMs >= POLL_IDLE_MS)) {
+      polledMs = nowMs;
+      polling = true;
+      void poll(engine);
+    }
+    const wedged = judge.judge({ ...work, nowMs, counted });
+    if (wedged === undefined) return;
+    if (!source.ours) wedgedAt = counted;
+    lose(engine, new Error(`the engine is ${wedged}`));
   }
 
   async function poll(engine: LiveEngine): Promise<void> {
     try {
       const answer = await engine.http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
       if (live !== engine) return;
-      if (answer.status === 200) gauges = readGauges(answer.body.toString("utf8"));
+      polling = false;
+      if (answer.status === 200) counted = gauges = readGauges(answer.body.toString("utf8"));
       unanswered = 0;
       changed();
     } catch (error) {
       if (live !== engine) return;
+      polling = false;
       unanswered++;
       log.debug("the engine's metrics can't be read", { error });
       // Of our own engine the guardian tells the end; of an attached one nobody does.
-      if (!source.ours && unanswered >= UNANSWERED_LIMIT) return lose(engine, new Error("the attached engine does not answer"));
+      if (!source.ours && unanswered >= UNANSWERED_LIMIT) lose(engine, new Error("the attached engine does not answer"));
     }
-    schedulePoll(engine);
+  }
+
+  /** `/health` alone is not believed: it says 200 on an engine that stands still for ever. */
+  async function hasMoved(next: StartedEngine, before: EngineGauges): Promise<boolean> {
+    const answer = await next.http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
+    const now = readGauges(answer.body.toString("utf8"));
+    return now.promptTokens !== before.promptTokens || now.generationTokens !== before.generationTokens;
   }
 
   async function look(engine: LiveEngine): Promise<void> {
@@ -158,7 +194,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     },
     async stop(graceMs) {
       over.abort(new Error("stopped"));
-      clearTimeout(pollTimer);
+      clearInterval(tickTimer);
       await Promise.all([started?.stop(graceMs), restarting]);
       if (live !== undefined) lose(live, new Error("stopped"));
     },

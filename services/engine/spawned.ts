@@ -23,6 +23,8 @@ export interface SpawnedOptions {
   readonly kvPort: number;
   /** Whether its partners dial the address of its KV side channel. */
   readonly publishesKvAddress: boolean;
+  /** Host under which they dial it, where that is not `kvHost`. */
+  readonly advertisedKvHost?: string | undefined;
   readonly model: string;
   readonly servesUnpaired: boolean;
   /** From the spawn until it works. */
@@ -53,7 +55,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
       const facts = await untilReady(http, guarded, signal);
       return {
         http,
-        kvAddress: o.publishesKvAddress ? `${ports.kvHost}:${ports.kvPort}` : "",
+        kvAddress: o.publishesKvAddress ? `${o.advertisedKvHost ?? ports.kvHost}:${ports.kvPort}` : "",
         facts,
         ended: guarded.exited.then((exit) => failed(`the engine ${describe(exit)}`, guarded)),
         kill: guarded.kill,

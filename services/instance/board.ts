@@ -9,6 +9,8 @@ export interface Board {
   readonly slotLimit: number;
   /** Legs and reservations that have not ended. */
   readonly remaining: number;
+  /** Legs that run and wait for nothing but the engine. */
+  readonly waitingForEngine: number;
   readonly state: State;
   load(): Load;
   /** Called when anything changed. */
@@ -30,10 +32,11 @@ export interface Board {
   readonly stopping: boolean;
 }
 
-export type Count = "running" | "reserved" | "orphans" | "queuedTokens";
+/** `held`: running legs whose caller takes nothing more for now. */
+export type Count = "running" | "held" | "reserved" | "orphans" | "queuedTokens";
 
 export function createBoard(slotLimit: number): Board {
-  const counts: Record<Count, number> = { running: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
+  const counts: Record<Count, number> = { running: 0, held: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
   const listeners = new Set<() => void>();
   let engineReason = "the engine is starting";
   let drainReason: string | undefined;
@@ -59,6 +62,9 @@ export function createBoard(slotLimit: number): Board {
     slotLimit,
     get remaining() {
       return counts.running + counts.reserved;
+    },
+    get waitingForEngine() {
+      return counts.running - counts.held;
     },
     get state() {
       return stateNow();

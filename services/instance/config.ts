@@ -65,6 +65,19 @@ export function instanceSettings(role: InstanceRole) {
       unit: "legs",
       doc: role === "decode" ? "KV slots: reservations and answers at once. One more is refused." : "Prompts at once. One more is refused.",
     }),
+    "kv.advertise_host": text({
+      optional: true,
+      doc: "Host under which partners dial the KV side channel, where that is not kv.host. The port is the same.",
+    }),
+    stall_ms: integer({
+      default: 15_000,
+      min: 100,
+      max: 3_600_000,
+      unit: "ms",
+      doc:
+        "An engine that has work and counts no token for so long is wedged and is started again. Prompts get more: by " +
+        "their length and the rate seen so far. An answer that a slow client holds back doesn't count.",
+    }),
     "drain.grace_ms": integer({ default: 30_000, min: 0, unit: "ms", doc: "How long running legs may take to end after SIGTERM." }),
     "watch.limit": integer({ default: 64, min: 1, max: 4_096, unit: "calls", doc: "Routers that may watch the load at once." }),
     token: secret({ doc: "Join token that instances, routers and the registry share." }),

@@ -16,6 +16,7 @@ import type { EngineKeeper, EngineSource } from "../engine/engine.ts";
 import { keepEngine } from "../engine/keeper.ts";
 import { launcherOf } from "../engine/launch.ts";
 import { engineRecordsFolder } from "../engine/leftovers.ts";
+import type { EngineWork } from "../engine/progress.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
 import type { Connector } from "../kv/connector.ts";
 import { connectorOf } from "../kv/index.ts";
@@ -142,7 +143,9 @@ export async function startInstance(
       log,
       graceMs: 500,
     });
-    const running = (keeper = await keepEngine({ source, log, busy: () => board.remaining > 0 }, anySignal(stop, over.signal)));
+    // A decode engine is given its KV and computes no prompt.
+    const work = (): EngineWork => ({ legs: board.waitingForEngine, promptTokens: role === "prefill" ? board.load().queuedTokens : 0 });
+    const running = (keeper = await keepEngine({ source, log, work, stallMs: config.stall_ms }, anySignal(stop, over.signal)));
     let lastLive = running.live;
     const follow = (): void => {
       board.setEngine(running.reason);
@@ -198,6 +201,7 @@ function engineSource(role: InstanceRole, config: InstanceConfig, connector: Con
     kvHost: config["kv.host"],
     kvPort: config["kv.port"],
     publishesKvAddress: pairedId,
+    advertisedKvHost: config["kv.advertise_host"],
     recordsFolder: engineRecordsFolder(),
   });
 }

@@ -39,14 +39,14 @@ describe("an engine that Tandem starts", () => {
     rmSync(recordsFolder, { recursive: true });
   });
 
-  async function start(o: Partial<SpawnedOptions> = {}): Promise<EngineKeeper> {
+  async function start(o: Partial<SpawnedOptions> = {}, stallMs = 60_000): Promise<EngineKeeper> {
     const source = spawnedEngine({
       kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
       startTimeoutMs: 10_000, recordsFolder, log: silentLog,
       launch: ({ httpPort, kvPort }) => ({ command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)] }),
       ...o,
     });
-    const keeper = await keepEngine({ source, log: silentLog, busy: () => true }, new AbortController().signal);
+    const keeper = await keepEngine({ source, log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs }, new AbortController().signal);
     keepers.push(keeper);
     return keeper;
   }
@@ -96,6 +96,17 @@ describe("an engine that Tandem starts", () => {
     assert.equal(keeper.restarts, 1);
   });
 
+  it("is started again on a fresh KV port when it stands still, and its calls end, although it says it is well", async () => {
+    const keeper = await start({}, 200);
+    const first = keeper.live!;
+    const silent = first.http.fetch({ method: "GET", path: "/silence" });
+    silent.catch(() => {});
+    await eventually("it is missed", () => keeper.live !== first);
+    await assert.rejects(within(silent, "the end of the call", 500), /engine stopped/);
+    const second = await eventually("the next engine", () => keeper.live);
+    assert.notEqual(second.kvAddress, first.kvAddress);
+  });
+
   it("fails to start with its last words, and leaves nothing", async () => {
     const launch = (): { command: string; args: string[] } => ({ command: "/bin/sh", args: ["-c", "echo loading; echo 'RuntimeError: no GPU here' >&2; exit 5"] });
     await assert.rejects(start({ launch }), /exited with code 5 before it was ready[^]*RuntimeError: no GPU here/);
@@ -113,7 +124,7 @@ describe("an engine that Tandem starts", () => {
       kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
       startTimeoutMs: 60_000, recordsFolder, log: silentLog, launch: () => ({ command: "/bin/sleep", args: ["60"] }),
     });
-    const starting = keepEngine({ source, log: silentLog, busy: () => false }, stop.signal);
+    const starting = keepEngine({ source, log: silentLog, work: () => ({ legs: 0, promptTokens: 0 }), stallMs: 60_000 }, stop.signal);
     await eventually("it was started", () => readdirSync(recordsFolder).length === 1);
     stop.abort(new Error("told to stop"));
     await assert.rejects(within(starting, "the end of the start", 2_000), /told to stop/);
@@ -137,10 +148,10 @@ describe("an engine that Tandem starts", () => {
 });
 
 describe("an engine that Tandem is attached to", () => {
-  const attached = (url: string, model = ""): Promise<EngineKeeper> =>
+  const attached = (url: string, model = "", o = { servesUnpaired: true, stallMs: 60_000 }): Promise<EngineKeeper> =>
     keepEngine({
-      source: attachedEngine({ url, apiKey: "", kind: undefined, model, servesUnpaired: true, kvAddress: "", startTimeoutMs: 300, log: silentLog }),
-      log: silentLog, busy: () => true,
+      source: attachedEngine({ url, apiKey: "", kind: undefined, model, servesUnpaired: o.servesUnpaired, kvAddress: "", startTimeoutMs: 300, log: silentLog }),
+      log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs: o.stallMs,
     }, new AbortController().signal);
 
   it("must complete a token before it counts as working", async () => {
@@ -165,6 +176,19 @@ describe("an engine that Tandem is attached to", () => {
     await eventually("it is back", () => keeper.live);
     assert.equal(keeper.live!.http.origin, again.url);
     assert.equal(keeper.restart(keeper.live!, "x"), false);
+    await keeper.stop(0);
+  });
+
+  it("is out when it stands still, and back only when it has counted a token since", async () => {
+    await using engine = await startSimEngine({ faults: ["hang"] });
+    const ask = (): Promise<unknown> => fetch(`${engine.url}/v1/completions`, { method: "POST", headers: { "content-type": "application/json" },
+      body: JSON.stringify({ model: "tandem-sim", prompt: "x", max_tokens: 1 }) });
+    const keeper = await attached(engine.url, "", { servesUnpaired: false, stallMs: 200 });
+    await eventually("it is missed", () => keeper.live === undefined);
+    await eventually("its health is not believed", () => /counts no token/.test(keeper.reason));
+    engine.clearFaults();
+    await ask();
+    await eventually("it is back", () => keeper.live);
     await keeper.stop(0);
   });
 

@@ -1,0 +1,66 @@
+// Whether an engine works on, by what it has counted and not by what it says of its health: a wedged vLLM answers
+// /health with 200 and takes new requests for ever. Its token counters stand still while requests are in it.
+// Source: protocol notes on vLLM 0.23, P2P NCCL: a missing peer stops the engine core, the API server lives on.
+
+/** What an instance has given to its engine. */
+export interface EngineWork {
+  /** Legs that wait for nothing but the engine. One that a slow client holds back is none of them. */
+  readonly legs: number;
+  /** Prompt tokens of them that are still to be computed, as far as known. */
+  readonly promptTokens: number;
+}
+
+export interface ProgressSample extends EngineWork {
+  readonly nowMs: number;
+  /** Tokens that the engine has counted so far. Undefined while it has told none. */
+  readonly counted: { readonly promptTokens: number; readonly generationTokens: number } | undefined;
+}
+
+export interface ProgressJudge {
+  /** Called every `tickMs`. Returns why the engine is taken for wedged, undefined while it is not. */
+  judge(sample: ProgressSample): string | undefined;
+}
+
+/** Prompt tokens a second before any was seen: a small CPU. Too low finds a wedge late, too high kills what works. */
+const FIRST_RATE = 100;
+/** Prompts may take so many times what the observed rate promises: long ones cost more a token. */
+const RATE_MARGIN = 4;
+/** Weight of a new observation. */
+const RATE_WEIGHT = 0.2;
+/** A tick that comes so many times too late shows that this process stood still, and nothing of the engine. */
+const OWN_PAUSE_TICKS = 3;
+
+/** @param stallMs Longest time without a token, beside what prompts need. */
+export function createProgressJudge({ stallMs, tickMs }: { readonly stallMs: number; readonly tickMs: number }): ProgressJudge {
+  /** The last moment at which it moved, or had nothing to do. */
+  let sinceMs = 0;
+  let judgedMs = -Infinity;
+  let last: ProgressSample["counted"];
+  let ratePerMs = FIRST_RATE / 1_000;
+  /** Prompt tokens in it since then. What comes later waits behind them and is no reason to wait longer. */
+  let awaitedTokens = 0;
+
+  return {
+    judge({ nowMs, legs, promptTokens, counted }) {
+      const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
+      const moved =
+        counted !== undefined &&
+        (counted.promptTokens !== last?.promptTokens || counted.generationTokens !== last.generationTokens);
+      if (moved && !paused && last !== undefined && counted.promptTokens > last.promptTokens) {
+        const seen = (counted.promptTokens - last.promptTokens) / Math.max(tickMs, nowMs - sinceMs);
+        ratePerMs += (seen - ratePerMs) * RATE_WEIGHT;
+      }
+      judgedMs = nowMs;
+      last = counted ?? last;
+      if (legs === 0 || moved || paused) {
+        sinceMs = nowMs;
+        awaitedTokens = legs === 0 ? 0 : promptTokens;
+        return undefined;
+      }
+      if (awaitedTokens === 0) awaitedTokens = promptTokens;
+      const frozenMs = nowMs - sinceMs;
+      if (frozenMs < stallMs + (awaitedTokens / ratePerMs) * RATE_MARGIN) return undefined;
+      return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it`;
+    },
+  };
+}

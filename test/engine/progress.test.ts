@@ -1,0 +1,70 @@
+import assert from "node:assert/strict";
+import { createProgressJudge, type ProgressSample } from "../../services/engine/progress.ts";
+
+const TICK_MS = 500;
+const STALL_MS = 2_000;
+
+/** Ticks until it is judged wedged, or `limitMs` have passed. Returns how long that took. */
+function wedgedAfter(sampleAt: (ms: number) => Omit<ProgressSample, "nowMs">, limitMs = 60_000): number | undefined {
+  const judge = createProgressJudge({ stallMs: STALL_MS, tickMs: TICK_MS });
+  for (let ms = 0; ms <= limitMs; ms += TICK_MS) {
+    if (judge.judge({ nowMs: 1_000_000 + ms, ...sampleAt(ms) }) !== undefined) return ms;
+  }
+  return undefined;
+}
+const STILL = { promptTokens: 7, generationTokens: 7 };
+const decoding = (legs: number, generationTokens: number): Omit<ProgressSample, "nowMs"> => ({
+  legs, promptTokens: 0, counted: { promptTokens: 7, generationTokens },
+});
+
+describe("the judge of an engine's progress", () => {
+  it("finds one that has work and counts no token, when the stall is over", () => {
+    assert.equal(wedgedAfter(() => decoding(3, 7)), STALL_MS);
+    assert.equal(wedgedAfter((ms) => decoding(1, ms < 10_000 ? ms : 10_000)), 10_000 + STALL_MS);
+  });
+
+  it("says how long it stood still and what waits for it", () => {
+    const judge = createProgressJudge({ stallMs: STALL_MS, tickMs: TICK_MS });
+    let told: string | undefined;
+    for (let nowMs = 0; told === undefined; nowMs += TICK_MS) told = judge.judge({ nowMs, ...decoding(2, 7) });
+    assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it");
+  });
+
+  it("finds one that answers no question at all", () => {
+    assert.equal(wedgedAfter((ms) => ({ legs: 1, promptTokens: 0, counted: ms < 3_000 ? { ...STILL, generationTokens: ms } : undefined })), 4_500);
+  });
+
+  it("leaves alone one that has nothing to do, or counts however slowly", () => {
+    assert.equal(wedgedAfter(() => decoding(0, 7)), undefined);
+    assert.equal(wedgedAfter((ms) => decoding(1, Math.floor(ms / 1_500))), undefined);
+    // Work that comes and goes is no work that waits.
+    assert.equal(wedgedAfter((ms) => decoding(ms % 1_500 === 0 ? 0 : 1, 7)), undefined);
+  });
+
+  it("gives prompts the time that their length needs", () => {
+    // 1,000 tokens at 100 a second, four times over, before any rate was seen.
+    const fresh = wedgedAfter(() => ({ legs: 1, promptTokens: 1_000, counted: STILL }))!;
+    assert.equal(fresh, 40_000 + STALL_MS);
+    // At an observed 10,000 a second it is found in seconds.
+    const seen = wedgedAfter((ms) => ({
+      legs: 1, promptTokens: 1_000, counted: { promptTokens: Math.min(ms, 20_000) * 10, generationTokens: 0 },
+    }))!;
+    assert.ok(seen >= 20_000 + STALL_MS && seen <= 20_000 + STALL_MS + 1_000, `${seen}`);
+  });
+
+  it("waits no longer for prompts that queue up behind a wedge", () => {
+    const found = wedgedAfter((ms) => ({ legs: 1 + ms, promptTokens: 100 + ms * 100, counted: STILL }))!;
+    assert.equal(found, 4_000 + STALL_MS);
+  });
+
+  it("blames a pause of its own process on nobody", () => {
+    const judge = createProgressJudge({ stallMs: STALL_MS, tickMs: TICK_MS });
+    const at = (nowMs: number): string | undefined => judge.judge({ nowMs, ...decoding(1, 7) });
+    assert.equal(at(0), undefined);
+    assert.equal(at(500), undefined);
+    assert.equal(at(60_000), undefined);
+    assert.equal(at(60_500), undefined);
+    for (let nowMs = 61_000; nowMs < 62_000; nowMs += 500) assert.equal(at(nowMs), undefined);
+    assert.notEqual(at(62_000), undefined);
+  });
+});
