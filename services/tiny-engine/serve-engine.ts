@@ -10,9 +10,7 @@ import { errorBody } from "./http/exchange.ts";
 import { createEngineServer } from "./http/server.ts";
 import type { Connector, ConnectorState } from "./kv/connector.ts";
 import type { EngineMetrics } from "./metrics.ts";
-
-export const ROLES = ["none", "prefill", "decode"] as const;
-export const CONNECTORS = ["none", "p2p-zmq", "nixl"] as const;
+import type { ConnectorName, EngineRole } from "./roles.ts";
 
 export interface EngineState {
   /** Which of Tandem's engines this is. */
@@ -68,8 +66,8 @@ export interface ServeOptions {
   readonly kind: EngineState["engine"];
   readonly core: EngineCore;
   readonly connector: Connector | null;
-  readonly connectorName: (typeof CONNECTORS)[number];
-  readonly role: (typeof ROLES)[number];
+  readonly connectorName: ConnectorName;
+  readonly role: EngineRole;
   readonly faults: FaultBoard;
   readonly reportCached: boolean;
   readonly host: string;

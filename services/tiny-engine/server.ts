@@ -5,7 +5,8 @@ import { engineClock } from "./clock.ts";
 import { FaultBoard, parseFault, type Fault } from "./faults.ts";
 import type { Connector } from "./kv/connector.ts";
 import { startP2pZmq } from "./kv/p2p-zmq.ts";
-import { serveEngine, type CONNECTORS, type ROLES, type RunningEngine } from "./serve-engine.ts";
+import type { ConnectorName, EngineRole } from "./roles.ts";
+import { serveEngine, type RunningEngine } from "./serve-engine.ts";
 import { MIN_ROW_BYTES } from "./sim/kv-rows.ts";
 import { SimEngine } from "./sim/sim-engine.ts";
 
@@ -19,8 +20,8 @@ export interface SimEngineOptions {
   readonly modelName?: string;
   readonly maxLength?: number;
   readonly hashSalt?: string;
-  readonly role?: (typeof ROLES)[number];
-  readonly connector?: (typeof CONNECTORS)[number];
+  readonly role?: EngineRole;
+  readonly connector?: ConnectorName;
   /** `host:port` of the KV socket; the port may be 0. */
   readonly kvListen?: string;
   /** Sequences that run or hold KV at one time; more wait. */

@@ -3,7 +3,8 @@ import { totalmem } from "node:os";
 import { engineClock } from "../clock.ts";
 import { FaultBoard, parseFault, type Fault } from "../faults.ts";
 import type { Connector } from "../kv/connector.ts";
-import { serveEngine, type CONNECTORS, type ROLES, type RunningEngine } from "../serve-engine.ts";
+import type { ConnectorName, EngineRole } from "../roles.ts";
+import { serveEngine, type RunningEngine } from "../serve-engine.ts";
 import { LlamaEngine } from "./llama-engine.ts";
 import { openModelFile } from "./model-file.ts";
 import { kvBlockBytes, KV_BLOCK_TOKENS, type LlamaShape } from "./shape.ts";
@@ -22,8 +23,8 @@ export interface LlamaEngineStart {
   readonly maxLength?: number;
   /** Claimed in KV messages in place of the file's. For tests of what happens when that is a lie. */
   readonly claimedHash?: string;
-  readonly role?: (typeof ROLES)[number];
-  readonly connector?: (typeof CONNECTORS)[number];
+  readonly role?: EngineRole;
+  readonly connector?: ConnectorName;
   /** `host:port` of the KV socket; the port may be 0. */
   readonly kvListen?: string;
   /** Sequences that run or hold KV at one time; more wait. */
