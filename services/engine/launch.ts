@@ -48,7 +48,7 @@ export function launcherOf(kind: EngineKind, o: LaunchOptions): (ports: LaunchPo
       `--role=${o.role}`,
       `--connector=${o.connector}`,
       `--kv.slots=${o.slots}`,
-      ...(o.model === "" ? [] : [`--model=${o.model}`]),
+      ...(o.model === "" ? [] : [`--model.name=${o.model}`]),
       ...o.flags,
     ],
   });
