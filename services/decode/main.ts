@@ -1,5 +1,6 @@
 // A decode instance: one engine that writes answers, behind DecodeService.
 import { loadConfig } from "../common/config.ts";
+import { restAsFlags } from "../common/rest-flags.ts";
 import { startInstance, type Instance, type StartOptions } from "../instance/instance.ts";
 import { runInstance } from "../instance/run.ts";
 import { decodeConfig, type DecodeConfig } from "./config.ts";
@@ -13,6 +14,6 @@ export function startDecode(config: DecodeConfig, o: StartOptions = {}): Promise
 
 /** The process. @param argv Without node, script and command. */
 export function runDecode(argv: readonly string[]): Promise<void> {
-  const config = loadConfig(decodeConfig, { argv, env: process.env });
+  const config = loadConfig(decodeConfig, { argv: restAsFlags(argv, "engine.flag"), env: process.env });
   return runInstance("decode", config, (o) => startDecode(config, o));
 }

@@ -1,6 +1,7 @@
 // What prefill and decode know of their engine.
 import type { EngineHttp } from "./http.ts";
 import type { EngineGauges } from "./metrics-text.ts";
+import type { VllmSettings } from "./vllm-output.ts";
 
 export type EngineKind = "vllm" | "embedded" | "sim";
 export const ENGINE_KINDS: readonly EngineKind[] = ["sim", "embedded", "vllm"];
@@ -15,6 +16,14 @@ export interface EngineFacts {
   readonly maxModelLen: number;
   /** Tokens in a KV block. 0 where it doesn't say. */
   readonly blockSize: number;
+  /** Number type of weights and KV, `bfloat16`. Empty or absent where it isn't known. */
+  readonly dtype?: string;
+  /** Absent where it isn't known. */
+  readonly tpSize?: number;
+  /** What it was given as its model: an id or a path. Empty or absent where it doesn't say. */
+  readonly modelRoot?: string;
+  /** How prompts are computed, for the doctor; absent for an engine that was not started here, or doesn't say. */
+  readonly vllm?: VllmSettings;
 }
 
 /** One engine process that works. A restart makes another one. */

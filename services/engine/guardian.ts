@@ -47,11 +47,15 @@ export interface GuardedCommand {
   readonly args: readonly string[];
   readonly env?: Readonly<Record<string, string | undefined>>;
   readonly onLine?: (line: string) => void;
+  /** Of its output, for when it fails. Default 50. */
+  readonly keepLines?: number;
+  /** Texts that are blotted out wherever its output is shown. */
+  readonly hide?: readonly string[];
 }
 
 /** @throws Error when there is no shell, or the command can't be started at all. */
 export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
-  const tail = createOutputTail(50, o.onLine ?? (() => {}));
+  const tail = createOutputTail(o.keepLines ?? 50, o.onLine ?? (() => {}), o.hide);
   // Detached: a group of its own, which the terminal's Ctrl-C doesn't reach and one kill ends.
   const guardian = spawn("/bin/sh", ["-c", SCRIPT, "tandem-guardian", o.command, ...o.args], {
     detached: true,

@@ -1,22 +1,21 @@
 // The command that starts each kind of engine.
 import { fileURLToPath } from "node:url";
 import { ConfigError } from "../common/config.ts";
-import type { EngineKind } from "./engine.ts";
+import type { EngineFacts, EngineKind } from "./engine.ts";
+import { ENGINE_HOST } from "./engine-host.ts";
 import type { GuardedCommand } from "./guardian.ts";
+import { vllmLauncher, type VllmSettingsGiven } from "./vllm-launch.ts";
 
 export interface LaunchOptions {
   readonly role: "prefill" | "decode";
   readonly connector: string;
-  /** Empty: the engine's own default. */
+  /** Empty: the engine's own default. vLLM has none. */
   readonly model: string;
   /** Sequences that the engine must have room for. */
   readonly slots: number;
   /** Given to the engine as they are, after Tandem's own. */
   readonly flags: readonly string[];
 }
-
-/** Where every engine that Tandem starts serves HTTP: an engine has no access control, so only its wrapper may reach it. */
-export const ENGINE_HOST = "127.0.0.1";
 
 export interface LaunchPorts {
   /** On ENGINE_HOST. */
@@ -26,10 +25,29 @@ export interface LaunchPorts {
   readonly kvPort: number;
 }
 
-/** @throws ConfigError for a kind that Tandem can't start yet. */
-export function launcherOf(kind: EngineKind, o: LaunchOptions): (ports: LaunchPorts) => GuardedCommand {
+/** How one start is made, and what is to be seen of it. */
+export interface Launch extends GuardedCommand {
+  /** Devices on which only one engine may start at a time. */
+  readonly devices?: readonly string[];
+  /** What it does until its output says more. */
+  readonly firstPhase?: string;
+  /** The phase that begins with this line of its output, if one does. */
+  readonly phaseOf?: (line: string) => string | undefined;
+  /** Of its last lines, those that say why it failed. */
+  readonly reasonOf?: (lines: readonly string[]) => readonly string[];
+  /** What its output told besides what its API does. Asked once it works. */
+  readonly learned?: () => Partial<EngineFacts>;
+}
+
+/** @throws ConfigError for a kind that Tandem can't start. */
+export function launcherOf(
+  kind: EngineKind,
+  o: LaunchOptions,
+  vllm: VllmSettingsGiven,
+): (ports: LaunchPorts) => Launch | Promise<Launch> {
   if (kind === "vllm") {
-    throw new ConfigError("--engine vllm: Tandem can't start vLLM yet. Start it yourself and give its URL: --attach http://127.0.0.1:8000");
+    if (o.model === "") throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, or the path of a folder.");
+    return vllmLauncher(o, vllm);
   }
   if (kind === "embedded") {
     throw new ConfigError("--engine embedded: the embedded engine is not there yet. Use --engine sim, or --attach URL for a running vLLM.");

@@ -1,6 +1,8 @@
 // The last lines that an engine wrote: for the message when it fails, and for the log while it runs.
 
-const LONGEST_LINE = 2_000;
+/** Of a line: what is kept of it, and what a listener gets. vLLM tells all its settings in one of 5,000 characters. */
+const LONGEST_KEPT = 2_000;
+const LONGEST_LINE = 32_000;
 
 export interface OutputTail {
   push(chunk: Buffer): void;
@@ -8,13 +10,19 @@ export interface OutputTail {
   lines(): readonly string[];
 }
 
-/** @param limit Lines kept. */
-export function createOutputTail(limit: number, onLine: (line: string) => void): OutputTail {
+/**
+ * @param limit Lines kept.
+ * @param hide Texts that are blotted out, such as a token.
+ */
+export function createOutputTail(limit: number, onLine: (line: string) => void, hide: readonly string[] = []): OutputTail {
+  const secrets = hide.filter((text) => text !== "");
   const kept: string[] = [];
   let rest = "";
-  const add = (line: string): void => {
-    if (line.trim() === "") return;
-    kept.push(line);
+  const shown = (written: string): string => secrets.reduce((line, secret) => line.replaceAll(secret, "[hidden]"), written);
+  const add = (written: string): void => {
+    if (written.trim() === "") return;
+    const line = shown(written);
+    kept.push(line.slice(0, LONGEST_KEPT));
     if (kept.length > limit) kept.shift();
     onLine(line);
   };
@@ -23,10 +31,16 @@ export function createOutputTail(limit: number, onLine: (line: string) => void):
       // A character cut between two reads is garbled in the log; nothing else depends on it.
       const parts = (rest + chunk.toString("utf8")).split("\n");
       rest = parts.pop()!.slice(0, LONGEST_LINE);
-      for (const part of parts) add(part.replace(/\r$/, "").slice(0, LONGEST_LINE));
+      // A progress bar goes back to the start of its line: what it wrote last stands.
+      for (const part of parts) add(lastOf(part).slice(0, LONGEST_LINE));
     },
-    lines: () => (rest.trim() === "" ? [...kept] : [...kept, rest]),
+    lines: () => (rest.trim() === "" ? [...kept] : [...kept, shown(rest).slice(0, LONGEST_KEPT)]),
   };
+}
+
+function lastOf(line: string): string {
+  const whole = line.replace(/\r+$/, "");
+  return whole.slice(whole.lastIndexOf("\r") + 1);
 }
 
 /** Of an engine's last lines, those that say what went wrong: from the last error or traceback on, else the last 8. */

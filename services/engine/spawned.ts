@@ -3,13 +3,15 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import type { EngineKind, EngineSource, StartedEngine } from "./engine.ts";
-import { spawnGuarded, type EngineExit, type GuardedCommand, type GuardedProcess } from "./guardian.ts";
+import { spawnGuarded, type EngineExit, type GuardedProcess } from "./guardian.ts";
 import { createEngineHttp, type EngineHttp } from "./http.ts";
-import { ENGINE_HOST, type LaunchPorts } from "./launch.ts";
+import { ENGINE_HOST } from "./engine-host.ts";
+import type { Launch, LaunchPorts } from "./launch.ts";
 import { killLeftovers, recordEngine } from "./leftovers.ts";
 import { usefulLines } from "./output-tail.ts";
 import { freePort, freePortFrom } from "./ports.ts";
 import { checkReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
+import { startTurn } from "./start-turn.ts";
 import type { EngineFacts } from "./engine.ts";
 
 /** Starts that may fail because another process took the port that was found free a moment ago. */
@@ -17,7 +19,7 @@ const PORT_TRIES = 4;
 
 export interface SpawnedOptions {
   readonly kind: EngineKind;
-  readonly launch: (ports: LaunchPorts) => GuardedCommand;
+  readonly launch: (ports: LaunchPorts) => Launch | Promise<Launch>;
   readonly kvHost: string;
   /** First KV port to try. Every later start uses a higher one: partners may hold connections to the old. */
   readonly kvPort: number;
@@ -31,6 +33,10 @@ export interface SpawnedOptions {
   readonly startTimeoutMs: number;
   readonly recordsFolder: string;
   readonly log: Log;
+  /** Called with what it does now, each time that changes, until it works. */
+  readonly onPhase?: (phase: string) => void;
+  /** Never shown, should the engine write it. */
+  readonly secrets?: readonly string[];
 }
 
 export function spawnedEngine(o: SpawnedOptions): EngineSource {
@@ -44,20 +50,39 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
       kvPort: await freePortFrom(o.kvHost, nextKvPort),
     };
     nextKvPort = ports.kvPort + 1;
+    const launch = await o.launch(ports);
+    const phases = createPhases(o);
+    const turn = await startTurn(launch.devices ?? [], signal, () => phases.begin("waiting for another engine to start on its device"));
+    try {
+      return await startIn(launch, ports, phases, signal);
+    } finally {
+      turn.end();
+    }
+  }
+
+  async function startIn(launch: Launch, ports: LaunchPorts, phases: Phases, signal: AbortSignal): Promise<StartedEngine> {
+    if (launch.firstPhase !== undefined) phases.begin(launch.firstPhase);
     const guarded = await spawnGuarded({
-      ...o.launch(ports),
-      onLine: (line) => o.log.debug("engine says", { line }),
+      ...launch,
+      hide: o.secrets ?? [],
+      onLine(line) {
+        o.log.debug("engine says", { line });
+        const phase = launch.phaseOf?.(line);
+        if (phase !== undefined) phases.begin(phase);
+      },
     });
     const forget = await recordEngine(o.recordsFolder, guarded.pid, guarded.group, o.log);
     void guarded.exited.then(forget);
+    const failed = (what: string): StartError => failure(what, (launch.reasonOf ?? usefulLines)(guarded.lastLines()));
     const http = createEngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}` });
     try {
-      const facts = await untilReady(http, guarded, signal);
+      const facts = { ...(await untilReady(http, guarded, failed, signal)), ...launch.learned?.() };
+      phases.end();
       return {
         http,
         kvAddress: o.publishesKvAddress ? `${o.advertisedKvHost ?? ports.kvHost}:${ports.kvPort}` : "",
         facts,
-        ended: guarded.exited.then((exit) => failed(`the engine ${describe(exit)}`, guarded)),
+        ended: guarded.exited.then((exit) => failed(`the engine ${describe(exit)}`)),
         kill: guarded.kill,
         stop: guarded.stop,
       };
@@ -69,7 +94,12 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     }
   }
 
-  async function untilReady(http: EngineHttp, guarded: GuardedProcess, signal: AbortSignal): Promise<EngineFacts> {
+  async function untilReady(
+    http: EngineHttp,
+    guarded: GuardedProcess,
+    failed: (what: string) => StartError,
+    signal: AbortSignal,
+  ): Promise<EngineFacts> {
     let exit: EngineExit | undefined;
     void guarded.exited.then((how) => (exit = how));
     const check: ReadinessCheck = {
@@ -88,10 +118,10 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
         last = error;
       }
       signal.throwIfAborted();
-      if (exit !== undefined) throw failed(`the engine ${describe(exit)} before it was ready`, guarded);
-      if (last instanceof WrongEngine) throw failed(`the engine started, but ${last.message}`, guarded);
+      if (exit !== undefined) throw failed(`the engine ${describe(exit)} before it was ready`);
+      if (last instanceof WrongEngine) throw failed(`the engine started, but ${last.message}`);
       if (performance.now() > deadlineMs) {
-        throw failed(`the engine was not ready within ${o.startTimeoutMs} ms (${(last as Error).message})`, guarded);
+        throw failed(`the engine was not ready within ${o.startTimeoutMs} ms (${(last as Error).message})`);
       }
       await Promise.race([sleep(waitMs, undefined, { signal }).catch(() => {}), guarded.exited]);
     }
@@ -117,12 +147,42 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
   };
 }
 
+interface Phases {
+  begin(name: string): void;
+  /** The engine works. */
+  end(): void;
+}
+
+/** Tells each phase as it begins and, once the engine works, how long each took: one line to see where a start went. */
+function createPhases(o: SpawnedOptions): Phases {
+  const startMs = performance.now();
+  const taken: string[] = [];
+  let current: { readonly name: string; readonly sinceMs: number } | undefined;
+  const close = (): void => {
+    // "loading weights (3 of 8 files)" and what follows it are one.
+    const name = current?.name.replace(/ \(.*\)$/, "");
+    const seconds = current === undefined ? 0 : (performance.now() - current.sinceMs) / 1000;
+    if (name !== undefined && seconds >= 0.1) taken.push(`${name} ${seconds.toFixed(1)} s`);
+  };
+  return {
+    begin(name) {
+      close();
+      current = { name, sinceMs: performance.now() };
+      o.onPhase?.(name);
+    },
+    end() {
+      if (current === undefined) return;
+      close();
+      o.log.info("engine loaded", { seconds: Number(((performance.now() - startMs) / 1000).toFixed(1)), phases: taken.join(", ") });
+    },
+  };
+}
+
 function describe(exit: EngineExit): string {
   if (exit.signal !== undefined) return `was ended by signal ${exit.signal}`;
   return exit.code === undefined ? "is gone" : `exited with code ${exit.code}`;
 }
 
-function failed(what: string, guarded: GuardedProcess): StartError {
-  const lines = usefulLines(guarded.lastLines());
+function failure(what: string, lines: readonly string[]): StartError {
   return new StartError(lines.length === 0 ? `${what}; it wrote nothing` : `${what}. Its last words:\n  ${lines.join("\n  ")}`);
 }

@@ -1,5 +1,5 @@
 // The settings that prefill and decode instances have in common.
-import { address, choice, integer, list, secret, text } from "../common/config.ts";
+import { address, choice, integer, list, number, secret, text } from "../common/config.ts";
 import { LOG_LEVELS } from "../common/log.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
 import { CONNECTOR_NAMES } from "../kv/index.ts";
@@ -30,7 +30,7 @@ export function instanceSettings(role: InstanceRole) {
     "engine.kind": choice(ENGINE_KINDS, {
       optional: true,
       alias: "engine",
-      doc: "Engine to start: sim, a simulation. Left out together with engine.attach: sim.",
+      doc: "Engine to start: sim, a simulation; vllm, which needs a model. Left out together with engine.attach: sim.",
     }),
     "engine.attach": text({ default: "", alias: "attach", doc: "URL of a running engine to use instead of starting one: http://127.0.0.1:8000." }),
     "engine.api_key": secret({ doc: "Key that the attached engine wants." }),
@@ -38,16 +38,30 @@ export function instanceSettings(role: InstanceRole) {
       optional: true,
       doc: "host:port of the attached engine's KV side channel. Needed with p2p-nccl and p2p-zmq.",
     }),
-    "engine.flag": list({ doc: "A flag for the engine that Tandem starts, passed on as it is. May be given several times." }),
+    "engine.flag": list({ doc: "A word for the engine's command line, passed on as it is. May be given several times; all words after -- are meant so too." }),
     "engine.start_timeout_ms": integer({
       default: 900_000,
       min: 1_000,
       unit: "ms",
       doc: "How long the engine may take to load before the start fails.",
     }),
+    "vllm.command": text({
+      default: "",
+      doc: "The vLLM to start: a program, or words such as python3 -m vllm.entrypoints.cli.main. Empty: `vllm` of the active virtual environment, then of the PATH.",
+    }),
+    "vllm.pool_gib": number({
+      default: 4,
+      min: 0.25,
+      max: 1_024,
+      unit: "GiB",
+      doc: "Pinned host memory that every rank of a vLLM with p2p-nccl takes at its start, for KV that its GPU has no room for.",
+    }),
+    gpus: text({ default: "", doc: "GPUs of the vLLM that is started, as CUDA_VISIBLE_DEVICES names them: 0 or 2,3. Empty: as inherited." }),
+    served_name: text({ default: "", doc: "Name under which a started vLLM serves its model. Empty: its id, or the last part of its path." }),
+    hf_token: secret({ env: ["HF_TOKEN"], doc: "Hugging Face token for vLLM." }),
     connector: choice(CONNECTOR_NAMES, {
       optional: true,
-      doc: "How the KV cache moves between engines. Left out: p2p-zmq with the sim, nixl with an attached engine.",
+      doc: "How the KV cache moves between engines. Left out: p2p-zmq with the sim, nixl with vLLM and with an attached engine.",
     }),
     "kv.port": integer({
       default: preset.kvPort,
@@ -57,7 +71,7 @@ export function instanceSettings(role: InstanceRole) {
       doc: "First port to try for the engine's KV side channel. The first free one is taken, and a higher one after every restart of the engine.",
     }),
     "kv.host": text({ default: "127.0.0.1", doc: "Host of the KV side channel, as its partners dial it." }),
-    model: text({ default: "", env: ["MODEL_ID"], doc: "Name under which the engine serves the model. Empty: the engine's own." }),
+    model: text({ default: "", env: ["MODEL_ID"], doc: "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, an id of Hugging Face or a folder." }),
     slots: integer({
       default: preset.slots,
       min: 1,

@@ -81,7 +81,10 @@ export async function startInstance(
   const instanceId = `${role}-${randomUUID()}`;
   const stop = o.stop ?? new AbortController().signal;
   const over = new AbortController();
-  const source = engineSource(role, config, connector, log);
+  const source = engineSource(role, config, connector, log, (phase) => {
+    log.info("engine loading", { phase });
+    board.setEngine(`the engine is starting: ${phase}`);
+  });
 
   let keeper: EngineKeeper | undefined;
   let server: RpcServer | undefined;
@@ -99,6 +102,8 @@ export async function startInstance(
         engine: live.facts.kind,
         engineVersion: live.facts.version,
         blockSize: live.facts.blockSize,
+        tpSize: live.facts.tpSize ?? 0,
+        dtype: live.facts.dtype ?? "",
       };
     }
     return create(InfoSchema, {
@@ -178,10 +183,16 @@ export async function startInstance(
 }
 
 function connectorName(config: InstanceConfig): string {
-  return config.connector ?? (config["engine.attach"] === "" || config["engine.kind"] === "sim" ? "p2p-zmq" : "nixl");
+  return config.connector ?? (config["engine.kind"] !== "vllm" && (config["engine.attach"] === "" || config["engine.kind"] === "sim") ? "p2p-zmq" : "nixl");
 }
 
-function engineSource(role: InstanceRole, config: InstanceConfig, connector: Connector, log: Log): EngineSource {
+function engineSource(
+  role: InstanceRole,
+  config: InstanceConfig,
+  connector: Connector,
+  log: Log,
+  onPhase: (phase: string) => void,
+): EngineSource {
   const { servesUnpaired, pairedId, name } = connector.traits;
   const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
   const url = config["engine.attach"];
@@ -194,10 +205,23 @@ function engineSource(role: InstanceRole, config: InstanceConfig, connector: Con
     return attachedEngine({ ...common, url, apiKey: config["engine.api_key"], kind: config["engine.kind"], kvAddress: pairedId ? kvAddress! : "" });
   }
   const kind = config["engine.kind"] ?? "sim";
+  const { model, slots, gpus } = config;
+  const vllm = {
+    command: config["vllm.command"],
+    servedName: config.served_name,
+    gpus,
+    p2pPoolGib: config["vllm.pool_gib"],
+    pingAddress: "",
+    hfToken: config.hf_token,
+  };
   return spawnedEngine({
     ...common,
+    // vLLM's model is what it loads; the name it serves it under follows from the flags.
+    ...(kind === "vllm" ? { model: config.served_name } : {}),
     kind,
-    launch: launcherOf(kind, { role, connector: name, model: config.model, slots: config.slots, flags: config["engine.flag"] }),
+    launch: launcherOf(kind, { role, connector: name, model, slots, flags: config["engine.flag"] }, vllm),
+    onPhase,
+    secrets: [config.hf_token],
     kvHost: config["kv.host"],
     kvPort: config["kv.port"],
     publishesKvAddress: pairedId,

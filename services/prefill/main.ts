@@ -1,5 +1,6 @@
 // A prefill instance: one engine that reads prompts, behind PrefillService.
 import { loadConfig } from "../common/config.ts";
+import { restAsFlags } from "../common/rest-flags.ts";
 import { startInstance, type Instance, type StartOptions } from "../instance/instance.ts";
 import { runInstance } from "../instance/run.ts";
 import { prefillConfig, type PrefillConfig } from "./config.ts";
@@ -13,6 +14,6 @@ export function startPrefill(config: PrefillConfig, o: StartOptions = {}): Promi
 
 /** The process. @param argv Without node, script and command. */
 export function runPrefill(argv: readonly string[]): Promise<void> {
-  const config = loadConfig(prefillConfig, { argv, env: process.env });
+  const config = loadConfig(prefillConfig, { argv: restAsFlags(argv, "engine.flag"), env: process.env });
   return runInstance("prefill", config, (o) => startPrefill(config, o));
 }

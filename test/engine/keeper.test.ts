@@ -140,10 +140,11 @@ describe("an engine that Tandem starts", () => {
     taken.close();
   });
 
-  it("is refused for kinds that can't be started yet, naming the way that works", () => {
+  it("is refused for kinds that can't be started, naming the way that works", () => {
     const o = { role: "decode", connector: "nixl", model: "", slots: 1, flags: [] } as const;
-    assert.throws(() => launcherOf("vllm", o), /--attach/);
-    assert.throws(() => launcherOf("embedded", o), /--engine sim/);
+    const vllm = { command: "", servedName: "", gpus: "", p2pPoolGib: 4, pingAddress: "", hfToken: "" };
+    assert.throws(() => launcherOf("vllm", o, vllm), /--model/);
+    assert.throws(() => launcherOf("embedded", o, vllm), /--engine sim/);
   });
 });
 

@@ -10,7 +10,7 @@ export const upConfig = defineConfig(
     "decode": integer({ default: 1, min: 1, max: 64, unit: "instances", env: ["NUM_DECODE", "num_decode"],
       doc: "Decode instances to start." }),
     "engine.kind": choice(["sim", "embedded", "vllm"], { default: "sim", alias: "engine",
-      doc: "What computes. sim: a simulated engine that runs anywhere. embedded and vllm arrive in a later version; until then --attach-prefill and --attach-decode wrap vLLM servers that run already." }),
+      doc: "What computes. sim: a simulated engine that runs anywhere. vllm: real models; give --model. embedded arrives in a later version. --attach-prefill and --attach-decode wrap vLLM servers that run already." }),
     "rest.listen": address({ default: "127.0.0.1:3000", alias: "port", env: ["PROXY_PORT"],
       doc: "Where OpenAI clients connect. --port 0 takes a free port." }),
     "grpc.listen": address({ default: "127.0.0.1:3001", alias: "grpc-port",
@@ -21,8 +21,14 @@ export const upConfig = defineConfig(
       doc: "URL of a running vLLM server to wrap as a decode instance. Repeatable; their number replaces --decode." }),
     "connector": choice(["p2p-zmq", "p2p-nccl", "nixl"], { optional: true,
       doc: "How KV moves between engines. Left out: p2p-zmq with the sim, nixl with attached servers." }),
-    "engine.flag": list({ doc: "A flag for every engine that is started, passed on as it is: --engine.flag=--sim.decode_ms_per_token=20. Repeatable." }),
-    "model": text({ optional: true, env: ["MODEL_ID"], doc: "Name under which clients ask for the model. Left out: the engine's own." }),
+    "engine.flag": list({ doc: "A word for the command line of every engine that is started, passed on as it is: --engine.flag=--sim.decode_ms_per_token=20. Repeatable; all words after -- are meant so too." }),
+    "prefill.engine_flag": list({ doc: "The same for prefill engines alone." }),
+    "decode.engine_flag": list({ doc: "The same for decode engines alone." }),
+    "vllm.command": text({ optional: true, doc: "The vLLM to start, where it is not the one of the active virtual environment or the PATH." }),
+    "gpus": text({ optional: true,
+      doc: "GPUs for vLLM, one entry an instance, prefill first: 0,1,2. An instance with several has them joined by +: 0+1,2+3. Left out: GPU 0 for the first, 1 for the second and so on, where CUDA_VISIBLE_DEVICES doesn't say which." }),
+    "served_name": text({ optional: true, doc: "Name under which vLLM serves its model. Left out: its id, or the last part of its path." }),
+    "model": text({ optional: true, env: ["MODEL_ID"], doc: "Name under which clients ask for the model; left out: the engine's own. With --engine vllm the model itself: an id of Hugging Face or a folder." }),
     "prefill.kv_port": integer({ default: 20_001, min: 1, max: 65_000, env: ["PREFILL_KV_PORT"],
       doc: "First of the ports on which prefill engines hand over KV; a taken one is passed over." }),
     "decode.kv_port": integer({ default: 21_001, min: 1, max: 65_000, env: ["DECODE_KV_PORT"],
@@ -40,7 +46,7 @@ export const upConfig = defineConfig(
     summary:
       "Starts a router and instances on this machine, restarts what dies, and ends them all together. Further settings of " +
       "those processes are given as variables, which all of them see: TANDEM_QUEUE_LIMIT=16 tandem up.",
-    usage: "tandem up [--prefill N] [--decode M] [--engine sim] [--port 3000] [--grpc-port 3001]",
+    usage: "tandem up [--prefill N] [--decode M] [--engine sim|vllm --model ID] [--port 3000] [--grpc-port 3001] [-- FLAGS OF THE ENGINE]",
   },
 );
 
@@ -50,7 +56,8 @@ export type UpConfig = Config<typeof upConfig.schema>;
 export function checkUpConfig(config: UpConfig): void {
   const attached = config["attach.prefill"].length > 0 || config["attach.decode"].length > 0;
   if (!attached) {
-    if (config["engine.kind"] !== "sim") throw new ConfigError(laterVersion(config["engine.kind"]));
+    if (config["engine.kind"] === "embedded") throw new ConfigError(laterVersion("embedded"));
+    if (config["engine.kind"] === "vllm") return checkVllm(config);
     if (config.connector !== undefined && config.connector !== "p2p-zmq") {
       throw new ConfigError(`--connector ${config.connector} needs vLLM servers: give --attach-prefill URL and --attach-decode URL. The sim moves KV by p2p-zmq.`);
     }
@@ -80,12 +87,27 @@ export function isAttached(config: UpConfig): boolean {
   return config["attach.prefill"].length > 0;
 }
 
-function laterVersion(kind: "embedded" | "vllm"): string {
-  const instead =
-    kind === "vllm"
-      ? "Start your vLLM servers yourself and wrap them: tandem up --attach-prefill URL --attach-decode URL --connector nixl"
-      : "Use the simulated engine: tandem up --engine sim";
-  return `--engine ${kind} arrives in a later version of Tandem. ${instead}`;
+function laterVersion(kind: "embedded"): string {
+  return `--engine ${kind} arrives in a later version of Tandem. Use the simulated engine: tandem up --engine sim`;
+}
+
+function checkVllm(config: UpConfig): void {
+  if (config.model === undefined) {
+    throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, such as meta-llama/Llama-3.1-8B-Instruct, or the path of a folder.");
+  }
+  if (config.connector === "p2p-zmq") {
+    throw new ConfigError("--connector p2p-zmq is for the sim. vLLM moves KV by nixl (from 0.24 on) or p2p-nccl (up to 0.23).");
+  }
+  const instances = config.prefill + config.decode;
+  const given = gpusOf(config);
+  if (given !== undefined && given.length !== instances) {
+    throw new ConfigError(`--gpus ${config.gpus}: that is ${given.length} of ${instances} instances. Give one entry each, prefill first; GPUs of one instance are joined by +. Several may share one: 0,0.`);
+  }
+}
+
+/** The CUDA_VISIBLE_DEVICES of each instance, prefill first; undefined where they are not given. */
+export function gpusOf(config: UpConfig): readonly string[] | undefined {
+  return config.gpus?.split(",").map((entry) => entry.trim().replaceAll("+", ","));
 }
 
 function given(config: UpConfig, key: keyof UpConfig & string): boolean {

@@ -1,6 +1,6 @@
 // Which processes a run consists of, and how each is called. No I/O.
 import type { ChildSpec } from "./child.ts";
-import { isAttached, type UpConfig } from "./config.ts";
+import { gpusOf, isAttached, type UpConfig } from "./config.ts";
 
 export interface PlanInput {
   readonly config: UpConfig;
@@ -32,7 +32,8 @@ export function planChildren(input: PlanInput): ChildSpec[] {
         "--grpc.listen", "127.0.0.1:0",
         "--registry.address", dialable(input.grpcListen),
         ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", config["engine.kind"]]),
-        ...config["engine.flag"].map((flag) => `--engine.flag=${flag}`),
+        ...[...config["engine.flag"], ...config[`${role}.engine_flag`]].map((flag) => `--engine.flag=${flag}`),
+        ...(config["engine.kind"] === "vllm" && !isAttached(config) ? vllmFlags(config, role, index, input.env) : []),
         ...(config.connector === undefined ? [] : ["--connector", config.connector]),
         ...(config.model === undefined ? [] : ["--model", config.model]),
         "--kv.port", String(config[`${role}.kv_port`] + index),
@@ -43,6 +44,18 @@ export function planChildren(input: PlanInput): ChildSpec[] {
     spec("router", "router", ["--rest.listen", input.restListen, "--grpc.listen", input.grpcListen]),
     ...instances("prefill"),
     ...instances("decode"),
+  ];
+}
+
+function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, env: PlanInput["env"]): string[] {
+  const nth = role === "prefill" ? index : config.prefill + index;
+  // With one GPU an instance nobody has to say so; a list that the user made visible is dealt out in its order.
+  const visible = env["CUDA_VISIBLE_DEVICES"]?.split(",").filter((one) => one !== "");
+  const gpus = gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
+  return [
+    ...(config["vllm.command"] === undefined ? [] : [`--vllm.command=${config["vllm.command"]}`]),
+    ...(config.served_name === undefined ? [] : [`--served_name=${config.served_name}`]),
+    ...(gpus === undefined ? [] : [`--gpus=${gpus}`]),
   ];
 }
 

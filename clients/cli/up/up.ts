@@ -5,6 +5,7 @@ import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
+import { restAsFlags } from "../../../services/common/rest-flags.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { defaultStateDir, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
@@ -22,7 +23,7 @@ import { createTerminal } from "./terminal.ts";
 const READY_LIMIT_MS = 60_000;
 
 export async function runUp(argv: readonly string[]): Promise<void> {
-  const config = loadConfig(upConfig, { argv, env: process.env });
+  const config = loadConfig(upConfig, { argv: restAsFlags(argv, "engine.flag"), env: process.env });
   checkUpConfig(config);
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
   const stateDir = config["state.dir"] ?? defaultStateDir();
@@ -138,7 +139,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
 
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {
   const count = (role: string): number => specs.filter((spec) => spec.role === role).length;
-  const engines = isAttached(config) ? "attached vLLM servers" : "simulated engines (no model: answers are canned prose)";
+  const engines = isAttached(config) ? "attached vLLM servers" : config["engine.kind"] === "vllm" ? `vLLM, ${config.model}` : "simulated engines (no model: answers are canned prose)";
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
 }
 

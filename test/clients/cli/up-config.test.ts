@@ -63,7 +63,9 @@ describe("settings of `tandem up`", () => {
 
   const refusals: [string, string[], RegExp][] = [
     ["an engine that isn't there yet, and say what to do instead", ["--engine", "embedded"], /later version.*--engine sim/],
-    ["spawning vLLM, and say how to attach", ["--engine", "vllm"], /later version.*--attach-prefill URL --attach-decode URL/],
+    ["vLLM without a model", ["--engine", "vllm"], /--model/],
+    ["vLLM with a connector it doesn't have", ["--engine", "vllm", "--model", "m", "--connector", "p2p-zmq"], /nixl.*p2p-nccl/],
+    ["fewer GPUs than instances", ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"], /2 of 3 instances/],
     ["attached servers of one role alone", ["--attach-prefill", "http://a:1"], /--attach-decode is missing/],
     ["what is no URL", ["--attach-prefill", "a:1", "--attach-decode", "http://b:1"], /--attach-prefill a:1: expected the URL/],
     ["a count that disagrees with the URLs", ["--prefill", "2", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"], /disagree/],

@@ -1,0 +1,58 @@
+// Starts of vLLM: which program, with which flags, and what is learned from its output while it loads.
+import { vllmCommand } from "./vllm-command.ts";
+import { readVllmOutput, vllmReason } from "./vllm-output.ts";
+import { findVllm, type VllmProgram } from "./vllm-program.ts";
+import type { Launch, LaunchOptions, LaunchPorts } from "./launch.ts";
+
+/** What only vLLM needs to know. */
+export interface VllmSettingsGiven {
+  /** Program and words before vLLM's own. Empty: found. */
+  readonly command: string;
+  /** Name for clients. Empty: made from the model. */
+  readonly servedName: string;
+  /** Value of CUDA_VISIBLE_DEVICES. Empty: as inherited. */
+  readonly gpus: string;
+  /** GiB of pinned host memory of a P2P engine. */
+  readonly p2pPoolGib: number;
+  /** host:port of the ROUTER to ping. Empty: none. */
+  readonly pingAddress: string;
+  /** For Hugging Face. Empty: as inherited. */
+  readonly hfToken: string;
+}
+
+export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports: LaunchPorts) => Promise<Launch> {
+  let found: Promise<VllmProgram> | undefined;
+  return async (ports) => {
+    // Asked once: a version that changes under a running instance would not pair with its partners anyway.
+    const program = await (found ??= findVllm(given.command));
+    const { args, env } = vllmCommand({ ...o, ...given, ...ports, version: program.version });
+    const output = readVllmOutput();
+    const [command, ...words] = program.words;
+    return {
+      command,
+      args: [...words, ...args],
+      env: given.hfToken === "" ? env : { ...env, HF_TOKEN: given.hfToken },
+      devices: program.version.includes("cpu") ? [] : devicesOf(given.gpus),
+      phaseOf: output.line,
+      // The cause stands before two tracebacks of those who only heard of it.
+      keepLines: 300,
+      reasonOf: vllmReason,
+      firstPhase: `loading vLLM ${program.version}`,
+      learned: () => {
+        const { dtype, tpSize, model } = output.settings;
+        return {
+          vllm: output.settings,
+          ...(dtype === undefined ? {} : { dtype }),
+          ...(tpSize === undefined ? {} : { tpSize }),
+          ...(model === undefined ? {} : { modelRoot: model }),
+        };
+      },
+    };
+  };
+}
+
+/** The devices on which one engine starts after another. */
+function devicesOf(gpus: string): readonly string[] {
+  const visible = gpus === "" ? (process.env["CUDA_VISIBLE_DEVICES"] ?? "") : gpus;
+  return visible === "" ? ["gpu-0"] : visible.split(",").map((one) => `gpu-${one.trim()}`);
+}

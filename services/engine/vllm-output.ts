@@ -1,0 +1,95 @@
+// What vLLM writes while it starts: how far it is, and which settings it ended up with. Patterns hold for 0.23 and 0.32;
+// a line that changed its words costs a phase in the progress, and a finding of the doctor says "not known".
+
+/** What vLLM made of its flags, from its own line `Initializing a V1 LLM engine (v…) with config: …`. */
+export interface VllmSettings {
+  readonly model?: string;
+  /** `bfloat16` */
+  readonly dtype?: string;
+  readonly tpSize?: number;
+  readonly enforceEager?: boolean;
+  readonly prefixCaching?: boolean;
+  readonly chunkedPrefill?: boolean;
+  /** `FULL_AND_PIECEWISE`, `PIECEWISE`, `NONE`. */
+  readonly cudagraphMode?: string;
+  readonly kvDtype?: string;
+  readonly device?: string;
+}
+
+export interface VllmOutput {
+  /** Returns the phase that begins with this line, if one does. */
+  line(text: string): string | undefined;
+  readonly settings: VllmSettings;
+}
+
+const PHASES: readonly (readonly [RegExp, string | ((found: RegExpExecArray) => string)])[] = [
+  [/non-default args:/, "reading the model's configuration"],
+  [/Initializing a V1 LLM engine/, "starting the engine process"],
+  [/Starting to load model/, "loading weights"],
+  [/Loading (?:safetensors|pt|bin)[^:]*: +\d+% Completed \| (\d+)\/(\d+)/, ([, done, all]) => `loading weights (${done} of ${all} files)`],
+  [/torch\.compile takes|Compiling a graph|Start compiling function|Dynamo bytecode transform/, "compiling"],
+  [/Available KV cache memory|(?:GPU|CPU) KV cache size/, "making room for the KV cache"],
+  [/Capturing CUDA graphs?.*?(\d+)%/, ([, percent]) => `capturing CUDA graphs (${percent} %)`],
+  [/Registering KV_Caches|Initializing NIXL worker|P2pNcclEngine init/i, "opening the KV side channel"],
+  [/init engine \(profile, create kv cache, warmup model\)/, "warming up"],
+  [/Starting vLLM (?:API )?server|Application startup complete/, "opening its API"],
+];
+
+export function readVllmOutput(): VllmOutput {
+  let settings: VllmSettings = {};
+  let last = "";
+  return {
+    line(text) {
+      if (text.includes("LLM engine (v") && text.includes("with config:")) settings = readSettings(text);
+      for (const [pattern, phase] of PHASES) {
+        const found = pattern.exec(text);
+        if (found === null) continue;
+        const name = typeof phase === "string" ? phase : phase(found);
+        if (name === last) return undefined;
+        last = name;
+        return name;
+      }
+      return undefined;
+    },
+    get settings() {
+      return settings;
+    },
+  };
+}
+
+export function readSettings(line: string): VllmSettings {
+  const value = (pattern: RegExp): string | undefined => pattern.exec(line)?.[1];
+  const flag = (name: string): boolean | undefined => {
+    const found = value(new RegExp(`\\b${name}=(True|False)`));
+    return found === undefined ? undefined : found === "True";
+  };
+  const tpSize = value(/\btensor_parallel_size=(\d+)/);
+  const found: { [Key in keyof VllmSettings]: VllmSettings[Key] | undefined } = {
+    model: value(/\bmodel='([^']*)'/),
+    dtype: value(/[ ,]dtype=torch\.(\w+)/),
+    tpSize: tpSize === undefined ? undefined : Number(tpSize),
+    enforceEager: flag("enforce_eager"),
+    prefixCaching: flag("enable_prefix_caching"),
+    chunkedPrefill: flag("enable_chunked_prefill"),
+    cudagraphMode: value(/cudagraph_mode'?[:=] ?<?(?:CUDAGraphMode\.)?([A-Z_]+)/),
+    kvDtype: value(/\bkv_cache_dtype=(\w+)/),
+    device: value(/\bdevice_config=(\w+)/),
+  };
+  for (const key in found) if (found[key as keyof VllmSettings] === undefined) delete found[key as keyof VllmSettings];
+  return found as VllmSettings;
+}
+
+/** Whoever only reports that another process of vLLM failed. */
+const HEARSAY = /Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|See root cause above|SystemExit/;
+/** `(EngineCore pid=77) ERROR 11-22 16:31:46 [core.py:133] ` */
+const PREFIX = /^\((?:APIServer|EngineCore|Worker)[^)]*\)\s*|^(?:ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] )?/;
+
+/** Why vLLM failed, from its last lines: the exceptions themselves, without their stacks, the first cause last. */
+export function vllmReason(lines: readonly string[]): readonly string[] {
+  const bare = lines.map((line) => line.replace(PREFIX, "").replace(PREFIX, "").trimEnd());
+  const named = bare.filter((line) => /^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Killed)\b: ?\S/.test(line) || /^vllm(?: serve)?: error: /.test(line));
+  const causes = [...new Set(named.filter((line) => !HEARSAY.test(line)))];
+  if (causes.length > 0) return causes.slice(-2);
+  const errors = bare.filter((_, index) => /\b(?:ERROR|CRITICAL)\b/.test(lines[index]!) && !HEARSAY.test(lines[index]!));
+  return errors.length > 0 ? errors.slice(-3) : bare.slice(-5);
+}

@@ -1,0 +1,86 @@
+// Finds the vLLM on this machine and asks which version it is, without loading it: that takes ten seconds and more.
+import { execFile } from "node:child_process";
+import { accessSync, constants, openSync, readSync, closeSync, statSync } from "node:fs";
+import { basename, delimiter, join } from "node:path";
+import { StartError } from "../common/config.ts";
+
+export interface VllmProgram {
+  /** To start it: program, then words before vLLM's own. */
+  readonly words: readonly [string, ...string[]];
+  /** `0.32.0+cpu` */
+  readonly version: string;
+}
+
+type Env = Readonly<Record<string, string | undefined>>;
+
+const ASK = "import importlib.metadata as m; print(m.version('vllm'))";
+const ASK_LIMIT_MS = 120_000;
+
+/**
+ * @param command Program and words before vLLM's own, such as `python3 -m vllm.entrypoints.cli.main`. Empty: `vllm` in
+ *   the active virtual environment, then on the PATH.
+ * @throws StartError when there is none, or it can't be asked.
+ */
+export async function findVllm(command: string, env: Env = process.env): Promise<VllmProgram> {
+  const words = command.trim() === "" ? [search(env)] : command.trim().split(/\s+/);
+  const [program, ...rest] = words as [string, ...string[]];
+  const found = program.includes("/") ? program : onPath(program, env);
+  if (found === undefined) throw new StartError(`--vllm.command ${command}: there is no program ${program} on the PATH.`);
+  if (!isProgram(found)) throw new StartError(`--vllm.command ${command}: ${found} is not a program that can be started.`);
+  return { words: [found, ...rest], version: await versionOf(found, env) };
+}
+
+function search(env: Env): string {
+  const active = env["VIRTUAL_ENV"];
+  const inActive = active === undefined || active === "" ? undefined : join(active, "bin", "vllm");
+  const found = inActive !== undefined && isProgram(inActive) ? inActive : onPath("vllm", env);
+  if (found !== undefined) return found;
+  throw new StartError(
+    "There is no vLLM here: no `vllm` in the active virtual environment or on the PATH. Install it (pip install vllm), name it with --vllm.command PATH, or wrap one that runs elsewhere with --attach URL. Without a GPU, --engine sim needs nothing.",
+  );
+}
+
+async function versionOf(program: string, env: Env): Promise<string> {
+  // The script's first line names the Python that has vLLM; asking that one takes a tenth of a second.
+  const python = /^python[\d.]*$/.test(basename(program)) ? program : pythonOf(program);
+  const said = python === undefined ? await run(program, ["--version"], env) : await run(python, ["-c", ASK], env);
+  const version = /\d+\.\d+\S*/.exec(said.split("\n").findLast((line) => /\d+\.\d+/.test(line)) ?? "")?.[0];
+  if (version === undefined) throw new StartError(`${program} does not say which version of vLLM it is: ${said.trim().slice(-200)}`);
+  return version;
+}
+
+function pythonOf(script: string): string | undefined {
+  const file = openSync(script, "r");
+  try {
+    const head = Buffer.alloc(512);
+    const read = readSync(file, head, 0, head.length, 0);
+    const line = head.toString("latin1", 0, read).split("\n", 1)[0]!;
+    const found = /^#!\s*(\/\S*python[\d.]*)\s*$/.exec(line)?.[1];
+    return found !== undefined && isProgram(found) ? found : undefined;
+  } finally {
+    closeSync(file);
+  }
+}
+
+function run(program: string, args: readonly string[], env: Env): Promise<string> {
+  return new Promise((resolve, reject) => {
+    execFile(program, args, { env: { ...env }, timeout: ASK_LIMIT_MS }, (error, stdout, stderr) => {
+      if (error === null) return resolve(stdout);
+      const why = stderr.trim().split("\n").at(-1) ?? "";
+      reject(new StartError(`${program} can't be asked for vLLM's version: ${why === "" ? error.message : why}`));
+    });
+  });
+}
+
+function onPath(name: string, env: Env): string | undefined {
+  return (env["PATH"] ?? "").split(delimiter).filter((folder) => folder !== "").map((folder) => join(folder, name)).find(isProgram);
+}
+
+function isProgram(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return statSync(path).isFile();
+  } catch {
+    return false;
+  }
+}
