@@ -8,6 +8,8 @@ export interface Listener {
   /** Accepts no more. Connections stay. */
   close(): void;
   dropConnections(): void;
+  /** Resolves once no connection is left. */
+  empty(): Promise<void>;
 }
 
 export interface ListenOptions {
@@ -24,9 +26,13 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
     return Promise.reject(new Error(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`));
   }
   const sockets = new Set<Socket>();
+  const waiting: (() => void)[] = [];
   const server = createServer({ noDelay: true }, (socket) => {
     sockets.add(socket);
-    socket.once("close", () => sockets.delete(socket));
+    socket.once("close", () => {
+      sockets.delete(socket);
+      if (sockets.size === 0) for (const resolve of waiting.splice(0)) resolve();
+    });
     onConnection(socket);
   });
   return new Promise((resolve, reject) => {
@@ -44,6 +50,7 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
         address: `${host.includes(":") ? `[${host}]` : host}:${bound.port}`,
         close: () => void server.close(),
         dropConnections: () => sockets.forEach((socket) => socket.destroy()),
+        empty: () => (sockets.size === 0 ? Promise.resolve() : new Promise((emptied) => void waiting.push(emptied))),
       });
     });
   });

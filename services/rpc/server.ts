@@ -110,17 +110,16 @@ function addService(server: Server, service: RpcService, { gate, log, closing }:
   }
 }
 
-function shutDown(server: Server, listener: Listener, graceMs: number): Promise<void> {
+async function shutDown(server: Server, listener: Listener, graceMs: number): Promise<void> {
   // After GOAWAY Node refuses to send a PING, which grpc-js takes for a broken connection: it would drop the very calls
   // that are to end in peace. It reads this field before each PING. Seen in grpc-js 1.14.7 on Node 20.20.
   Object.assign(server, { keepaliveTimeMs: -1 });
   listener.close();
-  return new Promise((resolve) => {
-    // Not forceShutdown: it forgets the connections of a server without channelz.
-    const timer = setTimeout(() => listener.dropConnections(), graceMs);
-    server.tryShutdown(() => {
-      clearTimeout(timer);
-      resolve();
-    });
-  });
+  // Not forceShutdown: it forgets the connections of a server without channelz.
+  const timer = setTimeout(() => listener.dropConnections(), graceMs);
+  await new Promise((resolve) => server.tryShutdown(resolve));
+  // From Node 24 on a closing server closes its sessions by itself, and grpc-js 1.14.7 then takes them for closed at once,
+  // with calls still running. A session closes its connection when the last call has ended, so that is what is awaited.
+  await listener.empty();
+  clearTimeout(timer);
 }
