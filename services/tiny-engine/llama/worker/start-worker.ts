@@ -1,4 +1,6 @@
 // Starts the worker thread of an engine and gives the other end of it.
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
 import { Worker, type Transferable } from "node:worker_threads";
 import { GgufError } from "../gguf.ts";
 import type { Answer, Command, Report, WorkerStart } from "./messages.ts";
@@ -49,7 +51,9 @@ function spawn(start: WorkerStart): Worker {
   const options = { workerData: start, transferList, resourceLimits: LIMITS, name: "llama" };
   if (!import.meta.url.endsWith(".ts")) return new Worker(new URL("./worker.js", import.meta.url), options);
   // Node 20 doesn't hand the loader of TypeScript on to threads, so in development they fetch it themselves.
-  const loader = JSON.stringify(import.meta.resolve("tsx/esm/api"));
+  // Found this way because import.meta.resolve is missing where tsx runs a module as CommonJS, as it does for mocha.
+  const api = createRequire(import.meta.url).resolve("tsx/esm/api").replace(/\.cjs$/, ".mjs");
+  const loader = JSON.stringify(pathToFileURL(api).href);
   const main = JSON.stringify(new URL("./worker.ts", import.meta.url).href);
   return new Worker(`import(${loader}).then(({ register }) => { register(); return import(${main}); })`, { ...options, eval: true });
 }

@@ -1,0 +1,43 @@
+// Embedded engines with small random models, for tests that need real arithmetic and no sense.
+import { randomGguf, type RandomModel } from "../../../clients/common/random-gguf.ts";
+import { startLlamaEngine, type LlamaEngineStart } from "../../../services/tiny-engine/llama/start-llama-engine.ts";
+import type { RunningEngine } from "../../../services/tiny-engine/serve-engine.ts";
+
+export const TINY: RandomModel = {
+  layers: 2, dim: 64, heads: 4, kvHeads: 2, ffDim: 96, vocab: 512, maxContext: 1200, type: "Q8_0", seed: 3, speaks: true,
+};
+
+const files = new Map<number, Buffer>();
+
+/** @param seed Of the weights. */
+export function tinyFile(seed = TINY.seed): Buffer {
+  const known = files.get(seed) ?? randomGguf({ ...TINY, seed });
+  files.set(seed, known);
+  return known;
+}
+
+export function startTiny(options: Partial<LlamaEngineStart> = {}): Promise<RunningEngine> {
+  return startLlamaEngine({ model: tinyFile(), modelName: "tiny", ...options });
+}
+
+export interface Pair extends AsyncDisposable {
+  readonly prefill: RunningEngine;
+  readonly decode: RunningEngine;
+}
+
+export async function startPair(prefill: Partial<LlamaEngineStart> = {}, decode: Partial<LlamaEngineStart> = {}): Promise<Pair> {
+  const p = await startTiny({ role: "prefill", connector: "p2p-zmq", ...prefill });
+  const d = await startTiny({ role: "decode", connector: "p2p-zmq", ...decode });
+  return {
+    prefill: p, decode: d,
+    async [Symbol.asyncDispose]() {
+      await p[Symbol.asyncDispose]();
+      await d[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** A prompt of so many tokens, none of them special. */
+export function tokensOf(length: number, seed = 1): number[] {
+  return Array.from({ length }, (_, at) => 6 + ((at * at * 31 + at * 7 * seed + seed * 13) % (TINY.vocab - 6)));
+}
