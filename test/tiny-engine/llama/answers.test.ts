@@ -35,14 +35,11 @@ describe("the embedded engine's answers", () => {
 
   it("follow logit_bias and penalties", async () => {
     assert.deepEqual(new Set(await tokens({ logit_bias: { 300: 100 } })), new Set([300]));
-    const few = { logit_bias: { 300: 90, 301: 90, 302: 90, 303: 90 } };
-    const kinds = async (more: object): Promise<number> => new Set((await tokens({ ...few, ...more })).slice(0, 4)).size;
-    assert.ok(await kinds({}) < 4);
-    assert.equal(await kinds({ repetition_penalty: 1.5 }), 4);
-    const counts = new Map<number, number>();
-    for (const token of await tokens({ ...few, frequency_penalty: 2 })) counts.set(token, (counts.get(token) ?? 0) + 1);
-    assert.equal(counts.size, 4, "the more often a token was said, the later it comes again");
-    assert.notDeepEqual(await tokens({ ...few, presence_penalty: 2, temperature: 1, seed: 1 }), await tokens({ ...few, temperature: 1, seed: 1 }));
+    // How each of them works is shown in sampling.test.ts; here, that they arrive.
+    const warm = { temperature: 20, seed: 9, max_tokens: 100 };
+    for (const penalty of [{ presence_penalty: 2 }, { frequency_penalty: 2 }, { repetition_penalty: 1.5 }]) {
+      assert.notDeepEqual(await tokens({ ...warm, ...penalty }), await tokens(warm), JSON.stringify(penalty));
+    }
   });
 
   it("end at the model's end, unless ignore_eos or min_tokens forbids it", async () => {
