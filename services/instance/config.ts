@@ -1,6 +1,7 @@
 // The settings that prefill and decode instances have in common.
 import { address, choice, integer, list, number, secret, text } from "../common/config.ts";
 import { LOG_LEVELS } from "../common/log.ts";
+import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
 import { CONNECTOR_NAMES } from "../kv/index.ts";
 
@@ -21,6 +22,10 @@ export function instanceSettings(role: InstanceRole) {
       optional: true,
       doc: "host:port under which others dial this instance, where that is not grpc.listen.",
     }),
+    "registry.kind": choice(["embedded", "consul", "static"], {
+      default: "embedded",
+      doc: "Where this instance registers. embedded: with a router, at registry.address. consul: in Consul. static: nowhere, and the router must list it.",
+    }),
     "registry.address": address({
       default: "127.0.0.1:3001",
       optional: true,
@@ -30,7 +35,7 @@ export function instanceSettings(role: InstanceRole) {
     "engine.kind": choice(ENGINE_KINDS, {
       optional: true,
       alias: "engine",
-      doc: "Engine to start: sim, a simulation; vllm, which needs a model. Left out together with engine.attach: sim.",
+      doc: "Engine to start: embedded, a small model on the CPU; vllm, which needs a model; sim, a simulation. Left out together with engine.attach: sim.",
     }),
     "engine.attach": text({ default: "", alias: "attach", doc: "URL of a running engine to use instead of starting one: http://127.0.0.1:8000." }),
     "engine.api_key": secret({ doc: "Key that the attached engine wants." }),
@@ -57,11 +62,11 @@ export function instanceSettings(role: InstanceRole) {
       doc: "Pinned host memory that every rank of a vLLM with p2p-nccl takes at its start, for KV that its GPU has no room for.",
     }),
     gpus: text({ default: "", doc: "GPUs of the vLLM that is started, as CUDA_VISIBLE_DEVICES names them: 0 or 2,3. Empty: as inherited." }),
-    served_name: text({ default: "", doc: "Name under which a started vLLM serves its model. Empty: its id, or the last part of its path." }),
+    served_name: text({ default: "", doc: "Name under which a started vLLM or embedded engine serves its model. Empty: its id, or what the file says, or the last part of its path." }),
     hf_token: secret({ env: ["HF_TOKEN"], doc: "Hugging Face token for vLLM." }),
     connector: choice(CONNECTOR_NAMES, {
       optional: true,
-      doc: "How the KV cache moves between engines. Left out: p2p-zmq with the sim, nixl with vLLM and with an attached engine.",
+      doc: "How the KV cache moves between engines. Left out: p2p-zmq with the sim and the embedded engine, nixl with vLLM and with an attached engine.",
     }),
     "kv.port": integer({
       default: preset.kvPort,
@@ -71,7 +76,7 @@ export function instanceSettings(role: InstanceRole) {
       doc: "First port to try for the engine's KV side channel. The first free one is taken, and a higher one after every restart of the engine.",
     }),
     "kv.host": text({ default: "127.0.0.1", doc: "Host of the KV side channel, as its partners dial it." }),
-    model: text({ default: "", env: ["MODEL_ID"], doc: "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, an id of Hugging Face or a folder." }),
+    model: text({ default: "", env: ["MODEL_ID"], doc: "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, an id of Hugging Face or a folder. With --engine embedded: a GGUF file; empty: the model that ships." }),
     slots: integer({
       default: preset.slots,
       min: 1,
@@ -92,6 +97,8 @@ export function instanceSettings(role: InstanceRole) {
         "An engine that has work and counts no token for so long is wedged and is started again. Prompts get more: by " +
         "their length and the rate seen so far. An answer that a slow client holds back doesn't count.",
     }),
+    ...consulSettings,
+    ...consulCheckSettings,
     "drain.grace_ms": integer({ default: 30_000, min: 0, unit: "ms", doc: "How long running legs may take to end after SIGTERM." }),
     "watch.limit": integer({ default: 64, min: 1, max: 4_096, unit: "calls", doc: "Routers that may watch the load at once." }),
     token: secret({ doc: "Join token that instances, routers and the registry share." }),

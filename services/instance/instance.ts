@@ -9,8 +9,7 @@ import { ConfigError, type Config } from "../common/config.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { TANDEM_VERSION } from "../common/version.ts";
-import { embeddedRegistry } from "../discovery/embedded.ts";
-import type { Registration } from "../discovery/registry.ts";
+import type { Registration, Standing } from "../discovery/registry.ts";
 import { attachedEngine } from "../engine/attached.ts";
 import type { EngineKeeper, EngineSource } from "../engine/engine.ts";
 import { keepEngine } from "../engine/keeper.ts";
@@ -25,6 +24,7 @@ import type { RpcService } from "../rpc/service.ts";
 import { createBoard, type Board } from "./board.ts";
 import type { instanceSettings, InstanceRole } from "./config.ts";
 import { instanceService } from "./instance-service.ts";
+import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
 
 export type InstanceConfig = Config<ReturnType<typeof instanceSettings>>;
 
@@ -88,6 +88,7 @@ export async function startInstance(
 
   let keeper: EngineKeeper | undefined;
   let server: RpcServer | undefined;
+  let registrar: InstanceRegistrar | undefined;
   let registration: Registration | undefined;
   /** Of the last engine that worked: while the next one loads, the instance is still the same. */
   let lastInfo: MessageInitShape<typeof InfoSchema> = {};
@@ -120,7 +121,15 @@ export async function startInstance(
   };
 
   const service = makeService({ connector, board, keeper: () => keeper, token: config.token, log });
-  board.onChange(() => server?.setServing(board.state === State.SERVING));
+  const standing = (): Standing => standingOf(board);
+  let told = standing();
+  board.onChange(() => {
+    const now = standing();
+    if (now.serving === told.serving && now.text === told.text) return;
+    told = now;
+    server?.setServing(now.serving, now.text);
+    registration?.update();
+  });
 
   let closing: Promise<void> | undefined;
   async function closeAll(graceMs: number): Promise<void> {
@@ -132,6 +141,7 @@ export async function startInstance(
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
     if (keeper?.ours === false) await Promise.race([service.settled?.(), sleep(1_000, undefined, { ref: false })]);
     await registration?.[Symbol.asyncDispose]();
+    registrar?.close();
     over.abort(new Error("stopped"));
     // 1 s: an interrupted instance promises to be gone within 2.
     await keeper?.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
@@ -162,10 +172,8 @@ export async function startInstance(
     };
     running.onChange(follow);
     follow();
-    const registry = config["registry.address"];
-    if (registry !== undefined) {
-      registration = await embeddedRegistry({ address: registry, token: config.token, log }).register(info, over.signal);
-    }
+    registrar = await openRegistrar(config, log);
+    registration = await registrar?.register(info, over.signal, standing);
   } catch (error) {
     await close(0);
     throw error;
@@ -180,6 +188,14 @@ export async function startInstance(
     [Symbol.asyncDispose]: () => close(0),
   };
   return instance;
+}
+
+/** What the health check and the registry say of it. */
+function standingOf(board: Board): Standing {
+  if (board.state === State.SERVING) return { serving: true, text: "serving" };
+  const state = State[board.state].toLowerCase();
+  const { reason } = board.load();
+  return { serving: false, text: reason === "" || reason === state ? state : `${state}: ${reason}` };
 }
 
 function connectorName(config: InstanceConfig): string {
@@ -216,8 +232,8 @@ function engineSource(
   };
   return spawnedEngine({
     ...common,
-    // vLLM's model is what it loads; the name it serves it under follows from the flags.
-    ...(kind === "vllm" ? { model: config.served_name } : {}),
+    // A real model is what is loaded; the name it is served under follows from the flags.
+    ...(kind === "sim" ? {} : { model: config.served_name }),
     kind,
     launch: launcherOf(kind, { role, connector: name, model, slots, flags: config["engine.flag"] }, vllm),
     onPhase,

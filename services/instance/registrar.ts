@@ -1,0 +1,32 @@
+// Where an instance registers, as its settings say.
+import { ConfigError } from "../common/config.ts";
+import type { Log } from "../common/log.ts";
+import { embeddedRegistry } from "../discovery/embedded.ts";
+import type { Registrar } from "../discovery/registry.ts";
+import type { InstanceConfig } from "./instance.ts";
+
+export interface InstanceRegistrar extends Registrar {
+  close(): void;
+}
+
+/** Undefined where it doesn't register. @throws ConfigError for settings of Consul that can't be used */
+export async function openRegistrar(config: InstanceConfig, log: Log): Promise<InstanceRegistrar | undefined> {
+  switch (config["registry.kind"]) {
+    case "static":
+      return undefined;
+    case "embedded": {
+      const address = config["registry.address"];
+      if (address === undefined) return undefined;
+      return { ...embeddedRegistry({ address, token: config.token, log }), close() {} };
+    }
+    case "consul": {
+      const address = config["grpc.advertise"] ?? config["grpc.listen"];
+      if (/^(0\.0\.0\.0|\[::\]):/.test(address)) {
+        throw new ConfigError(`With --registry.kind consul others must be told an address to dial, and ${address} is none: give --grpc.advertise HOST:PORT.`);
+      }
+      // Only who asks for Consul loads it.
+      const { consulRegistrar } = await import("../discovery/consul.ts");
+      return consulRegistrar(config, { log });
+    }
+  }
+}
