@@ -123,6 +123,40 @@ export function splice(
   return Buffer.concat(pieces);
 }
 
+/**
+ * `parsed` with the keys that the text really has, in nested objects of the first level too. V8 of Node 24 sometimes
+ * decodes an escaped key as another one (24.21.0: the key `\"` as `\\`, once it has seen that), which could hide a field
+ * from a check by its name. Where no key is written with an escape, which is nearly always, all stays as it is.
+ *
+ * @param parsed What JSON.parse made of `json`.
+ * @param members What `scanObject(json)` returned, without duplicates.
+ */
+export function withTrueKeys(
+  parsed: Readonly<Record<string, unknown>>,
+  json: Buffer,
+  members: readonly Member[],
+): Readonly<Record<string, unknown>> {
+  const doubtful = members.filter((member) => hasEscape(json, member) || json[member.valueStart] === OPEN_BRACE);
+  if (doubtful.length === 0) return parsed;
+  const values = new Map(Object.entries(parsed));
+  if (doubtful.some((member) => hasEscape(json, member))) {
+    values.clear();
+    for (const { key, valueStart, valueEnd } of members) values.set(key, JSON.parse(json.toString("utf8", valueStart, valueEnd)));
+  }
+  for (const { key, valueStart, valueEnd } of doubtful) {
+    const inner = json.subarray(valueStart, valueEnd);
+    if (inner[0] !== OPEN_BRACE || !inner.includes(BACKSLASH)) continue;
+    const entries = scanObject(inner).map((member) => [member.key, JSON.parse(inner.toString("utf8", member.valueStart, member.valueEnd))]);
+    values.set(key, Object.fromEntries(entries));
+  }
+  return Object.fromEntries(values);
+}
+
+/** Whether the key is written otherwise than it reads. */
+function hasEscape(json: Buffer, { key, start }: Member): boolean {
+  return json.toString("utf8", start + 1, start + 1 + Buffer.byteLength(key)) !== key;
+}
+
 /** A key that stands there more than once; parsers disagree about which one counts. */
 export function duplicateKey(members: readonly Member[]): string | undefined {
   const seen = new Set<string>();

@@ -3,7 +3,7 @@
 // json. Whatever the two could understand differently (bad UTF-8, a key given twice) is refused.
 import { isUtf8 } from "node:buffer";
 import { ServiceError } from "../../common/errors.ts";
-import { duplicateKey, scanObject } from "../../common/json-body.ts";
+import { duplicateKey, scanObject, withTrueKeys } from "../../common/json-body.ts";
 import { malformed, shown, type Fields } from "./validation.ts";
 
 /** @throws ServiceError `invalid_request` in vLLM's words */
@@ -24,11 +24,12 @@ export function parseJsonObject(body: Buffer): Fields {
       parsed,
     );
   }
-  const twice = duplicateKey(scanObject(body));
+  const members = scanObject(body);
+  const twice = duplicateKey(members);
   if (twice !== undefined) {
     throw new ServiceError("invalid_request", `The field \`${shown(twice)}\` is given twice. Give it once.`, { param: shown(twice) });
   }
-  return parsed as Fields;
+  return withTrueKeys(parsed as Fields, body, members);
 }
 
 function jsonInvalid(position: number | undefined, reason: string): ServiceError {
