@@ -64,6 +64,8 @@ export const FAILURES = {
   engine_failed: { http: 502, grpc: "INTERNAL", retry: "both legs", type: "InternalServerError" },
   /** A reservation was not started in time. */
   reservation_expired: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
+  /** An instance took its half of a leg and gave no sign of life within the bound of that part. */
+  leg_stalled: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
   deadline_exceeded: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "never", type: "TimeoutError" },
   /** The client left, or a leg was abandoned. 499 is nginx's code; nobody is there to read it. */
   cancelled: { http: 499, grpc: "CANCELLED", retry: "never", type: "CancelledError" },

@@ -127,17 +127,21 @@ export class DecodeLeg {
     this.#call.write(encodeResponse({ reserved: { holdMs } }));
   }
 
-  #start({ ticket, cachedTokens }: Start): void {
+  #start({ ticket, cachedTokens, unpaired }: Start): void {
     const { parts } = this.#shared;
     const leg = this.#leaveReserved();
     const { context, engine } = leg;
     const { id, created, choiceIndex } = leg.reserve.face!;
-    let request: EngineRequest;
+    let request: EngineRequest | undefined;
     try {
-      request = parts.connector.decodeRequest(context, ticket);
+      request = unpaired ? parts.connector.unpairedRequest(context) : parts.connector.decodeRequest(context, ticket);
     } catch (cause) {
       this.#settle(leg, ticket);
       return this.#call.fail(new ServiceError("invalid_request", "The leg can't be started: its prompt_index or ticket is wrong.", { cause }));
+    }
+    if (request === undefined) {
+      this.#settle(leg, ticket);
+      return this.#call.fail(new ServiceError("invalid_request", "This connector's engines serve no leg without prefill.", { param: "unpaired" }));
     }
     parts.board.count({ running: 1 });
     const run = new AnswerRun({

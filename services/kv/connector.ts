@@ -62,6 +62,8 @@ export interface Connector {
   ticket(answer: unknown): string;
   /** The request that continues from the KV. A streaming one always asks for the usage chunk. */
   decodeRequest(context: LegContext, ticket: string): EngineRequest;
+  /** The request of a leg without prefill. Undefined where engines serve no request that belongs to no pair. */
+  unpairedRequest(context: LegContext): EngineRequest | undefined;
   /** The request that frees the KV of an abandoned leg. Undefined where it frees itself. */
   settleRequest(context: LegContext, ticket: string): EngineRequest | undefined;
 }

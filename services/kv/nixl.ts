@@ -38,6 +38,7 @@ export const nixl: Connector = {
   },
   decodeRequest: (context, ticket) =>
     request(context, decodeBody(context, new Map([["kv_transfer_params", ticket]]))),
+  unpairedRequest: (context) => request(context, decodeBody(context)),
   settleRequest: () => undefined,
 };
 

@@ -17,6 +17,8 @@ export const p2pNccl: Connector = {
   prefillRequest: (context) => paired(context, prefillBody(context)),
   ticket: () => "",
   decodeRequest: (context) => paired(context, decodeBody(context)),
+  // vLLM's connector parses the id of every request, and dies of one without addresses.
+  unpairedRequest: () => undefined,
   // KV that no decode leg ever claims stays in the decode engine's memory for good; a one-token leg claims it.
   settleRequest: (context) => paired(context, prefillBody(context)),
 };

@@ -1,5 +1,5 @@
 // The router's settings.
-import { address, boolean, choice, defineConfig, integer, list, secret, type Config } from "../common/config.ts";
+import { address, boolean, choice, defineConfig, integer, list, number, secret, type Config } from "../common/config.ts";
 import { POLICY_NAMES } from "./policy/index.ts";
 
 export const routerConfig = defineConfig(
@@ -90,19 +90,62 @@ export const routerConfig = defineConfig(
       unit: "ms",
       doc: "Longest time from the end of a request's body to the end of its answer.",
     }),
+    "connect.timeout_ms": integer({
+      default: 2_000,
+      min: 1,
+      max: 60_000,
+      unit: "ms",
+      doc: "For a connection to an instance to be made. After it the leg is tried elsewhere.",
+    }),
+    "reserve.timeout_ms": integer({
+      default: 2_000,
+      min: 1,
+      max: 3_600_000,
+      unit: "ms",
+      doc: "For a decode instance to answer a reservation, which costs it nothing. After it the leg is tried elsewhere.",
+    }),
+    "prefill.floor_ms": integer({
+      default: 10_000,
+      min: 0,
+      max: 3_600_000,
+      unit: "ms",
+      doc: "Time that every prefill is given before the length of its prompt is counted.",
+    }),
+    "prefill.slack": number({
+      default: 10,
+      min: 0,
+      max: 10_000,
+      doc:
+        "How many times longer a prefill may take than the rate seen on its instance promises for the prompt and what " +
+        "waits before it. 0: only prefill.timeout_ms holds.",
+    }),
     "prefill.timeout_ms": integer({
       default: 120_000,
       min: 1,
       max: 3_600_000,
       unit: "ms",
-      doc: "Longest prefill of one prompt. After it the leg has failed.",
+      doc: "Longest prefill of one prompt, whatever its length. After it the leg is tried elsewhere.",
+    }),
+    "transfer.timeout_ms": integer({
+      default: 30_000,
+      min: 1,
+      max: 3_600_000,
+      unit: "ms",
+      doc: "From prefill's answer to the first token of a stream: KV transfer and first decode step. After it the leg is tried elsewhere.",
+    }),
+    "first_token.timeout_ms": integer({
+      default: 300_000,
+      min: 1,
+      max: 86_400_000,
+      unit: "ms",
+      doc: "From the admission of a request to the first token of its stream, with all that was tried again.",
     }),
     stall_ms: integer({
       default: 30_000,
       min: 1,
       max: 3_600_000,
       unit: "ms",
-      doc: "A decode leg that brings no token for so long has failed. A leg that a slow client holds back doesn't count.",
+      doc: "A stream that brings no further token for so long has failed. One that a slow client holds back doesn't count.",
     }),
     "retry.limit": integer({
       default: 2,
@@ -110,6 +153,59 @@ export const routerConfig = defineConfig(
       max: 16,
       unit: "retries",
       doc: "How often a request that failed before its first byte was written is tried again. 0 turns retries off.",
+    }),
+    "retry.ratio": number({
+      default: 0.2,
+      min: 0,
+      max: 16,
+      unit: "retries",
+      doc: "Retries of the whole router for each request that comes, so that a failing fleet isn't buried under them.",
+    }),
+    "retry.per_s": number({
+      default: 10,
+      min: 0,
+      max: 10_000,
+      unit: "retries",
+      doc: "Retries that there are in each second beside those of retry.ratio.",
+    }),
+    "breaker.failures": integer({
+      default: 5,
+      min: 1,
+      max: 1_000,
+      unit: "legs",
+      doc:
+        "Legs in a row that fail on an instance, or on a pair, before it gets no more. One that stands still is enough. " +
+        "A canary brings it back.",
+    }),
+    "canary.every_ms": integer({
+      default: 500,
+      min: 50,
+      max: 600_000,
+      unit: "ms",
+      doc: "From one canary to the next to an instance or pair that is out: a request of 1 token that the router makes itself.",
+    }),
+    "canary.timeout_ms": integer({
+      default: 2_000,
+      min: 50,
+      max: 600_000,
+      unit: "ms",
+      doc: "For a canary to come through.",
+    }),
+    "fallback.aggregated": boolean({
+      default: true,
+      doc: "While no prefill instance is left, decode instances serve alone, where the connector allows it (nixl).",
+    }),
+    "fallback.direct_tokens": integer({
+      default: 0,
+      min: 0,
+      max: 1_048_576,
+      unit: "tokens",
+      doc: "Prompts of fewer tokens, estimated from the body's size, go to decode alone where the connector allows it. 0: none.",
+    }),
+    strict: boolean({
+      default: false,
+      doc:
+        "No retry and no decode alone: an error instead. One request asks for it with `x-tandem-strict: true`.",
     }),
     "stream.buffer_bytes": integer({
       default: 256 * 1024,

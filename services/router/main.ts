@@ -13,6 +13,7 @@ import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import { createAdmission } from "./admission/admission.ts";
 import { capacityOf } from "./capacity.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
+import { relayLimits } from "./relay-limits.ts";
 import { inferenceService } from "./control/inference-service.ts";
 import { createReceipts } from "./control/receipts.ts";
 import { routerService } from "./control/router-service.ts";
@@ -72,18 +73,20 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   warnOfOpenDoors(config, log);
 
   const metrics = createMetrics();
-  const pool = createPool({ token, log, clock, metrics, limit: config["registry.limit"] });
+  const pool = createPool({
+    token,
+    log,
+    clock,
+    metrics,
+    limit: config["registry.limit"],
+    breaker: { failureLimit: config["breaker.failures"], canaryEveryMs: config["canary.every_ms"] },
+    connectTimeoutMs: config["connect.timeout_ms"],
+  });
   const hub = registryHub({ limit: config["registry.limit"], routerId });
   const relay = createRelay({
     pool,
     policies: { prefill: policyOf(config["prefill.policy"]), decode: policyOf(config["decode.policy"]) },
-    config: {
-      prefillTimeoutMs: config["prefill.timeout_ms"],
-      stallMs: config.stall_ms,
-      retryLimit: config["retry.limit"],
-      queueTimeoutMs: config["queue.timeout_ms"],
-      legsLimit: config["legs.limit"],
-    },
+    config: relayLimits(config),
     metrics,
     log,
     clock,

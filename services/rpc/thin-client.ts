@@ -14,8 +14,10 @@ export interface ThinChannelOptions {
   readonly log: Log;
   /** Default 1000. */
   readonly pingIntervalMs?: number;
-  /** Without a byte for so long, or not connected in it, the connection is given up. Default 2000. */
+  /** Without a byte for so long the connection is given up. Default 2000. */
   readonly silenceMs?: number;
+  /** For the connection to be made. Default: as `silenceMs`. */
+  readonly connectTimeoutMs?: number;
   /** Longest message that is taken. Default 64 MiB. */
   readonly messageLimitBytes?: number;
   onState?(up: boolean): void;
@@ -160,7 +162,7 @@ class Channel implements ThinChannel {
   }
 
   #connect(): Connection {
-    const { silenceMs = 2000, pingIntervalMs = 1000, log } = this.#options;
+    const { silenceMs = 2000, pingIntervalMs = 1000, connectTimeoutMs = silenceMs, log } = this.#options;
     const url = new URL(`http://${this.address}`);
     const host = url.hostname.replace(/^\[|\]$/g, "");
     const socket = connectSocket({ host, port: Number(url.port || 80), noDelay: true });
@@ -179,7 +181,7 @@ class Channel implements ThinChannel {
       session.destroy(connection.cause, constants.NGHTTP2_CANCEL);
       socket.destroy(); // The session alone would wait for a peer that does not answer to take what was sent.
     };
-    const dialTimer = setTimeout(() => giveUp(`no connection in ${silenceMs} ms`), silenceMs);
+    const dialTimer = setTimeout(() => giveUp(`no connection in ${connectTimeoutMs} ms`), connectTimeoutMs);
     let stopWatch: (() => void) | undefined;
     session.once("connect", () => {
       clearTimeout(dialTimer);

@@ -26,6 +26,8 @@ export function receiptMessage(draft: ReceiptDraft): MessageInitShape<typeof Rec
     ttftMs: draft.ttftMs,
     totalMs: draft.totalMs,
     fallbacks: [...draft.fallbacks],
+    tenant: draft.tenant,
+    priority: draft.priority,
     bodyBytes: BigInt(draft.bodyBytes),
     legs: draft.legs.map((leg) => ({ ...leg })),
   };

@@ -7,7 +7,7 @@ import type { Candidate } from "../policy/index.ts";
 
 /**
  * Why an instance gets legs or gets none. `silent`: nothing heard for too long. `unreachable`: a connection to it is
- * broken, or was never there. `failing`: it says it serves, and leg after leg fails on it. `left`: not registered any
+ * broken, or was never there. `failing`: it says it serves, and legs fail on it or stand still: its breaker is open. `left`: not registered any
  * more, and here only until its last leg has ended.
  */
 export type Condition = "serving" | "starting" | "draining" | "stopped" | "silent" | "unreachable" | "failing" | "left";
@@ -32,22 +32,32 @@ export interface Member {
   readonly legsAtLoad: number;
   /** Prompt tokens placed on it since `load` came, estimated. */
   readonly placedTokens: number;
+  /** Prompt tokens that it works off in a millisecond, as seen on this router's legs. 0 before the first. */
+  readonly tokensPerMs: number;
+  /** Legs that failed by its fault in the last seconds, fading. */
+  readonly suspicion: number;
   /** The token path. */
   readonly channel: ThinChannel;
   /** All other calls. */
   readonly control: RpcChannel;
 }
 
+/** A leg that failed a moment ago counts as so many that run, and as so many prompt tokens that wait. */
+const SUSPECT_LEGS = 4;
+const SUSPECT_TOKENS = 2_048;
+
 /** `member` in figures for a policy: what it told, brought up to this moment by what this router did since. */
 export function candidateOf(member: Member): Candidate {
   const { load, legs } = member;
   const since = legs - member.legsAtLoad;
+  // An instance that fails at once is always idle; without this it would draw every leg to itself.
+  const { suspicion } = member;
   return {
     instanceId: member.info.instanceId,
     legs,
     // On decode these are prompts that still wait for their prefill elsewhere: no work there, and no reason to prefer another.
-    queuedTokens: member.info.role === Role.DECODE ? 0 : (load?.queuedTokens ?? 0) + member.placedTokens,
-    running: Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since),
+    queuedTokens: member.info.role === Role.DECODE ? 0 : (load?.queuedTokens ?? 0) + member.placedTokens + Math.round(suspicion * SUSPECT_TOKENS),
+    running: Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since) + Math.round(suspicion * SUSPECT_LEGS),
     freeSlots: Math.max(0, (load?.freeSlots ?? 0) - since),
   };
 }

@@ -7,10 +7,15 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
+import { BREAKER_LIMITS, type BreakerLimits, type Verdict } from "./breaker.ts";
 import type { Member } from "./member.ts";
+import { Pairs } from "./pairs.ts";
+import { type Probe, takeDue } from "./probes.ts";
 import { Tracked } from "./tracked.ts";
 
+export type { Verdict } from "./breaker.ts";
 export type { Condition, Member } from "./member.ts";
+export type { Probe } from "./probes.ts";
 
 /** Sorted by instance id. */
 export interface PoolSnapshot {
@@ -18,6 +23,8 @@ export interface PoolSnapshot {
   readonly decode: readonly Member[];
   /** Of all known instances, whether or not they serve now. `maxModelLen` is the shortest, 0 where none says. */
   readonly models: ReadonlyMap<string, { readonly maxModelLen: number }>;
+  /** `pairKey` of the pairs that fail with each other, and get no leg until a canary comes through. */
+  readonly brokenPairs: ReadonlySet<string>;
 }
 
 export interface Pool {
@@ -36,8 +43,16 @@ export interface Pool {
   drain(instanceId: string, undrain: boolean, reason?: string): Promise<number>;
   /** @param tokens Prompt tokens of it, where they are still to be computed. */
   legStarted(member: Member, tokens?: number): void;
-  /** @param ok False where the instance is to blame. */
-  legEnded(member: Member, ok: boolean): void;
+  legEnded(member: Member, verdict: Verdict): void;
+  /** What the same leg says of the two together. */
+  pairEnded(prefill: Member, decode: Member, verdict: Verdict): void;
+  /** @param tokens That were computed, or waited for, in `ms`. */
+  prefilled(member: Member, tokens: number, ms: number): void;
+  /** Whether anything is out for its failures, and may be due for a canary. */
+  readonly ailing: boolean;
+  /** Canaries to send now, each to be told by `canaryCame` when it has come through. */
+  takeProbes(): readonly Probe[];
+  canaryCame(probe: Probe): void;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
@@ -48,16 +63,20 @@ export interface PoolOptions {
   readonly metrics?: Metrics;
   /** Instances that are tracked; more are left out and logged. */
   readonly limit?: number;
+  readonly breaker?: BreakerLimits;
+  /** For a connection to be made. */
+  readonly connectTimeoutMs?: number;
 }
 
 const SWEEP_MS = 250;
 const DRAIN_TIMEOUT_MS = 2_000;
 const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "left"] as const;
 
-export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOptions): Pool {
+export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs }: PoolOptions): Pool {
   const tracked = new Set<Tracked>();
   const byMember = new WeakMap<Member, Tracked>();
   const listeners = new Set<() => void>();
+  const pairs = new Pairs(breaker);
   let snapshot: PoolSnapshot | undefined;
   let closed = false;
 
@@ -74,13 +93,12 @@ export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOpt
   }
 
   function build(): PoolSnapshot {
-    const nowMs = clock.nowMs();
     const prefill: Member[] = [];
     const decode: Member[] = [];
     const models = new Map<string, { maxModelLen: number }>();
     const sorted = [...tracked].sort((a, b) => (a.info.instanceId < b.info.instanceId ? -1 : 1));
     for (const one of sorted) {
-      const member = one.member(nowMs);
+      const member = one.member();
       byMember.set(member, one);
       (one.info.role === Role.PREFILL ? prefill : decode).push(member);
       if (!one.registered) continue;
@@ -88,7 +106,7 @@ export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOpt
       const known = models.get(model)?.maxModelLen ?? 0;
       models.set(model, { maxModelLen: known === 0 || maxModelLen === 0 ? known + maxModelLen : Math.min(known, maxModelLen) });
     }
-    return { prefill, decode, models };
+    return { prefill, decode, models, brokenPairs: pairs.broken() };
   }
 
   function update(entries: readonly Info[]): void {
@@ -108,24 +126,23 @@ export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOpt
         log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
         continue;
       }
-      tracked.add(new Tracked(info, { token, log, clock, onChange }));
+      tracked.add(new Tracked(info, { token, log, clock, breaker, connectTimeoutMs, onChange }));
       log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
     }
     for (const one of tracked) {
       if (!one.registered || named.has(one.info.instanceId)) continue;
       log.info("instance left", { instanceId: one.info.instanceId, legs: one.legs });
       one.registered = false;
+      pairs.forget(one.info.instanceId);
     }
     onChange();
   }
 
-  // An instance that takes its pause, or falls silent, changes without telling.
+  // An instance that falls silent changes without telling.
   let sweepTimer: Timer;
   const sweep = (): void => {
     const nowMs = clock.nowMs();
-    const before = snapshot;
     for (const one of tracked) if (one.registered) one.checkHeartbeat(nowMs);
-    if (before?.prefill.some(isFailing) || before?.decode.some(isFailing)) onChange();
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);
@@ -158,7 +175,27 @@ export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOpt
       }
     },
     legStarted: (member, tokens = 0) => byMember.get(member)!.legStarted(tokens),
-    legEnded: (member, ok) => byMember.get(member)!.legEnded(ok),
+    legEnded: (member, verdict) => byMember.get(member)!.legEnded(verdict),
+    pairEnded(prefill, decode, verdict) {
+      const [prefillId, decodeId] = [prefill.info.instanceId, decode.info.instanceId];
+      if (!pairs.judge(prefillId, decodeId, verdict, clock.nowMs())) return;
+      log.warn("pair is out until a canary comes through", { prefill: prefillId, decode: decodeId });
+      onChange();
+    },
+    prefilled: (member, tokens, ms) => byMember.get(member)!.prefilled(tokens, ms),
+    get ailing() {
+      const { prefill, decode, brokenPairs } = pool.snapshot;
+      return brokenPairs.size > 0 || prefill.some(isFailing) || decode.some(isFailing);
+    },
+    takeProbes: () => takeDue(pool.snapshot, pairs, (member) => byMember.get(member)!.breaker, clock.nowMs()),
+    canaryCame({ prefill, decode }) {
+      const [prefillId, decodeId] = [prefill.info.instanceId, decode.info.instanceId];
+      const closed = [prefill, decode].filter((member) => byMember.get(member)!.breaker.close());
+      for (const { info } of closed) log.info("a canary came through: instance is back", { instanceId: info.instanceId });
+      const paired = pairs.close(prefillId, decodeId);
+      if (paired) log.info("a canary came through: pair is back", { prefill: prefillId, decode: decodeId });
+      if (paired || closed.length > 0) onChange();
+    },
     async [Symbol.asyncDispose]() {
       if (closed) return;
       closed = true;
@@ -173,6 +210,17 @@ export function createPool({ token, log, clock, metrics, limit = 1024 }: PoolOpt
         gauge.set({ role, state }, pool.snapshot[role].filter(({ condition }) => condition === state).length);
       }
     }
+  });
+  metrics?.gauge("tandem_breakers_open", "Breakers that are open: instances by role, and pairs.", ["of"], (gauge) => {
+    const { prefill, decode, brokenPairs } = pool.snapshot;
+    gauge.set({ of: "prefill" }, prefill.filter(isFailing).length);
+    gauge.set({ of: "decode" }, decode.filter(isFailing).length);
+    gauge.set({ of: "pair" }, brokenPairs.size);
+  });
+  // Instance ids are new after every start, so the old ones are taken off.
+  metrics?.gauge("tandem_kv_orphans", "Pushed KV whose request is gone and that is not settled yet, by instance.", ["instance"], (gauge) => {
+    gauge.reset();
+    for (const { info, load } of pool.snapshot.decode) gauge.set({ instance: info.instanceId }, load?.kvOrphans ?? 0);
   });
   return pool;
 }

@@ -11,20 +11,21 @@ import { dialRpc } from "../../rpc/client.ts";
 import type { RpcChannel } from "../../rpc/client.ts";
 import { connectThin } from "../../rpc/thin-client.ts";
 import type { ThinChannel } from "../../rpc/thin-client.ts";
+import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 import type { Condition, Member } from "./member.ts";
 
 /** The heartbeat comes once a second. */
 const SILENCE_MS = 2_000;
 const REDIAL = { minMs: 50, maxMs: 1_000 };
-/** Legs in a row that failed by the instance's fault. */
-const FAILURE_LIMIT = 5;
-/** How long a failing instance gets no leg, whatever it says of itself. */
-const FAILING_MS = 2_000;
+/** Weight of the latest prefill in the observed rate. */
+const RATE_WEIGHT = 0.2;
 
 export interface TrackedOptions {
   readonly token: string | undefined;
   readonly log: Log;
   readonly clock: Clock;
+  readonly breaker: BreakerLimits;
+  readonly connectTimeoutMs?: number | undefined;
   /** Its condition, load or facts changed, or a leg on it ended. */
   onChange(): void;
 }
@@ -35,7 +36,8 @@ export class Tracked {
   info: Info;
   readonly channel: ThinChannel;
   readonly control: RpcChannel;
-  readonly #counts = { legs: 0, legsTotal: 0n, legsAtLoad: 0, placedTokens: 0 };
+  readonly breaker: Breaker;
+  readonly #counts = { legs: 0, legsTotal: 0n, legsAtLoad: 0, placedTokens: 0, tokensPerMs: 0 };
 
   #load: Load | undefined;
   #loadAtMs = 0;
@@ -44,8 +46,6 @@ export class Tracked {
   #registered = true;
   /** Drained by this router, and not yet confirmed by the instance's own load. */
   #drained = false;
-  #failures = 0;
-  #failingUntilMs = 0;
   #closed = false;
   #watch = new AbortController();
   #wake: (() => void) | undefined;
@@ -56,11 +56,13 @@ export class Tracked {
     this.info = info;
     this.#o = o;
     this.#log = o.log.child({ instanceId: info.instanceId });
+    this.breaker = new Breaker(o.breaker);
     this.#heardAtMs = o.clock.nowMs();
     const token = o.token === undefined ? {} : { token: o.token };
     this.control = dialRpc(info.grpcAddress, token);
     this.channel = connectThin(info.grpcAddress, {
       ...token,
+      ...(o.connectTimeoutMs === undefined ? {} : { connectTimeoutMs: o.connectTimeoutMs }),
       log: this.#log,
       onState: (up) => {
         if (!up) this.#down("unreachable", "The connection to it broke.");
@@ -95,19 +97,23 @@ export class Tracked {
     this.#counts.placedTokens += tokens;
   }
 
-  /** @param ok False where the instance is to blame. */
-  legEnded(ok: boolean): void {
+  legEnded(verdict: Verdict): void {
     this.#counts.legs -= 1;
     const nowMs = this.#o.clock.nowMs();
     // Legs that fall with an instance that is out already say nothing new.
-    this.#failures = ok || this.#judge(nowMs).condition !== "serving" ? 0 : this.#failures + 1;
-    if (this.#failures >= FAILURE_LIMIT) {
-      this.#failures = 0;
-      this.#failingUntilMs = nowMs + FAILING_MS;
-      this.#log.warn("instance takes a pause: leg after leg failed on it", { pauseMs: FAILING_MS });
+    if (this.#judge().condition === "serving" && this.breaker.judge(verdict, nowMs)) {
+      this.#log.warn("instance is out until a canary comes through", { because: verdict === "wedged" ? "a leg stood still on it" : "leg after leg failed on it" });
     }
     this.#closeIfLeft();
     this.#o.onChange();
+  }
+
+  /** It computed a prompt. */
+  prefilled(tokens: number, ms: number): void {
+    if (tokens <= 0 || ms <= 0) return;
+    const { tokensPerMs } = this.#counts;
+    const rate = tokens / ms;
+    this.#counts.tokensPerMs = tokensPerMs === 0 ? rate : tokensPerMs + RATE_WEIGHT * (rate - tokensPerMs);
   }
 
   /** Called every now and then: takes it for silent when its heartbeat stays away. */
@@ -120,9 +126,11 @@ export class Tracked {
   }
 
   /** It as it is now. The counts of legs go on. */
-  member(nowMs: number): Member {
-    const { condition, reason } = this.#judge(nowMs);
+  member(): Member {
+    const { condition, reason } = this.#judge();
     const counts = this.#counts;
+    const { breaker } = this;
+    const { clock } = this.#o;
     return {
       info: this.info,
       load: this.#load,
@@ -142,6 +150,12 @@ export class Tracked {
       get placedTokens() {
         return counts.placedTokens;
       },
+      get tokensPerMs() {
+        return counts.tokensPerMs;
+      },
+      get suspicion() {
+        return breaker.suspicion(clock.nowMs());
+      },
       channel: this.channel,
       control: this.control,
     };
@@ -155,14 +169,14 @@ export class Tracked {
     await Promise.all([this.channel.close(), this.control[Symbol.asyncDispose]()]);
   }
 
-  #judge(nowMs: number): { condition: Condition; reason: string } {
+  #judge(): { condition: Condition; reason: string } {
     if (!this.#registered) return { condition: "left", reason: "It is not registered any more." };
     if (this.#drained) return { condition: "draining", reason: "It was drained here." };
     if (this.#link.kind === "down") return this.#link;
-    if (nowMs < this.#failingUntilMs) return { condition: "failing", reason: "Leg after leg failed on it." };
     const reason = this.#load?.reason ?? "";
     switch (this.#load?.state) {
       case State.SERVING:
+        if (this.breaker.open) return { condition: "failing", reason: "Legs failed on it; it is out until a canary comes through." };
         return { condition: "serving", reason: "" };
       case State.DRAINING:
         return { condition: "draining", reason: reason || "It drains." };
@@ -183,6 +197,9 @@ export class Tracked {
   }
 
   #heard(load: Load): void {
+    // What comes back, from a restart or a cut, may be sound again: a canary tells soonest.
+    const back = this.#link.kind === "down" || this.#load?.state !== State.SERVING;
+    if (back && load.state === State.SERVING) this.breaker.probeNow(this.#o.clock.nowMs());
     this.#load = load;
     this.#loadAtMs = this.#heardAtMs = this.#o.clock.nowMs();
     this.#counts.legsAtLoad = this.legs;

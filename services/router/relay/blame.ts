@@ -1,6 +1,7 @@
 // What a failure says of the instance that reported it.
 import { ServiceError } from "../../common/errors.ts";
 import type { FailureCode } from "../../common/errors.ts";
+import type { Verdict } from "../pool/pool.ts";
 import type { Side } from "./legs.ts";
 
 /** Refused before anything ran: a prefill that fails so has sent no KV. */
@@ -23,8 +24,11 @@ export function sentNothing(error: ServiceError): boolean {
   return NOTHING_SENT.has(error.code);
 }
 
-export function isBlamed(outcome: string): boolean {
-  return BLAMED.has(outcome);
+/** What the end of a leg says of the instance that it ran on. */
+export function verdictOf(outcome: string): Verdict {
+  if (outcome === "completed") return "good";
+  if (outcome === "leg_stalled") return "wedged";
+  return BLAMED.has(outcome) ? "bad" : "none";
 }
 
 /** `error` as our client may see it: an instance's "cancelled" is not our client's. */

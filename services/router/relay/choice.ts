@@ -5,9 +5,14 @@ import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
 import { RelayLeg } from "./leg.ts";
 import type { LegContext, LegOwner, Refusal } from "./leg.ts";
 import type { Handoff, LegOutcome } from "./legs.ts";
+import type { Member } from "../pool/pool.ts";
 import { Avoid } from "./placement.ts";
 import type { Place, Placer } from "./placement.ts";
 import { createLegDraft, FALLBACK_LIMIT } from "./receipt.ts";
+import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
+import { estimateTokens } from "./estimate-tokens.ts";
+import type { RetryBudget } from "./retry-budget.ts";
+import type { Fallback } from "./metrics.ts";
 import type { ReceiptDraft } from "./receipt.ts";
 import type { RelayRequest } from "./request.ts";
 import type { Waiting, WaitRoom } from "./wait-room.ts";
@@ -17,6 +22,7 @@ const QUEUE_TIMEOUT_MS = 30_000;
 export interface ChoiceContext extends LegContext {
   readonly placer: Placer;
   readonly waitRoom: WaitRoom;
+  readonly budget: RetryBudget;
   readonly mintLegId: () => string;
 }
 
@@ -24,6 +30,8 @@ export interface ChoiceContext extends LegContext {
 export interface ChoiceOwner {
   readonly request: RelayRequest;
   readonly receipt: ReceiptDraft;
+  /** Since the request came. */
+  elapsedMs(): number;
   /** False holds the choice back until its `resume`. */
   deliver(index: number, events: Buffer): boolean;
   completed(index: number, end: End): void;
@@ -55,8 +63,10 @@ export class Choice implements LegOwner {
   }
 
   begin(): void {
+    const { request } = this.#owner;
+    const wanted = { model: request.model, tokens: estimateTokens(request), strict: request.strict === true };
     this.#find(
-      () => this.#context.placer.place(this.#owner.request.model, this.#avoid),
+      () => this.#context.placer.place(wanted, this.#avoid),
       (place) => this.#attempt(place),
       // What went wrong first tells more than that nothing is left to try.
       (error) => this.#owner.failed(this.#failure ?? error),
@@ -101,7 +111,7 @@ export class Choice implements LegOwner {
       return () => {};
     }
     this.#find(
-      () => this.#context.placer.placeDecode(leg.task.prefill, this.#avoid),
+      () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#avoid),
       (decode) => leg.openOn(decode, handoff),
       (error) => leg.noDecode(refusal?.error.code === "instance_busy" ? error : (refusal?.error ?? error)),
     );
@@ -118,30 +128,43 @@ export class Choice implements LegOwner {
         return; // It was this choice that asked for it.
       case "failed": {
         const { error, phase, side } = outcome;
-        if (leg.delivered || side === undefined) return this.#owner.failed(error);
-        if (error.code === "instance_busy") {
-          // With prefill first, the search for a decode instance has waited already.
-          if (side === "decode" && !leg.task.traits.decodeFirst) return this.#owner.failed(error);
-          // Refused before anything was paid: not a retry but a wait.
-          this.#avoid.busy(side === "prefill" ? leg.task.prefill : leg.decode!);
-          this.#note("busy", `busy:${side}`);
-          return this.begin();
+        const { delivered, task } = leg;
+        const failed = { code: error.code, side, delivered, decodeFirst: task.traits.decodeFirst };
+        const next = afterFailure(failed, this.#retries, this.#rules());
+        if (next.kind === "give-up") return this.#giveUp(next, error);
+        if (next.kind === "wait") {
+          this.#avoid.busy(next.busy === "prefill" ? task.prefill! : leg.decode!);
+          this.#note("busy", `busy:${next.busy}`);
+        } else {
+          this.#shun(next, task.prefill, leg.decode);
+          this.#retry(error, phase);
+          this.#failure = error;
         }
-        const { retry } = error.failure;
-        if (retry === "never" || this.#retries >= this.#context.limits.retryLimit) return this.#owner.failed(error);
-        if (side === "prefill" || retry === "both legs") this.#avoid.failed(leg.task.prefill);
-        if (leg.decode !== undefined && (side === "decode" || retry === "both legs")) this.#avoid.failed(leg.decode);
-        this.#retry(error, phase);
-        this.#failure = error;
         return this.begin();
       }
     }
   }
 
-  #attempt({ traits, prefill, decode }: Place): void {
+  #rules(): RetryRules {
+    const { budget, limits } = this.#context;
+    return { limit: limits.retryLimit, strict: this.#owner.request.strict === true, takeFromBudget: budget.take };
+  }
+
+  #giveUp({ because }: Extract<Next, { kind: "give-up" }>, error: ServiceError): void {
+    if (because === "budget" || because === "strict") this.#context.metrics.retryRefused(because);
+    this.#owner.failed(error);
+  }
+
+  #shun({ shun }: Extract<Next, { kind: "retry" }>, prefill: Member | undefined, decode: Member | undefined): void {
+    if (shun.prefill !== undefined && prefill !== undefined) this.#avoid.shun(prefill, shun.prefill);
+    if (shun.decode !== undefined && decode !== undefined) this.#avoid.shun(decode, shun.decode);
+  }
+
+  #attempt({ traits, prefill, decode, fallback }: Place): void {
     const { request, receipt } = this.#owner;
-    const draft = createLegDraft(this.#context.mintLegId(), this.index);
+    const draft = createLegDraft(this.#context.mintLegId(), this.index, this.#owner.elapsedMs());
     receipt.legs.push(draft);
+    if (fallback !== undefined) this.#note(fallback, fallback);
     const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;
     const sampleIndex = this.index % request.choices;
     this.#leg = new RelayLeg(this.#context, { request, draft, promptIndex, sampleIndex, traits, prefill, decode }, this);
@@ -150,14 +173,18 @@ export class Choice implements LegOwner {
 
   /** Whether the KV may be offered to another decode instance. */
   #another({ by, error }: Refusal): boolean {
-    if (error.code === "instance_busy") {
+    const next = afterRefusal(error.code, this.#retries, this.#rules());
+    if (next.kind === "give-up") {
+      if (next.because === "budget" || next.because === "strict") this.#context.metrics.retryRefused(next.because);
+      return false;
+    }
+    if (next.kind === "wait") {
       this.#avoid.busy(by);
       this.#note("busy", "busy:decode");
-      return true;
+    } else {
+      this.#shun(next, undefined, by);
+      this.#retry(error, "transfer");
     }
-    if (this.#retries >= this.#context.limits.retryLimit) return false;
-    this.#avoid.failed(by);
-    this.#retry(error, "transfer");
     return true;
   }
 
@@ -167,11 +194,11 @@ export class Choice implements LegOwner {
     this.#note("retry", `retry:${phase}:${error.code}`);
   }
 
-  #note(reason: "retry" | "busy", text: string): void {
+  #note(reason: Fallback, text: string): void {
     this.#context.metrics.fallback(reason);
     const { fallbacks } = this.#owner.receipt;
     // A request that waits for a slot may be refused again and again; once tells it all.
-    if (reason === "busy" && fallbacks.includes(text)) return;
+    if (reason !== "retry" && fallbacks.includes(text)) return;
     if (fallbacks.length < FALLBACK_LIMIT) fallbacks.push(text);
   }
 

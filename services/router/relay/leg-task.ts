@@ -10,7 +10,8 @@ export interface LegTask {
   readonly promptIndex: number | undefined;
   readonly sampleIndex: number;
   readonly traits: LegTraits;
-  readonly prefill: Member;
+  /** Undefined where the leg is unpaired. */
+  readonly prefill: Member | undefined;
   /** Undefined where it is picked after prefill. */
   readonly decode: Member | undefined;
 }

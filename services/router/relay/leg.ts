@@ -4,20 +4,23 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeService, EndSchema } from "#gen/tandem/decode/v1/decode_pb.js";
 import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
 import type { Clock } from "../../common/clock.ts";
-import { ServiceError } from "../../common/errors.ts";
+import type { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import { methodPath } from "../../rpc/service.ts";
 import type { ThinCall } from "../../rpc/thin-client.ts";
 import type { Member, Pool } from "../pool/pool.ts";
-import { endedEarly, fromInstance, sentNothing, isBlamed } from "./blame.ts";
+import { endedEarly, fromInstance, sentNothing } from "./blame.ts";
 import { DecodeFrame } from "./decode-frame.ts";
+import { LegAccounts } from "./leg-accounts.ts";
+import { prefillBoundMs, prefillStalled, quietLimitMs, stalled, waitingTokens, type QuietPart } from "./leg-bounds.ts";
 import type { LegTask } from "./leg-task.ts";
 import { LegTimes } from "./leg-times.ts";
 import { IDLE, step } from "./legs.ts";
 import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState } from "./legs.ts";
-import type { LegEnd, RelayMetrics } from "./metrics.ts";
+import type { RelayMetrics } from "./metrics.ts";
 import type { RelayLimits } from "./request.ts";
 import { callPrefill } from "./prefill-call.ts";
+import { estimateTokens } from "./estimate-tokens.ts";
 import { abandonMessage, reserveMessage, startMessage } from "./wire.ts";
 
 const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
@@ -26,9 +29,6 @@ const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
 const SETTLE_MS = 30_000;
 /** A deadline's own error should come before the one that an instance makes of the same deadline. */
 const DEADLINE_SLACK_MS = 2_000;
-/** Bytes of a body for each prompt token, roughly: only to compare loads until the instance has counted. */
-const BYTES_PER_TOKEN = 4;
-
 const frame = new DecodeFrame();
 
 /** What all legs of a relay share. */
@@ -81,9 +81,7 @@ export class RelayLeg {
   #refusal: Refusal | undefined;
   #endSearch: (() => void) | undefined;
   #cancelPrefill: (() => void) | undefined;
-  #prefillHeld = false;
-  #prefillCalled = false;
-  #decodeHeld = false;
+  readonly #accounts: LegAccounts;
   #messages = 0;
   #messagesSeen = 0;
   #quietSinceMs = 0;
@@ -93,17 +91,16 @@ export class RelayLeg {
     this.#context = context;
     this.task = task;
     this.#owner = owner;
+    this.#accounts = new LegAccounts(context.pool, context.metrics);
     this.#times = new LegTimes(task.draft, task.traits.decodeFirst, context.clock.nowMs());
   }
 
   begin(): void {
     const { prefill, decode, draft, request } = this.task;
-    const { pool, live } = this.#context;
-    draft.prefillInstanceId = prefill.info.instanceId;
-    live.add(this);
+    draft.prefillInstanceId = prefill?.info.instanceId ?? "";
+    this.#context.live.add(this);
     // Counted now and not at the call, or a burst would all see the same least loaded instance.
-    pool.legStarted(prefill, Math.ceil(request.body.length / BYTES_PER_TOKEN / request.prompts));
-    this.#prefillHeld = true;
+    if (prefill !== undefined) this.#accounts.holdPrefill(prefill, estimateTokens(request));
     if (decode !== undefined) this.#holdDecode(decode);
     this.#dispatch({ kind: "begin" });
   }
@@ -143,21 +140,27 @@ export class RelayLeg {
       if (nowMs - this.#quietSinceMs >= SETTLE_MS) this.#dispatch({ kind: "settleTimeout" });
       return;
     }
-    if (this.#messages !== this.#messagesSeen || this.paused || this.#call === undefined || this.#state.kind === "prefilling") {
+    // A body in one piece comes when it is complete, after minutes perhaps: only the request's deadline bounds it here, and
+    // the instance watches the progress of its engine.
+    const mayBeQuiet = this.paused || this.#state.kind === "prefilling" || (this.#answered && !this.task.request.stream);
+    if (this.#messages !== this.#messagesSeen || mayBeQuiet || this.#call === undefined) {
       this.#messagesSeen = this.#messages;
       this.#quietSinceMs = nowMs;
       return;
     }
-    const { stallMs } = this.#context.limits;
-    if (nowMs - this.#quietSinceMs < stallMs) return;
-    if (this.#state.kind === "reserving" || this.#state.kind === "opening") {
-      // An answer to a reservation costs the instance nothing, so one that gives none is as good as gone.
-      this.#cut();
-      const error = new ServiceError("instance_lost", `The decode instance did not answer for ${stallMs} ms.`);
-      this.#dispatch({ kind: "decodeFailed", error });
-    } else {
-      this.overdue(new ServiceError("deadline_exceeded", `The decode instance sent nothing for ${stallMs} ms (${this.where(nowMs)}).`));
-    }
+    const part = this.#quietPart();
+    const limitMs = quietLimitMs(this.#context.limits, part);
+    if (nowMs - this.#quietSinceMs < limitMs) return;
+    const error = stalled(part, limitMs, this.where(nowMs));
+    // Between prefill and the first token it may be either instance: that speaks against the pair, and less against this one.
+    this.#accounts.decodeEnded(error.code, part === "transfer" ? "bad" : "wedged");
+    this.#dispatch({ kind: "decodeStalled", error });
+  }
+
+  /** What the decode instance is waited for. An answer to a reservation costs it nothing. */
+  #quietPart(): QuietPart {
+    if (this.#state.kind === "streaming") return "decode";
+    return this.#answered ? "transfer" : "reserve";
   }
 
   /** Where the time went so far: "reserve 1 ms, prefill 210 ms, transfer 12 ms". */
@@ -218,7 +221,7 @@ export class RelayLeg {
         return;
       case "cancelPrefill":
         this.#cancelPrefill?.();
-        this.#prefillEnded("cancelled");
+        this.#accounts.prefillEnded("cancelled");
         return;
       case "cancelDecode":
         this.#endSearch?.();
@@ -235,8 +238,8 @@ export class RelayLeg {
     const reserve = {
       legId: draft.legId,
       path: request.path,
-      prefillKvAddress: traits.decodeFirst ? prefill.info.kvAddress : "",
-      prefillGrpcAddress: prefill.info.grpcAddress,
+      prefillKvAddress: traits.decodeFirst ? (prefill?.info.kvAddress ?? "") : "",
+      prefillGrpcAddress: prefill?.info.grpcAddress ?? "",
       face: { id: request.id, created: request.createdUnixS, choiceIndex: draft.choiceIndex, sampleIndex },
       ...(promptIndex === undefined ? {} : { promptIndex }),
     };
@@ -289,7 +292,7 @@ export class RelayLeg {
     const told = error === undefined ? endedEarly() : fromInstance(error, "decode");
     // An abandoned leg ends without an answer, as it should.
     const asAsked = this.settling && (error === undefined || error.code === "cancelled");
-    this.#decodeEnded(asAsked ? "cancelled" : told.code);
+    this.#accounts.decodeEnded(asAsked ? "cancelled" : told.code);
     const refused = !this.#answered && told.failure.retry === "elsewhere";
     if (refused) this.#refusal = { by: this.decode!, error: told };
     this.#dispatch({ kind: refused ? "decodeRefused" : "decodeFailed", error: told });
@@ -297,14 +300,17 @@ export class RelayLeg {
 
   #callPrefill(): void {
     const { draft, traits } = this.task;
-    const { limits, metrics, log } = this.#context;
+    const prefill = this.task.prefill!;
+    const { pool, limits, metrics, log, clock } = this.#context;
     const decodeKvAddress = traits.decodeFirst ? this.decode!.info.kvAddress : "";
-    this.#prefillCalled = true;
+    const tokens = waitingTokens(prefill);
+    const timeoutMs = prefillBoundMs(limits, prefill, tokens);
+    this.#accounts.prefillCalled = true;
     // Once it was cancelled, neither handler has anything to say any more.
-    this.#cancelPrefill = callPrefill(this.task, { decodeKvAddress, timeoutMs: limits.prefillTimeoutMs }, {
+    this.#cancelPrefill = callPrefill(this.task, prefill, { decodeKvAddress, timeoutMs }, {
       onDone: ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
-        if (!this.#prefillHeld) return;
-        this.#prefillEnded("completed");
+        if (!this.#accounts.holdsPrefill) return;
+        this.#accounts.prefillEnded("completed");
         draft.promptTokens = promptTokens;
         if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
         if (kvBytes !== undefined) {
@@ -312,22 +318,18 @@ export class RelayLeg {
           metrics.kvBytes(kvBytes);
         }
         this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
+        // What was found in the cache cost nothing, and would make the instance look faster than it is.
+        if (cachedTokens === undefined || cachedTokens * 2 < promptTokens) pool.prefilled(prefill, tokens, draft.prefillMs);
       },
       onFailed: (failure) => {
-        if (!this.#prefillHeld) return;
-        const error = this.#prefillError(failure);
-        this.#prefillEnded(error.code);
+        if (!this.#accounts.holdsPrefill) return;
+        // What ran out is the time of this call: the deadline of the request is watched elsewhere and comes first.
+        const late = failure.code === "deadline_exceeded";
+        const error = late ? prefillStalled(timeoutMs, this.where(clock.nowMs()), failure) : failure;
+        this.#accounts.prefillEnded(error.code);
         this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
       },
       onBug: (error) => log.error("relay failed unexpectedly", { legId: draft.legId, error }),
-    });
-  }
-
-  #prefillError(error: ServiceError): ServiceError {
-    if (error.code !== "deadline_exceeded") return error;
-    const where = this.where(this.#context.clock.nowMs());
-    return new ServiceError("deadline_exceeded", `Prefill did not end within ${this.#context.limits.prefillTimeoutMs} ms (${where}).`, {
-      cause: error,
     });
   }
 
@@ -340,7 +342,7 @@ export class RelayLeg {
     const call = this.#call;
     this.#call = undefined;
     call?.cancel();
-    this.#decodeEnded("cancelled");
+    this.#accounts.decodeEnded("cancelled");
   }
 
   #finish(outcome: LegOutcome): void {
@@ -354,35 +356,21 @@ export class RelayLeg {
     } else {
       draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;
     }
+    this.#accounts.judgePair(this.task.prefill, this.decode, outcome);
     this.#owner.finished(this, outcome);
   }
 
   #holdDecode(decode: Member): void {
     this.decode = decode;
     this.task.draft.decodeInstanceId = decode.info.instanceId;
-    this.#decodeHeld = true;
-    this.#context.pool.legStarted(decode);
-  }
-
-  #prefillEnded(outcome: LegEnd): void {
-    if (!this.#prefillHeld) return;
-    this.#prefillHeld = false;
-    if (this.#prefillCalled) this.#context.metrics.leg("prefill", outcome);
-    this.#context.pool.legEnded(this.task.prefill, !isBlamed(outcome));
-  }
-
-  #decodeEnded(outcome: LegEnd): void {
-    if (!this.#decodeHeld) return;
-    this.#decodeHeld = false;
-    this.#context.metrics.leg("decode", outcome);
-    this.#context.pool.legEnded(this.decode!, !isBlamed(outcome));
+    this.#accounts.holdDecode(decode);
   }
 
   /** Gives back what it still holds. What was called has ended or was cut by now. */
   #release(): void {
     if (!this.#context.live.delete(this)) return;
     this.#call = undefined;
-    this.#prefillEnded("cancelled");
-    this.#decodeEnded(this.end === undefined ? "cancelled" : "completed");
+    this.#accounts.prefillEnded("cancelled");
+    this.#accounts.decodeEnded(this.end === undefined ? "cancelled" : "completed");
   }
 }

@@ -1,6 +1,7 @@
 // The protocol of the two legs of one attempt, as a pure state machine: no I/O, no clock, no instances.
 // Two orders. Decode first (P2P): reserve on decode, prefill, then start or abandon the reservation. Prefill first
 // (NIXL): prefill, then reserve and start on decode together; a decode instance that refuses is replaced by another.
+// Unpaired is prefill first without the prefill.
 // What it promises, and test/router/relay/legs.test.ts explores in every interleaving: it finishes exactly once and at
 // once when told to stop; nothing starts without a prefill that succeeded; a reservation is started, abandoned or cut;
 // nothing is sent to a leg that has ended; and it always comes to `ended`.
@@ -10,6 +11,8 @@ import type { ServiceError } from "../../common/errors.ts";
 export interface LegTraits {
   readonly decodeFirst: boolean;
   readonly prefillCancellable: boolean;
+  /** No prefill leg: the decode engine computes the prompt as well. Only where the connector has engines serve so. */
+  readonly unpaired?: boolean;
 }
 
 /** What prefill hands to decode. */
@@ -17,6 +20,8 @@ export interface Handoff {
   /** Opaque; empty where the connector needs none. */
   readonly ticket: string;
   readonly cachedTokens: number | undefined;
+  /** There was no prefill. */
+  readonly unpaired?: boolean;
 }
 
 /** Where the time goes, and where a failure happened. */
@@ -54,6 +59,8 @@ export type LegEvent =
   | { readonly kind: "decodeEnd" }
   /** Failed, lost, expired, or ended without its end. */
   | { readonly kind: "decodeFailed"; readonly error: ServiceError }
+  /** It was quiet for longer than it may be. Its call is still open. */
+  | { readonly kind: "decodeStalled"; readonly error: ServiceError }
   | { readonly kind: "prefillDone"; readonly handoff: Handoff }
   | { readonly kind: "prefillFailed"; readonly error: ServiceError; readonly nothingSent: boolean }
   /** The client left, or another leg of its request failed. */
@@ -80,6 +87,7 @@ export interface Step {
 }
 
 const ENDED: LegState = { kind: "ended" };
+const UNPAIRED: Handoff = { ticket: "", cachedTokens: undefined, unpaired: true };
 const CANCELLED: LegOutcome = { kind: "cancelled" };
 
 export const IDLE: LegState = { kind: "idle" };
@@ -107,6 +115,9 @@ export function step(traits: LegTraits, state: LegState, event: LegEvent): Step 
 
 function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
   if (event.kind === "begin") {
+    if (traits.unpaired === true) {
+      return { state: { kind: "opening", handoff: UNPAIRED }, effects: [{ kind: "openDecode", handoff: UNPAIRED }] };
+    }
     return traits.decodeFirst
       ? { state: { kind: "reserving" }, effects: [{ kind: "openDecode", handoff: undefined }] }
       : { state: { kind: "prefilling", reserved: false }, effects: [{ kind: "callPrefill" }] };
@@ -130,6 +141,8 @@ function reserving(state: LegState, event: LegEvent): Step {
     case "decodeRefused":
     case "decodeFailed":
       return finished(failed(event.error, "reserve", "decode"));
+    case "decodeStalled":
+      return cut(failed(event.error, "reserve", "decode"));
     default:
       return { state, effects: [] };
   }
@@ -183,7 +196,7 @@ function opening(state: LegState & { kind: "opening" }, event: LegEvent): Step {
 function started(state: LegState, event: LegEvent): Step {
   const phase: Phase = state.kind === "streaming" ? "decode" : "transfer";
   const stop = stopped(event, phase);
-  if (stop !== undefined) return { state: ENDED, effects: [{ kind: "cancelDecode" }, finish(stop)] };
+  if (stop !== undefined) return cut(stop);
   switch (event.kind) {
     case "decodeChunk":
       return { state: { kind: "streaming" }, effects: [] };
@@ -191,6 +204,8 @@ function started(state: LegState, event: LegEvent): Step {
       return finished({ kind: "completed" });
     case "decodeFailed":
       return finished(failed(event.error, phase, "decode"));
+    case "decodeStalled":
+      return cut(failed(event.error, phase, "decode"));
     default:
       return { state, effects: [] };
   }
@@ -237,6 +252,11 @@ function finish(outcome: LegOutcome): LegEffect {
 
 function finished(outcome: LegOutcome): Step {
   return { state: ENDED, effects: [finish(outcome)] };
+}
+
+/** Finished, with a decode call that is still open. Its instance settles what it holds. */
+function cut(outcome: LegOutcome): Step {
+  return { state: ENDED, effects: [{ kind: "cancelDecode" }, finish(outcome)] };
 }
 
 function abandon(nothingSent: boolean, outcome: LegOutcome): LegEffect {

@@ -6,12 +6,20 @@ import type { LegDraft } from "./receipt.ts";
 
 export type LegEnd = "completed" | "cancelled" | FailureCode;
 
+/**
+ * Why something was done otherwise than planned. `pair_avoided`: a pair with an open breaker was passed over.
+ * `aggregated`: decode served alone, for no prefill instance was left. `direct`: decode served a short prompt alone.
+ */
+export type Fallback = "retry" | "busy" | "pair_avoided" | "aggregated" | "direct";
+
 export interface RelayMetrics {
   /** One side of a pair has ended. */
   leg(side: "prefill" | "decode", outcome: LegEnd): void;
   retry(reason: FailureCode): void;
   /** Something was done otherwise than planned. */
-  fallback(reason: "retry" | "busy"): void;
+  fallback(reason: Fallback): void;
+  /** A retry that would have been right was not made. */
+  retryRefused(because: "budget" | "strict"): void;
   /** A pair of legs gave a whole answer. Where it came in one piece, nothing is known of its first token. */
   completed(draft: LegDraft, stream: boolean): void;
   kvBytes(bytes: bigint): void;
@@ -25,10 +33,11 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
   const legs = metrics.counter("tandem_legs_total", "Legs that ended, by side and outcome.", ["leg", "outcome"]);
   const retries = metrics.counter("tandem_retries_total", "Pairs of legs that were tried again, by the failure.", ["reason"]);
   const fallbacks = metrics.counter("tandem_fallbacks_total", "What was done otherwise than planned.", ["reason"]);
+  const refused = metrics.counter("tandem_retries_refused_total", "Retries that were not made for want of budget, or because the request was strict.", ["because"]);
   const kvBytes = metrics.counter("tandem_kv_transfer_bytes_total", "KV cache bytes handed from prefill to decode, as far as engines tell.");
   const reserve = metrics.histogram("tandem_reserve_seconds", "Until a decode slot was reserved.", SECONDS);
   const prefill = metrics.histogram("tandem_prefill_seconds", "Until prefill had answered.", SECONDS);
-  const handover = metrics.histogram("tandem_handover_seconds", "Prefill's answer to the first token: KV transfer and first decode step.", SECONDS);
+  const handover = metrics.histogram("tandem_kv_transfer_seconds", "Prefill's answer to the first token: KV transfer and first decode step.", SECONDS);
   // vLLM has it as vllm:request_time_per_output_token_seconds.
   const tpot = metrics.histogram("tandem_request_time_per_output_token_seconds", "Mean time of a token after the first, one value a leg.", TOKEN_SECONDS);
   metrics.gauge("tandem_legs_settling", "Legs whose request is gone and whose KV is being settled.", [], (gauge) => gauge.set(settling()));
@@ -36,9 +45,10 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
     leg: (leg, outcome) => legs.inc({ leg, outcome }),
     retry: (reason) => retries.inc({ reason }),
     fallback: (reason) => fallbacks.inc({ reason }),
+    retryRefused: (because) => refused.inc({ because }),
     completed(draft, stream) {
       if (draft.reserveMs > 0) reserve.observe(draft.reserveMs / 1000);
-      prefill.observe(draft.prefillMs / 1000);
+      if (draft.prefillInstanceId !== "") prefill.observe(draft.prefillMs / 1000);
       if (!stream) return;
       handover.observe(draft.handoverMs / 1000);
       if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));

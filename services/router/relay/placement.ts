@@ -9,23 +9,46 @@ import { pairFault } from "../pool/compat.ts";
 import { candidateOf } from "../pool/member.ts";
 import type { Member } from "../pool/member.ts";
 import type { Pool, PoolSnapshot } from "../pool/pool.ts";
+import { pairKey } from "../pool/pairs.ts";
 import type { LegTraits, Side } from "./legs.ts";
+import type { Shun } from "./retry.ts";
+
+/** What is to be placed. */
+export interface Wanted {
+  readonly model: string;
+  /** Of its prompt, estimated. */
+  readonly tokens: number;
+  /** Only as planned: on a pair. */
+  readonly strict: boolean;
+}
 
 export interface Place {
   readonly traits: LegTraits;
-  readonly prefill: Member;
+  /** Undefined where decode serves alone. */
+  readonly prefill: Member | undefined;
   /** Undefined where the connector has it picked after prefill. */
   readonly decode: Member | undefined;
+  /** What is not as planned about it. */
+  readonly fallback?: "pair_avoided" | "aggregated" | "direct";
+}
+
+/** When decode may serve alone, where the connector allows it. */
+export interface AloneRules {
+  /** While no prefill instance is left. */
+  readonly aggregate: boolean;
+  /** Prompts of fewer tokens. */
+  readonly directTokens: number;
 }
 
 /** What one choice has learned about instances in its earlier attempts. */
 export class Avoid {
-  readonly #failed = new Set<string>();
+  readonly #shunned = new Map<string, Shun>();
   readonly #busy = new Map<string, { readonly load: Load | undefined; readonly legs: number }>();
 
-  /** Others are preferred from now on; where there is none, it gets its second chance. */
-  failed(member: Member): void {
-    this.#failed.add(member.info.instanceId);
+  /** `failed`: others are preferred from now on, and it gets its second chance where there is none. `wedged`: never again. */
+  shun(member: Member, how: Shun): void {
+    const { instanceId } = member.info;
+    if (this.#shunned.get(instanceId) !== "wedged") this.#shunned.set(instanceId, how);
   }
 
   /** It refused for want of a slot: out until something says that one is free. Called after the leg was given back. */
@@ -43,18 +66,26 @@ export class Avoid {
   }
 
   hasFailed(member: Member): boolean {
-    return this.#failed.has(member.info.instanceId);
+    return this.#shunned.has(member.info.instanceId);
+  }
+
+  isWedged(member: Member): boolean {
+    return this.#shunned.get(member.info.instanceId) === "wedged";
   }
 }
 
 export interface Placer {
   /** @throws ServiceError `no_instance`; `instance_busy` where waiting may help */
-  place(model: string, avoid: Avoid): Place;
-  /** A decode instance for KV that `prefill` keeps. Throws as `place`. */
-  placeDecode(prefill: Member, avoid: Avoid): Member;
+  place(wanted: Wanted, avoid: Avoid): Place;
+  /** A decode instance for KV that `prefill` keeps or, given a model, for a leg without prefill. Throws as `place`. */
+  placeDecode(prefill: Member | string, avoid: Avoid): Member;
 }
 
-export function createPlacer(pool: Pool, policies: { readonly prefill: Policy; readonly decode: Policy }): Placer {
+export function createPlacer(
+  pool: Pick<Pool, "snapshot">,
+  policies: { readonly prefill: Policy; readonly decode: Policy },
+  alone: AloneRules = { aggregate: false, directTokens: 0 },
+): Placer {
   const known = new WeakMap<PoolSnapshot, Map<string, Pairs>>();
 
   function pairsOf(model: string): Pairs {
@@ -63,33 +94,62 @@ export function createPlacer(pool: Pool, policies: { readonly prefill: Policy; r
     if (models === undefined) known.set(snapshot, (models = new Map()));
     let pairs = models.get(model);
     if (pairs === undefined) models.set(model, (pairs = findPairs(snapshot, model)));
-    if (pairs.prefills.length === 0) throw noInstance(snapshot, model);
     return pairs;
   }
 
   function pick(policy: Policy, side: Side, members: readonly Member[], avoid: Avoid): Member {
-    let able = members.filter((member) => !avoid.isBusy(member));
-    if (able.length === 0) throw allBusy(side, members.length);
+    const sound = members.filter((member) => !avoid.isWedged(member));
+    if (sound.length === 0) throw allTried(side);
+    let able = sound.filter((member) => !avoid.isBusy(member));
+    if (able.length === 0) throw allBusy(side, sound.length);
     able = preferred(able, (member) => !avoid.hasFailed(member));
     const candidates = able.map(candidateOf);
     const picked = policy.pick(preferred(candidates, ({ freeSlots }) => freeSlots > 0));
     return able[candidates.indexOf(picked)]!;
   }
 
+  /** For a leg without prefill; which of them, is found when it opens. */
+  function placeAlone({ solo }: Pairs, fallback: "aggregated" | "direct", avoid: Avoid): Place | undefined {
+    const able = solo.filter((member) => !avoid.isWedged(member));
+    if (able.length === 0) return undefined;
+    if (able.every((member) => avoid.isBusy(member))) throw allBusy("decode", able.length);
+    const { traits } = CONNECTORS[able[0]!.info.connector as ConnectorName];
+    return { traits: { ...traits, unpaired: true }, prefill: undefined, decode: undefined, fallback };
+  }
+
   return {
-    place(model, avoid) {
-      const { prefills, partners } = pairsOf(model);
-      const partnered = prefills.filter((prefill) => partners.get(prefill)!.some((decode) => !avoid.isBusy(decode)));
-      // No prefill is paid while its KV has nowhere to go.
-      if (partnered.length === 0) throw allBusy("decode", new Set([...partners.values()].flat()).size);
+    place({ model, tokens, strict }, avoid) {
+      const pairs = pairsOf(model);
+      const { prefills, partners } = pairs;
+      if (!strict && tokens < alone.directTokens) {
+        const place = placeAlone(pairs, "direct", avoid);
+        if (place !== undefined) return place;
+      }
+      const usable = prefills.filter((prefill) => !avoid.isWedged(prefill));
+      if (usable.length === 0) {
+        const place = strict || !alone.aggregate ? undefined : placeAlone(pairs, "aggregated", avoid);
+        if (place !== undefined) return place;
+        throw prefills.length > 0 ? allTried("prefill") : noInstance(pool.snapshot, model);
+      }
+      const partnered = usable.filter((prefill) => partners.get(prefill)!.some((decode) => !avoid.isBusy(decode) && !avoid.isWedged(decode)));
+      if (partnered.length === 0) {
+        const decodes = new Set(usable.flatMap((prefill) => partners.get(prefill)!).filter((decode) => !avoid.isWedged(decode)));
+        // No prefill is paid while its KV has nowhere to go.
+        throw decodes.size === 0 ? allTried("decode") : allBusy("decode", decodes.size);
+      }
       const prefill = pick(policies.prefill, "prefill", partnered, avoid);
       const { traits } = CONNECTORS[prefill.info.connector as ConnectorName];
       const decode = traits.decodeFirst ? pick(policies.decode, "decode", partners.get(prefill)!, avoid) : undefined;
-      return { traits, prefill, decode };
+      return { traits, prefill, decode, ...(pairs.avoided ? { fallback: "pair_avoided" } : {}) };
     },
     placeDecode(prefill, avoid) {
       const { snapshot } = pool;
-      const partners = snapshot.decode.filter((decode) => decode.eligible && fault(prefill, decode) === undefined);
+      if (typeof prefill === "string") {
+        const { solo } = pairsOf(prefill);
+        if (solo.length === 0) throw noInstance(snapshot, prefill);
+        return pick(policies.decode, "decode", solo, avoid);
+      }
+      const partners = snapshot.decode.filter((decode) => decode.eligible && fault(prefill, decode, snapshot) === undefined);
       if (partners.length === 0) throw noInstance(snapshot, prefill.info.model);
       return pick(policies.decode, "decode", partners, avoid);
     },
@@ -100,23 +160,34 @@ interface Pairs {
   /** Those with a partner. */
   readonly prefills: readonly Member[];
   readonly partners: ReadonlyMap<Member, readonly Member[]>;
+  /** Decode instances whose engines serve a request that belongs to no pair. */
+  readonly solo: readonly Member[];
+  /** Some pair of them is left out because its legs fail. */
+  readonly avoided: boolean;
 }
 
 function findPairs(snapshot: PoolSnapshot, model: string): Pairs {
   const ready = (member: Member): boolean => member.eligible && member.info.model === model;
   const decodes = snapshot.decode.filter(ready);
   const partners = new Map<Member, readonly Member[]>();
+  let avoided = false;
   for (const prefill of snapshot.prefill.filter(ready)) {
-    const fitting = decodes.filter((decode) => fault(prefill, decode) === undefined);
+    const fitting = decodes.filter((decode) => fault(prefill, decode, snapshot) === undefined);
     if (fitting.length > 0) partners.set(prefill, fitting);
+    avoided ||= decodes.some((decode) => isBroken(prefill, decode, snapshot));
   }
-  return { prefills: [...partners.keys()], partners };
+  const solo = decodes.filter(({ info }) => Object.hasOwn(CONNECTORS, info.connector) && CONNECTORS[info.connector as ConnectorName].traits.servesUnpaired);
+  return { prefills: [...partners.keys()], partners, solo, avoided };
 }
 
-function fault(prefill: Member, decode: Member): string | undefined {
+function isBroken(prefill: Member, decode: Member, { brokenPairs }: PoolSnapshot): boolean {
+  return brokenPairs.size > 0 && brokenPairs.has(pairKey(prefill.info.instanceId, decode.info.instanceId));
+}
+
+function fault(prefill: Member, decode: Member, snapshot: PoolSnapshot): string | undefined {
   const { connector } = prefill.info;
   if (!Object.hasOwn(CONNECTORS, connector)) return `this router doesn't know the KV connector ${connector}`;
-  return pairFault(prefill.info, decode.info);
+  return pairFault(prefill.info, decode.info) ?? (isBroken(prefill, decode, snapshot) ? "legs of the pair fail" : undefined);
 }
 
 function preferred<T>(items: readonly T[], test: (item: T) => boolean): T[] {
@@ -127,6 +198,10 @@ function preferred<T>(items: readonly T[], test: (item: T) => boolean): T[] {
 function allBusy(side: Side, count: number): ServiceError {
   const which = count === 1 ? `The ${side} instance is busy` : `All ${count} ${side} instances are busy`;
   return new ServiceError("instance_busy", `${which}. Try again in a second.`, { retryAfterS: 1 });
+}
+
+function allTried(side: Side): ServiceError {
+  return new ServiceError("no_instance", `No ${side} instance is left to try. Try again in a second.`, { retryAfterS: 1 });
 }
 
 function noInstance(snapshot: PoolSnapshot, model: string): ServiceError {
@@ -152,5 +227,5 @@ function census(members: readonly Member[]): string {
 function misfit(snapshot: PoolSnapshot, model: string): string {
   const ready = (member: Member): boolean => member.eligible && member.info.model === model;
   const [prefill, decode] = [snapshot.prefill.find(ready)!, snapshot.decode.find(ready)!];
-  return fault(prefill, decode) ?? "they changed";
+  return fault(prefill, decode, snapshot) ?? "they changed";
 }

@@ -4,6 +4,7 @@ import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/pr
 import type { PrefillResponse } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { asServiceError, type ServiceError } from "../../common/errors.ts";
 import { methodPath } from "../../rpc/service.ts";
+import type { Member } from "../pool/pool.ts";
 import { fromInstance } from "./blame.ts";
 import type { LegTask } from "./leg-task.ts";
 import { prefillMessage } from "./wire.ts";
@@ -19,7 +20,8 @@ export interface PrefillHandlers {
 
 /** Calls exactly one of the handlers, later. Returns what cancels the call, which then fails. */
 export function callPrefill(
-  { request, draft, promptIndex, prefill }: LegTask,
+  { request, draft, promptIndex }: LegTask,
+  prefill: Member,
   { decodeKvAddress, timeoutMs }: { decodeKvAddress: string; timeoutMs: number },
   handlers: PrefillHandlers,
 ): () => void {

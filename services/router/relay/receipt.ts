@@ -6,9 +6,12 @@ export interface LegDraft {
   readonly legId: string;
   /** Which choice of the answer it is for. Several drafts with one index are attempts at the same choice. */
   readonly choiceIndex: number;
+  /** Empty where decode served alone. */
   prefillInstanceId: string;
   /** Empty until one is picked: after prefill, where the connector has it so. */
   decodeInstanceId: string;
+  /** When it began: since the request came. */
+  readonly startedMs: number;
   /** The error that ended it, `code: message`. Empty where there was none. */
   error: string;
   promptTokens: number;
@@ -36,6 +39,10 @@ export interface ReceiptDraft {
   readonly path: string;
   readonly model: string;
   readonly stream: boolean;
+  /** Whose share of the queue it takes. */
+  readonly tenant: string;
+  /** Lower ones are served first. */
+  readonly priority: number;
   outcome: RequestOutcome;
   errorCode: string;
   error: string;
@@ -61,6 +68,8 @@ export interface ReceiptHead {
   readonly path: string;
   readonly model: string;
   readonly stream: boolean;
+  readonly tenant?: string;
+  readonly priority?: number;
 }
 
 export function createReceiptDraft(head: ReceiptHead): ReceiptDraft {
@@ -71,6 +80,8 @@ export function createReceiptDraft(head: ReceiptHead): ReceiptDraft {
     path: head.path,
     model: head.model,
     stream: head.stream,
+    tenant: head.tenant ?? "",
+    priority: head.priority ?? 0,
     outcome: "running",
     errorCode: "",
     error: "",
@@ -84,10 +95,11 @@ export function createReceiptDraft(head: ReceiptHead): ReceiptDraft {
   };
 }
 
-export function createLegDraft(legId: string, choiceIndex: number): LegDraft {
+export function createLegDraft(legId: string, choiceIndex: number, startedMs = 0): LegDraft {
   return {
     legId,
     choiceIndex,
+    startedMs,
     prefillInstanceId: "",
     decodeInstanceId: "",
     error: "",

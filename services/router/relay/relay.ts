@@ -15,6 +15,8 @@ import type { RelayLeg } from "./leg.ts";
 import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
 import { createRelayMetrics } from "./metrics.ts";
 import { createPlacer } from "./placement.ts";
+import { startCanaries } from "./canaries.ts";
+import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "./receipt.ts";
 import { createWaitRoom } from "./wait-room.ts";
 import type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
@@ -75,14 +77,16 @@ export function createRelay(o: RelayOptions): RunningRelay {
     clock,
     log: o.log,
     live,
-    placer: createPlacer(pool, o.policies),
+    placer: createPlacer(pool, o.policies, config),
+    budget: createRetryBudget({ ratio: config.retryRatio, perS: config.retryPerS, clock }),
     waitRoom: createWaitRoom(pool),
     mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
   };
-  const legsLimit = config.legsLimit ?? LEGS_LIMIT;
   const tickMs = Math.min(TICK_MS.max, Math.max(TICK_MS.min, Math.floor(config.stallMs / 4)));
   let timer: Timer | undefined;
   let onIdle: (() => void)[] = [];
+
+  const canaries = startCanaries({ context, metrics: o.metrics, watch });
 
   // Runs only while there is something to watch.
   function watch(): void {
@@ -100,10 +104,12 @@ export function createRelay(o: RelayOptions): RunningRelay {
   return {
     async run(request, sink, receipt, gone) {
       const count = request.choices * request.prompts;
+      const { legsLimit = LEGS_LIMIT } = config;
       if (count > legsLimit) {
         throw new ServiceError("invalid_request", `The request asks for ${count} answers; ${legsLimit} is the most.`, { param: "n" });
       }
       if (gone.aborted) throw clientLeft();
+      context.budget.earn();
       const run = new Run(request, sink, receipt, context);
       const onGone = (): void => run.failed(clientLeft());
       gone.addEventListener("abort", onGone, { once: true });
@@ -127,6 +133,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
     },
     async [Symbol.asyncDispose]() {
       timer?.cancel();
+      canaries.stop();
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
     },
   };
@@ -147,6 +154,8 @@ class Run implements ChoiceOwner {
   /** What is held back until all choices are there: their bodies or, streaming, their usage chunks. */
   readonly #held: (Buffer | undefined)[];
   readonly #beganMs: number;
+  readonly #clock: Clock;
+  readonly #firstTokenTimeoutMs: number;
   #started = false;
   #open: number;
   #settle: Settle | undefined;
@@ -155,7 +164,10 @@ class Run implements ChoiceOwner {
     this.request = request;
     this.receipt = receipt;
     this.#sink = sink;
+    this.#clock = context.clock;
     this.#beganMs = context.clock.nowMs();
+    // Only a stream has a first token that anyone sees.
+    this.#firstTokenTimeoutMs = request.stream ? context.limits.firstTokenTimeoutMs : Infinity;
     const count = request.choices * request.prompts;
     this.#open = count;
     this.#ends = Array.from({ length: count }, () => undefined);
@@ -218,13 +230,20 @@ class Run implements ChoiceOwner {
     settle.reject(error);
   }
 
+  elapsedMs(): number {
+    return this.receipt.queueMs + this.#clock.nowMs() - this.#beganMs;
+  }
+
   othersRun(index: number): boolean {
     return this.#choices.some((choice) => choice.index !== index && choice.running);
   }
 
   check(nowMs: number): void {
     const { deadlineMs } = this.request;
-    if (deadlineMs !== undefined && nowMs >= deadlineMs) return this.failed(this.#tooLate(nowMs));
+    if (deadlineMs !== undefined && nowMs >= deadlineMs) return this.failed(this.#tooLate("The request ran past its deadline", nowMs));
+    if (!this.#started && nowMs - this.#beganMs >= this.#firstTokenTimeoutMs) {
+      return this.failed(this.#tooLate(`No token came within ${this.#firstTokenTimeoutMs} ms`, nowMs));
+    }
     for (const choice of this.#choices) choice.check(nowMs);
   }
 
@@ -262,12 +281,12 @@ class Run implements ChoiceOwner {
     return settle;
   }
 
-  #tooLate(nowMs: number): ServiceError {
+  #tooLate(what: string, nowMs: number): ServiceError {
     // Of several choices the first that still runs: it is one of those that were waited for.
     const where = this.#choices.find((choice) => choice.running)?.where(nowMs) ?? "";
-    const waitedMs = where === "" ? this.receipt.queueMs + nowMs - this.#beganMs : this.receipt.queueMs;
+    const waitedMs = where === "" ? this.elapsedMs() : this.receipt.queueMs;
     const queue = `queue ${Math.round(waitedMs)} ms`;
-    return new ServiceError("deadline_exceeded", `The request ran past its deadline (${where === "" ? queue : `${queue}, ${where}`}).`);
+    return new ServiceError("deadline_exceeded", `${what} (${where === "" ? queue : `${queue}, ${where}`}).`);
   }
 }
 

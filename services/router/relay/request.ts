@@ -20,6 +20,8 @@ export interface RelayRequest {
   /** When it must have ended, by the relay's clock. */
   readonly deadlineMs?: number;
   readonly createdUnixS: number;
+  /** An error rather than anything done otherwise than planned. */
+  readonly strict?: boolean;
 }
 
 /** Where the answer goes. */
@@ -47,15 +49,36 @@ export interface Ending {
   readonly cachedTokens?: number;
 }
 
-/** In milliseconds. */
+/** In milliseconds, where nothing else is said. */
 export interface RelayLimits {
   /** How often one choice is tried again before its first byte. 0 turns retries off. */
   readonly retryLimit: number;
+  /** Retries of the whole router, for each request that comes: 0.2 is one for five. */
+  readonly retryRatio: number;
+  /** Retries that are there in any second, however few requests come. */
+  readonly retryPerS: number;
+  /** For a decode instance to answer a reservation. */
+  readonly reserveTimeoutMs: number;
+  /** Longest prefill of one prompt, whatever its length. */
   readonly prefillTimeoutMs: number;
-  /** Longest silence of a decode leg. */
+  /** Allowed to every prompt, before its length is counted. */
+  readonly prefillFloorMs: number;
+  /** How many times longer than the observed rate promises a prefill may take. 0: only the fixed limit holds. */
+  readonly prefillSlack: number;
+  /** From prefill's answer to the first token of a stream: KV transfer and first decode step. */
+  readonly transferTimeoutMs: number;
+  /** From the admission of a request to the first token of a stream, all attempts together. */
+  readonly firstTokenTimeoutMs: number;
+  /** Longest silence between tokens of a stream. */
   readonly stallMs: number;
   /** Longest wait for a busy instance. Default 30,000. */
   readonly queueTimeoutMs?: number;
   /** Choices times prompts of one request. Default 64. */
   readonly legsLimit?: number;
+  /** For a canary to come through. */
+  readonly canaryTimeoutMs: number;
+  /** Prompts that are surely shorter go to decode alone, where the connector allows it. 0: none. In tokens. */
+  readonly directTokens: number;
+  /** Whether decode serves alone while no prefill instance is left, where the connector allows it. */
+  readonly aggregate: boolean;
 }

@@ -32,8 +32,8 @@ export function reserveMessage(fields: MessageInitShape<typeof ReserveSchema>, b
   return message;
 }
 
-export function startMessage({ ticket, cachedTokens }: Handoff): Buffer {
-  const value = cachedTokens === undefined ? { ticket } : { ticket, cachedTokens };
+export function startMessage({ ticket, cachedTokens, unpaired = false }: Handoff): Buffer {
+  const value = cachedTokens === undefined ? { ticket, unpaired } : { ticket, cachedTokens, unpaired };
   return stepMessage({ step: { case: "start", value } });
 }
 

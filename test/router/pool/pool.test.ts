@@ -98,7 +98,7 @@ describe("the pool", () => {
     pool.update([]);
     assert.equal(memberOf(pool, "d1")!.condition, "left");
     assert.equal(pool.snapshot.models.size, 0);
-    pool.legEnded(member, true);
+    pool.legEnded(member, "good");
     assert.equal(memberOf(pool, "d1"), undefined);
   });
 
@@ -128,26 +128,37 @@ describe("the pool", () => {
     await assert.rejects(pool.drain("d2", false), { code: "not_found" });
   });
 
-  it("gives an instance a pause on which leg after leg fails", async () => {
+  it("takes an instance out on which leg after leg fails, until a canary comes through", async () => {
     const clock = manualClock();
+    await using prefill = await startPrefill();
     await using decode = await startDecode();
-    await using pool = createPool({ log: silentLog, clock });
-    pool.update([decode.info]);
+    await using pool = createPool({ log: silentLog, clock, breaker: { failureLimit: 5, canaryEveryMs: 500 } });
+    pool.update([prefill.info, decode.info]);
+    await untilCondition(pool, "p1", "serving");
     await untilCondition(pool, "d1", "serving");
     const member = memberOf(pool, "d1")!;
     for (let count = 0; count < 5; count += 1) {
       assert.equal(memberOf(pool, "d1")!.condition, "serving");
       pool.legStarted(member);
-      pool.legEnded(member, false);
+      pool.legEnded(member, "bad");
     }
     assert.equal(memberOf(pool, "d1")!.condition, "failing");
-    clock.advance(1_500);
+    assert.equal(pool.ailing, true);
+    // Neither time nor its own word brings it back.
+    clock.advance(1_900);
     const loaded = untilPool(pool, "its next load", () => memberOf(pool, "d1")!.load!.running === 1);
     decode.load({ running: 1 });
     await loaded;
     assert.equal(memberOf(pool, "d1")!.condition, "failing");
-    clock.advance(750);
+    const [probe, ...others] = pool.takeProbes();
+    assert.deepEqual([probe!.prefill.info.instanceId, probe!.decode.info.instanceId, others.length], ["p1", "d1", 0]);
+    assert.deepEqual(pool.takeProbes(), [], "not twice within the pause");
+    pool.canaryCame(probe!);
     assert.equal(memberOf(pool, "d1")!.condition, "serving");
+    assert.equal(pool.ailing, false);
+    pool.legStarted(member);
+    pool.legEnded(member, "bad");
+    assert.equal(memberOf(pool, "d1")!.condition, "failing", "it is on probation");
   });
 
   it("brings the figures for policies up to this moment", async () => {
@@ -166,7 +177,7 @@ describe("the pool", () => {
       // Prompts that wait for their prefill are no work of a decode instance.
       const queuedTokens = id === "p1" ? 157 : 0;
       assert.deepEqual(candidateOf(memberOf(pool, id)!), { instanceId: id, legs: 2, queuedTokens, running: 6, freeSlots: 2 });
-      pool.legEnded(member, true);
+      pool.legEnded(member, "good");
       assert.equal(candidateOf(memberOf(pool, id)!).freeSlots, 3);
     }
   });

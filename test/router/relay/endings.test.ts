@@ -133,7 +133,7 @@ describe("an instance that says nothing", () => {
     assert.equal(decode.legs.all[0]!.seen.includes("cancel"), false);
     clock.advance(500);
     await assert.rejects(ending, (error: Error & { code: string }) => {
-      assert.equal(error.code, "deadline_exceeded");
+      assert.equal(error.code, "leg_stalled");
       assert.match(error.message, /sent nothing for 4000 ms \(reserve 0 ms, prefill 0 ms, transfer 0 ms, decode 8\d00 ms\)/);
       return true;
     });
@@ -145,13 +145,13 @@ describe("an instance that says nothing", () => {
     await using prefill = await startPrefill({}, done);
     await using mute = await startDecode({ instanceId: "d1" });
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
-    await using tandem = await deploy([prefill, mute, good], { clock, limits: { stallMs: 4_000 } });
+    await using tandem = await deploy([prefill, mute, good], { clock, limits: { reserveTimeoutMs: 4_000 } });
     const { client, ending, receipt } = tandem.start();
     const leg = await mute.legs.next("the reservation");
     clock.advance(4_500);
     await ending;
     assert.equal(client.text, TOKENS);
-    assert.deepEqual(receipt.fallbacks, ["retry:reserve:instance_lost"]);
+    assert.deepEqual(receipt.fallbacks, ["retry:reserve:leg_stalled"]);
     await within(leg.cancelled.promise, "the cancel");
   });
 
@@ -173,7 +173,7 @@ describe("an instance that says nothing", () => {
     await using decode = await startDecode({}, (leg) => leg.accept());
     await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 50 } });
     const { ending } = tandem.start();
-    await assert.rejects(ending, { code: "deadline_exceeded", message: /Prefill did not end within 50 ms \(reserve \d+ ms, prefill \d+ ms\)/ });
+    await assert.rejects(ending, { code: "leg_stalled", message: /Prefill did not end within 50 ms \(reserve \d+ ms, prefill \d+ ms\)/ });
     assert.equal((await within(decode.legs.all[0]!.abandoned.promise, "the abandon")).nothingSent, false);
   });
 });

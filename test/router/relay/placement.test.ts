@@ -7,6 +7,8 @@ import type { Condition, Member, Pool } from "../../../services/router/pool/pool
 import { Avoid, createPlacer, type Placer } from "../../../services/router/relay/placement.ts";
 import { createWaitRoom } from "../../../services/router/relay/wait-room.ts";
 
+const TINY = { model: "tiny", tokens: 10, strict: false };
+
 interface Facts {
   readonly id: string;
   readonly condition?: Condition;
@@ -27,6 +29,8 @@ function member(role: Role, { id, condition = "serving", freeSlots = 4, legs = 0
     legsTotal: 0n,
     legsAtLoad: legs,
     placedTokens: 0,
+    tokensPerMs: 0,
+    suspicion: 0,
   } as Member;
 }
 
@@ -35,6 +39,7 @@ function poolOf(prefill: readonly Facts[], decode: readonly Facts[]): Pool {
     prefill: prefill.map((facts) => member(Role.PREFILL, facts)),
     decode: decode.map((facts) => member(Role.DECODE, facts)),
     models: new Map(),
+    brokenPairs: new Set<string>(),
   };
   return { snapshot } as unknown as Pool;
 }
@@ -45,8 +50,8 @@ function placerOf(prefill: readonly Facts[], decode: readonly Facts[]): Placer {
 
 const ids = (placer: Placer, count: number, avoid = new Avoid()): string =>
   Array.from({ length: count }, () => {
-    const { prefill, decode } = placer.place("tiny", avoid);
-    return `${prefill.info.instanceId}${decode?.info.instanceId ?? ""}`;
+    const { prefill, decode } = placer.place(TINY, avoid);
+    return `${prefill!.info.instanceId}${decode?.info.instanceId ?? ""}`;
   }).join(" ");
 
 describe("placement", () => {
@@ -57,10 +62,10 @@ describe("placement", () => {
   it("leaves decode open where the connector picks it after prefill", () => {
     const nixl = { info: { connector: "nixl" } };
     const placer = placerOf([{ id: "a", ...nixl }], [{ id: "x", ...nixl }]);
-    const { prefill, decode, traits } = placer.place("tiny", new Avoid());
+    const { prefill, decode, traits } = placer.place(TINY, new Avoid());
     assert.equal(decode, undefined);
     assert.equal(traits.decodeFirst, false);
-    assert.equal(placer.placeDecode(prefill, new Avoid()).info.instanceId, "x");
+    assert.equal(placer.placeDecode(prefill!, new Avoid()).info.instanceId, "x");
   });
 
   it("pairs only what fits", () => {
@@ -78,8 +83,8 @@ describe("placement", () => {
     const pool = poolOf([{ id: "a" }], [{ id: "x" }, { id: "y" }]);
     const placer = createPlacer(pool, { prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
     const avoid = new Avoid();
-    avoid.failed(pool.snapshot.decode[0]!);
-    avoid.failed(pool.snapshot.prefill[0]!);
+    avoid.shun(pool.snapshot.decode[0]!, "failed");
+    avoid.shun(pool.snapshot.prefill[0]!, "failed");
     assert.equal(ids(placer, 2, avoid), "ay ay");
   });
 
@@ -100,7 +105,7 @@ describe("placement", () => {
     const placer = createPlacer(pool, { prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
     const avoid = new Avoid();
     avoid.busy(pool.snapshot.decode[0]!);
-    assert.throws(() => placer.place("tiny", avoid), { code: "instance_busy", message: /The decode instance is busy/ });
+    assert.throws(() => placer.place(TINY, avoid), { code: "instance_busy", message: /The decode instance is busy/ });
   });
 
   const lacks: [string, readonly Facts[], readonly Facts[], string][] = [
@@ -112,7 +117,7 @@ describe("placement", () => {
   ];
   for (const [name, prefill, decode, message] of lacks) {
     it(`says what is missing where it ${name}`, () => {
-      assert.throws(() => placerOf(prefill, decode).place("tiny", new Avoid()), {
+      assert.throws(() => placerOf(prefill, decode).place(TINY, new Avoid()), {
         code: "no_instance", message: `${message} Try again in a second.`, retryAfterS: 1,
       });
     });

@@ -49,12 +49,12 @@ describe("a request, decode first", () => {
     assert.equal(client.text, "data: 1\n\ndata: 2\n\n");
     assert.equal(receipt.legs.length, 1);
     const [draft] = receipt.legs;
-    const { reserveMs, prefillMs, handoverMs, decodeMs, ...facts } = draft!;
+    const { startedMs, reserveMs, prefillMs, handoverMs, decodeMs, ...facts } = draft!;
     assert.deepEqual(facts, {
       legId: held.reserve.legId, choiceIndex: 0, prefillInstanceId: "p1", decodeInstanceId: "d1", error: "", promptTokens: 5,
       completionTokens: 2, cachedTokens: 3, kvBytes: 1024n,
     });
-    for (const ms of [reserveMs, prefillMs, handoverMs, decodeMs]) assert.ok(ms > 0);
+    for (const ms of [startedMs, reserveMs, prefillMs, handoverMs, decodeMs]) assert.ok(ms > 0);
     assert.deepEqual(receipt.fallbacks, []);
     await untilNoLegs(tandem);
     const metrics = await tandem.metrics.text();

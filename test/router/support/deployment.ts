@@ -2,6 +2,7 @@
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
 import { createMetrics, type Metrics } from "../../../services/common/metrics.ts";
 import { policyOf } from "../../../services/router/policy/index.ts";
+import type { BreakerLimits } from "../../../services/router/pool/breaker.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/relay/receipt.ts";
 import { createRelay } from "../../../services/router/relay/relay.ts";
@@ -63,21 +64,27 @@ export interface Deployment {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
+const LIMITS: RelayLimits = {
+  retryLimit: 1, retryRatio: 0.2, retryPerS: 10, reserveTimeoutMs: 10_000, prefillTimeoutMs: 10_000, prefillFloorMs: 1_000,
+  prefillSlack: 0, transferTimeoutMs: 10_000, firstTokenTimeoutMs: 3_600_000, stallMs: 10_000, queueTimeoutMs: 10_000,
+  canaryTimeoutMs: 1_000, directTokens: 0, aggregate: false,
+};
+
 let count = 0;
 
 export async function deploy(
   instances: readonly FakeInstance[],
-  o: { clock?: Clock; limits?: Partial<RelayLimits> } = {},
+  o: { clock?: Clock; limits?: Partial<RelayLimits>; breaker?: BreakerLimits } = {},
 ): Promise<Deployment> {
   const clock = o.clock ?? systemClock;
   const metrics = createMetrics();
-  const pool = createPool({ log: silentLog, clock: systemClock, metrics });
+  const pool = createPool({ log: silentLog, clock: systemClock, metrics, breaker: o.breaker ?? { failureLimit: 5, canaryEveryMs: 60_000 } });
   pool.update(instances.map(({ info }) => info));
   await Promise.all(instances.map(({ info }) => untilCondition(pool, info.instanceId, "serving")));
   const relay = createRelay({
     pool,
     policies: { prefill: policyOf("least-load"), decode: policyOf("least-load") },
-    config: { retryLimit: 1, prefillTimeoutMs: 10_000, stallMs: 10_000, queueTimeoutMs: 10_000, ...o.limits },
+    config: { ...LIMITS, ...o.limits },
     metrics,
     log: silentLog,
     clock,

@@ -51,6 +51,11 @@ export function fakePool(members: readonly FakeMember[] = ONE_PAIR): FakePool {
     update() {},
     legStarted() {},
     legEnded() {},
+    pairEnded() {},
+    prefilled() {},
+    ailing: false,
+    takeProbes: () => [],
+    canaryCame() {},
     async [Symbol.asyncDispose]() {},
   };
 }
@@ -59,7 +64,7 @@ function snapshotOf(members: readonly FakeMember[]): PoolSnapshot {
   const models = new Map<string, { maxModelLen: number }>();
   for (const { model = "tiny", maxModelLen = 512 } of members) models.set(model, { maxModelLen });
   const of = (role: "prefill" | "decode"): Member[] => members.filter((member) => member.role === role).map(memberOf);
-  return { prefill: of("prefill"), decode: of("decode"), models };
+  return { prefill: of("prefill"), decode: of("decode"), models, brokenPairs: new Set() };
 }
 
 function memberOf({ id, role, model = "tiny", maxModelLen = 512, slots = 4, eligible = true, reason = "" }: FakeMember): Member {
@@ -85,6 +90,8 @@ function memberOf({ id, role, model = "tiny", maxModelLen = 512, slots = 4, elig
     legsTotal: 7n,
     legsAtLoad: 0,
     placedTokens: 0,
+    tokensPerMs: 0,
+    suspicion: 0,
     // Only the real relay uses them.
     channel: undefined as never,
     control: undefined as never,

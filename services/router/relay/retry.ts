@@ -1,0 +1,66 @@
+// What a choice does after an attempt has failed: tries again, waits, or gives up. Pure: no clock, no instances.
+// test/router/relay/retry.test.ts explores every course that a choice can take.
+import { FAILURES, type FailureCode } from "../../common/errors.ts";
+import type { Side } from "./legs.ts";
+
+/** An attempt that failed. */
+export interface Failed {
+  readonly code: FailureCode;
+  /** The instance that failed; undefined where the request itself ran out of time. */
+  readonly side: Side | undefined;
+  /** Whether any of the answer reached the client. */
+  readonly delivered: boolean;
+  readonly decodeFirst: boolean;
+}
+
+export interface RetryRules {
+  readonly limit: number;
+  /** Nothing may be done otherwise than planned. */
+  readonly strict: boolean;
+  /** Takes one out of the router's budget; asked last. */
+  takeFromBudget(): boolean;
+}
+
+/** How an instance is treated in further attempts: asked where nobody else is left, or never again. */
+export type Shun = "failed" | "wedged";
+
+export type Next =
+  | { readonly kind: "give-up"; readonly because: "delivered" | "request" | "never" | "strict" | "limit" | "budget" }
+  /** Refused before anything was paid: not a retry but a wait, for that side. */
+  | { readonly kind: "wait"; readonly busy: Side }
+  | { readonly kind: "retry"; readonly shun: Readonly<Partial<Record<Side, Shun>>> };
+
+export function afterFailure({ code, side, delivered, decodeFirst }: Failed, retries: number, rules: RetryRules): Next {
+  if (delivered) return giveUp("delivered");
+  if (side === undefined) return giveUp("request");
+  if (code === "instance_busy") {
+    // With prefill first, the search for a decode instance has waited already.
+    return side === "decode" && !decodeFirst ? giveUp("never") : { kind: "wait", busy: side };
+  }
+  const { retry } = FAILURES[code];
+  const refusal = refused(retry === "never", retries, rules);
+  if (refusal !== undefined) return refusal;
+  const both = retry === "both legs";
+  const shun: Partial<Record<Side, Shun>> = {};
+  if (side === "prefill" || both) shun.prefill = "failed";
+  if (side === "decode" || both) shun.decode = "failed";
+  if (code === "leg_stalled") shun[side] = "wedged";
+  return { kind: "retry", shun };
+}
+
+/** Prefill first: a decode instance would not take the KV, which is as good for another one. */
+export function afterRefusal(code: FailureCode, retries: number, rules: RetryRules): Next {
+  if (code === "instance_busy") return { kind: "wait", busy: "decode" };
+  return refused(false, retries, rules) ?? { kind: "retry", shun: { decode: "failed" } };
+}
+
+function refused(never: boolean, retries: number, { limit, strict, takeFromBudget }: RetryRules): Next | undefined {
+  if (never) return giveUp("never");
+  if (strict) return giveUp("strict");
+  if (retries >= limit) return giveUp("limit");
+  return takeFromBudget() ? undefined : giveUp("budget");
+}
+
+function giveUp(because: Extract<Next, { kind: "give-up" }>["because"]): Next {
+  return { kind: "give-up", because };
+}

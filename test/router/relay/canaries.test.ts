@@ -1,0 +1,131 @@
+// Breakers at work, over real gRPC: users' legs open them, canaries and nothing else close them.
+import assert from "node:assert/strict";
+import { within } from "../../support/waits.ts";
+import { deploy, untilNoLegs } from "../support/deployment.ts";
+import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
+import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
+import { untilCondition, untilPool } from "../support/pool-waits.ts";
+
+const done = (leg: PrefillLeg): void => leg.done();
+const isCanary = (body: string): boolean => body.includes("checks that the way is free");
+/** Instances behave so to canaries, and so to users. */
+const toCanaries = (canary: (leg: DecodeLeg) => void, user: (leg: DecodeLeg) => void) => (leg: DecodeLeg): void =>
+  isCanary(leg.reserve.body) ? canary(leg) : user(leg);
+const BREAKER = { failureLimit: 2, canaryEveryMs: 50 };
+
+for (const connector of ["p2p-zmq", "nixl"]) {
+  describe(`an instance that fails leg after leg (${connector})`, () => {
+    const info = { connector };
+
+    it("is out after so many, is tried by canaries of both legs, and is back when one comes through", async () => {
+      let broken = true;
+      const canaries: string[] = [];
+      await using prefill = await startPrefill(info, (leg) => leg.done({ ticket: "{}" }));
+      await using decode = await startDecode(
+        info,
+        toCanaries(
+          (leg) => {
+            canaries.push(leg.reserve.legId);
+            if (broken) leg.fail("engine_failed");
+            else {
+              leg.accept();
+              void leg.started.promise.then(() => leg.end({}, "{}"));
+            }
+          },
+          (leg) => (broken ? leg.fail("engine_failed") : twoTokens(leg)),
+        ),
+      );
+      await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER });
+      for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
+      await untilCondition(tandem.pool, "d1", "failing");
+      await assert.rejects(tandem.start().ending, { code: "no_instance", message: /1 known: 1 failing/ });
+      const users = decode.legs.all.filter(({ reserve }) => !isCanary(reserve.body)).length;
+      assert.equal(users, 2, "no user's request is the one that tries");
+      broken = false;
+      const repairedMs = performance.now();
+      await untilCondition(tandem.pool, "d1", "serving");
+      assert.ok(performance.now() - repairedMs < 2_000);
+      await tandem.start().ending;
+      await untilNoLegs(tandem);
+      const paired = prefill.legs.all.filter(({ request }) => isCanary(request.body)).map(({ request }) => request.legId);
+      assert.ok(paired.length > 0 && canaries.includes(paired.at(-1)!), "a canary is a real pair of legs");
+      assert.equal(new Set(canaries).size, canaries.length);
+      assert.match(await tandem.metrics.text(), /tandem_canaries_total\{outcome="completed"\} 1/);
+      assert.match(await tandem.metrics.text(), /tandem_breakers_open\{of="decode"\} 0/);
+    });
+  });
+}
+
+describe("an instance that fails at once", () => {
+  it("does not win the users of one that works", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using bad = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
+    // Busy all the time: by load alone the other, always idle, would get every leg.
+    await using good = await startDecode({ instanceId: "d2" }, twoTokens);
+    good.load({ running: 10 });
+    await using tandem = await deploy([prefill, bad, good], { limits: { retryLimit: 3, retryPerS: 100 }, breaker: { failureLimit: 3, canaryEveryMs: 60_000 } });
+    for (let count = 0; count < 50; count += 1) await tandem.start().ending;
+    assert.ok(bad.legs.all.length <= 3, `${bad.legs.all.length} legs went to it`);
+  });
+});
+
+describe("an instance that stands still", () => {
+  it("is out after one leg, so that the next clients do not wait for it", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using mute = await startDecode({ instanceId: "d1" });
+    await using good = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, mute, good], { limits: { reserveTimeoutMs: 100, stallMs: 200, retryPerS: 100 } });
+    const first = Array.from({ length: 8 }, () => tandem.start());
+    await within(Promise.all(first.map(({ ending }) => ending)), "eight answers", 2_000);
+    assert.ok(mute.legs.all.length > 0);
+    const before = mute.legs.all.length;
+    await Promise.all(Array.from({ length: 8 }, () => tandem.start().ending));
+    assert.equal(mute.legs.all.length, before);
+  });
+
+  it("in the transfer breaks the pair and not the instances, and the request goes to another pair, never back", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using other = await startPrefill({ instanceId: "p2" }, done);
+    // KV of p1 never arrives at d1: the network between them is cut.
+    await using decode = await startDecode({}, (leg) => {
+      if (leg.reserve.prefillGrpcAddress === prefill.info.grpcAddress) leg.accept();
+      else twoTokens(leg);
+    });
+    await using tandem = await deploy([prefill, other, decode], { limits: { transferTimeoutMs: 100, stallMs: 100, retryLimit: 2 } });
+    // Round by round, until p1 was picked once.
+    let receipt;
+    for (let count = 0; count < 2; count += 1) {
+      const started = tandem.start();
+      // The decode instance stood still with it, and there is no other: the first failure is told.
+      await started.ending.catch(() => {});
+      if (started.receipt.legs[0]!.prefillInstanceId === "p1") receipt = started.receipt;
+    }
+    assert.match(receipt!.legs[0]!.error, /leg_stalled: No token came after prefill for 100 ms \(reserve \d+ ms, prefill \d+ ms, transfer \d+ ms\)/);
+    assert.deepEqual([...tandem.pool.snapshot.brokenPairs], ["p1|d1"]);
+    await untilPool(tandem.pool, "both to serve", ({ snapshot }) => [...snapshot.prefill, ...snapshot.decode].every(({ eligible }) => eligible));
+    const after = tandem.start();
+    await after.ending;
+    assert.equal(after.receipt.legs[0]!.prefillInstanceId, "p2");
+    assert.deepEqual(after.receipt.fallbacks, ["pair_avoided"]);
+  });
+});
+
+describe("when everything was down", () => {
+  it("service is back within two seconds of the repair", async () => {
+    let broken = true;
+    await using prefill = await startPrefill({}, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
+    await using decode = await startDecode({}, (leg) => {
+      if (broken) return leg.fail("engine_failed");
+      leg.accept();
+      void leg.started.promise.then(() => leg.end({}, "{}"));
+    });
+    await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: { failureLimit: 2, canaryEveryMs: 500 } });
+    for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
+    await untilCondition(tandem.pool, "d1", "failing");
+    broken = false;
+    const repairedMs = performance.now();
+    await untilPool(tandem.pool, "the service", ({ ailing }) => !ailing);
+    await tandem.start().ending;
+    assert.ok(performance.now() - repairedMs < 2_000);
+  });
+});
