@@ -153,6 +153,7 @@ describe("imports", () => {
       "@connectrpc/connect": ["services/rpc", "clients"],
       "@connectrpc/connect-node": ["services/rpc", "clients"],
       zeromq: ["services/tiny-engine", "services/discovery/vllm-pings.ts"],
+      "@msgpack/msgpack": ["services/discovery/vllm-pings.ts"],
       // The declaration of a type that Node has and its types don't export.
       "undici-types": ["services/rpc/headers-init.d.ts"],
       "prom-client": ["services/common/metrics.ts"],
