@@ -9,7 +9,7 @@ import { vllmLauncher, type VllmSettingsGiven } from "./vllm-launch.ts";
 export interface LaunchOptions {
   readonly role: "prefill" | "decode";
   readonly connector: string;
-  /** Empty: the engine's own default. vLLM has none. */
+  /** vLLM: its model. embedded: a GGUF file; empty: the one that ships. sim: a name; empty: the sim's own. */
   readonly model: string;
   /** Sequences that the engine must have room for. */
   readonly slots: number;
@@ -49,16 +49,14 @@ export function launcherOf(
     if (o.model === "") throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, or the path of a folder.");
     return vllmLauncher(o, vllm);
   }
-  if (kind === "embedded") {
-    throw new ConfigError("--engine embedded: the embedded engine is not there yet. Use --engine sim, or --attach URL for a running vLLM.");
-  }
+  const model = kind === "sim" ? ["--sim", ...(o.model === "" ? [] : [`--model.name=${o.model}`])] : embeddedModel(o.model, vllm.servedName);
   return (ports) => ({
     command: process.execPath,
     args: [
       ...process.execArgv.filter((arg) => !arg.startsWith("--inspect")),
       cliMain(),
       "engine",
-      "--sim",
+      ...model,
       `--listen=${ENGINE_HOST}:${ports.httpPort}`,
       `--kv.listen=${ports.kvHost}:${ports.kvPort}`,
       // Whoever set kv.host meant partners on other machines to reach it.
@@ -66,10 +64,13 @@ export function launcherOf(
       `--role=${o.role}`,
       `--connector=${o.connector}`,
       `--kv.slots=${o.slots}`,
-      ...(o.model === "" ? [] : [`--model.name=${o.model}`]),
       ...o.flags,
     ],
   });
+}
+
+function embeddedModel(file: string, servedName: string): string[] {
+  return [file === "" ? "--no-sim" : `--model.file=${file}`, ...(servedName === "" ? [] : [`--model.name=${servedName}`])];
 }
 
 // `tandem engine`, the same build as this file: main.ts beside the sources, main.js in dist.

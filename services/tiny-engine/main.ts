@@ -2,9 +2,9 @@
 import { loadConfig } from "../common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { StartError } from "../common/run-main.ts";
+import { shippedModel } from "../common/shipped-model.ts";
 import { embeddedOptions, engineConfig, isEmbedded, simOptions, type EngineConfig } from "./config.ts";
 import type { RunningEngine } from "./serve-engine.ts";
-import { shippedModel } from "./shipped-model.ts";
 
 /** Resolves when the engines have stopped. @throws ConfigError */
 export async function runEngine(argv: readonly string[]): Promise<void> {

@@ -18,11 +18,15 @@ export interface Tandem {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** Resolves when the router can serve. `flags` are those of `tandem up`. */
+function withEngine(flags: readonly string[]): readonly string[] {
+  return flags.some((flag) => /^--(engine|attach|model)/.test(flag) && !flag.startsWith("--engine.flag")) ? flags : ["--engine", "sim", ...flags];
+}
+
+/** Resolves when the router can serve. `flags` are those of `tandem up`; where they name no engine, it is the sim. */
 export async function startTandem(flags: readonly string[], env: Record<string, string> = {}): Promise<Tandem> {
   const [port, grpcPort] = [await freePort(), await freePort()];
   const token = "token-of-the-tests";
-  const child = spawn(process.execPath, [CLI, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...flags], {
+  const child = spawn(process.execPath, [CLI, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...withEngine(flags)], {
     stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, TANDEM_TOKEN: token, OPENAI_API_KEY: "", ...env },
   });

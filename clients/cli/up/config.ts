@@ -1,6 +1,7 @@
 // Settings of `tandem up`. The names of the BentoML example that Tandem grew from still work as variables.
 import { address, boolean, choice, ConfigError, defineConfig, integer, list, secret, settingsOf, text } from "../../../services/common/config.ts";
 import type { Config } from "../../../services/common/config.ts";
+import { shippedModel } from "../../../services/common/shipped-model.ts";
 
 export const upConfig = defineConfig(
   "up",
@@ -9,8 +10,8 @@ export const upConfig = defineConfig(
       doc: "Prefill instances to start." }),
     "decode": integer({ default: 1, min: 1, max: 64, unit: "instances", env: ["NUM_DECODE", "num_decode"],
       doc: "Decode instances to start." }),
-    "engine.kind": choice(["sim", "embedded", "vllm"], { default: "sim", alias: "engine",
-      doc: "What computes. sim: a simulated engine that runs anywhere. vllm: real models; give --model. embedded arrives in a later version. --attach-prefill and --attach-decode wrap vLLM servers that run already." }),
+    "engine.kind": choice(["sim", "embedded", "vllm"], { optional: true, alias: "engine",
+      doc: "What computes. embedded: a small language model on this CPU, the one that ships or --model FILE.gguf. vllm: large ones; give --model. sim: a simulation. Left out: embedded, where its model is there. --attach-prefill and --attach-decode wrap vLLM servers that run already." }),
     "rest.listen": address({ default: "127.0.0.1:3000", alias: "port", env: ["PROXY_PORT"],
       doc: "Where OpenAI clients connect. --port 0 takes a free port." }),
     "grpc.listen": address({ default: "127.0.0.1:3001", alias: "grpc-port",
@@ -20,15 +21,15 @@ export const upConfig = defineConfig(
     "attach.decode": list({ alias: "attach-decode",
       doc: "URL of a running vLLM server to wrap as a decode instance. Repeatable; their number replaces --decode." }),
     "connector": choice(["p2p-zmq", "p2p-nccl", "nixl"], { optional: true,
-      doc: "How KV moves between engines. Left out: p2p-zmq with the sim, nixl with attached servers." }),
+      doc: "How KV moves between engines. Left out: p2p-zmq with the sim and the embedded engine, nixl with vLLM." }),
     "engine.flag": list({ doc: "A word for the command line of every engine that is started, passed on as it is: --engine.flag=--sim.decode_ms_per_token=20. Repeatable; all words after -- are meant so too." }),
     "prefill.engine_flag": list({ doc: "The same for prefill engines alone." }),
     "decode.engine_flag": list({ doc: "The same for decode engines alone." }),
     "vllm.command": text({ optional: true, doc: "The vLLM to start, where it is not the one of the active virtual environment or the PATH." }),
     "gpus": text({ optional: true,
       doc: "GPUs for vLLM, one entry an instance, prefill first: 0,1,2. An instance with several has them joined by +: 0+1,2+3. Left out: GPU 0 for the first, 1 for the second and so on, where CUDA_VISIBLE_DEVICES doesn't say which." }),
-    "served_name": text({ optional: true, doc: "Name under which vLLM serves its model. Left out: its id, or the last part of its path." }),
-    "model": text({ optional: true, env: ["MODEL_ID"], doc: "Name under which clients ask for the model; left out: the engine's own. With --engine vllm the model itself: an id of Hugging Face or a folder." }),
+    "served_name": text({ optional: true, doc: "Name under which vLLM or the embedded engine serves its model. Left out: its id, or what its file says." }),
+    "model": text({ optional: true, env: ["MODEL_ID"], doc: "FILE.gguf: a small Llama for the embedded engine. With --engine vllm an id of Hugging Face or a folder. With --engine sim the name under which clients ask for it." }),
     "prefill.kv_port": integer({ default: 20_001, min: 1, max: 65_000, env: ["PREFILL_KV_PORT"],
       doc: "First of the ports on which prefill engines hand over KV; a taken one is passed over." }),
     "decode.kv_port": integer({ default: 21_001, min: 1, max: 65_000, env: ["DECODE_KV_PORT"],
@@ -46,7 +47,7 @@ export const upConfig = defineConfig(
     summary:
       "Starts a router and instances on this machine, restarts what dies, and ends them all together. Further settings of " +
       "those processes are given as variables, which all of them see: TANDEM_QUEUE_LIMIT=16 tandem up.",
-    usage: "tandem up [--prefill N] [--decode M] [--engine sim|vllm --model ID] [--port 3000] [--grpc-port 3001] [-- FLAGS OF THE ENGINE]",
+    usage: "tandem up [--prefill N] [--decode M] [--model FILE.gguf] [--engine sim] [--engine vllm --model ID] [--port 3000] [--grpc-port 3001] [-- FLAGS OF THE ENGINE]",
   },
 );
 
@@ -56,10 +57,14 @@ export type UpConfig = Config<typeof upConfig.schema>;
 export function checkUpConfig(config: UpConfig): void {
   const attached = config["attach.prefill"].length > 0 || config["attach.decode"].length > 0;
   if (!attached) {
-    if (config["engine.kind"] === "embedded") throw new ConfigError(laterVersion("embedded"));
-    if (config["engine.kind"] === "vllm") return checkVllm(config);
+    const kind = engineKind(config);
+    if (kind === "vllm") return checkVllm(config);
+    if (kind === "sim" && isGguf(config.model)) throw new ConfigError(`--engine sim runs no model: leave out --model ${config.model}, or --engine sim.`);
+    if (kind === "embedded" && config.model !== undefined && !isGguf(config.model)) {
+      throw new ConfigError(`--engine embedded runs GGUF files, and --model ${config.model} is not named like one. --served_name sets the name for clients.`);
+    }
     if (config.connector !== undefined && config.connector !== "p2p-zmq") {
-      throw new ConfigError(`--connector ${config.connector} needs vLLM servers: give --attach-prefill URL and --attach-decode URL. The sim moves KV by p2p-zmq.`);
+      throw new ConfigError(`--connector ${config.connector} needs vLLM servers: give --attach-prefill URL and --attach-decode URL. The ${kind === "sim" ? "sim" : "embedded engine"} moves KV by p2p-zmq.`);
     }
     return;
   }
@@ -87,8 +92,14 @@ export function isAttached(config: UpConfig): boolean {
   return config["attach.prefill"].length > 0;
 }
 
-function laterVersion(kind: "embedded"): string {
-  return `--engine ${kind} arrives in a later version of Tandem. Use the simulated engine: tandem up --engine sim`;
+/** What is started where nothing is attached: as asked for, or what can be run here. */
+export function engineKind(config: UpConfig): "sim" | "embedded" | "vllm" {
+  const { model } = config;
+  return config["engine.kind"] ?? (isGguf(model) || (model === undefined && shippedModel() !== undefined) ? "embedded" : "sim");
+}
+
+function isGguf(model: string | undefined): boolean {
+  return model?.toLowerCase().endsWith(".gguf") === true;
 }
 
 function checkVllm(config: UpConfig): void {

@@ -1,6 +1,6 @@
 // Which processes a run consists of, and how each is called. No I/O.
 import type { ChildSpec } from "./child.ts";
-import { gpusOf, isAttached, type UpConfig } from "./config.ts";
+import { engineKind, gpusOf, isAttached, type UpConfig } from "./config.ts";
 
 export interface PlanInput {
   readonly config: UpConfig;
@@ -31,8 +31,9 @@ export function planChildren(input: PlanInput): ChildSpec[] {
         // Any free port: the instance registers the one it got, and two runs on one machine don't get in each other's way.
         "--grpc.listen", "127.0.0.1:0",
         "--registry.address", dialable(input.grpcListen),
-        ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", config["engine.kind"]]),
+        ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", engineKind(config)]),
         ...[...config["engine.flag"], ...config[`${role}.engine_flag`]].map((flag) => `--engine.flag=${flag}`),
+        ...(config.served_name === undefined || isAttached(config) ? [] : [`--served_name=${config.served_name}`]),
         ...(config["engine.kind"] === "vllm" && !isAttached(config) ? vllmFlags(config, role, index, input.env) : []),
         ...(config.connector === undefined ? [] : ["--connector", config.connector]),
         ...(config.model === undefined ? [] : ["--model", config.model]),
@@ -54,7 +55,6 @@ function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, 
   const gpus = gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
   return [
     ...(config["vllm.command"] === undefined ? [] : [`--vllm.command=${config["vllm.command"]}`]),
-    ...(config.served_name === undefined ? [] : [`--served_name=${config.served_name}`]),
     ...(gpus === undefined ? [] : [`--gpus=${gpus}`]),
   ];
 }

@@ -10,7 +10,7 @@ import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { defaultStateDir, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
 import type { Child, Death } from "./child.ts";
-import { checkUpConfig, isAttached, upConfig, type UpConfig } from "./config.ts";
+import { checkUpConfig, engineKind, isAttached, upConfig, type UpConfig } from "./config.ts";
 import { startFleet, type Fleet } from "./fleet.ts";
 import { makeLogFolder } from "./log-folder.ts";
 import { listenPorts, splitAddress } from "./listen-ports.ts";
@@ -139,7 +139,11 @@ export async function runUp(argv: readonly string[]): Promise<void> {
 
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {
   const count = (role: string): number => specs.filter((spec) => spec.role === role).length;
-  const engines = isAttached(config) ? "attached vLLM servers" : config["engine.kind"] === "vllm" ? `vLLM, ${config.model}` : "simulated engines (no model: answers are canned prose)";
+  const kind = engineKind(config);
+  const engines = isAttached(config) ? "attached vLLM servers"
+    : kind === "vllm" ? `vLLM, ${config.model}`
+    : kind === "sim" ? "simulated engines (no model: answers are canned prose)"
+    : `embedded engines, ${config.model ?? "tandem-tiny (a small model that knows Tandem's documentation and little else)"}`;
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
 }
 

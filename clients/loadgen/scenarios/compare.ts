@@ -43,7 +43,7 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
   const slots = Math.max(64, config.streams * 2);
   say("starting tandem up and one engine ...");
   await using engine = await startEngine([pace, `--kv.slots=${slots}`]);
-  await using up = await startUp(["--prefill", `${config.prefill}`, "--decode", `${config.decode}`, `--engine.flag=${pace}`], { TANDEM_SLOTS: `${slots}` });
+  await using up = await startUp(["--engine", "sim", "--prefill", `${config.prefill}`, "--decode", `${config.decode}`, `--engine.flag=${pace}`], { TANDEM_SLOTS: `${slots}` });
   const workload = { model: await modelOf(up.url), promptWords: config["prompt.words"], outputTokens: config.tokens, seed: config.seed };
   const shape = { requests: config.requests, streams: config.streams, ratePerS: config.rate, rampMs: config.ramp_ms };
 

@@ -32,7 +32,9 @@ export function spawnUp(argv: readonly string[], env: Readonly<Record<string, st
   const mark = `TANDEM_TEST_RUN=${randomUUID()}`;
   const stateDir = mkdtempSync(join(tmpdir(), "tandem-up-"));
   const ports = argv.some((word) => word.includes("port")) ? [] : ["--port", "0", "--grpc-port", "0"];
-  const child = spawn(process.execPath, [CLI, "up", "--state.dir", stateDir, ...ports, ...argv], {
+  // Where nothing else is said: what happens to processes is tested here, and the sim starts fastest.
+  const engine = argv.some((word) => /^--(engine|attach)/.test(word) && !word.startsWith("--engine.flag")) ? [] : ["--engine=sim"];
+  const child = spawn(process.execPath, [CLI, "up", "--state.dir", stateDir, ...ports, ...engine, ...argv], {
     stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, OPENAI_API_KEY: "", ...env, [mark.split("=")[0]!]: mark.split("=")[1], XDG_STATE_HOME: stateDir },
   });

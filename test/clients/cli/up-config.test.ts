@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { ConfigError, loadConfig, settingsOf } from "../../../services/common/config.ts";
+import { shippedModel } from "../../../services/common/shipped-model.ts";
 import { checkUpConfig, upConfig, type UpConfig } from "../../../clients/cli/up/config.ts";
 import { dialable, planChildren } from "../../../clients/cli/up/plan.ts";
 
@@ -21,9 +22,17 @@ function flag(argv: readonly string[], name: string): string | undefined {
 }
 
 describe("settings of `tandem up`", () => {
-  it("start one instance of each role with the sim where nothing is said", () => {
+  it("start one instance of each role where nothing is said, on the model that ships where there is one", () => {
     assert.deepEqual(plan([]).map((child) => child.name), ["router", "prefill-1", "decode-1"]);
-    assert.equal(flag(plan([])[1]!.argv, "--engine.kind"), "sim");
+    assert.equal(flag(plan([])[1]!.argv, "--engine.kind"), shippedModel() === undefined ? "sim" : "embedded");
+    assert.equal(flag(plan(["--engine", "sim"])[1]!.argv, "--engine.kind"), "sim");
+  });
+
+  it("run a GGUF file on the embedded engine", () => {
+    const [, prefill] = plan(["--model", "some/small.gguf", "--served_name", "small"]);
+    assert.equal(flag(prefill!.argv, "--engine.kind"), "embedded");
+    assert.equal(flag(prefill!.argv, "--model"), "some/small.gguf");
+    assert.ok(prefill!.argv.includes("--served_name=small"));
   });
 
   it("take the names of the BentoML example", () => {
@@ -62,7 +71,8 @@ describe("settings of `tandem up`", () => {
   });
 
   const refusals: [string, string[], RegExp][] = [
-    ["an engine that isn't there yet, and say what to do instead", ["--engine", "embedded"], /later version.*--engine sim/],
+    ["a model for the sim", ["--engine", "sim", "--model", "x.gguf"], /runs no model/],
+    ["what is no GGUF file for the embedded engine", ["--engine", "embedded", "--model", "meta-llama/Llama-3.1-8B"], /GGUF/],
     ["vLLM without a model", ["--engine", "vllm"], /--model/],
     ["vLLM with a connector it doesn't have", ["--engine", "vllm", "--model", "m", "--connector", "p2p-zmq"], /nixl.*p2p-nccl/],
     ["fewer GPUs than instances", ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"], /2 of 3 instances/],
