@@ -4,13 +4,11 @@
 import { ServiceError } from "../common/errors.ts";
 import type { Connector, EngineRequest, LegContext } from "./connector.ts";
 import { decodeBody, prefillBody } from "./leg-body.ts";
+import { checkTicket, missingParams } from "./nixl-ticket.ts";
 
 const ASK_TO_KEEP =
   '{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,' +
   '"remote_block_ids":null,"remote_host":null,"remote_port":null}';
-
-// Without these the decode engine dies on an assertion (vLLM 0.32), so they are checked before it sees them.
-const REQUIRED = ["remote_engine_id", "remote_request_id", "remote_block_ids", "remote_host", "remote_port"];
 
 export const nixl: Connector = {
   traits: {
@@ -28,7 +26,7 @@ export const nixl: Connector = {
     if (typeof params !== "object" || params === null || Array.isArray(params)) {
       throw new ServiceError("kv_transfer_failed", "The prefill engine answered without keeping the KV cache.");
     }
-    const missing = REQUIRED.filter((key) => (params as Record<string, unknown>)[key] == null);
+    const missing = missingParams(params);
     if (missing.length > 0) {
       throw new ServiceError("kv_transfer_failed", "The prefill engine's KV parameters are not complete.", {
         cause: new Error(`kv_transfer_params lacks ${missing.join(", ")}`),
@@ -37,7 +35,7 @@ export const nixl: Connector = {
     return JSON.stringify(params);
   },
   decodeRequest: (context, ticket) =>
-    request(context, decodeBody(context, new Map([["kv_transfer_params", ticket]]))),
+    request(context, decodeBody(context, new Map([["kv_transfer_params", checkTicket(ticket)]]))),
   unpairedRequest: (context) => request(context, decodeBody(context)),
   settleRequest: () => undefined,
 };

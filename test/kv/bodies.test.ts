@@ -72,7 +72,8 @@ describe("the decode copy of a body", () => {
   });
 
   it("carries the ticket of NIXL byte for byte", () => {
-    const ticket = '{"remote_engine_id":"e","remote_block_ids":[[5,6]],"remote_port":5600,"big":12345678901234567890}';
+    const ticket =
+      '{"remote_engine_id":"e","remote_request_id":"r","remote_host":"h","remote_block_ids":[[5,6]],"remote_port":5600,"big":12345678901234567890}';
     assert.equal(text(nixl.decodeRequest(context('{"prompt":"hi"}'), ticket)), `{"prompt":"hi","kv_transfer_params":${ticket}}`);
   });
 });
@@ -109,6 +110,13 @@ describe("a ticket of NIXL", () => {
     assert.throws(() => nixl.ticket({ kv_transfer_params: null }), { code: "kv_transfer_failed" });
     assert.throws(() => nixl.ticket({}), { code: "kv_transfer_failed" });
     assert.throws(() => nixl.ticket({ kv_transfer_params: { ...whole, remote_block_ids: null } }), { code: "kv_transfer_failed" });
+  });
+  it("is looked at again before the decode engine sees it", () => {
+    const leg = context('{"prompt":"hi"}');
+    nixl.decodeRequest(leg, JSON.stringify(whole));
+    for (const ticket of ["", "nonsense", "null", "[]", '{"do_remote_prefill":true}', JSON.stringify({ ...whole, remote_host: undefined })]) {
+      assert.throws(() => nixl.decodeRequest(leg, ticket), ticket);
+    }
   });
 });
 
