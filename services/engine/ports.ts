@@ -9,11 +9,13 @@ export async function freePort(host: string): Promise<number> {
   return port;
 }
 
-/** The first free port at or after `from`. Looks at 1,000 of them. */
-export async function freePortFrom(host: string, from: number): Promise<number> {
+/** The first free port at or after `from`, with the `span - 1` after it free as well. Looks at 1,000 of them. */
+export async function freePortFrom(host: string, from: number, span = 1): Promise<number> {
   const last = Math.min(65_535, from + 999);
+  let free = 0;
   for (let port = from; port <= last; port++) {
-    if ((await tryPort(host, port)) !== undefined) return port;
+    free = (await tryPort(host, port)) === undefined ? 0 : free + 1;
+    if (free === span) return port - span + 1;
   }
   throw new Error(`no port of ${host} from ${from} to ${last} is free`);
 }

@@ -23,6 +23,8 @@ export interface SpawnedOptions {
   readonly kvHost: string;
   /** First KV port to try. Every later start uses a higher one: partners may hold connections to the old. */
   readonly kvPort: number;
+  /** KV ports in a row: one a rank. Default 1. */
+  readonly kvPortSpan?: number;
   /** Whether its partners dial the address of its KV side channel. */
   readonly publishesKvAddress: boolean;
   /** Host under which they dial it, where that is not `kvHost`. */
@@ -40,6 +42,7 @@ export interface SpawnedOptions {
 }
 
 export function spawnedEngine(o: SpawnedOptions): EngineSource {
+  const span = o.kvPortSpan ?? 1;
   let nextKvPort = o.kvPort;
   let swept = false;
 
@@ -47,9 +50,9 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     const ports: LaunchPorts = {
       httpPort: await freePort(ENGINE_HOST),
       kvHost: o.kvHost,
-      kvPort: await freePortFrom(o.kvHost, nextKvPort),
+      kvPort: await freePortFrom(o.kvHost, nextKvPort, span),
     };
-    nextKvPort = ports.kvPort + 1;
+    nextKvPort = ports.kvPort + span;
     const launch = await o.launch(ports);
     const phases = createPhases(o);
     const turn = await startTurn(launch.devices ?? [], signal, () => phases.begin("waiting for another engine to start on its device"));
@@ -77,10 +80,11 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     const http = createEngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}` });
     try {
       const facts = { ...(await untilReady(http, guarded, failed, signal)), ...launch.learned?.() };
+      const kvAddress = await kvAddressOf(launch, ports);
       phases.end();
       return {
         http,
-        kvAddress: o.publishesKvAddress ? `${o.advertisedKvHost ?? ports.kvHost}:${ports.kvPort}` : "",
+        kvAddress,
         facts,
         ended: guarded.exited.then((exit) => failed(`the engine ${describe(exit)}`)),
         kill: guarded.kill,
@@ -92,6 +96,17 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
       await guarded.exited;
       throw error;
     }
+  }
+
+  /** As its partners dial it: what the engine says itself, where it does. */
+  async function kvAddressOf(launch: Launch, { kvHost, kvPort }: LaunchPorts): Promise<string> {
+    if (!o.publishesKvAddress) return "";
+    const given = `${kvHost}:${kvPort}`;
+    const told = await launch.toldKvAddress?.();
+    if (told === undefined && launch.toldKvAddress !== undefined) o.log.warn("the engine did not ping; its KV address is taken to be the one it was given", { kvAddress: given });
+    if (told !== undefined && told !== given) o.log.warn("the engine says another KV address than it was given; it is believed", { given, told });
+    if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${(told ?? given).slice((told ?? given).lastIndexOf(":") + 1)}`;
+    return told ?? given;
   }
 
   async function untilReady(

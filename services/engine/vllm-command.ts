@@ -3,7 +3,7 @@
 // ever, where it is wrong. Sources: vLLM 0.23.0 and 0.32.0, and what was seen on GPUs (docs/vllm.md has both).
 import { ConfigError } from "../common/config.ts";
 import { ENGINE_HOST } from "./engine-host.ts";
-import { checkGivenFlags, flagOf, type GivenFlag } from "./vllm-flags.ts";
+import { checkGivenFlags, flagOf, givenFlags, type GivenFlag } from "./vllm-flags.ts";
 
 export interface VllmOptions {
   readonly role: "prefill" | "decode";
@@ -83,6 +83,16 @@ export function vllmCommand(o: VllmOptions): VllmCommand {
       ...parts.env,
     },
   };
+}
+
+/** Ranks of an engine with these flags, which is also the number of KV ports that it takes in a row. */
+export function ranksOf(flags: readonly string[]): number {
+  const given = givenFlags(flags);
+  const size = (...names: string[]): number => {
+    const value = Number(flagOf(given, ...names)?.value ?? 1);
+    return Number.isInteger(value) && value > 0 ? value : 1;
+  };
+  return size("--tensor-parallel-size", "-tp") * size("--pipeline-parallel-size", "-pp");
 }
 
 /** The last part of a folder's path, so that clients see no path of this machine; an id of Hugging Face as it is. */

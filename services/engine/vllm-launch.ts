@@ -14,18 +14,29 @@ export interface VllmSettingsGiven {
   readonly gpus: string;
   /** GiB of pinned host memory of a P2P engine. */
   readonly p2pPoolGib: number;
-  /** host:port of the ROUTER to ping. Empty: none. */
-  readonly pingAddress: string;
+  /** Where P2P engines of this instance ping, which tells the KV address that they really have. */
+  readonly pings?: (() => Promise<EnginePings>) | undefined;
   /** For Hugging Face. Empty: as inherited. */
   readonly hfToken: string;
 }
+
+export interface EnginePings {
+  /** host:port of the ROUTER. */
+  readonly address: string;
+  /** What the engine with this HTTP port pinged; undefined where nothing came in `timeoutMs`. */
+  awaitPort(httpPort: number, timeoutMs: number): Promise<{ readonly kvAddress: string } | undefined>;
+}
+
+/** An engine pings every 3 s, and first before its HTTP answers. */
+const PING_WAIT_MS = 10_000;
 
 export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports: LaunchPorts) => Promise<Launch> {
   let found: Promise<VllmProgram> | undefined;
   return async (ports) => {
     // Asked once: a version that changes under a running instance would not pair with its partners anyway.
     const program = await (found ??= findVllm(given.command));
-    const { args, env } = vllmCommand({ ...o, ...given, ...ports, version: program.version });
+    const pings = o.connector === "p2p-nccl" ? await given.pings?.() : undefined;
+    const { args, env } = vllmCommand({ ...o, ...given, ...ports, version: program.version, pingAddress: pings?.address ?? "" });
     const output = readVllmOutput();
     const [command, ...words] = program.words;
     return {
@@ -38,6 +49,7 @@ export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports
       keepLines: 300,
       reasonOf: vllmReason,
       firstPhase: `loading vLLM ${program.version}`,
+      ...(pings === undefined ? {} : { toldKvAddress: async () => (await pings.awaitPort(ports.httpPort, PING_WAIT_MS))?.kvAddress }),
       learned: () => {
         const { dtype, tpSize, model } = output.settings;
         return {

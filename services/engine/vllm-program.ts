@@ -27,7 +27,7 @@ export async function findVllm(command: string, env: Env = process.env): Promise
   const found = program.includes("/") ? program : onPath(program, env);
   if (found === undefined) throw new StartError(`--vllm.command ${command}: there is no program ${program} on the PATH.`);
   if (!isProgram(found)) throw new StartError(`--vllm.command ${command}: ${found} is not a program that can be started.`);
-  return { words: [found, ...rest], version: await versionOf(found, env) };
+  return { words: [found, ...rest], version: await versionOf(found, rest, env) };
 }
 
 function search(env: Env): string {
@@ -40,10 +40,10 @@ function search(env: Env): string {
   );
 }
 
-async function versionOf(program: string, env: Env): Promise<string> {
+async function versionOf(program: string, rest: readonly string[], env: Env): Promise<string> {
   // The script's first line names the Python that has vLLM; asking that one takes a tenth of a second.
-  const python = /^python[\d.]*$/.test(basename(program)) ? program : pythonOf(program);
-  const said = python === undefined ? await run(program, ["--version"], env) : await run(python, ["-c", ASK], env);
+  const python = /^python[\d.]*$/.test(basename(program)) ? program : rest.length > 0 ? undefined : pythonOf(program);
+  const said = python === undefined ? await run(program, [...rest, "--version"], env) : await run(python, ["-c", ASK], env);
   const version = /\d+\.\d+\S*/.exec(said.split("\n").findLast((line) => /\d+\.\d+/.test(line)) ?? "")?.[0];
   if (version === undefined) throw new StartError(`${program} does not say which version of vLLM it is: ${said.trim().slice(-200)}`);
   return version;

@@ -10,6 +10,7 @@ import { anySignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { TANDEM_VERSION } from "../common/version.ts";
 import type { Registration, Standing } from "../discovery/registry.ts";
+import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
 import type { EngineKeeper, EngineSource } from "../engine/engine.ts";
 import { keepEngine } from "../engine/keeper.ts";
@@ -17,6 +18,7 @@ import { launcherOf } from "../engine/launch.ts";
 import { engineRecordsFolder } from "../engine/leftovers.ts";
 import type { EngineWork } from "../engine/progress.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
+import { ranksOf } from "../engine/vllm-command.ts";
 import type { Connector } from "../kv/connector.ts";
 import { connectorOf } from "../kv/index.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
@@ -81,10 +83,14 @@ export async function startInstance(
   const instanceId = `${role}-${randomUUID()}`;
   const stop = o.stop ?? new AbortController().signal;
   const over = new AbortController();
-  const source = engineSource(role, config, connector, log, (phase) => {
+  let pings: Promise<PingListener> | undefined;
+  const onPhase = (phase: string): void => {
     log.info("engine loading", { phase });
     board.setEngine(`the engine is starting: ${phase}`);
-  });
+  };
+  // The engine's own pings, to this instance alone: they tell the KV address that it really has.
+  const openPings = (): Promise<PingListener> => (pings ??= listenForPings({ listen: `${config["kv.host"]}:0`, log }));
+  const source = engineSource(role, config, connector, log, onPhase, openPings);
 
   let keeper: EngineKeeper | undefined;
   let server: RpcServer | undefined;
@@ -145,6 +151,7 @@ export async function startInstance(
     over.abort(new Error("stopped"));
     // 1 s: an interrupted instance promises to be gone within 2.
     await keeper?.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
+    await (await pings?.catch(() => undefined))?.[Symbol.asyncDispose]();
     board.setStopped();
     await server?.[Symbol.asyncDispose]();
   }
@@ -208,6 +215,7 @@ function engineSource(
   connector: Connector,
   log: Log,
   onPhase: (phase: string) => void,
+  pings: () => Promise<PingListener>,
 ): EngineSource {
   const { servesUnpaired, pairedId, name } = connector.traits;
   const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
@@ -227,7 +235,7 @@ function engineSource(
     servedName: config.served_name,
     gpus,
     p2pPoolGib: config["vllm.pool_gib"],
-    pingAddress: "",
+    pings,
     hfToken: config.hf_token,
   };
   return spawnedEngine({
@@ -240,6 +248,7 @@ function engineSource(
     secrets: [config.hf_token],
     kvHost: config["kv.host"],
     kvPort: config["kv.port"],
+    kvPortSpan: kind === "vllm" ? ranksOf(config["engine.flag"]) : 1,
     publishesKvAddress: pairedId,
     advertisedKvHost: config["kv.advertise_host"],
     recordsFolder: engineRecordsFolder(),

@@ -1,7 +1,7 @@
 // The command line of vLLM, against what protocol notes and GPUs taught: section numbers are those of docs/vllm.md.
 import assert from "node:assert/strict";
 import { ConfigError } from "../../services/common/config.ts";
-import { connectorFault, servedNameOf, vllmCommand, type VllmOptions } from "../../services/engine/vllm-command.ts";
+import { connectorFault, ranksOf, servedNameOf, vllmCommand, type VllmOptions } from "../../services/engine/vllm-command.ts";
 
 const BASE: VllmOptions = {
   role: "prefill", connector: "nixl", version: "0.32.0+cpu", model: "/models/tiny", servedName: "", httpPort: 8123, kvHost: "127.0.0.1",
@@ -45,6 +45,10 @@ describe("vLLM's command line", () => {
     assert.equal(servedNameOf("./m"), "m");
     assert.equal(servedNameOf("meta-llama/Llama-3.1-8B"), "meta-llama/Llama-3.1-8B");
     assert.equal(valueOf(vllmCommand({ ...BASE, servedName: "chat" }).args, "--served-model-name"), "chat");
+  });
+
+  it("counts the KV ports that its ranks take", () => {
+    assert.deepEqual([[], ["-tp", "2"], ["--tensor_parallel_size=4", "-pp", "2"], ["-tp", "x"]].map(ranksOf), [1, 2, 8, 1]);
   });
 
   it("shows each instance its own GPUs", () => {
