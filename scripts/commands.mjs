@@ -5,7 +5,7 @@ import { pathToFileURL } from "node:url";
 import { ROOT, StepFailed } from "./process.mjs";
 import { setUp } from "./set-up.mjs";
 
-const COMMANDS = { start, test, gen, lint, typecheck, build, bench, check };
+const COMMANDS = { start, test, gen, lint, typecheck, build, bench, chaos, check };
 
 /** @throws StepFailed when a step failed; it has printed why. */
 export async function runCommand(name, args) {
@@ -29,6 +29,11 @@ async function start(args) {
 async function bench(args) {
   await setUp("build");
   await runBuilt("dist/clients/loadgen/main.js", "runBench", args);
+}
+
+async function chaos(args) {
+  await setUp("build");
+  await runBuilt("dist/clients/chaos/main.js", "runChaos", args);
 }
 
 /** Runs a built program as if it had been started by `node FILE ARGS`. */

@@ -51,9 +51,12 @@ export function createMetrics(): Metrics {
     contentType: registry.contentType,
   };
 
-  // The three that every dashboard has. prom-client's own collection also samples the event loop, all the time.
+  // Those that every dashboard has. prom-client's own collection also samples the event loop, all the time.
   metrics.gauge("process_resident_memory_bytes", "Resident memory.", [], (gauge) =>
     gauge.set(process.memoryUsage.rss()),
+  );
+  metrics.gauge("nodejs_heap_size_used_bytes", "JavaScript heap in use, garbage included.", [], (gauge) =>
+    gauge.set(process.memoryUsage().heapUsed),
   );
   metrics
     .gauge("process_start_time_seconds", "Start of the process, seconds since 1970.")

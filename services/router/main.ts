@@ -5,6 +5,7 @@ import { loadConfig, settingsOf, StartError } from "../common/config.ts";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
+import { measureEventLoop } from "../common/event-loop.ts";
 import { createMetrics } from "../common/metrics.ts";
 import { registryHub } from "../discovery/embedded.ts";
 import { staticRegistry } from "../discovery/static.ts";
@@ -116,6 +117,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes, stallMs: config["client.stall_ms"], clock });
 
   const closing = new AbortController();
+  measureEventLoop(metrics, closing.signal);
   let rpc: RpcServer | undefined;
   let http: HttpServer | undefined;
   try {

@@ -1,0 +1,57 @@
+// What is asked, and what the answer must be. The sim's answer is a pure function of the prompt, and an engine that does
+// both legs itself, with no Tandem around it, gives it.
+import { Agent } from "node:http";
+import { seededRandom } from "../loadgen/arrivals.ts";
+import { send, type Ask } from "./request.ts";
+
+export interface Answer {
+  readonly text: string;
+  readonly tokens: number;
+  readonly finishReason: string;
+}
+
+const WORDS = "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");
+
+/** Of every shape: both routes, streamed and whole, short and long, ended by the text or by the limit. */
+export function makeAsks(seed: number, count: number, model: string, tokenLimit: number): Ask[] {
+  const random = seededRandom(seed ^ 0x5eed);
+  return Array.from({ length: count }, (_, index) => {
+    const words = [`${seed}.${index}:`];
+    const length = 4 + Math.floor(random() ** 3 * 400);
+    while (words.length < length) words.push(WORDS[Math.floor(random() * WORDS.length)]!);
+    const prompt = words.join(" ");
+    const chat = random() < 0.5;
+    const stream = random() < 0.9;
+    const common = {
+      model,
+      max_tokens: 4 + Math.floor(random() * tokenLimit),
+      ...(random() < 0.5 ? { ignore_eos: true } : {}),
+      ...(random() < 0.3 ? { temperature: 0.8, seed: index } : { temperature: 0 }),
+      stream,
+      ...(stream ? { stream_options: { include_usage: true } } : {}),
+    };
+    return {
+      path: chat ? "/v1/chat/completions" : "/v1/completions",
+      stream,
+      body: JSON.stringify(chat ? { ...common, messages: [{ role: "user", content: prompt }] } : { ...common, prompt }),
+    };
+  });
+}
+
+/** @throws Error when the reference engine does not answer: nothing could be checked then. */
+export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<Answer[]> {
+  const agent = new Agent({ keepAlive: true });
+  try {
+    const answers: Answer[] = [];
+    for (let from = 0; from < asks.length; from += 16) {
+      const some = asks.slice(from, from + 16).map((ask, index) => send(ask, { number: 0, router: "", ask: from + index }, { url, agent, hangMs: 60_000 }));
+      for (const record of await Promise.all(some)) {
+        if (record.ending !== "completed") throw new Error(`the reference engine gives no answer: ${record.ending} ${record.message}`);
+        answers.push({ text: record.text, tokens: record.tokens, finishReason: record.finishReason });
+      }
+    }
+    return answers;
+  } finally {
+    agent.destroy();
+  }
+}

@@ -1,0 +1,178 @@
+// Holds what clients and engines saw against what was done to them. Pure: the same records give the same verdict.
+import type { Answer } from "./asks.ts";
+import type { Fault } from "./injector.ts";
+import type { RequestRecord } from "./request.ts";
+import { isSoft } from "./schedule.ts";
+import type { SeenKv, SeenReceipt } from "./watch.ts";
+
+export interface Violation {
+  readonly rule:
+    | "hung"
+    | "malformed"
+    | "wrong answer"
+    | "untouched"
+    | "late"
+    | "cut"
+    | "orphan"
+    | "left behind"
+    | "drain"
+    | "silent instance"
+    | "start";
+  readonly what: string;
+  readonly request?: RequestRecord;
+  readonly receipt?: SeenReceipt | undefined;
+  readonly faults: readonly Fault[];
+}
+
+export interface CheckInput {
+  readonly records: readonly RequestRecord[];
+  readonly faults: readonly Fault[];
+  readonly receipts: ReadonlyMap<string, SeenReceipt>;
+  readonly answers: readonly Answer[];
+  readonly kv: readonly SeenKv[];
+  readonly stallMs: number;
+  /** Added to every bound in time: for the machine's own delays. */
+  readonly slackMs: number;
+}
+
+export interface CheckResult {
+  readonly violations: readonly Violation[];
+  readonly endings: Readonly<Record<string, number>>;
+  /** Requests no leg of which was on an instance or router while it was hurt. */
+  readonly untouched: number;
+  /** Requests that were hurt and completed all the same. */
+  readonly rescued: number;
+  readonly untouchedGapsMs: readonly number[];
+  /** Errors that clients saw, by code. */
+  readonly errors: Readonly<Record<string, number>>;
+  /** Longest silence before an error or cut, in milliseconds. */
+  readonly slowestEndMs: number;
+  /** Longest time that complete KV lay unclaimed, in milliseconds. */
+  readonly longestKvMs: number;
+}
+
+/** After a fault was healed, its target may still be getting up. */
+const AFTERMATH_MS = 6_000;
+/** Faults of an engine wait for the request that they hit. */
+const ENGINE_FAULT_MS = 30_000;
+/** An instance finds out by gRPC's keepalive, two seconds and two more, that its caller is silent. */
+const CALLER_SILENT_MS = 4_000;
+const ORPHAN_MS = 2_000;
+
+/** How long after it a request may end, by promise 1 of the design. */
+export function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): number {
+  switch (fault.kind) {
+    case "freeze-wrapper":
+    case "drop-rpc":
+    case "delay-rpc":
+      return 2_000;
+    case "freeze-engine":
+    case "drop-kv-link":
+      return stallMs + 2_000;
+    case "engine-fault": {
+      const quick = ["refuse", "die", "error-event", "half-event", "corrupt-kv", "wrong-model"];
+      return quick.includes(String(fault.engineFault?.["kind"])) ? 500 : stallMs + 2_000;
+    }
+    default:
+      return 500;
+  }
+}
+
+export function check(input: CheckInput): CheckResult {
+  const { records, faults, receipts, answers, stallMs, slackMs } = input;
+  const violations: Violation[] = [];
+  const endings: Record<string, number> = {};
+  const errors: Record<string, number> = {};
+  const untouchedGapsMs: number[] = [];
+  let [untouched, rescued, slowestEndMs] = [0, 0, 0];
+  const done = faults.filter(({ skipped }) => skipped === undefined);
+
+  for (const record of records) {
+    endings[record.ending] = (endings[record.ending] ?? 0) + 1;
+    const receipt = receipts.get(record.id);
+    const hurt = faultsOf(record, receipt, done);
+    const hard = hurt.filter(({ kind }) => !isSoft(kind));
+    const add = (rule: Violation["rule"], what: string): void => {
+      violations.push({ rule, what, request: record, receipt, faults: hurt });
+    };
+    const wrong = wrongIn(record, answers[record.ask]!);
+    if (wrong !== undefined) add("wrong answer", wrong);
+    if (record.ending === "hung") add("hung", record.message);
+    else if (record.ending === "malformed") add("malformed", record.message);
+    if (hurt.length === 0 && record.ending !== "left") {
+      untouched++;
+      if (!record.slow) for (const gap of record.gapsMs) untouchedGapsMs.push(gap);
+    }
+    if (record.ending === "completed" && hard.length > 0 && (receipt?.legs.length ?? 0) > 1) rescued++;
+    if (record.ending !== "error" && record.ending !== "cut") continue;
+
+    const key = record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status));
+    errors[key] = (errors[key] ?? 0) + 1;
+    const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
+    // A router that stops takes nothing new, and closes connections that are idle.
+    const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
+    if (excuses.length === 0 && !turnedAway) {
+      add(record.ending === "cut" ? "cut" : "untouched", `${record.ending} ${record.status}: ${record.message}`);
+      continue;
+    }
+    if (excuses.length === 0) continue;
+    const beganMs = Math.min(...excuses.map((fault) => fault.beganMs));
+    const silentMs = record.endMs - Math.max(record.lastMs ?? 0, record.sentMs, beganMs);
+    const tries = Math.max(1, receipt?.legs.length ?? 1);
+    const limitMs = Math.max(...excuses.map((fault) => boundMs(fault, stallMs))) * tries + slackMs;
+    slowestEndMs = Math.max(slowestEndMs, silentMs);
+    if (silentMs > limitMs) add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);
+  }
+  const longestKvMs = checkKv(input, done, violations);
+  return { violations, endings, untouched, rescued, untouchedGapsMs, errors, slowestEndMs, longestKvMs };
+}
+
+/** Faults of the router and the instances that a request was on, while it was. */
+function faultsOf(record: RequestRecord, receipt: SeenReceipt | undefined, faults: readonly Fault[]): Fault[] {
+  const on = new Set([record.router, ...(receipt?.legs ?? []).flatMap(({ prefill, decode }) => [prefill, decode])]);
+  // Without a receipt (its router died, or refused it) it may have been anywhere.
+  const anywhere = receipt === undefined;
+  return faults.filter((fault) => {
+    if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
+    return fault.beganMs <= record.endMs && endOf(fault) >= record.sentMs;
+  });
+}
+
+function endOf(fault: Fault): number {
+  const healedMs = fault.healedMs ?? Infinity;
+  return fault.kind === "engine-fault" ? fault.beganMs + ENGINE_FAULT_MS : healedMs + AFTERMATH_MS;
+}
+
+function wrongIn({ ending, stream, text, tokens, finishReason }: RequestRecord, right: Answer): string | undefined {
+  if (ending === "completed") {
+    if (text !== right.text) return `${JSON.stringify(text.slice(-80))} in place of ${JSON.stringify(right.text.slice(-80))}`;
+    if (tokens !== right.tokens) return `usage says ${tokens} tokens in place of ${right.tokens}`;
+    return finishReason === right.finishReason ? undefined : `finish reason ${finishReason} in place of ${right.finishReason}`;
+  }
+  return !stream || right.text.startsWith(text) ? undefined : `broken off after what is no beginning of the answer: ${JSON.stringify(text.slice(-80))}`;
+}
+
+function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[], violations: Violation[]): number {
+  const byLeg = new Map<string, SeenReceipt>();
+  for (const receipt of receipts.values()) for (const { legId } of receipt.legs) byLeg.set(legId, receipt);
+  let longestMs = 0;
+  for (const { instance, id, readySinceMs, lastSeenMs } of kv) {
+    longestMs = Math.max(longestMs, lastSeenMs - readySinceMs);
+    if (lastSeenMs - readySinceMs <= ORPHAN_MS + slackMs) continue;
+    const receipt = byLeg.get(/[0-9a-f]{32}/.exec(id)?.[0] ?? "");
+    const leg = receipt?.legs.find(({ legId }) => id.includes(legId));
+    const on = new Set([instance, leg?.prefill ?? "", receipt?.router ?? ""]);
+    const hurt = faults.filter(
+      (fault) =>
+        (on.has(fault.target) || (receipt === undefined && fault.target.startsWith("router"))) &&
+        fault.beganMs <= lastSeenMs &&
+        (fault.healedMs ?? Infinity) + AFTERMATH_MS >= readySinceMs,
+    );
+    // What is not whole can settle nothing; the time runs from when it is, or its partner has found out.
+    const fromMs = Math.max(readySinceMs, ...hurt.map(({ healedMs }) => (healedMs ?? Infinity) + CALLER_SILENT_MS));
+    if (lastSeenMs <= fromMs + ORPHAN_MS + slackMs) continue;
+    const what = `KV ${id} lay on ${instance} for ${Math.round(lastSeenMs - readySinceMs)} ms`;
+    violations.push({ rule: "orphan", what, receipt, faults: hurt });
+  }
+  return longestMs;
+}

@@ -1,0 +1,149 @@
+// The deployment under test: two routers, prefill and decode instances with engines of their own, and a proxy before
+// every link between them. The first router is where instances register; the second has them as a list.
+import { randomBytes } from "node:crypto";
+import { createServer, type AddressInfo } from "node:net";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { overGrpc, type GrpcClients } from "../control/client.ts";
+import { startProxy, type Proxy } from "./proxy.ts";
+import { supervise, type Supervised } from "./process.ts";
+import type { Fleet } from "./schedule.ts";
+
+/** Under this host partners dial the KV ports that engines have on 127.0.0.1: the proxy is between. */
+const KV_PROXY_HOST = "127.0.0.2";
+/** KV ports that one decode instance may go through: a fresh one with every start of its engine. */
+const KV_PORTS = 64;
+const READY_LIMIT_MS = 60_000;
+
+export interface RouterMember {
+  readonly process: Supervised;
+  readonly url: string;
+  readonly control: GrpcClients;
+}
+
+export interface InstanceMember {
+  readonly process: Supervised;
+  readonly role: "prefill" | "decode";
+  /** Where it is dialled. */
+  readonly grpcAddress: string;
+  readonly rpcLink: Proxy;
+  /** Only of decode: prefill dials. */
+  readonly kvLink: Proxy | undefined;
+}
+
+export interface Cluster {
+  readonly routers: readonly RouterMember[];
+  readonly instances: readonly InstanceMember[];
+  /** Resolves when both routers give every instance legs. */
+  ready(limitMs?: number): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface ClusterOptions {
+  readonly fleet: Fleet;
+  readonly engine: "sim" | "embedded";
+  readonly engineFlags: readonly string[];
+  readonly stallMs: number;
+  readonly folder: string;
+}
+
+export async function startCluster(o: ClusterOptions): Promise<Cluster> {
+  const token = randomBytes(16).toString("hex");
+  const env = { TANDEM_TOKEN: token };
+  const closing: (() => Promise<void>)[] = [];
+  const close = async (): Promise<void> => {
+    await Promise.all(closing.splice(0).map((end) => end()));
+  };
+  const start = (name: string, role: Supervised["role"], flags: readonly string[]): Supervised => {
+    const process = supervise({ name, role, flags, env, logFile: join(o.folder, `${name}.log`) });
+    closing.push(() => process.stop());
+    return process;
+  };
+  const proxy = async (links: Parameters<typeof startProxy>[0]): Promise<Proxy> => {
+    const started = await startProxy(links);
+    closing.push(() => started.close());
+    return started;
+  };
+
+  try {
+    const ports = await freePorts(2 * o.fleet.routers + 2 * (o.fleet.prefill + o.fleet.decode));
+    const routerPorts = Array.from({ length: o.fleet.routers }, () => ({ rest: ports.pop()!, grpc: ports.pop()! }));
+    const instances: InstanceMember[] = [];
+    // Apart from other runs on this machine, and below the ports that the system gives out.
+    let kvPort = 11_000 + (process.pid % 97) * 200;
+    for (const role of ["prefill", "decode"] as const) {
+      for (let index = 1; index <= o.fleet[role]; index++) {
+        const [listen, advertised] = [ports.pop()!, ports.pop()!];
+        const host = "127.0.0.1";
+        const rpcLink = await proxy([{ listen: { host, port: advertised }, target: { host, port: listen } }]);
+        const kvPorts = Array.from({ length: KV_PORTS }, (_, offset) => kvPort + offset);
+        const kvLink =
+          role === "prefill"
+            ? undefined
+            : await proxy(kvPorts.map((port) => ({ listen: { host: KV_PROXY_HOST, port }, target: { host, port } })));
+        const process = start(`${role}-${index}`, role, [
+          `--grpc.listen=${host}:${listen}`,
+          `--grpc.advertise=${host}:${advertised}`,
+          `--registry.address=${host}:${routerPorts[0]!.grpc}`,
+          `--engine.kind=${o.engine}`,
+          `--kv.port=${kvPort}`,
+          `--stall_ms=${o.stallMs}`,
+          "--drain.grace_ms=10000",
+          "--log.level=info",
+          ...(role === "decode" ? [`--kv.advertise_host=${KV_PROXY_HOST}`] : []),
+          ...o.engineFlags.map((flag) => `--engine.flag=${flag}`),
+        ]);
+        kvPort += KV_PORTS;
+        instances.push({ process, role, grpcAddress: `${host}:${advertised}`, rpcLink, kvLink });
+      }
+    }
+    const routers = routerPorts.map(({ rest, grpc }, index): RouterMember => {
+      const flags = [
+        `--rest.listen=127.0.0.1:${rest}`,
+        `--grpc.listen=127.0.0.1:${grpc}`,
+        `--stall_ms=${o.stallMs}`,
+        "--drain.grace_ms=10000",
+        "--receipts.limit=2000",
+        ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
+      ];
+      return { process: start(`router-${index + 1}`, "router", flags), url: `http://127.0.0.1:${rest}`, control: overGrpc(`127.0.0.1:${grpc}`, { token }) };
+    });
+    return {
+      routers,
+      instances,
+      async ready(limitMs = READY_LIMIT_MS) {
+        const endMs = performance.now() + limitMs;
+        for (const router of routers) {
+          for (;;) {
+            const seen = await router.control.router.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
+            const eligible = seen?.instances.filter((instance) => instance.eligible).length ?? 0;
+            if (eligible === instances.length) break;
+            if (performance.now() > endMs) {
+              const why = seen?.instances.map(({ info, reason }) => `${info?.grpcAddress} ${reason}`).join("; ");
+              throw new Error(`${router.process.name} sees ${eligible} of ${instances.length} instances (${why}); logs are in ${o.folder}`);
+            }
+            await sleep(50);
+          }
+        }
+      },
+      close,
+    };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** All different: they are held until the last is found. */
+async function freePorts(count: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: count }, async () => {
+      const server = createServer();
+      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+      return server;
+    }),
+  );
+  const ports = servers.map((server) => (server.address() as AddressInfo).port);
+  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  return ports;
+}

@@ -1,0 +1,138 @@
+// `npm run chaos`: a whole deployment of real processes under load, hurt by a schedule that a seed decides, and checked
+// against what docs and design promise.
+import { createWriteStream, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ConfigError, loadConfig, runMain } from "../../services/common/config.ts";
+import { startEngine } from "../loadgen/processes.ts";
+import { writeJson } from "../loadgen/scenarios/output.ts";
+import { makeAsks, rightAnswers } from "./asks.ts";
+import { check, type Violation } from "./check.ts";
+import { startCluster } from "./cluster.ts";
+import { chaosConfig, type ChaosConfig } from "./config.ts";
+import { createInjector } from "./injector.ts";
+import { startLoad } from "./load.ts";
+import { makeReport, renderReport, type Report } from "./report.ts";
+import { drainUnderLoad, silentInstance, type SceneResult } from "./scenes.ts";
+import { HARD_FAULTS, planFaults, SOFT_FAULTS } from "./schedule.ts";
+import { watchCluster } from "./watch.ts";
+
+/** Different questions; each is asked again and again. */
+const ASKS = 192;
+/** Before the load ends: the last fault has this long to be got over. */
+const REST_MS = 8_000;
+const LEAVE_SHARE = 0.05;
+const HOLD_SHARE = 0.03;
+/** By then nothing may be left of any request. */
+const SETTLE_LIMIT_MS = 10_000;
+
+/** Exit code 1 when a promise was broken. */
+export function runChaos(argv: readonly string[]): void {
+  runMain(() => chaos(argv));
+}
+
+/** As `runChaos`, for a caller that reports errors itself. */
+export async function chaos(argv: readonly string[]): Promise<void> {
+  const config = loadConfig(chaosConfig, { argv, env: process.env });
+  const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };
+  const lengthMs = config.minutes * 60_000;
+  const known: readonly string[] = [...HARD_FAULTS, ...SOFT_FAULTS];
+  for (const kind of config.kinds) if (!known.includes(kind)) throw new ConfigError(`There is no fault "${kind}". Known: ${known.join(", ")}.`);
+  const plan = planFaults(config.seed, lengthMs, fleet, { kinds: config.kinds, restMs: Math.min(REST_MS, lengthMs / 3) });
+  if (config.plan) {
+    for (const fault of plan) process.stdout.write(`${JSON.stringify(fault)}\n`);
+    return;
+  }
+  if (process.platform !== "linux") throw new ConfigError("npm run chaos finds its processes in /proc and needs Linux.");
+  const folder = mkdtempSync(join(tmpdir(), `tandem-chaos-${config.seed}-`));
+  const report = await run(config, plan, folder);
+  process.stdout.write(renderReport(report, folder));
+  writeJson(config.json, report);
+  if (report.violations.length > 0) process.exitCode = 1;
+  else if (!config.keep) rmSync(folder, { recursive: true, force: true });
+}
+
+async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, folder: string): Promise<Report> {
+  const say = (line: string): void => void process.stderr.write(`${line}\n`);
+  const events = createWriteStream(config.events ?? join(folder, "events.jsonl"));
+  const isSim = config["engine.kind"] === "sim";
+  const pace = isSim ? [`--sim.decode_ms_per_token=${config.decode_ms}`] : [];
+  const engineFlags = [...pace, "--kv.push_timeout_ms=1500", ...(isSim && config.upstream ? ["--fault=upstream"] : [])];
+  say("starting the deployment ...");
+  await using reference = await startEngine([...(isSim ? [] : ["--no-sim"]), "--kv.slots=64"]);
+  await using control = await startEngine([...(isSim ? [] : ["--no-sim"]), ...pace]);
+  const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };
+  const cluster = await startCluster({ fleet, engine: config["engine.kind"], engineFlags, stallMs: config.stall_ms, folder });
+  try {
+    await cluster.ready();
+    const model = await modelOf(cluster.routers[0]!.url);
+    const asks = makeAsks(config.seed, ASKS, model, config.tokens);
+    const answers = await rightAnswers(reference.url, asks);
+    const controlBody = JSON.stringify({ model, prompt: "control", max_tokens: 400, ignore_eos: true, temperature: 0, stream: true });
+    const watch = watchCluster(cluster, { url: control.url, body: controlBody });
+    const startMs = performance.now();
+    const injector = createInjector(cluster, (fault, what) => {
+      const atMs = Math.round((what === "began" ? fault.beganMs : fault.healedMs!) - startMs);
+      const { index, kind, target, durationMs, engineFault, skipped } = fault;
+      events.write(`${JSON.stringify({ atMs, unixMs: Date.now(), what, index, kind, target, durationMs, engineFault, skipped })}\n`);
+    });
+    const load = startLoad({
+      routers: cluster.routers.map(({ process, url }) => ({ name: process.name, url })),
+      asks, streams: config.streams, seed: config.seed, hangMs: config.hang_ms, leaveShare: LEAVE_SHARE, holdShare: HOLD_SHARE,
+    });
+    const lengthMs = config.minutes * 60_000;
+    say(`${plan.length} faults in ${(lengthMs / 1000).toFixed(0)} s on ${config.streams} streams ...`);
+    const telling = setInterval(() => say(`${((performance.now() - startMs) / 1000).toFixed(0)} s: ${load.records.length} requests`), 10_000);
+    await injector.run(plan, startMs);
+    await sleep(Math.max(0, startMs + lengthMs - performance.now()));
+    await load.stop();
+    clearInterval(telling);
+    const lengthS = (performance.now() - startMs) / 1000;
+
+    const violations: Violation[] = [];
+    const settledMs = await untilSettled(watch);
+    const left = settledMs === undefined ? await watch.left() : undefined;
+    if (settledMs === undefined) violations.push({ rule: "left behind", what: `${SETTLE_LIMIT_MS} ms after the last stream: ${JSON.stringify(left)}`, faults: [] });
+    await cluster.ready(20_000).catch((error: unknown) => {
+      violations.push({ rule: "start", what: (error as Error).message, faults: [] });
+    });
+    const scenes: SceneResult[] = [];
+    if (config.scenes && violations.every(({ rule }) => rule !== "start")) {
+      const o = { cluster, asks, answers, hangMs: config.hang_ms, stallMs: config.stall_ms, slackMs: config.slack_ms };
+      say("draining an instance under load ...");
+      scenes.push(await drainUnderLoad(o, config["drain.streams"]));
+      say("asking instances that answer nothing ...");
+      if (isSim) for (const role of ["decode", "prefill"] as const) scenes.push(await silentInstance(o, role));
+    }
+    await watch.stop();
+    const { records } = load;
+    const result = check({
+      records, faults: injector.faults, receipts: watch.receipts, answers, kv: watch.kv, stallMs: config.stall_ms, slackMs: config.slack_ms,
+    });
+    if (watch.leasesExpired > 0) violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines`, faults: [] });
+    return makeReport({
+      seed: config.seed, lengthS, requests: records.length, faults: injector.faults, result, leasesExpired: watch.leasesExpired, settledMs,
+      controlGapsMs: watch.controlGapsMs, routers: watch.routers, scenes, violations,
+    });
+  } finally {
+    await cluster.close();
+    await new Promise((resolve) => events.end(resolve));
+  }
+}
+
+/** Milliseconds. */
+async function untilSettled(watch: ReturnType<typeof watchCluster>): Promise<number | undefined> {
+  const startMs = performance.now();
+  while (performance.now() - startMs < SETTLE_LIMIT_MS) {
+    const left = await watch.left();
+    if (left !== undefined && left.heldKv + left.busyLegs + left.orphans === 0) return performance.now() - startMs;
+    await sleep(100);
+  }
+  return undefined;
+}
+
+async function modelOf(url: string): Promise<string> {
+  const answer = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
+  return answer.data[0]!.id;
+}

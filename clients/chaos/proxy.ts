@@ -1,0 +1,105 @@
+// A TCP proxy that can go wrong as networks do: it falls silent with its connections open, is slow, or breaks them in
+// the middle of a message.
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { once } from "node:events";
+
+/** `drop`: nothing gets through, connections stay. `halve`: of the next bytes each way half arrive, then a reset. */
+export type LinkMode = { readonly kind: "pass" | "drop" | "halve" } | { readonly kind: "delay"; readonly ms: number };
+
+export interface Proxy {
+  setMode(mode: LinkMode): void;
+  close(): Promise<void>;
+}
+
+export interface ProxyAddress {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** Several listeners that go wrong together: the addresses of one peer. */
+export async function startProxy(links: readonly { readonly listen: ProxyAddress; readonly target: ProxyAddress }[]): Promise<Proxy> {
+  let mode: LinkMode = { kind: "pass" };
+  const pairs = new Set<Pair>();
+  const servers: Server[] = [];
+  for (const { listen, target } of links) {
+    // Not half-open: neither gRPC nor ZeroMQ closes one side alone.
+    const server = createServer({ noDelay: true }, (near) => {
+      const pair: Pair = openPair(near, target, () => mode, () => pairs.delete(pair));
+      pairs.add(pair);
+    });
+    server.listen(listen.port, listen.host);
+    await once(server, "listening");
+    servers.push(server);
+  }
+  return {
+    setMode(next) {
+      mode = next;
+      for (const pair of pairs) pair.modeChanged();
+    },
+    async close() {
+      for (const pair of pairs) pair.destroy();
+      await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+    },
+  };
+}
+
+interface Pair {
+  modeChanged(): void;
+  destroy(): void;
+}
+
+function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, closed: () => void): Pair {
+  const far = connect({ host: target.host, port: target.port, noDelay: true });
+  const timers = new Set<NodeJS.Timeout>();
+  const destroy = (): void => {
+    for (const timer of timers) clearTimeout(timer);
+    near.resetAndDestroy();
+    far.resetAndDestroy();
+    closed();
+  };
+  const send = (to: Socket, from: Socket, bytes: Buffer): void => {
+    if (to.destroyed || to.write(bytes)) return;
+    from.pause();
+    to.once("drain", () => {
+      if (mode().kind !== "drop") from.resume();
+    });
+  };
+  const forward = (from: Socket, to: Socket): void => {
+    from.on("data", (bytes: Buffer) => {
+      const now = mode();
+      if (now.kind === "halve") {
+        if (!to.destroyed) to.write(bytes.subarray(0, bytes.length >> 1));
+        setImmediate(destroy);
+      } else if (now.kind === "delay") {
+        const timer = setTimeout(() => {
+          timers.delete(timer);
+          send(to, from, bytes);
+        }, now.ms);
+        timers.add(timer);
+      } else send(to, from, bytes);
+    });
+    // What is closed on one side is closed on the other, unless the network is said to be silent.
+    from.on("close", () => {
+      if (mode().kind === "drop") return;
+      to.destroy();
+      closed();
+    });
+    from.on("error", () => {});
+  };
+  forward(near, far);
+  forward(far, near);
+  const pair: Pair = {
+    modeChanged() {
+      const silent = mode().kind === "drop";
+      for (const socket of [near, far]) {
+        if (silent) socket.pause();
+        else socket.resume();
+      }
+      // One side went while nothing got through; the other hears of it now.
+      if (!silent && (near.destroyed || far.destroyed)) destroy();
+    },
+    destroy,
+  };
+  pair.modeChanged();
+  return pair;
+}

@@ -1,0 +1,123 @@
+// Two trials of their own, beside the random ones: an instance that is drained under load, and one that answers nothing.
+import { Agent } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Answer } from "./asks.ts";
+import type { Violation } from "./check.ts";
+import type { Cluster, InstanceMember } from "./cluster.ts";
+import { send, type Ask, type RequestRecord } from "./request.ts";
+
+export interface SceneOptions {
+  readonly cluster: Cluster;
+  readonly asks: readonly Ask[];
+  readonly answers: readonly Answer[];
+  readonly hangMs: number;
+  readonly stallMs: number;
+  readonly slackMs: number;
+}
+
+export interface SceneResult {
+  readonly name: string;
+  readonly figures: string;
+  readonly violations: readonly Violation[];
+}
+
+/** No leg may be new on it so long after. */
+const DRAIN_MS = 1_000;
+/** On a link that is whole, a typed error comes so much after the stall was over. */
+const ERROR_MS = 2_000;
+const CLIENTS = 8;
+
+export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<SceneResult> {
+  const violations: Violation[] = [];
+  const instance = o.cluster.instances.find(({ role }) => role === "decode")!;
+  const agent = new Agent({ keepAlive: true });
+  const running = sendMany(o, agent, streams, 0, 1_500);
+  await sleep(1_000);
+  const { control } = o.cluster.routers[0]!;
+  const instanceId = await idOf(o.cluster, instance);
+  const { remaining } = await control.router.drainInstance({ instanceId, reason: "chaos: drained under load" }, { timeoutMs: 3_000 });
+  const drainedMs = performance.now();
+  await sleep(DRAIN_MS);
+  const before = await legsOn(o.cluster, instance);
+  const results = await running;
+  // Whoever comes now must be served by the others.
+  results.push(...(await sendMany(o, agent, CLIENTS, streams, 0)));
+  const after = await legsOn(o.cluster, instance);
+  for (const record of results) {
+    if (record.ending === "completed" && record.text === o.answers[record.ask]!.text) continue;
+    violations.push({ rule: "drain", what: `${record.ending} ${record.status}: ${record.message}`, request: record, faults: [] });
+  }
+  if (after !== before) {
+    violations.push({ rule: "drain", what: `${after - before} new legs came later than ${DRAIN_MS} ms after the drain`, faults: [] });
+  }
+  await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 3_000 });
+  agent.destroy();
+  const lastMs = Math.max(...results.map(({ endMs }) => endMs)) - drainedMs;
+  const lost = results.filter(({ ending }) => ending !== "completed").length;
+  return {
+    name: "drain under load",
+    figures: `${results.length} streams, ${remaining} legs ran there when it was drained, ${lost} lost, ${after - before} new legs after ${DRAIN_MS} ms, last stream ended after ${(lastMs / 1000).toFixed(1)} s`,
+    violations,
+  };
+}
+
+export async function silentInstance(o: SceneOptions, role: "prefill" | "decode"): Promise<SceneResult> {
+  const violations: Violation[] = [];
+  const instance = o.cluster.instances.find((member) => member.role === role)!;
+  const engine = instance.process.engine()!;
+  await fetch(`${engine.url}/sim/fault`, { method: "POST", body: JSON.stringify({ kind: "stall", after_tokens: 0 }) });
+  const agent = new Agent({ keepAlive: true });
+  const limitMs = o.stallMs + ERROR_MS + o.slackMs;
+  const judge = (record: RequestRecord, must: "end" | "succeed"): number => {
+    // An answer counts from its first byte: how long it is, is the client's own wish.
+    const tookMs = (record.ending === "completed" ? (record.firstMs ?? record.endMs) : record.endMs) - record.sentMs;
+    const good = record.ending === "completed" || (must === "end" && record.ending === "error");
+    if (!good || tookMs > limitMs) {
+      const what = `${record.ending} ${record.status} after ${Math.round(tookMs)} ms, ${limitMs} ms at most: ${record.message}`;
+      violations.push({ rule: "silent instance", what, request: record, faults: [] });
+    }
+    return tookMs;
+  };
+  const first = await sendMany(o, agent, CLIENTS, 0, 0);
+  const firstMs = Math.max(...first.map((record) => judge(record, "end")));
+  const second = await sendMany(o, agent, CLIENTS, CLIENTS, 0);
+  const secondMs = Math.max(...second.map((record) => judge(record, "succeed")));
+  agent.destroy();
+  await o.cluster.ready(15_000).catch((error: unknown) => {
+    violations.push({ rule: "silent instance", what: `not back: ${(error as Error).message}`, faults: [] });
+  });
+  const ok = (records: readonly RequestRecord[]): number => records.filter(({ ending }) => ending === "completed").length;
+  return {
+    name: `${role} instance that answers nothing`,
+    figures: `first ${CLIENTS}: ${ok(first)} ok, slowest ${Math.round(firstMs)} ms; next ${CLIENTS}: ${ok(second)} ok, slowest ${Math.round(secondMs)} ms`,
+    violations,
+  };
+}
+
+/** @param from Index of the first ask. They are sent within `rampMs`. */
+function sendMany(o: SceneOptions, agent: Agent, count: number, from: number, rampMs: number): Promise<RequestRecord[]> {
+  const streamed = o.asks.map((ask, index) => ({ ask, index })).filter(({ ask }) => ask.stream);
+  return Promise.all(
+    Array.from({ length: count }, async (_, number) => {
+      if (rampMs > 0) await sleep((rampMs * number) / count);
+      const { ask, index } = streamed[(from + number) % streamed.length]!;
+      const router = o.cluster.routers[number % o.cluster.routers.length]!;
+      return send(ask, { number, router: router.process.name, ask: index }, { url: router.url, agent, hangMs: o.hangMs });
+    }),
+  );
+}
+
+async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string> {
+  const { instances } = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 1_000 });
+  return instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)!.info!.instanceId;
+}
+
+/** Legs that both routers ever gave it. */
+async function legsOn(cluster: Cluster, instance: InstanceMember): Promise<number> {
+  let sum = 0;
+  for (const { control } of cluster.routers) {
+    const { instances } = await control.router.listInstances({}, { timeoutMs: 1_000 });
+    sum += Number(instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)?.legsTotal ?? 0n);
+  }
+  return sum;
+}
