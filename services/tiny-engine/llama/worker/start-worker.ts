@@ -15,7 +15,7 @@ export interface LlamaWorker {
 }
 
 // The model lives outside of the worker's JavaScript heap; what is left is small, and V8 would otherwise let it grow.
-const LIMITS = { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 256, stackSizeMb: 2 };
+const LIMITS = { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 256, stackSizeMb: 2 };
 
 /** Resolves when the model is in memory. @throws GgufError where it can't be run. */
 export function startLlamaWorker(start: WorkerStart): Promise<LlamaWorker> {

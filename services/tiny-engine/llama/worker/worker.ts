@@ -54,4 +54,6 @@ function post(report: Report): void {
 
 const start = workerData as WorkerStart;
 const model = loadModel(start);
+// The weights are in the kernel's memory now. Whatever still points to the file lets go of its bytes.
+structuredClone(start.file, { transfer: [start.file] });
 if (model !== null) serve(createBatch(model));
