@@ -1,6 +1,7 @@
 // Ports for an engine that is about to start. A port found free may be taken again before the engine binds it; a start
 // that fails that way is tried again with the next one.
 import { createServer } from "node:net";
+import { claimName, type Release } from "./name-claim.ts";
 
 /** A free port that the system picks. */
 export async function freePort(host: string): Promise<number> {
@@ -9,15 +10,31 @@ export async function freePort(host: string): Promise<number> {
   return port;
 }
 
-/** The first free port at or after `from`, with the `span - 1` after it free as well. Looks at 1,000 of them. */
-export async function freePortFrom(host: string, from: number, span = 1): Promise<number> {
+export interface ClaimedPorts {
+  readonly first: number;
+  /** The engine is gone, or never came. */
+  release(): void;
+}
+
+/**
+ * The first `span` ports in a row at or after `from` that are free and that no other engine of Tandem was given. A vLLM
+ * loads for a minute before it binds, and hangs for ever where its side channel's port was taken meanwhile (seen on
+ * 0.32 with NIXL); so a port is claimed from here on, not only found free. Looks at 1,000 of them.
+ */
+export async function claimPortsFrom(host: string, from: number, span = 1): Promise<ClaimedPorts> {
   const last = Math.min(65_535, from + 999);
-  let free = 0;
+  const held: Release[] = [];
+  const release = (): void => {
+    for (const one of held.splice(0)) one();
+  };
   for (let port = from; port <= last; port++) {
-    free = (await tryPort(host, port)) === undefined ? 0 : free + 1;
-    if (free === span) return port - span + 1;
+    const claim = await claimName(`port-${port}`);
+    if (claim !== undefined) held.push(claim);
+    if (claim === undefined || (await tryPort(host, port)) === undefined) release();
+    if (held.length === span) return { first: port - span + 1, release };
   }
-  throw new Error(`no port of ${host} from ${from} to ${last} is free`);
+  release();
+  throw new Error(`no ${span === 1 ? "port" : `${span} ports in a row`} of ${host} from ${from} to ${last} ${span === 1 ? "is" : "are"} free`);
 }
 
 function tryPort(host: string, port: number): Promise<number | undefined> {

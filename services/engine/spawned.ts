@@ -9,9 +9,9 @@ import { ENGINE_HOST } from "./engine-host.ts";
 import type { Launch, LaunchPorts } from "./launch.ts";
 import { killLeftovers, recordEngine } from "./leftovers.ts";
 import { usefulLines } from "./output-tail.ts";
-import { freePort, freePortFrom } from "./ports.ts";
+import { claimPortsFrom, freePort } from "./ports.ts";
 import { checkReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
-import { startTurn } from "./start-turn.ts";
+import { startTurn, type Turn } from "./start-turn.ts";
 import type { EngineFacts } from "./engine.ts";
 
 /** Starts that may fail because another process took the port that was found free a moment ago. */
@@ -47,19 +47,22 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
   let swept = false;
 
   async function startOnce(signal: AbortSignal): Promise<StartedEngine> {
-    const ports: LaunchPorts = {
-      httpPort: await freePort(ENGINE_HOST),
-      kvHost: o.kvHost,
-      kvPort: await freePortFrom(o.kvHost, nextKvPort, span),
-    };
-    nextKvPort = ports.kvPort + span;
-    const launch = await o.launch(ports);
-    const phases = createPhases(o);
-    const turn = await startTurn(launch.devices ?? [], signal, () => phases.begin("waiting for another engine to start on its device"));
+    const claimed = await claimPortsFrom(o.kvHost, nextKvPort, span);
+    nextKvPort = claimed.first + span;
+    let turn: Turn | undefined;
     try {
-      return await startIn(launch, ports, phases, signal);
+      const ports: LaunchPorts = { httpPort: await freePort(ENGINE_HOST), kvHost: o.kvHost, kvPort: claimed.first };
+      const launch = await o.launch(ports);
+      const phases = createPhases(o);
+      turn = await startTurn(launch.devices ?? [], signal, () => phases.begin("waiting for another engine to start on its device"));
+      const started = await startIn(launch, ports, phases, signal);
+      void started.ended.then(claimed.release);
+      return started;
+    } catch (error) {
+      claimed.release();
+      throw error;
     } finally {
-      turn.end();
+      turn?.end();
     }
   }
 
