@@ -70,11 +70,16 @@ export function loadConfig<S extends Schema>(definition: ConfigDefinition<S>, so
     settings.push({ key, value: option.print(value), origin });
   }
   const config = Object.freeze(values);
-  settingsByConfig.set(config, settings);
+  rememberSettings(config, settings);
   return config as Config<S>;
 }
 
-/** Every setting of `config` in the order of its schema. `config` must be what `loadConfig` returned, not a copy. */
+/** For what makes a config of another. */
+export function rememberSettings(config: object, settings: readonly Setting[]): void {
+  settingsByConfig.set(config, settings);
+}
+
+/** Every setting of `config` in the order of its schema. `config` must be what `loadConfig` or `overlayConfig` returned, not a copy. */
 export function settingsOf(config: Config<any>): readonly Setting[] {
   const settings = settingsByConfig.get(config);
   if (settings === undefined)

@@ -7,5 +7,6 @@ export type { Config, ConfigDefinition, Schema } from "./config-definition.ts";
 export { ConfigError, HelpRequested } from "./config-errors.ts";
 export { helpText } from "./config-help.ts";
 export { loadConfig, settingsOf } from "./config-load.ts";
+export { overlayConfig } from "./config-overlay.ts";
 export type { ConfigSource, Setting } from "./config-load.ts";
 export { runMain, StartError } from "./run-main.ts";

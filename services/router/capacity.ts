@@ -2,16 +2,15 @@
 import type { Pool, PoolSnapshot } from "./pool/pool.ts";
 
 /** The sum is taken once a snapshot: it is asked for at every request. */
-export function capacityOf(pool: Pick<Pool, "snapshot">, limit: number): () => number {
+export function capacityOf(pool: Pick<Pool, "snapshot">, limit: () => number): () => number {
   let last: PoolSnapshot | undefined;
-  let capacity = 0;
+  let slots = 0;
   return () => {
     const { snapshot } = pool;
     if (snapshot !== last) {
       last = snapshot;
-      const slots = snapshot.decode.reduce((sum, { eligible, info }) => sum + (eligible ? info.slotLimit : 0), 0);
-      capacity = Math.min(slots, limit);
+      slots = snapshot.decode.reduce((sum, { eligible, info }) => sum + (eligible ? info.slotLimit : 0), 0);
     }
-    return capacity;
+    return Math.min(slots, limit());
   };
 }

@@ -1,5 +1,6 @@
 // The router's settings.
-import { address, boolean, choice, defineConfig, integer, list, number, secret, type Config } from "../common/config.ts";
+import { address, boolean, choice, defineConfig, integer, list, number, secret, text, type Config } from "../common/config.ts";
+import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { POLICY_NAMES } from "./policy/index.ts";
 
 export const routerConfig = defineConfig(
@@ -15,6 +16,20 @@ export const routerConfig = defineConfig(
       default: "127.0.0.1:3001",
       doc: "Where instances register and gRPC clients connect. A bare port keeps the host. Beyond loopback it needs a token.",
       alias: "grpc-port",
+    }),
+    "rest.advertise": address({
+      optional: true,
+      doc: "host:port under which clients reach rest.listen, for the registry to show. Left out: rest.listen.",
+    }),
+    "grpc.advertise": address({
+      optional: true,
+      doc: "host:port under which others dial grpc.listen, for the registry to show and to check. Left out: grpc.listen.",
+    }),
+    "registry.kind": choice(["embedded", "consul", "static"], {
+      default: "embedded",
+      doc:
+        "Where instances are found. embedded: they register with this router. consul: they register in Consul, and so " +
+        "does this router. static: only `instances`.",
     }),
     api_key: secret({
       doc:
@@ -74,7 +89,9 @@ export const routerConfig = defineConfig(
       min: 0,
       max: 65_536,
       unit: "requests",
-      doc: "Requests that may wait while all decode slots are taken. One more is refused with 429.",
+      doc:
+        "Requests that may wait while all decode slots are taken, of all tenants together. One more is refused with 429: " +
+        "it, or the last one of a tenant that has more of them waiting.",
     }),
     "queue.timeout_ms": integer({
       default: 30_000,
@@ -241,6 +258,14 @@ export const routerConfig = defineConfig(
       max: 4096,
       unit: "calls",
       doc: "Calls that may watch instances, and as many again that may watch requests.",
+    }),
+    ...consulSettings,
+    ...consulCheckSettings,
+    "consul.kv_prefix": text({
+      default: "tandem/config",
+      doc:
+        "Folder of Consul's KV store with settings that change while the router runs, such as PREFIX/queue.limit. They " +
+        "beat all other sources. Empty: none are read.",
     }),
     "drain.grace_ms": integer({
       default: 30_000,

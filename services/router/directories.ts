@@ -1,19 +1,27 @@
-// All places that say who is there, as one list for the pool: the embedded registry and the static list together.
+// All places that say who is there, as one list for the pool: a registry and the static list together.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { Directory } from "../discovery/registry.ts";
+import type { Directory, Doubt, EntriesListener } from "../discovery/registry.ts";
 
 /** `onChange` gets every instance known to any of them; the first to name an instance is believed. */
 export function watchAll(
   directories: readonly Directory[],
-  onChange: (entries: readonly Info[]) => void,
+  onChange: EntriesListener,
 ): { [Symbol.asyncDispose](): Promise<void> } {
-  const known: (readonly Info[])[] = directories.map(() => []);
+  const known: { entries: readonly Info[]; doubts: ReadonlyMap<string, Doubt> }[] = directories.map(() => ({ entries: [], doubts: new Map() }));
   const watches = directories.map((directory, index) =>
-    directory.watch((entries) => {
-      known[index] = entries;
+    directory.watch((entries, doubts = new Map()) => {
+      known[index] = { entries, doubts };
       const byId = new Map<string, Info>();
-      for (const info of known.flat()) if (!byId.has(info.instanceId)) byId.set(info.instanceId, info);
-      onChange([...byId.values()]);
+      const allDoubts = new Map<string, Doubt>();
+      for (const one of known) {
+        for (const info of one.entries) {
+          if (byId.has(info.instanceId)) continue;
+          byId.set(info.instanceId, info);
+          const doubt = one.doubts.get(info.instanceId);
+          if (doubt !== undefined) allDoubts.set(info.instanceId, doubt);
+        }
+      }
+      onChange([...byId.values()], allDoubts);
     }),
   );
   return {

@@ -19,8 +19,10 @@ import { inferenceService } from "./control/inference-service.ts";
 import { createReceipts } from "./control/receipts.ts";
 import { routerService } from "./control/router-service.ts";
 import { watchAll } from "./directories.ts";
-import { policyOf } from "./policy/index.ts";
+import { createLiveSettings } from "./live-settings.ts";
 import { createPool } from "./pool/pool.ts";
+import { openRegistry, registryStatus } from "./registry.ts";
+import { staleness } from "./staleness.ts";
 import { createRelay } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
@@ -69,8 +71,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   const clock = systemClock;
   const routerId = `router-${randomUUID().slice(0, 8)}`;
   const { token, api_key: apiKey } = config;
-  const settings = settingsOf(config);
-  for (const { key, value, origin } of settings) log.debug("setting", { setting: key, value, origin });
+  for (const { key, value, origin } of settingsOf(config)) log.debug("setting", { setting: key, value, origin });
   warnOfOpenDoors(config, log);
 
   const metrics = createMetrics();
@@ -84,18 +85,39 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     connectTimeoutMs: config["connect.timeout_ms"],
   });
   const hub = registryHub({ limit: config["registry.limit"], routerId });
+  const registry = await openRegistry(config, hub, { log, metrics });
+  const relaying = relayLimits(config);
+  const live = createLiveSettings(config, {
+    log,
+    metrics,
+    onChange() {
+      Object.assign(relaying, relayLimits(live.config));
+      admission.poke();
+    },
+  });
   const relay = createRelay({
     pool,
-    policies: { prefill: policyOf(config["prefill.policy"]), decode: policyOf(config["decode.policy"]) },
-    config: relayLimits(config),
+    policies: {
+      get prefill() {
+        return live.policies.prefill;
+      },
+      get decode() {
+        return live.policies.decode;
+      },
+    },
+    config: relaying,
     metrics,
     log,
     clock,
   });
   const admission = createAdmission({
-    capacity: capacityOf(pool, config["admission.limit"]),
-    queueLimit: config["queue.limit"],
-    queueTimeoutMs: config["queue.timeout_ms"],
+    capacity: capacityOf(pool, () => live.config["admission.limit"]),
+    get queueLimit() {
+      return live.config["queue.limit"];
+    },
+    get queueTimeoutMs() {
+      return live.config["queue.timeout_ms"];
+    },
     clock,
   });
   pool.onChange(admission.poke);
@@ -109,10 +131,24 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     metrics: servingMetrics,
     log,
     clock,
-    legsLimit: config["legs.limit"],
-    deadlineMs: config["request.deadline_ms"],
+    get legsLimit() {
+      return live.config["legs.limit"];
+    },
+    get deadlineMs() {
+      return live.config["request.deadline_ms"];
+    },
+    stale: staleness(pool, () => registry.health, metrics),
   });
-  const routerCalls = routerService({ routerId, pool, receipts, settings, watcherLimit: config["watchers.limit"], clock, log });
+  const routerCalls = routerService({
+    routerId,
+    pool,
+    receipts,
+    settings: () => live.settings,
+    registry: () => registryStatus(registry, live),
+    watcherLimit: config["watchers.limit"],
+    clock,
+    log,
+  });
   const bufferBytes = config["stream.buffer_bytes"];
   const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes, stallMs: config["client.stall_ms"], clock });
 
@@ -121,7 +157,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   let rpc: RpcServer | undefined;
   let http: HttpServer | undefined;
   try {
-    const services = [routerCalls, inference, hub.service];
+    const services = [routerCalls, inference, ...(registry.kind === "embedded" ? [hub.service] : [])];
     rpc = await serveRpc({ listen: config["grpc.listen"], services, token, apiKey, log, graceMs: RPC_GRACE_MS }).catch(notListening);
     http = await serveHttp(
       config["rest.listen"],
@@ -147,15 +183,21 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     await http?.[Symbol.asyncDispose]();
     await relay[Symbol.asyncDispose]();
     await pool[Symbol.asyncDispose]();
+    await registry[Symbol.asyncDispose]();
     throw error;
   }
-  const directories = watchAll([hub, staticRegistry(config.instances, { token, log })], pool.update);
+  const directories = watchAll([...registry.directories, staticRegistry(config.instances, { token, log })], pool.update);
+  registry.watchSettings(live.apply);
   rpc.setServing(true);
   const [restUrl, grpcAddress] = [`http://${http.address}`, rpc.address];
+  const registration = registry.announce({ routerId, restAddress: http.address, grpcAddress }, () => ({
+    serving: !serving.draining,
+    text: serving.draining ? `draining: ${serving.count} requests still run` : "serving",
+  }));
   log.info("router is listening", { rest: restUrl, grpc: grpcAddress, routerId });
 
   let stopped: Promise<void> | undefined;
-  const parts = { serving, relay, rpc, http, directories, pool, closing, log };
+  const parts = { serving, relay, rpc, http, directories, registry, registration, pool, closing, log };
   const stop = (graceMs: number): Promise<void> => (stopped ??= drainAndStop(parts, graceMs));
   return { restUrl, grpcAddress, stop, [Symbol.asyncDispose]: () => stop(config["drain.grace_ms"]) };
 }

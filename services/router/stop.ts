@@ -1,6 +1,7 @@
 // How the router ends: nothing new, then what runs may end, then everything closes.
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
+import type { Registration } from "../discovery/registry.ts";
 import type { RpcServer } from "../rpc/server.ts";
 import type { Pool } from "./pool/pool.ts";
 import type { RunningRelay } from "./relay/relay.ts";
@@ -18,6 +19,9 @@ export interface RouterParts {
   readonly rpc: RpcServer;
   readonly http: HttpServer;
   readonly directories: { [Symbol.asyncDispose](): Promise<void> };
+  readonly registry: { [Symbol.asyncDispose](): Promise<void> };
+  /** This router's own entry in it. */
+  readonly registration: Registration | undefined;
   readonly pool: Pool;
   /** Ends calls of RouterService over HTTP/1.1 that have no end of their own. */
   readonly closing: AbortController;
@@ -28,7 +32,8 @@ export async function drainAndStop(parts: RouterParts, graceMs: number): Promise
   const { serving, rpc, http, log } = parts;
   // New requests get 503 and /readyz says so, on a port that stays open: a balancer sees us leave before we are gone.
   const idle = serving.drain();
-  rpc.setServing(false);
+  rpc.setServing(false, "draining");
+  parts.registration?.update();
   http.closeIdle();
   if (serving.count > 0) log.info("router drains", { requests: serving.count, graceMs });
   if (!(await within(idle, graceMs))) {
@@ -38,7 +43,9 @@ export async function drainAndStop(parts: RouterParts, graceMs: number): Promise
   }
   await within(parts.relay.idle(), Math.min(graceMs, SETTLE_MS));
   parts.closing.abort(new ServiceError("instance_unavailable", "The server is stopping."));
+  await parts.registration?.[Symbol.asyncDispose]();
   await parts.directories[Symbol.asyncDispose]();
+  await parts.registry[Symbol.asyncDispose]();
   await Promise.all([http[Symbol.asyncDispose](), rpc[Symbol.asyncDispose]()]);
   await parts.relay[Symbol.asyncDispose]();
   await parts.pool[Symbol.asyncDispose]();

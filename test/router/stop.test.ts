@@ -34,6 +34,8 @@ function stop(rest: Rest, graceMs: number): { stopped: Promise<void>; order: str
       relay: { ...part("relay"), idle: async () => {}, legs: 0, run: rest.relay.run },
       rpc: { ...part("rpc"), address: "", setServing: (serving) => void order.push(`serving ${serving}`) },
       directories: part("directories"),
+      registry: part("registry"),
+      registration: { ...part("registration"), update() {} },
       pool: { ...rest.pool, ...part("pool") },
       closing: new AbortController(),
       log: rest.logs.log,
@@ -58,7 +60,7 @@ describe("a router that is stopped", () => {
     end();
     assert.match(await response.text(), /\[DONE\]\n\n$/);
     await within(stopped, "the stop");
-    assert.deepEqual(order, ["serving false", "directories", "rpc", "relay", "pool"]);
+    assert.deepEqual(order, ["serving false", "registration", "directories", "registry", "rpc", "relay", "pool"]);
     await assert.rejects(fetch(`${rest.url}/livez`), "the port is closed");
   });
 

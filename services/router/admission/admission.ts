@@ -40,7 +40,7 @@ interface Waiter {
 
 /**
  * @param o.capacity Legs that may run at once, now.
- * @param o.queueLimit Requests that may wait.
+ * @param o.queueLimit Requests that may wait. Read for each request, as the next one is.
  * @param o.queueTimeoutMs Longest wait.
  */
 export function createAdmission(o: {
@@ -49,7 +49,7 @@ export function createAdmission(o: {
   queueTimeoutMs: number;
   clock: Clock;
 }): Admission {
-  const { clock, queueLimit, queueTimeoutMs } = o;
+  const { clock } = o;
   let running = 0;
   let waiting = 0;
   let first: Waiter | undefined;
@@ -118,12 +118,12 @@ export function createAdmission(o: {
           resolve(place(legs, clock.nowMs() - sinceMs));
         },
       };
-      const timer = clock.setTimer(queueTimeoutMs, () => {
+      const timer = clock.setTimer(o.queueTimeoutMs, () => {
         leave();
         reject(
           new ServiceError(
             "instance_busy",
-            `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and none became free. Try again later.`,
+            `All instances are busy: the request waited ${o.queueTimeoutMs} ms in the queue and none became free. Try again later.`,
             { retryAfterS: 1 },
           ),
         );
@@ -138,7 +138,7 @@ export function createAdmission(o: {
     async acquire(gone, legs = 1) {
       if (gone.aborted) throw cancelled();
       if (first === undefined && fits(legs)) return place(legs, 0);
-      if (waiting >= queueLimit) {
+      if (waiting >= o.queueLimit) {
         throw new ServiceError(
           "queue_full",
           `Too many requests: all instances are busy and ${waiting} ${waiting === 1 ? "request waits" : "requests wait"} already. Try again in a second.`,

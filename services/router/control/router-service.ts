@@ -1,6 +1,6 @@
 // RouterService: what the router shows of itself and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { type InstanceSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
+import { type InstanceSchema, type RegistryStatusSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import type { Clock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
@@ -23,7 +23,8 @@ export interface RouterServiceOptions {
   readonly pool: Pool;
   readonly receipts: Receipts;
   /** Every setting, secrets hidden. */
-  readonly settings: readonly { readonly key: string; readonly value: string; readonly origin: string }[];
+  settings(): readonly { readonly key: string; readonly value: string; readonly origin: string }[];
+  registry(): MessageInitShape<typeof RegistryStatusSchema>;
   readonly watcherLimit: number;
   readonly clock: Clock;
   readonly log: Log;
@@ -32,7 +33,6 @@ export interface RouterServiceOptions {
 export function routerService(o: RouterServiceOptions): RpcService {
   const { pool, receipts, clock } = o;
   let watchers = 0;
-  const settings = [...o.settings].sort((a, b) => (a.key < b.key ? -1 : 1));
 
   const instances = (): MessageInitShape<typeof InstanceSchema>[] => {
     const nowMs = clock.nowMs();
@@ -90,7 +90,11 @@ export function routerService(o: RouterServiceOptions): RpcService {
         return { remaining: await pool.drain(instanceId, undrain, reason) };
       },
 
-      getConfig: async () => ({ settings, tandemVersion: TANDEM_VERSION }),
+      getConfig: async () => ({
+        settings: [...o.settings()].sort((a, b) => (a.key < b.key ? -1 : 1)),
+        tandemVersion: TANDEM_VERSION,
+        registry: o.registry(),
+      }),
     },
     { access: "token" },
   );

@@ -7,10 +7,11 @@ import type { Candidate } from "../policy/index.ts";
 
 /**
  * Why an instance gets legs or gets none. `silent`: nothing heard for too long. `unreachable`: a connection to it is
- * broken, or was never there. `failing`: it says it serves, and legs fail on it or stand still: its breaker is open. `left`: not registered any
+ * broken, or was never there. `failing`: it says it serves, and legs fail on it or stand still: its breaker is open. `doubted`: its registry takes it
+ * for dead or gone, and it says that it serves. `left`: not registered any
  * more, and here only until its last leg has ended.
  */
-export type Condition = "serving" | "starting" | "draining" | "stopped" | "silent" | "unreachable" | "failing" | "left";
+export type Condition = "serving" | "starting" | "draining" | "stopped" | "silent" | "unreachable" | "failing" | "doubted" | "left";
 
 /** Does not change, but for the counts of legs, which are those of the moment. */
 export interface Member {
@@ -20,9 +21,9 @@ export interface Member {
   /** When `load` came, by the pool's clock. 0 before. */
   readonly loadAtMs: number;
   readonly condition: Condition;
-  /** Whether it gets new legs: `condition` is `serving`. */
+  /** Whether it gets new legs: `condition` is `serving`. A `reason` beside that says why it gets them all the same. */
   readonly eligible: boolean;
-  /** Why not, for people. Empty where it is eligible. */
+  /** Why not, for people. */
   readonly reason: string;
   /** Legs of this router that run on it now. */
   readonly legs: number;

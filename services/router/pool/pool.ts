@@ -7,8 +7,10 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
+import type { Doubt } from "../../discovery/registry.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type Verdict } from "./breaker.ts";
 import type { Member } from "./member.ts";
+import { lastResorts } from "./last-resort.ts";
 import { Pairs } from "./pairs.ts";
 import { type Probe, takeDue } from "./probes.ts";
 import { Tracked } from "./tracked.ts";
@@ -30,8 +32,12 @@ export interface PoolSnapshot {
 export interface Pool {
   /** The same object until something changes. Counts of legs in it are live. */
   readonly snapshot: PoolSnapshot;
-  /** All instances that discovery knows now. */
-  update(entries: readonly Info[]): void;
+  /**
+   * All instances that discovery knows now.
+   *
+   * @param doubts What it has against some of them, by instance id.
+   */
+  update(entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>): void;
   /** After every change: an instance, its facts, its load, or a leg that ended. Returns what ends it. */
   onChange(listener: () => void): () => void;
   /**
@@ -68,9 +74,10 @@ export interface PoolOptions {
   readonly connectTimeoutMs?: number;
 }
 
+const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
 const SWEEP_MS = 250;
 const DRAIN_TIMEOUT_MS = 2_000;
-const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "left"] as const;
+const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "doubted", "left"] as const;
 
 export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs }: PoolOptions): Pool {
   const tracked = new Set<Tracked>();
@@ -97,8 +104,9 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
     const decode: Member[] = [];
     const models = new Map<string, { maxModelLen: number }>();
     const sorted = [...tracked].sort((a, b) => (a.info.instanceId < b.info.instanceId ? -1 : 1));
+    const trusted = lastResorts(tracked);
     for (const one of sorted) {
-      const member = one.member();
+      const member = one.member(trusted.has(one));
       byMember.set(member, one);
       (one.info.role === Role.PREFILL ? prefill : decode).push(member);
       if (!one.registered) continue;
@@ -109,13 +117,17 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
     return { prefill, decode, models, brokenPairs: pairs.broken() };
   }
 
-  function update(entries: readonly Info[]): void {
+  function update(entries: readonly Info[], doubts: ReadonlyMap<string, Doubt> = NO_DOUBTS): void {
     if (closed) return;
     const named = new Set<string>();
     for (const info of entries) {
       if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
-      named.add(info.instanceId);
       const known = find(info.instanceId);
+      const doubt = doubts.get(info.instanceId);
+      // Gone for the registry, and by its own word too.
+      if (doubt?.kind === "missing" && known?.serves !== true) continue;
+      if (known !== undefined) known.doubt = doubt;
+      named.add(info.instanceId);
       if (known !== undefined && known.info.grpcAddress === info.grpcAddress) {
         known.info = info;
         continue;
@@ -126,23 +138,38 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
         log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
         continue;
       }
-      tracked.add(new Tracked(info, { token, log, clock, breaker, connectTimeoutMs, onChange }));
+      const added = new Tracked(info, { token, log, clock, breaker, connectTimeoutMs, onChange });
+      added.doubt = doubt;
+      tracked.add(added);
       log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
     }
     for (const one of tracked) {
       if (!one.registered || named.has(one.info.instanceId)) continue;
-      log.info("instance left", { instanceId: one.info.instanceId, legs: one.legs });
-      one.registered = false;
-      pairs.forget(one.info.instanceId);
+      leave(one);
     }
     onChange();
+  }
+
+  function leave(one: Tracked): void {
+    log.info("instance left", { instanceId: one.info.instanceId, legs: one.legs });
+    one.registered = false;
+    pairs.forget(one.info.instanceId);
   }
 
   // An instance that falls silent changes without telling.
   let sweepTimer: Timer;
   const sweep = (): void => {
     const nowMs = clock.nowMs();
-    for (const one of tracked) if (one.registered) one.checkHeartbeat(nowMs);
+    let left = false;
+    for (const one of tracked) {
+      if (!one.registered) continue;
+      one.checkHeartbeat(nowMs);
+      // Its registry let it go before; now it has ended too.
+      if (one.doubt?.kind !== "missing" || one.serves) continue;
+      leave(one);
+      left = true;
+    }
+    if (left) onChange();
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);

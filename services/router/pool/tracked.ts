@@ -7,6 +7,7 @@ import type { Clock } from "../../common/clock.ts";
 import { asServiceError } from "../../common/errors.ts";
 import { backoffMs } from "../../common/lifecycle.ts";
 import type { Log } from "../../common/log.ts";
+import type { Doubt } from "../../discovery/registry.ts";
 import { dialRpc } from "../../rpc/client.ts";
 import type { RpcChannel } from "../../rpc/client.ts";
 import { connectThin } from "../../rpc/thin-client.ts";
@@ -34,6 +35,8 @@ type Link = { readonly kind: "up" } | { readonly kind: "down"; readonly conditio
 
 export class Tracked {
   info: Info;
+  /** What the registry has against it. */
+  doubt: Doubt | undefined;
   readonly channel: ThinChannel;
   readonly control: RpcChannel;
   readonly breaker: Breaker;
@@ -85,6 +88,11 @@ export class Tracked {
     this.#closeIfLeft();
   }
 
+  /** By its own word and nobody else's. */
+  get serves(): boolean {
+    return this.#link.kind === "up" && this.#load?.state === State.SERVING;
+  }
+
   /** Told by this router to take no more legs; holds until the instance itself says so. */
   set drained(drained: boolean) {
     this.#drained = drained;
@@ -125,9 +133,13 @@ export class Tracked {
     this.#watch.abort();
   }
 
-  /** It as it is now. The counts of legs go on. */
-  member(): Member {
-    const { condition, reason } = this.#judge();
+  /**
+   * It as it is now. The counts of legs go on.
+   *
+   * @param lastResort It gets legs in spite of its registry's doubt.
+   */
+  member(lastResort = false): Member {
+    const { condition, reason } = this.#judge(lastResort);
     const counts = this.#counts;
     const { breaker } = this;
     const { clock } = this.#o;
@@ -169,15 +181,20 @@ export class Tracked {
     await Promise.all([this.channel.close(), this.control[Symbol.asyncDispose]()]);
   }
 
-  #judge(): { condition: Condition; reason: string } {
+  #judge(lastResort = false): { condition: Condition; reason: string } {
     if (!this.#registered) return { condition: "left", reason: "It is not registered any more." };
     if (this.#drained) return { condition: "draining", reason: "It was drained here." };
+    const { doubt } = this;
+    if (doubt?.kind === "maintenance") return { condition: "draining", reason: doubt.reason };
     if (this.#link.kind === "down") return this.#link;
     const reason = this.#load?.reason ?? "";
     switch (this.#load?.state) {
       case State.SERVING:
         if (this.breaker.open) return { condition: "failing", reason: "Legs failed on it; it is out until a canary comes through." };
-        return { condition: "serving", reason: "" };
+        if (doubt === undefined) return { condition: "serving", reason: "" };
+        return lastResort
+          ? { condition: "serving", reason: `${doubt.reason} It says that it serves, and no other does.` }
+          : { condition: "doubted", reason: doubt.reason };
       case State.DRAINING:
         return { condition: "draining", reason: reason || "It drains." };
       case State.STOPPED:

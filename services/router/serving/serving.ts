@@ -66,6 +66,8 @@ export interface ServingOptions {
   readonly clock: Clock;
   readonly legsLimit: number;
   readonly deadlineMs: number;
+  /** The registry is away: requests are placed by what was known of the instances before. */
+  readonly stale?: () => boolean;
 }
 
 export function createServing(o: ServingOptions): Serving {
@@ -98,6 +100,7 @@ export function createServing(o: ServingOptions): Serving {
       model: asked.model,
       stream: asked.stream,
     });
+    if (o.stale?.() === true) draft.fallbacks.push("stale-registry");
     const gone = new AbortController();
     let place: Place | undefined;
     let closed = false;

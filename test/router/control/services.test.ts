@@ -19,6 +19,8 @@ import { eventually } from "../../support/waits.ts";
 import { fakePool, type FakePool } from "../rest/support/pool.ts";
 import { answer, ENDING, fakeRelay, type FakeRelay } from "../rest/support/relay.ts";
 
+const REGISTRY = { kind: "consul", address: "127.0.0.1:8500", up: false, downSinceUnixMs: 1n, error: "Consul does not answer" };
+
 interface Control {
   readonly pool: FakePool;
   readonly relay: FakeRelay;
@@ -35,7 +37,7 @@ async function startControl(): Promise<Control> {
   const relay = fakeRelay();
   const metrics = createMetrics();
   const clock = systemClock;
-  const admission = createAdmission({ capacity: capacityOf(pool, 100), queueLimit: 4, queueTimeoutMs: 1000, clock });
+  const admission = createAdmission({ capacity: capacityOf(pool, () => 100), queueLimit: 4, queueTimeoutMs: 1000, clock });
   const receipts = createReceipts({ limit: 3, watcherLimit: 1 });
   const servingMetrics = createServingMetrics(metrics, admission);
   const serving = createServing({
@@ -45,7 +47,7 @@ async function startControl(): Promise<Control> {
   const server = await serveRpc({
     listen: "127.0.0.1:0", token: "join", apiKey: "sk-key", log, graceMs: 100,
     services: [
-      routerService({ routerId: "router-1", pool, receipts, settings, watcherLimit: 1, clock, log }),
+      routerService({ routerId: "router-1", pool, receipts, settings: () => settings, registry: () => REGISTRY, watcherLimit: 1, clock, log }),
       inferenceService({ serving, metrics: servingMetrics, bufferBytes: 1024, stallMs: 150, clock }),
     ],
   });
@@ -168,9 +170,10 @@ describe("RouterService", () => {
     await assert.rejects(control.router.drainInstance({ instanceId: "nope" }), code("not_found"));
   });
 
-  it("shows its settings in order, secrets hidden", async () => {
-    const { settings, tandemVersion } = await control.router.getConfig({});
+  it("shows its settings in order, secrets hidden, and how the registry does", async () => {
+    const { settings, tandemVersion, registry } = await control.router.getConfig({});
     assert.deepEqual(settings.map(({ key, value }) => [key, value]), [["queue.limit", "4 requests"], ["token", "set"]]);
+    assert.deepEqual([registry!.kind, registry!.up, registry!.error], [REGISTRY.kind, false, REGISTRY.error]);
     assert.match(tandemVersion, /^\d+\.\d+/);
   });
 

@@ -46,7 +46,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const logs = logSink();
   const metrics = createMetrics();
   const admission = createAdmission({
-    capacity: capacityOf(pool, 1000),
+    capacity: capacityOf(pool, () => 1000),
     queueLimit: o.queueLimit ?? 8,
     queueTimeoutMs: o.queueTimeoutMs ?? 5_000,
     clock: systemClock,

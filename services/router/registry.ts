@@ -1,0 +1,95 @@
+// Where the router learns who is there: its own registry, Consul, or a list; and how that place is doing.
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
+import { ConfigError } from "../common/config.ts";
+import type { Log } from "../common/log.ts";
+import type { Metrics } from "../common/metrics.ts";
+import { TANDEM_VERSION } from "../common/version.ts";
+import type { RegistryHub } from "../discovery/embedded.ts";
+import type { Directory, Registration, RegistryHealth, Standing } from "../discovery/registry.ts";
+import type { RouterConfig } from "./config.ts";
+
+export interface RouterRegistry {
+  readonly kind: RouterConfig["registry.kind"];
+  /** Undefined where the registry is part of this router, or a list. */
+  readonly health: RegistryHealth | undefined;
+  readonly directories: readonly Directory[];
+  /** Makes this router known, where there is a place for it. */
+  announce(self: { routerId: string; restAddress: string; grpcAddress: string }, standing: () => Standing): Registration | undefined;
+  /** @param onChange Gets texts by key, and where they are. */
+  watchSettings(onChange: (texts: ReadonlyMap<string, string>, source: string) => void): void;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** As RouterService shows it. */
+export function registryStatus({ kind, health }: RouterRegistry, settings: { readonly refusal: string }): MessageInitShape<typeof RegistryStatusSchema> {
+  if (health === undefined) return { kind, up: true };
+  const { address, up, downSinceUnixMs, error } = health;
+  return { kind, address, up, downSinceUnixMs: BigInt(downSinceUnixMs), error, settingsError: settings.refusal };
+}
+
+/** @throws ConfigError where Consul's settings can't be used; that Consul is away is no error */
+export async function openRegistry(config: RouterConfig, hub: RegistryHub, o: { log: Log; metrics: Metrics }): Promise<RouterRegistry> {
+  const kind = config["registry.kind"];
+  const up = o.metrics.gauge("tandem_registry_up", "1 while the registry answers, 0 while the router goes on with what it knew.", ["kind"]);
+  if (kind !== "consul") {
+    up.set({ kind }, 1);
+    return {
+      kind,
+      health: undefined,
+      directories: kind === "embedded" ? [hub] : [],
+      announce: () => undefined,
+      watchSettings: () => {},
+      async [Symbol.asyncDispose]() {},
+    };
+  }
+  for (const key of ["rest", "grpc"] as const) refuseAnyAddress(config, key);
+  const { consulRegistrar, consulWatcher, routerRecord } = await import("../discovery/consul.ts");
+  const watcher = await consulWatcher(config, { log: o.log });
+  const registrar = await consulRegistrar(config, { log: o.log });
+  up.set({ kind }, 0);
+  watcher.onHealth(() => up.set({ kind }, watcher.health.up ? 1 : 0));
+  o.metrics.gauge("tandem_registry_stale_seconds", "For how long the registry has not answered.", [], (gauge) => {
+    const { downSinceUnixMs } = watcher.health;
+    gauge.set(downSinceUnixMs === 0 ? 0 : (Date.now() - downSinceUnixMs) / 1000);
+  });
+  const over = new AbortController();
+  const startedUnixMs = Date.now();
+  const open: { [Symbol.asyncDispose](): Promise<void> }[] = [];
+  return {
+    kind,
+    get health() {
+      return watcher.health;
+    },
+    directories: [watcher],
+    announce(self, standing) {
+      const record = routerRecord({
+        routerId: self.routerId,
+        restAddress: config["rest.advertise"] ?? self.restAddress,
+        grpcAddress: config["grpc.advertise"] ?? self.grpcAddress,
+        tandemVersion: TANDEM_VERSION,
+        startedUnixMs,
+      });
+      const registration = registrar.registerService(() => record, over.signal, standing);
+      open.push(registration);
+      return registration;
+    },
+    watchSettings(onChange) {
+      const prefix = config["consul.kv_prefix"].replace(/^\/+|\/+$/g, "");
+      if (prefix !== "") open.push(watcher.watchSettings(prefix, (texts) => onChange(texts, `consul ${prefix}/`)));
+    },
+    async [Symbol.asyncDispose]() {
+      await Promise.all(open.map((one) => one[Symbol.asyncDispose]()));
+      over.abort();
+      watcher.close();
+      registrar.close();
+    },
+  };
+}
+
+/** What everyone listens on, nobody can dial. */
+function refuseAnyAddress(config: RouterConfig, key: "rest" | "grpc"): void {
+  const address = config[`${key}.advertise`] ?? config[`${key}.listen`];
+  if (!/^(0\.0\.0\.0|\[::\]):/.test(address)) return;
+  throw new ConfigError(`With --registry.kind consul others must be told an address to dial, and ${address} is none: give --${key}.advertise HOST:PORT.`);
+}
