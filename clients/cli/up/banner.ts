@@ -9,6 +9,8 @@ export interface BannerInput {
   /** How to write the API key in a shell. Undefined: none is needed. */
   readonly apiKeyText: string | undefined;
   readonly logDir: string;
+  /** Of Consul, where everything is registered there. */
+  readonly consulUi?: string | undefined;
   readonly readyS: number;
 }
 
@@ -21,7 +23,7 @@ Ready after ${input.readyS.toFixed(2)} s.
   OpenAI API  ${input.restUrl}/v1
   gRPC        ${input.grpcAddress}
   Page        ${input.restUrl}/
-  Logs        ${input.logDir}
+  Logs        ${input.logDir}${input.consulUi === undefined ? "" : `\n  Consul      ${input.consulUi}`}
 
 Ask something:
   curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quote(body)}

@@ -30,6 +30,8 @@ export const upConfig = defineConfig(
       doc: "GPUs for vLLM, one entry an instance, prefill first: 0,1,2. An instance with several has them joined by +: 0+1,2+3. Left out: GPU 0 for the first, 1 for the second and so on, where CUDA_VISIBLE_DEVICES doesn't say which." }),
     "served_name": text({ optional: true, doc: "Name under which vLLM or the embedded engine serves its model. Left out: its id, or what its file says." }),
     "model": text({ optional: true, env: ["MODEL_ID"], doc: "FILE.gguf: a small Llama for the embedded engine. With --engine vllm an id of Hugging Face or a folder. With --engine sim the name under which clients ask for it." }),
+    "consul": boolean({ default: false,
+      doc: "Register everything in Consul: in the agent at CONSUL_HTTP_ADDR or 127.0.0.1:8500, or else in one that is started in dev mode." }),
     "prefill.kv_port": integer({ default: 20_001, min: 1, max: 65_000, env: ["PREFILL_KV_PORT"],
       doc: "First of the ports on which prefill engines hand over KV; a taken one is passed over." }),
     "decode.kv_port": integer({ default: 21_001, min: 1, max: 65_000, env: ["DECODE_KV_PORT"],

@@ -30,7 +30,7 @@ export function planChildren(input: PlanInput): ChildSpec[] {
       spec(`${role}-${index + 1}`, role, [
         // Any free port: the instance registers the one it got, and two runs on one machine don't get in each other's way.
         "--grpc.listen", "127.0.0.1:0",
-        "--registry.address", dialable(input.grpcListen),
+        ...(config.consul ? ["--registry.kind", "consul"] : ["--registry.address", dialable(input.grpcListen)]),
         ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", engineKind(config)]),
         ...[...config["engine.flag"], ...config[`${role}.engine_flag`]].map((flag) => `--engine.flag=${flag}`),
         ...(config.served_name === undefined || isAttached(config) ? [] : [`--served_name=${config.served_name}`]),
@@ -42,7 +42,11 @@ export function planChildren(input: PlanInput): ChildSpec[] {
     );
   };
   return [
-    spec("router", "router", ["--rest.listen", input.restListen, "--grpc.listen", input.grpcListen]),
+    spec("router", "router", [
+      "--rest.listen", input.restListen,
+      "--grpc.listen", input.grpcListen,
+      ...(config.consul ? ["--registry.kind", "consul"] : []),
+    ]),
     ...instances("prefill"),
     ...instances("decode"),
   ];

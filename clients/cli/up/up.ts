@@ -10,6 +10,7 @@ import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { defaultStateDir, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
 import type { Child, Death } from "./child.ts";
+import { runningConsul, useConsul } from "./consul-agent.ts";
 import { checkUpConfig, engineKind, isAttached, upConfig, type UpConfig } from "./config.ts";
 import { startFleet, type Fleet } from "./fleet.ts";
 import { makeLogFolder } from "./log-folder.ts";
@@ -43,6 +44,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     self: [...process.execArgv, fileURLToPath(new URL(`../main${extname(import.meta.url)}`, import.meta.url))],
     env: process.env,
   });
+  const consul = config.consul ? await useConsul(process.env) : undefined;
   terminal.say(`Tandem ${TANDEM_VERSION}: ${summary(config, specs)}`);
 
   let fail: (error: Error) => void = () => {};
@@ -50,6 +52,10 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     fail = reject;
   });
   failed.catch(() => {}); // It may fail while nobody waits any more.
+  consul?.ready.then(
+    () => terminal.say(`  consul     ${consul.ours ? "ready" : "runs already"}  ${consul.uiUrl}`),
+    (error: Error) => fail(error),
+  );
 
   const readiness = createReadiness(() => fleet.children, {
     ready(child, instance) {
@@ -62,8 +68,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
       const model = specs.length < 2 ? "" : modelOf(fleet, (child) => readiness.instanceOf(child)?.info?.model);
       terminal.print(
         banner({ restUrl, grpcAddress, model, tokenText: textOf(config, "token", token), apiKeyText: apiKeyText(config), logDir,
-          readyS: performance.now() / 1000 }),
+          consulUi: consul?.uiUrl, readyS: performance.now() / 1000 }),
       );
+      if (consul === undefined) void mentionConsul(terminal);
     },
   });
 
@@ -91,6 +98,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   // Whatever ends this process early (a second signal, a bug), the others go with it. After SIGKILL their pipes do it.
   process.once("exit", () => {
     fleet.kill();
+    consul?.kill();
     removeRun(runFile);
   });
   const recordRun = (): void => {
@@ -130,11 +138,17 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     watching.abort();
     clearInterval(late);
     await fleet.stop();
+    await consul?.stop();
     await fleet.closeLogs();
     removeRun(runFile);
   }
   // Nothing is left to do; standard input (TANDEM_PARENT_PIPE) must not hold the process.
   process.exit(0);
+}
+
+async function mentionConsul(terminal: ReturnType<typeof createTerminal>): Promise<void> {
+  const address = await runningConsul(process.env);
+  if (address !== undefined) terminal.say(`A Consul agent answers at ${address}. To register there: tandem up --consul`);
 }
 
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {

@@ -1,0 +1,156 @@
+// The Consul of `tandem up --consul`: one that runs already, or an agent in dev mode that lives as long as `up`.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { accessSync, constants } from "node:fs";
+import { request } from "node:http";
+import { homedir } from "node:os";
+import { delimiter, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { StartError } from "../../../services/common/config.ts";
+
+export interface ConsulAgent {
+  /** Of the web UI. */
+  readonly uiUrl: string;
+  /** Whether this process started it. */
+  readonly ours: boolean;
+  /** Resolves when it has a leader. Rejects with a StartError when an agent of ours ends before that. */
+  readonly ready: Promise<void>;
+  stop(): Promise<void>;
+  /** At once; may be called when the process exits. */
+  kill(): void;
+}
+
+type Env = Readonly<Record<string, string | undefined>>;
+
+const USUAL_ADDRESS = "127.0.0.1:8500";
+const LOOK_MS = 300;
+const STOP_MS = 1_000;
+
+/** Its address, if an agent answers there: CONSUL_HTTP_ADDR, or Consul's usual port. */
+export async function runningConsul(env: Env): Promise<string | undefined> {
+  const address = addressOf(env);
+  if (/^(https|unix):/.test(address) || /^(1|true)$/i.test(env["CONSUL_HTTP_SSL"] ?? "")) return undefined;
+  return (await leaderAt(address)) === undefined ? undefined : address;
+}
+
+/** @throws StartError when there is none and none can be started */
+export async function useConsul(env: Env): Promise<ConsulAgent> {
+  const address = addressOf(env);
+  const given = (env["CONSUL_HTTP_ADDR"] ?? "") !== "";
+  // What speaks TLS, or listens on a socket file, is only found by who has the settings for it: the processes we start.
+  if (/^(https|unix):/.test(address) || (await leaderAt(address)) !== undefined) return running(address);
+  if (given) throw new StartError(`--consul: no Consul agent answers at CONSUL_HTTP_ADDR=${address}. Start it, or unset the variable to have one started.`);
+  const program = findProgram(env);
+  if (program === undefined) {
+    throw new StartError(
+      `--consul: no Consul agent answers at ${USUAL_ADDRESS}, and there is no \`consul\` on the PATH to start one. ` +
+        "Get it from https://developer.hashicorp.com/consul/install, or give its path as CONSUL=/path/to/consul.",
+    );
+  }
+  return start(program);
+}
+
+function running(address: string): ConsulAgent {
+  return { uiUrl: uiOf(address), ours: false, ready: Promise.resolve(), async stop() {}, kill() {} };
+}
+
+function start(program: string): ConsulAgent {
+  const child = spawn("/bin/sh", ["-c", LIVES_WITH_PARENT, "sh", program, ...DEV_FLAGS], {
+    stdio: ["pipe", "pipe", "pipe"],
+    detached: true,
+  });
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.on("data", (text: Buffer) => (output = (output + text.toString()).slice(-4_000)));
+  }
+  let over = false;
+  const ended = once(child, "exit").then(() => {
+    over = true;
+    child.stdin.destroy();
+  });
+  async function untilLeader(): Promise<void> {
+    for (;;) {
+      if (over) throw new StartError(`Consul could not start:\n${lastLines(output)}`);
+      if (((await leaderAt(USUAL_ADDRESS)) ?? "") !== "") return;
+      await Promise.race([sleep(50), ended]);
+    }
+  }
+  const kill = (): void => {
+    if (over || child.pid === undefined) return;
+    try {
+      process.kill(-child.pid, "SIGKILL");
+    } catch {
+      // Gone already.
+    }
+  };
+  return {
+    uiUrl: uiOf(USUAL_ADDRESS),
+    ours: true,
+    ready: untilLeader(),
+    async stop() {
+      child.stdin.destroy();
+      await Promise.race([ended, sleep(STOP_MS, undefined, { ref: false })]);
+      kill();
+      await ended;
+    },
+    kill,
+  };
+}
+
+/** Ends the program when our end of its standard input closes, which it does even when we are killed. */
+const LIVES_WITH_PARENT = 'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill "$child"; } 2>/dev/null & wait "$child"';
+
+const DEV_FLAGS = [
+  "agent", "-dev", "-node", "tandem", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1", "-grpc-port", "-1",
+  "-grpc-tls-port", "-1", "-log-level", "warn",
+  // Each instance holds one or two connections, and all of them come from one address.
+  "-hcl", "limits { http_max_conns_per_client = 2000 }",
+];
+
+function addressOf(env: Env): string {
+  const given = env["CONSUL_HTTP_ADDR"] ?? "";
+  return given === "" ? USUAL_ADDRESS : given;
+}
+
+function uiOf(address: string): string {
+  if (address.startsWith("unix:")) return "";
+  return `${/^https?:/.test(address) ? address : `http://${address}`}/ui/`;
+}
+
+/** On the PATH, or where the tests of Tandem keep theirs. */
+function findProgram(env: Env): string | undefined {
+  const named = env["CONSUL"] ?? "";
+  const cache = env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
+  const places = [named, ...(env["PATH"] ?? "").split(delimiter).map((folder) => join(folder, "consul")), join(cache, "tandem/bin/consul")];
+  return places.find((path) => path !== "" && isExecutable(path));
+}
+
+function isExecutable(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** What /v1/status/leader answers: "" while there is none; undefined where no Consul answers. */
+function leaderAt(address: string): Promise<string | undefined> {
+  return new Promise((resolve) => {
+    const url = `${address.startsWith("http://") ? address : `http://${address}`}/v1/status/leader`;
+    if (!URL.canParse(url)) return resolve(undefined);
+    const call = request(url, { agent: false, timeout: LOOK_MS }, (response) => {
+      let text = "";
+      response.setEncoding("utf8").on("data", (piece: string) => (text = (text + piece).slice(0, 200)));
+      response.on("error", () => resolve(undefined));
+      response.on("end", () => resolve(response.statusCode === 200 && /^"[^"]*"\s*$/.test(text) ? text.trim().slice(1, -1) : undefined));
+    });
+    call.on("timeout", () => call.destroy(new Error("no answer")));
+    call.on("error", () => resolve(undefined));
+    call.end();
+  });
+}
+
+function lastLines(text: string): string {
+  return text.trim().split("\n").slice(-5).map((line) => `    ${line}`).join("\n");
+}
