@@ -25,7 +25,6 @@ export interface TestConsul {
   /** What Consul answers to a GET, as JSON; undefined for 404. */
   get(path: string, token?: string): Promise<any>;
   put(path: string, body?: unknown, token?: string): Promise<any>;
-  signal(name: NodeJS.Signals): void;
   /** Ends it: SIGKILL. */
   kill(): Promise<void>;
   output(): string;
@@ -56,9 +55,15 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
   const folder = mkdtempSync(join(tmpdir(), "tandem-consul-"));
   const configFile = join(folder, "config.json");
   writeFileSync(configFile, JSON.stringify({ limits: { http_max_conns_per_client: 5_000 }, ...o.config }));
+  // Ends with us, even when a test run is killed: its standard input is a pipe that we hold.
+  const livesWithParent = 'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill -9 "$child"; } 2>/dev/null & echo "pid $child"; wait "$child"';
   const child: ChildProcess = spawn(
-    found.path,
+    "/bin/sh",
     [
+      "-c",
+      livesWithParent,
+      "sh",
+      found.path,
       "agent",
       ...(o.dev === false ? ["-data-dir", folder] : ["-dev"]),
       "-node", o.node ?? "test",
@@ -75,9 +80,11 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
       "-config-file", configFile,
       ...(o.flags ?? []),
     ],
-    { stdio: ["ignore", "pipe", "pipe"] },
+    { stdio: ["pipe", "pipe", "pipe"], detached: true },
   );
   let output = "";
+  let pid = 0;
+  child.stdout!.once("data", (text: Buffer) => (pid = Number(/pid (\d+)/.exec(text.toString())![1])));
   for (const stream of [child.stdout!, child.stderr!]) stream.on("data", (text: Buffer) => (output = (output + text.toString()).slice(-20_000)));
   const address = `127.0.0.1:${ports.http}`;
   const call = async (method: string, path: string, body: unknown, token: string): Promise<any> => {
@@ -94,14 +101,15 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
   const running: TestConsul = {
     address,
     ports,
-    pid: child.pid!,
+    get pid() {
+      return pid;
+    },
     get: (path, token = "") => call("GET", path, undefined, token),
     put: (path, body, token = "") => call("PUT", path, body, token),
-    signal: (name) => void child.kill(name),
     async kill() {
       if (child.exitCode === null && child.signalCode === null) {
         const gone = once(child, "exit");
-        child.kill("SIGKILL");
+        process.kill(-child.pid!, "SIGKILL");
         await gone;
       }
       rmSync(folder, { recursive: true, force: true });
