@@ -12,6 +12,10 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Start everything on this machine: a router and instances.",
     load: async () => (await import("./up/up.ts")).runUp,
   },
+  chat: {
+    summary: "Talk to the model.",
+    load: async () => (await import("./chat/chat.ts")).runChat,
+  },
   status: {
     summary: "Show the instances that a router sees.",
     load: async () => (await import("./status/status.ts")).runStatus,

@@ -27,6 +27,7 @@ Ready after ${input.readyS.toFixed(2)} s.
 
 Ask something:
   curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quote(body)}
+  tandem chat
 
 Look inside:
   grpcurl -plaintext -H "authorization: Bearer ${input.tokenText}" ${input.grpcAddress} tandem.router.v1.RouterService/ListInstances

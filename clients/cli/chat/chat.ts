@@ -1,0 +1,134 @@
+// `tandem chat`: a conversation in the terminal, or through a pipe.
+import { createInterface, type Interface } from "node:readline";
+import { loadConfig, StartError, type Config } from "../../../services/common/config.ts";
+import { defaultStateDir, liveRuns } from "../run-file.ts";
+import { ask, AskError, unreachable, type Message } from "./ask.ts";
+import { chatConfig } from "./config.ts";
+import { figures, kvBytesOf } from "./figures.ts";
+
+type ChatConfig = Config<typeof chatConfig.schema>;
+
+const DEFAULT_URL = "http://127.0.0.1:3000";
+
+export async function runChat(argv: readonly string[]): Promise<void> {
+  const config = loadConfig(chatConfig, { argv, env: process.env });
+  const target = findRouter(config);
+  const model = config.model ?? (await firstModel(target.url, config.api_key));
+  // Without a terminal the answers alone are the output, for whatever reads them.
+  const onTerminal = process.stdin.isTTY === true && process.stdout.isTTY === true;
+  const dim = (text: string): string => (onTerminal && (process.env["NO_COLOR"] ?? "") === "" ? `\x1b[2m${text}\x1b[0m` : text);
+  const note = (text: string): unknown => (onTerminal ? process.stdout : process.stderr).write(`${dim(text)}\n`);
+  note(`${introduction(model)} at ${target.url}. /new forgets the conversation, Ctrl-C stops an answer, and again leaves.`);
+
+  const lines = createInterface({ input: process.stdin, ...(onTerminal ? { output: process.stdout, prompt: "> " } : {}), terminal: onTerminal });
+  const beginning: Message[] = config.system === undefined ? [] : [{ role: "system", content: config.system }];
+  let history = beginning;
+  let answering: AbortController | null = null;
+  let leaving = false;
+  const interrupt = (): void => {
+    // A pipe has nobody who could ask again after a stopped answer.
+    if (answering === null || !onTerminal) {
+      leaving = true;
+      lines.close();
+    }
+    answering?.abort();
+  };
+  lines.on("SIGINT", interrupt);
+  process.on("SIGINT", interrupt);
+  process.on("SIGTERM", interrupt);
+
+  for await (const line of questions(lines, onTerminal)) {
+    if (line === "/quit" || line === "/exit") break;
+    if (line === "/new") {
+      history = beginning;
+      continue;
+    }
+    answering = new AbortController();
+    try {
+      const messages: Message[] = [...history, { role: "user", content: line }];
+      const turn = await ask({
+        url: target.url, apiKey: config.api_key, model, messages, sampling: samplingOf(config), stop: answering.signal,
+        onText: (text) => void process.stdout.write(text),
+      });
+      if (turn.text !== "") process.stdout.write("\n");
+      note(figures(turn, await kvBytesOf(target.url, target.token, turn.requestId)));
+      if (turn.text !== "") history = [...messages, { role: "assistant", content: turn.text }];
+    } catch (error) {
+      if (!(error instanceof AskError)) throw error;
+      process.stderr.write(`${error.message}\n`);
+      if (!onTerminal) process.exitCode = 1;
+    }
+    answering = null;
+    if (leaving) break;
+  }
+  // Standard input may still be open.
+  process.stdin.destroy();
+  if (onTerminal) process.stdout.write("\n");
+}
+
+async function* questions(lines: Interface, prompting: boolean): AsyncGenerator<string> {
+  const waiting: string[] = [];
+  let wake: () => void = () => {};
+  let closed = false;
+  lines.on("line", (line) => {
+    waiting.push(line.trim());
+    wake();
+  });
+  lines.once("close", () => {
+    closed = true;
+    wake();
+  });
+  for (;;) {
+    const line = waiting.shift();
+    if (line !== undefined) {
+      if (line !== "") yield line;
+      continue;
+    }
+    if (closed) return;
+    if (prompting) lines.prompt();
+    await new Promise<void>((resolve) => {
+      wake = resolve;
+    });
+  }
+}
+
+interface Target {
+  readonly url: string;
+  readonly token: string;
+}
+
+function findRouter(config: ChatConfig): Target {
+  const runs = liveRuns(config["state.dir"] ?? defaultStateDir());
+  const written = config["router.url"];
+  const wanted = written === undefined ? undefined : (/^https?:\/\//.test(written) ? written : `http://${written}`).replace(/\/+$/, "");
+  if (wanted !== undefined && !URL.canParse(wanted)) throw new StartError(`--router ${written}: expected a URL such as ${DEFAULT_URL}.`);
+  const run = runs.find((candidate) => wanted === undefined || candidate.restUrl === wanted);
+  return { url: wanted ?? run?.restUrl ?? DEFAULT_URL, token: config.token === "" ? (run?.token ?? "") : config.token };
+}
+
+async function firstModel(url: string, apiKey: string): Promise<string> {
+  let response: Response;
+  try {
+    response = await fetch(`${url}/v1/models`, apiKey === "" ? {} : { headers: { authorization: `Bearer ${apiKey}` } });
+  } catch (error) {
+    throw new StartError(unreachable(url, error as Error));
+  }
+  if (response.status === 401) throw new StartError(`The router at ${url} wants an API key: give --api-key, or set OPENAI_API_KEY.`);
+  const listed = (await response.json().catch(() => ({}))) as { data?: { id: string }[] };
+  const first = listed.data?.[0]?.id;
+  if (first === undefined) throw new StartError(`The router at ${url} serves no model now. \`tandem status\` shows its instances.`);
+  return first;
+}
+
+/** The model that ships says what it is wherever it is shown. */
+function introduction(model: string): string {
+  return model === "tandem-tiny" ? "tandem-tiny, a very small model that knows Tandem's documentation and little else," : model;
+}
+
+function samplingOf(config: ChatConfig): Record<string, number> {
+  return {
+    temperature: config.temperature,
+    ...(config.seed === undefined ? {} : { seed: config.seed }),
+    ...(config.max_tokens === undefined ? {} : { max_tokens: config.max_tokens }),
+  };
+}
