@@ -27,6 +27,7 @@ import { createRelay } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
 import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
+import { lackOf } from "./serving/readiness.ts";
 import { createServing } from "./serving/serving.ts";
 import { createServingMetrics } from "./serving/metrics.ts";
 import { drainAndStop } from "./stop.ts";
@@ -110,8 +111,10 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     log,
     clock,
   });
+  const aggregate = config["fallback.aggregated"] && !config.strict;
   const admission = createAdmission({
     capacity: capacityOf(pool, () => live.config["admission.limit"]),
+    lack: (model) => lackOf(pool.snapshot, model, aggregate),
     get queueLimit() {
       return live.config["queue.limit"];
     },
@@ -137,6 +140,8 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     get deadlineMs() {
       return live.config["request.deadline_ms"];
     },
+    strict: config.strict,
+    aggregate,
     stale: staleness(pool, () => registry.health, metrics),
   });
   const routerCalls = routerService({

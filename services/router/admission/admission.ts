@@ -1,7 +1,9 @@
-// Whether a request may start: at once while there is room, else after a wait in one bounded queue, first come first
-// served. A request that is refused or leaves costs the instances nothing. Every operation is O(1).
+// Whether a request may start: at once while decode has room for its model, else after a wait in one bounded queue,
+// which is fair between tenants (queue.ts). A request that is refused or leaves costs the instances nothing.
 import type { Clock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
+import { Pace } from "./pace.ts";
+import { FairQueue, type Waiter as Queued } from "./queue.ts";
 
 /** Leave to run. */
 export interface Place {
@@ -11,16 +13,29 @@ export interface Place {
   release(): void;
 }
 
+/** A request as admission sees it. */
+export interface Applicant {
+  /** Pairs of legs it will run, one for each choice of each prompt. Default 1. */
+  readonly legs?: number;
+  readonly model?: string;
+  /** Whose share of the queue it takes. Default: nobody's, which is one tenant too. */
+  readonly tenant?: string;
+  /** Lower is sooner, as in vLLM. Default 0. */
+  readonly priority?: number;
+  /** When it must have ended, by the clock. */
+  readonly deadlineMs?: number | undefined;
+}
+
 export interface Admission {
   /**
-   * Resolves when the request may start.
+   * Resolves when the request may start. One with more legs than there is room at all starts when nothing else of its
+   * model runs, and has to pace itself.
    *
    * @param gone Aborted when the client leaves: its place in the queue is free at once.
-   * @param legs Pairs of legs it will run, one for each choice of each prompt. A request with more legs than there is
-   *   room at all starts when nothing else runs, and has to pace itself.
-   * @throws ServiceError `queue_full`, `instance_busy` after the queue's timeout, `cancelled` when `gone`
+   * @throws ServiceError `queue_full`, also where its deadline can't be met; `instance_busy` or `no_instance` after the
+   *   queue's timeout; `deadline_exceeded`; `cancelled` when `gone`
    */
-  acquire(gone: AbortSignal, legs?: number): Promise<Place>;
+  acquire(gone: AbortSignal, applicant?: Applicant): Promise<Place>;
   /** The capacity may have changed. */
   poke(): void;
   /** Legs of the requests that run. */
@@ -29,132 +44,170 @@ export interface Admission {
   readonly waiting: number;
 }
 
-/** One request in the queue: a link of a list, so that any of them can leave without a search. */
-interface Waiter {
-  readonly legs: number;
-  readonly sinceMs: number;
-  readonly admit: () => void;
-  before: Waiter | undefined;
-  after: Waiter | undefined;
+export interface AdmissionOptions {
+  /** Legs of a model that may run at once, now. */
+  capacity(model: string): number;
+  /** Why nothing can serve a model, in words. Undefined where something can. */
+  lack?(model: string): string | undefined;
+  /** Requests that may wait. */
+  readonly queueLimit: number;
+  /** Longest wait. */
+  readonly queueTimeoutMs: number;
+  readonly clock: Clock;
 }
 
-/**
- * @param o.capacity Legs that may run at once, now.
- * @param o.queueLimit Requests that may wait. Read for each request, as the next one is.
- * @param o.queueTimeoutMs Longest wait.
- */
-export function createAdmission(o: {
-  capacity(): number;
-  queueLimit: number;
-  queueTimeoutMs: number;
-  clock: Clock;
-}): Admission {
-  const { clock } = o;
-  let running = 0;
-  let waiting = 0;
-  let first: Waiter | undefined;
-  let last: Waiter | undefined;
+interface Waiter extends Queued {
+  admit(): void;
+  refuse(error: ServiceError): void;
+}
 
-  function fits(legs: number): boolean {
-    const capacity = o.capacity();
-    return running + legs <= capacity || (running === 0 && capacity > 0);
+/** For a client that is told when to come again. */
+const RETRY_AFTER_S = { min: 1, max: 60 };
+
+/** The limits are read anew for each request: they may change while it runs. */
+export function createAdmission(o: AdmissionOptions): Admission {
+  const { clock } = o;
+  const queue = new FairQueue<Waiter>();
+  const runningOf = new Map<string, number>();
+  const paces = new Map<string, Pace>();
+  let running = 0;
+
+  function fits(model: string, legs: number): boolean {
+    const capacity = o.capacity(model);
+    const used = runningOf.get(model) ?? 0;
+    return used + legs <= capacity || (used === 0 && capacity > 0);
   }
 
-  function place(legs: number, waitedMs: number): Place {
+  function count(model: string, legs: number): void {
     running += legs;
+    const used = (runningOf.get(model) ?? 0) + legs;
+    if (used > 0) runningOf.set(model, used);
+    else runningOf.delete(model);
+  }
+
+  function place(model: string, legs: number, waitedMs: number): Place {
+    count(model, legs);
     let held = true;
     return {
       waitedMs,
       release() {
         if (!held) return;
         held = false;
-        running -= legs;
-        poke();
+        count(model, -legs);
+        // While nobody waits, places come free as slowly as requests come, and tell nothing of how fast they could.
+        if (queue.first(model) !== undefined) paceOf(model).released(legs, clock.nowMs());
+        else paces.delete(model);
+        pokeOne(model);
       },
     };
   }
 
+  function paceOf(model: string): Pace {
+    let pace = paces.get(model);
+    if (pace === undefined) paces.set(model, (pace = new Pace()));
+    return pace;
+  }
+
+  // Only the first is asked: a large request must not be overtaken for ever by small ones.
+  function pokeOne(model: string): void {
+    for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model)) first.admit();
+  }
+
   function poke(): void {
-    // Only the head is asked: a large request must not be overtaken for ever by small ones.
-    while (first !== undefined && fits(first.legs)) first.admit();
+    for (const model of queue.models()) pokeOne(model);
   }
 
-  function enqueue(waiter: Waiter): void {
-    waiter.before = last;
-    if (last === undefined) first = waiter;
-    else last.after = waiter;
-    last = waiter;
-    waiting += 1;
-  }
-
-  function unlink(waiter: Waiter): void {
-    if (waiter.before === undefined) first = waiter.after;
-    else waiter.before.after = waiter.after;
-    if (waiter.after === undefined) last = waiter.before;
-    else waiter.after.before = waiter.before;
-    waiting -= 1;
-  }
-
-  function wait(gone: AbortSignal, legs: number): Promise<Place> {
+  function wait(gone: AbortSignal, wanted: Queued, deadlineMs: number): Promise<Place> {
     return new Promise((resolve, reject) => {
       const sinceMs = clock.nowMs();
-      const leave = (): void => {
-        unlink(waiter);
+      const leave = (served: boolean): void => {
+        queue.remove(waiter, served);
         timer.cancel();
         gone.removeEventListener("abort", onGone);
       };
-      const onGone = (): void => {
-        leave();
-        reject(cancelled());
-        poke(); // The one behind it may fit.
-      };
       const waiter: Waiter = {
-        legs,
-        sinceMs,
-        before: undefined,
-        after: undefined,
-        admit: () => {
-          leave();
-          resolve(place(legs, clock.nowMs() - sinceMs));
+        ...wanted,
+        admit() {
+          leave(true);
+          resolve(place(wanted.model, wanted.legs, clock.nowMs() - sinceMs));
+        },
+        refuse(error) {
+          leave(false);
+          reject(error);
+          pokeOne(wanted.model); // The one behind it may fit.
         },
       };
-      const timer = clock.setTimer(o.queueTimeoutMs, () => {
-        leave();
-        reject(
-          new ServiceError(
-            "instance_busy",
-            `All instances are busy: the request waited ${o.queueTimeoutMs} ms in the queue and none became free. Try again later.`,
-            { retryAfterS: 1 },
-          ),
-        );
-        poke();
+      const onGone = (): void => waiter.refuse(cancelled());
+      const { queueTimeoutMs } = o;
+      const leftMs = deadlineMs - sinceMs;
+      const timer = clock.setTimer(Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
+        waiter.refuse(leftMs < queueTimeoutMs ? tooLate(clock.nowMs() - sinceMs) : waitedInVain(wanted.model, queueTimeoutMs));
       });
       gone.addEventListener("abort", onGone, { once: true });
-      enqueue(waiter);
+      queue.push(waiter);
     });
   }
 
+  function waitedInVain(model: string, queueTimeoutMs: number): ServiceError {
+    const lack = o.lack?.(model);
+    if (lack !== undefined) return new ServiceError("no_instance", `${lack} The request waited ${queueTimeoutMs} ms. Try again later.`, { retryAfterS: 1 });
+    return new ServiceError(
+      "instance_busy",
+      `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and none became free. Try again later.`,
+      { retryAfterS: 1 },
+    );
+  }
+
+  /** @throws ServiceError where a wait would be in vain */
+  function checkWait(wanted: Queued, deadlineMs: number): void {
+    const nowMs = clock.nowMs();
+    const waitMs = paces.get(wanted.model)?.waitMs(queue.legsBefore(wanted) + wanted.legs, nowMs);
+    const leftMs = deadlineMs - nowMs;
+    if (waitMs !== undefined && waitMs > leftMs) {
+      throw new ServiceError(
+        "queue_full",
+        `The request can't start before its deadline: about ${Math.round(waitMs)} ms of waiting are before it, and it has ${Math.round(leftMs)}.`,
+        { retryAfterS: seconds(waitMs - leftMs) },
+      );
+    }
+    if (queue.size < o.queueLimit) return;
+    const displaced = o.queueLimit === 0 ? undefined : queue.displacedBy(wanted);
+    if (displaced === undefined) throw full(queue.size, waitMs);
+    displaced.refuse(full(queue.size, undefined));
+  }
+
   return {
-    async acquire(gone, legs = 1) {
+    async acquire(gone, { legs = 1, model = "", tenant = "", priority = 0, deadlineMs = Infinity } = {}) {
       if (gone.aborted) throw cancelled();
-      if (first === undefined && fits(legs)) return place(legs, 0);
-      if (waiting >= o.queueLimit) {
-        throw new ServiceError(
-          "queue_full",
-          `Too many requests: all instances are busy and ${waiting} ${waiting === 1 ? "request waits" : "requests wait"} already. Try again in a second.`,
-          { retryAfterS: 1 },
-        );
-      }
-      return wait(gone, legs);
+      if (queue.first(model) === undefined && fits(model, legs)) return place(model, legs, 0);
+      const wanted = { legs, model, tenant, priority };
+      checkWait(wanted, deadlineMs);
+      return wait(gone, wanted, deadlineMs);
     },
     poke,
     get running() {
       return running;
     },
     get waiting() {
-      return waiting;
+      return queue.size;
     },
   };
+}
+
+function full(waiting: number, waitMs: number | undefined): ServiceError {
+  return new ServiceError(
+    "queue_full",
+    `Too many requests: all instances are busy and ${waiting} ${waiting === 1 ? "request waits" : "requests wait"} already. Try again in a second.`,
+    { retryAfterS: seconds(waitMs ?? 0) },
+  );
+}
+
+function tooLate(waitedMs: number): ServiceError {
+  return new ServiceError("deadline_exceeded", `The request ran past its deadline (queue ${Math.round(waitedMs)} ms).`);
+}
+
+function seconds(ms: number): number {
+  return Math.min(RETRY_AFTER_S.max, Math.max(RETRY_AFTER_S.min, Math.ceil(ms / 1000)));
 }
 
 function cancelled(): ServiceError {

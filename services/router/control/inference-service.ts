@@ -5,6 +5,7 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { AnswerSink, Ending } from "../relay/relay.ts";
+import { schedulingOf } from "../serving/scheduling.ts";
 import type { Serving } from "../serving/serving.ts";
 import type { ServingMetrics } from "../serving/metrics.ts";
 import { createEventReader } from "./event-reader.ts";
@@ -31,7 +32,8 @@ export function inferenceService(o: InferenceOptions): RpcService {
       async *generate(request, context) {
         let served;
         try {
-          served = o.serving.open({ label: LABEL, ...generateBody(request), deadlineMs: context.deadlineMs });
+          const scheduling = schedulingOf((name) => context.header(name));
+          served = o.serving.open({ label: LABEL, ...generateBody(request), deadlineMs: context.deadlineMs, scheduling });
         } catch (error) {
           o.metrics.refused(LABEL, asServiceError(error).code);
           throw error;

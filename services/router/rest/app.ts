@@ -69,7 +69,7 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
   });
   app.get(["/health", "/livez"], (_req, res) => void res.json({ status: "ok" }));
   app.get(["/ready", "/readyz"], (_req, res) => {
-    const reason = o.serving.draining ? "The server is stopping." : unreadiness(o.pool.snapshot);
+    const reason = o.serving.draining ? "The server is stopping." : unreadiness(o.pool.snapshot, o.serving.aggregate);
     if (reason === undefined) res.json({ status: "ready" });
     else res.status(503).json({ status: "not ready", reason });
   });
@@ -79,7 +79,7 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
   });
   app.get("/", (req, res) => {
     const { snapshot } = o.pool;
-    const { keyed, lack } = { keyed: o.apiKey !== "", lack: unreadiness(snapshot) };
+    const { keyed, lack } = { keyed: o.apiKey !== "", lack: unreadiness(snapshot, o.serving.aggregate) };
     res.set(PAGE_HEADERS).end(page({ snapshot, keyed, lack, restAddress: addressOf(req), grpcAddress: o.grpcAddress }));
   });
   app.use(o.routerService);

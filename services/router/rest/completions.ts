@@ -9,6 +9,7 @@ import { clientIdOf } from "./client-id.ts";
 import { readBody } from "./read-body.ts";
 import { refuseUnread } from "./refuse-unread.ts";
 import { serverTiming } from "./server-timing.ts";
+import { schedulingOf } from "../serving/scheduling.ts";
 import type { Served, Serving } from "../serving/serving.ts";
 import type { ServingMetrics } from "../serving/metrics.ts";
 import { streamAnswer, writeError, type Answer } from "./stream-answer.ts";
@@ -40,8 +41,12 @@ export function completionsHandler(
   async function receive(req: IncomingMessage, clientId: string | undefined, share: BodyShare): Promise<Served> {
     authorize(req.headers.authorization);
     checkMedia(req);
+    const scheduling = schedulingOf((name) => {
+      const value = req.headers[name];
+      return Array.isArray(value) ? value[0] : value;
+    });
     const body = await readBody(req, o.bodyLimitBytes, share);
-    return o.serving.open({ label: path, path, body, clientId });
+    return o.serving.open({ label: path, path, body, clientId, scheduling });
   }
 
   function refuse(req: IncomingMessage, res: ServerResponse, error: unknown, headers: Record<string, string>): void {

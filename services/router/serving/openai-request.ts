@@ -18,7 +18,14 @@ export interface OpenAiRequest {
   readonly promptIsList: boolean;
   /** The client asked for the usage chunk. */
   readonly includeUsage: boolean;
+  /** `user`, of which the queue makes a tenant. Empty where there is none. */
+  readonly user: string;
+  /** vLLM's `priority`: lower is sooner. */
+  readonly priority: number;
 }
+
+/** Of a `user` that is remembered. */
+const USER_LIMIT = 128;
 
 export interface RequestLimits {
   /** By name. 0 where an instance doesn't say how long its context is. */
@@ -53,7 +60,13 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   const model = modelOf(asked, limits.models);
   checkTokens(maxTokens, minTokens, limits.models.get(model)?.maxModelLen ?? 0);
   checkChoices(fields, choices, prompts ?? 1, limits.legsLimit);
-  return { model, stream, choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage };
+  // What is no text or number here, the engine refuses.
+  const { user, priority } = fields;
+  return {
+    model, stream, choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage,
+    user: typeof user === "string" ? user.slice(0, USER_LIMIT) : "",
+    priority: typeof priority === "number" && Number.isInteger(priority) ? priority : 0,
+  };
 }
 
 function modelOf(asked: string | undefined, models: RequestLimits["models"]): string {

@@ -1,9 +1,16 @@
 // What is missing for serving, in words that name no address.
+import { CONNECTORS } from "../../kv/index.ts";
+import type { ConnectorName } from "../../kv/connector.ts";
 import type { PoolSnapshot } from "../pool/pool.ts";
 
-/** Undefined where `model` can be served: it has an eligible instance on either side. */
-export function lackOf(snapshot: PoolSnapshot, model: string): string | undefined {
+/**
+ * Undefined where `model` can be served: it has an eligible instance on either side.
+ *
+ * @param aggregate Decode alone is enough, where the connector allows it.
+ */
+export function lackOf(snapshot: PoolSnapshot, model: string, aggregate = false): string | undefined {
   const lacks: string[] = [];
+  if (aggregate && snapshot.decode.some(({ eligible, info }) => eligible && info.model === model && servesAlone(info.connector))) return undefined;
   for (const role of ["prefill", "decode"] as const) {
     let known = 0;
     let eligible = 0;
@@ -23,13 +30,17 @@ export function lackOf(snapshot: PoolSnapshot, model: string): string | undefine
 }
 
 /** Undefined where at least one model can be served. */
-export function unreadiness(snapshot: PoolSnapshot): string | undefined {
+export function unreadiness(snapshot: PoolSnapshot, aggregate = false): string | undefined {
   if (snapshot.models.size === 0) return "No instance has registered: start a prefill and a decode instance.";
   const lacks: string[] = [];
   for (const model of snapshot.models.keys()) {
-    const lack = lackOf(snapshot, model);
+    const lack = lackOf(snapshot, model, aggregate);
     if (lack === undefined) return undefined;
     lacks.push(lack);
   }
   return lacks.join(" ");
+}
+
+function servesAlone(connector: string): boolean {
+  return Object.hasOwn(CONNECTORS, connector) && CONNECTORS[connector as ConnectorName].traits.servesUnpaired;
 }

@@ -11,6 +11,7 @@ import { createReceiptDraft, type ReceiptDraft } from "../relay/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
 import { readOpenAiRequest } from "./openai-request.ts";
 import { lackOf } from "./readiness.ts";
+import { clampedPriority, type Scheduling } from "./scheduling.ts";
 import { logEnded } from "./request-log.ts";
 import type { ServingMetrics } from "./metrics.ts";
 
@@ -28,6 +29,7 @@ export interface Incoming {
   readonly clientId?: string | undefined;
   /** When the caller gives up, in epoch milliseconds. */
   readonly deadlineMs?: number | undefined;
+  readonly scheduling?: Scheduling;
 }
 
 /** A request that runs. Whoever opened it closes it. */
@@ -50,6 +52,8 @@ export interface Serving {
   /** Requests that run or wait. */
   readonly count: number;
   readonly draining: boolean;
+  /** Whether decode alone is enough to serve. */
+  readonly aggregate: boolean;
   /** From now on `open` refuses. Resolves when the last request is closed. */
   drain(): Promise<void>;
   /** Ends all that run. */
@@ -68,6 +72,10 @@ export interface ServingOptions {
   readonly deadlineMs: number;
   /** The registry is away: requests are placed by what was known of the instances before. */
   readonly stale?: () => boolean;
+  /** Every request is strict. */
+  readonly strict?: boolean;
+  /** Decode may serve alone, where the connector allows it. */
+  readonly aggregate?: boolean;
 }
 
 export function createServing(o: ServingOptions): Serving {
@@ -81,15 +89,20 @@ export function createServing(o: ServingOptions): Serving {
       throw new ServiceError("instance_unavailable", "The server is stopping and takes no new request. Try again.", { retryAfterS: 1 });
     }
     const { snapshot } = o.pool;
-    const { path, body, label } = incoming;
-    const asked = readOpenAiRequest(path, body, { models: snapshot.models, legsLimit: o.legsLimit });
+    const { path, body, label, scheduling = {} } = incoming;
+    const { user, priority: bodyPriority, ...asked } = readOpenAiRequest(path, body, { models: snapshot.models, legsLimit: o.legsLimit });
+    const tenant = scheduling.tenant ?? user;
+    const priority = scheduling.priority ?? clampedPriority(bodyPriority);
+    const strict = scheduling.strict ?? o.strict ?? false;
+    const deadlineMs = Math.min(openedMs + Math.min(o.deadlineMs, scheduling.timeoutMs ?? Infinity), incoming.deadlineMs ?? Infinity);
     const id = `${path === "/v1/completions" ? "cmpl" : "chatcmpl"}-${randomUUID().replaceAll("-", "")}`;
     const request: RelayRequest = {
       ...asked,
       id,
       path,
       body,
-      deadlineMs: Math.min(openedMs + o.deadlineMs, incoming.deadlineMs ?? Infinity),
+      deadlineMs,
+      strict,
       createdUnixS: Math.floor(Date.now() / 1000),
     };
     const draft = createReceiptDraft({
@@ -99,6 +112,8 @@ export function createServing(o: ServingOptions): Serving {
       path: label,
       model: asked.model,
       stream: asked.stream,
+      tenant,
+      priority,
     });
     if (o.stale?.() === true) draft.fallbacks.push("stale-registry");
     const gone = new AbortController();
@@ -110,9 +125,9 @@ export function createServing(o: ServingOptions): Serving {
       draft,
       async run(sink) {
         try {
-          const lack = lackOf(snapshot, asked.model);
+          const lack = lackOf(snapshot, asked.model, o.aggregate === true && !strict);
           if (lack !== undefined) throw new ServiceError("no_instance", `${lack} Try again in a second.`, { retryAfterS: 1 });
-          place = await o.admission.acquire(gone.signal, asked.choices * asked.prompts);
+          place = await o.admission.acquire(gone.signal, { legs: asked.choices * asked.prompts, model: asked.model, tenant, priority, deadlineMs });
           draft.queueMs = place.waitedMs;
           return await o.relay.run(request, sink, draft, gone.signal);
         } catch (error) {
@@ -152,6 +167,7 @@ export function createServing(o: ServingOptions): Serving {
     get count() {
       return open.size;
     },
+    aggregate: o.aggregate === true && o.strict !== true,
     get draining() {
       return draining;
     },

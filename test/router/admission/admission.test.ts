@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
+import { setMaxListeners } from "node:events";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { createAdmission, type Admission } from "../../../services/router/admission/admission.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 
 const never = new AbortController().signal;
+setMaxListeners(0, never);
 
 function setUp(o: { capacity?: number; queueLimit?: number } = {}): { admission: Admission; clock: ManualClock; room: { capacity: number } } {
   const clock = manualClock();
@@ -100,10 +102,10 @@ describe("admission", () => {
 
   it("does not let small requests overtake a large one for ever", async () => {
     const { admission } = setUp({ capacity: 4 });
-    const small = await admission.acquire(never, 2);
+    const small = await admission.acquire(never, { legs: 2 });
     let largeRuns = false;
-    const large = admission.acquire(never, 4).then((place) => ((largeRuns = true), place));
-    const behind = admission.acquire(never, 1);
+    const large = admission.acquire(never, { legs: 4 }).then((place) => ((largeRuns = true), place));
+    const behind = admission.acquire(never, { legs: 1 });
     small.release();
     (await large).release();
     assert.ok(largeRuns);
@@ -112,7 +114,7 @@ describe("admission", () => {
 
   it("lets a request that is larger than all room run alone", async () => {
     const { admission } = setUp({ capacity: 2 });
-    const place = await admission.acquire(never, 5);
+    const place = await admission.acquire(never, { legs: 5 });
     let other = false;
     void admission.acquire(never).then(() => (other = true));
     await Promise.resolve();
@@ -126,7 +128,7 @@ describe("admission", () => {
     const { admission } = setUp({ capacity: 2 });
     await admission.acquire(never);
     const client = new AbortController();
-    const large = assert.rejects(admission.acquire(client.signal, 2), code("cancelled"));
+    const large = assert.rejects(admission.acquire(client.signal, { legs: 2 }), code("cancelled"));
     const small = admission.acquire(never);
     client.abort();
     await large;
@@ -140,5 +142,81 @@ describe("admission", () => {
     place.release();
     place.release();
     assert.equal(admission.running, 1);
+  });
+
+  it("keeps the room of each model apart", async () => {
+    const clock = manualClock();
+    const room: Record<string, number> = { big: 1, small: 1 };
+    const admission = createAdmission({ capacity: (model) => room[model]!, queueLimit: 8, queueTimeoutMs: 1000, clock });
+    const big = await admission.acquire(never, { model: "big" });
+    let behind = false;
+    const waits = admission.acquire(never, { model: "big" }).then(() => (behind = true));
+    await admission.acquire(never, { model: "small" });
+    assert.equal(behind, false);
+    big.release();
+    await waits;
+  });
+
+  it("refuses the last one of who has most waiting when another tenant finds the queue full", async () => {
+    const { admission } = setUp({ queueLimit: 3 });
+    await admission.acquire(never);
+    const waits = [1, 2, 3].map(() => admission.acquire(never, { tenant: "a" }));
+    const other = admission.acquire(never, { tenant: "b" });
+    await assert.rejects(waits[2]!, code("queue_full"));
+    assert.equal(admission.waiting, 3);
+    await assert.rejects(admission.acquire(never, { tenant: "a" }), code("queue_full"));
+    void other;
+  });
+
+  it("refuses early what can't start before its deadline, and says when to come again", async () => {
+    const { admission, clock } = setUp({ queueLimit: 64 });
+    let place = await admission.acquire(never);
+    const waits = Array.from({ length: 8 }, () => admission.acquire(never));
+    for (let count = 0; count < 8; count += 1) {
+      // One place comes free every 100 ms, while others wait.
+      await clock.pass(100);
+      const next = admission.acquire(never);
+      next.catch(() => {});
+      waits.push(next);
+      place.release();
+      place = await waits[count]!;
+    }
+    assert.equal(admission.waiting, 8);
+    const late = admission.acquire(never, { deadlineMs: clock.nowMs() + 300 });
+    await assert.rejects(late, (error: ServiceError) => {
+      assert.equal(error.code, "queue_full");
+      assert.match(error.message, /before its deadline: about \d+ ms of waiting are before it, and it has 300\./);
+      assert.ok(error.retryAfterS! >= 1);
+      return true;
+    });
+    const able = admission.acquire(never, { deadlineMs: clock.nowMs() + 5_000 });
+    able.catch(() => {});
+    assert.equal(admission.waiting, 9);
+  });
+
+  it("ends a wait with the request's deadline, and names the queue", async () => {
+    const { admission, clock } = setUp();
+    await admission.acquire(never);
+    const late = assert.rejects(admission.acquire(never, { deadlineMs: clock.nowMs() + 200 }), (error: ServiceError) => {
+      assert.equal(error.code, "deadline_exceeded");
+      assert.match(error.message, /queue 200 ms/);
+      return true;
+    });
+    await clock.pass(200);
+    await late;
+  });
+
+  it("names what is missing where the whole pool went while a request waited", async () => {
+    const clock = manualClock();
+    const admission = createAdmission({
+      capacity: () => 0, lack: () => "No decode instance is registered.", queueLimit: 8, queueTimeoutMs: 1000, clock,
+    });
+    const late = assert.rejects(admission.acquire(never), (error: ServiceError) => {
+      assert.equal(error.code, "no_instance");
+      assert.match(error.message, /No decode instance is registered/);
+      return true;
+    });
+    await clock.pass(1000);
+    await late;
   });
 });

@@ -81,7 +81,7 @@ function memberOf({ id, role, model = "tiny", maxModelLen = 512, slots = 4, elig
       grpcAddress: "10.1.2.3:3201",
       kvAddress: "10.1.2.3:21001",
     }),
-    load: create(LoadSchema, { state: State.SERVING }),
+    load: create(LoadSchema, { state: State.SERVING, freeSlots: slots }),
     loadAtMs: 0,
     condition: eligible ? "serving" : "draining",
     eligible,

@@ -1,0 +1,139 @@
+// Who is next: by priority, within it by tenants in turn, within a tenant first come first served. Every operation is
+// O(log n) in the requests that wait.
+// Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a request's start tag is where its tenant's
+// earlier ones end, or the present for a tenant that has none; the lowest tag is next. A tenant that brings a thousand
+// requests delays another's first by one.
+import { Heap } from "./heap.ts";
+
+export interface Waiter {
+  readonly model: string;
+  readonly tenant: string;
+  /** Lower is sooner. */
+  readonly priority: number;
+  readonly legs: number;
+}
+
+interface Entry {
+  readonly waiter: Waiter;
+  readonly tag: number;
+  /** In the order of coming. */
+  readonly index: number;
+}
+
+/** Those of one tenant, of all models: its worst is what leaves when the queue is full. */
+interface Tenant {
+  readonly waiting: Heap<Entry>;
+  readonly name: string;
+}
+
+/** Those of one model. */
+interface Line {
+  readonly next: Heap<Entry>;
+  /** Start tag of the last one that was let in. */
+  present: number;
+  /** Where each tenant's last one ends. */
+  readonly ends: Map<string, { tag: number; count: number }>;
+  readonly legsByPriority: Map<number, number>;
+}
+
+export class FairQueue<W extends Waiter> {
+  readonly #lines = new Map<string, Line>();
+  readonly #tenants = new Map<string, Tenant>();
+  readonly #heaviest = new Heap<Tenant>((a, b) => a.waiting.size > b.waiting.size || (a.waiting.size === b.waiting.size && a.name > b.name));
+  readonly #entries = new Map<W, Entry>();
+  #index = 0;
+
+  get size(): number {
+    return this.#entries.size;
+  }
+
+  models(): string[] {
+    return [...this.#lines.keys()];
+  }
+
+  first(model: string): W | undefined {
+    return this.#lines.get(model)?.next.first?.waiter as W | undefined;
+  }
+
+  push(waiter: W): void {
+    const line = this.#line(waiter.model);
+    const known = line.ends.get(waiter.tenant);
+    const tag = Math.max(line.present, known?.tag ?? 0);
+    const entry: Entry = { waiter, tag, index: this.#index++ };
+    line.ends.set(waiter.tenant, { tag: tag + waiter.legs, count: (known?.count ?? 0) + 1 });
+    line.legsByPriority.set(waiter.priority, (line.legsByPriority.get(waiter.priority) ?? 0) + waiter.legs);
+    line.next.push(entry);
+    this.#entries.set(waiter, entry);
+    let tenant = this.#tenants.get(waiter.tenant);
+    if (tenant === undefined) {
+      tenant = { name: waiter.tenant, waiting: new Heap<Entry>((a, b) => goesBefore(b, a)) };
+      this.#tenants.set(waiter.tenant, tenant);
+    } else this.#heaviest.remove(tenant);
+    tenant.waiting.push(entry);
+    this.#heaviest.push(tenant);
+  }
+
+  /** It goes: let in, or left. @param served Whether its turn counts. */
+  remove(waiter: W, served: boolean): void {
+    const entry = this.#entries.get(waiter);
+    if (entry === undefined) return;
+    this.#entries.delete(waiter);
+    const line = this.#line(waiter.model);
+    line.next.remove(entry);
+    if (served) line.present = Math.max(line.present, entry.tag);
+    const left = (line.legsByPriority.get(waiter.priority) ?? 0) - waiter.legs;
+    if (left > 0) line.legsByPriority.set(waiter.priority, left);
+    else line.legsByPriority.delete(waiter.priority);
+    const end = line.ends.get(waiter.tenant)!;
+    end.count -= 1;
+    // Without any that wait, what it owes is at most one request: forgotten, so that nothing grows with their number.
+    if (end.count === 0) line.ends.delete(waiter.tenant);
+    if (line.next.size === 0) this.#lines.delete(waiter.model);
+    const tenant = this.#tenants.get(waiter.tenant)!;
+    this.#heaviest.remove(tenant);
+    tenant.waiting.remove(entry);
+    if (tenant.waiting.size === 0) this.#tenants.delete(waiter.tenant);
+    else this.#heaviest.push(tenant);
+  }
+
+  /**
+   * Who makes room for a newcomer when the queue is full: the worst of the tenant that has the most waiting, or of its
+   * own tenant one that matters less. Undefined: the newcomer itself is one too many.
+   */
+  displacedBy({ tenant, priority }: Waiter): W | undefined {
+    const own = this.#tenants.get(tenant);
+    const heaviest = this.#heaviest.first;
+    if (heaviest === undefined) return undefined;
+    if (heaviest !== own && heaviest.waiting.size > (own?.waiting.size ?? 0) + 1) return heaviest.waiting.first!.waiter as W;
+    const worst = own?.waiting.first?.waiter;
+    return worst !== undefined && worst.priority > priority ? (worst as W) : undefined;
+  }
+
+  /** Legs that will be let in before a newcomer, at the least. */
+  legsBefore({ model, tenant, priority }: Waiter): number {
+    const line = this.#lines.get(model);
+    if (line === undefined) return 0;
+    let sooner = 0;
+    let same = 0;
+    for (const [other, legs] of line.legsByPriority) {
+      if (other < priority) sooner += legs;
+      else if (other === priority) same += legs;
+    }
+    // Of its equals, only what its own tenant's turns and those of the others between them take.
+    const debt = Math.max(0, (line.ends.get(tenant)?.tag ?? 0) - line.present);
+    return sooner + Math.min(same, debt * line.ends.size);
+  }
+
+  #line(model: string): Line {
+    let line = this.#lines.get(model);
+    if (line === undefined) {
+      line = { next: new Heap<Entry>(goesBefore), present: 0, ends: new Map(), legsByPriority: new Map() };
+      this.#lines.set(model, line);
+    }
+    return line;
+  }
+}
+
+function goesBefore(a: Entry, b: Entry): boolean {
+  return (a.waiter.priority - b.waiter.priority || a.tag - b.tag || a.index - b.index) < 0;
+}

@@ -1,0 +1,53 @@
+// What a client says of how its request is to be served, in headers that go no further than the router.
+import { ServiceError } from "../../common/errors.ts";
+
+export interface Scheduling {
+  /** Lower is sooner, as in vLLM. Undefined: as the body's `priority` has it. */
+  readonly priority?: number;
+  /** Undefined: as the body's `user` has it. */
+  readonly tenant?: string;
+  /** How long the caller waits for the end of the answer. */
+  readonly timeoutMs?: number;
+  /** An error rather than anything done otherwise than planned. */
+  readonly strict?: boolean;
+}
+
+export const PRIORITY_LIMIT = 100;
+/** Of a tenant's name. */
+const NAME_LIMIT = 128;
+const TIMEOUT_LIMIT_MS = 86_400_000;
+
+/**
+ * @param header By name, in lower case.
+ * @throws ServiceError `invalid_request`
+ */
+export function schedulingOf(header: (name: string) => string | undefined): Scheduling {
+  const priority = integer(header, "x-tandem-priority", -PRIORITY_LIMIT, PRIORITY_LIMIT);
+  const timeoutMs = integer(header, "x-tandem-timeout-ms", 1, TIMEOUT_LIMIT_MS);
+  const tenant = header("x-tandem-tenant")?.slice(0, NAME_LIMIT);
+  const strict = header("x-tandem-strict");
+  if (strict !== undefined && strict !== "true" && strict !== "false") throw refused("x-tandem-strict", "true or false");
+  return {
+    ...(priority === undefined ? {} : { priority }),
+    ...(timeoutMs === undefined ? {} : { timeoutMs }),
+    ...(tenant === undefined || tenant === "" ? {} : { tenant }),
+    ...(strict === undefined ? {} : { strict: strict === "true" }),
+  };
+}
+
+/** A priority of the body, which vLLM takes without bounds; ours decides only the order in the queue. */
+export function clampedPriority(priority: number): number {
+  return Math.max(-PRIORITY_LIMIT, Math.min(PRIORITY_LIMIT, priority));
+}
+
+function integer(header: (name: string) => string | undefined, name: string, min: number, max: number): number | undefined {
+  const text = header(name);
+  if (text === undefined) return undefined;
+  const value = Number(text);
+  if (!/^-?\d{1,9}$/.test(text) || value < min || value > max) throw refused(name, `an integer from ${min} to ${max}`);
+  return value;
+}
+
+function refused(name: string, expected: string): ServiceError {
+  return new ServiceError("invalid_request", `The header ${name} must be ${expected}.`, { param: name });
+}

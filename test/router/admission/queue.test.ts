@@ -1,0 +1,113 @@
+import assert from "node:assert/strict";
+import { Heap } from "../../../services/router/admission/heap.ts";
+import { FairQueue, type Waiter } from "../../../services/router/admission/queue.ts";
+import { numbersFrom } from "../../support/numbers.ts";
+
+interface Named extends Waiter {
+  readonly name: string;
+}
+
+const waiter = (name: string, o: Partial<Waiter> = {}): Named => ({ name, model: "m", tenant: "", priority: 0, legs: 1, ...o });
+
+/** Names in the order in which they would be let in. */
+function drained(queue: FairQueue<Named>): string {
+  const names: string[] = [];
+  for (let first = queue.first("m"); first !== undefined; first = queue.first("m")) {
+    names.push(first.name);
+    queue.remove(first, true);
+  }
+  return names.join(" ");
+}
+
+describe("the heap", () => {
+  it("gives its items in order, whatever came and left between, as a sorted list does", () => {
+    const random = numbersFrom(7);
+    const heap = new Heap<{ readonly key: number }>((a, b) => a.key < b.key);
+    let model: { readonly key: number }[] = [];
+    for (let count = 0; count < 5_000; count += 1) {
+      const roll = random();
+      if (roll < 0.5 || model.length === 0) {
+        const item = { key: Math.floor(random() * 1e9) };
+        heap.push(item);
+        model.push(item);
+      } else {
+        model.sort((a, b) => a.key - b.key);
+        const victim = roll < 0.75 ? model[0]! : model[Math.floor(random() * model.length)]!;
+        if (roll < 0.75) assert.equal(heap.first, victim);
+        assert.equal(heap.remove(victim), true);
+        model = model.filter((item) => item !== victim);
+      }
+      assert.equal(heap.size, model.length);
+    }
+    assert.equal(heap.remove({ key: 1 }), false);
+  });
+
+  it("costs the logarithm of its size", () => {
+    let looks = 0;
+    const heap = new Heap<{ readonly key: number }>((a, b) => (looks++, a.key < b.key));
+    const random = numbersFrom(3);
+    const items = Array.from({ length: 65_536 }, () => ({ key: random() }));
+    for (const item of items) heap.push(item);
+    looks = 0;
+    for (let index = 0; index < 1_000; index += 1) heap.remove(items[index * 60]!);
+    assert.ok(looks / 1_000 < 40, `${looks / 1_000} comparisons for one that leaves`);
+  });
+});
+
+describe("the waiting queue", () => {
+  it("is first come first served among equals", () => {
+    const queue = new FairQueue<Named>();
+    for (const name of ["a", "b", "c"]) queue.push(waiter(name));
+    assert.equal(drained(queue), "a b c");
+  });
+
+  it("puts a lower priority first, whoever's it is", () => {
+    const queue = new FairQueue<Named>();
+    queue.push(waiter("late", { priority: 5 }));
+    queue.push(waiter("normal"));
+    queue.push(waiter("soon", { priority: -1, tenant: "x" }));
+    assert.equal(drained(queue), "soon normal late");
+  });
+
+  it("lets tenants in by turns, however many one brings", () => {
+    const queue = new FairQueue<Named>();
+    for (let count = 0; count < 4; count += 1) queue.push(waiter(`a${count}`, { tenant: "a" }));
+    for (let count = 0; count < 2; count += 1) queue.push(waiter(`b${count}`, { tenant: "b" }));
+    assert.equal(drained(queue), "a0 b0 a1 b1 a2 a3");
+  });
+
+  it("counts a turn by its legs", () => {
+    const queue = new FairQueue<Named>();
+    queue.push(waiter("a0", { tenant: "a", legs: 3 }));
+    queue.push(waiter("a1", { tenant: "a", legs: 3 }));
+    for (let count = 0; count < 4; count += 1) queue.push(waiter(`b${count}`, { tenant: "b" }));
+    assert.equal(drained(queue), "a0 b0 b1 b2 a1 b3");
+  });
+
+  it("gives a tenant that comes later no credit for the time it was away", () => {
+    const queue = new FairQueue<Named>();
+    for (let count = 0; count < 6; count += 1) queue.push(waiter(`a${count}`, { tenant: "a" }));
+    for (let count = 0; count < 3; count += 1) queue.remove(queue.first("m")!, true);
+    for (let count = 0; count < 3; count += 1) queue.push(waiter(`b${count}`, { tenant: "b" }));
+    assert.equal(drained(queue), "b0 a3 b1 a4 b2 a5");
+  });
+
+  it("makes room for a tenant that has little by the last one of who has most", () => {
+    const queue = new FairQueue<Named>();
+    for (let count = 0; count < 4; count += 1) queue.push(waiter(`a${count}`, { tenant: "a" }));
+    assert.equal(queue.displacedBy(waiter("b", { tenant: "b" }))?.name, "a3");
+    assert.equal(queue.displacedBy(waiter("a", { tenant: "a" })), undefined);
+    assert.equal(queue.displacedBy(waiter("a", { tenant: "a", priority: -1 }))?.name, "a3");
+  });
+
+  it("forgets models and tenants of which nothing waits", () => {
+    const queue = new FairQueue<Named>();
+    const many = Array.from({ length: 100 }, (_, index) => waiter(`${index}`, { tenant: `t${index}`, model: `m${index % 3}` }));
+    for (const one of many) queue.push(one);
+    assert.equal(queue.models().length, 3);
+    for (const one of many) queue.remove(one, false);
+    assert.equal(queue.size, 0);
+    assert.deepEqual(queue.models(), []);
+    assert.equal(queue.displacedBy(waiter("a")), undefined);
+  });
+});
