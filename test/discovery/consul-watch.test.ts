@@ -1,0 +1,160 @@
+// Blocking queries against a scripted Consul: what a real one does rarely, and must not be tripped by.
+import assert from "node:assert/strict";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { loadConfig, defineConfig, ConfigError } from "../../services/common/config.ts";
+import { consulClient, ConsulError } from "../../services/discovery/consul-http.ts";
+import { consulOptions, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
+import { watchConsul } from "../../services/discovery/consul-watch.ts";
+import { eventually } from "../support/waits.ts";
+
+const definition = defineConfig("test", { ...consulSettings });
+const options = (env: Record<string, string>, argv: readonly string[] = []) => consulOptions(loadConfig(definition, { argv, env }));
+
+type Answer = (response: ServerResponse, query: URLSearchParams) => void;
+const json = (index: number | string, body: unknown, headers: Record<string, string> = {}): Answer => (response) => {
+  response.writeHead(200, { "x-consul-index": String(index), ...headers });
+  response.end(JSON.stringify(body));
+};
+/** Holds the question open, as Consul does while nothing changes. */
+const hold: Answer = () => {};
+
+/** Answers each question with the next of `script`; the last one again and again. */
+async function fakeConsul(script: readonly Answer[]): Promise<{ address: string; asked: URLSearchParams[]; close(): void }> {
+  const asked: URLSearchParams[] = [];
+  const server = createServer((request: IncomingMessage, response) => {
+    const query = new URL(request.url!, "http://x").searchParams;
+    asked.push(query);
+    script[Math.min(asked.length, script.length) - 1]!(response, query);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
+    asked,
+    close: () => {
+      server.close();
+      server.closeAllConnections();
+    },
+  };
+}
+
+interface Heard {
+  readonly changes: { body: unknown; gap: boolean }[];
+  readonly downs: ConsulError[];
+  ups: number;
+}
+
+async function watching(script: readonly Answer[], look: (heard: Heard, asked: URLSearchParams[]) => boolean, waitMs?: number): Promise<{ heard: Heard; asked: URLSearchParams[] }> {
+  const consul = await fakeConsul(script);
+  const client = await consulClient(options({ CONSUL_HTTP_ADDR: consul.address }));
+  const stop = new AbortController();
+  const heard: Heard = { changes: [], downs: [], ups: 0 };
+  const watch = watchConsul({
+    client,
+    path: "/v1/health/service/x",
+    policy: 'service "x" { policy = "read" }',
+    onChange: (answer, gap) => heard.changes.push({ body: answer.json(), gap }),
+    onUp: () => (heard.ups += 1),
+    onDown: (error) => heard.downs.push(error),
+    stop: stop.signal,
+    ...(waitMs === undefined ? {} : { waitMs }),
+  });
+  try {
+    await eventually("it was heard", () => look(heard, consul.asked));
+  } finally {
+    stop.abort();
+    await watch;
+    client.close();
+    consul.close();
+  }
+  return { heard, asked: consul.asked };
+}
+
+describe("a blocking query", () => {
+  it("asks at once, then waits on the index, and tells only news", async () => {
+    const { heard, asked } = await watching([json(5, ["a"]), json(5, ["a"]), json(9, ["a", "b"]), hold], (_, all) => all.length === 4);
+    assert.deepEqual(heard.changes.map(({ body }) => body), [["a"], ["a", "b"]]);
+    assert.deepEqual(asked.map((query) => query.get("index")), [null, "5", "5", "9"]);
+    assert.deepEqual(asked.map((query) => query.get("wait")), [null, "10000ms", "10000ms", "10000ms"]);
+    assert.deepEqual(heard.changes.map(({ gap }) => gap), [false, false]);
+  });
+
+  it("starts anew when the index goes backwards, and says that there was a gap", async () => {
+    const { heard, asked } = await watching([json(50, ["a"]), json(7, []), json(7, []), hold], (_, all) => all.length === 4);
+    assert.deepEqual(asked.map((query) => query.get("index")), [null, "50", null, "7"]);
+    assert.deepEqual(heard.changes, [{ body: ["a"], gap: false }, { body: [], gap: true }]);
+  });
+
+  it("never waits on index 0, which would answer at once for ever", async () => {
+    const { asked } = await watching([json(0, []), hold], (_, all) => all.length === 2);
+    assert.equal(asked[1]!.get("index"), "1");
+  });
+
+  it("keeps its pace when values churn", async () => {
+    let index = 1;
+    const startMs = performance.now();
+    const { asked } = await watching([(response, query) => json(++index, [index])(response, query)], () => performance.now() - startMs > 400);
+    assert.ok(asked.length <= 4 + 1 + (performance.now() - startMs) / 50, `${asked.length} questions`);
+  });
+
+  it("notices a connection that breaks in the middle of an answer", async () => {
+    const cut: Answer = (response) => {
+      response.writeHead(200, { "x-consul-index": "5", "content-length": "100" });
+      response.write('[{"a":');
+      setTimeout(() => response.socket!.destroy(), 20);
+    };
+    const { heard } = await watching([cut, json(6, ["a"]), hold], ({ changes }) => changes.length === 1);
+    assert.deepEqual(heard.downs.map(({ kind }) => kind), ["away"]);
+    assert.deepEqual(heard.changes, [{ body: ["a"], gap: true }]);
+  });
+
+  it("notices an agent that answers no more", async () => {
+    const { heard } = await watching([json(5, []), hold], ({ downs }) => downs.length === 1, 100);
+    assert.match(heard.downs[0]!.message, /no answer within/);
+  });
+
+  it("takes a cluster without a leader for away, and a page of something else for no Consul", async () => {
+    const noLeader: Answer = (response) => response.writeHead(500).end("No cluster leader");
+    const page: Answer = (response) => response.writeHead(200, { "x-consul-index": "3" }).end("<html>");
+    const { heard } = await watching([noLeader, page, hold], ({ downs }) => downs.length === 2);
+    assert.deepEqual(heard.downs.map(({ kind }) => kind), ["away", "refused"]);
+    assert.match(heard.downs[0]!.message, /No cluster leader/);
+  });
+
+  it("takes an answer that leaves something out for a missing policy, not for fewer instances", async () => {
+    const { heard } = await watching([json(5, [], { "x-consul-results-filtered-by-acls": "true" }), hold], ({ downs }) => downs.length === 1);
+    assert.deepEqual([heard.downs[0]!.kind, heard.downs[0]!.policy, heard.changes.length], ["denied", 'service "x" { policy = "read" }', 0]);
+  });
+
+  it("names the policy that a denied token lacks", async () => {
+    const denied: Answer = (response) =>
+      response.writeHead(403).end(`Permission denied: token with AccessorID '00000000-0000-0000-0000-000000000002' lacks permission 'service:write' on "tandem-decode"`);
+    const { heard } = await watching([denied, hold], ({ downs }) => downs.length === 1);
+    assert.equal(heard.downs[0]!.policy, 'service "tandem-decode" { policy = "write" }');
+  });
+});
+
+describe("the settings of Consul", () => {
+  it("read addresses as Consul's own tools do", () => {
+    const at = (address: string, env: Record<string, string> = {}) => {
+      const { host, port, socketPath, tls } = options({ CONSUL_HTTP_ADDR: address, ...env });
+      return [socketPath ?? host, port, tls !== undefined];
+    };
+    assert.deepEqual(at("10.0.0.1:8500"), ["10.0.0.1", 8500, false]);
+    assert.deepEqual(at("consul"), ["consul", 8500, false]);
+    assert.deepEqual(at("https://consul.example"), ["consul.example", 443, true]);
+    assert.deepEqual(at("http://consul.example:80"), ["consul.example", 80, false]);
+    assert.deepEqual(at("[::1]:8501", { CONSUL_HTTP_SSL: "true" }), ["::1", 8501, true]);
+    assert.deepEqual(at("http://consul.example:8501", { CONSUL_HTTP_SSL: "1" }), ["consul.example", 8501, true]);
+    assert.deepEqual(at("unix:///run/consul.sock"), ["/run/consul.sock", 0, false]);
+    assert.deepEqual(at(""), ["127.0.0.1", 8500, false], "an empty variable says nothing");
+    for (const bad of ["ftp://x", "host:port:more", "a/path"]) assert.throws(() => at(bad), ConfigError, bad);
+  });
+
+  it("name a token file that is not there, and never print a token", () => {
+    const withFile = options({ CONSUL_HTTP_TOKEN_FILE: "/nowhere/token", CONSUL_HTTP_TOKEN: "secret" });
+    assert.throws(() => readConsulToken(withFile), /consul.token_file: .*\/nowhere\/token/);
+    assert.equal(readConsulToken(options({ CONSUL_HTTP_TOKEN: "secret" })), "secret");
+    assert.throws(() => options({ CONSUL_HTTP_SSL: "true", CONSUL_CACERT: "/nowhere/ca.pem" }), /consul.tls.ca_file/);
+  });
+});
