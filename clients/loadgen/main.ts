@@ -12,6 +12,10 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     summary: "What Tandem adds to a bare engine: TTFT, ITL, CPU, memory; checks every answer. The default.",
     load: async () => (await import("./scenarios/compare.ts")).runCompare,
   },
+  engine: {
+    summary: "The embedded engine: tokens/s, memory, and what a long prompt does to running answers.",
+    load: async () => (await import("./scenarios/engine.ts")).runEngineBench,
+  },
   load: {
     summary: "One load against any OpenAI server: TTFT, ITL, TPOT, goodput.",
     load: async () => (await import("./scenarios/load.ts")).runLoadScenario,

@@ -21,6 +21,12 @@ export function pssBytes(pid: number): number {
   return kib === undefined ? Number.NaN : Number(kib) * 1024;
 }
 
+/** Resident set size in bytes, shared pages included. NaN when it is gone. */
+export function rssBytes(pid: number): number {
+  const kib = /^VmRSS:\s+(\d+) kB/m.exec(read(`/proc/${pid}/status`) ?? "")?.[1];
+  return kib === undefined ? Number.NaN : Number(kib) * 1024;
+}
+
 /** The process and all below it, parents first. */
 export function processTree(root: number): number[] {
   const children = new Map<number, number[]>();

@@ -1,0 +1,61 @@
+// Answers are running; long prompts come one after the other. What does each do to the gaps between their tokens?
+import { setTimeout as sleep } from "node:timers/promises";
+import { summarise, type Summary } from "../statistics.ts";
+import type { StreamResult } from "../stream-request.ts";
+
+export interface InterruptionOptions {
+  readonly streams: number;
+  readonly prompts: number;
+  readonly promptTokens: number;
+  readonly request: (promptTokens: number, tokens: number) => Promise<StreamResult>;
+}
+
+export interface Interruption {
+  /** Every gap of every stream: when it ended, from the start of the run, and how long it was. Milliseconds. */
+  readonly gaps: readonly { readonly atMs: number; readonly gapMs: number }[];
+  /** When long prompts were computed. */
+  readonly windows: readonly { readonly fromMs: number; readonly toMs: number }[];
+  readonly summary: { readonly before: Summary; readonly during: Summary };
+  /** Mean time to the first token of a long prompt. */
+  readonly prefillMs: number;
+}
+
+/** Long enough that some prompt always meets answers that are running. */
+const ANSWER_TOKENS = 300;
+const SETTLE_MS = 300;
+const PAUSE_MS = 250;
+
+export async function interruption({ streams, prompts, promptTokens, request }: InterruptionOptions): Promise<Interruption> {
+  const startMs = performance.now();
+  const gaps: { atMs: number; gapMs: number }[] = [];
+  let running = true;
+  const stream = async (): Promise<void> => {
+    while (running) {
+      let atMs = performance.now() - startMs;
+      const result = await request(16, ANSWER_TOKENS);
+      atMs += result.ttftMs;
+      for (const gapMs of result.gapsMs) {
+        atMs += gapMs;
+        gaps.push({ atMs, gapMs });
+      }
+    }
+  };
+  const all = Array.from({ length: streams }, stream);
+  await sleep(SETTLE_MS);
+  const windows: { fromMs: number; toMs: number }[] = [];
+  for (let prompt = 0; prompt < prompts; prompt++) {
+    await sleep(PAUSE_MS);
+    const fromMs = performance.now() - startMs;
+    await request(promptTokens, 1);
+    windows.push({ fromMs, toMs: performance.now() - startMs });
+  }
+  await sleep(PAUSE_MS);
+  running = false;
+  await Promise.all(all);
+  const touches = (atMs: number, gapMs: number): boolean => windows.some(({ fromMs, toMs }) => atMs >= fromMs && atMs - gapMs <= toMs);
+  const of = (during: boolean): Summary => summarise(gaps.filter(({ atMs, gapMs }) => touches(atMs, gapMs) === during).map(({ gapMs }) => gapMs));
+  return {
+    gaps: gaps.sort((a, b) => a.atMs - b.atMs), windows, summary: { before: of(false), during: of(true) },
+    prefillMs: windows.reduce((sum, { fromMs, toMs }) => sum + toMs - fromMs, 0) / windows.length,
+  };
+}
