@@ -20,6 +20,10 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Show the instances that a router sees.",
     load: async () => (await import("./status/status.ts")).runStatus,
   },
+  doctor: {
+    summary: "Find what is wrong with the instances of a router, or would go wrong.",
+    load: async () => (await import("./doctor/doctor.ts")).runDoctor,
+  },
   router: {
     summary: "Run a router: OpenAI REST and gRPC in front of the instances.",
     load: async () => (await import("../../services/router/main.ts")).runRouter,

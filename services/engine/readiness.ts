@@ -20,7 +20,7 @@ export async function checkReady(http: EngineHttp, check: ReadinessCheck): Promi
   const { timeoutMs } = check;
   const health = await http.fetch({ method: "GET", path: "/health", repeatable: true }, { timeoutMs });
   if (health.status !== 200) throw new Error(`/health answers ${health.status}`);
-  const listed = await get<{ data?: { id?: string; max_model_len?: number }[] }>(http, "/v1/models", timeoutMs);
+  const listed = await get<{ data?: { id?: string; root?: string | null; max_model_len?: number }[] }>(http, "/v1/models", timeoutMs);
   const models = listed.data ?? [];
   const model = check.model === "" ? models[0] : models.find((candidate) => candidate.id === check.model);
   if (model?.id === undefined) {
@@ -37,6 +37,7 @@ export async function checkReady(http: EngineHttp, check: ReadinessCheck): Promi
     model: model.id,
     maxModelLen: model.max_model_len ?? 0,
     blockSize: readBlockSize(metrics.body.toString("utf8")),
+    modelRoot: model.root ?? "",
   };
 }
 

@@ -1,11 +1,12 @@
 // InstanceService: who this instance is, how busy it is, and whether it may get new work.
 import { equals } from "@bufbuild/protobuf";
 import { setTimeout as sleep } from "node:timers/promises";
-import { InstanceService, LoadSchema, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import { FindingLevel, InstanceService, LoadSchema, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
+import type { Finding } from "../engine/findings.ts";
 import type { Board } from "./board.ts";
 
 /** The promises of instance.proto, in milliseconds. */
@@ -15,6 +16,7 @@ const HEARTBEAT_MS = 1_000;
 export interface InstanceServiceOptions {
   readonly board: Board;
   readonly info: () => Info;
+  readonly findings: () => readonly Finding[];
   readonly watchLimit: number;
   readonly log: Log;
 }
@@ -76,7 +78,12 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
         board.setDraining(undefined);
         return {};
       },
+      diagnose: async () => ({ findings: o.findings().map((one) => ({ ...one, level: LEVELS[one.level] })) }),
     },
     { access: "token" },
   );
 }
+
+const LEVELS = {
+  ok: FindingLevel.OK, unknown: FindingLevel.UNKNOWN, warning: FindingLevel.WARNING, error: FindingLevel.ERROR,
+} as const satisfies Record<Finding["level"], FindingLevel>;

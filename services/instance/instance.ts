@@ -12,7 +12,8 @@ import { TANDEM_VERSION } from "../common/version.ts";
 import type { Registration, Standing } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
-import type { EngineKeeper, EngineSource } from "../engine/engine.ts";
+import type { EngineKeeper, EngineSource, LiveEngine } from "../engine/engine.ts";
+import type { Finding } from "../engine/findings.ts";
 import { keepEngine } from "../engine/keeper.ts";
 import { launcherOf } from "../engine/launch.ts";
 import { engineRecordsFolder } from "../engine/leftovers.ts";
@@ -25,6 +26,7 @@ import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
 import { createBoard, type Board } from "./board.ts";
 import type { instanceSettings, InstanceRole } from "./config.ts";
+import { examineEngine, refusalOf } from "./examine.ts";
 import { instanceService } from "./instance-service.ts";
 import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
 
@@ -83,6 +85,8 @@ export async function startInstance(
   const instanceId = `${role}-${randomUUID()}`;
   const stop = o.stop ?? new AbortController().signal;
   const over = new AbortController();
+  let examined: LiveEngine | undefined;
+  let findings: readonly Finding[] = [];
   let pings: Promise<PingListener> | undefined;
   const onPhase = (phase: string): void => {
     log.info("engine loading", { phase });
@@ -111,6 +115,7 @@ export async function startInstance(
         blockSize: live.facts.blockSize,
         tpSize: live.facts.tpSize ?? 0,
         dtype: live.facts.dtype ?? "",
+        modelRoot: live.facts.modelRoot ?? "",
       };
     }
     return create(InfoSchema, {
@@ -160,7 +165,7 @@ export async function startInstance(
   try {
     server = await serveRpc({
       listen: config["grpc.listen"],
-      services: [service.rpc, instanceService({ board, info, watchLimit: config["watch.limit"], log })],
+      services: [service.rpc, instanceService({ board, info, findings: () => findings, watchLimit: config["watch.limit"], log })],
       ...(config.token === "" ? {} : { token: config.token }),
       log,
       graceMs: 500,
@@ -170,7 +175,12 @@ export async function startInstance(
     const running = (keeper = await keepEngine({ source, log, work, stallMs: config.stall_ms }, anySignal(stop, over.signal)));
     let lastLive = running.live;
     const follow = (): void => {
-      board.setEngine(running.reason);
+      if (running.live !== undefined && running.live !== examined) {
+        examined = running.live;
+        findings = examineEngine(role, config, connector, running.live);
+        for (const { level, ...found } of findings) if (level === "warning" || level === "error") log.warn("the doctor found something", { ...found });
+      }
+      board.setEngine(running.live === undefined ? running.reason : refusalOf(findings) || running.reason);
       board.setGauges(running.gauges);
       if (running.live === lastLive) return;
       lastLive = running.live;

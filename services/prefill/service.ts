@@ -137,12 +137,14 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     }
     finish(Outcome.HANDED_OVER, ticket);
     const cached = parsed.usage?.prompt_tokens_details?.cached_tokens;
+    const firstLogprob = firstLogprobOf(parsed);
     const kvBytes = parsed.kv_transfer_params?.kv_bytes;
     return {
       ticket,
       promptTokens: parsed.usage?.prompt_tokens ?? 0,
       ...(typeof cached === "number" ? { cachedTokens: cached } : {}),
       ...(typeof kvBytes === "number" && Number.isSafeInteger(kvBytes) ? { kvBytes: BigInt(kvBytes) } : {}),
+      ...(firstLogprob === undefined ? {} : { firstLogprob }),
       engineMs: performance.now() - arrivedMs,
     };
   }
@@ -171,6 +173,13 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
 interface EngineAnswer {
   readonly kv_transfer_params?: { readonly kv_bytes?: unknown } | null;
   readonly usage?: { readonly prompt_tokens?: number; readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null };
+  readonly choices?: readonly { readonly logprobs?: { readonly token_logprobs?: readonly unknown[] } | null }[];
+}
+
+/** Of a completion that asked for logprobs: a canary does. */
+function firstLogprobOf(answer: EngineAnswer): number | undefined {
+  const first = answer.choices?.[0]?.logprobs?.token_logprobs?.[0];
+  return typeof first === "number" ? first : undefined;
 }
 
 function rejectedWhen(signal: AbortSignal): Promise<never> {

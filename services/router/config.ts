@@ -194,6 +194,10 @@ export const routerConfig = defineConfig(
         "Legs in a row that fail on an instance, or on a pair, before it gets no more. One that stands still is enough. " +
         "A canary brings it back.",
     }),
+    "pair.check": boolean({
+      default: true,
+      doc: "Send canaries through each pair of vLLM engines before it takes traffic, and use none whose decode does not answer from the KV it was sent.",
+    }),
     "canary.every_ms": integer({
       default: 500,
       min: 50,

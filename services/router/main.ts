@@ -20,6 +20,9 @@ import { createReceipts } from "./control/receipts.ts";
 import { routerService } from "./control/router-service.ts";
 import { watchAll } from "./directories.ts";
 import { createLiveSettings } from "./live-settings.ts";
+import type { Member } from "./pool/member.ts";
+import { sendPairCanary, type CanaryResult } from "./pool/pair-canary.ts";
+import { needsCheck, startPairChecker } from "./pool/pair-checker.ts";
 import { createPool } from "./pool/pool.ts";
 import { openRegistry, registryStatus } from "./registry.ts";
 import { staleness } from "./staleness.ts";
@@ -34,6 +37,8 @@ import { drainAndStop } from "./stop.ts";
 
 /** What SIGINT, or the death of the parent, leaves to running requests. */
 const QUICK_GRACE_MS = 500;
+/** The first use of a pair sets up its NCCL communicators, and may compile kernels. */
+const PAIR_CANARY_MS = 60_000;
 /** Requests have ended before gRPC is closed; this is for the last messages of watchers. */
 const RPC_GRACE_MS = 300;
 
@@ -84,6 +89,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     limit: config["registry.limit"],
     breaker: { failureLimit: config["breaker.failures"], canaryEveryMs: config["canary.every_ms"] },
     connectTimeoutMs: config["connect.timeout_ms"],
+    ...(config["pair.check"] ? { checks: needsCheck } : {}),
   });
   const hub = registryHub({ limit: config["registry.limit"], routerId });
   const registry = await openRegistry(config, hub, { log, metrics });
@@ -144,9 +150,13 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     aggregate,
     stale: staleness(pool, () => registry.health, metrics),
   });
+  const closing = new AbortController();
+  const canary = (prefill: Member, decode: Member): Promise<CanaryResult> =>
+    sendPairCanary(prefill, decode, { timeoutMs: PAIR_CANARY_MS, signal: closing.signal });
   const routerCalls = routerService({
     routerId,
     pool,
+    canary,
     receipts,
     settings: () => live.settings,
     registry: () => registryStatus(registry, live),
@@ -157,7 +167,6 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   const bufferBytes = config["stream.buffer_bytes"];
   const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes, stallMs: config["client.stall_ms"], clock });
 
-  const closing = new AbortController();
   measureEventLoop(metrics, closing.signal);
   let rpc: RpcServer | undefined;
   let http: HttpServer | undefined;
@@ -191,6 +200,8 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     await registry[Symbol.asyncDispose]();
     throw error;
   }
+  const pairChecker = config["pair.check"] ? startPairChecker({ pool, send: canary, clock, log }) : undefined;
+  closing.signal.addEventListener("abort", () => pairChecker?.stop());
   const directories = watchAll([...registry.directories, staticRegistry(config.instances, { token, log })], pool.update);
   registry.watchSettings(live.apply);
   rpc.setServing(true);

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
-import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { FindingLevel, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { routerOverRest } from "../../clients/control/client.ts";
 import { dialRpc } from "../../services/rpc/client.ts";
@@ -112,6 +112,15 @@ describe("vLLM started by Tandem", function () {
         { model: MODEL, connector: "nixl", engine: "vllm", engineVersion: "0.32.0", dtype: "float32", tpSize: 1, blockSize: 32, maxModelLen: 512 },
       );
     }
+  });
+
+  it("was checked by canaries through each pair, and the doctor has nothing against it", async () => {
+    const { diagnoses } = await routerOverRest(tandem.url, { token: tandem.token }).diagnose({});
+    const bad = diagnoses.filter(({ finding }) => finding?.level !== FindingLevel.OK);
+    assert.deepEqual(bad.map(({ finding }) => finding), []);
+    const canaries = diagnoses.filter(({ finding }) => finding?.check === "canary");
+    assert.equal(canaries.length, 2);
+    for (const { finding } of canaries) assert.match(finding!.message, /first token was that of prefill alone/);
   });
 
   it("answers 100 prompts, 8 at once, as a plain vLLM does", async () => {

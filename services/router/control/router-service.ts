@@ -8,7 +8,9 @@ import type { Log } from "../../common/log.ts";
 import { TANDEM_VERSION } from "../../common/version.ts";
 import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
+import type { CanaryResult } from "../pool/pair-canary.ts";
 import type { Member, Pool } from "../pool/pool.ts";
+import { diagnose } from "./diagnose.ts";
 import { receiptMessage } from "./receipt-message.ts";
 import type { Receipts } from "./receipts.ts";
 
@@ -22,6 +24,8 @@ export interface RouterServiceOptions {
   readonly routerId: string;
   readonly pool: Pool;
   readonly receipts: Receipts;
+  /** Of the doctor: through one pair. */
+  readonly canary: (prefill: Member, decode: Member) => Promise<CanaryResult>;
   /** Every setting, secrets hidden. */
   settings(): readonly { readonly key: string; readonly value: string; readonly origin: string }[];
   registry(): MessageInitShape<typeof RegistryStatusSchema>;
@@ -94,6 +98,10 @@ export function routerService(o: RouterServiceOptions): RpcService {
         settings: [...o.settings()].sort((a, b) => (a.key < b.key ? -1 : 1)),
         tandemVersion: TANDEM_VERSION,
         registry: o.registry(),
+      }),
+
+      diagnose: async ({ withoutCanaries }, { signal }) => ({
+        diagnoses: await diagnose(pool.snapshot, { ...(withoutCanaries ? {} : { canary: o.canary }), signal }),
       }),
     },
     { access: "token" },

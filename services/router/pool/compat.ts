@@ -17,6 +17,11 @@ export function pairFault(prefill: Info, decode: Info): string | undefined {
     if (a === b || a === "" || b === "" || a === 0 || b === 0) continue;
     return `they differ in ${name}: ${a} on prefill, ${b} on decode`;
   }
+  // Part of NIXL's compatibility hash: two texts for the same files are two models to it.
+  const [a, b] = [prefill.modelRoot, decode.modelRoot];
+  if (prefill.connector === "nixl" && prefill.engine === "vllm" && a !== "" && b !== "" && a !== b) {
+    return `they were given their model by different texts, which NIXL does not pair: ${a} on prefill, ${b} on decode`;
+  }
   return undefined;
 }
 

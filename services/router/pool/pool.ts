@@ -11,7 +11,8 @@ import type { Doubt } from "../../discovery/registry.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type Verdict } from "./breaker.ts";
 import type { Member } from "./member.ts";
 import { lastResorts } from "./last-resort.ts";
-import { Pairs } from "./pairs.ts";
+import { pairable } from "./compat.ts";
+import { Pairs, pairKey } from "./pairs.ts";
 import { type Probe, takeDue } from "./probes.ts";
 import { Tracked } from "./tracked.ts";
 
@@ -27,6 +28,8 @@ export interface PoolSnapshot {
   readonly models: ReadonlyMap<string, { readonly maxModelLen: number }>;
   /** `pairKey` of the pairs that fail with each other, and get no leg until a canary comes through. */
   readonly brokenPairs: ReadonlySet<string>;
+  /** Why pairs that must be checked before they take traffic take none: not yet, or the check failed. By `pairKey`. */
+  readonly barredPairs?: ReadonlyMap<string, string>;
 }
 
 export interface Pool {
@@ -59,6 +62,8 @@ export interface Pool {
   /** Canaries to send now, each to be told by `canaryCame` when it has come through. */
   takeProbes(): readonly Probe[];
   canaryCame(probe: Probe): void;
+  /** What the check of a pair said: "" where it may be used; undefined where it must be checked again. */
+  pairChecked(key: string, fault: string | undefined): void;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
@@ -72,6 +77,8 @@ export interface PoolOptions {
   readonly breaker?: BreakerLimits;
   /** For a connection to be made. */
   readonly connectTimeoutMs?: number;
+  /** Whether a pair takes traffic only after `pairChecked` said that it may. Left out: none needs that. */
+  readonly checks?: (prefill: Info, decode: Info) => boolean;
 }
 
 const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
@@ -79,11 +86,12 @@ const SWEEP_MS = 250;
 const DRAIN_TIMEOUT_MS = 2_000;
 const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "doubted", "left"] as const;
 
-export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs }: PoolOptions): Pool {
+export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs, checks }: PoolOptions): Pool {
   const tracked = new Set<Tracked>();
   const byMember = new WeakMap<Member, Tracked>();
   const listeners = new Set<() => void>();
   const pairs = new Pairs(breaker);
+  const checked = new Map<string, string>();
   let snapshot: PoolSnapshot | undefined;
   let closed = false;
 
@@ -114,7 +122,33 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
       const known = models.get(model)?.maxModelLen ?? 0;
       models.set(model, { maxModelLen: known === 0 || maxModelLen === 0 ? known + maxModelLen : Math.min(known, maxModelLen) });
     }
-    return { prefill, decode, models, brokenPairs: pairs.broken() };
+    const barredPairs = barred(prefill, decode);
+    for (const members of [prefill, decode]) {
+      members.forEach((member, index) => {
+        const reason = barredReason(member, prefill, decode, barredPairs);
+        if (reason === undefined) return;
+        // Its counts stay live: only the verdict is another.
+        const out = Object.create(member, { eligible: { value: false }, reason: { value: reason } }) as Member;
+        byMember.set(out, byMember.get(member)!);
+        members[index] = out;
+      });
+    }
+    return { prefill, decode, models, brokenPairs: pairs.broken(), barredPairs };
+  }
+
+  /** Of the pairs that must be checked, those that were not, or were found wrong. */
+  function barred(prefills: readonly Member[], decodes: readonly Member[]): ReadonlyMap<string, string> {
+    const found = new Map<string, string>();
+    if (checks === undefined) return found;
+    for (const { info: prefill } of prefills) {
+      for (const { info: decode } of decodes) {
+        if (!checks(prefill, decode)) continue;
+        const key = pairKey(prefill.instanceId, decode.instanceId);
+        const fault = checked.get(key);
+        if (fault !== "") found.set(key, fault ?? "it is being checked by a canary");
+      }
+    }
+    return found;
   }
 
   function update(entries: readonly Info[], doubts: ReadonlyMap<string, Doubt> = NO_DOUBTS): void {
@@ -223,6 +257,12 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
       if (paired) log.info("a canary came through: pair is back", { prefill: prefillId, decode: decodeId });
       if (paired || closed.length > 0) onChange();
     },
+    pairChecked(key, fault) {
+      if (checked.get(key) === fault) return;
+      if (fault === undefined) checked.delete(key);
+      else checked.set(key, fault);
+      onChange();
+    },
     async [Symbol.asyncDispose]() {
       if (closed) return;
       closed = true;
@@ -254,4 +294,24 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
 
 function isFailing({ condition }: Member): boolean {
   return condition === "failing";
+}
+
+/** Why an instance that serves gets no legs: each of its pairs is barred. Undefined where one is not, or it has none. */
+function barredReason(
+  member: Member,
+  prefills: readonly Member[],
+  decodes: readonly Member[],
+  barredPairs: ReadonlyMap<string, string>,
+): string | undefined {
+  if (barredPairs.size === 0 || !member.eligible) return undefined;
+  const isPrefill = member.info.role === Role.PREFILL;
+  let reason: string | undefined;
+  for (const other of isPrefill ? decodes : prefills) {
+    if (other.condition !== "serving") continue;
+    const [prefill, decode] = isPrefill ? [member, other] : [other, member];
+    const fault = barredPairs.get(pairKey(prefill.info.instanceId, decode.info.instanceId));
+    if (fault === undefined && pairable(prefill.info, decode.info)) return undefined;
+    if (fault !== undefined) reason ??= `With ${other.info.instanceId}: ${fault}.`;
+  }
+  return reason;
 }

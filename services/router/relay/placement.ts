@@ -187,7 +187,11 @@ function isBroken(prefill: Member, decode: Member, { brokenPairs }: PoolSnapshot
 function fault(prefill: Member, decode: Member, snapshot: PoolSnapshot): string | undefined {
   const { connector } = prefill.info;
   if (!Object.hasOwn(CONNECTORS, connector)) return `this router doesn't know the KV connector ${connector}`;
-  return pairFault(prefill.info, decode.info) ?? (isBroken(prefill, decode, snapshot) ? "legs of the pair fail" : undefined);
+  return (
+    pairFault(prefill.info, decode.info) ??
+    snapshot.barredPairs?.get(pairKey(prefill.info.instanceId, decode.info.instanceId)) ??
+    (isBroken(prefill, decode, snapshot) ? "legs of the pair fail" : undefined)
+  );
 }
 
 function preferred<T>(items: readonly T[], test: (item: T) => boolean): T[] {

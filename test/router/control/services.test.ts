@@ -47,7 +47,7 @@ async function startControl(): Promise<Control> {
   const server = await serveRpc({
     listen: "127.0.0.1:0", token: "join", apiKey: "sk-key", log, graceMs: 100,
     services: [
-      routerService({ routerId: "router-1", pool, receipts, settings: () => settings, registry: () => REGISTRY, watcherLimit: 1, clock, log }),
+      routerService({ routerId: "router-1", pool, receipts, settings: () => settings, registry: () => REGISTRY, watcherLimit: 1, canary: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }), clock, log }),
       inferenceService({ serving, metrics: servingMetrics, bufferBytes: 1024, stallMs: 150, clock }),
     ],
   });

@@ -74,6 +74,7 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService): P
       change({ state: State.SERVING });
       return {};
     },
+    diagnose: async () => ({ findings: [] }),
   });
   const server = await serveRpc({ listen: "127.0.0.1:0", services: [control, service], log: silentLog, graceMs: 0 });
   const full = create(InfoSchema, {

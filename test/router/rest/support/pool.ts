@@ -56,6 +56,7 @@ export function fakePool(members: readonly FakeMember[] = ONE_PAIR): FakePool {
     ailing: false,
     takeProbes: () => [],
     canaryCame() {},
+    pairChecked() {},
     async [Symbol.asyncDispose]() {},
   };
 }

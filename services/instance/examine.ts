@@ -1,0 +1,33 @@
+// What an instance finds of its engine each time one works: the doctor's part that needs no partner.
+import { freemem, totalmem } from "node:os";
+import type { LiveEngine } from "../engine/engine.ts";
+import type { Finding } from "../engine/findings.ts";
+import { checkVllm } from "../engine/vllm-checks.ts";
+import { ranksOf } from "../engine/vllm-command.ts";
+import type { Connector } from "../kv/connector.ts";
+import type { InstanceRole } from "./config.ts";
+import type { InstanceConfig } from "./instance.ts";
+
+/** Nothing for engines of Tandem's own: they refuse what doesn't fit by themselves. */
+export function examineEngine(role: InstanceRole, config: InstanceConfig, connector: Connector, engine: LiveEngine): readonly Finding[] {
+  if (engine.facts.kind !== "vllm") return [];
+  const launched = config["engine.attach"] === "";
+  return checkVllm({
+    role,
+    connector: connector.traits.name,
+    facts: engine.facts,
+    launched,
+    kvAddress: engine.kvAddress,
+    ranks: launched ? ranksOf(config["engine.flag"]) : 1,
+    p2pPoolGib: config["vllm.pool_gib"],
+    freeMemoryBytes: freemem(),
+    totalMemoryBytes: totalmem(),
+    env: process.env,
+  });
+}
+
+/** Why an engine with these findings is not used. Empty where it may be. */
+export function refusalOf(findings: readonly Finding[]): string {
+  const worst = findings.find(({ level }) => level === "error");
+  return worst === undefined ? "" : `${worst.message} ${worst.cure}`.trim();
+}
