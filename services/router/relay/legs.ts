@@ -215,7 +215,6 @@ function settling(state: LegState & { kind: "settling" }, event: LegEvent): Step
   switch (event.kind) {
     case "prefillDone":
     case "prefillFailed": {
-      if (state.prefill === "ended") return { state, effects: [] };
       if (state.decode !== "reserved") return { state: settle("ended", state.decode), effects: [] };
       const nothingSent = event.kind === "prefillFailed" && event.nothingSent;
       return { state: settle("ended", "abandoned"), effects: [abandon(nothingSent, CANCELLED)] };

@@ -80,8 +80,9 @@ describe("a slow client", () => {
     const quick = tandem.start();
     const quickLeg = (await decode.legs.next("the quick leg")).accept();
     await quickLeg.started.promise;
-    quickLeg.events("data: 1\n\n");
-    await quick.client.got(1);
+    // More than the window of the connection that they share.
+    for (let count = 0; count < sent; count += 1) quickLeg.events(piece);
+    await quick.client.got(sent);
     quickLeg.end();
     await quick.ending;
 

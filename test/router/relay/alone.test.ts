@@ -1,0 +1,66 @@
+// Decode that serves without prefill, over real gRPC: only where the connector allows it, and never in silence.
+import assert from "node:assert/strict";
+import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { deploy } from "../support/deployment.ts";
+import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
+import { untilCondition } from "../support/pool-waits.ts";
+
+const NIXL = { connector: "nixl" };
+const SHORT = Buffer.from('{"prompt":"hi"}');
+const LONG = Buffer.from(`{"prompt":"${"long ".repeat(200)}"}`);
+
+describe("decode alone", () => {
+  it("serves while no prefill instance is left, and says so", async () => {
+    await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
+    await using decode = await startDecode(NIXL, twoTokens);
+    await using tandem = await deploy([prefill, decode], { limits: { aggregate: true } });
+    const paired = tandem.start();
+    await paired.ending;
+    assert.deepEqual(paired.receipt.fallbacks, []);
+    prefill.load({ state: State.DRAINING });
+    await untilCondition(tandem.pool, "p1", "draining");
+    const alone = tandem.start();
+    await alone.ending;
+    assert.equal((await decode.legs.all[1]!.started.promise).unpaired, true);
+    assert.equal(decode.legs.all[1]!.reserve.prefillGrpcAddress, "");
+    assert.deepEqual(alone.receipt.fallbacks, ["aggregated"]);
+    assert.equal(alone.receipt.legs[0]!.prefillInstanceId, "");
+    assert.match(await tandem.metrics.text(), /tandem_fallbacks_total\{reason="aggregated"\} 1/);
+    await assert.rejects(tandem.start({ strict: true }).ending, { code: "no_instance", message: /No prefill instance is ready/ });
+    prefill.load({ state: State.SERVING });
+    await untilCondition(tandem.pool, "p1", "serving");
+    const again = tandem.start();
+    await again.ending;
+    assert.deepEqual(again.receipt.fallbacks, []);
+  });
+
+  it("never serves where its engine would die of it", async () => {
+    await using decode = await startDecode({ connector: "p2p-nccl" }, twoTokens);
+    await using tandem = await deploy([decode], { limits: { aggregate: true, directTokens: 1_000 } });
+    await assert.rejects(tandem.start().ending, { code: "no_instance", message: /No prefill instance is ready/ });
+    assert.equal(decode.legs.all.length, 0);
+  });
+
+  it("serves short prompts where that is switched on, and long ones as a pair", async () => {
+    await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
+    await using decode = await startDecode(NIXL, twoTokens);
+    await using tandem = await deploy([prefill, decode], { limits: { directTokens: 100 } });
+    const short = tandem.start({ body: SHORT });
+    await short.ending;
+    const long = tandem.start({ body: LONG });
+    await long.ending;
+    const strict = tandem.start({ body: SHORT, strict: true });
+    await strict.ending;
+    assert.deepEqual([short, long, strict].map(({ receipt }) => receipt.fallbacks), [["direct"], [], []]);
+    assert.equal(prefill.legs.all.length, 2);
+  });
+
+  it("goes to another decode instance when one is busy or fails, like any leg", async () => {
+    await using one = await startDecode({ ...NIXL, instanceId: "d1" }, (leg) => leg.fail("instance_busy"));
+    await using two = await startDecode({ ...NIXL, instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
+    await using three = await startDecode({ ...NIXL, instanceId: "d3" }, twoTokens);
+    await using tandem = await deploy([one, two, three], { limits: { aggregate: true, retryLimit: 3 } });
+    for (let count = 0; count < 3; count += 1) await tandem.start().ending;
+    assert.equal(three.legs.all.length, 3);
+  });
+});

@@ -1,0 +1,110 @@
+// How long each part of a request may take, over real gRPC, and that its error names the part.
+import assert from "node:assert/strict";
+import { prefillBoundMs } from "../../../services/router/relay/leg-bounds.ts";
+import type { Member } from "../../../services/router/pool/pool.ts";
+import { manualClock } from "../../support/manual-clock.ts";
+import { within } from "../../support/waits.ts";
+import { deploy, LIMITS, untilNoLegs } from "../support/deployment.ts";
+import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
+import type { PrefillLeg } from "../support/fake-instance.ts";
+import { memberOf } from "../support/pool-waits.ts";
+
+const done = (leg: PrefillLeg): void => leg.done();
+
+describe("the bound of a prefill", () => {
+  const limits = { ...LIMITS, prefillTimeoutMs: 120_000, prefillFloorMs: 1_000, prefillSlack: 10 };
+  const rated = (tokensPerMs: number): Member => ({ tokensPerMs }) as Member;
+
+  it("grows with the prompt and what waits before it, by the rate that was seen", () => {
+    assert.equal(prefillBoundMs(limits, rated(10), 100), 1_100);
+    assert.equal(prefillBoundMs(limits, rated(10), 10_000), 11_000);
+    assert.equal(prefillBoundMs(limits, rated(1), 10_000), 101_000);
+  });
+
+  it("is the fixed limit above it, before any was seen, and where it is switched off", () => {
+    assert.equal(prefillBoundMs(limits, rated(1), 1_000_000), 120_000);
+    assert.equal(prefillBoundMs(limits, rated(0), 1), 120_000);
+    assert.equal(prefillBoundMs({ ...limits, prefillSlack: 0 }, rated(10), 1), 120_000);
+  });
+
+  it("is learnt from prefills that end, and cuts the one that hangs", async () => {
+    let hangs = false;
+    await using prefill = await startPrefill({}, (leg) => {
+      if (!hangs) leg.done({ promptTokens: 5, cachedTokens: 0 });
+    });
+    await using decode = await startDecode({}, twoTokens);
+    await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 60_000, prefillFloorMs: 50, prefillSlack: 5, retryLimit: 0 } });
+    await tandem.start().ending;
+    assert.ok(memberOf(tandem.pool, "p1")!.tokensPerMs > 0);
+    hangs = true;
+    await assert.rejects(within(tandem.start().ending, "the end", 2_000), { code: "leg_stalled", message: /Prefill did not end within \d+ ms \(reserve \d+ ms, prefill \d+ ms\)/ });
+  });
+});
+
+describe("the first token", () => {
+  it("has a bound of its own, over all that was tried", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill();
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { clock, limits: { firstTokenTimeoutMs: 2_000 } });
+    const { ending } = tandem.start();
+    const leg = await prefill.legs.next("the prefill");
+    clock.advance(2_250);
+    await assert.rejects(ending, { code: "deadline_exceeded", message: /No token came within 2000 ms \(queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms\)/ });
+    leg.done();
+    await within(decode.legs.all[0]!.abandoned.promise, "the abandon");
+  });
+
+  it("is not waited for where the answer comes in one piece, however long that takes", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { clock, limits: { firstTokenTimeoutMs: 2_000, transferTimeoutMs: 1_000, stallMs: 1_000 } });
+    const { client, ending } = tandem.start({ stream: false });
+    await (await decode.legs.next("the leg")).started.promise;
+    clock.advance(600_000);
+    decode.legs.all[0]!.end({}, "{}");
+    await ending;
+    assert.equal(client.text, "{}");
+    await untilNoLegs(tandem);
+  });
+});
+
+describe("a connection that is not made", () => {
+  it("is given up in time, and the request goes elsewhere", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using gone = await startDecode({ instanceId: "d1" });
+    await using good = await startDecode({ instanceId: "d2" }, twoTokens);
+    await using tandem = await deploy([prefill, gone, good]);
+    await gone[Symbol.asyncDispose]();
+    // Its death is heard of sooner or later; until then a leg may be placed on it.
+    for (let count = 0; count < 4; count += 1) await within(tandem.start().ending, "an answer", 2_500);
+    assert.equal(gone.legs.all.length, 0);
+  });
+});
+
+describe("a router's retries", () => {
+  it("end with its budget, and each failure that got none is counted", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
+    await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
+    await using tandem = await deploy([prefill, decode, other], {
+      limits: { retryLimit: 5, retryRatio: 0, retryPerS: 1 }, breaker: { failureLimit: 1_000, canaryEveryMs: 60_000 },
+    });
+    for (let count = 0; count < 10; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
+    const legs = decode.legs.all.length + other.legs.all.length;
+    assert.ok(legs <= 13, `${legs} legs for 10 requests`);
+    assert.match(await tandem.metrics.text(), /tandem_retries_refused_total\{because="budget"\} (8|9|10)\n/);
+  });
+
+  it("are none for a strict request", async () => {
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
+    await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
+    await using tandem = await deploy([prefill, decode, other]);
+    const { ending, receipt } = tandem.start({ strict: true });
+    await assert.rejects(ending, { code: "engine_failed" });
+    assert.equal(receipt.legs.length, 1);
+    assert.match(await tandem.metrics.text(), /tandem_retries_refused_total\{because="strict"\} 1/);
+  });
+});

@@ -1,0 +1,122 @@
+// What a choice does after each failure, explored: every course of failures of every kind, on a small fleet.
+import assert from "node:assert/strict";
+import { FAILURES, type FailureCode } from "../../../services/common/errors.ts";
+import { afterFailure, afterRefusal, type RetryRules, type Shun } from "../../../services/router/relay/retry.ts";
+import { createRetryBudget } from "../../../services/router/relay/retry-budget.ts";
+import { manualClock } from "../../support/manual-clock.ts";
+
+const CODES = Object.keys(FAILURES) as FailureCode[];
+const FLEET = { prefill: ["p1", "p2"], decode: ["d1", "d2"] } as const;
+type Side = keyof typeof FLEET;
+
+interface Course {
+  readonly retries: number;
+  readonly budget: number;
+  readonly waits: number;
+  readonly shunned: Readonly<Record<string, Shun>>;
+  readonly tried: readonly string[];
+}
+
+/** Instances that may be picked: never a wedged one; one that failed where there is no other. */
+function able(side: Side, { shunned }: Course): string[] {
+  const sound = FLEET[side].filter((id) => shunned[id] !== "wedged");
+  const fresh = sound.filter((id) => shunned[id] === undefined);
+  return fresh.length > 0 ? fresh : sound;
+}
+
+/** Walks every course; returns how many there are. */
+function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
+  let courses = 0;
+  const seen = new Set<string>();
+  const walk = (course: Course): void => {
+    const key = JSON.stringify([course.retries, course.budget, course.waits, course.shunned]);
+    if (seen.has(key)) return;
+    seen.add(key);
+    assert.ok(course.retries <= limit, "more retries than the limit");
+    assert.ok(course.budget >= 0, "more retries than the budget has");
+    for (const prefill of able("prefill", course)) {
+      for (const decode of able("decode", course)) {
+        assert.notEqual(course.shunned[prefill], "wedged");
+        assert.notEqual(course.shunned[decode], "wedged");
+        for (const code of CODES) {
+          for (const side of ["prefill", "decode", undefined] as const) {
+            for (const delivered of [false, true]) {
+              courses += 1;
+              let taken = 0;
+              const rules: RetryRules = { limit, strict, takeFromBudget: () => course.budget > taken && (taken += 1) > 0 };
+              const next = afterFailure({ code, side, delivered, decodeFirst }, course.retries, rules);
+              if (next.kind !== "retry") assert.equal(taken, 0, "the budget pays only for what is tried");
+              if (delivered) assert.equal(next.kind, "give-up", "tried again after the client has a byte");
+              if (side === undefined) assert.equal(next.kind, "give-up", "tried again after the request's own time was up");
+              if (FAILURES[code].retry === "never") assert.equal(next.kind, "give-up", `${code} is tried again`);
+              if (strict) assert.notEqual(next.kind, "retry", "tried again, and strict");
+              if (next.kind === "wait") assert.equal(code, "instance_busy");
+              if (next.kind !== "retry") {
+                // Waits are bounded by the queue's time, which is not modelled here.
+                if (next.kind === "wait" && course.waits < 2) walk({ ...course, waits: course.waits + 1 });
+                continue;
+              }
+              assert.equal(taken, 1, "tried again without paying");
+              assert.ok(Object.keys(next.shun).length > 0, "tried again as if nothing had been");
+              const shunned: Record<string, Shun> = { ...course.shunned };
+              if (next.shun.prefill !== undefined) shunned[prefill] = shunned[prefill] === "wedged" ? "wedged" : next.shun.prefill;
+              if (next.shun.decode !== undefined) shunned[decode] = shunned[decode] === "wedged" ? "wedged" : next.shun.decode;
+              if (code === "leg_stalled") assert.equal(shunned[side === "prefill" ? prefill : decode], "wedged", "asked again where it stood still");
+              walk({ ...course, retries: course.retries + 1, budget: course.budget - 1, shunned, tried: [...course.tried, `${prefill}${decode}`] });
+            }
+          }
+        }
+      }
+    }
+  };
+  walk({ retries: 0, budget: 2, waits: 0, shunned: {}, tried: [] });
+  return courses;
+}
+
+describe("what follows a failed attempt", () => {
+  for (const decodeFirst of [true, false]) {
+    for (const strict of [false, true]) {
+      it(`keeps to its limits in every course: ${decodeFirst ? "decode first" : "prefill first"}${strict ? ", strict" : ""}`, function () {
+        const courses = explore(3, strict, decodeFirst);
+        assert.ok(courses > 500);
+        this.test!.title += ` (${courses} steps)`;
+      });
+    }
+  }
+
+  it("waits for a busy instance at no cost, and takes a ticket that was refused elsewhere", () => {
+    const rules: RetryRules = { limit: 1, strict: false, takeFromBudget: () => true };
+    assert.deepEqual(afterFailure({ code: "instance_busy", side: "decode", delivered: false, decodeFirst: true }, 9, rules), { kind: "wait", busy: "decode" });
+    assert.deepEqual(afterRefusal("instance_busy", 9, { ...rules, strict: true }), { kind: "wait", busy: "decode" });
+    assert.deepEqual(afterRefusal("instance_unavailable", 0, rules), { kind: "retry", shun: { decode: "failed" } });
+    assert.deepEqual(afterRefusal("instance_unavailable", 1, rules), { kind: "give-up", because: "limit" });
+    assert.deepEqual(afterRefusal("instance_unavailable", 0, { ...rules, takeFromBudget: () => false }), { kind: "give-up", because: "budget" });
+  });
+});
+
+describe("the retry budget", () => {
+  it("has one retry for so many requests, and some in every second", () => {
+    const clock = manualClock();
+    const budget = createRetryBudget({ ratio: 0.2, perS: 1, clock });
+    const drained = (): number => {
+      let count = 0;
+      while (budget.take()) count += 1;
+      return count;
+    };
+    assert.equal(drained(), 2, "two seconds are saved up");
+    for (let count = 0; count < 50; count += 1) budget.earn();
+    assert.equal(drained(), 10);
+    clock.advance(1_000);
+    assert.equal(drained(), 1);
+    clock.advance(3_600_000);
+    assert.equal(drained(), 2, "no more is saved than two seconds");
+    for (let count = 0; count < 100_000; count += 1) budget.earn();
+    assert.equal(drained(), 100, "nor than five hundred requests");
+  });
+
+  it("is none where both are 0", () => {
+    const budget = createRetryBudget({ ratio: 0, perS: 0, clock: manualClock() });
+    budget.earn();
+    assert.equal(budget.take(), false);
+  });
+});
