@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# One image for every process of Tandem: `docker run tandem router`, `... prefill`, `... decode`, `... engine`.
+# One image for every process of Tandem: `docker run tandem router`, `... prefill`, `... decode`, `... engine`. The target
+# `vllm` is the same on top of vLLM, for instances that start it: `docker build --target vllm -t tandem-vllm .`.
 
 FROM node:24-slim AS build
 WORKDIR /app
@@ -14,13 +15,28 @@ COPY package.json package-lock.json ./
 # No install script is needed: every binary comes in a package of its platform.
 RUN npm ci --omit=dev --ignore-scripts && npm cache clean --force
 
-FROM node:24-slim
+FROM vllm/vllm-openai:v0.24.0 AS vllm
+ENV NODE_ENV=production
+WORKDIR /app
+COPY --from=build /usr/local/bin/node /usr/local/bin/node
+COPY --from=dependencies /app/node_modules ./node_modules
+COPY --from=build /app/package.json ./
+COPY --from=build /app/gen ./gen
+COPY --from=build /app/dist ./dist
+ENV XDG_STATE_HOME=/tmp/state
+ENTRYPOINT ["node", "/app/dist/clients/cli/main.js"]
+CMD ["--help"]
+
+# Last, and so what is built where no target is named.
+FROM node:24-slim AS tandem
 ENV NODE_ENV=production
 WORKDIR /app
 COPY --from=dependencies /app/node_modules ./node_modules
 COPY --from=build /app/package.json ./
 COPY --from=build /app/gen ./gen
 COPY --from=build /app/dist ./dist
+# The model of the embedded engine.
+COPY --from=build /app/models ./models
 # Where engines are recorded, so that a restarted instance finds one left over; /home/node may be read-only.
 ENV XDG_STATE_HOME=/tmp/state
 USER node

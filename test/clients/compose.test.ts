@@ -2,11 +2,14 @@
 import assert from "node:assert/strict";
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { load, YAML11_SCHEMA } from "js-yaml";
+import { startConsul } from "../support/consul.ts";
+import { skip } from "../support/skip.ts";
+import { consul } from "../support/tools.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -37,7 +40,41 @@ describe("compose.yaml", () => {
   it("publishes ports on loopback only, and starts nothing without a join token", () => {
     for (const [name, service] of Object.entries(compose())) {
       for (const port of service.ports ?? []) assert.match(port, /^127\.0\.0\.1:/, name);
-      if (service.profiles === undefined) assert.match(service.environment!["TANDEM_TOKEN"]!, /^\$\{TANDEM_TOKEN:\?/, name);
+      if (name !== "consul") assert.match(service.environment!["TANDEM_TOKEN"]!, /^\$\{TANDEM_TOKEN:\?/, name);
+    }
+  });
+
+  it("registers everything in Consul, under addresses that others can dial", () => {
+    for (const [name, service] of Object.entries(compose())) {
+      if (name === "consul") continue;
+      assert.deepEqual([service.environment!["TANDEM_REGISTRY_KIND"], service.environment!["CONSUL_HTTP_ADDR"]], ["consul", "consul:8500"], name);
+      assert.match(service.command[0]!, /--grpc\.advertise "\$\$self:\d+"/, name);
+    }
+  });
+
+  it("gives each vLLM instance a GPU of its own, and none when all are taken", async function () {
+    if (process.platform !== "linux") skip(this, "needs flock");
+    const [script, role] = compose()["decode-gpu"]!.command as [string, string];
+    assert.equal(role, "decode");
+    const folder = mkdtempSync(join(tmpdir(), "tandem-gpus-"));
+    try {
+      // A machine with two GPUs, whose instance says which it got and stays.
+      writeFileSync(join(folder, "nvidia-smi"), "#!/bin/sh\necho GPU 0\necho GPU 1\n", { mode: 0o755 });
+      const local = script.replaceAll("$$", "$").replaceAll("$(hostname -i)", "127.0.0.1").replaceAll("/gpus/", `${folder}/`).replace(/exec node \S+ "\$0" --gpus "\$gpu" [\s\S]*$/, 'echo "$0 on $gpu"; exec cat');
+      const start = (): ChildProcess => spawn("/bin/sh", ["-euc", local, role], { stdio: ["pipe", "pipe", "pipe"], env: { PATH: `${folder}:${process.env["PATH"]}` } });
+      const first = start();
+      assert.equal(String((await once(first.stdout!, "data"))[0]), "decode on 0\n");
+      const second = start();
+      assert.equal(String((await once(second.stdout!, "data"))[0]), "decode on 1\n");
+      assert.deepEqual(await once(start(), "exit"), [1, null], "all are taken");
+      const gone = once(first, "exit");
+      first.stdin!.end();
+      await gone;
+      const next = start();
+      assert.equal(String((await once(next.stdout!, "data"))[0]), "decode on 0\n");
+      for (const child of [second, next]) child.stdin!.end();
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
     }
   });
 
@@ -45,14 +82,18 @@ describe("compose.yaml", () => {
     this.timeout(60_000);
     const ports = { rest: await freePort(), grpc: await freePort(), prefill: await freePort(), decode: await freePort() };
     const folder = mkdtempSync(join(tmpdir(), "tandem-compose-"));
-    const env = { ...process.env, TANDEM_TOKEN: "token-of-the-test", TANDEM_API_KEY: "", OPENAI_API_KEY: "", XDG_STATE_HOME: folder };
+    // Without Consul the router's own registry stands in for it.
+    const agent = "missing" in (await consul()) ? undefined : await startConsul();
+    const registry = agent === undefined ? { TANDEM_REGISTRY_ADDRESS: `127.0.0.1:${ports.grpc}` } : { TANDEM_REGISTRY_KIND: "consul", CONSUL_HTTP_ADDR: agent.address };
+    const env = {
+      ...process.env, ...registry, TANDEM_TOKEN: "token-of-the-test", TANDEM_API_KEY: "", TANDEM_ENGINE_KIND: "sim", OPENAI_API_KEY: "", XDG_STATE_HOME: folder,
+    };
     /** A line of the file as it stands on this machine: our build, loopback, free ports. */
     const local = (service: "router" | "prefill" | "decode", text: string): string =>
       text
         .replaceAll("$$", "$")
         .replaceAll("/app/dist/clients/cli/main.js", CLI)
         .replaceAll("$(hostname -i)", "127.0.0.1")
-        .replaceAll("router:3001", `127.0.0.1:${ports.grpc}`)
         .replaceAll("0.0.0.0", "127.0.0.1")
         .replaceAll(":3000", `:${ports.rest}`)
         .replaceAll(":3001", `:${ports.grpc}`)
@@ -84,6 +125,7 @@ describe("compose.yaml", () => {
       const ends = processes.map(async (child) => (child.exitCode === null ? ((await once(child, "exit")) as [number | null]) : [child.exitCode]));
       for (const child of processes) child.kill("SIGTERM");
       const codes = (await Promise.all(ends)).map(([code]) => code);
+      await agent?.kill();
       rmSync(folder, { recursive: true, force: true });
       assert.deepEqual(codes, [0, 0, 0], said);
     }

@@ -1,7 +1,8 @@
 // One known instance: its channels, what it last told, and whether it may get legs.
 // Three things speak of its life: WatchLoad (what it says, and that it says anything), the token path's connection, and
 // how legs on it end. Any of them takes it out at once; only a fresh load with SERVING brings it back.
-import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { equals } from "@bufbuild/protobuf";
+import { InstanceService, LoadSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
 import { asServiceError } from "../../common/errors.ts";
@@ -43,7 +44,7 @@ export class Tracked {
   readonly #counts = { legs: 0, legsTotal: 0n, legsAtLoad: 0, placedTokens: 0, tokensPerMs: 0 };
 
   #load: Load | undefined;
-  #loadAtMs = 0;
+  readonly #times = { loadAtMs: 0 };
   #heardAtMs: number;
   #link: Link = { kind: "down", condition: "unreachable", reason: "It has not told its load yet." };
   #registered = true;
@@ -141,12 +142,15 @@ export class Tracked {
   member(lastResort = false): Member {
     const { condition, reason } = this.#judge(lastResort);
     const counts = this.#counts;
+    const times = this.#times;
     const { breaker } = this;
     const { clock } = this.#o;
     return {
       info: this.info,
       load: this.#load,
-      loadAtMs: this.#loadAtMs,
+      get loadAtMs() {
+        return times.loadAtMs;
+      },
       condition,
       eligible: condition === "serving",
       reason,
@@ -217,15 +221,17 @@ export class Tracked {
     // What comes back, from a restart or a cut, may be sound again: a canary tells soonest.
     const back = this.#link.kind === "down" || this.#load?.state !== State.SERVING;
     if (back && load.state === State.SERVING) this.breaker.probeNow(this.#o.clock.nowMs());
+    const nothingNew = this.#link.kind === "up" && this.legs === 0 && isSameIdle(this.#load, load);
     this.#load = load;
-    this.#loadAtMs = this.#heardAtMs = this.#o.clock.nowMs();
+    this.#times.loadAtMs = this.#heardAtMs = this.#o.clock.nowMs();
     this.#counts.legsAtLoad = this.legs;
     this.#counts.placedTokens = 0;
     // From here on its own word holds, and whoever undrains it need not know of this router.
     if (load.state === State.DRAINING) this.#drained = false;
     if (this.#link.kind === "down") this.#log.info("instance is heard", { state: State[load.state] });
     this.#link = { kind: "up" };
-    this.#o.onChange();
+    // Hundreds of idle instances that beat their hearts shall not have everything looked at anew.
+    if (!nothingNew) this.#o.onChange();
   }
 
   async #watchLoad(): Promise<void> {
@@ -263,4 +269,9 @@ export class Tracked {
   #closeIfLeft(): void {
     if (!this.#registered && this.legs === 0) void this.close();
   }
+}
+
+/** Whether an instance without work says again what it said before. */
+function isSameIdle(before: Load | undefined, now: Load): boolean {
+  return before !== undefined && now.running === 0 && now.reserved === 0 && equals(LoadSchema, before, now);
 }
