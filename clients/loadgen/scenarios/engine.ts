@@ -8,7 +8,7 @@ import { defineConfig, integer, loadConfig, StartError, text } from "../../../se
 import { shippedModel } from "../../../services/common/shipped-model.ts";
 import { randomGguf, SHIPPED, SMALL, type RandomModel } from "../../common/random-gguf.ts";
 import { renderTable } from "../../common/table.ts";
-import { rssBytes } from "../procfs.ts";
+import { pssBytes, rssBytes } from "../procfs.ts";
 import { processesOf, startEngine, startUp } from "../processes.ts";
 import { streamRequest, type StreamResult, type Target } from "../stream-request.ts";
 import { interruption, type Interruption } from "./interruption.ts";
@@ -35,6 +35,15 @@ interface Speed {
   readonly decodeEight: number;
   readonly prefill: number;
   readonly firstToken500Ms: number;
+}
+
+interface EngineMemory {
+  readonly name: string;
+  /** When it is ready. */
+  readonly freshRssBytes: number;
+  /** At the end. */
+  readonly rssBytes: number;
+  readonly pssBytes: number;
 }
 
 interface Figure {
@@ -120,9 +129,11 @@ function bodyOf(word: number, promptTokens: number, tokens: number): string {
 
 async function sideBySide(
   model: string, shape: { streams: number; prompts: number; promptTokens: number }, agent: Agent,
-): Promise<{ plain: Interruption; tandem: Interruption; engines: { name: string; rssBytes: number }[] }> {
+): Promise<{ plain: Interruption; tandem: Interruption; engines: EngineMemory[] }> {
   await using engine = await startEngine(["--model", model]);
   await using up = await startUp(["--model", model]);
+  const engines = processesOf(up.run).filter(({ name }) => name.endsWith(" engine"));
+  const freshRss = engines.map(({ pid }) => rssBytes(pid));
   const word = await printableToken(engine.url);
   const run = (url: string): Promise<Interruption> =>
     interruption({ ...shape, request: (promptTokens, tokens) => generate({ url, agent }, word, promptTokens, tokens) });
@@ -130,11 +141,13 @@ async function sideBySide(
   for (const url of [engine.url, up.url]) await interruption({ ...shape, prompts: 1, request: (prompt, tokens) => generate({ url, agent }, word, prompt, tokens) });
   const plain = await run(engine.url);
   const tandem = await run(up.url);
-  const engines = processesOf(up.run).filter(({ name }) => name.endsWith(" engine")).map(({ name, pid }) => ({ name, rssBytes: rssBytes(pid) }));
-  return { plain, tandem, engines };
+  return {
+    plain, tandem,
+    engines: engines.map(({ name, pid }, index) => ({ name, freshRssBytes: freshRss[index]!, rssBytes: rssBytes(pid), pssBytes: pssBytes(pid) })),
+  };
 }
 
-function figuresOf(speeds: readonly Speed[], engines: readonly { name: string; rssBytes: number }[]): Figure[] {
+function figuresOf(speeds: readonly Speed[], engines: readonly EngineMemory[]): Figure[] {
   const decodeTarget = [3_000, 1_000];
   return [
     ...speeds.flatMap((speed, index): Figure[] => [
@@ -144,7 +157,11 @@ function figuresOf(speeds: readonly Speed[], engines: readonly { name: string; r
       { name: `prefill, ${speed.name}`, value: speed.prefill, unit: "tokens/s", ...(index === 0 ? { target: { atLeast: 3_000 } } : {}) },
       { name: `first token of 500, ${speed.name}`, value: speed.firstToken500Ms, unit: "ms", target: { atMost: 300 } },
     ]),
-    ...engines.map(({ name, rssBytes: bytes }): Figure => ({ name: `memory, ${name}`, value: bytes / 1e6, unit: "MB", target: { atMost: 80 } })),
+    ...engines.flatMap((engine): Figure[] => [
+      { name: `resident memory, ${engine.name}, before the first request`, value: engine.freshRssBytes / 1e6, unit: "MB", target: { atMost: 80 } },
+      { name: `resident memory, ${engine.name}, after all of them, KV included`, value: engine.rssBytes / 1e6, unit: "MB" },
+      { name: `the same without what it shares with other processes`, value: engine.pssBytes / 1e6, unit: "MB" },
+    ]),
   ];
 }
 
