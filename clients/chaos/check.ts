@@ -17,6 +17,7 @@ export interface Violation {
     | "left behind"
     | "drain"
     | "silent instance"
+    | "scene"
     | "start";
   readonly what: string;
   readonly request?: RequestRecord;
@@ -51,10 +52,8 @@ export interface CheckResult {
   readonly longestKvMs: number;
 }
 
-/** After a fault was healed, its target may still be getting up. */
-const AFTERMATH_MS = 6_000;
-/** Faults of an engine wait for the request that they hit. */
-const ENGINE_FAULT_MS = 30_000;
+/** After its target is whole again, what a fault broke may still be found out. */
+const AFTERMATH_MS = 3_000;
 /** An instance finds out by gRPC's keepalive, two seconds and two more, that its caller is silent. */
 const CALLER_SILENT_MS = 4_000;
 const ORPHAN_MS = 2_000;
@@ -139,8 +138,7 @@ function faultsOf(record: RequestRecord, receipt: SeenReceipt | undefined, fault
 }
 
 function endOf(fault: Fault): number {
-  const healedMs = fault.healedMs ?? Infinity;
-  return fault.kind === "engine-fault" ? fault.beganMs + ENGINE_FAULT_MS : healedMs + AFTERMATH_MS;
+  return (fault.healedMs ?? Infinity) + AFTERMATH_MS;
 }
 
 function wrongIn({ ending, stream, text, tokens, finishReason }: RequestRecord, right: Answer): string | undefined {

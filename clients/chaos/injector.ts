@@ -19,7 +19,11 @@ export interface Injector {
   run(plan: readonly PlannedFault[], startMs: number): Promise<void>;
 }
 
-const ENGINE_ANSWER_MS = 1_000;
+const NOTICED_MS = 500;
+const WHOLE_LIMIT_MS = 30_000;
+const ENGINE_ANSWER_MS = 2_000;
+/** An engine that gets no request uses up no fault. */
+const FAULT_LIMIT_MS = 20_000;
 
 export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "began" | "healed") => void): Injector {
   const faults: Fault[] = [];
@@ -29,12 +33,49 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
     faults.push(fault);
     onEvent(fault, "began");
     try {
+      if (wouldLeaveNone(fault)) throw new Error("it would leave none of its kind whole");
       await perform(fault);
+      // Nobody may have noticed yet.
+      await sleep(NOTICED_MS);
+      await whole(fault.target);
     } catch (error) {
       fault.skipped = (error as Error).message;
     }
     fault.healedMs = performance.now();
     onEvent(fault, "healed");
+  }
+
+  /** The schedule leaves one; but what is slow to come back may not be back yet. */
+  function wouldLeaveNone({ index, target }: Fault): boolean {
+    const all = [...cluster.routers, ...cluster.instances].map(({ process }) => process.name);
+    const hurt = new Set(faults.filter((fault) => fault.index !== index && fault.healedMs === undefined).map((fault) => fault.target));
+    if (hurt.has(target)) return true;
+    return all.filter((name) => kindOf(name) === kindOf(target) && name !== target && !hurt.has(name)).length === 0;
+  }
+
+  /** Until it serves again, as all routers see it that run. */
+  async function whole(target: string): Promise<void> {
+    const untilMs = performance.now() + WHOLE_LIMIT_MS;
+    const router = cluster.routers.find(({ process }) => process.name === target);
+    const instance = cluster.instances.find(({ process }) => process.name === target);
+    while (performance.now() < untilMs) {
+      const seen = router !== undefined ? await isReady(router.url) : await isEligible(instance!);
+      if (seen) return;
+      await sleep(100);
+    }
+    throw new Error(`${target} was not whole again after ${WHOLE_LIMIT_MS} ms`);
+  }
+
+  async function isEligible(instance: InstanceMember): Promise<boolean> {
+    let asked = 0;
+    for (const { control } of cluster.routers) {
+      const seen = await control.router.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
+      if (seen === undefined) continue;
+      asked++;
+      const known = seen.instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress && info.pid === instance.process.pid);
+      if (known?.eligible !== true) return false;
+    }
+    return asked > 0;
   }
 
   async function perform(fault: Fault): Promise<void> {
@@ -50,7 +91,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       case "restart":
         return killed(wrapper, "SIGTERM");
       case "kill-engine":
-        return void signal(engineOf(instance!).pid, "SIGKILL");
+        return engineKilled(instance!);
       case "freeze-wrapper":
         return frozen(pidOf(wrapper), durationMs);
       case "freeze-engine":
@@ -64,7 +105,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       case "delay-rpc":
         return linked(rpcLink, { kind: "delay", ms: 150 }, durationMs);
       case "engine-fault":
-        return tell(engineOf(instance!).url, fault.engineFault!);
+        return tell(instance!, fault.engineFault!);
       case "drain":
         return drained(instance!, durationMs);
     }
@@ -78,16 +119,22 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
     if (process.starts === starts) throw new Error(`${process.name} did not end after ${how}`);
   }
 
+  async function engineKilled(instance: InstanceMember): Promise<void> {
+    const { pid } = engineOf(instance);
+    signal(pid, "SIGKILL");
+    for (let waitedMs = 0; instance.process.engine()?.pid === pid && waitedMs < 10_000; waitedMs += 50) await sleep(50);
+  }
+
   async function drained(instance: InstanceMember, durationMs: number): Promise<void> {
     // By whichever router knows it; the instance itself tells the other.
     for (const { control } of cluster.routers) {
-      const { instances } = await control.router.listInstances({}, { timeoutMs: 1_000 });
-      const known = instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress);
+      const seen = await control.router.listInstances({}, { timeoutMs: 2_000 }).catch(() => undefined);
+      const known = seen?.instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress);
       if (known === undefined) continue;
       const instanceId = known.info!.instanceId;
-      await control.router.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 3_000 });
+      await control.router.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 5_000 });
       await sleep(durationMs);
-      await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 3_000 });
+      await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
       return;
     }
     throw new Error("no router knows it");
@@ -106,6 +153,17 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
   };
 }
 
+function kindOf(name: string): string {
+  return name.slice(0, name.lastIndexOf("-"));
+}
+
+function isReady(url: string): Promise<boolean> {
+  return fetch(`${url}/readyz`, { signal: AbortSignal.timeout(1_000) }).then(
+    ({ status }) => status === 200,
+    () => false,
+  );
+}
+
 async function frozen(pid: number, durationMs: number): Promise<void> {
   signal(pid, "SIGSTOP");
   await sleep(durationMs);
@@ -118,7 +176,9 @@ async function linked(link: InstanceMember["rpcLink"], mode: Parameters<Instance
   link.setMode({ kind: "pass" });
 }
 
-async function tell(url: string, fault: Readonly<Record<string, unknown>>): Promise<void> {
+/** Until it is used up, or the engine that had it is gone. */
+async function tell(instance: InstanceMember, fault: Readonly<Record<string, unknown>>): Promise<void> {
+  const { pid, url } = engineOf(instance);
   const answer = await fetch(`${url}/sim/fault`, {
     method: "POST",
     body: JSON.stringify(fault),
@@ -126,6 +186,15 @@ async function tell(url: string, fault: Readonly<Record<string, unknown>>): Prom
     signal: AbortSignal.timeout(ENGINE_ANSWER_MS),
   });
   if (answer.status !== 200) throw new Error(`the engine refuses the fault: ${answer.status}`);
+  const untilMs = performance.now() + FAULT_LIMIT_MS;
+  while (performance.now() < untilMs && instance.process.engine()?.pid === pid) {
+    const left = await fetch(`${url}/sim/state`, { signal: AbortSignal.timeout(ENGINE_ANSWER_MS) })
+      .then((state) => state.json() as Promise<{ faults: readonly { kind: string }[] }>)
+      .then(({ faults }) => faults.some(({ kind }) => kind === fault["kind"]))
+      .catch(() => true);
+    if (!left) return;
+    await sleep(250);
+  }
 }
 
 /** Gone in the meantime: the fault has been done by another. */

@@ -101,9 +101,9 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
     if (config.scenes && violations.every(({ rule }) => rule !== "start")) {
       const o = { cluster, asks, answers, hangMs: config.hang_ms, stallMs: config.stall_ms, slackMs: config.slack_ms };
       say("draining an instance under load ...");
-      scenes.push(await drainUnderLoad(o, config["drain.streams"]));
+      scenes.push(await scene("drain under load", () => drainUnderLoad(o, config["drain.streams"])));
       say("asking instances that answer nothing ...");
-      if (isSim) for (const role of ["decode", "prefill"] as const) scenes.push(await silentInstance(o, role));
+      if (isSim) for (const role of ["decode", "prefill"] as const) scenes.push(await scene(`silent ${role}`, () => silentInstance(o, role)));
     }
     await watch.stop();
     const { records } = load;
@@ -118,6 +118,16 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
   } finally {
     await cluster.close();
     await new Promise((resolve) => events.end(resolve));
+  }
+}
+
+/** A scene that could not be played is a finding, and not the end of the report. */
+async function scene(name: string, play: () => Promise<SceneResult>): Promise<SceneResult> {
+  try {
+    return await play();
+  } catch (error) {
+    const what = `could not be played: ${(error as Error).message}`;
+    return { name, figures: what, violations: [{ rule: "scene", what: `${name} ${what}`, faults: [] }] };
   }
 }
 

@@ -42,6 +42,7 @@ export function supervise(o: SupervisedOptions): Supervised {
   let starts = 0;
   let timer: NodeJS.Timeout | undefined;
   let ended = Promise.resolve();
+  let known: (EngineProcess & { readonly under: number }) | undefined;
 
   function start(): void {
     starts++;
@@ -73,11 +74,12 @@ export function supervise(o: SupervisedOptions): Supervised {
     },
     engine() {
       if (child?.pid === undefined) return undefined;
+      // Looking through all processes is dear, and the last one found is nearly always still it.
+      if (known !== undefined && known.under === child.pid && listenOf(known.pid) === known.url) return known;
+      known = undefined;
       for (const pid of processTree(child.pid).slice(1)) {
-        const args = commandLine(pid);
-        // Its guardian, a shell, has the same arguments behind its own.
-        const listen = args[0]?.endsWith("sh") === true ? undefined : args.find((arg) => arg.startsWith("--listen="));
-        if (args.includes("engine") && listen !== undefined) return { pid, url: `http://${listen.slice("--listen=".length)}` };
+        const url = listenOf(pid);
+        if (url !== undefined) return (known = { pid, url, under: child.pid });
       }
       return undefined;
     },
@@ -93,4 +95,12 @@ export function supervise(o: SupervisedOptions): Supervised {
       clearTimeout(last);
     },
   };
+}
+
+/** Where an engine process serves. Undefined where it is none: its guardian, a shell, has the same arguments behind its own. */
+function listenOf(pid: number): string | undefined {
+  const args = commandLine(pid);
+  if (!args.includes("engine") || args[0]?.endsWith("sh") === true) return undefined;
+  const listen = args.find((arg) => arg.startsWith("--listen="));
+  return listen === undefined ? undefined : `http://${listen.slice("--listen=".length)}`;
 }

@@ -20,7 +20,7 @@ export interface Report {
   readonly leasesExpired: number;
   /** Milliseconds until no engine held KV and no instance counted a leg, after the last stream. */
   readonly settledMs: number | undefined;
-  readonly itlMs: Readonly<Record<"control" | "untouched", { readonly p50: number; readonly p99: number }>>;
+  readonly itlMs: Readonly<Record<"control" | "untouched", { readonly p50: number; readonly p99: number; readonly max: number }>>;
   readonly routers: readonly { readonly name: string; readonly loopDelayP99Ms: number; readonly heapMib: number; readonly heapSlopeMibPerH: number }[];
   readonly scenes: readonly { readonly name: string; readonly figures: string }[];
   readonly violations: readonly Violation[];
@@ -89,7 +89,7 @@ export function renderReport(report: Report, folder: string): string {
     `untouched by any fault: ${report.untouched}; hurt, tried again and completed: ${report.rescued}`,
     `slowest end after a fault: ${ms(report.slowestEndMs)}`,
     `longest that KV lay unclaimed: ${ms(report.longestKvMs)}; leases that ran out: ${report.leasesExpired}; all settled after the last stream: ${report.settledMs === undefined ? "never" : ms(report.settledMs)}`,
-    `ITL p50/p99: ${ms(untouched.p50)} / ${ms(untouched.p99)} untouched, ${ms(control.p50)} / ${ms(control.p99)} control`,
+    `ITL p50/p99/max: ${ms(untouched.p50)} / ${ms(untouched.p99)} / ${ms(untouched.max)} untouched, ${ms(control.p50)} / ${ms(control.p99)} / ${ms(control.max)} control`,
     ...report.routers.map(
       (router) =>
         `${router.name}: event-loop delay p99 ${ms(router.loopDelayP99Ms)}, heap ${router.heapMib.toFixed(1)} MiB, slope ${router.heapSlopeMibPerH.toFixed(1)} MiB/h`,
@@ -119,9 +119,9 @@ function describe({ rule, what, request, receipt, faults }: Violation): string {
   return lines.join("\n");
 }
 
-function shares(values: readonly number[]): { p50: number; p99: number } {
+function shares(values: readonly number[]): { p50: number; p99: number; max: number } {
   const sorted = Array.from(Float64Array.from(values).sort());
-  return { p50: percentile(sorted, 0.5), p99: percentile(sorted, 0.99) };
+  return { p50: percentile(sorted, 0.5), p99: percentile(sorted, 0.99), max: percentile(sorted, 1) };
 }
 
 /** Of a Prometheus histogram: linear inside its bucket. NaN where nothing was counted. */

@@ -26,7 +26,7 @@ export interface RequestRecord {
   /** By performance.now(), as all of these. */
   readonly sentMs: number;
   firstMs: number | undefined;
-  /** Last bytes before the end. */
+  /** Last piece of the answer; an error is none. */
   lastMs: number | undefined;
   endMs: number;
   ending: Ending;
@@ -112,8 +112,6 @@ export function send(ask: Ask, head: Pick<RequestRecord, "number" | "router" | "
 function readBody(response: IncomingMessage, record: RequestRecord, end: (ending: Ending, message?: string) => void): void {
   let text = "";
   response.setEncoding("utf8").on("data", (piece: string) => {
-    record.firstMs ??= performance.now();
-    record.lastMs = performance.now();
     text += piece;
   });
   response.on("error", (error) => end("cut", error.message));
@@ -123,6 +121,7 @@ function readBody(response: IncomingMessage, record: RequestRecord, end: (ending
       const body = JSON.parse(text) as Body;
       if (record.status !== 200) return end(body.error === undefined ? "malformed" : "error", body.error?.message ?? text);
       const choice = body.choices![0]!;
+      record.firstMs = record.lastMs = performance.now();
       record.text = choice.text ?? choice.message?.content ?? "";
       record.finishReason = choice.finish_reason ?? "";
       record.tokens = body.usage?.completion_tokens ?? -1;
@@ -148,7 +147,6 @@ function readStream(response: IncomingMessage, record: RequestRecord, end: (endi
   let rest = "";
   let error: string | undefined;
   let done = false;
-  let textMs: number | undefined;
   let fault: string | undefined;
 
   function take(event: string, nowMs: number): void {
@@ -167,15 +165,14 @@ function readStream(response: IncomingMessage, record: RequestRecord, end: (endi
     if (choice?.finish_reason != null) record.finishReason = choice.finish_reason;
     const text = choice?.text ?? choice?.delta?.content ?? "";
     if (text === "") return;
-    if (textMs !== undefined && record.gapsMs.length < 4_096) record.gapsMs.push(nowMs - textMs);
-    textMs = nowMs;
+    if (record.lastMs !== undefined && record.gapsMs.length < 4_096) record.gapsMs.push(nowMs - record.lastMs);
+    record.firstMs ??= nowMs;
+    record.lastMs = nowMs;
     record.text += text;
   }
 
   response.setEncoding("utf8").on("data", (piece: string) => {
     const nowMs = performance.now();
-    record.firstMs ??= nowMs;
-    record.lastMs = nowMs;
     const events = (rest + piece).split("\n\n");
     rest = events.pop()!;
     try {

@@ -35,7 +35,7 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   await sleep(1_000);
   const { control } = o.cluster.routers[0]!;
   const instanceId = await idOf(o.cluster, instance);
-  const { remaining } = await control.router.drainInstance({ instanceId, reason: "chaos: drained under load" }, { timeoutMs: 3_000 });
+  const { remaining } = await control.router.drainInstance({ instanceId, reason: "chaos: drained under load" }, { timeoutMs: 10_000 });
   const drainedMs = performance.now();
   await sleep(DRAIN_MS);
   const before = await legsOn(o.cluster, instance);
@@ -50,7 +50,7 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   if (after !== before) {
     violations.push({ rule: "drain", what: `${after - before} new legs came later than ${DRAIN_MS} ms after the drain`, faults: [] });
   }
-  await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 3_000 });
+  await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 10_000 });
   agent.destroy();
   const lastMs = Math.max(...results.map(({ endMs }) => endMs)) - drainedMs;
   const lost = results.filter(({ ending }) => ending !== "completed").length;
@@ -108,7 +108,7 @@ function sendMany(o: SceneOptions, agent: Agent, count: number, from: number, ra
 }
 
 async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string> {
-  const { instances } = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 1_000 });
+  const { instances } = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 10_000 });
   return instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)!.info!.instanceId;
 }
 
@@ -116,7 +116,7 @@ async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string>
 async function legsOn(cluster: Cluster, instance: InstanceMember): Promise<number> {
   let sum = 0;
   for (const { control } of cluster.routers) {
-    const { instances } = await control.router.listInstances({}, { timeoutMs: 1_000 });
+    const { instances } = await control.router.listInstances({}, { timeoutMs: 10_000 });
     sum += Number(instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)?.legsTotal ?? 0n);
   }
   return sum;

@@ -44,6 +44,10 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Measure: latency, throughput, memory, start time.",
     load: async () => (await import("../loadgen/main.ts")).bench,
   },
+  chaos: {
+    summary: "Break a whole deployment under load, and check what Tandem promises.",
+    load: async () => (await import("../chaos/main.ts")).chaos,
+  },
   health: {
     summary: "Ask one service whether it serves; exit code 0 or 1, for containers.",
     load: async () => (await import("./health.ts")).runHealth,
