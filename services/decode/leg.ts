@@ -111,6 +111,9 @@ export class DecodeLeg {
     parts.board.admit();
     const engine = parts.keeper()?.live;
     if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not there.");
+    if (traits.pairedId && reserve.decodeKvAddress !== "" && reserve.decodeKvAddress !== engine.kvAddress) {
+      throw new ServiceError("instance_unavailable", "The instance's engine was started again.");
+    }
     const context: LegContext = {
       ...checked,
       legId: reserve.legId,

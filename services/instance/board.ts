@@ -23,6 +23,8 @@ export interface Board {
 
   /** `reason` empty: the engine works. */
   setEngine(reason: string): void;
+  /** Of the engine that works now; empty where none does. */
+  setKvAddress(address: string): void;
   setGauges(gauges: EngineGauges): void;
   /** Undefined: takes legs again. */
   setDraining(reason: string | undefined): void;
@@ -42,6 +44,7 @@ export function createBoard(slotLimit: number): Board {
   let drainReason: string | undefined;
   let ending: "no" | "stopping" | "stopped" = "no";
   let gauges = NO_GAUGES;
+  let kvAddress = "";
   const changed = (): void => {
     for (const listener of listeners) listener();
   };
@@ -84,6 +87,7 @@ export function createBoard(slotLimit: number): Board {
         kvUsageRatio: gauges.kvUsageRatio,
         kvOrphans: counts.orphans,
         reason: reasonNow(),
+        kvAddress,
       }),
     onChange(listener) {
       listeners.add(listener);
@@ -105,6 +109,9 @@ export function createBoard(slotLimit: number): Board {
       if (reason === engineReason) return;
       engineReason = reason;
       changed();
+    },
+    setKvAddress(address) {
+      kvAddress = address;
     },
     setGauges(now) {
       gauges = now;

@@ -175,6 +175,8 @@ export async function startInstance(
     const running = (keeper = await keepEngine({ source, log, work, stallMs: config.stall_ms }, anySignal(stop, over.signal)));
     let lastLive = running.live;
     const follow = (): void => {
+      // First, so that no load says it serves with the address of an engine that is gone.
+      board.setKvAddress(running.live?.kvAddress ?? "");
       if (running.live !== undefined && running.live !== examined) {
         examined = running.live;
         findings = examineEngine(role, config, connector, running.live);

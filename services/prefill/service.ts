@@ -39,6 +39,10 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     board.admit();
     const engine = parts.keeper()?.live;
     if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not there.");
+    // Under another id than the decode engine looks for, the KV would never be claimed, and vLLM would wait for it for ever.
+    if (traits.pairedId && request.prefillKvAddress !== "" && request.prefillKvAddress !== engine.kvAddress) {
+      throw new ServiceError("instance_unavailable", "The instance's engine was started again.");
+    }
     const legContext: LegContext = {
       ...leg,
       legId: request.legId,

@@ -21,6 +21,18 @@ describe("a reservation", () => {
     (await reserved(decode, prefill, leg())).abandon(true);
   });
 
+  it("is refused when its engine was started again since the caller knew it", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const stale = openDecode(decode);
+    stale.reserve(leg(), prefill, { decodeKvAddress: "127.0.0.1:9" });
+    await assert.rejects(stale.next(), (error: { code?: string }) => error.code === "instance_unavailable");
+    const fresh = openDecode(decode);
+    fresh.reserve(leg(), prefill, { decodeKvAddress: decode.instance.info().kvAddress });
+    await fresh.next();
+    fresh.abandon(true);
+  });
+
   it("expires when it isn't started, and the KV that came meanwhile is released", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", { "reservation.hold_ms": 150 });

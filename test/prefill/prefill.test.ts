@@ -62,6 +62,19 @@ describe("a prefill leg", () => {
     await assert.rejects(client.prefill({ ...leg(), legId: "nope", decodeKvAddress: "127.0.0.1:9" }), refusal("invalid_request"));
   });
 
+  it("is refused when its engine was started again since decode was told where it is", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const pair = leg();
+    const decodeKvAddress = decode.instance.info().kvAddress;
+    const ask = (prefillKvAddress: string): Promise<unknown> =>
+      prefill.channel.client(PrefillService).prefill({ legId: pair.legId, path: pair.path, body: pair.body, decodeKvAddress, prefillKvAddress });
+    await assert.rejects(ask("127.0.0.1:9"), refusal("instance_unavailable"));
+    assert.equal(decode.engine.state().kv_held.length, 0);
+    // The id is as good as new: nothing was done with it.
+    await ask(prefill.instance.info().kvAddress);
+  });
+
   it("can't be cancelled under P2P: it runs on, and its outcome is kept", async () => {
     await using prefill = await simPrefill("p2p-zmq", {}, { requestMs: 300 });
     await using decode = await simDecode();

@@ -146,7 +146,7 @@ export class Tracked {
     const { breaker } = this;
     const { clock } = this.#o;
     return {
-      info: this.info,
+      info: this.#infoNow(),
       load: this.#load,
       get loadAtMs() {
         return times.loadAtMs;
@@ -232,6 +232,12 @@ export class Tracked {
     this.#link = { kind: "up" };
     // Hundreds of idle instances that beat their hearts shall not have everything looked at anew.
     if (!nothingNew) this.#o.onChange();
+  }
+
+  /** A registry may tell that its engine was started again later than the instance does. */
+  #infoNow(): Info {
+    const kvAddress = this.#load?.kvAddress ?? "";
+    return kvAddress === "" || kvAddress === this.info.kvAddress ? this.info : { ...this.info, kvAddress };
   }
 
   async #watchLoad(): Promise<void> {

@@ -239,6 +239,7 @@ export class RelayLeg {
       legId: draft.legId,
       path: request.path,
       prefillKvAddress: traits.decodeFirst ? (prefill?.info.kvAddress ?? "") : "",
+      decodeKvAddress: traits.decodeFirst && prefill !== undefined ? decode.info.kvAddress : "",
       prefillGrpcAddress: prefill?.info.grpcAddress ?? "",
       face: { id: request.id, created: request.createdUnixS, choiceIndex: draft.choiceIndex, sampleIndex },
       ...(promptIndex === undefined ? {} : { promptIndex }),

@@ -29,6 +29,8 @@ export function callPrefill(
     legId: draft.legId,
     path: request.path,
     decodeKvAddress,
+    // What decode was told, too.
+    prefillKvAddress: decodeKvAddress === "" ? "" : prefill.info.kvAddress,
     ...(promptIndex === undefined ? {} : { promptIndex }),
   };
   let cancel = (): void => {};

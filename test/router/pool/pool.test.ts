@@ -88,6 +88,18 @@ describe("the pool", () => {
     assert.equal(memberOf(pool, "d1")!.eligible, true);
   });
 
+  it("believes an instance before its registry in where its engine takes KV", async () => {
+    await using decode = await startDecode();
+    await using pool = start();
+    pool.update([decode.info]);
+    await untilCondition(pool, "d1", "serving");
+    assert.equal(memberOf(pool, "d1")!.info.kvAddress, decode.info.kvAddress);
+    decode.load({ kvAddress: "127.0.0.1:9" });
+    await untilPool(pool, "its new address", () => memberOf(pool, "d1")!.info.kvAddress === "127.0.0.1:9");
+    pool.update([decode.info]);
+    assert.equal(memberOf(pool, "d1")!.info.kvAddress, "127.0.0.1:9");
+  });
+
   it("keeps an instance that left until its last leg has ended, and gives it no new one", async () => {
     await using decode = await startDecode();
     await using pool = start();
