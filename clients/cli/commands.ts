@@ -24,6 +24,10 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Find what is wrong with the instances of a router, or would go wrong.",
     load: async () => (await import("./doctor/doctor.ts")).runDoctor,
   },
+  explain: {
+    summary: "Tell what became of one request, by its id.",
+    load: async () => (await import("./explain/explain.ts")).runExplain,
+  },
   router: {
     summary: "Run a router: OpenAI REST and gRPC in front of the instances.",
     load: async () => (await import("../../services/router/main.ts")).runRouter,

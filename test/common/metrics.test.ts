@@ -16,6 +16,21 @@ describe("metrics", () => {
     assert.match(metrics.contentType, /^text\/plain/);
   });
 
+  it("tally what runs per token as a histogram does", async () => {
+    const metrics = createMetrics();
+    const buckets = [0.1, 0.5, 1];
+    const tally = metrics.tally("tandem_x_seconds", "X.", buckets);
+    const histogram = metrics.histogram("tandem_y_seconds", "X.", buckets);
+    for (const value of [0, 0.1, 0.2, 0.7, 1, 5]) {
+      tally.observe(value);
+      histogram.observe(value);
+    }
+    const [x, y] = ["x", "y"].map((name) => (text: string) => text.split("\n").filter((line) => line.includes(`tandem_${name}_`)).join("\n"));
+    const text = await metrics.text();
+    assert.match(x!(text), /_bucket\{le="0.5"\} 3/);
+    assert.equal(x!(text), y!(text).replaceAll("tandem_y_", "tandem_x_"));
+  });
+
   it("belong to their owner: two sets in one process don't meet, and a name is one metric", async () => {
     const [a, b] = [createMetrics(), createMetrics()];
     a.counter("tandem_x_total", "X.").inc();

@@ -84,6 +84,8 @@ export class RelayLeg {
   readonly #accounts: LegAccounts;
   #messages = 0;
   #messagesSeen = 0;
+  /** When tokens came last; 0 where the next gap tells nothing. */
+  #tokensAtMs = 0;
   #quietSinceMs = 0;
   readonly #times: LegTimes;
 
@@ -276,6 +278,9 @@ export class RelayLeg {
     if (events.length > 0 && this.#state.kind !== "streaming") this.#dispatch({ kind: "decodeChunk" });
     if (end !== undefined) this.end = fromBinary(EndSchema, end);
     if (this.#state.kind === "streaming" && events.length > 0) {
+      const nowMs = performance.now();
+      if (this.#tokensAtMs > 0) this.#context.metrics.interTokenMs(nowMs - this.#tokensAtMs);
+      this.#tokensAtMs = nowMs;
       this.delivered = true;
       if (!this.#owner.deliver(events)) this.#pause();
     }
@@ -285,6 +290,7 @@ export class RelayLeg {
 
   #pause(): void {
     this.paused = true;
+    this.#tokensAtMs = 0;
     this.#call?.pause();
   }
 

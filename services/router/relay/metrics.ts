@@ -23,6 +23,8 @@ export interface RelayMetrics {
   /** A pair of legs gave a whole answer. Where it came in one piece, nothing is known of its first token. */
   completed(draft: LegDraft, stream: boolean): void;
   kvBytes(bytes: bigint): void;
+  /** From one message with tokens to the next of the same stream. Once a message. */
+  interTokenMs(ms: number): void;
 }
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
@@ -40,6 +42,7 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
   const handover = metrics.histogram("tandem_kv_transfer_seconds", "Prefill's answer to the first token: KV transfer and first decode step.", SECONDS);
   // vLLM has it as vllm:request_time_per_output_token_seconds.
   const tpot = metrics.histogram("tandem_request_time_per_output_token_seconds", "Mean time of a token after the first, one value a leg.", TOKEN_SECONDS);
+  const itl = metrics.tally("tandem_inter_token_latency_seconds", "Between two writes of tokens of one stream, without pauses that a slow client made.", TOKEN_SECONDS);
   metrics.gauge("tandem_legs_settling", "Legs whose request is gone and whose KV is being settled.", [], (gauge) => gauge.set(settling()));
   return {
     leg: (leg, outcome) => legs.inc({ leg, outcome }),
@@ -54,5 +57,6 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
       if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));
     },
     kvBytes: (bytes) => kvBytes.inc(Number(bytes)),
+    interTokenMs: (ms) => itl.observe(ms / 1000),
   };
 }

@@ -16,7 +16,7 @@ const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40
 export function createServingMetrics(metrics: Metrics, admission: Pick<Admission, "running" | "waiting">): ServingMetrics {
   let open = 0;
   const requests = metrics.counter("tandem_requests_total", "Requests that ended, by outcome and code of the failure.", ["path", "outcome", "code"]);
-  const ttft = metrics.histogram("tandem_request_ttft_seconds", "Body read to first byte of the answer written.", SECONDS, ["path"]);
+  const ttft = metrics.histogram("tandem_time_to_first_token_seconds", "Body read to first byte of the answer written.", SECONDS, ["path"]);
   const duration = metrics.histogram("tandem_request_duration_seconds", "Body read to the end of the answer.", SECONDS, ["path"]);
   const queue = metrics.histogram("tandem_request_queue_seconds", "Time in the waiting queue.", SECONDS);
   const promptTokens = metrics.counter("tandem_prompt_tokens_total", "Prompt tokens of completed requests.");
