@@ -1,0 +1,73 @@
+// Whole requests over real instances and their real engines (sims) that are told to fail: users are led around what is
+// broken, and canaries, real requests through both legs, bring it back.
+import assert from "node:assert/strict";
+import { loadConfig } from "../../services/common/config.ts";
+import { routerConfig } from "../../services/router/config.ts";
+import { startRouter, type Router } from "../../services/router/main.ts";
+import { simDecode, simPrefill, type SimInstance } from "../instance/legs.ts";
+import { logSink } from "../support/log-sink.ts";
+import { eventually, within } from "../support/waits.ts";
+
+const start = (...argv: string[]): Promise<Router> =>
+  startRouter(loadConfig(routerConfig, { argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", ...argv], env: {} }), { log: logSink().log });
+
+const ask = (router: Router): Promise<Response> =>
+  fetch(`${router.restUrl}/v1/completions`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ model: "tandem-sim", prompt: "The quick brown fox", max_tokens: 5, stream: true }),
+  });
+
+const fault = async ({ engine }: SimInstance, text: string): Promise<void> => {
+  assert.ok((await fetch(`${engine.url}/sim/fault`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(text) })).ok);
+};
+const repair = async ({ engine }: SimInstance): Promise<void> => void (await fetch(`${engine.url}/sim/fault`, { method: "DELETE" }));
+const metric = async (router: Router, name: RegExp): Promise<number> => Number(name.exec(await (await fetch(`${router.restUrl}/metrics`)).text())?.[1] ?? 0);
+const ready = (router: Router): Promise<unknown> => eventually("ready", async () => (await fetch(`${router.restUrl}/readyz`)).ok);
+
+for (const connector of ["p2p-zmq", "nixl"] as const) {
+  describe(`engines that fail (${connector})`, () => {
+    it("all at once, are back in service within two seconds of their repair, by a canary", async () => {
+      await using router = await start("--breaker.failures", "2", "--retry.limit", "0", "--no-fallback.aggregated");
+      const registry = { "registry.address": router.grpcAddress };
+      await using prefill = await simPrefill(connector, registry);
+      await using _decode = await simDecode(connector, registry);
+      await ready(router);
+      assert.equal((await ask(router)).status, 200);
+      await fault(prefill, "refuse:status=500");
+      for (let count = 0; count < 2; count += 1) assert.equal((await ask(router)).status, 502);
+      const out = await ask(router);
+      assert.equal(out.status, 503);
+      assert.equal(out.headers.get("retry-after"), "1");
+      assert.match(await out.text(), /prefill instance takes no requests now/);
+      await eventually("a canary that fails", async () => (await metric(router, /tandem_canaries_total\{outcome="engine_failed"\} (\d+)/)) > 0);
+      await repair(prefill);
+      const repairedMs = performance.now();
+      await ready(router);
+      assert.equal((await ask(router)).status, 200);
+      assert.ok(performance.now() - repairedMs < 2_000, `${performance.now() - repairedMs} ms`);
+      assert.equal(await metric(router, /tandem_canaries_total\{outcome="completed"\} (\d+)/), 1);
+    });
+
+    it("by standing still, cost eight clients a second try and the next eight nothing", async () => {
+      await using router = await start("--transfer.timeout_ms", "400", "--retry.per_s", "100");
+      const registry = { "registry.address": router.grpcAddress };
+      await using _prefill = await simPrefill(connector, registry);
+      await using mute = await simDecode(connector, registry);
+      await using _good = await simDecode(connector, registry);
+      await ready(router);
+      await eventually("both are known", async () => (await metric(router, /tandem_pool_instances\{role="decode",state="serving"\} (\d+)/)) === 2);
+      await fault(mute, "hang");
+      const eight = async (): Promise<Response[]> => {
+        const answers = await Promise.all(Array.from({ length: 8 }, () => ask(router)));
+        for (const answer of answers) assert.match(await answer.clone().text(), /\[DONE\]/);
+        return answers;
+      };
+      const first = await within(eight(), "the first eight", 2_500);
+      assert.deepEqual(new Set(first.map(({ status }) => status)), new Set([200]));
+      assert.ok(first.some((answer) => answer.headers.get("x-tandem-degraded")?.includes("retry:transfer:leg_stalled")));
+      const next = await within(eight(), "the next eight", 1_000);
+      assert.ok(next.every(({ headers }) => !headers.get("x-tandem-degraded")?.includes("retry")), "nobody is sent there again");
+    });
+  });
+}
