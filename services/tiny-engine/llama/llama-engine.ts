@@ -52,7 +52,6 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
   readonly #room: Room;
   readonly #runs = new Map<number, Run>();
   #waiting: Run[] = [];
-  #heldSlots = 0;
   #connector: Connector | null = null;
   #alive = true;
   /** By the fault "hang", which may be undone; and by KV that never came, which may not. */
@@ -87,14 +86,10 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
 
   useConnector(connector: Connector): void { this.#connector = connector; }
 
-  holdSlot(): boolean {
-    if (!this.#room.take(this.maxLength)) return false;
-    this.#heldSlots++;
-    return true;
-  }
+  // Of KV that is pushed here nobody knows yet how long its answer may become.
+  holdSlot(): boolean { return this.#room.take(this.maxLength); }
 
   releaseSlot(): void {
-    this.#heldSlots--;
     this.#room.give(this.maxLength);
     this.#admit();
   }

@@ -23,7 +23,7 @@ export function startLlamaWorker(start: WorkerStart): Promise<LlamaWorker> {
     const thread = spawn(start);
     let closed = false;
     const worker: LlamaWorker = {
-      send: (command) => thread.postMessage(command),
+      send: (command) => thread.postMessage(command, []),
       onReport: () => {},
       onDeath: () => {},
       async close() {
