@@ -13,6 +13,8 @@ export const p2pNccl: Connector = {
     prefillCancellable: false,
     abandoned: "drain",
     servesUnpaired: false,
+    // Seen on vLLM 0.23: after its decode was killed, prefill answered nobody, also for a decode that lived.
+    wedgedByPartner: true,
   },
   prefillRequest: (context) => paired(context, prefillBody(context)),
   ticket: () => "",
@@ -25,7 +27,7 @@ export const p2pNccl: Connector = {
 
 export const p2pZmq: Connector = {
   ...p2pNccl,
-  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release" },
+  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release", wedgedByPartner: false },
   settleRequest: (context) => ({
     path: "/kv/release",
     headers: { "content-type": "application/json" },

@@ -14,6 +14,7 @@ import type { InstanceParts, RoleService } from "../instance/instance.ts";
 import { checkKvAddress, checkLeg, estimateTokens } from "../instance/leg-request.ts";
 import type { EngineRequest, LegContext } from "../kv/connector.ts";
 import { defineService, type CallContext } from "../rpc/service.ts";
+import { watchPartners } from "./partner-watch.ts";
 import { createOutcomes, type LegOutcome } from "./outcomes.ts";
 
 type Answer = MessageInitShape<typeof PrefillResponseSchema>;
@@ -31,6 +32,16 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
   const { traits } = connector;
   const outcomes = createOutcomes({ ...limits, nowMs: () => performance.now() });
   const running = new Set<AbortController>();
+  const partners = !traits.wedgedByPartner
+    ? undefined
+    : watchPartners({
+        lost(address) {
+          const engine = parts.keeper()?.live;
+          if (engine === undefined) return;
+          log.error("a decode engine died while this one sends to it, which wedges it", { decodeKvAddress: address });
+          if (!parts.keeper()!.restart(engine, "a decode engine that it sent KV to died")) log.error("the attached engine waits for a decode engine that is gone; restart it");
+        },
+      });
 
   async function prefill(request: PrefillRequest, context: CallContext): Promise<Answer> {
     const arrivedMs = performance.now();
@@ -60,7 +71,9 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     board.count({ running: 1, queuedTokens });
     const leaving = new AbortController();
     running.add(leaving);
+    const partnerEnded = partners?.began(request.decodeKvAddress);
     const work = run(engine, legContext, engineRequest, leaving.signal, arrivedMs).finally(() => {
+      partnerEnded?.();
       running.delete(leaving);
       board.count({ running: -1, queuedTokens: -queuedTokens });
     });

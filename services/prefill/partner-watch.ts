@@ -1,0 +1,80 @@
+// P2P NCCL sends KV to the decode engine in the id, and waits for it without any limit. A decode engine that died while
+// prefill sends to it leaves prefill answering nobody (seen on vLLM 0.23), with /health at 200. Its KV port is closed
+// then, and an engine that starts again takes another port: so a port that refuses connections says it in a second or
+// two, long before the engine's counters would.
+import { connect } from "node:net";
+
+const LOOK_EVERY_MS = 1_000;
+/** A leg younger than this is not worth a look. */
+const AGE_MS = 1_000;
+const CONNECT_TIMEOUT_MS = 1_000;
+/** Looks in a row that must find the port closed. */
+const CLOSED_LIMIT = 2;
+
+export interface PartnerWatchOptions {
+  /** Nobody listens at an address to which legs run. Called once for each time that it dies. */
+  lost(address: string): void;
+  /** Whether nobody listens there. Default: asks by TCP; what only stays silent is not closed. */
+  readonly isClosed?: (address: string) => Promise<boolean>;
+  /** Default 1000. */
+  readonly everyMs?: number;
+}
+
+export interface PartnerWatch {
+  /** A leg to this KV address began. Returns what ends it. */
+  began(address: string): () => void;
+}
+
+export function watchPartners({ lost, isClosed = refuses, everyMs = LOOK_EVERY_MS }: PartnerWatchOptions): PartnerWatch {
+  const legs = new Map<string, { since: Set<number>; closedCount: number }>();
+  let timer: NodeJS.Timeout | undefined;
+
+  async function look(): Promise<void> {
+    const nowMs = performance.now();
+    await Promise.all([...legs].map(async ([address, partner]) => {
+      const [oldest] = partner.since;
+      if (oldest === undefined || nowMs - oldest < Math.min(AGE_MS, everyMs)) return;
+      if (!(await isClosed(address))) partner.closedCount = 0;
+      else if (++partner.closedCount === CLOSED_LIMIT && partner.since.size > 0) lost(address);
+    }));
+    timer = undefined;
+    arm();
+  }
+
+  function arm(): void {
+    if (timer !== undefined || legs.size === 0) return;
+    timer = setTimeout(() => void look(), everyMs);
+    timer.unref();
+  }
+
+  return {
+    began(address) {
+      let partner = legs.get(address);
+      if (partner === undefined) legs.set(address, (partner = { since: new Set(), closedCount: 0 }));
+      // Two legs of one moment are told apart.
+      let sinceMs = performance.now();
+      while (partner.since.has(sinceMs)) sinceMs += 1e-3;
+      partner.since.add(sinceMs);
+      arm();
+      return () => {
+        partner.since.delete(sinceMs);
+        if (partner.since.size === 0 && legs.get(address) === partner) legs.delete(address);
+      };
+    },
+  };
+}
+
+function refuses(address: string): Promise<boolean> {
+  const at = address.lastIndexOf(":");
+  return new Promise((resolve) => {
+    const socket = connect({ host: address.slice(0, at), port: Number(address.slice(at + 1)) });
+    const done = (closed: boolean): void => {
+      clearTimeout(timer);
+      socket.destroy();
+      resolve(closed);
+    };
+    const timer = setTimeout(() => done(false), CONNECT_TIMEOUT_MS);
+    socket.once("connect", () => done(false));
+    socket.once("error", (error: NodeJS.ErrnoException) => done(error.code === "ECONNREFUSED"));
+  });
+}
