@@ -1,0 +1,83 @@
+import assert from "node:assert/strict";
+import { check, type CheckInput } from "../../../clients/chaos/check.ts";
+import type { Fault } from "../../../clients/chaos/injector.ts";
+import { quantile } from "../../../clients/chaos/report.ts";
+import type { RequestRecord } from "../../../clients/chaos/request.ts";
+import type { SeenReceipt } from "../../../clients/chaos/watch.ts";
+
+const RIGHT = { text: "one two three", tokens: 3, finishReason: "stop" };
+const LEG = "0123456789abcdef0123456789abcdef";
+
+const record = (o: Partial<RequestRecord> = {}): RequestRecord => ({
+  number: 1, router: "router-1", ask: 0, stream: true, id: "cmpl-1", sentMs: 1_000, firstMs: 1_100, lastMs: 1_500, endMs: 1_510,
+  ending: "completed", status: 200, message: "", text: RIGHT.text, tokens: 3, finishReason: "stop", gapsMs: [10], slow: false, ...o,
+});
+const failed = (o: Partial<RequestRecord> = {}): RequestRecord => record({ ending: "error", text: "one", message: "lost", ...o });
+const fault = (o: Partial<Fault> = {}): Fault => ({
+  index: 0, atMs: 0, kind: "kill-engine", target: "decode-1", durationMs: 0, beganMs: 1_400, healedMs: 3_000, skipped: undefined, ...o,
+});
+const receipt: SeenReceipt = {
+  requestId: "cmpl-1", router: "router-1", errorCode: "engine_failed", error: "", fallbacks: [],
+  legs: [{ legId: LEG, prefill: "prefill-1", decode: "decode-1", error: "" }],
+};
+const rules = (o: Partial<CheckInput>): string[] =>
+  check({ records: [], faults: [], receipts: new Map([["cmpl-1", receipt]]), answers: [RIGHT], kv: [], stallMs: 2_000, slackMs: 0, ...o })
+    .violations.map(({ rule }) => rule);
+
+describe("the checker of chaos", () => {
+  it("finds nothing in answers that are right, and in clients that left", () => {
+    assert.deepEqual(rules({ records: [record(), record({ ending: "left", text: "one t" })] }), []);
+  });
+
+  it("finds answers that are wrong: in text, usage, finish reason, or before they broke off", () => {
+    const wrong = [{ text: "one two" }, { tokens: 4 }, { finishReason: "length" }].map((o) => record(o));
+    assert.deepEqual(rules({ records: wrong }), ["wrong answer", "wrong answer", "wrong answer"]);
+    assert.deepEqual(rules({ records: [failed({ text: "two" })], faults: [fault()] }), ["wrong answer"]);
+  });
+
+  it("finds what hangs and what ends without its end", () => {
+    assert.deepEqual(rules({ records: [record({ ending: "hung", text: "" }), record({ ending: "malformed", text: "" })] }), ["hung", "malformed"]);
+  });
+
+  it("takes an error for what a fault did, where the request was and when it was there", () => {
+    assert.deepEqual(rules({ records: [failed()], faults: [fault()] }), []);
+    assert.deepEqual(rules({ records: [failed()], faults: [fault({ target: "decode-2" })] }), ["untouched"]);
+    assert.deepEqual(rules({ records: [failed()], faults: [fault({ beganMs: 2_000 })] }), ["untouched"]);
+    assert.deepEqual(rules({ records: [failed()], faults: [fault({ skipped: "not done" })] }), ["untouched"]);
+  });
+
+  it("takes a drain, or a restart, for no excuse", () => {
+    assert.deepEqual(rules({ records: [failed()], faults: [fault({ kind: "drain" })] }), ["untouched"]);
+    assert.deepEqual(rules({ records: [failed()], faults: [fault({ kind: "restart" })] }), ["untouched"]);
+  });
+
+  it("takes a broken connection for what the death of its router did, and for nothing else", () => {
+    const cut = failed({ ending: "cut" });
+    assert.deepEqual(rules({ records: [cut], faults: [fault()] }), ["cut"]);
+    assert.deepEqual(rules({ records: [cut], faults: [fault({ kind: "kill-router", target: "router-1" })] }), []);
+  });
+
+  it("finds ends that come later than their fault allows", () => {
+    const late = failed({ lastMs: 1_400, endMs: 2_500 });
+    assert.deepEqual(rules({ records: [late], faults: [fault()] }), ["late"]);
+    assert.deepEqual(rules({ records: [late], faults: [fault()], slackMs: 1_000 }), []);
+    assert.deepEqual(rules({ records: [late], faults: [fault({ kind: "freeze-engine" })] }), []);
+  });
+
+  it("finds KV that lies too long, unless what should settle it was hurt", () => {
+    const kv = [{ instance: "decode-1", id: `cmpl-___${LEG}-0`, readySinceMs: 1_000, lastSeenMs: 4_000 }];
+    assert.deepEqual(rules({ kv }), ["orphan"]);
+    assert.deepEqual(rules({ kv: [{ ...kv[0]!, lastSeenMs: 2_900 }] }), []);
+    assert.deepEqual(rules({ kv, faults: [fault({ target: "router-1", kind: "kill-router" })] }), []);
+    assert.deepEqual(rules({ kv, faults: [fault({ target: "decode-2" })] }), ["orphan"]);
+  });
+});
+
+describe("a quantile of a histogram", () => {
+  it("lies inside its bucket", () => {
+    const counts = new Map([[0.01, 50], [0.02, 100], [Infinity, 100]]);
+    assert.equal(quantile(counts, 0.5), 0.01);
+    assert.equal(quantile(counts, 0.75), 0.015);
+    assert.ok(Number.isNaN(quantile(new Map(), 0.5)));
+  });
+});
