@@ -1,5 +1,6 @@
-// The embedded registry: a call held open from each instance to the router. The call is the lease, so an instance whose
-// process or connection is gone is out at once, without any clock.
+// The embedded registry: a call held open from each instance to the router. Who ends it in good order is out at once. A
+// call that breaks says little of the instance, whose other connections may be sound and full of answers: it stays for a
+// while, and the pool sees for itself whether it is there.
 import { create, equals } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -15,6 +16,10 @@ import { checkInfo } from "./check-info.ts";
 import type { Directory, EntriesListener, Registrar } from "./registry.ts";
 
 const RETRY = { minMs: 50, maxMs: 2_000 };
+/** How long an entry outlives its broken call: the longest pause before the next try, and time to make it. */
+const GRACE_MS = 5_000;
+/** For the router to take note that an instance leaves. */
+const LEAVE_MS = 500;
 /** Attempts in a row that may fail before anybody is told: where all start together, the router may be the last. */
 const QUIET_ATTEMPTS = 5;
 
@@ -24,7 +29,10 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
     name: "embedded",
     async register(self, stop) {
       const over = new AbortController();
-      const ending = anySignal(over.signal, stop);
+      let leaving = false;
+      /** The router knows this instance by the call that is open. */
+      let known = false;
+      const ending = over.signal;
       const changed = createBell();
       const channel = dialRpc(o.address, o.token === undefined || o.token === "" ? {} : { token: o.token });
       const client = channel.client(RegistryService);
@@ -34,11 +42,12 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
           const rung = changed.next(signal);
           yield { info: create(InfoSchema, self()) };
           await rung;
+          if (leaving) return;
         }
       }
 
       async function keep(): Promise<void> {
-        for (let attempt = 0, told = false; !ending.aborted; attempt++) {
+        for (let attempt = 0, told = false; !ending.aborted && !leaving; attempt++) {
           // A signal of this one call: what feeds it must end with it.
           const call = new AbortController();
           const signal = anySignal(call.signal, ending);
@@ -46,27 +55,41 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
             for await (const held of client.register(say(signal), { signal })) {
               if (attempt > 0 || !told) o.log.info("registered", { registry: o.address, routerId: held.routerId });
               attempt = 0;
-              told = true;
+              told = known = true;
             }
+            if (leaving) break;
             if (!ending.aborted) o.log.info("the registry closed the registration; registering again");
           } catch (error) {
-            if (ending.aborted) break;
+            if (ending.aborted || leaving) break;
             if (attempt === QUIET_ATTEMPTS) o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
           } finally {
+            known = false;
             call.abort();
           }
-          if (ending.aborted) break;
+          if (ending.aborted || leaving) break;
           await sleep(backoffMs(attempt, RETRY), undefined, { signal: ending }).catch(() => {});
         }
       }
 
       const kept = keep().catch((error: unknown) => o.log.error("registration ended", { error }));
       let closed: Promise<void> | undefined;
+      async function leave(): Promise<void> {
+        leaving = true;
+        if (known) changed.ring();
+        else over.abort();
+        const late = setTimeout(() => over.abort(), LEAVE_MS);
+        await kept;
+        clearTimeout(late);
+        over.abort();
+        await channel[Symbol.asyncDispose]();
+      }
+      const onStop = (): void => void (closed ??= leave());
+      if (stop.aborted) onStop();
+      else stop.addEventListener("abort", onStop, { once: true });
       return {
         update: () => changed.ring(),
         [Symbol.asyncDispose]() {
-          over.abort();
-          return (closed ??= kept.then(() => channel[Symbol.asyncDispose]()));
+          return (closed ??= leave());
         },
       };
     },
@@ -78,36 +101,52 @@ export interface RegistryHub extends Directory {
 }
 
 /** The router's side: serves RegistryService and knows who holds a call to it. */
-export function registryHub(o: { readonly limit: number; readonly routerId?: string }): RegistryHub {
+export function registryHub(o: { readonly limit: number; readonly routerId?: string; readonly graceMs?: number }): RegistryHub {
   const routerId = o.routerId ?? randomUUID();
+  const graceMs = o.graceMs ?? GRACE_MS;
   /** By instance id. The lease tells two calls of one instance apart: the newest counts. */
-  const entries = new Map<string, { readonly info: Info; readonly lease: symbol }>();
+  const entries = new Map<string, { readonly info: Info; lease: symbol; held: boolean }>();
   const watchers = new Set<EntriesListener>();
   const tell = (): void => {
     const all = [...entries.values()].map((entry) => entry.info);
     for (const watcher of watchers) watcher(all);
   };
 
+  /** An instance that was killed and is back, at the address that its predecessor had. */
+  const replace = (next: Info): void => {
+    for (const [id, { info, held }] of entries) if (!held && info.grpcAddress === next.grpcAddress) entries.delete(id);
+  };
+
   async function* register(requests: AsyncIterable<RegisterRequest>): AsyncGenerator<{ routerId: string }> {
     const lease = Symbol();
     let heldId: string | undefined;
+    let left = false;
+    const remove = (): void => {
+      if (heldId === undefined || entries.get(heldId)?.lease !== lease) return;
+      entries.delete(heldId);
+      tell();
+    };
     try {
       for await (const { info } of requests) {
         const checked = checkInfo(info);
+        if (!entries.has(checked.instanceId)) replace(checked);
         const before = entries.get(checked.instanceId);
         if (before === undefined && entries.size >= o.limit) {
           throw new ServiceError("instance_busy", `The registry holds ${o.limit} instances, which is its limit.`);
         }
         if (heldId !== undefined && heldId !== checked.instanceId && entries.get(heldId)?.lease === lease) entries.delete(heldId);
         heldId = checked.instanceId;
-        entries.set(checked.instanceId, { info: checked, lease });
+        entries.set(checked.instanceId, { info: checked, lease, held: true });
         if (before === undefined || !equals(InfoSchema, before.info, checked)) tell();
         yield { routerId };
       }
+      left = true;
     } finally {
-      if (heldId !== undefined && entries.get(heldId)?.lease === lease) {
-        entries.delete(heldId);
-        tell();
+      const entry = heldId === undefined ? undefined : entries.get(heldId);
+      if (left || graceMs === 0) remove();
+      else if (entry?.lease === lease) {
+        entry.held = false;
+        setTimeout(remove, graceMs).unref();
       }
     }
   }

@@ -69,6 +69,34 @@ describe("the embedded registry", () => {
     await eventually("it is gone", () => ids().length === 0);
   });
 
+  it("keeps an instance for a while whose call broke, and no longer than its successor at the same address", async () => {
+    const hub = registryHub({ limit: 4, graceMs: 300 });
+    await using server = await serve(hub);
+    const ids = watched(hub);
+    const hold = async (instanceId: string): Promise<AbortController> => {
+      const call = new AbortController();
+      async function* say(): AsyncGenerator<{ info: Info }> {
+        yield { info: info({ instanceId }) };
+        await new Promise((done) => call.signal.addEventListener("abort", done));
+      }
+      const answers = dialRpc(server.address).client(RegistryService).register(say(), { signal: call.signal })[Symbol.asyncIterator]();
+      await answers.next();
+      answers.next().catch(() => {});
+      return call;
+    };
+    const lostMs = performance.now();
+    (await hold("a")).abort();
+    await new Promise((done) => setTimeout(done, 100));
+    assert.deepEqual(ids(), ["a@"]);
+    await eventually("it is gone", () => ids().length === 0);
+    assert.ok(performance.now() - lostMs >= 300);
+    (await hold("b")).abort();
+    await new Promise((done) => setTimeout(done, 50));
+    const next = await hold("c");
+    assert.deepEqual(ids(), ["c@"]);
+    next.abort();
+  });
+
   it("believes the newest call of an instance, and the end of the older one takes nothing away", async () => {
     const hub = registryHub({ limit: 4 });
     await using server = await serve(hub);
