@@ -129,8 +129,8 @@ export function check(input: CheckInput): CheckResult {
 /** Faults of the router and the instances that a request was on, while it was. */
 function faultsOf(record: RequestRecord, receipt: SeenReceipt | undefined, faults: readonly Fault[]): Fault[] {
   const on = new Set([record.router, ...(receipt?.legs ?? []).flatMap(({ prefill, decode }) => [prefill, decode])]);
-  // Without a receipt (its router died, or refused it) it may have been anywhere.
-  const anywhere = receipt === undefined;
+  // Without a receipt (its router died), or without a leg (nothing could serve it), any instance may be why.
+  const anywhere = receipt === undefined || receipt.legs.length === 0;
   return faults.filter((fault) => {
     if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
     return fault.beganMs <= record.endMs && endOf(fault) >= record.sentMs;
