@@ -1,8 +1,9 @@
 // Who is there according to Consul, for the router. What it once knew it keeps while Consul is away: instances are lost
 // when the router itself sees them fail, not when the registry does.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { scanArray } from "../common/json-body.ts";
 import type { Log } from "../common/log.ts";
-import type { ConsulAnswer, ConsulClient, ConsulError } from "./consul-http.ts";
+import { ConsulError, type ConsulAnswer, type ConsulClient } from "./consul-http.ts";
 import { doubtOf, infoOf, serviceName, type HealthEntry } from "./consul-record.ts";
 import { watchConsul } from "./consul-watch.ts";
 import type { Directory, Doubt } from "./registry.ts";
@@ -20,6 +21,8 @@ export interface ConsulDirectoryOptions {
 
 interface Known {
   readonly info: Info;
+  /** Its element of Consul's list, to know it again without reading it: of hundreds, few change at a time. */
+  readonly text: string;
   readonly doubt: Doubt | undefined;
   /** Since when it is missing in Consul. */
   readonly missingSinceMs?: number;
@@ -54,11 +57,20 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
       }
 
       function learn(role: "prefill" | "decode", answer: ConsulAnswer, gap: boolean): void {
+        const byText = new Map<string, Known>();
+        for (const one of known[role].values()) if (one.missingSinceMs === undefined) byText.set(one.text, one);
         const listed = new Map<string, Known>();
-        for (const entry of answer.status === 404 ? [] : (answer.json() as HealthEntry[])) {
+        let news = known[role].size === 0;
+        for (const text of elementsOf(answer)) {
+          const same = byText.get(text);
+          if (same !== undefined) {
+            listed.set(same.info.instanceId, same);
+            continue;
+          }
+          news = true;
+          const entry = JSON.parse(text) as HealthEntry;
           try {
-            const info = infoOf(entry, role);
-            listed.set(info.instanceId, { info, doubt: doubtOf(entry) });
+            listed.set(entry.Service.ID, { info: infoOf(entry, role), text, doubt: doubtOf(entry) });
           } catch (error) {
             complain(entry.Service.ID, error as Error);
           }
@@ -70,12 +82,13 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
           // After an outage Consul may have forgotten everyone; they register again, and are as good as before till then.
           const doubt = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.doubt;
           const missingSinceMs = gap ? nowMs : (one.missingSinceMs ?? nowMs);
-          listed.set(id, { info: one.info, doubt, missingSinceMs });
+          listed.set(id, { info: one.info, text: one.text, doubt, missingSinceMs });
+          news ||= one.missingSinceMs === undefined || one.doubt !== doubt;
           missing += 1;
         }
         if (gap && missing > 0) o.log.warn("instances are missing in Consul since it was away; kept while they live", { role, missing });
         known[role] = listed;
-        tell();
+        if (news) tell();
         if (missing > 0) timer ??= setTimeout(forget, forgetMs / 4);
       }
 
@@ -135,3 +148,16 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
     },
   };
 }
+
+/** The elements of the list, unread. */
+function elementsOf({ status, body }: ConsulAnswer): string[] {
+  if (status === 404) return [];
+  // Consul writes `null` for an empty list in some versions.
+  if (body[0] !== OPENING_BRACKET) {
+    if (body.toString().trim() === "null") return [];
+    throw new ConsulError("refused", "Consul's answer is not a list: is this its HTTP port?");
+  }
+  return scanArray(body, 0, body.length).map(({ start, end }) => body.toString("utf8", start, end));
+}
+
+const OPENING_BRACKET = "[".charCodeAt(0);

@@ -12,6 +12,7 @@ export interface ConsulAnswer {
   readonly hash: string;
   /** The token may not see everything that there is. */
   readonly filtered: boolean;
+  readonly body: Buffer;
   json(): unknown;
 }
 
@@ -158,6 +159,7 @@ function answerOf(res: IncomingMessage, body: Buffer): ConsulAnswer {
     index: /^\d+$/.test(index) ? BigInt(index) : 0n,
     hash: header("x-consul-contenthash"),
     filtered: header("x-consul-results-filtered-by-acls") === "true",
+    body,
     json() {
       try {
         return JSON.parse(body.toString()) as unknown;

@@ -187,7 +187,8 @@ function registrationBody(record: ServiceRecord, name: string, passing: boolean,
     Notes: "What grpc.health.v1 answers the Consul agent.",
     GRPC: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
     Interval: `${checks["consul.check_interval_ms"]}ms`,
-    Timeout: `${Math.max(1_000, checks["consul.check_interval_ms"])}ms`,
+    // Longer than a busy host needs: routers see a hung process by themselves, and sooner.
+    Timeout: "5s",
     Status: passing ? "passing" : "critical",
     DeregisterCriticalServiceAfter,
   };

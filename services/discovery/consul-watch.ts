@@ -27,6 +27,8 @@ const RETRY = { minMs: 50, maxMs: 2_000 };
 /** Answers in a burst that are asked for without a pause, and how soon one more is allowed. */
 const BURST = 4;
 const REFILL_MS = 50;
+/** Values that churn cost a twentieth of a core at most: a list of hundreds takes milliseconds to read. */
+const COST_FACTOR = 20;
 
 /** Resolves when `stop` aborts. */
 export async function watchConsul(o: BlockingQuery): Promise<void> {
@@ -53,12 +55,13 @@ export async function watchConsul(o: BlockingQuery): Promise<void> {
       const news = first || next !== index;
       index = next;
       failures = 0;
+      const sinceMs = performance.now();
       if (news) {
         o.onChange(answer, gap);
         gap = false;
       }
       o.onUp();
-      await pace(stop);
+      await pace(performance.now() - sinceMs, stop);
     } catch (error) {
       if (stop.aborted) return;
       // Asked without an index, Consul answers at once when it is back.
@@ -75,14 +78,15 @@ function deniedByFilter(policy: string): ConsulError {
   return new ConsulError("denied", message, { policy });
 }
 
-/** A token bucket: the first answers of a burst go through, then one each REFILL_MS. */
-function createPace(): (stop: AbortSignal) => Promise<void> {
+/** A token bucket: the first answers of a burst go through, then one each REFILL_MS, or later where they cost much. */
+function createPace(): (costMs: number, stop: AbortSignal) => Promise<void> {
   let tokens = BURST;
   let lastMs = performance.now();
-  return async (stop) => {
+  return async (costMs, stop) => {
     const nowMs = performance.now();
-    tokens = Math.min(BURST, tokens + (nowMs - lastMs) / REFILL_MS) - 1;
+    const refillMs = Math.max(REFILL_MS, costMs * COST_FACTOR);
+    tokens = Math.min(BURST, tokens + (nowMs - lastMs) / refillMs) - 1;
     lastMs = nowMs;
-    if (tokens < 0) await sleep(-tokens * REFILL_MS, undefined, { signal: stop }).catch(() => {});
+    if (tokens < 0) await sleep(-tokens * refillMs, undefined, { signal: stop }).catch(() => {});
   };
 }
