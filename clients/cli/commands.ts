@@ -40,6 +40,10 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Run a decode instance: one engine that writes answers.",
     load: async () => (await import("../../services/decode/main.ts")).runDecode,
   },
+  discover: {
+    summary: "Adopt vLLM engines that announce themselves by ping.",
+    load: async () => (await import("./discover/discover.ts")).runDiscover,
+  },
   engine: {
     summary: "Run an engine alone, without Tandem around it.",
     load: async () => (await import("../../services/tiny-engine/main.ts")).runEngine,

@@ -1,7 +1,7 @@
 // P2P NCCL of vLLM 0.23 as Tandem starts it, over a program that passes for it: flags, pings, pairs, and what a dead
 // decode engine does to its prefill.
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { routerOverRest } from "../../clients/control/client.ts";
 import { commandOf, familyOf } from "../live/support/processes.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
-import { eventually } from "../support/waits.ts";
+import { eventually, freePort } from "../support/waits.ts";
 
 const FAKE = fileURLToPath(new URL("../support/fake-vllm.ts", import.meta.url));
 const TSX = import.meta.resolve("tsx");
@@ -97,5 +97,39 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     assert.notEqual(run.status, 0);
     assert.match(run.stderr, /exited with code 1 before it was ready\. Its last words:\n {2}ValueError: No available memory for the cache blocks\.\n$/);
     assert.doesNotMatch(run.stderr, /Traceback|See root cause/);
+  });
+});
+
+describe("vLLM engines that ping", function () {
+  this.timeout(60_000);
+
+  it("are adopted as they come, serve, and are let go when they fall silent", async () => {
+    const pings = await freePort();
+    const engines: ChildProcess[] = [];
+    const start = async (role: "kv_producer" | "kv_consumer"): Promise<ChildProcess> => {
+      const [port, kvPort] = [await freePort(), await freePort()];
+      const kv = { kv_role: role, kv_port: String(kvPort), kv_connector_extra_config: { proxy_ip: "127.0.0.1", proxy_port: String(pings), http_port: String(port) } };
+      const engine = spawn(process.execPath, [
+        `--import=${TSX}`, FAKE, "serve", "m", "--served-model-name", "m", "--host", "127.0.0.1", "--port", String(port), "--enforce-eager", "--kv-transfer-config", JSON.stringify(kv),
+      ], { stdio: "ignore", env: { ...process.env, VLLM_HOST_IP: "127.0.0.1", VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: "1" } });
+      engines.push(engine);
+      return engine;
+    };
+    try {
+      const prefill = await start("kv_producer");
+      await start("kv_consumer");
+      // They may come before and after; vLLM's socket waits for who listens.
+      await using tandem = await startTandem(["--discover", `127.0.0.1:${pings}`]);
+      const instances = async (): Promise<Instance[]> => (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances;
+      await eventually("both serve", async () => (await instances()).filter(({ eligible }) => eligible).length === 2, 40_000);
+      const answer = await fetch(`${tandem.url}/v1/completions`, {
+        method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ model: "m", prompt: "Who is there?", max_tokens: 4 }),
+      });
+      assert.equal(answer.status, 200, await answer.text());
+      prefill.kill("SIGKILL");
+      await eventually("the silent one is gone", async () => (await instances()).length === 1, 30_000);
+    } finally {
+      for (const engine of engines) engine.kill("SIGKILL");
+    }
   });
 });

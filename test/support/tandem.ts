@@ -19,7 +19,7 @@ export interface Tandem {
 }
 
 function withEngine(flags: readonly string[]): readonly string[] {
-  return flags.some((flag) => /^--(engine|attach|model)/.test(flag) && !flag.startsWith("--engine.flag")) ? flags : ["--engine", "sim", ...flags];
+  return flags.some((flag) => /^--(engine|attach|model|discover)/.test(flag) && !flag.startsWith("--engine.flag")) ? flags : ["--engine", "sim", ...flags];
 }
 
 /** Resolves when the router can serve. `flags` are those of `tandem up`; where they name no engine, it is the sim. */
@@ -35,7 +35,9 @@ export async function startTandem(flags: readonly string[], env: Record<string, 
   let ready = false;
   let exited = false;
   child.once("exit", () => (exited = true));
-  // Whenever `up` says something, ask whether it can serve by now.
+  // Whenever `up` says something, ask whether it can serve by now; engines that are adopted come without a word of it.
+  let look = (): void => {};
+  const looking = setInterval(() => look(), 250);
   await new Promise<void>((resolve, reject) => {
     const onOutput = async (chunk: Buffer): Promise<void> => {
       output += chunk.toString();
@@ -45,10 +47,11 @@ export async function startTandem(flags: readonly string[], env: Record<string, 
       ready = true;
       resolve();
     };
+    look = () => void onOutput(Buffer.alloc(0));
     child.stdout.on("data", onOutput);
     child.stderr.on("data", onOutput);
     child.once("exit", () => reject(new Error(`tandem up ended before it could serve:\n${output}`)));
-  });
+  }).finally(() => clearInterval(looking));
   return {
     url,
     grpcAddress: `127.0.0.1:${grpcPort}`,

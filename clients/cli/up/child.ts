@@ -8,7 +8,7 @@ import type { OutputSink } from "./child-output.ts";
 export interface ChildSpec {
   /** As people see it: `router`, `prefill-1`. */
   readonly name: string;
-  readonly role: "router" | "prefill" | "decode";
+  readonly role: "router" | "prefill" | "decode" | "discover";
   /** Arguments of node: flags, script, role, flags of the role. */
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;

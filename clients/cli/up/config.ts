@@ -20,6 +20,8 @@ export const upConfig = defineConfig(
       doc: "URL of a running vLLM server to wrap as a prefill instance. Repeatable; their number replaces --prefill." }),
     "attach.decode": list({ alias: "attach-decode",
       doc: "URL of a running vLLM server to wrap as a decode instance. Repeatable; their number replaces --decode." }),
+    "discover": address({ optional: true,
+      doc: "Starts no engines: adopts vLLM engines with P2P NCCL that ping this address, 127.0.0.1:30001 in vLLM's own examples. They may come and go." }),
     "connector": choice(["p2p-zmq", "p2p-nccl", "nixl"], { optional: true,
       doc: "How KV moves between engines. Left out: p2p-zmq with the sim and the embedded engine, nixl with vLLM." }),
     "engine.flag": list({ doc: "A word for the command line of every engine that is started, passed on as it is: --engine.flag=--sim.decode_ms_per_token=20. Repeatable; all words after -- are meant so too." }),
@@ -57,6 +59,11 @@ export type UpConfig = Config<typeof upConfig.schema>;
 
 /** @throws ConfigError for settings that are each fine and don't go together. */
 export function checkUpConfig(config: UpConfig): void {
+  if (config.discover !== undefined) {
+    const other = ["engine.kind", "prefill", "decode", "attach.prefill", "attach.decode", "connector"].find((key) => given(config, key as keyof UpConfig & string));
+    if (other !== undefined) throw new ConfigError(`--discover and --${other} exclude each other: engines that ping bring their role and their connector.`);
+    return;
+  }
   const attached = config["attach.prefill"].length > 0 || config["attach.decode"].length > 0;
   if (!attached) {
     const kind = engineKind(config);

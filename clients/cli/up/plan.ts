@@ -41,14 +41,15 @@ export function planChildren(input: PlanInput): ChildSpec[] {
       ]),
     );
   };
+  const discover = (listen: string): ChildSpec =>
+    spec("discover", "discover", ["--listen", listen, "--registry.address", dialable(input.grpcListen), ...(config.model === undefined ? [] : ["--model", config.model])]);
   return [
     spec("router", "router", [
       "--rest.listen", input.restListen,
       "--grpc.listen", input.grpcListen,
       ...(config.consul ? ["--registry.kind", "consul"] : []),
     ]),
-    ...instances("prefill"),
-    ...instances("decode"),
+    ...(config.discover === undefined ? [...instances("prefill"), ...instances("decode")] : [discover(config.discover)]),
   ];
 }
 

@@ -35,7 +35,7 @@ export function createReadiness(children: () => readonly Child[], events: Readin
       for (const child of children()) {
         if (isReady(child) || child.pid === undefined) continue;
         const instance = instanceOf(child);
-        if (child.role !== "router" && instance?.eligible !== true) continue;
+        if (isInstance(child) && instance?.eligible !== true) continue;
         readyPids.set(child.name, child.pid);
         events.ready(child, instance);
       }
@@ -58,7 +58,11 @@ export function createReadiness(children: () => readonly Child[], events: Readin
 
 function reason(child: Child, instance: SeenInstance | undefined): string {
   if (child.pid === undefined) return "not running, waits for its restart";
-  if (child.role === "router") return "does not answer yet";
+  if (!isInstance(child)) return "does not answer yet";
   if (instance === undefined) return "has not registered with the router yet";
   return instance.reason ?? instance.load?.reason ?? instance.load?.state ?? "the router doesn't say why";
+}
+
+function isInstance({ role }: Child): boolean {
+  return role === "prefill" || role === "decode";
 }

@@ -60,7 +60,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const readiness = createReadiness(() => fleet.children, {
     ready(child, instance) {
       const seconds = (performance.now() - child.startedMs) / 1000;
-      const where = child.role === "router" ? restUrl : `gRPC ${instance?.info?.grpcAddress ?? ""}`;
+      const where = child.role === "router" ? restUrl : child.role === "discover" ? `pings at ${config.discover ?? ""}` : `gRPC ${instance?.info?.grpcAddress ?? ""}`;
       terminal.say(`  ${child.name.padEnd(10)} ready${child.restarts > 0 ? " again" : ""}  ${seconds.toFixed(2)} s  ${where}`);
       recordRun();
     },
@@ -154,6 +154,7 @@ async function mentionConsul(terminal: ReturnType<typeof createTerminal>): Promi
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {
   const count = (role: string): number => specs.filter((spec) => spec.role === role).length;
   const kind = engineKind(config);
+  if (config.discover !== undefined) return `router; vLLM engines that ping ${config.discover} are adopted`;
   const engines = isAttached(config) ? "attached vLLM servers"
     : kind === "vllm" ? `vLLM, ${config.model}`
     : kind === "sim" ? "simulated engines (no model: answers are canned prose)"

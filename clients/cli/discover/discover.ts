@@ -1,0 +1,63 @@
+// `tandem discover`: listens to vLLM's own pings (P2P NCCL) and runs one wrapper process for each engine that pings, for
+// as long as it does. A ping says where an engine is and not how: whether it works, the wrapper finds out, and the doctor
+// whether it can be half of a pair.
+import { extname } from "node:path";
+import { fileURLToPath } from "node:url";
+import { loadConfig } from "../../../services/common/config.ts";
+import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
+import { createLog } from "../../../services/common/log.ts";
+import { listenForPings, type PingedEngine } from "../../../services/discovery/vllm-pings.ts";
+import { startChild, type Child } from "../up/child.ts";
+import type { OutputSink } from "../up/child-output.ts";
+import { discoverConfig } from "./config.ts";
+
+export async function runDiscover(argv: readonly string[]): Promise<void> {
+  const config = loadConfig(discoverConfig, { argv, env: process.env });
+  const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
+  const log = createLog({ name: "discover" });
+  const wrappers = new Map<string, Child>();
+  const main = fileURLToPath(new URL(`../main${extname(import.meta.url)}`, import.meta.url));
+  const env = { ...process.env, TANDEM_PARENT_PIPE: "1", ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }) };
+  if (!/^(127\.|\[::1\]|localhost)/.test(config.listen)) {
+    log.warn("pings are taken from beyond this machine, and nobody proves who he is", { listen: config.listen, cure: "let only the engines' network reach it" });
+  }
+
+  const adopt = (engine: PingedEngine): void => {
+    const { role, httpAddress, kvAddress } = engine;
+    const flags = [
+      "--grpc.listen", "127.0.0.1:0", "--registry.address", config["registry.address"], "--engine.attach", `http://${httpAddress}`,
+      "--engine.kind", "vllm", "--connector", "p2p-nccl", "--engine.kv_address", kvAddress, "--drain.grace_ms", String(config["drain.grace_ms"]),
+      ...(config.model === undefined ? [] : ["--model", config.model]),
+    ];
+    log.info("adopting an engine", { ...engine });
+    const spec = { name: `${role} ${httpAddress}`, role, argv: [...process.execArgv, main, role, ...flags], env };
+    wrappers.set(httpAddress, startChild(spec, passedOn, {
+      died(child, { how }, restartInMs) {
+        log.warn("the wrapper of an adopted engine died; it starts again", { wrapper: child.name, how, restartInMs });
+        return true;
+      },
+    }));
+  };
+  const letGo = ({ httpAddress }: PingedEngine): void => {
+    const wrapper = wrappers.get(httpAddress);
+    wrappers.delete(httpAddress);
+    void wrapper?.stop("SIGTERM");
+  };
+
+  const { listen, age_ms: ageMs, limit } = config;
+  await using listener = await listenForPings({ listen, ageMs, limit, log, came: adopt, left: letGo });
+  process.once("exit", () => wrappers.forEach((wrapper) => wrapper.kill()));
+  process.stdout.write(`discover ready on ${listener.address}\n`);
+  await onceAborted(stop);
+  await Promise.all([...wrappers.values()].map((wrapper) => wrapper.stop(stop.reason === "SIGTERM" ? "SIGTERM" : "SIGINT")));
+}
+
+/** What wrappers write is what this process writes. */
+const passedOn: OutputSink = {
+  attach(stream, isLoud) {
+    stream.on("error", () => {});
+    stream.pipe(isLoud ? process.stderr : process.stdout, { end: false });
+  },
+  takeUnprinted: () => [],
+  close: async () => {},
+};
