@@ -25,7 +25,7 @@ describe("an engine that sends odd bytes", () => {
     });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const argv = ["--grpc.listen=127.0.0.1:0", "--registry.address=", `--attach=${url}`, "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
+    const argv = ["--grpc.listen=127.0.0.1:0", "--registry.address=", `--attach=${url}`, "--engine.kind=sim", "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
     await using instance = await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
     await using channel = dialRpc(instance.address);
     const call = openDecode({ instance, channel } as unknown as SimInstance);
@@ -76,7 +76,7 @@ describe("an engine that sends odd bytes", () => {
       more();
     });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-    const argv = ["--grpc.listen=127.0.0.1:0", "--router=", `--attach=http://127.0.0.1:${(server.address() as AddressInfo).port}`, "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
+    const argv = ["--grpc.listen=127.0.0.1:0", "--router=", `--attach=http://127.0.0.1:${(server.address() as AddressInfo).port}`, "--engine.kind=sim", "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
     await using instance = await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
     const thin = connectThin(instance.address, { log: quiet });
     let bytes = 0;
