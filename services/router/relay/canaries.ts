@@ -16,8 +16,10 @@ import { createLegDraft } from "./receipt.ts";
 
 /** Fine enough that what is repaired is back well within two seconds. */
 const TICK_MS = 100;
-/** Canaries that have not come to their end, KV settled and all. An engine that hangs is not buried under them. */
-const OPEN_LIMIT = 16;
+/** Canaries of one pair that have not come to their end, KV settled and all: an engine that hangs isn't buried under them. */
+const PAIR_LIMIT = 8;
+/** And of all pairs, each of which may hang. */
+const OPEN_LIMIT = 256;
 
 export interface CanaryOptions {
   readonly context: ChoiceContext;
@@ -84,11 +86,21 @@ export function startCanaries({ context, metrics, watch }: CanaryOptions): { sto
     watch();
   }
 
+  function openOn({ prefill, decode }: Probe): number {
+    let count = 0;
+    for (const { task } of live) {
+      const { prefillInstanceId, decodeInstanceId } = task.draft;
+      // A leg that has found no decode instance yet may be for any.
+      if (prefillInstanceId === prefill.info.instanceId && (decodeInstanceId === "" || decodeInstanceId === decode.info.instanceId)) count += 1;
+    }
+    return count;
+  }
+
   function tick(): void {
     timer = undefined;
     if (stopped) return;
     for (const leg of live) if (!context.live.has(leg)) live.delete(leg);
-    if (live.size < OPEN_LIMIT) for (const probe of pool.takeProbes()) send(probe);
+    for (const probe of pool.takeProbes()) if (live.size < OPEN_LIMIT && openOn(probe) < PAIR_LIMIT) send(probe);
     arm();
   }
 

@@ -104,6 +104,7 @@ export class RelayLeg {
     // Counted now and not at the call, or a burst would all see the same least loaded instance.
     if (prefill !== undefined) this.#accounts.holdPrefill(prefill, estimateTokens(request));
     if (decode !== undefined) this.#holdDecode(decode);
+    if (this.task.traits.unpaired === true) this.#times.prefilled(this.#context.clock.nowMs());
     this.#dispatch({ kind: "begin" });
   }
 
