@@ -1,7 +1,7 @@
 // The deployment under test: two routers, prefill and decode instances with engines of their own, and a proxy before
 // every link between them. The first router is where instances register; the second has them as a list.
 import { randomBytes } from "node:crypto";
-import { createServer, type AddressInfo } from "node:net";
+import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { overGrpc, type GrpcClients } from "../control/client.ts";
@@ -134,16 +134,18 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
   }
 }
 
-/** All different: they are held until the last is found. */
+/** Below the ports that the system gives to whoever asks for any: it would give them away before they are listened on. */
 async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from({ length: count }, async () => {
-      const server = createServer();
-      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-      return server;
-    }),
-  );
-  const ports = servers.map((server) => (server.address() as AddressInfo).port);
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  const ports: number[] = [];
+  for (let port = 8_100 + (process.pid % 97) * 24; ports.length < count; port++) {
+    const server = createServer();
+    const free = await new Promise<boolean>((resolve) => {
+      server.once("error", () => resolve(false));
+      server.listen(port, "127.0.0.1", () => resolve(true));
+    });
+    if (!free) continue;
+    ports.push(port);
+    await new Promise((resolve) => server.close(resolve));
+  }
   return ports;
 }

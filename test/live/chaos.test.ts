@@ -8,6 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { skip } from "../support/skip.ts";
+import { MAY_FETCH } from "../support/tools.ts";
 
 const CLI = fileURLToPath(new URL("../../dist/clients/cli/main.js", import.meta.url));
 
@@ -19,9 +20,11 @@ interface Report {
   readonly violations: readonly { readonly rule: string; readonly what: string }[];
 }
 
-/** A machine on which an idle stream stood still for so long may have lost connections to its own slowness. */
-const SLOW_MS = 1_000;
-/** Of requests that nothing was done to: on a machine that slow, its own doing. */
+/**
+ * Where an idle stream stood still for so long, processes that got no processor for two seconds were taken for silent: no
+ * fault of ours was done to their requests, and they were hurt all the same.
+ */
+const SLOW_MS = 300;
 const BY_SLOWNESS = ["untouched", "drain", "silent instance", "scene"];
 
 describe("a deployment that is hurt at random", function () {
@@ -30,6 +33,7 @@ describe("a deployment that is hurt at random", function () {
   for (const seed of [7, 11]) {
     it(`keeps its promises, seed ${seed}`, async function () {
       if (process.platform !== "linux") skip(this, "chaos finds its processes in /proc");
+      if (!MAY_FETCH) skip(this, "takes minutes of a quiet machine: CI=true or --all runs it, npm run chaos at any time");
       const folder = mkdtempSync(join(tmpdir(), "tandem-chaos-test-"));
       try {
         const file = join(folder, "report.json");
