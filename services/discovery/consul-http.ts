@@ -1,4 +1,4 @@
-// Consul's HTTP API over node:http, as far as Tandem uses it. docs/adr/0005 says why not the `consul` package.
+// Consul's HTTP API over node:http, as far as Tandem uses it. docs/adr/0007 says why not the `consul` package.
 // Source: https://developer.hashicorp.com/consul/api-docs
 import { Agent, request as httpRequest, type IncomingMessage, type RequestOptions } from "node:http";
 import { readConsulToken, type ConsulOptions } from "./consul-settings.ts";
