@@ -10,7 +10,8 @@ import type { InstanceConfig } from "./instance.ts";
 
 /** Nothing for engines of Tandem's own: they refuse what doesn't fit by themselves. */
 export function examineEngine(role: InstanceRole, config: InstanceConfig, connector: Connector, engine: LiveEngine): readonly Finding[] {
-  if (engine.facts.kind !== "vllm") return [];
+  // An attached engine doesn't say what it is; what speaks p2p-zmq is one of ours.
+  if (engine.facts.kind !== "vllm" || connector.traits.name === "p2p-zmq") return [];
   const launched = config["engine.attach"] === "";
   return checkVllm({
     role,

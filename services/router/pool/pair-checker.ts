@@ -17,7 +17,7 @@ const AGAIN = { minMs: 1_000, maxMs: 30_000 };
 const OPEN_LIMIT = 4;
 
 export function needsCheck(prefill: Info, decode: Info): boolean {
-  return prefill.engine === "vllm" && decode.engine === "vllm" && pairable(prefill, decode);
+  return prefill.engine === "vllm" && decode.engine === "vllm" && prefill.connector !== "p2p-zmq" && pairable(prefill, decode);
 }
 
 export interface PairCheckerOptions {
