@@ -15,8 +15,8 @@ import { vllmOf } from "./support/processes.ts";
 import { CPU_ENV, CPU_FLAGS, MODEL, MODEL_DIR, prepareVllm, startVllm, VLLM_PROGRAM, type Vllm } from "./support/vllm.ts";
 
 const STALL_MS = 5_000;
-/** A vLLM loads for 20 to 40 s on two cores, longer beside others. */
-const BACK_MS = 150_000;
+/** A vLLM loads for 20 to 40 s on two cores, two minutes beside much else. */
+const BACK_MS = 300_000;
 const WORDS = "the sea a story about prefill and decode tells of tokens that travel from one engine to another while nobody waits".split(" ");
 
 // 100 prompts of one word to most of the context, over block borders (32 tokens a block), in all four shapes.
