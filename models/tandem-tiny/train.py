@@ -1,6 +1,6 @@
 """Trains tandem-tiny. `python train.py --out DIR` on one GPU takes minutes; on a CPU (`--steps` as given) many hours.
 
-Batches are a pure function of (seed, step). Sums on a GPU are not, so a second run gives other bits, not other figures.
+Batches are a pure function of the texts, the phase and (seed, step). Sums on a GPU are not: a second run gives other bits, and figures that differ a little.
 """
 
 import argparse
