@@ -18,8 +18,8 @@ export interface ClaimedPorts {
 
 /**
  * The first `span` ports in a row at or after `from` that are free and that no other engine of Tandem was given. A vLLM
- * loads for a minute before it binds, and hangs for ever where its side channel's port was taken meanwhile (seen on
- * 0.32 with NIXL); so a port is claimed from here on, not only found free. Looks at 1,000 of them.
+ * loads for a minute before it binds, and two that were given one port at the same time don't both start (one hung for
+ * good on 0.32 with NIXL); so a port is claimed from here on, not only found free. Looks at 1,000 of them.
  */
 export async function claimPortsFrom(host: string, from: number, span = 1): Promise<ClaimedPorts> {
   const last = Math.min(65_535, from + 999);

@@ -37,7 +37,7 @@ export async function checkReady(http: EngineHttp, check: ReadinessCheck): Promi
     model: model.id,
     maxModelLen: model.max_model_len ?? 0,
     blockSize: readBlockSize(metrics.body.toString("utf8")),
-    modelRoot: model.root ?? "",
+    ...(typeof model.root === "string" ? { modelRoot: model.root } : {}),
   };
 }
 
