@@ -10,6 +10,7 @@ const CLI = [new URL("../dist/clients/cli/main.js", import.meta.url), new URL(".
   .map((url) => fileURLToPath(url)).find((path) => existsSync(path));
 const running = new Set();
 process.once("exit", () => running.forEach((child) => signal(child, "SIGKILL")));
+for (const name of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(name, () => process.exit(1));
 
 export async function freePort() {
   const server = createServer();
