@@ -13,18 +13,18 @@ export interface Answer {
 const WORDS = "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");
 
 /** Of every shape: both routes, streamed and whole, short and long, ended by the text or by the limit. */
-export function makeAsks(seed: number, count: number, model: string, tokenLimit: number): Ask[] {
+export function makeAsks(seed: number, count: number, model: string, o: { readonly tokenLimit: number; readonly wordLimit: number }): Ask[] {
   const random = seededRandom(seed ^ 0x5eed);
   return Array.from({ length: count }, (_, index) => {
     const words = [`${seed}.${index}:`];
-    const length = 4 + Math.floor(random() ** 3 * 400);
+    const length = 4 + Math.floor(random() ** 3 * o.wordLimit);
     while (words.length < length) words.push(WORDS[Math.floor(random() * WORDS.length)]!);
     const prompt = words.join(" ");
     const chat = random() < 0.5;
     const stream = random() < 0.9;
     const common = {
       model,
-      max_tokens: 4 + Math.floor(random() * tokenLimit),
+      max_tokens: 4 + Math.floor(random() * o.tokenLimit),
       ...(random() < 0.5 ? { ignore_eos: true } : {}),
       ...(random() < 0.3 ? { temperature: 0.8, seed: index } : { temperature: 0 }),
       stream,

@@ -20,6 +20,10 @@ import { watchCluster } from "./watch.ts";
 
 /** Different questions; each is asked again and again. */
 const ASKS = 192;
+/** Longest prompt. */
+const WORDS = 400;
+/** A real model on the CPU computes each of them, alone and again under load. */
+const EMBEDDED = { asks: 24, words: 40 };
 /** Before the load ends: the last fault has this long to be got over. */
 const REST_MS = 8_000;
 const LEAVE_SHARE = 0.05;
@@ -67,7 +71,7 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
   try {
     await cluster.ready();
     const model = await modelOf(cluster.routers[0]!.url);
-    const asks = makeAsks(config.seed, ASKS, model, config.tokens);
+    const asks = makeAsks(config.seed, isSim ? ASKS : EMBEDDED.asks, model, { tokenLimit: config.tokens, wordLimit: isSim ? WORDS : EMBEDDED.words });
     const answers = await rightAnswers(reference.url, asks);
     const controlBody = JSON.stringify({ model, prompt: "control", max_tokens: 400, ignore_eos: true, temperature: 0, stream: true });
     const watch = watchCluster(cluster, { url: control.url, body: controlBody });
