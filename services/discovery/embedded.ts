@@ -30,19 +30,18 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
     async register(self, stop) {
       const over = new AbortController();
       let leaving = false;
-      /** The router knows this instance by the call that is open. */
-      let known = false;
+      /** A call is open, by which the router may know this instance already. */
+      let calling = false;
       const ending = over.signal;
       const changed = createBell();
       const channel = dialRpc(o.address, o.token === undefined || o.token === "" ? {} : { token: o.token });
       const client = channel.client(RegistryService);
 
       async function* say(signal: AbortSignal): AsyncGenerator<{ info: Info }> {
-        while (!signal.aborted) {
+        while (!signal.aborted && !leaving) {
           const rung = changed.next(signal);
           yield { info: create(InfoSchema, self()) };
           await rung;
-          if (leaving) return;
         }
       }
 
@@ -51,11 +50,12 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
           // A signal of this one call: what feeds it must end with it.
           const call = new AbortController();
           const signal = anySignal(call.signal, ending);
+          calling = true;
           try {
             for await (const held of client.register(say(signal), { signal })) {
               if (attempt > 0 || !told) o.log.info("registered", { registry: o.address, routerId: held.routerId });
               attempt = 0;
-              told = known = true;
+              told = true;
             }
             if (leaving) break;
             if (!ending.aborted) o.log.info("the registry closed the registration; registering again");
@@ -63,7 +63,7 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
             if (ending.aborted || leaving) break;
             if (attempt === QUIET_ATTEMPTS) o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
           } finally {
-            known = false;
+            calling = false;
             call.abort();
           }
           if (ending.aborted || leaving) break;
@@ -75,7 +75,7 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
       let closed: Promise<void> | undefined;
       async function leave(): Promise<void> {
         leaving = true;
-        if (known) changed.ring();
+        if (calling) changed.ring();
         else over.abort();
         const late = setTimeout(() => over.abort(), LEAVE_MS);
         await kept;
