@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { loadConfig, defineConfig, ConfigError } from "../../services/common/config.ts";
-import { consulClient, ConsulError } from "../../services/discovery/consul-http.ts";
+import { consulClient, type ConsulError } from "../../services/discovery/consul-http.ts";
 import { consulOptions, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
 import { watchConsul } from "../../services/discovery/consul-watch.ts";
 import { eventually } from "../support/waits.ts";
