@@ -78,9 +78,7 @@ describe("the model that ships", function () {
     const alone = await inBatches(wordings, ({ text }) => answerOf(engine, greedy(text)));
     const apart = await inBatches(wordings, ({ text }) => disaggregated(pair, greedy(text)));
     assert.deepEqual(apart, alone);
-    const wrong = wordings.filter(({ answer }, index) => answers[answer] !== alone[index]);
-    // Its data sheet says 9 of 4,373.
-    assert.ok(wrong.length <= Math.ceil(wordings.length * 0.005), wrong.map(({ text }) => text).join("\n"));
+    assert.deepEqual(wordings.filter(({ answer }, index) => answers[answer] !== alone[index]).map(({ text }) => text), []);
     assert.deepEqual(await inBatches(wordings, ({ text }) => disaggregated(pair, seeded(text))), await inBatches(wordings, ({ text }) => answerOf(engine, seeded(text))));
     assert.deepEqual([pair.decode.state().kv_held, pair.decode.state().kv_tokens], [[], 0]);
   });
