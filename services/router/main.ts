@@ -19,6 +19,7 @@ import { inferenceService } from "./control/inference-service.ts";
 import { createReceipts } from "./control/receipts.ts";
 import { routerService } from "./control/router-service.ts";
 import { watchAll } from "./directories.ts";
+import { keepIdleSmall } from "./idle-memory.ts";
 import { createLiveSettings } from "./live-settings.ts";
 import type { Member } from "./pool/member.ts";
 import { sendPairCanary, type CanaryResult } from "./pool/pair-canary.ts";
@@ -46,6 +47,8 @@ export interface Router {
   readonly restUrl: string;
   /** host:port */
   readonly grpcAddress: string;
+  /** That run or wait now. */
+  readonly requests: number;
   /** Takes no new request, gives the running ones `graceMs` to end, then ends them. Later calls wait for the first. */
   stop(graceMs: number): Promise<void>;
   /** `stop` with the configured grace. */
@@ -61,6 +64,7 @@ export async function runRouter(argv: readonly string[]): Promise<void> {
   }
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
   const router = await startRouter(config, { signal: stop });
+  keepIdleSmall(() => router.requests);
   await onceAborted(stop);
   const graceMs = config["drain.grace_ms"];
   await router.stop(stop.reason === "SIGTERM" ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
@@ -215,7 +219,15 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   let stopped: Promise<void> | undefined;
   const parts = { serving, relay, rpc, http, directories, registry, registration, pool, closing, log };
   const stop = (graceMs: number): Promise<void> => (stopped ??= drainAndStop(parts, graceMs));
-  return { restUrl, grpcAddress, stop, [Symbol.asyncDispose]: () => stop(config["drain.grace_ms"]) };
+  return {
+    restUrl,
+    grpcAddress,
+    get requests() {
+      return serving.count;
+    },
+    stop,
+    [Symbol.asyncDispose]: () => stop(config["drain.grace_ms"]),
+  };
 }
 
 // Its message says which address and what to do; a stack would only hide that.
