@@ -27,11 +27,11 @@ Ready after ${input.readyS.toFixed(2)} s.
 
 Ask something:
   curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quote(body)}
-  tandem chat
+  npx tandem chat
 
 Look inside:
   grpcurl -plaintext -H "authorization: Bearer ${input.tokenText}" ${input.grpcAddress} tandem.router.v1.RouterService/ListInstances
-  tandem status
+  npx tandem status
 
 Ctrl-C stops everything.
 `;
