@@ -9,8 +9,8 @@ export function lockFaults(lock) {
     if (path !== "" && entry.link !== true) {
       if (entry.version === undefined) faults.push(`${path} has no version`);
       if (entry.integrity === undefined && entry.inBundle !== true) faults.push(`${path} has no integrity`);
-      if (entry.resolved !== undefined && !entry.resolved.startsWith("https://registry.npmjs.org/")) {
-        faults.push(`${path} is to be fetched from ${new URL(entry.resolved).host} rather than registry.npmjs.org`);
+      if (entry.resolved?.startsWith("http")) {
+        faults.push(`${path} names the host that it came from; with .npmrc's omit-lockfile-registry-resolved npm leaves it out`);
       }
     }
     for (const optional of Object.keys(entry.optionalDependencies ?? {})) {

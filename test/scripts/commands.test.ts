@@ -66,7 +66,7 @@ describe("the check of package-lock.json", () => {
       "x needs z on some platform, and it has no entry",
       "a needs @a/darwin on some platform, and it has no entry",
       "node_modules/b has no integrity",
-      "node_modules/c is to be fetched from mirror.example rather than registry.npmjs.org",
+      "node_modules/c names the host that it came from; with .npmrc's omit-lockfile-registry-resolved npm leaves it out",
     ]);
   });
 });
