@@ -11,6 +11,11 @@ const SOURCES = [
   "services/prefill/config",
   "services/decode/config",
   "services/tiny-engine/config",
+  "clients/cli/chat/config",
+  "clients/cli/status/config",
+  "clients/cli/doctor/config",
+  "clients/cli/explain/config",
+  "clients/cli/discover/config",
 ];
 
 /** The page; undefined while there is no definition at all. */

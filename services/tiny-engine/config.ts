@@ -9,16 +9,16 @@ import { MIN_ROW_BYTES } from "./sim/kv-rows.ts";
 export const engineConfig = defineConfig("engine", {
   sim: boolean({ optional: true, doc: "Simulate: the arithmetic is replaced by a clock, everything else is real. --no-sim: run the model that ships. Left out: simulate, unless a model is given." }),
   "model.file": text({ optional: true, alias: "model", doc: "A GGUF file to run: Llama architecture; F32, F16 or Q8_0." }),
-  listen: address({ default: "127.0.0.1:8000", alias: "port", doc: "Where the OpenAI API is served. Port 0: any free one. With several instances the ports follow each other." }),
+  listen: address({ default: "127.0.0.1:8000", alias: "port", doc: "Where the OpenAI API is served. Port 0: any free one. With several engines the ports follow each other." }),
   expose: boolean({ default: false, doc: "Allow addresses that other machines reach. An engine has no access control, and its request ids say where it connects to." }),
-  instances: integer({ default: 1, min: 1, max: 4_096, unit: "engines", doc: "Engines in this one process." }),
+  engines: integer({ default: 1, min: 1, max: 4_096, unit: "engines", doc: "Engines in this one process." }),
   "model.name": text({ optional: true, doc: "Name under which the model is served. Left out: what its file says, or tandem-sim." }),
   "model.max_len": integer({ optional: true, min: 16, max: 10_000_000, unit: "tokens", doc: "Prompt and answer together. Left out: the model's context, or 8,192 with the sim." }),
   "model.claim_hash": text({ optional: true, doc: "Lie to other engines about which model this is. For tests: it shows what KV of other weights does." }),
   "model.hash_salt": text({ default: "", doc: "Other weights: another salt gives other texts, and its KV fits no other engine." }),
   role: choice(ROLES, { default: "none", doc: "Which leg of a request this engine computes. none: both, an aggregated engine." }),
   connector: choice(CONNECTORS, { default: "none", doc: "How KV moves between engines: pushed under the request's id, or offered and read as with NIXL." }),
-  "kv.listen": address({ default: "127.0.0.1:0", doc: "Where other engines reach this one's KV. With several instances the ports follow each other." }),
+  "kv.listen": address({ default: "127.0.0.1:0", doc: "Where other engines reach this one's KV. With several engines the ports follow each other." }),
   "kv.slots": integer({ default: 64, min: 1, max: 65_536, unit: "sequences", doc: "Sequences that run or hold KV at one time. More wait; more KV that is pushed here is refused." }),
   "kv.block_size": integer({ default: 16, min: 1, max: 1_024, unit: "tokens", doc: "Tokens in one block of KV." }),
   "kv.lease_ms": integer({ default: 30_000, min: 1, unit: "ms", doc: "KV that nobody claims is freed after this." }),
@@ -38,7 +38,7 @@ export const engineConfig = defineConfig("engine", {
 export type EngineConfig = Config<typeof engineConfig.schema>;
 
 /** Settings that mean something to the sim alone. */
-const SIM_ONLY = ["instances", "model.hash_salt", "kv.block_size", "kv.bytes_per_token", "sim.prefill_ms_per_token",
+const SIM_ONLY = ["engines", "model.hash_salt", "kv.block_size", "kv.bytes_per_token", "sim.prefill_ms_per_token",
   "sim.decode_ms_per_token", "sim.request_ms", "sim.step_tokens"];
 
 /** Whether a model is to be run rather than simulated. @throws ConfigError where both are asked for. */

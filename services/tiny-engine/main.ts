@@ -26,7 +26,7 @@ export async function runEngine(argv: readonly string[]): Promise<void> {
 
 async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
   const { startSimEngines } = await import("./server.ts");
-  let alive = config.instances;
+  let alive = config.engines;
   return startSimEngines({
     ...simOptions(config),
     onDeath() {
@@ -34,7 +34,7 @@ async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
       // What a dead engine leaves of its process is nothing, unless others live in it.
       if (alive === 0) process.exit(1);
     },
-  }, config.instances);
+  }, config.engines);
 }
 
 async function startEmbedded(config: EngineConfig): Promise<RunningEngine[]> {
