@@ -17,3 +17,8 @@ export function connectorOf(name: string): Connector {
   if (Object.hasOwn(CONNECTORS, name)) return CONNECTORS[name as ConnectorName];
   throw new ServiceError("invalid_request", `Unknown connector "${name}". There are: ${CONNECTOR_NAMES.join(", ")}.`);
 }
+
+/** Whether engines of this connector also serve requests that belong to no pair. False for one that isn't known. */
+export function servesUnpaired(name: string): boolean {
+  return Object.hasOwn(CONNECTORS, name) && CONNECTORS[name as ConnectorName].traits.servesUnpaired;
+}

@@ -8,6 +8,7 @@ import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Doubt } from "../../discovery/registry.ts";
+import { servesUnpaired } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type Verdict } from "./breaker.ts";
 import type { Member } from "./member.ts";
 import { lastResorts } from "./last-resort.ts";
@@ -305,6 +306,8 @@ function barredReason(
 ): string | undefined {
   if (barredPairs.size === 0 || !member.eligible) return undefined;
   const isPrefill = member.info.role === Role.PREFILL;
+  // It may still serve alone, while its pairs are being checked: a prefill instance that comes back must not cost requests.
+  if (!isPrefill && servesUnpaired(member.info.connector)) return undefined;
   let reason: string | undefined;
   for (const other of isPrefill ? decodes : prefills) {
     if (other.condition !== "serving") continue;

@@ -2,7 +2,7 @@
 // partner, decode by its own among the partners. Says in words what is missing where nothing fits.
 import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../../common/errors.ts";
-import { CONNECTORS } from "../../kv/index.ts";
+import { CONNECTORS, servesUnpaired } from "../../kv/index.ts";
 import type { ConnectorName } from "../../kv/connector.ts";
 import type { Policy } from "../policy/index.ts";
 import { pairFault } from "../pool/compat.ts";
@@ -176,7 +176,7 @@ function findPairs(snapshot: PoolSnapshot, model: string): Pairs {
     if (fitting.length > 0) partners.set(prefill, fitting);
     avoided ||= decodes.some((decode) => isBroken(prefill, decode, snapshot));
   }
-  const solo = decodes.filter(({ info }) => Object.hasOwn(CONNECTORS, info.connector) && CONNECTORS[info.connector as ConnectorName].traits.servesUnpaired);
+  const solo = decodes.filter(({ info }) => servesUnpaired(info.connector));
   return { prefills: [...partners.keys()], partners, solo, avoided };
 }
 

@@ -1,6 +1,5 @@
 // What is missing for serving, in words that name no address.
-import { CONNECTORS } from "../../kv/index.ts";
-import type { ConnectorName } from "../../kv/connector.ts";
+import { servesUnpaired } from "../../kv/index.ts";
 import type { PoolSnapshot } from "../pool/pool.ts";
 
 /**
@@ -10,7 +9,7 @@ import type { PoolSnapshot } from "../pool/pool.ts";
  */
 export function lackOf(snapshot: PoolSnapshot, model: string, aggregate = false): string | undefined {
   const lacks: string[] = [];
-  if (aggregate && snapshot.decode.some(({ eligible, info }) => eligible && info.model === model && servesAlone(info.connector))) return undefined;
+  if (aggregate && snapshot.decode.some(({ eligible, info }) => eligible && info.model === model && servesUnpaired(info.connector))) return undefined;
   for (const role of ["prefill", "decode"] as const) {
     let known = 0;
     let eligible = 0;
@@ -39,8 +38,4 @@ export function unreadiness(snapshot: PoolSnapshot, aggregate = false): string |
     lacks.push(lack);
   }
   return lacks.join(" ");
-}
-
-function servesAlone(connector: string): boolean {
-  return Object.hasOwn(CONNECTORS, connector) && CONNECTORS[connector as ConnectorName].traits.servesUnpaired;
 }
