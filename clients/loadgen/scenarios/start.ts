@@ -63,7 +63,7 @@ async function oneStart(): Promise<{ ms: number; built: boolean }> {
     for (;;) {
       const sentMs = performance.now();
       if (ended || sentMs - startMs > START_LIMIT_MS) throw new StartError(`npm start gave no token:\n${errors}`);
-      const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true, model: "tandem-sim" });
+      const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true });
       const result = await streamRequest(target, "/v1/completions", body);
       if (result.completed && !Number.isNaN(result.ttftMs)) {
         return { ms: sentMs + result.ttftMs - startMs, built: /^tandem: (installing|generating|building)/m.test(errors) };
