@@ -166,8 +166,11 @@ export class StreamCall implements ThinCall {
   #settle(code: number): void {
     this.#ended = true;
     clearTimeout(this.#timer);
-    // The peer may have ended its side with ours still open; this closes it.
-    if (!this.#stream.closed && !this.#stream.destroyed) this.#stream.close(code);
+    if (this.#stream.closed || this.#stream.destroyed) return;
+    // The peer has ended its side with ours still open. Ending ours and not resetting it: nghttp2 takes more than 33 resets
+    // a second, once 1,000 are used up, for an attack, and breaks the connection with all its calls.
+    if (code === constants.NGHTTP2_NO_ERROR) this.#stream.end();
+    else this.#stream.close(code);
   }
 
   /** A throw of a handler would surface inside node:http2 and end the process, with all its other calls. */
