@@ -1,5 +1,6 @@
 // The model that ships through router, prefill and decode, as `npm start` runs it, against the same engine run alone.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { shippedModel } from "../../services/common/shipped-model.ts";
 import type { RunningEngine } from "../../services/tiny-engine/serve-engine.ts";
 import { startLlamaEngine } from "../../services/tiny-engine/llama/start-llama-engine.ts";
@@ -51,6 +52,24 @@ describe("tandem up with the model that ships", function () {
       assert.deepEqual(answers.map(({ text }) => text), expected.map(({ text }) => text));
     });
   }
+
+  it("answers its questions as trained, eight at once: every wording in CI, some elsewhere", async function () {
+    this.timeout(30 * 60_000);
+    const read = (file: string): unknown => JSON.parse(readFileSync(new URL(`../../models/tandem-tiny/${file}`, import.meta.url), "utf8"));
+    const answers = read("answers.json") as Record<string, string>;
+    const all = read("wordings.json") as { answer: string; text: string }[];
+    const wordings = process.env["CI"] === "true" ? all : all.filter((_, index) => index % 100 === 0);
+    const wrong: string[] = [];
+    let next = 0;
+    const askOn = async (): Promise<void> => {
+      for (let wording = wordings[next++]; wording !== undefined; wording = wordings[next++]) {
+        const { text } = await ask(tandem.url, wording.text, { temperature: 0, max_tokens: 300 });
+        if (text !== answers[wording.answer]) wrong.push(wording.text);
+      }
+    };
+    await Promise.all(Array.from({ length: 8 }, askOn));
+    assert.deepEqual(wrong, []);
+  });
 
   it("gives every choice of n > 1, and long prompts, as one engine does", async () => {
     const long = `${"Tandem serves large language models. ".repeat(80)}What is Tandem?`;
