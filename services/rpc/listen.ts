@@ -1,5 +1,6 @@
 // The TCP side of the server. grpc-js could listen by itself, but then prints a taken port instead of explaining it, and
 // can't drop its connections.
+import { isLoopbackHost } from "../common/loopback.ts";
 import { type Socket, createServer } from "node:net";
 
 export interface Listener {
@@ -21,7 +22,7 @@ export interface ListenOptions {
 /** @throws Error that says what to change when `listen` is malformed, taken, or not loopback while not trusted. */
 export function listenTcp(listen: string, { trusted, onConnection }: ListenOptions): Promise<Listener> {
   const { host, port } = parse(listen);
-  if (!trusted && !isLoopback(host)) {
+  if (!trusted && !isLoopbackHost(host)) {
     const reason = "without a join token anyone who reaches it could use the engines";
     return Promise.reject(new Error(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`));
   }
@@ -62,8 +63,4 @@ function parse(listen: string): { host: string; port: number } {
   const port = Number(match?.[3]);
   if (host === undefined || port > 65_535) throw new Error(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
   return { host, port };
-}
-
-function isLoopback(host: string): boolean {
-  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
 }

@@ -1,4 +1,5 @@
 // The HTTP server under the REST API: listening, broken requests, and an end that loses nothing.
+import { isLoopbackHost } from "../../common/loopback.ts";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -112,6 +113,5 @@ function parse(listen: string): { host: string; port: number } {
 
 /** Whether only this machine can reach it. */
 export function isLoopback(listen: string): boolean {
-  const { host } = parse(listen);
-  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+  return isLoopbackHost(parse(listen).host);
 }
