@@ -64,16 +64,20 @@ function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, clos
       if (mode().kind !== "drop") from.resume();
     });
   };
-  const forward = (from: Socket, to: Socket): void => {
+  /** Returns what sends on all that is late: TCP is slow at times, but never out of order. */
+  const forward = (from: Socket, to: Socket): (() => void) => {
+    const late: Buffer[] = [];
     from.on("data", (bytes: Buffer) => {
       const now = mode();
       if (now.kind === "halve") {
         if (!to.destroyed) to.write(bytes.subarray(0, bytes.length >> 1));
         setImmediate(destroy);
       } else if (now.kind === "delay") {
+        late.push(bytes);
         const timer = setTimeout(() => {
           timers.delete(timer);
-          send(to, from, bytes);
+          const oldest = mode().kind === "drop" ? undefined : late.shift();
+          if (oldest !== undefined) send(to, from, oldest);
         }, now.ms);
         timers.add(timer);
       } else send(to, from, bytes);
@@ -85,12 +89,16 @@ function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, clos
       closed();
     });
     from.on("error", () => {});
+    return () => {
+      for (const bytes of late.splice(0)) send(to, from, bytes);
+    };
   };
-  forward(near, far);
-  forward(far, near);
+  const catchUp = [forward(near, far), forward(far, near)];
   const pair: Pair = {
     modeChanged() {
-      const silent = mode().kind === "drop";
+      const { kind } = mode();
+      const silent = kind === "drop";
+      if (kind === "pass" || kind === "halve") for (const one of catchUp) one();
       for (const socket of [near, far]) {
         if (silent) socket.pause();
         else socket.resume();

@@ -63,6 +63,17 @@ describe("the proxy of chaos", () => {
     await Promise.all([nextEvent(near, "close"), nextEvent(far, "close")]);
   });
 
+  it("keeps the order of what was late when it is fast again", async () => {
+    proxy.setMode({ kind: "delay", ms: 1_000 });
+    near.write("one ");
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    proxy.setMode({ kind: "pass" });
+    near.write("two");
+    let text = "";
+    while (text.length < 7) text += await arrived(far);
+    assert.equal(text, "one two");
+  });
+
   it("is slow where asked to be", async () => {
     proxy.setMode({ kind: "delay", ms: 80 });
     const sentMs = performance.now();
