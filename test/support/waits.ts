@@ -1,6 +1,6 @@
 // Waiting for events. Every wait has a limit and says what it waited for; none is a pause.
 import type { EventEmitter } from "node:events";
-import { createServer, type AddressInfo } from "node:net";
+import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const LIMIT_MS = 5_000;
@@ -65,11 +65,28 @@ export async function eventually<T>(
   }
 }
 
-/** A TCP port of 127.0.0.1 that was free a moment ago. Where a server can listen on port 0, let it. */
+/** Below the ports that the system picks itself, above those that Tandem and vLLM start at. */
+const PORTS = { first: 22_500, count: 9_500 };
+const given = new Set<number>();
+
+/**
+ * A TCP port of 127.0.0.1 for a server that some process will start. Never one that the system could give to another socket
+ * in the meantime, nor one that this process was given before. Where a server can listen on port 0, let it.
+ */
 export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = PORTS.first + Math.floor(Math.random() * PORTS.count);
+    if (given.has(port) || !(await isFree(port))) continue;
+    given.add(port);
+    return port;
+  }
+}
+
+async function isFree(port: number): Promise<boolean> {
   const server = createServer();
-  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  const listening = await new Promise<boolean>((resolve) => {
+    server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true));
+  });
+  if (listening) await new Promise((resolve) => server.close(resolve));
+  return listening;
 }
