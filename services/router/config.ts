@@ -2,6 +2,7 @@
 import { address, boolean, choice, defineConfig, integer, list, number, secret, text, type Config } from "../common/config.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { POLICY_NAMES } from "./policy/index.ts";
+import { REPLAY_MODES } from "./relay/request.ts";
 
 export const routerConfig = defineConfig(
   "router",
@@ -20,6 +21,12 @@ export const routerConfig = defineConfig(
     "rest.advertise": address({
       optional: true,
       doc: "host:port under which clients reach rest.listen, for the registry to show. Left out: rest.listen.",
+    }),
+    "rest.hosts": list({
+      doc:
+        "Further names for rest.listen, such as host.docker.internal. On loopback without api_key, REST answers only where it " +
+        "is called localhost, an address, rest.advertise or one of these, so that no web page reaches it under a name of " +
+        "its own (DNS rebinding); RouterService likewise without token.",
     }),
     "grpc.advertise": address({
       optional: true,
@@ -169,7 +176,7 @@ export const routerConfig = defineConfig(
       min: 0,
       max: 16,
       unit: "retries",
-      doc: "How often a request that failed before its first byte was written is tried again. 0 turns retries off.",
+      doc: "How often a request that failed before its first byte was written, or that is written again (replay.mode), is tried again. 0 turns it off.",
     }),
     "retry.ratio": number({
       default: 0.2,
@@ -184,6 +191,20 @@ export const routerConfig = defineConfig(
       max: 10_000,
       unit: "retries",
       doc: "Retries that there are in each second beside those of retry.ratio.",
+    }),
+    "replay.mode": choice(REPLAY_MODES, {
+      default: "proven",
+      doc:
+        "What becomes of a greedy or seeded stream that breaks after its first byte. It is written again on another pair, and goes on " +
+        "where the client has every byte that was written again; else it ends with an error. proven: on engines that are known to " +
+        "repeat themselves (embedded, sim). always: on vLLM too. never: it ends with an error at once.",
+    }),
+    "replay.timeout_ms": integer({
+      default: 10_000,
+      min: 1,
+      max: 600_000,
+      unit: "ms",
+      doc: "From the failure of a stream to where another pair has written again what its client has. After it, the stream ends with the error.",
     }),
     "breaker.failures": integer({
       default: 5,

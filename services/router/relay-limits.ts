@@ -5,6 +5,8 @@ import type { RelayLimits } from "./relay/relay.ts";
 export function relayLimits(config: RouterConfig): RelayLimits {
   return {
     retryLimit: config["retry.limit"],
+    replayMode: config["replay.mode"],
+    replayTimeoutMs: config["replay.timeout_ms"],
     retryRatio: config["retry.ratio"],
     retryPerS: config["retry.per_s"],
     reserveTimeoutMs: config["reserve.timeout_ms"],

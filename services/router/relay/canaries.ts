@@ -34,7 +34,8 @@ export function startCanaries({ context, metrics, watch }: CanaryOptions): { sto
   const live = new Set<RelayLeg>();
   // The breakers are told once, by the canary's own end, and users' figures not at all.
   const quiet: RelayMetrics = {
-    leg() {}, retry() {}, retryRefused() {}, fallback() {}, completed() {}, kvBytes() {}, interTokenMs() {},
+    leg() {}, retry() {}, retryRefused() {}, fallback() {}, completed() {}, kvBytes() {}, replay() {},
+    interTokenMs() {},
   };
   const quietPool: Pool = Object.create(pool, {
     legEnded: { value: (member: Probe["prefill"]) => pool.legEnded(member, "none") },

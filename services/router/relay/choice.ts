@@ -1,5 +1,5 @@
 // One choice of one prompt: attempt after attempt, until one gives the answer or the table of failures says that no
-// further one may. Nothing is tried again once a byte of this choice was delivered.
+// further one may. Once a byte of this choice was delivered, a further attempt has to write the same again (sent-so-far.ts).
 import type { ServiceError } from "../../common/errors.ts";
 import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
 import { RelayLeg } from "./leg.ts";
@@ -9,6 +9,7 @@ import type { Member } from "../pool/pool.ts";
 import { Avoid } from "./placement.ts";
 import type { Place, Placer } from "./placement.ts";
 import { createLegDraft, FALLBACK_LIMIT } from "./receipt.ts";
+import { SentSoFar } from "./sent-so-far.ts";
 import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
 import { estimateTokens } from "./estimate-tokens.ts";
 import type { RetryBudget } from "./retry-budget.ts";
@@ -18,6 +19,8 @@ import type { RelayRequest } from "./request.ts";
 import type { Waiting, WaitRoom } from "./wait-room.ts";
 
 const QUEUE_TIMEOUT_MS = 30_000;
+/** Kinds of engines that write the same bytes again for a greedy or seeded request: test/tiny-engine/llama/repeatable.test.ts. */
+const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
 export interface ChoiceContext extends LegContext {
   readonly placer: Placer;
@@ -50,6 +53,11 @@ export class Choice implements LegOwner {
   #retries = 0;
   /** The failure that the running attempt makes up for. */
   #failure: ServiceError | undefined;
+  /** What the client has, where the stream could be written again. */
+  #sent: SentSoFar | undefined;
+  /** When the first of it was delivered, and when the stream broke. */
+  #sentMs: number | undefined;
+  #brokenMs = 0;
 
   constructor(index: number, context: ChoiceContext, owner: ChoiceOwner) {
     this.index = index;
@@ -69,7 +77,7 @@ export class Choice implements LegOwner {
       () => this.#context.placer.place(wanted, this.#avoid),
       (place) => this.#attempt(place),
       // What went wrong first tells more than that nothing is left to try.
-      (error) => this.#owner.failed(this.#failure ?? error),
+      (error) => this.#fail(this.#failure ?? error),
     );
   }
 
@@ -86,6 +94,7 @@ export class Choice implements LegOwner {
 
   /** Called every now and then: gives up a wait for a busy instance. */
   check(nowMs: number): void {
+    if (this.#repeating && nowMs - this.#brokenMs >= this.#context.limits.replayTimeoutMs) return this.#replayFailed("failed");
     const wait = this.#wait;
     if (wait === undefined) return;
     if (this.#owner.othersRun(this.index)) wait.sinceMs = nowMs;
@@ -101,8 +110,22 @@ export class Choice implements LegOwner {
 
   // Of its leg.
 
+  // The token path.
   deliver(events: Buffer): boolean {
-    return this.#owner.deliver(this.index, events);
+    if (this.#sentMs === undefined) {
+      this.#sentMs = this.#context.clock.nowMs();
+      if (this.#mayReplay()) this.#sent = new SentSoFar();
+    }
+    const sent = this.#sent;
+    if (sent === undefined) return this.#owner.deliver(this.index, events);
+    const { repeating } = sent;
+    const fresh = sent.pass(events);
+    if (fresh === undefined) {
+      this.#replayFailed("diverged");
+      return true;
+    }
+    if (repeating && !sent.repeating) this.#context.metrics.replay("exact");
+    return fresh.length === 0 || this.#owner.deliver(this.index, fresh);
   }
 
   findDecode(leg: RelayLeg, handoff: Handoff, refusal: Refusal | undefined): () => void {
@@ -123,13 +146,16 @@ export class Choice implements LegOwner {
     this.#leg = undefined;
     switch (outcome.kind) {
       case "completed":
+        // The whole answer is shorter than what the client has of it.
+        if (this.#repeating) return this.#replayFailed("diverged");
         return this.#owner.completed(this.index, leg.end!);
       case "cancelled":
         return; // It was this choice that asked for it.
       case "failed": {
         const { error, phase, side } = outcome;
-        const { delivered, task } = leg;
-        const failed = { code: error.code, side, delivered, decodeFirst: task.traits.decodeFirst };
+        const { task } = leg;
+        const delivered = this.#sentMs !== undefined;
+        const failed = { code: error.code, side, delivered, repeatable: this.#canCatchUp(), decodeFirst: task.traits.decodeFirst };
         const next = afterFailure(failed, this.#retries, this.#rules());
         if (next.kind === "give-up") return this.#giveUp(next, error);
         if (next.kind === "wait") {
@@ -138,8 +164,10 @@ export class Choice implements LegOwner {
         } else {
           this.#shun(next, task.prefill, leg.decode);
           this.#retry(error, phase);
-          this.#failure = error;
         }
+        // Of a broken stream the client hears why it broke, and not why it could not be written again.
+        if (!this.#repeating && (delivered || next.kind === "retry")) this.#failure = error;
+        if (delivered) this.#replay();
         return this.begin();
       }
     }
@@ -150,9 +178,43 @@ export class Choice implements LegOwner {
     return { limit: limits.retryLimit, strict: this.#owner.request.strict === true, takeFromBudget: budget.take };
   }
 
+  get #repeating(): boolean {
+    return this.#sent?.repeating === true;
+  }
+
+  #mayReplay(): boolean {
+    const { request } = this.#owner;
+    const { replayMode, retryLimit } = this.#context.limits;
+    if (!request.stream || request.repeatable !== true || request.strict === true || retryLimit === 0 || replayMode === "never") return false;
+    return replayMode === "always" || REPEATABLE_ENGINES.has(this.#leg?.decode?.info.engine ?? "");
+  }
+
+  /** What took longer to write than there is time to write it again isn't tried. */
+  #canCatchUp(): boolean {
+    if (this.#sent === undefined || this.#sentMs === undefined) return false;
+    return this.#repeating || this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.replayTimeoutMs;
+  }
+
+  #replay(): void {
+    if (!this.#repeating) this.#brokenMs = this.#context.clock.nowMs();
+    this.#sent!.repeat();
+  }
+
+  #fail(error: ServiceError): void {
+    if (this.#repeating) this.#replayFailed("failed");
+    else this.#owner.failed(error);
+  }
+
+  #replayFailed(outcome: "diverged" | "failed"): void {
+    this.#context.metrics.replay(outcome);
+    this.#note("replay", `replay:${outcome}`);
+    this.#endWait();
+    this.#owner.failed(this.#failure!);
+  }
+
   #giveUp({ because }: Extract<Next, { kind: "give-up" }>, error: ServiceError): void {
     if (because === "budget" || because === "strict") this.#context.metrics.retryRefused(because);
-    this.#owner.failed(error);
+    this.#fail(error);
   }
 
   #shun({ shun }: Extract<Next, { kind: "retry" }>, prefill: Member | undefined, decode: Member | undefined): void {
@@ -191,7 +253,8 @@ export class Choice implements LegOwner {
   #retry(error: ServiceError, phase: string): void {
     this.#retries += 1;
     this.#context.metrics.retry(error.code);
-    this.#note("retry", `retry:${phase}:${error.code}`);
+    const kind = this.#sentMs !== undefined ? "replay" : "retry";
+    this.#note(kind, `${kind}:${phase}:${error.code}`);
   }
 
   #note(reason: Fallback, text: string): void {

@@ -9,8 +9,9 @@ export type LegEnd = "completed" | "cancelled" | FailureCode;
 /**
  * Why something was done otherwise than planned. `pair_avoided`: a pair with an open breaker was passed over.
  * `aggregated`: decode served alone, for no prefill instance was left. `direct`: decode served a short prompt alone.
+ * `replay`: a stream that broke after its first byte was written again elsewhere.
  */
-export type Fallback = "retry" | "busy" | "pair_avoided" | "aggregated" | "direct";
+export type Fallback = "retry" | "replay" | "busy" | "pair_avoided" | "aggregated" | "direct";
 
 export interface RelayMetrics {
   /** One side of a pair has ended. */
@@ -20,6 +21,8 @@ export interface RelayMetrics {
   fallback(reason: Fallback): void;
   /** A retry that would have been right was not made. */
   retryRefused(because: "budget" | "strict"): void;
+  /** A stream was written again. `exact`: as before, so it went on. `diverged`: otherwise. `failed`: not far enough. */
+  replay(outcome: "exact" | "diverged" | "failed"): void;
   /** A pair of legs gave a whole answer. Where it came in one piece, nothing is known of its first token. */
   completed(draft: LegDraft, stream: boolean): void;
   kvBytes(bytes: bigint): void;
@@ -36,6 +39,7 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
   const retries = metrics.counter("tandem_retries_total", "Pairs of legs that were tried again, by the failure.", ["reason"]);
   const fallbacks = metrics.counter("tandem_fallbacks_total", "What was done otherwise than planned.", ["reason"]);
   const refused = metrics.counter("tandem_retries_refused_total", "Retries that were not made for want of budget, or because the request was strict.", ["because"]);
+  const replays = metrics.counter("tandem_replays_total", "Streams that broke after their first byte and were written again on another pair, by how that ended.", ["outcome"]);
   const kvBytes = metrics.counter("tandem_kv_transfer_bytes_total", "KV cache bytes handed from prefill to decode, as far as engines tell.");
   const reserve = metrics.histogram("tandem_reserve_seconds", "Until a decode slot was reserved.", SECONDS);
   const prefill = metrics.histogram("tandem_prefill_seconds", "Until prefill had answered.", SECONDS);
@@ -49,6 +53,7 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
     retry: (reason) => retries.inc({ reason }),
     fallback: (reason) => fallbacks.inc({ reason }),
     retryRefused: (because) => refused.inc({ because }),
+    replay: (outcome) => replays.inc({ outcome }),
     completed(draft, stream) {
       if (draft.reserveMs > 0) reserve.observe(draft.reserveMs / 1000);
       if (draft.prefillInstanceId !== "") prefill.observe(draft.prefillMs / 1000);

@@ -10,6 +10,8 @@ export interface RelayRequest {
   /** The client's body, byte for byte: valid UTF-8. */
   readonly body: Buffer;
   readonly stream: boolean;
+  /** Greedy, or sampled with a seed: an engine that works alike each time gives the same answer again. */
+  readonly repeatable?: boolean;
   /** `n`. */
   readonly choices: number;
   /** Length of the prompt list, else 1. */
@@ -49,10 +51,17 @@ export interface Ending {
   readonly cachedTokens?: number;
 }
 
+export const REPLAY_MODES = ["never", "proven", "always"] as const;
+export type ReplayMode = (typeof REPLAY_MODES)[number];
+
 /** In milliseconds, where nothing else is said. */
 export interface RelayLimits {
   /** How often one choice is tried again before its first byte. 0 turns retries off. */
   readonly retryLimit: number;
+  /** Which broken streams are written again on another pair: on engines of which it is proven that they repeat themselves, or on all. */
+  readonly replayMode: ReplayMode;
+  /** From the failure to where the client's part of the stream has been written again. */
+  readonly replayTimeoutMs: number;
   /** Retries of the whole router, for each request that comes: 0.2 is one for five. */
   readonly retryRatio: number;
   /** Retries that are there in any second, however few requests come. */

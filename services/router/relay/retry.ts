@@ -10,6 +10,8 @@ export interface Failed {
   readonly side: Side | undefined;
   /** Whether any of the answer reached the client. */
   readonly delivered: boolean;
+  /** What reached it will be written again byte for byte, as far as can be known beforehand. */
+  readonly repeatable: boolean;
   readonly decodeFirst: boolean;
 }
 
@@ -30,8 +32,8 @@ export type Next =
   | { readonly kind: "wait"; readonly busy: Side }
   | { readonly kind: "retry"; readonly shun: Readonly<Partial<Record<Side, Shun>>> };
 
-export function afterFailure({ code, side, delivered, decodeFirst }: Failed, retries: number, rules: RetryRules): Next {
-  if (delivered) return giveUp("delivered");
+export function afterFailure({ code, side, delivered, repeatable, decodeFirst }: Failed, retries: number, rules: RetryRules): Next {
+  if (delivered && !repeatable) return giveUp("delivered");
   if (side === undefined) return giveUp("request");
   if (code === "instance_busy") {
     // With prefill first, the search for a decode instance has waited already.

@@ -11,6 +11,8 @@ export interface OpenAiRequest {
   /** A model that there is. */
   readonly model: string;
   readonly stream: boolean;
+  /** Greedy, or sampled with a seed. */
+  readonly repeatable: boolean;
   /** `n`. */
   readonly choices: number;
   /** Length of the prompt list, else 1. */
@@ -63,7 +65,7 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   // What is no text or number here, the engine refuses.
   const { user, priority } = fields;
   return {
-    model, stream, choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage,
+    model, stream, repeatable: isGreedy(fields) || Number.isInteger(fields["seed"]), choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage,
     user: typeof user === "string" ? user.slice(0, USER_LIMIT) : "",
     priority: typeof priority === "number" && Number.isInteger(priority) ? priority : 0,
   };
@@ -106,9 +108,7 @@ function checkTokens(maxTokens: number | undefined, minTokens: number, maxModelL
 
 function checkChoices(fields: Fields, choices: number, prompts: number, legsLimit: number): void {
   if (choices < 1) throw refused(`n must be at least 1, got ${choices}.`);
-  const temperature = fields["temperature"];
-  // vLLM samples greedily below 1e-5 (sampling_params.py, _SAMPLING_EPS).
-  if (choices > 1 && typeof temperature === "number" && temperature >= 0 && temperature < 1e-5) {
+  if (choices > 1 && isGreedy(fields)) {
     throw refused(`n must be 1 when using greedy sampling, got ${choices}.`);
   }
   if (choices * prompts > legsLimit) {
@@ -118,6 +118,11 @@ function checkChoices(fields: Fields, choices: number, prompts: number, legsLimi
       prompts > 1 ? "prompt" : "n",
     );
   }
+}
+
+/** vLLM samples greedily below 1e-5 (sampling_params.py, _SAMPLING_EPS). */
+function isGreedy({ temperature }: Fields): boolean {
+  return typeof temperature === "number" && temperature >= 0 && temperature < 1e-5;
 }
 
 function checkMessages(fields: Fields): void {
