@@ -43,6 +43,8 @@ export interface CheckResult {
   readonly untouched: number;
   /** Requests that were hurt and completed all the same. */
   readonly rescued: number;
+  /** Of these, streams that broke after their first byte and went on. */
+  readonly resumed: number;
   readonly untouchedGapsMs: readonly number[];
   /** Errors that clients saw, by code. */
   readonly errors: Readonly<Record<string, number>>;
@@ -57,6 +59,8 @@ const AFTERMATH_MS = 3_000;
 /** An instance finds out by gRPC's keepalive, two seconds and two more, that its caller is silent. */
 const CALLER_SILENT_MS = 4_000;
 const ORPHAN_MS = 2_000;
+/** `replay.timeout_ms` of the routers: how long a broken stream may be silent while it is written again. */
+const REPLAY_MS = 10_000;
 
 /** How long after it a request may end, by promise 1 of the design. */
 export function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): number {
@@ -83,7 +87,7 @@ export function check(input: CheckInput): CheckResult {
   const endings: Record<string, number> = {};
   const errors: Record<string, number> = {};
   const untouchedGapsMs: number[] = [];
-  let [untouched, rescued, slowestEndMs] = [0, 0, 0];
+  let [untouched, rescued, resumed, slowestEndMs] = [0, 0, 0, 0];
   const done = faults.filter(({ skipped }) => skipped === undefined);
 
   for (const record of records) {
@@ -102,7 +106,11 @@ export function check(input: CheckInput): CheckResult {
       untouched++;
       if (!record.slow) for (const gap of record.gapsMs) untouchedGapsMs.push(gap);
     }
+    const replays = receipt?.fallbacks.filter((fallback) => fallback.startsWith("replay:")) ?? [];
+    // All that is asked here has one right answer.
+    if (replays.includes("replay:diverged")) add("wrong answer", "a stream that broke was written again in other words");
     if (record.ending === "completed" && hard.length > 0 && (receipt?.legs.length ?? 0) > 1) rescued++;
+    if (record.ending === "completed" && replays.length > 0) resumed++;
     if (record.ending !== "error" && record.ending !== "cut") continue;
 
     const key = record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status));
@@ -118,12 +126,12 @@ export function check(input: CheckInput): CheckResult {
     const beganMs = Math.min(...excuses.map((fault) => fault.beganMs));
     const silentMs = record.endMs - Math.max(record.lastMs ?? 0, record.sentMs, beganMs);
     const tries = Math.max(1, receipt?.legs.length ?? 1);
-    const limitMs = Math.max(...excuses.map((fault) => boundMs(fault, stallMs))) * tries + slackMs;
+    const limitMs = Math.max(...excuses.map((fault) => boundMs(fault, stallMs))) * tries + (replays.length > 0 ? REPLAY_MS : 0) + slackMs;
     slowestEndMs = Math.max(slowestEndMs, silentMs);
     if (silentMs > limitMs) add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);
   }
   const longestKvMs = checkKv(input, done, violations);
-  return { violations, endings, untouched, rescued, untouchedGapsMs, errors, slowestEndMs, longestKvMs };
+  return { violations, endings, untouched, rescued, resumed, untouchedGapsMs, errors, slowestEndMs, longestKvMs };
 }
 
 /** Faults of the router and the instances that a request was on, while it was. */

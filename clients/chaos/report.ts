@@ -15,6 +15,7 @@ export interface Report {
   readonly errors: Readonly<Record<string, number>>;
   readonly untouched: number;
   readonly rescued: number;
+  readonly resumed: number;
   readonly slowestEndMs: number;
   readonly longestKvMs: number;
   readonly leasesExpired: number;
@@ -57,6 +58,7 @@ export function makeReport(input: ReportInput): Report {
     errors: result.errors,
     untouched: result.untouched,
     rescued: result.rescued,
+    resumed: result.resumed,
     slowestEndMs: result.slowestEndMs,
     longestKvMs: result.longestKvMs,
     leasesExpired: input.leasesExpired,
@@ -86,7 +88,7 @@ export function renderReport(report: Report, folder: string): string {
     `faults: ${counts(report.faults)}${report.skipped > 0 ? `; ${report.skipped} could not be done` : ""}`,
     `endings: ${counts(report.endings)}`,
     `errors that clients saw: ${counts(report.errors)}`,
-    `untouched by any fault: ${report.untouched}; hurt, tried again and completed: ${report.rescued}`,
+    `untouched by any fault: ${report.untouched}; hurt, tried again and completed: ${report.rescued}, of them in the middle of their stream: ${report.resumed}`,
     `slowest end after a fault: ${ms(report.slowestEndMs)}`,
     `longest that KV lay unclaimed: ${ms(report.longestKvMs)}; leases that ran out: ${report.leasesExpired}; all settled after the last stream: ${report.settledMs === undefined ? "never" : ms(report.settledMs)}`,
     `ITL p50/p99/max: ${ms(untouched.p50)} / ${ms(untouched.p99)} / ${ms(untouched.max)} untouched, ${ms(control.p50)} / ${ms(control.p99)} / ${ms(control.max)} control`,

@@ -46,6 +46,13 @@ describe("the checker of chaos", () => {
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ skipped: "not done" })] }), ["untouched"]);
   });
 
+  it("gives a stream that is written again its time, and takes other words for wrong", () => {
+    const again = (...fallbacks: string[]): Partial<CheckInput> => ({ faults: [fault()], receipts: new Map([["cmpl-1", { ...receipt, fallbacks }]]) });
+    assert.deepEqual(rules({ records: [failed({ endMs: 9_000 })], faults: [fault()] }), ["late"]);
+    assert.deepEqual(rules({ records: [failed({ endMs: 9_000 })], ...again("replay:decode:instance_lost", "replay:failed") }), []);
+    assert.deepEqual(rules({ records: [failed()], ...again("replay:decode:instance_lost", "replay:diverged") }), ["wrong answer"]);
+  });
+
   it("takes a drain, or a restart, for no excuse", () => {
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ kind: "drain" })] }), ["untouched"]);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ kind: "restart" })] }), ["untouched"]);
