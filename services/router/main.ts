@@ -30,6 +30,7 @@ import { staleness } from "./staleness.ts";
 import { createRelay } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
+import { hostChecks } from "./rest/host-check.ts";
 import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
 import { lackOf } from "./serving/readiness.ts";
 import { createServing } from "./serving/serving.ts";
@@ -192,6 +193,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
         stallMs: config["client.stall_ms"],
         routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
         grpcAddress: rpc.address,
+        checkHost: hostChecks(config),
       }),
       config["connections.limit"],
     );

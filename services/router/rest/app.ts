@@ -9,6 +9,7 @@ import type { Metrics } from "../../common/metrics.ts";
 import type { Pool } from "../pool/pool.ts";
 import { authorizer } from "./authorize.ts";
 import { completionsHandler, type CompletionsOptions } from "./completions.ts";
+import type { HostChecks } from "./host-check.ts";
 import { modelList, modelOf } from "./models.ts";
 import { page, PAGE_HEADERS } from "./page.ts";
 import { unreadiness } from "../serving/readiness.ts";
@@ -16,7 +17,7 @@ import { writeError } from "./stream-answer.ts";
 
 export type Middleware = (req: IncomingMessage, res: ServerResponse, next: () => void) => void;
 
-export interface RestOptions extends Omit<CompletionsOptions, "metrics"> {
+export interface RestOptions extends Omit<CompletionsOptions, "metrics" | "checkHost"> {
   readonly pool: Pool;
   readonly metrics: Metrics;
   readonly servingMetrics: CompletionsOptions["metrics"];
@@ -25,6 +26,7 @@ export interface RestOptions extends Omit<CompletionsOptions, "metrics"> {
   readonly routerService: Middleware;
   /** host:port of the gRPC server, for the page. */
   readonly grpcAddress: string;
+  readonly checkHost: HostChecks;
 }
 
 /** Paths and their methods, as an error names them. */
@@ -41,8 +43,11 @@ const PATHS: Readonly<Record<string, "GET" | "POST">> = {
   "/": "GET",
 };
 
+/** RouterService has its own secret. */
+const ADMIN_PATHS = "/tandem.router.";
+
 export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerResponse) => void {
-  const completions = { ...o, metrics: o.servingMetrics };
+  const completions = { ...o, metrics: o.servingMetrics, checkHost: o.checkHost.rest };
   const hot = express.Router();
   hot.post("/v1/chat/completions", completionsHandler("/v1/chat/completions", completions));
   hot.post("/v1/completions", completionsHandler("/v1/completions", completions));
@@ -53,6 +58,10 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
   app.use((_req, res, next) => {
     // So that a load balancer's kept connections go elsewhere while we stop.
     if (o.serving.draining) res.setHeader("connection", "close");
+    next();
+  });
+  app.use((req, _res, next) => {
+    (req.path.startsWith(ADMIN_PATHS) ? o.checkHost.admin : o.checkHost.rest)(req.headers.host);
     next();
   });
   const authorize = authorizer(o.apiKey);

@@ -6,6 +6,7 @@ import type { LegPath } from "../../kv/connector.ts";
 import { authorizer } from "./authorize.ts";
 import type { BodyBudget, BodyShare } from "./body-budget.ts";
 import { clientIdOf } from "./client-id.ts";
+import type { HostCheck } from "./host-check.ts";
 import { readBody } from "./read-body.ts";
 import { refuseUnread } from "./refuse-unread.ts";
 import { serverTiming } from "./server-timing.ts";
@@ -25,6 +26,7 @@ export interface CompletionsOptions {
   readonly log: Log;
   /** "" lets everyone in. */
   readonly apiKey: string;
+  readonly checkHost: HostCheck;
   readonly bodyLimitBytes: number;
   readonly bodyBudget: BodyBudget;
   readonly bufferBytes: number;
@@ -39,6 +41,7 @@ export function completionsHandler(
 
   /** From the head of the request to its opening. */
   async function receive(req: IncomingMessage, clientId: string | undefined, share: BodyShare): Promise<Served> {
+    o.checkHost(req.headers.host);
     authorize(req.headers.authorization);
     checkMedia(req);
     const scheduling = schedulingOf((name) => {

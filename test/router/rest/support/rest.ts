@@ -6,6 +6,7 @@ import { capacityOf } from "../../../../services/router/capacity.ts";
 import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
 import { createBodyBudget, type BodyBudget } from "../../../../services/router/rest/body-budget.ts";
 import { restHandler } from "../../../../services/router/rest/app.ts";
+import { hostChecks, type HostSettings } from "../../../../services/router/rest/host-check.ts";
 import { createServing, type Serving } from "../../../../services/router/serving/serving.ts";
 import { createServingMetrics } from "../../../../services/router/serving/metrics.ts";
 import { serveHttp, type HttpServer } from "../../../../services/router/rest/server.ts";
@@ -23,6 +24,8 @@ export interface RestOptions {
   readonly queueLimit?: number;
   readonly queueTimeoutMs?: number;
   readonly legsLimit?: number;
+  /** Default: every name will do. */
+  readonly hosts?: Partial<HostSettings>;
 }
 
 export interface Rest {
@@ -70,6 +73,9 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
       stallMs: o.stallMs ?? 5_000,
       routerService: (_req, _res, next) => next(),
       grpcAddress: "127.0.0.1:3001",
+      checkHost: hostChecks({
+        "rest.listen": o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0", "rest.advertise": undefined, "rest.hosts": [], api_key: "", token: "", ...o.hosts,
+      }),
     }),
     100,
   );
