@@ -19,9 +19,12 @@ const OUTCOMES: Readonly<Record<number, string>> = {
   [Outcome.FAILED]: "Failed",
 };
 
-/** What each kind of fallback means, by the word before its first colon. */
+/** What each kind of fallback means: by the whole of it, or the word before its first colon. */
 const MEANINGS: Readonly<Record<string, string>> = {
   retry: "a failed attempt was made again, before its first byte",
+  replay: "the stream broke, and another pair wrote it again, to the byte, up to where the client was",
+  "replay:diverged": "the stream broke, and the other pair wrote something else: it ended with its first error",
+  "replay:failed": "the stream broke, and could not be written again in time: it ended with its first error",
   busy: "an instance had no room, and the request waited or went elsewhere",
   pair_avoided: "a pair whose legs fail with each other was passed over",
   aggregated: "decode computed the prompt as well, for no prefill instance was left",
@@ -41,7 +44,7 @@ export function storyOf(receipt: Receipt): string {
   if (totalMs > 0) event(totalMs, `ended${receipt.error === "" ? "" : `: ${receipt.errorCode}: ${receipt.error}`}`);
   if (receipt.fallbacks.length > 0) {
     lines.push("", "Otherwise than planned:");
-    for (const text of receipt.fallbacks) lines.push(`  ${text}: ${MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`);
+    for (const text of receipt.fallbacks) lines.push(`  ${text}: ${MEANINGS[text] ?? MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`);
   }
   if (legs.length > 0) lines.push("", ...timeline(receipt));
   return lines.join("\n");
