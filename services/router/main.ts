@@ -132,6 +132,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     get queueTimeoutMs() {
       return live.config["queue.timeout_ms"];
     },
+    onRefused: (because) => servingMetrics.noPlace(because),
     clock,
   });
   pool.onChange(admission.poke);
@@ -188,7 +189,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
         log,
         apiKey,
         bodyLimitBytes: config["body.limit_bytes"],
-        bodyBudget: createBodyBudget(config["body.total_bytes"]),
+        bodyBudget: createBodyBudget(config["body.total_bytes"], () => servingMetrics.noPlace("body_memory")),
         bufferBytes,
         stallMs: config["client.stall_ms"],
         routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),

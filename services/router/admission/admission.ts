@@ -4,6 +4,7 @@ import type { Clock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { Pace } from "./pace.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
+import type { Refusal } from "./refusals.ts";
 
 /** Leave to run. */
 export interface Place {
@@ -53,12 +54,19 @@ export interface AdmissionOptions {
   readonly queueLimit: number;
   /** Longest wait. */
   readonly queueTimeoutMs: number;
+  /** A request that `acquire` took rejects. */
+  onRefused?(because: Refusal): void;
   readonly clock: Clock;
 }
 
 interface Waiter extends Queued {
   admit(): void;
-  refuse(error: ServiceError): void;
+  refuse(refused: Refused): void;
+}
+
+interface Refused {
+  readonly because: Refusal;
+  readonly error: ServiceError;
 }
 
 /** For a client that is told when to come again. */
@@ -131,31 +139,37 @@ export function createAdmission(o: AdmissionOptions): Admission {
           leave(true);
           resolve(place(wanted.model, wanted.legs, clock.nowMs() - sinceMs));
         },
-        refuse(error) {
+        refuse(refused) {
           leave(false);
-          reject(error);
+          reject(told(refused));
           pokeOne(wanted.model); // The one behind it may fit.
         },
       };
-      const onGone = (): void => waiter.refuse(cancelled());
+      const onGone = (): void => waiter.refuse({ because: "client_left", error: cancelled() });
       const { queueTimeoutMs } = o;
       const leftMs = deadlineMs - sinceMs;
       const timer = clock.setTimer(Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
-        waiter.refuse(leftMs < queueTimeoutMs ? tooLate(clock.nowMs() - sinceMs) : waitedInVain(wanted.model, queueTimeoutMs));
+        if (leftMs >= queueTimeoutMs) waiter.refuse(waitedInVain(wanted.model, queueTimeoutMs));
+        else waiter.refuse({ because: "deadline_passed", error: tooLate(clock.nowMs() - sinceMs) });
       });
       gone.addEventListener("abort", onGone, { once: true });
       queue.push(waiter);
     });
   }
 
-  function waitedInVain(model: string, queueTimeoutMs: number): ServiceError {
+  function told({ because, error }: Refused): ServiceError {
+    o.onRefused?.(because);
+    return error;
+  }
+
+  function waitedInVain(model: string, queueTimeoutMs: number): Refused {
     const lack = o.lack?.(model);
-    if (lack !== undefined) return new ServiceError("no_instance", `${lack} The request waited ${queueTimeoutMs} ms. Try again later.`, { retryAfterS: 1 });
-    return new ServiceError(
-      "instance_busy",
-      `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and none became free. Try again later.`,
-      { retryAfterS: 1 },
-    );
+    if (lack !== undefined) {
+      const message = `${lack} The request waited ${queueTimeoutMs} ms. Try again later.`;
+      return { because: "no_instance", error: new ServiceError("no_instance", message, { retryAfterS: 1 }) };
+    }
+    const message = `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and none became free. Try again later.`;
+    return { because: "queue_timeout", error: new ServiceError("instance_busy", message, { retryAfterS: 1 }) };
   }
 
   /** @throws ServiceError where a wait would be in vain */
@@ -164,21 +178,18 @@ export function createAdmission(o: AdmissionOptions): Admission {
     const waitMs = paces.get(wanted.model)?.waitMs(queue.legsBefore(wanted) + wanted.legs, nowMs);
     const leftMs = deadlineMs - nowMs;
     if (waitMs !== undefined && waitMs > leftMs) {
-      throw new ServiceError(
-        "queue_full",
-        `The request can't start before its deadline: about ${Math.round(waitMs)} ms of waiting are before it, and it has ${Math.round(leftMs)}.`,
-        { retryAfterS: seconds(waitMs - leftMs) },
-      );
+      const message = `The request can't start before its deadline: about ${Math.round(waitMs)} ms of waiting are before it, and it has ${Math.round(leftMs)}.`;
+      throw told({ because: "deadline_foreseen", error: new ServiceError("queue_full", message, { retryAfterS: seconds(waitMs - leftMs) }) });
     }
     if (queue.size < o.queueLimit) return;
     const displaced = o.queueLimit === 0 ? undefined : queue.displacedBy(wanted);
-    if (displaced === undefined) throw full(queue.size, waitMs);
-    displaced.refuse(full(queue.size, undefined));
+    if (displaced === undefined) throw told({ because: "queue_full", error: full(queue.size, waitMs) });
+    displaced.refuse({ because: "displaced", error: full(queue.size, undefined) });
   }
 
   return {
     async acquire(gone, { legs = 1, model = "", tenant = "", priority = 0, deadlineMs = Infinity } = {}) {
-      if (gone.aborted) throw cancelled();
+      if (gone.aborted) throw told({ because: "client_left", error: cancelled() });
       if (queue.first(model) === undefined && fits(model, legs)) return place(model, legs, 0);
       const wanted = { legs, model, tenant, priority };
       checkWait(wanted, deadlineMs);

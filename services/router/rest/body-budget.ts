@@ -15,7 +15,8 @@ export interface BodyShare {
   release(): void;
 }
 
-export function createBodyBudget(limitBytes: number): BodyBudget {
+/** @param onRefused A body didn't fit. */
+export function createBodyBudget(limitBytes: number, onRefused: () => void = () => {}): BodyBudget {
   let heldBytes = 0;
   return {
     open() {
@@ -24,6 +25,7 @@ export function createBodyBudget(limitBytes: number): BodyBudget {
       return {
         take(bytes) {
           if (heldBytes + bytes > limitBytes) {
+            onRefused();
             throw new ServiceError("queue_full", "Too many requests: their bodies fill the server's memory for them. Try again in a second.", {
               retryAfterS: 1,
             });

@@ -1,6 +1,7 @@
 // What is counted of requests at the router's door. Labels are bounded sets.
 import type { Metrics } from "../../common/metrics.ts";
 import type { Admission } from "../admission/admission.ts";
+import { REFUSALS, type Refusal } from "../admission/refusals.ts";
 import type { ReceiptDraft } from "../relay/receipt.ts";
 import type { Ending } from "../relay/relay.ts";
 
@@ -9,6 +10,8 @@ export interface ServingMetrics {
   closed(draft: ReceiptDraft, ending: Ending | undefined): void;
   /** Refused before it could be opened: a bad key, a malformed body. */
   refused(path: string, code: string): void;
+  /** It got no place to run. Counted beside `refused` or `closed`, which say how it ended. */
+  noPlace(because: Refusal): void;
 }
 
 const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
@@ -16,6 +19,9 @@ const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40
 export function createServingMetrics(metrics: Metrics, admission: Pick<Admission, "running" | "waiting">): ServingMetrics {
   let open = 0;
   const requests = metrics.counter("tandem_requests_total", "Requests that ended, by outcome and code of the failure.", ["path", "outcome", "code"]);
+  const noPlace = metrics.counter("tandem_refusals_total", "Requests that got no place to run, by why.", ["because"]);
+  // There from the start, so that the first of a kind is a rise too.
+  for (const because of REFUSALS) noPlace.inc({ because }, 0);
   const ttft = metrics.histogram("tandem_time_to_first_token_seconds", "Body read to first byte of the answer written.", SECONDS, ["path"]);
   const duration = metrics.histogram("tandem_request_duration_seconds", "Body read to the end of the answer.", SECONDS, ["path"]);
   const queue = metrics.histogram("tandem_request_queue_seconds", "Time in the waiting queue.", SECONDS);
@@ -43,5 +49,6 @@ export function createServingMetrics(metrics: Metrics, admission: Pick<Admission
     refused(path, code) {
       requests.inc({ path, outcome: "refused", code });
     },
+    noPlace: (because) => noPlace.inc({ because }),
   };
 }

@@ -2,16 +2,33 @@ import assert from "node:assert/strict";
 import { setMaxListeners } from "node:events";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { createAdmission, type Admission } from "../../../services/router/admission/admission.ts";
+import type { Refusal } from "../../../services/router/admission/refusals.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 
 const never = new AbortController().signal;
 setMaxListeners(0, never);
 
-function setUp(o: { capacity?: number; queueLimit?: number } = {}): { admission: Admission; clock: ManualClock; room: { capacity: number } } {
+interface SetUp {
+  readonly admission: Admission;
+  readonly clock: ManualClock;
+  readonly room: { capacity: number };
+  /** Why requests got no place, in their order. */
+  readonly refused: readonly Refusal[];
+}
+
+function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string | undefined } = {}): SetUp {
   const clock = manualClock();
   const room = { capacity: o.capacity ?? 1 };
-  const admission = createAdmission({ capacity: () => room.capacity, queueLimit: o.queueLimit ?? 8, queueTimeoutMs: 1000, clock });
-  return { admission, clock, room };
+  const refused: Refusal[] = [];
+  const admission = createAdmission({
+    capacity: () => room.capacity,
+    queueLimit: o.queueLimit ?? 8,
+    queueTimeoutMs: 1000,
+    onRefused: (because) => refused.push(because),
+    clock,
+    ...(o.lack === undefined ? {} : { lack: o.lack }),
+  });
+  return { admission, clock, room, refused };
 }
 
 const code = (expected: string) => (error: unknown) => error instanceof ServiceError && error.code === expected;
@@ -169,7 +186,7 @@ describe("admission", () => {
   });
 
   it("refuses early what can't start before its deadline, and says when to come again", async () => {
-    const { admission, clock } = setUp({ queueLimit: 64 });
+    const { admission, clock, refused } = setUp({ queueLimit: 64 });
     let place = await admission.acquire(never);
     const waits = Array.from({ length: 8 }, () => admission.acquire(never));
     for (let count = 0; count < 8; count += 1) {
@@ -189,6 +206,7 @@ describe("admission", () => {
       assert.ok(error.retryAfterS! >= 1);
       return true;
     });
+    assert.deepEqual(refused, ["deadline_foreseen"]);
     const able = admission.acquire(never, { deadlineMs: clock.nowMs() + 5_000 });
     able.catch(() => {});
     assert.equal(admission.waiting, 9);
@@ -207,10 +225,7 @@ describe("admission", () => {
   });
 
   it("names what is missing where the whole pool went while a request waited", async () => {
-    const clock = manualClock();
-    const admission = createAdmission({
-      capacity: () => 0, lack: () => "No decode instance is registered.", queueLimit: 8, queueTimeoutMs: 1000, clock,
-    });
+    const { admission, clock, refused } = setUp({ capacity: 0, lack: () => "No decode instance is registered." });
     const late = assert.rejects(admission.acquire(never), (error: ServiceError) => {
       assert.equal(error.code, "no_instance");
       assert.match(error.message, /No decode instance is registered/);
@@ -218,5 +233,27 @@ describe("admission", () => {
     });
     await clock.pass(1000);
     await late;
+    assert.deepEqual(refused, ["no_instance"]);
+  });
+
+  it("says of every request that got no place why, once, and of none that got one", async () => {
+    const { admission, clock, refused } = setUp({ queueLimit: 2 });
+    const running = await admission.acquire(never);
+    const client = new AbortController();
+    const ask = (tenant: string, o: { signal?: AbortSignal; deadlineMs?: number } = {}): Promise<boolean> =>
+      admission.acquire(o.signal ?? never, { tenant, deadlineMs: o.deadlineMs }).then(() => true, () => false);
+    const asked = [ask("a", { signal: client.signal }), ask("a")];
+    asked.push(ask("a")); // One too many.
+    asked.push(ask("b")); // Takes the place of the second.
+    client.abort();
+    asked.push(ask("c", { deadlineMs: clock.nowMs() + 10 }));
+    await clock.pass(10);
+    await clock.pass(1000);
+    assert.deepEqual(await Promise.all(asked), asked.map(() => false));
+    assert.deepEqual(refused, ["queue_full", "displaced", "client_left", "deadline_passed", "queue_timeout"]);
+    const next = ask("d");
+    running.release();
+    assert.equal(await next, true);
+    assert.equal(refused.length, asked.length);
   });
 });
