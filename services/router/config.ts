@@ -247,7 +247,7 @@ export const routerConfig = defineConfig(
     strict: boolean({
       default: false,
       doc:
-        "No retry and no decode alone: an error instead. One request asks for it with `x-tandem-strict: true`.",
+        "No retry, no decode alone, and nothing while the registry is away: an error instead. One request asks for it with `x-tandem-strict: true`.",
     }),
     "stream.buffer_bytes": integer({
       default: 256 * 1024,

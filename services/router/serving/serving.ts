@@ -71,17 +71,26 @@ export interface ServingOptions {
   readonly legsLimit: number;
   readonly deadlineMs: number;
   /** The registry is away: requests are placed by what was known of the instances before. */
-  readonly stale?: () => boolean;
+  readonly stale?: (refusing: boolean) => boolean;
   /** Every request is strict. */
   readonly strict?: boolean;
   /** Decode may serve alone, where the connector allows it. */
   readonly aggregate?: boolean;
 }
 
+const STALE =
+  "The registry of instances doesn't answer, or says that none of them serves, and this request is strict: it isn't placed " +
+  "by what was known before. Try again in a second, or without strict.";
+
 export function createServing(o: ServingOptions): Serving {
   const open = new Set<Served>();
   let draining = false;
   let onIdle: (() => void) | undefined;
+
+  function noPlace(because: "no_instance" | "stale_registry", message: string): ServiceError {
+    o.metrics.noPlace(because);
+    return new ServiceError("no_instance", message, { retryAfterS: 1 });
+  }
 
   function openOne(incoming: Incoming): Served {
     const openedMs = o.clock.nowMs();
@@ -115,7 +124,8 @@ export function createServing(o: ServingOptions): Serving {
       tenant,
       priority,
     });
-    if (o.stale?.() === true) draft.fallbacks.push("stale-registry");
+    const stale = o.stale?.(strict) === true;
+    if (stale && !strict) draft.fallbacks.push("stale-registry");
     const gone = new AbortController();
     let place: Place | undefined;
     let closed = false;
@@ -126,7 +136,8 @@ export function createServing(o: ServingOptions): Serving {
       async run(sink) {
         try {
           const lack = lackOf(snapshot, asked.model, o.aggregate === true && !strict);
-          if (lack !== undefined) throw new ServiceError("no_instance", `${lack} Try again in a second.`, { retryAfterS: 1 });
+          if (lack !== undefined) throw noPlace("no_instance", `${lack} Try again in a second.`);
+          if (stale && strict) throw noPlace("stale_registry", STALE);
           place = await o.admission.acquire(gone.signal, { legs: asked.choices * asked.prompts, model: asked.model, tenant, priority, deadlineMs });
           draft.queueMs = place.waitedMs;
           return await o.relay.run(request, sink, draft, gone.signal);

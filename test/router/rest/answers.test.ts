@@ -341,6 +341,7 @@ describe("a router without room", () => {
     assert.equal(response.headers.get("retry-after"), "1");
     assert.equal((await errorOf(response)).type, "RateLimitError");
     assert.equal(rest.receipts.list(1)[0] === undefined, false);
+    assert.match(await rest.metrics.text(), /^tandem_refusals_total\{because="queue_full"\} 1$/m);
     client.abort();
     await first;
   });
@@ -367,6 +368,7 @@ describe("a router without room", () => {
     const response = await rest.post(COMPLETIONS, large);
     assert.equal(response.status, 429);
     assert.equal(response.headers.get("retry-after"), "1");
+    assert.match(await rest.metrics.text(), /^tandem_refusals_total\{because="body_memory"\} 1$/m);
     client.abort();
     await first;
     await eventually("nothing is held", () => rest.bodyBudget.heldBytes === 0);

@@ -1,6 +1,6 @@
 // The REST side of a router over a real socket, with a scripted relay behind it.
 import { systemClock } from "../../../../services/common/clock.ts";
-import { createMetrics } from "../../../../services/common/metrics.ts";
+import { createMetrics, type Metrics } from "../../../../services/common/metrics.ts";
 import { createAdmission } from "../../../../services/router/admission/admission.ts";
 import { capacityOf } from "../../../../services/router/capacity.ts";
 import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
@@ -26,6 +26,9 @@ export interface RestOptions {
   readonly legsLimit?: number;
   /** Default: every name will do. */
   readonly hosts?: Partial<HostSettings>;
+  readonly strict?: boolean;
+  /** Whether the registry is away. */
+  readonly stale?: (refusing: boolean) => boolean;
 }
 
 export interface Rest {
@@ -36,6 +39,7 @@ export interface Rest {
   readonly receipts: Receipts;
   readonly serving: Serving;
   readonly logs: LogSink;
+  readonly metrics: Metrics;
   readonly http: HttpServer;
   readonly bodyBudget: BodyBudget;
   /** POSTs JSON. */
@@ -52,6 +56,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     capacity: capacityOf(pool, () => 1000),
     queueLimit: o.queueLimit ?? 8,
     queueTimeoutMs: o.queueTimeoutMs ?? 5_000,
+    onRefused: (because) => servingMetrics.noPlace(because),
     clock: systemClock,
   });
   pool.onChange(admission.poke);
@@ -60,8 +65,10 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const serving = createServing({
     pool, admission, relay, receipts, metrics: servingMetrics, log: logs.log, clock: systemClock,
     legsLimit: o.legsLimit ?? 64, deadlineMs: 60_000,
+    ...(o.strict === undefined ? {} : { strict: o.strict }),
+    ...(o.stale === undefined ? {} : { stale: o.stale }),
   });
-  const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000);
+  const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000, () => servingMetrics.noPlace("body_memory"));
   const http = await serveHttp(
     "127.0.0.1:0",
     restHandler({
@@ -81,7 +88,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   );
   const url = `http://${http.address}`;
   return {
-    url, pool, relay, receipts, serving, logs, http, bodyBudget,
+    url, pool, relay, receipts, serving, logs, metrics, http, bodyBudget,
     port: Number(http.address.split(":").at(-1)),
     post: (path, body, { headers = {}, signal } = {}) =>
       fetch(`${url}${path}`, {
