@@ -42,6 +42,8 @@ export function explainRouterError(error: ConnectError, url: string, runCount: n
     const hint = runCount === 0 ? "No `tandem up` of this user runs here. Start one with `tandem up`, or name a router with --router URL." : "Name the router with --router URL.";
     return `Nothing listens at ${url}. ${hint}`;
   }
+  // Node's HTTP/1.1 parser on a server that speaks HTTP/2 only.
+  if (/Parse Error: Expected HTTP/.test(error.message)) return `${url} speaks gRPC. Give the router's REST address with --router.`;
   return `The router at ${url} answered: ${error.message}`;
 }
 

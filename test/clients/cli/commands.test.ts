@@ -4,6 +4,8 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { serveRpc } from "../../../services/rpc/server.ts";
+import { silentLog } from "../../support/log-sink.ts";
 import { freePort } from "../../support/waits.ts";
 
 const CLI = fileURLToPath(new URL("../../../dist/clients/cli/main.js", import.meta.url));
@@ -78,6 +80,12 @@ describe("tandem status", () => {
     assert.equal(code, 1);
     assert.equal(stdout, "");
     assert.equal(stderr, `Nothing listens at http://127.0.0.1:${port}. No \`tandem up\` of this user runs here. Start one with \`tandem up\`, or name a router with --router URL.\n`);
+  });
+
+  it("says that an address is the gRPC one", async () => {
+    await using server = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog });
+    const { code, stderr } = await tandem(["status", "--router", server.address, "--state.dir", folder]);
+    assert.deepEqual([code, stderr], [1, `http://${server.address} speaks gRPC. Give the router's REST address with --router.\n`]);
   });
 
   it("passes over the file of a run that was killed", async () => {
