@@ -4,25 +4,37 @@ import type { Socket } from "node:net";
 
 export interface LivenessOptions {
   readonly pingIntervalMs: number;
+  /** So long without a byte from the peer, and it is doubted: it gets nothing new where another can do it. */
+  readonly doubtMs: number;
   /** Longest time without a byte from the peer. At least twice `pingIntervalMs`. */
   readonly silenceMs: number;
 }
 
+export interface LivenessListener {
+  /** False: it was heard again. Not called any more once it is silent. */
+  onDoubt(doubted: boolean): void;
+  /** Once, and never later than `silenceMs` after the last byte, unless this process stood still itself. */
+  onSilent(): void;
+}
+
 /**
- * Sends a PING each interval, and calls `onSilent` once when nothing was heard for `silenceMs`, never later. Any byte
- * counts: behind a full window of data the acknowledgement may take long.
+ * Sends a PING each interval and tells when nothing was heard. Any byte counts: behind a full window of data the
+ * acknowledgement may take long.
  *
  * @returns A function that ends the watch.
  */
 export function watchLiveness(
   session: ClientHttp2Session,
   socket: Socket,
-  { pingIntervalMs, silenceMs }: LivenessOptions,
-  onSilent: () => void,
+  { pingIntervalMs, doubtMs, silenceMs }: LivenessOptions,
+  { onDoubt, onSilent }: LivenessListener,
 ): () => void {
   // Bytes are looked at only here, so the figure is this coarse.
   const tickMs = pingIntervalMs / 4;
+  /** A tick that comes so late shows that this process stood still, or its whole machine, and nothing of the peer. */
+  const ownPauseMs = silenceMs / 4;
   let stopped = false;
+  let doubted = false;
   let heardMs = performance.now();
   let heardBytes = socket.bytesRead;
   let tickedMs = heardMs;
@@ -34,29 +46,47 @@ export function watchLiveness(
     outstanding = false;
     heardMs = performance.now();
   };
-  const silentAt = (nowMs: number): boolean => {
+  const quietAt = (nowMs: number): "no" | "doubted" | "silent" => {
     if (socket.bytesRead !== heardBytes) {
       heardBytes = socket.bytesRead;
       heardMs = Math.max(heardMs, tickedMs); // They may have come right after the last look.
     }
-    // The second condition is for a process that was itself stopped: its peer gets time to answer a new PING.
-    return outstanding && nowMs + tickMs > heardMs + silenceMs && nowMs + tickMs > pingSentMs + silenceMs - pingIntervalMs;
+    // The second condition gives a peer time to answer a PING that was sent late.
+    const over = (limitMs: number): boolean =>
+      outstanding && nowMs + tickMs > heardMs + limitMs && nowMs + tickMs > pingSentMs + limitMs - pingIntervalMs;
+    return over(silenceMs) ? "silent" : over(doubtMs) ? "doubted" : "no";
+  };
+  const doubt = (now: boolean): void => {
+    if (doubted === now) return;
+    doubted = now;
+    onDoubt(now);
   };
   const tick = (): void => {
     const nowMs = performance.now();
-    if (silentAt(nowMs)) {
-      // Timers run before sockets are read. After a pause of this process the answer may lie in the socket already.
+    const lateMs = nowMs - tickedMs - tickMs;
+    if (lateMs > ownPauseMs) {
+      heardMs += lateMs;
+      pingSentMs += lateMs;
+    }
+    if (quietAt(nowMs) !== "no") {
+      // Timers run before sockets are read: the answer may lie in the socket already.
       setImmediate(() => {
-        if (stopped || !silentAt(nowMs)) return;
+        if (stopped) return;
+        const quiet = quietAt(nowMs);
+        if (quiet === "doubted") doubt(true);
+        if (quiet !== "silent") return;
         stop();
         onSilent();
       });
-    } else if (!outstanding && nowMs + tickMs / 2 > pingSentMs + pingIntervalMs && !session.destroyed) {
-      outstanding = true;
-      pingSentMs = nowMs;
-      // After GOAWAY Node sends no PING any more, although calls still run. Settings must be acknowledged as well.
-      if (session.closed) session.settings({}, onAck);
-      else if (!session.ping(onAck)) outstanding = false;
+    } else {
+      doubt(false);
+      if (!outstanding && nowMs + tickMs / 2 > pingSentMs + pingIntervalMs && !session.destroyed) {
+        outstanding = true;
+        pingSentMs = nowMs;
+        // After GOAWAY Node sends no PING any more, although calls still run. Settings must be acknowledged as well.
+        if (session.closed) session.settings({}, onAck);
+        else if (!session.ping(onAck)) outstanding = false;
+      }
     }
     tickedMs = nowMs;
   };

@@ -32,6 +32,8 @@ export interface StreamCallOptions {
   readonly log: Log;
   /** Why a stream ended without a status, for the channel knows what became of its connection. */
   whyBroken(stream: ClientHttp2Stream, cause: Error | undefined): ServiceError;
+  /** Once: the peer has begun to answer, or the call ended without that. */
+  onAnswered(): void;
 }
 
 export class StreamCall implements ThinCall {
@@ -91,6 +93,12 @@ export class StreamCall implements ThinCall {
     process.nextTick(() => this.#tell(error));
   }
 
+  /** Ends it as if its connection had broken. */
+  lose(): void {
+    const cause = new Error("nothing is heard of the peer");
+    this.#end(new ServiceError("instance_lost", "The instance does not answer.", { cause }));
+  }
+
   pause(): void {
     this.#stream.pause();
   }
@@ -107,6 +115,7 @@ export class StreamCall implements ThinCall {
       this.#end(notGrpc(status, headers["content-type"]));
     } else {
       this.#answered = true;
+      this.#options.onAnswered();
     }
   }
 
@@ -165,6 +174,7 @@ export class StreamCall implements ThinCall {
 
   #settle(code: number): void {
     this.#ended = true;
+    if (!this.#answered) this.#options.onAnswered();
     clearTimeout(this.#timer);
     if (this.#stream.closed || this.#stream.destroyed) return;
     // The peer has ended its side with ours still open. Ending ours and not resetting it: nghttp2 takes more than 33 resets

@@ -12,8 +12,10 @@ export type { ThinCall, ThinHandlers } from "./thin-call.ts";
 export interface ThinChannelOptions {
   readonly token?: string | undefined;
   readonly log: Log;
-  /** Default 1000. */
+  /** Default 500. */
   readonly pingIntervalMs?: number;
+  /** Without a byte for so long the connection is doubted. Default 1200. */
+  readonly doubtMs?: number;
   /** Without a byte for so long the connection is given up. Default 2000. */
   readonly silenceMs?: number;
   /** For the connection to be made. Default: as `silenceMs`. */
@@ -21,6 +23,8 @@ export interface ThinChannelOptions {
   /** Longest message that is taken. Default 64 MiB. */
   readonly messageLimitBytes?: number;
   onState?(up: boolean): void;
+  /** `doubted` has changed. */
+  onDoubt?(): void;
 }
 
 export interface ThinChannel {
@@ -28,6 +32,10 @@ export interface ThinChannel {
   readonly address: string;
   /** Whether there is a connection that takes new calls. */
   readonly up: boolean;
+  /** Whether nothing was heard on its connection for so long that what can be done elsewhere should be. */
+  readonly doubted: boolean;
+  /** Ends the calls on a doubted connection that nothing came of yet, as lost. Those that were answered go on. */
+  dropUnanswered(): void;
   /**
    * Calls a unary method, or any that answers one message. Rejects with ServiceError.
    *
@@ -60,7 +68,10 @@ export function connectThin(address: string, options: ThinChannelOptions): ThinC
 interface Connection {
   readonly session: ClientHttp2Session;
   readonly socket: Socket;
+  /** Calls that were not answered yet. */
+  readonly unanswered: Set<StreamCall>;
   connected: boolean;
+  doubted: boolean;
   calls: number;
   /** Why it was given up, or broke. */
   cause: Error | undefined;
@@ -86,6 +97,14 @@ class Channel implements ThinChannel {
     return this.#up && this.#usable() !== undefined;
   }
 
+  get doubted(): boolean {
+    return this.#usable()?.doubted === true;
+  }
+
+  dropUnanswered(): void {
+    for (const { doubted, unanswered } of this.#connections) if (doubted) for (const call of [...unanswered]) call.lose();
+  }
+
   open(path: string, handlers: ThinHandlers, { timeoutMs }: { timeoutMs?: number | undefined } = {}): ThinCall {
     if (this.#closed) return refusedCall(handlers, new ServiceError("instance_unavailable", "The channel is closed."));
     const connection = this.#usable() ?? this.#connect();
@@ -100,13 +119,17 @@ class Channel implements ThinChannel {
       ...(this.#authorization === undefined ? {} : { authorization: this.#authorization }),
       ...(limitedMs === undefined ? {} : { "grpc-timeout": `${limitedMs}m` }),
     });
-    return new StreamCall(stream, handlers, {
+    const { unanswered } = connection;
+    const call: StreamCall = new StreamCall(stream, handlers, {
       path,
       timeoutMs: limitedMs,
       messageLimitBytes: this.#options.messageLimitBytes ?? MESSAGE_LIMIT_BYTES,
       log: this.#options.log,
       whyBroken: (broken, cause) => this.#whyBroken(connection, broken, cause),
+      onAnswered: () => unanswered.delete(call),
     });
+    unanswered.add(call);
+    return call;
   }
 
   unary(
@@ -162,7 +185,7 @@ class Channel implements ThinChannel {
   }
 
   #connect(): Connection {
-    const { silenceMs = 2000, pingIntervalMs = 1000, connectTimeoutMs = silenceMs, log } = this.#options;
+    const { silenceMs = 2000, doubtMs = 1200, pingIntervalMs = 500, connectTimeoutMs = silenceMs, log } = this.#options;
     const url = new URL(`http://${this.address}`);
     const host = url.hostname.replace(/^\[|\]$/g, "");
     const socket = connectSocket({ host, port: Number(url.port || 80), noDelay: true });
@@ -171,7 +194,7 @@ class Channel implements ThinChannel {
       settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
       maxSessionMemory: 1000, // Megabytes. The default of 10 kills a busy connection.
     });
-    const connection: Connection = { session, socket, connected: false, calls: 0, cause: undefined };
+    const connection: Connection = { session, socket, unanswered: new Set(), connected: false, doubted: false, calls: 0, cause: undefined };
     this.#connections.add(connection);
     this.#current = connection;
 
@@ -188,7 +211,13 @@ class Channel implements ThinChannel {
       if (session.closed || session.destroyed) return; // The channel was closed in the meantime.
       connection.connected = true;
       session.setLocalWindowSize(WINDOW_BYTES); // The setting above is for each stream, this for all together.
-      stopWatch = watchLiveness(session, socket, { pingIntervalMs, silenceMs }, () => giveUp(`silent for ${silenceMs} ms`));
+      stopWatch = watchLiveness(session, socket, { pingIntervalMs, doubtMs, silenceMs }, {
+        onDoubt: (doubted) => {
+          connection.doubted = doubted;
+          if (this.#current === connection) this.#options.onDoubt?.();
+        },
+        onSilent: () => giveUp(`silent for ${silenceMs} ms`),
+      });
       if (this.#current === connection) this.#setUp(true);
     });
     session.on("error", (error) => {

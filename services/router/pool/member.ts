@@ -7,9 +7,9 @@ import type { Candidate } from "../policy/index.ts";
 
 /**
  * Why an instance gets legs or gets none. `silent`: nothing heard for too long. `unreachable`: a connection to it is
- * broken, or was never there. `failing`: it says it serves, and legs fail on it or stand still: its breaker is open. `doubted`: its registry takes it
- * for dead or gone, and it says that it serves. `left`: not registered any
- * more, and here only until its last leg has ended.
+ * broken, or was never there. `failing`: it says it serves, and legs fail on it or stand still: its breaker is open.
+ * `doubted`: its registry takes it for dead or gone, and it says that it serves; or it is not heard, for less long than
+ * would make it `silent`. `left`: not registered any more, and here only until its last leg has ended.
  */
 export type Condition = "serving" | "starting" | "draining" | "stopped" | "silent" | "unreachable" | "failing" | "doubted" | "left";
 

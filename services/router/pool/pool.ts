@@ -84,6 +84,8 @@ export interface PoolOptions {
 
 const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
 const SWEEP_MS = 250;
+/** A sweep that comes so late shows that this process stood still, or its machine: it could hear nobody meanwhile. */
+const OWN_PAUSE_MS = 500;
 const DRAIN_TIMEOUT_MS = 2_000;
 const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "doubted", "left"] as const;
 
@@ -173,7 +175,7 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
         log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
         continue;
       }
-      const added = new Tracked(info, { token, log, clock, breaker, connectTimeoutMs, onChange });
+      const added: Tracked = new Tracked(info, { token, log, clock, breaker, connectTimeoutMs, onChange, onDoubt: () => doubted(added) });
       added.doubt = doubt;
       tracked.add(added);
       log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
@@ -191,14 +193,25 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
     pairs.forget(one.info.instanceId);
   }
 
+  /** What it was just given and has not answered is tried elsewhere now, and not when it is given up. */
+  function doubted(one: Tracked): void {
+    if (closed) return;
+    onChange();
+    if (one.hesitant && !lastResorts(tracked).has(one)) one.channel.dropUnanswered();
+  }
+
   // An instance that falls silent changes without telling.
   let sweepTimer: Timer;
+  let sweptMs = clock.nowMs();
   const sweep = (): void => {
     const nowMs = clock.nowMs();
+    const lateMs = nowMs - sweptMs - SWEEP_MS;
+    const pausedMs = lateMs > OWN_PAUSE_MS ? lateMs : 0;
+    sweptMs = nowMs;
     let left = false;
     for (const one of tracked) {
       if (!one.registered) continue;
-      one.checkHeartbeat(nowMs);
+      one.checkHeartbeat(nowMs, pausedMs);
       // Its registry let it go before; now it has ended too.
       if (one.doubt?.kind !== "missing" || one.serves) continue;
       leave(one);

@@ -30,6 +30,8 @@ export interface TrackedOptions {
   readonly connectTimeoutMs?: number | undefined;
   /** Its condition, load or facts changed, or a leg on it ended. */
   onChange(): void;
+  /** `hesitant` has changed. */
+  onDoubt(): void;
 }
 
 type Link = { readonly kind: "up" } | { readonly kind: "down"; readonly condition: Condition; readonly reason: string };
@@ -71,6 +73,10 @@ export class Tracked {
       onState: (up) => {
         if (!up) this.#down("unreachable", "The connection to it broke.");
       },
+      onDoubt: () => {
+        this.#log.info(this.hesitant ? "instance is doubted: it is not heard" : "instance is not doubted any more");
+        o.onDoubt();
+      },
     });
     void this.#watchLoad();
   }
@@ -92,6 +98,11 @@ export class Tracked {
   /** By its own word and nobody else's. */
   get serves(): boolean {
     return this.#link.kind === "up" && this.#load?.state === State.SERVING;
+  }
+
+  /** Not heard for a second or so; it is not taken for silent yet, and its running streams go on. */
+  get hesitant(): boolean {
+    return this.channel.doubted;
   }
 
   /** Told by this router to take no more legs; holds until the instance itself says so. */
@@ -125,8 +136,13 @@ export class Tracked {
     this.#counts.tokensPerMs = tokensPerMs === 0 ? rate : tokensPerMs + RATE_WEIGHT * (rate - tokensPerMs);
   }
 
-  /** Called every now and then: takes it for silent when its heartbeat stays away. */
-  checkHeartbeat(nowMs: number): void {
+  /**
+   * Called every now and then: takes it for silent when its heartbeat stays away.
+   *
+   * @param pausedMs For so long of it nothing could be heard here.
+   */
+  checkHeartbeat(nowMs: number, pausedMs = 0): void {
+    this.#heardAtMs += pausedMs;
     if (nowMs - this.#heardAtMs <= SILENCE_MS) return;
     this.#heardAtMs = nowMs;
     if (this.#link.kind === "up") this.#down("silent", `Nothing was heard of it for ${SILENCE_MS / 1000} s.`);
@@ -137,7 +153,7 @@ export class Tracked {
   /**
    * It as it is now. The counts of legs go on.
    *
-   * @param lastResort It gets legs in spite of its registry's doubt.
+   * @param lastResort It gets legs in spite of a doubt.
    */
   member(lastResort = false): Member {
     const { condition, reason } = this.#judge(lastResort);
@@ -195,6 +211,7 @@ export class Tracked {
     switch (this.#load?.state) {
       case State.SERVING:
         if (this.breaker.open) return { condition: "failing", reason: "Legs failed on it; it is out until a canary comes through." };
+        if (this.hesitant && !lastResort) return { condition: "doubted", reason: "It has not been heard for a second." };
         if (doubt === undefined) return { condition: "serving", reason: "" };
         return lastResort
           ? { condition: "serving", reason: `${doubt.reason} It says that it serves, and no other does.` }
