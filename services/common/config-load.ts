@@ -88,10 +88,8 @@ export function settingsOf(config: Config<any>): readonly Setting[] {
 }
 
 function parse(layer: Layer, option: Option<unknown>, below: unknown): unknown {
-  // Items of a repeated flag or a JSON array are taken whole; only a single text is split at its commas.
-  if (typeof layer.value !== "string") return Object.freeze([...layer.value]);
   try {
-    return option.parse(layer.value, below);
+    return typeof layer.value === "string" ? option.parse(layer.value, below) : Object.freeze(option.parseItems?.(layer.value, below));
   } catch (error) {
     const shown = option.kind === "secret" ? "its value" : JSON.stringify(layer.value);
     throw new ConfigError(`${layer.where}: expected ${option.expected}, got ${shown}; ${(error as Error).message}.`);

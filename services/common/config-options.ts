@@ -21,6 +21,8 @@ export interface Option<T> {
    * @param below The value that would hold without `text`: a bare port keeps its host.
    */
   parse(text: string, below: T | undefined): T;
+  /** Of a list: the value of items that came one by one, in a repeated flag or a JSON array. */
+  readonly parseItems?: ((items: readonly string[], below: T | undefined) => T) | undefined;
   /** With the unit. Never a secret's value. */
   print(value: T): string;
 }
@@ -43,6 +45,7 @@ interface Kind<T> {
   readonly expected: string;
   readonly placeholder: string;
   readonly parse: (text: string, below: T | undefined) => T;
+  readonly parseItems?: (items: readonly string[], below: T | undefined) => T;
   readonly print: (value: T) => string;
 }
 
@@ -58,6 +61,7 @@ function option<T, O extends Common & { readonly default?: T }>(o: O, kind: Kind
     default: o.default,
     optional,
     parse: (written, below) => (optional && written === "" ? undefined : kind.parse(written, below)),
+    parseItems: kind.parseItems,
     print: (value) => (value === undefined ? "unset" : kind.print(value)),
   };
   return built as Option<Maybe<T, O>>;
@@ -214,12 +218,38 @@ export function list(o: ListOptions): Option<readonly string[]> {
       kind: "list",
       expected: "a list of texts",
       placeholder: "TEXT",
-      parse: (written) =>
-        written
-          .split(",")
-          .map((item) => item.trim())
-          .filter((item) => item !== ""),
-      print: (value) => (value.length === 0 ? "none" : value.join(", ")),
+      parse: split,
+      // Whole: a text may hold commas.
+      parseItems: (items) => items,
+      print: printList,
     },
   );
+}
+
+/** Addresses as `address` takes them, with commas between, in a repeated flag, or both. */
+export function addresses(o: ListOptions): Option<readonly string[]> {
+  const one = address({ doc: o.doc });
+  const parse = (written: string, below: readonly string[] | undefined): readonly string[] => split(written).map((item) => one.parse(item, below?.[0]));
+  return option<readonly string[], ListOptions & { readonly optional?: false }>(
+    { ...o, default: o.default ?? [], optional: false },
+    {
+      kind: "list",
+      expected: `${one.expected}, or several of them`,
+      placeholder: "HOST:PORT",
+      parse,
+      parseItems: (items, below) => items.flatMap((item) => parse(item, below)),
+      print: printList,
+    },
+  );
+}
+
+function split(written: string): readonly string[] {
+  return written
+    .split(",")
+    .map((item) => item.trim())
+    .filter((item) => item !== "");
+}
+
+function printList(value: readonly string[]): string {
+  return value.length === 0 ? "none" : value.join(", ");
 }

@@ -1,6 +1,6 @@
 // The door of configuration: one schema gives the types, the flags, the variables, the file keys, the checks, --help
 // and docs/config.md.
-export { address, boolean, choice, integer, list, number, secret, text } from "./config-options.ts";
+export { address, addresses, boolean, choice, integer, list, number, secret, text } from "./config-options.ts";
 export type { Option, ValueOf } from "./config-options.ts";
 export { defineConfig } from "./config-definition.ts";
 export type { Config, ConfigDefinition, Schema } from "./config-definition.ts";

@@ -14,6 +14,22 @@ export interface Registrar {
   register(self: () => Info, stop: AbortSignal, standing?: () => Standing): Promise<Registration>;
 }
 
+/** Registers at each of at least one, and goes on where some are away: none waits for another. */
+export function atEach(registrars: readonly Registrar[]): Registrar {
+  return {
+    name: registrars[0]!.name,
+    async register(self, stop, standing) {
+      const all = await Promise.all(registrars.map((registrar) => registrar.register(self, stop, standing)));
+      return {
+        update: () => all.forEach((registration) => registration.update()),
+        async [Symbol.asyncDispose]() {
+          await Promise.all(all.map((registration) => registration[Symbol.asyncDispose]()));
+        },
+      };
+    },
+  };
+}
+
 /** Whether an instance takes work, and in words how it is. */
 export interface Standing {
   readonly serving: boolean;

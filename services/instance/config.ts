@@ -1,5 +1,5 @@
 // The settings that prefill and decode instances have in common.
-import { address, choice, integer, list, number, secret, text } from "../common/config.ts";
+import { address, addresses, choice, integer, list, number, secret, text } from "../common/config.ts";
 import { LOG_LEVELS } from "../common/log.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
@@ -26,11 +26,12 @@ export function instanceSettings(role: InstanceRole) {
       default: "embedded",
       doc: "Where this instance registers. embedded: with a router, at registry.address. consul: in Consul. static: nowhere, and the router must list it.",
     }),
-    "registry.address": address({
-      default: "127.0.0.1:3001",
-      optional: true,
+    "registry.address": addresses({
+      default: ["127.0.0.1:3001"],
       alias: "router",
-      doc: "The router's gRPC address, where this instance registers. Empty: it doesn't register, and the router must list it.",
+      doc:
+        "The router's gRPC address, where this instance registers; of several routers each one's, with commas between. " +
+        "Empty: it doesn't register, and the router must list it.",
     }),
     "engine.kind": choice(ENGINE_KINDS, {
       optional: true,

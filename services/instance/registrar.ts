@@ -2,7 +2,7 @@
 import { ConfigError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import { embeddedRegistry } from "../discovery/embedded.ts";
-import type { Registrar } from "../discovery/registry.ts";
+import { atEach, type Registrar } from "../discovery/registry.ts";
 import type { InstanceConfig } from "./instance.ts";
 
 export interface InstanceRegistrar extends Registrar {
@@ -15,9 +15,9 @@ export async function openRegistrar(config: InstanceConfig, log: Log): Promise<I
     case "static":
       return undefined;
     case "embedded": {
-      const address = config["registry.address"];
-      if (address === undefined) return undefined;
-      return { ...embeddedRegistry({ address, token: config.token, log }), close() {} };
+      const addresses = [...new Set(config["registry.address"])];
+      if (addresses.length === 0) return undefined;
+      return { ...atEach(addresses.map((address) => embeddedRegistry({ address, token: config.token, log }))), close() {} };
     }
     case "consul": {
       const address = config["grpc.advertise"] ?? config["grpc.listen"];

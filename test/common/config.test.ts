@@ -5,6 +5,7 @@ import { join } from "node:path";
 import * as config from "../../services/common/config.ts";
 import {
   address,
+  addresses,
   boolean,
   choice,
   defineConfig,
@@ -33,6 +34,7 @@ const definition = defineConfig(
     model: text({ default: "tiny", env: ["MODEL_ID"], doc: "Name of the model." }),
     token: secret({ doc: "Join token." }),
     "engine.flag": list({ doc: "Passed on." }),
+    peers: addresses({ default: ["127.0.0.1:1"], doc: "Others." }),
     strict: boolean({ default: false, doc: "No fallbacks." }),
   },
   { summary: "Admits, places and relays." },
@@ -123,6 +125,15 @@ describe("a configuration", () => {
     assert.equal(load(["--strict=false"]).strict, false);
     assert.deepEqual(load(["--engine.flag", "a,b", "--engine.flag=--x=1"])["engine.flag"], ["a,b", "--x=1"]);
     assert.deepEqual(load([], { TANDEM_ENGINE_FLAG: "a, b" })["engine.flag"], ["a", "b"]);
+  });
+
+  it("reads several addresses, each as one is read", () => {
+    assert.deepEqual(load([]).peers, ["127.0.0.1:1"]);
+    assert.deepEqual(load(["--peers", "a:1, 2", "--peers=[::1]:3"]).peers, ["a:1", "127.0.0.1:2", "[::1]:3"]);
+    assert.deepEqual(load(["--peers=7"], { TANDEM_PEERS: "b:1,c:2" }).peers, ["b:7"]);
+    assert.deepEqual([load(["--peers="]).peers, load([], { TANDEM_PEERS: "" }).peers], [[], []]);
+    refuses(["--peers", "a:1,b"], /--peers: expected host:port.*, or several of them, got \["a:1,b"\]; it is not an address/);
+    refuses([], /TANDEM_PEERS: .*the port is too large/, { TANDEM_PEERS: "a:1,b:65536" });
   });
 
   it("never shows a secret", () => {

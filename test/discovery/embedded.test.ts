@@ -1,8 +1,11 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer, type AddressInfo, type Socket } from "node:net";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService } from "#gen/tandem/registry/v1/registry_pb.js";
 import { embeddedRegistry, registryHub, type RegistryHub } from "../../services/discovery/embedded.ts";
+import { atEach } from "../../services/discovery/registry.ts";
 import { dialRpc } from "../../services/rpc/client.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { silentLog } from "../support/log-sink.ts";
@@ -13,6 +16,20 @@ const info = (change: Partial<Info> = {}): Info =>
 const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string): Promise<RpcServer> => serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0 });
 const never = new AbortController().signal;
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
+
+/** Takes connections and says nothing. */
+async function silentServer(): Promise<{ readonly address: string } & AsyncDisposable> {
+  const sockets = new Set<Socket>();
+  const server = createServer((socket) => void sockets.add(socket.on("error", () => {}))).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return {
+    address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+    },
+  };
+}
 
 function watched(hub: RegistryHub): () => string[] {
   let ids: string[] = [];
@@ -56,6 +73,26 @@ describe("the embedded registry", () => {
     const ids = watched(hub);
     await eventually("it is there", () => ids().length === 1);
     await registration[Symbol.asyncDispose]();
+  });
+
+  it("is several where an instance has several routers, and one that is silent or away holds no other up", async () => {
+    await using silent = await silentServer();
+    const [one, two] = [registryHub({ limit: 4 }), registryHub({ limit: 4 })];
+    await using first = await serve(one);
+    const port = await freePort();
+    const addresses = [silent.address, `127.0.0.1:${port}`, first.address];
+    let self = info();
+    const registration = await atEach(addresses.map((address) => embeddedRegistry({ address, log: silentLog }))).register(() => self, never);
+    await eventually("the first knows it", () => watched(one)()[0] === "a@");
+    await using second = await serve(two, `127.0.0.1:${port}`);
+    await eventually("the second knows it once it is there", () => watched(two)()[0] === "a@");
+    self = info({ kvAddress: "127.0.0.1:5" });
+    registration.update();
+    await eventually("both are up to date", () => [one, two].every((hub) => watched(hub)()[0] === "a@127.0.0.1:5"));
+    await second[Symbol.asyncDispose]();
+    assert.deepEqual(watched(one)(), ["a@127.0.0.1:5"]);
+    await registration[Symbol.asyncDispose]();
+    await eventually("the first knows that it left", () => watched(one)().length === 0);
   });
 
   it("is left when the instance is told to stop", async () => {
