@@ -1,4 +1,5 @@
 // What is told of a turn beside its text: its times, and the KV cache that moved from prefill to decode for it.
+import { bytesText } from "../../common/bytes-text.ts";
 import type { Turn } from "./ask.ts";
 
 /** As RouterService.GetReceipt tells it in JSON; 64-bit numbers are strings there. */
@@ -33,10 +34,4 @@ export function figures(turn: Turn, kvBytes: number | undefined): string {
   if (kvBytes !== undefined) parts.push(`KV moved ${bytesText(kvBytes)}`);
   if (turn.stopped) parts.push("stopped");
   return parts.join(", ");
-}
-
-export function bytesText(bytes: number): string {
-  if (bytes < 1024) return `${bytes} B`;
-  const [amount, unit] = bytes < 1024 ** 2 ? [bytes / 1024, "KiB"] : bytes < 1024 ** 3 ? [bytes / 1024 ** 2, "MiB"] : [bytes / 1024 ** 3, "GiB"];
-  return `${amount.toFixed(amount < 10 ? 1 : 0)} ${unit}`;
 }

@@ -1,15 +1,15 @@
 // A receipt in words, with a line of time for each attempt.
 import { Outcome, type Leg, type Receipt } from "#gen/tandem/router/v1/router_pb.js";
+import { bytesText } from "../../common/bytes-text.ts";
 
 /** Characters of the line of time. */
 const WIDTH = 60;
-/** A part that took any time at all is seen. */
-const PARTS = [
-  ["reserve", "r"],
-  ["prefill", "P"],
-  ["transfer", "t"],
-  ["decode", "D"],
-] as const;
+
+interface Part {
+  readonly name: string;
+  readonly letter: string;
+  readonly tookMs: number;
+}
 
 const OUTCOMES: Readonly<Record<number, string>> = {
   [Outcome.UNSPECIFIED]: "Still running",
@@ -38,7 +38,7 @@ export function storyOf(receipt: Receipt): string {
   const event = (atMs: number, text: string): void => void lines.push(`${ms(atMs).padStart(10)}  ${text}`);
   event(0, `arrived at ${new Date(Number(receipt.startedUnixMs)).toISOString()}${scheduling(receipt)}`);
   if (queueMs >= 0.05) event(queueMs, "let in, after the queue");
-  const events: [number, string][] = legs.map((leg, index) => [leg.startedMs, attempt(leg, index, legs.length)]);
+  const events: [number, string][] = legs.map((leg, index) => [leg.startedMs, attempt(leg, index, legs.length, receipt.stream)]);
   if (ttftMs > 0) events.push([ttftMs, receipt.stream ? "first bytes to the client" : "answer to the client"]);
   for (const [atMs, text] of events.sort(([a], [b]) => a - b)) event(atMs, text);
   if (totalMs > 0) event(totalMs, `ended${receipt.error === "" ? "" : `: ${receipt.errorCode}: ${receipt.error}`}`);
@@ -55,13 +55,19 @@ function heading({ requestId, path, model, stream }: Receipt): string {
 }
 
 function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string {
-  const last = legs.at(-1);
   const parts = [`${OUTCOMES[outcome] ?? "Ended"}${status > 0 ? ` with status ${status}` : ""}${totalMs > 0 ? ` after ${ms(totalMs)}` : ""}`];
+  // Attempts that failed left nothing in the answer. Where none came through, the last tells how far it got.
+  const whole = legs.filter((leg) => leg.error === "");
+  const counted = whole.length > 0 ? whole : legs.slice(-1);
+  const last = counted.at(-1);
   if (last !== undefined && last.promptTokens > 0) {
     const cached = last.cachedTokens === undefined ? "" : ` (${last.cachedTokens} cached)`;
-    parts.push(`${last.promptTokens} prompt tokens${cached}, ${last.completionTokens} of answer`);
+    const written = counted.reduce((sum, leg) => sum + leg.completionTokens, 0);
+    parts.push(counted.length === 1 ? `${last.promptTokens} prompt tokens${cached}, ${written} of answer` : `${counted.length} answers, ${written} tokens together`);
   }
-  if (last?.kvBytes !== undefined) parts.push(`${last.kvBytes} bytes of KV moved`);
+  // What failed attempts moved was moved all the same.
+  const moved = legs.filter((leg) => leg.kvBytes !== undefined);
+  if (moved.length > 0) parts.push(`${bytesText(moved.reduce((sum, leg) => sum + Number(leg.kvBytes), 0))} of KV moved`);
   parts.push(`${bodyBytes} bytes sent`);
   return `${parts.join("; ")}.`;
 }
@@ -71,37 +77,42 @@ function scheduling({ tenant, priority }: Receipt): string {
   return parts.length === 0 ? "" : ` (${parts.join(", ")})`;
 }
 
-function attempt(leg: Leg, index: number, count: number): string {
+function attempt(leg: Leg, index: number, count: number, stream: boolean): string {
   const where =
     leg.prefillInstanceId === "" ? `decode alone on ${leg.decodeInstanceId || "none"}` : `prefill on ${leg.prefillInstanceId}, decode on ${leg.decodeInstanceId || "none"}`;
-  const times = timesOf(leg).filter(([, took]) => took > 0).map(([name, took]) => `${name} ${ms(took)}`);
+  const times = partsOf(leg, stream).filter(({ tookMs }) => tookMs > 0).map(({ name, tookMs }) => `${name} ${ms(tookMs)}`);
   const name = count === 1 ? "leg" : `leg ${index + 1} of ${count}`;
   return `${name}: ${where}${times.length === 0 ? "" : ` (${times.join(", ")})`}${leg.error === "" ? "" : `; ended by ${leg.error}`}`;
 }
 
-function timesOf({ reserveMs, prefillMs, handoverMs, decodeMs }: Leg): [string, number, string][] {
-  const took = [reserveMs, prefillMs, handoverMs, decodeMs];
-  return PARTS.map(([name, letter], index) => [name, took[index]!, letter]);
+/** An answer in one piece has no first token that anyone sees: transfer and decode are one part then. */
+function partsOf({ reserveMs, prefillMs, handoverMs, decodeMs }: Leg, stream: boolean): Part[] {
+  const before: Part[] = [{ name: "reserve", letter: "r", tookMs: reserveMs }, { name: "prefill", letter: "P", tookMs: prefillMs }];
+  return stream ? [...before, { name: "transfer", letter: "t", tookMs: handoverMs }, { name: "decode", letter: "D", tookMs: decodeMs }]
+    : [...before, { name: "transfer and decode", letter: "D", tookMs: handoverMs + decodeMs }];
 }
 
 /** One row an attempt, all on the same scale. */
-function timeline({ legs, queueMs, totalMs }: Receipt): string[] {
-  const endMs = Math.max(totalMs, ...legs.map((leg) => leg.startedMs + timesOf(leg).reduce((sum, [, took]) => sum + took, 0)), 0.001);
+function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
+  const parts = legs.map((leg) => partsOf(leg, stream));
+  const endMs = Math.max(totalMs, ...legs.map((leg, index) => leg.startedMs + parts[index]!.reduce((sum, { tookMs }) => sum + tookMs, 0)), 0.001);
   const column = (atMs: number): number => Math.min(WIDTH, Math.round((atMs / endMs) * WIDTH));
   const rows: string[] = [];
   if (column(queueMs) > 0) rows.push(`${"queue".padEnd(8)}|${"q".repeat(column(queueMs)).padEnd(WIDTH, ".")}|`);
   for (const [index, leg] of legs.entries()) {
     let atMs = leg.startedMs;
     const row = Array<string>(WIDTH).fill(".");
-    for (const [, took, letter] of timesOf(leg)) {
-      if (took <= 0) continue;
+    for (const { tookMs, letter } of parts[index]!) {
+      if (tookMs <= 0) continue;
+      // A part that took any time at all is seen.
       const from = Math.min(WIDTH - 1, column(atMs));
-      for (let at = from; at < Math.max(from + 1, column(atMs + took)); at += 1) row[at] = letter;
-      atMs += took;
+      for (let at = from; at < Math.max(from + 1, column(atMs + tookMs)); at += 1) row[at] = letter;
+      atMs += tookMs;
     }
     rows.push(`${`leg ${index + 1}`.padEnd(8)}|${row.join("")}|`);
   }
-  return [...rows, `${" ".repeat(8)} 0${ms(endMs).padStart(WIDTH - 1)}`, `${" ".repeat(8)} q queue, ${PARTS.map(([name, letter]) => `${letter} ${name}`).join(", ")}`];
+  const legend = parts[0]!.map(({ name, letter }) => `${letter} ${name}`).join(", ");
+  return [...rows, `${" ".repeat(8)} 0${ms(endMs).padStart(WIDTH - 1)}`, `${" ".repeat(8)} q queue, ${legend}`];
 }
 
 function ms(value: number): string {

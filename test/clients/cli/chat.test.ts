@@ -6,7 +6,8 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { bytesText, figures } from "../../../clients/cli/chat/figures.ts";
+import { figures } from "../../../clients/cli/chat/figures.ts";
+import { bytesText } from "../../../clients/common/bytes-text.ts";
 import { nextEvent, within } from "../../support/waits.ts";
 
 const CLI = fileURLToPath(new URL("../../../dist/clients/cli/main.js", import.meta.url));

@@ -43,6 +43,18 @@ leg 2   |..............................PPPPPPPPPtttDDDDDDDDDDDDDDDDDD|
          q queue, r reserve, P prefill, t transfer, D decode`);
   });
 
+  it("counts all answers of a request, and takes transfer and decode together where nothing was streamed", () => {
+    const leg = { prefillInstanceId: "p1", decodeInstanceId: "d1", prefillMs: 20, handoverMs: 79, decodeMs: 1, promptTokens: 7, completionTokens: 3, kvBytes: 1024n };
+    const story = receipt({
+      outcome: Outcome.COMPLETED, status: 200, ttftMs: 100, totalMs: 100, stream: false,
+      legs: [{ ...leg, error: "instance_lost: gone.", completionTokens: 2 }, leg, leg],
+    });
+    assert.match(story, /^Completed with status 200 after 100 ms; 2 answers, 6 tokens together; 3\.0 KiB of KV moved; 0 bytes sent\.$/m);
+    assert.match(story, /leg 3 of 3: .* \(prefill 20 ms, transfer and decode 80 ms\)$/m);
+    assert.match(story, /^leg 3   \|P{12}D{48}\|$/m);
+    assert.match(story, /q queue, r reserve, P prefill, D transfer and decode$/);
+  });
+
   it("tells why a request was refused, and needs no legs for it", () => {
     const story = receipt({ outcome: Outcome.REFUSED, status: 429, totalMs: 3, errorCode: "queue_full", error: "Too many requests." });
     assert.match(story, /^Refused with status 429 after 3.0 ms; 0 bytes sent\.$/m);
@@ -70,7 +82,7 @@ describe("tandem explain", () => {
     assert.match(story, /leg: prefill on prefill-\S+, decode on decode-\S+ \(reserve [\d.]+ ms, prefill [\d.]+ ms, transfer [\d.]+ ms, decode [\d.]+ ms\)/);
     const json = JSON.parse(await explain([story.split(":")[0]!, "--json", "--router", router.restUrl], {})) as { legs: unknown[] };
     assert.equal(json.legs.length, 1);
-    await assert.rejects(explain(["nobody", "--router", router.restUrl], {}), /No request `nobody` among those that run/);
+    await assert.rejects(explain(["nobody", "--router", router.restUrl], {}), /^StartError: http:\/\/\S+: No request `nobody` among those that run/);
     await assert.rejects(explain([], {}), /Which request\?/);
     const metrics = await (await fetch(`${router.restUrl}/metrics`)).text();
     for (const name of [
