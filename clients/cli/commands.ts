@@ -79,7 +79,9 @@ export async function runCommand(argv: readonly string[]): Promise<void> {
 
 function commandOf(name: string): Command {
   if (Object.hasOwn(COMMANDS, name)) return COMMANDS[name]!;
-  const meant = nearest(name, Object.keys(COMMANDS));
+  const names = Object.keys(COMMANDS);
+  // `stat` is the beginning of status, though chat is fewer letters away.
+  const meant = names.find((candidate) => name.length > 1 && candidate.startsWith(name)) ?? nearest(name, names);
   const hint = meant === undefined ? "" : ` Did you mean "${meant}"?`;
   throw new ConfigError(`tandem has no command "${name}".${hint} "tandem --help" lists all.`);
 }

@@ -1,14 +1,12 @@
 // `tandem chat`: a conversation in the terminal, or through a pipe.
 import { createInterface, type Interface } from "node:readline";
 import { loadConfig, StartError, type Config } from "../../../services/common/config.ts";
-import { defaultStateDir, liveRuns } from "../run-file.ts";
+import { findRouter } from "../find-router.ts";
 import { ask, AskError, unreachable, type Message } from "./ask.ts";
 import { chatConfig } from "./config.ts";
 import { figures, kvBytesOf } from "./figures.ts";
 
 type ChatConfig = Config<typeof chatConfig.schema>;
-
-const DEFAULT_URL = "http://127.0.0.1:3000";
 
 export async function runChat(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chatConfig, { argv, env: process.env });
@@ -41,6 +39,7 @@ export async function runChat(argv: readonly string[]): Promise<void> {
     if (line === "/quit" || line === "/exit") break;
     if (line === "/new") {
       history = beginning;
+      note("The conversation is forgotten.");
       continue;
     }
     answering = new AbortController();
@@ -90,20 +89,6 @@ async function* questions(lines: Interface, prompting: boolean): AsyncGenerator<
       wake = resolve;
     });
   }
-}
-
-interface Target {
-  readonly url: string;
-  readonly token: string;
-}
-
-function findRouter(config: ChatConfig): Target {
-  const runs = liveRuns(config["state.dir"] ?? defaultStateDir());
-  const written = config["router.url"];
-  const wanted = written === undefined ? undefined : (/^https?:\/\//.test(written) ? written : `http://${written}`).replace(/\/+$/, "");
-  if (wanted !== undefined && !URL.canParse(wanted)) throw new StartError(`--router ${written}: expected a URL such as ${DEFAULT_URL}.`);
-  const run = runs.find((candidate) => wanted === undefined || candidate.restUrl === wanted);
-  return { url: wanted ?? run?.restUrl ?? DEFAULT_URL, token: config.token === "" ? (run?.token ?? "") : config.token };
 }
 
 async function firstModel(url: string, apiKey: string): Promise<string> {

@@ -4,7 +4,8 @@ import { ConnectError } from "@connectrpc/connect";
 import { DiagnoseResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { routerOverRest } from "../../control/client.ts";
-import { explainRouterError, findRouter } from "../find-router.ts";
+import { findRouter } from "../find-router.ts";
+import { explainRouterError } from "../router-error.ts";
 import { doctorConfig } from "./config.ts";
 import { hasError, renderReport } from "./report.ts";
 

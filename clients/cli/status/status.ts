@@ -5,7 +5,8 @@ import { ListInstancesResponseSchema, type Instance } from "#gen/tandem/router/v
 import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { untilSignal } from "../../../services/common/lifecycle.ts";
 import { routerOverRest } from "../../control/client.ts";
-import { explainRouterError, findRouter } from "../find-router.ts";
+import { findRouter } from "../find-router.ts";
+import { explainRouterError } from "../router-error.ts";
 import { statusConfig } from "./config.ts";
 import { renderInstances } from "./instance-table.ts";
 

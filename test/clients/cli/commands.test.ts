@@ -45,6 +45,7 @@ describe("the tandem command", () => {
     const { code, stderr } = await tandem(["stauts"]);
     assert.equal(code, 2);
     assert.equal(stderr, 'tandem has no command "stauts". Did you mean "status"? "tandem --help" lists all.\n');
+    assert.match((await tandem(["stat"])).stderr, /Did you mean "status"\?/, "not chat, which is nearer by letters");
   });
 
   it("does not take a method of objects for a command", async () => {
