@@ -40,6 +40,11 @@ export class Prose {
     this.#sentence = [opening, ...this.#mention(promptTokens)];
   }
 
+  /** A number that the KV rows decide: every answer begins with the same word, and its log probability must tell them apart. */
+  get basis(): number {
+    return this.#state.a;
+  }
+
   /** The next token. Where the answer would end that is end-of-text, unless `mayEnd` is false. */
   next(mayEnd: boolean): number {
     if (this.#at === this.#sentence.length) {

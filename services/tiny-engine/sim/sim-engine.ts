@@ -263,7 +263,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   #give(sequence: Sequence, token: number, reason: "stop" | "length" | null, stopReason: number | null): void {
     const { request, sink } = sequence;
     const logprobs = request.sampling.logprobs === null ? null
-      : outputLogprobs(token, sequence.outputCount, this.#seed, request.sampling.logprobs);
+      : outputLogprobs(token, sequence.outputCount, this.#seed ^ (sequence.prose?.basis ?? 0), request.sampling.logprobs);
     const finish: Finish | null = reason === null ? null : { reason, stopReason, kvTransferParams: this.#offer(sequence) };
     const stopString = sink.token(token, finish, logprobs);
     if (reason !== null) this.#end(sequence, reason);
