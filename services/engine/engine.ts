@@ -42,8 +42,10 @@ export interface EngineKeeper {
   readonly ours: boolean;
   /** Undefined while there is none that works. */
   readonly live: LiveEngine | undefined;
-  /** Why there is none, for people. Empty while it works. */
+  /** Why there is none, or why it is about to be started again, for people. Empty while it works. */
   readonly reason: string;
+  /** What runs on it goes on; nothing else may be sent to it, and then it is started again. */
+  readonly retiring: boolean;
   readonly gauges: EngineGauges;
   /** Starts after the first one. */
   readonly restarts: number;
@@ -52,10 +54,10 @@ export interface EngineKeeper {
   /** A call to `engine` failed in a way that a dead one would explain: look at once. */
   suspect(engine: LiveEngine): void;
   /**
-   * Kills the engine and starts another one: its state can't be trusted any more.
-   * Returns false where the engine isn't ours to restart (attached by URL).
+   * Starts another engine in its place, since its state can't be trusted any more: when what runs on it has ended, or at
+   * once where that can't end. Returns false where the engine isn't ours to restart (attached by URL).
    */
-  restart(engine: LiveEngine, reason: string): boolean;
+  restart(engine: LiveEngine, reason: string, o?: { readonly atOnce?: boolean }): boolean;
   /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
   stop(graceMs: number): Promise<void>;
 }

@@ -1,5 +1,17 @@
-// Keeps one engine alive: starts it, watches it, and when it dies or stands still ends its calls at once and starts
-// another, with a pause that grows.
+// Keeps one engine alive: starts it, watches it, and starts another when it has to, with a pause that grows. Who starts
+// an engine again, and what becomes of what runs on it:
+//
+// - It died, or stands still (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
+//   instance takes none until the next engine works.
+// - It works, but its state can't be trusted any more (KV that nobody can account for): it retires. The instance takes no
+//   leg from then on, what runs ends within `drain.grace_ms`, and only then it is killed. Should it stand still meanwhile,
+//   the first case ends it sooner.
+// - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
+//
+// The next engine has a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and hangs
+// with one that comes back where another was. A prefill engine that waits for a decode engine which was killed so is
+// found by its own instance, by the closed port (prefill/partner-watch.ts), and started again at once; the router tries
+// its legs on other pairs.
 import { setTimeout as sleep } from "node:timers/promises";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
@@ -25,6 +37,8 @@ export interface KeeperOptions {
   readonly work: () => EngineWork;
   /** Longest time without a token, beside what prompts need. An engine that exceeds it is wedged. */
   readonly stallMs: number;
+  /** Resolves when nothing runs on the engine any more, or may any longer. Left out: nothing is waited for. */
+  readonly emptied?: (stop: AbortSignal) => Promise<void>;
 }
 
 /**
@@ -55,6 +69,8 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   let polling = false;
   let polledMs = 0;
   let restarting: Promise<void> | undefined;
+  /** Works to the end of what it has, and is then started again. */
+  let retiring: LiveEngine | undefined;
   const tickMs = Math.min(TICK_MS, o.stallMs / 4);
 
   function came(next: StartedEngine): void {
@@ -78,6 +94,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     if (live !== engine) return;
     clearInterval(tickTimer);
     live = undefined;
+    retiring = undefined;
     gauges = NO_GAUGES;
     reason = over.signal.aborted ? "stopped" : firstLine(why.message);
     engine.http.close(new ServiceError("engine_failed", "The engine stopped while it worked on the request.", { cause: why }));
@@ -87,6 +104,16 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       restarting = startAgain();
     }
     changed();
+  }
+
+  async function retire(engine: LiveEngine, why: string, emptied: NonNullable<KeeperOptions["emptied"]>): Promise<void> {
+    if (live !== engine || retiring === engine) return;
+    retiring = engine;
+    reason = `the engine is started again when what it works on has ended: ${why}`;
+    log.warn("the engine is to be started again", { incarnation: engine.incarnation, why });
+    changed();
+    await emptied(over.signal);
+    lose(engine, new Error(why));
   }
 
   async function startAgain(): Promise<void> {
@@ -176,6 +203,9 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     get live() {
       return live;
     },
+    get retiring() {
+      return retiring !== undefined;
+    },
     get reason() {
       return reason;
     },
@@ -187,9 +217,10 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     },
     onChange: (listener) => void listeners.push(listener),
     suspect: (engine) => void look(engine),
-    restart(engine, why) {
+    restart(engine, why, { atOnce = false } = {}) {
       if (!source.ours) return false;
-      lose(engine, new Error(why));
+      if (atOnce || o.emptied === undefined) lose(engine, new Error(why));
+      else void retire(engine, why, o.emptied);
       return true;
     },
     async stop(graceMs) {

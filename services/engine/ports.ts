@@ -2,6 +2,7 @@
 // that fails that way is tried again with the next one.
 import { createServer } from "node:net";
 import { claimName, type Release } from "./name-claim.ts";
+import type { UsedPorts } from "./used-ports.ts";
 
 /** A free port that the system picks. */
 export async function freePort(host: string): Promise<number> {
@@ -20,21 +21,35 @@ export interface ClaimedPorts {
  * The first `span` ports in a row at or after `from` that are free and that no other engine of Tandem was given. A vLLM
  * loads for a minute before it binds, and two that were given one port at the same time don't both start (one hung for
  * good on 0.32 with NIXL); so a port is claimed from here on, not only found free. Looks at 1,000 of them.
+ *
+ * @param used These come last, and what is claimed is added to them.
  */
-export async function claimPortsFrom(host: string, from: number, span = 1): Promise<ClaimedPorts> {
+export async function claimPortsFrom(host: string, from: number, span = 1, used?: UsedPorts): Promise<ClaimedPorts> {
+  const fresh = await claimFrom(host, from, span, (port) => used?.has(port) === true);
+  if (fresh === undefined) used?.forget();
+  const claimed = fresh ?? (used === undefined ? undefined : await claimFrom(host, from, span, () => false));
+  if (claimed === undefined) {
+    const last = Math.min(65_535, from + 999);
+    throw new Error(`no ${span === 1 ? "port" : `${span} ports in a row`} of ${host} from ${from} to ${last} ${span === 1 ? "is" : "are"} free`);
+  }
+  for (let port = claimed.first; port < claimed.first + span; port++) used?.add(port);
+  return claimed;
+}
+
+async function claimFrom(host: string, from: number, span: number, avoid: (port: number) => boolean): Promise<ClaimedPorts | undefined> {
   const last = Math.min(65_535, from + 999);
   const held: Release[] = [];
   const release = (): void => {
     for (const one of held.splice(0)) one();
   };
   for (let port = from; port <= last; port++) {
-    const claim = await claimName(`port-${port}`);
+    const claim = avoid(port) ? undefined : await claimName(`port-${port}`);
     if (claim !== undefined) held.push(claim);
     if (claim === undefined || (await tryPort(host, port)) === undefined) release();
     if (held.length === span) return { first: port - span + 1, release };
   }
   release();
-  throw new Error(`no ${span === 1 ? "port" : `${span} ports in a row`} of ${host} from ${from} to ${last} ${span === 1 ? "is" : "are"} free`);
+  return undefined;
 }
 
 function tryPort(host: string, port: number): Promise<number | undefined> {

@@ -1,4 +1,5 @@
 // An engine of our own: started under a guardian, on ports that nobody has used.
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
@@ -12,6 +13,7 @@ import { usefulLines } from "./output-tail.ts";
 import { claimPortsFrom, freePort } from "./ports.ts";
 import { checkReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
 import { startTurn, type Turn } from "./start-turn.ts";
+import { usedPorts } from "./used-ports.ts";
 import type { EngineFacts } from "./engine.ts";
 
 /** Starts that may fail because another process took the port that was found free a moment ago. */
@@ -25,6 +27,8 @@ export interface SpawnedOptions {
   readonly kvPort: number;
   /** KV ports in a row: one a rank. Default 1. */
   readonly kvPortSpan?: number;
+  /** Whether a KV port must be another one also when the wrapper starts again: its partners never forget one. */
+  readonly kvPortOnce?: boolean;
   /** Whether its partners dial the address of its KV side channel. */
   readonly publishesKvAddress: boolean;
   /** Host under which they dial it, where that is not `kvHost`. */
@@ -43,11 +47,12 @@ export interface SpawnedOptions {
 
 export function spawnedEngine(o: SpawnedOptions): EngineSource {
   const span = o.kvPortSpan ?? 1;
+  const used = o.kvPortOnce === true ? usedPorts(join(o.recordsFolder, "..", "kv-ports"), o.log) : undefined;
   let nextKvPort = o.kvPort;
   let swept = false;
 
   async function startOnce(signal: AbortSignal): Promise<StartedEngine> {
-    const claimed = await claimPortsFrom(o.kvHost, nextKvPort, span);
+    const claimed = await claimPortsFrom(o.kvHost, nextKvPort, span, used);
     nextKvPort = claimed.first + span;
     let turn: Turn | undefined;
     try {

@@ -26,6 +26,8 @@ export interface Board {
   /** Of the engine that works now; empty where none does. */
   setKvAddress(address: string): void;
   setGauges(gauges: EngineGauges): void;
+  /** Why the engine is about to be started again; running legs go on. Empty: it isn't. */
+  setRetiring(reason: string): void;
   /** Undefined: takes legs again. */
   setDraining(reason: string | undefined): void;
   /** The instance stops and will not serve again: draining until `stopped`. */
@@ -41,6 +43,7 @@ export function createBoard(slotLimit: number): Board {
   const counts: Record<Count, number> = { running: 0, held: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
   const listeners = new Set<() => void>();
   let engineReason = "the engine is starting";
+  let retireReason = "";
   let drainReason: string | undefined;
   let ending: "no" | "stopping" | "stopped" = "no";
   let gauges = NO_GAUGES;
@@ -52,11 +55,11 @@ export function createBoard(slotLimit: number): Board {
     ending === "stopped" ? State.STOPPED
     : ending === "stopping" ? State.DRAINING
     : engineReason !== "" ? State.STARTING
-    : drainReason !== undefined ? State.DRAINING
+    : retireReason !== "" || drainReason !== undefined ? State.DRAINING
     : State.SERVING;
   const reasonNow = (): string => {
     if (ending !== "no") return ending === "stopped" ? "stopped" : "stopping";
-    return engineReason !== "" ? engineReason : (drainReason ?? "");
+    return engineReason || retireReason || (drainReason ?? "");
   };
   // KV that nobody wants any more still fills its slot.
   const freeSlots = (): number => Math.max(0, slotLimit - counts.running - counts.reserved - counts.orphans);
@@ -108,6 +111,11 @@ export function createBoard(slotLimit: number): Board {
     setEngine(reason) {
       if (reason === engineReason) return;
       engineReason = reason;
+      changed();
+    },
+    setRetiring(reason) {
+      if (reason === retireReason) return;
+      retireReason = reason;
       changed();
     },
     setKvAddress(address) {

@@ -147,7 +147,9 @@ export async function startInstance(
     // The state goes out first: routers watch it, and a leg they send meanwhile is refused, to be tried elsewhere. The
     // entry stays until the last leg ended, so that no router drops a connection that is in use.
     board.setStopping();
-    if (graceMs > 0) await untilEmpty(board, graceMs);
+    // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits for ever
+    // (P2P NCCL).
+    if (graceMs > 0) await untilSo(board, () => board.remaining + board.load().kvOrphans === 0, graceMs);
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
     if (keeper?.ours === false) await Promise.race([service.settled?.(), sleep(1_000, undefined, { ref: false })]);
@@ -172,7 +174,8 @@ export async function startInstance(
     });
     // A decode engine is given its KV and computes no prompt.
     const work = (): EngineWork => ({ legs: board.waitingForEngine, promptTokens: role === "prefill" ? board.load().queuedTokens : 0 });
-    const running = (keeper = await keepEngine({ source, log, work, stallMs: config.stall_ms }, anySignal(stop, over.signal)));
+    const emptied = (gone: AbortSignal): Promise<void> => untilSo(board, () => board.remaining === 0, config["drain.grace_ms"], gone);
+    const running = (keeper = await keepEngine({ source, log, work, stallMs: config.stall_ms, emptied }, anySignal(stop, over.signal)));
     let lastLive = running.live;
     const follow = (): void => {
       // First, so that no load says it serves with the address of an engine that is gone.
@@ -182,7 +185,8 @@ export async function startInstance(
         findings = examineEngine(role, config, connector, running.live);
         for (const { level, ...found } of findings) if (level === "warning" || level === "error") log.warn("the doctor found something", { ...found });
       }
-      board.setEngine(running.live === undefined ? running.reason : refusalOf(findings) || running.reason);
+      board.setEngine(running.live === undefined ? running.reason : refusalOf(findings));
+      board.setRetiring(running.retiring ? running.reason : "");
       board.setGauges(running.gauges);
       if (running.live === lastLive) return;
       lastLive = running.live;
@@ -229,7 +233,7 @@ function engineSource(
   onPhase: (phase: string) => void,
   pings: () => Promise<PingListener>,
 ): EngineSource {
-  const { servesUnpaired, pairedId, name } = connector.traits;
+  const { servesUnpaired, pairedId, wedgedByPartner, name } = connector.traits;
   const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
   const url = config["engine.attach"];
   if (url !== "") {
@@ -261,23 +265,27 @@ function engineSource(
     kvHost: config["kv.host"],
     kvPort: config["kv.port"],
     kvPortSpan: kind === "vllm" ? ranksOf(config["engine.flag"]) : 1,
+    kvPortOnce: wedgedByPartner,
     publishesKvAddress: pairedId,
     advertisedKvHost: config["kv.advertise_host"],
     recordsFolder: engineRecordsFolder(),
   });
 }
 
-function untilEmpty(board: Board, graceMs: number): Promise<void> {
-  if (board.remaining === 0) return Promise.resolve();
+/** Resolves when it is so, or `limitMs` have passed, or `gone` is aborted. */
+function untilSo(board: Board, isSo: () => boolean, limitMs: number, gone?: AbortSignal): Promise<void> {
+  if (isSo() || gone?.aborted === true) return Promise.resolve();
   return new Promise((resolve) => {
     const done = (): void => {
       clearTimeout(timer);
       forget();
+      gone?.removeEventListener("abort", done);
       resolve();
     };
-    const timer = setTimeout(done, graceMs);
+    const timer = setTimeout(done, limitMs);
     const forget = board.onChange(() => {
-      if (board.remaining === 0) done();
+      if (isSo()) done();
     });
+    gone?.addEventListener("abort", done, { once: true });
   });
 }

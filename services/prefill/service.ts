@@ -39,7 +39,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
           const engine = parts.keeper()?.live;
           if (engine === undefined) return;
           log.error("a decode engine died while this one sends to it, which wedges it", { decodeKvAddress: address });
-          if (!parts.keeper()!.restart(engine, "a decode engine that it sent KV to died")) log.error("the attached engine waits for a decode engine that is gone; restart it");
+          if (!parts.keeper()!.restart(engine, "a decode engine that it sent KV to died", { atOnce: true })) log.error("the attached engine waits for a decode engine that is gone; restart it");
         },
       });
 

@@ -6,13 +6,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { attachedEngine } from "../../services/engine/attached.ts";
 import type { EngineKeeper } from "../../services/engine/engine.ts";
-import { keepEngine } from "../../services/engine/keeper.ts";
+import { keepEngine, type KeeperOptions } from "../../services/engine/keeper.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
 import { identityOf } from "../../services/engine/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { silentLog } from "../support/log-sink.ts";
-import { eventually, within } from "../support/waits.ts";
+import { deferred, eventually, within } from "../support/waits.ts";
 
 // Speaks just enough to be found ready: a Node without TypeScript starts in 40 ms.
 const ENGINE = `
@@ -39,14 +39,14 @@ describe("an engine that Tandem starts", () => {
     rmSync(recordsFolder, { recursive: true });
   });
 
-  async function start(o: Partial<SpawnedOptions> = {}, stallMs = 60_000): Promise<EngineKeeper> {
+  async function start(o: Partial<SpawnedOptions> = {}, stallMs = 60_000, more: Partial<KeeperOptions> = {}): Promise<EngineKeeper> {
     const source = spawnedEngine({
       kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
       startTimeoutMs: 10_000, recordsFolder, log: silentLog,
       launch: ({ httpPort, kvPort }) => ({ command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)] }),
       ...o,
     });
-    const keeper = await keepEngine({ source, log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs }, new AbortController().signal);
+    const keeper = await keepEngine({ source, log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs, ...more }, new AbortController().signal);
     keepers.push(keeper);
     return keeper;
   }
@@ -94,6 +94,30 @@ describe("an engine that Tandem starts", () => {
     await eventually("the old one is gone", async () => (await identityOf(pid)) === undefined);
     await eventually("the next engine", () => keeper.live);
     assert.equal(keeper.restarts, 1);
+  });
+
+  it("lets what runs on it end before it is started again, and says meanwhile that it is about to be", async () => {
+    const empty = deferred();
+    const keeper = await start({}, 60_000, { emptied: () => empty.promise });
+    const first = keeper.live!;
+    const pid = await pidOf(keeper);
+    assert.equal(keeper.restart(first, "KV is lost"), true);
+    assert.deepEqual([keeper.live === first, keeper.retiring], [true, true]);
+    assert.match(keeper.reason, /when what it works on has ended: KV is lost/);
+    assert.equal(await pidOf(keeper), pid, "it goes on");
+    empty.resolve();
+    await eventually("the next engine", () => keeper.live !== undefined && keeper.live !== first);
+    assert.deepEqual([keeper.restarts, keeper.retiring, keeper.reason], [1, false, ""]);
+  });
+
+  it("is started again at once where what runs on it can't end, and when it stands still meanwhile", async () => {
+    const never = { emptied: () => new Promise<void>(() => {}) };
+    const waiting = await start({}, 60_000, never);
+    waiting.restart(waiting.live!, "its partner died", { atOnce: true });
+    assert.equal(waiting.live, undefined);
+    const frozen = await start({}, 200, never);
+    frozen.restart(frozen.live!, "KV is lost");
+    await eventually("it is found", () => frozen.restarts === 1);
   });
 
   it("is started again on a fresh KV port when it stands still, and its calls end, although it says it is well", async () => {

@@ -30,7 +30,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     chmodSync(program, 0o755);
     tandem = await startTandem(
       ["--engine", "vllm", "--connector", "p2p-nccl", "--prefill", "2", "--model", "org/Fake-1B", "--vllm.command", program, "--", "--max-model-len", "4096"],
-      { TANDEM_STALL_MS: "20000" },
+      { TANDEM_STALL_MS: "20000", XDG_STATE_HOME: folder, TMPDIR: folder },
     );
     await eventually("all serve", async () => (await instances()).every(({ eligible }) => eligible) && (await instances()).length === 3, 60_000);
   });

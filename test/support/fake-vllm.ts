@@ -1,7 +1,12 @@
 // A program that passes for vLLM 0.23.0 with P2P NCCL: its command line, its log lines, its pings; behind them the sim,
-// told to fail as P2P NCCL fails. Run through a script named `vllm` (see fakeVllm).
+// told to fail as P2P NCCL fails: also with a decode engine that comes back at the KV address of an earlier one. Run
+// through a script named `vllm` (see fakeVllm), with a folder of its own in TMPDIR where the decode engines leave word
+// of themselves.
 import { encode } from "@msgpack/msgpack";
+import { readFileSync, writeFileSync } from "node:fs";
 import { createServer, request } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { Dealer } from "zeromq";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
 
@@ -44,10 +49,28 @@ const sim = await startSimEngine({
 });
 // The sim says that it is 0.32: only that is another one.
 const { hostname, port } = new URL(sim.url);
+const wordOf = (kvAddress: string): string => join(tmpdir(), `fake-vllm-at-${kvAddress}`);
+if (!producer) writeFileSync(wordOf(address), String(process.pid));
+/** By KV address: the decode engine to which there is a connection. vLLM never drops one. */
+const partners = new Map<string, string>();
+function meetPartner(id: string | undefined): void {
+  const at = /___decode_addr_(.*):(\d+)_/.exec(id ?? "");
+  if (!producer || at === null) return;
+  const kvAddress = `${at[1]}:${at[2]}`;
+  const pid = readFileSync(wordOf(kvAddress), "utf8");
+  const known = partners.get(kvAddress) ?? pid;
+  partners.set(kvAddress, known);
+  // An old communicator, used on a new process: nothing ever comes through it.
+  if (known !== pid) sim.setFault("hang");
+}
+
 createServer((incoming, outgoing) => {
   if (incoming.url === "/version") return outgoing.setHeader("content-type", "application/json").end('{"version":"0.23.0"}');
   const { method, url: path, headers } = incoming;
+  meetPartner(headers["x-request-id"] as string | undefined);
   const call = request({ hostname, port, method, path, headers, agent: false }, (answer) => {
+    // KV that can't be pushed: vLLM waits for its partner, and from then on answers nobody.
+    if (producer && answer.statusCode! >= 500) return sim.setFault("hang");
     outgoing.writeHead(answer.statusCode!, answer.headers);
     answer.pipe(outgoing);
     answer.on("error", () => outgoing.destroy());

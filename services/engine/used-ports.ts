@@ -1,0 +1,30 @@
+// KV ports that engines of this user have had on this machine, over the end of their wrappers: an empty file each. vLLM's
+// P2P NCCL keeps a connection to every partner for good, and hangs with an engine that comes back where another was, so
+// that an instance which is stopped and started again must not get its old port (0.23, p2p_nccl_engine.py: `socks` and
+// `comms`).
+import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Log } from "../common/log.ts";
+
+export interface UsedPorts {
+  has(port: number): boolean;
+  add(port: number): void;
+  /** All of them may be used again: no other is left. */
+  forget(): void;
+}
+
+/** @param folder Where it is kept. Never throws: what a full disk forgets is only a port that may come back. */
+export function usedPorts(folder: string, log: Log): UsedPorts {
+  return {
+    has: (port) => existsSync(join(folder, String(port))),
+    add(port) {
+      try {
+        mkdirSync(folder, { recursive: true, mode: 0o700 });
+        writeFileSync(join(folder, String(port)), "");
+      } catch (error) {
+        log.warn("the KV port of an engine could not be recorded", { folder, error });
+      }
+    },
+    forget: () => rmSync(folder, { recursive: true, force: true }),
+  };
+}

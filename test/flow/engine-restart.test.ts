@@ -1,0 +1,185 @@
+// Engines that are started again under load, in processes of their own: because an operator wants it, or because nobody
+// can account for KV in it, which cost nothing; and because one stands still as vLLM 0.23 does for want of KV, which costs
+// no more than what ran on it.
+import assert from "node:assert/strict";
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { dialRpc } from "../../services/rpc/client.ts";
+import { FACE, freshLegId, openDecode, type SimInstance } from "../instance/legs.ts";
+import { vllmOf } from "../live/support/processes.ts";
+import { eligible, startProcess, startRouterProcess, type TestProcess, type TestRouter } from "../support/processes.ts";
+import { steadyLoad, type SteadyLoad } from "../support/steady-load.ts";
+import { eventually } from "../support/waits.ts";
+
+const FAKE = fileURLToPath(new URL("../support/fake-vllm.ts", import.meta.url));
+const TSX = import.meta.resolve("tsx");
+const LONG_MS = 60_000;
+const STALL_MS = 2_000;
+
+interface Kind {
+  readonly name: string;
+  readonly model: string;
+  flags(folder: string): readonly string[];
+}
+
+const SIM: Kind = {
+  name: "sims that fail as vLLM 0.23 does (p2p-zmq)", model: "tandem-sim",
+  flags: () => ["--engine=sim", "--connector=p2p-zmq", "--engine.flag=--fault=upstream"],
+};
+const NIXL: Kind = { name: "sims (nixl)", model: "tandem-sim", flags: () => ["--engine=sim", "--connector=nixl"] };
+const VLLM: Kind = {
+  name: "what passes for vLLM 0.23 (p2p-nccl)", model: "m",
+  flags: (folder) => ["--engine=vllm", "--connector=p2p-nccl", "--model=m", `--vllm.command=${join(folder, "vllm")}`],
+};
+
+interface Fleet extends AsyncDisposable {
+  readonly router: TestRouter;
+  readonly roles: { readonly prefill: TestProcess[]; readonly decode: TestProcess[] };
+  /** Until the router gives it legs. */
+  start(role: "prefill" | "decode"): Promise<any>;
+  load(clients: number, tokens: number): SteadyLoad;
+}
+
+async function startFleet(kind: Kind): Promise<Fleet> {
+  const folder = mkdtempSync(join(tmpdir(), "tandem-restarts-"));
+  writeFileSync(join(folder, "vllm"), `#!/bin/sh\nexec "${process.execPath}" --import="${TSX}" "${FAKE}" "$@"\n`);
+  chmodSync(join(folder, "vllm"), 0o755);
+  // One home for all: an instance that starts again knows what its predecessor wrote down.
+  const env = { XDG_STATE_HOME: folder, TMPDIR: folder };
+  const all: TestProcess[] = [];
+  const router = await startRouterProcess([], env);
+  all.push(router);
+  const roles = { prefill: [] as TestProcess[], decode: [] as TestProcess[] };
+  const begin = (role: "prefill" | "decode"): TestProcess => {
+    const one = startProcess(role, ["--listen", "127.0.0.1:0", "--router", router.grpcAddress, `--stall_ms=${STALL_MS}`, ...kind.flags(folder)], env);
+    all.push(one);
+    roles[role].push(one);
+    return one;
+  };
+  const stopAll = async (): Promise<void> => {
+    await Promise.all(all.map((one) => one[Symbol.asyncDispose]()));
+    rmSync(folder, { recursive: true, force: true });
+  };
+  try {
+    const four = (["prefill", "prefill", "decode", "decode"] as const).map(begin);
+    for (const one of four) await eligible(router, one);
+  } catch (error) {
+    const said = all.map((one) => one.output()).join("\n");
+    await stopAll();
+    throw new Error(`The fleet did not start:\n${said}`, { cause: error });
+  }
+  return {
+    router, roles,
+    start: (role) => eligible(router, begin(role)),
+    load: (clients, tokens) => steadyLoad([router.url], { clients, tokens, model: kind.model }),
+    [Symbol.asyncDispose]: stopAll,
+  };
+}
+
+/** An instance as the router sees it; counts are numbers. */
+async function find(router: TestRouter, pid: number): Promise<{ legsTotal: number; load: { running: number } }> {
+  const { instances } = await router.call("ListInstances");
+  const one = instances.find(({ info }: any) => info.pid === pid);
+  return { legsTotal: Number(one?.legsTotal ?? 0), load: { running: one?.load?.running ?? 0 } };
+}
+
+for (const kind of [SIM, NIXL, VLLM]) {
+  describe(`an instance that is drained, stopped and started again under load: ${kind.name}`, function () {
+    this.timeout(3 * LONG_MS);
+    let fleet: Fleet;
+    before(async () => {
+      fleet = await startFleet(kind);
+    });
+    after(() => fleet?.[Symbol.asyncDispose]());
+
+    for (const role of ["decode", "prefill"] as const) {
+      it(`loses nothing (${role}), and comes back as a new partner`, async () => {
+        const { router } = fleet;
+        const [instance] = fleet.roles[role];
+        const { info } = await eligible(router, instance!);
+        const load = fleet.load(8, 40);
+        await eventually("it has legs", async () => (await find(router, info.pid)).load.running > 0, LONG_MS);
+        await router.call("DrainInstance", { instanceId: info.instanceId, reason: "a new engine" });
+        await instance!.end("SIGTERM");
+        const again = await fleet.start(role);
+        await eventually("the next one has legs", async () => (await find(router, again.info.pid)).legsTotal > 10, LONG_MS);
+        await load.stop();
+        assert.deepEqual(load.failed, []);
+        if (kind === VLLM) assert.notEqual(again.info.kvAddress, info.kvAddress);
+      });
+    }
+  });
+}
+
+for (const kind of [SIM, VLLM]) {
+  describe(`a decode engine that stands still for want of KV: ${kind.name}`, function () {
+    this.timeout(2 * LONG_MS);
+
+    it("is started again, costs what ran on it, and no other pair anything", async () => {
+      await using fleet = await startFleet(kind);
+      const { router } = fleet;
+      const [prefill] = fleet.roles.prefill;
+      const [wedged] = fleet.roles.decode;
+      const [{ info: prefillInfo }, { info }] = [await eligible(router, prefill!), await eligible(router, wedged!)];
+      // Long answers, so that those which run there now still do when it stands still.
+      const load = fleet.load(8, 600);
+      await eventually("streams run there", async () => (await find(router, info.pid)).load.running > 1, LONG_MS);
+
+      await using channel = dialRpc(info.grpcAddress);
+      const leg = openDecode({ channel } as unknown as SimInstance);
+      const pair = { legId: freshLegId(), path: "/v1/completions", body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }) };
+      leg.reserve(pair, undefined, { face: FACE, prefillKvAddress: prefillInfo.kvAddress, decodeKvAddress: info.kvAddress });
+      assert.ok((await leg.next())!.reserved !== undefined);
+      leg.start();
+      const wedgedAtMs = Date.now();
+      await assert.rejects(leg.next(), (error: { code?: string }) => error.code === "engine_failed");
+      const endedMs = Date.now() - wedgedAtMs;
+      // Promise 1, and some room for a busy machine: the router itself would wait much longer.
+      assert.ok(endedMs >= STALL_MS && endedMs < STALL_MS + 5_000, `${endedMs} ms`);
+
+      const again = await eventually("it is back, on another KV port", async () => {
+        const now = await eligible(router, wedged!);
+        return now.info.kvAddress !== info.kvAddress && now;
+      }, LONG_MS);
+      assert.equal(again.info.instanceId, info.instanceId);
+      await eventually("it has legs again", async () => (await find(router, info.pid)).legsTotal > Number(again.legsTotal), LONG_MS);
+      for (const one of [...fleet.roles.prefill, ...fleet.roles.decode]) await eligible(router, one);
+      await load.stop();
+
+      assert.ok(load.failed.length > 0, "streams ran there");
+      for (const { endedMs: at, error } of load.failed) assert.ok(at - wedgedAtMs < STALL_MS + 5_000, `${at - wedgedAtMs} ms: ${error}`);
+      const { receipts } = await router.call("ListRequests", { limit: 1000 });
+      const lost = receipts.filter((one: any) => one.outcome !== "OUTCOME_COMPLETED");
+      assert.equal(lost.length, load.failed.length);
+      for (const { legs, error } of lost) assert.equal(legs.at(-1).decodeInstanceId, info.instanceId, error);
+    });
+  });
+}
+
+describe(`a prefill engine that dies with legs in it: ${VLLM.name}`, function () {
+  this.timeout(3 * LONG_MS);
+
+  it("has the decode engines that it may have sent KV to started again, and no stream of theirs broken", async () => {
+    await using fleet = await startFleet(VLLM);
+    const { router } = fleet;
+    const [dying] = fleet.roles.prefill;
+    const { info } = await eligible(router, dying!);
+    const load = fleet.load(8, 300);
+    await eventually("streams run", async () => (await find(router, fleet.roles.decode[0]!.pid)).load.running > 0, LONG_MS);
+    const { pids, url } = vllmOf(info.pid);
+    assert.ok((await fetch(`${url}/sim/fault`, { method: "POST", body: '"hang"' })).ok);
+    await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);
+    const ended = load.stop();
+    process.kill(pids[0]!, "SIGKILL");
+    await eventually("a decode engine retires", () => fleet.roles.decode.some((one) => one.logged("the engine is to be started again").length > 0), LONG_MS);
+    for (const one of [...fleet.roles.prefill, ...fleet.roles.decode]) {
+      await eventually("it is over", () => one.logged("the engine is to be started again").length === one.logged("the engine works again").length - (one === dying ? 1 : 0), LONG_MS);
+      await eligible(router, one);
+    }
+    await ended;
+    // What had no answer yet may be told to come again: each decode engine may have been sent KV by it.
+    assert.deepEqual(load.failed.filter(({ error }) => !/^50[23] /.test(error!)), []);
+  });
+});
