@@ -70,6 +70,20 @@ export const routerConfig = defineConfig(
       unit: "bytes",
       doc: "Bodies of all requests that are being read, wait or run. A request that doesn't fit is refused with 429.",
     }),
+    "head.timeout_ms": integer({
+      default: 20_000,
+      min: 10,
+      max: 3_600_000,
+      unit: "ms",
+      doc: "For the head of a request to arrive. After it the client gets 408 and is cut.",
+    }),
+    "body.timeout_ms": integer({
+      default: 120_000,
+      min: 10,
+      max: 86_400_000,
+      unit: "ms",
+      doc: "For a request to arrive whole, body included, however busily its client sends. After it the client gets 408 and is cut.",
+    }),
     "connections.limit": integer({
       default: 16_384,
       min: 1,

@@ -196,7 +196,12 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
         grpcAddress: rpc.address,
         checkHost: hostChecks(config),
       }),
-      config["connections.limit"],
+      {
+        connections: config["connections.limit"],
+        headMs: config["head.timeout_ms"],
+        bodyMs: config["body.timeout_ms"],
+        stallMs: config["client.stall_ms"],
+      },
     );
     if (o.signal?.aborted) throw new ServiceError("cancelled", "The start was given up.");
   } catch (error) {

@@ -10,38 +10,74 @@ import { errorAnswer } from "./errors.ts";
 /** Above the 60 s for which load balancers keep a connection, so that they close it and not we, under a request. */
 const KEEP_ALIVE_MS = 65_000;
 const BACKLOG = 4096;
+/** At most this long after its time a request is cut that was not there by then. */
+const SWEEP_MS = 2_000;
 /** For answers that are complete but not sent yet when the server ends. */
 const LAST_BYTES_MS = 200;
 
 export interface HttpServer {
   /** host:port really bound. */
   readonly address: string;
+  /** Connections that are open. */
+  readonly connections: number;
   /** Closes connections on which nothing runs. */
   closeIdle(): void;
   /** Takes no new connection, lets the last answers out, then breaks what is left. May be called twice. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
+export interface HttpLimits {
+  /** One connection more is closed as soon as it is made. */
+  readonly connections: number;
+  /** For the head of a request, from its first byte; of a connection's first, from when it was made. */
+  readonly headMs: number;
+  /** For head and body. */
+  readonly bodyMs: number;
+  /** A client that takes nothing for so long of an answer that has ended is cut. */
+  readonly stallMs: number;
+}
+
 /**
  * @param listen host:port; port 0 takes a free one.
- * @param connectionLimit One more is closed as soon as it is made.
  * @throws StartError when the address can't be listened on
  */
 export async function serveHttp(
   listen: string,
   handler: (req: IncomingMessage, res: ServerResponse) => void,
-  connectionLimit: number,
+  limits: HttpLimits,
 ): Promise<HttpServer> {
-  const server = createServer({ noDelay: true, keepAliveTimeout: KEEP_ALIVE_MS }, handler);
-  server.maxConnections = connectionLimit;
+  const { headMs, bodyMs, stallMs } = limits;
+  const server = createServer({
+    noDelay: true,
+    keepAliveTimeout: KEEP_ALIVE_MS,
+    requestTimeout: bodyMs,
+    headersTimeout: Math.min(headMs, bodyMs),
+    // How late the two may come.
+    connectionsCheckingInterval: Math.max(20, Math.min(headMs, bodyMs, SWEEP_MS * 10) / 10),
+  });
+  server.maxConnections = limits.connections;
+  server.on("request", serve);
   // A body that was announced too large is refused by the handler before the client sends it.
   server.on("checkContinue", (req, res) => {
     req.once("resume", () => {
       if (!res.headersSent) res.writeContinue();
     });
-    handler(req, res);
+    serve(req, res);
   });
   server.on("clientError", refuseBroken);
+  server.on("timeout", cutUnlessQuiet);
+  let connections = 0;
+  server.on("connection", (socket: Socket) => {
+    connections += 1;
+    socket.once("close", () => (connections -= 1));
+  });
+
+  function serve(req: IncomingMessage, res: ServerResponse): void {
+    // Whatever it is, an error or a page too: from its end on, only the client's reading is waited for. Once all is sent,
+    // Node replaces this timeout by the keep-alive one.
+    res.once("prefinish", () => res.socket?.setTimeout(stallMs));
+    handler(req, res);
+  }
 
   const { host, port } = parse(listen);
   await new Promise<void>((resolve, reject) => {
@@ -66,6 +102,9 @@ export async function serveHttp(
 
   return {
     address: `${host.includes(":") ? `[${host}]` : host}:${bound.port}`,
+    get connections() {
+      return connections;
+    },
     closeIdle: () => server.closeIdleConnections(),
     [Symbol.asyncDispose]: () => (done ??= close()),
   };
@@ -75,10 +114,20 @@ function settledWithin(promise: Promise<void>, ms: number): Promise<boolean> {
   return Promise.race([promise.then(() => true), sleep(ms, false)]);
 }
 
+/** An answer may be quiet for as long as its engine thinks, also one that was asked for before the last one was read. */
+function cutUnlessQuiet(socket: Socket): void {
+  const answer = answeredOn(socket);
+  if (answer?.writableEnded === false && socket.writableLength === 0 && answer.writableLength === 0) return;
+  socket.destroy();
+}
+
+function answeredOn(socket: Socket): ServerResponse | undefined {
+  return (socket as Socket & { _httpMessage?: ServerResponse | null })._httpMessage ?? undefined;
+}
+
 /** What Node's parser gave up on. Nothing of the request is known, so the answer is written by hand. */
 function refuseBroken(error: NodeJS.ErrnoException, socket: Socket): void {
-  const answering = (socket as Socket & { _httpMessage?: ServerResponse })._httpMessage;
-  if (!socket.writable || error.code === "ECONNRESET" || answering?.headersSent === true) {
+  if (!socket.writable || error.code === "ECONNRESET" || answeredOn(socket)?.headersSent === true) {
     socket.destroy();
     return;
   }

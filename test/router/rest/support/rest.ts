@@ -21,6 +21,8 @@ export interface RestOptions {
   readonly bodyTotalBytes?: number;
   readonly bufferBytes?: number;
   readonly stallMs?: number;
+  readonly headMs?: number;
+  readonly bodyMs?: number;
   readonly queueLimit?: number;
   readonly queueTimeoutMs?: number;
   readonly legsLimit?: number;
@@ -84,7 +86,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
         "rest.listen": o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0", "rest.advertise": undefined, "rest.hosts": [], api_key: "", token: "", ...o.hosts,
       }),
     }),
-    100,
+    { connections: 100, headMs: o.headMs ?? 5_000, bodyMs: o.bodyMs ?? 10_000, stallMs: o.stallMs ?? 5_000 },
   );
   const url = `http://${http.address}`;
   return {

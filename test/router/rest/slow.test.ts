@@ -1,0 +1,116 @@
+// Clients that send or read so slowly that they only hold something up.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { connect, type Socket } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+import { eventually, within } from "../../support/waits.ts";
+import { ENDING, type Script } from "./support/relay.ts";
+import { startRest, type Rest } from "./support/rest.ts";
+
+const HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+const BODY = '{"prompt":"x"}';
+const REQUEST = `${HEAD}content-length: ${BODY.length}\r\n\r\n${BODY}`;
+
+async function open(rest: Rest): Promise<Socket> {
+  const socket = connect(rest.port, "127.0.0.1").setEncoding("utf8").on("error", () => {});
+  await once(socket, "connect");
+  return socket;
+}
+
+/** Sends `text` a byte at a time for as long as the connection stands, and returns what came back. */
+async function drip(socket: Socket, text: string): Promise<string> {
+  let answer = "";
+  socket.on("data", (data: string) => (answer += data));
+  const closed = once(socket, "close");
+  for (let at = 0; !socket.destroyed && at < text.length; at += 1) {
+    socket.write(text[at]!);
+    await sleep(5);
+  }
+  await within(closed, "the cut");
+  return answer;
+}
+
+describe("a client that sends a byte at a time", () => {
+  it("is cut with a 408 when its head takes too long", async () => {
+    await using rest = await startRest({ headMs: 150 });
+    assert.match(await drip(await open(rest), `${HEAD}x-filler: ${"x".repeat(8_000)}\r\n\r\n`), /^HTTP\/1\.1 408 .*took too long to arrive/s);
+  });
+
+  it("is cut when it sends nothing at all", async () => {
+    await using rest = await startRest({ headMs: 150 });
+    const socket = await open(rest);
+    socket.resume();
+    await within(once(socket, "close"), "the cut");
+  });
+
+  for (const [how, head, text] of [
+    ["of a length that it gave", "content-length: 20000\r\n\r\n", "x".repeat(20_000)],
+    ["in chunks", "transfer-encoding: chunked\r\n\r\n", "1\r\nx\r\n".repeat(4_000)],
+    ["that it asked leave for", "expect: 100-continue\r\ncontent-length: 20000\r\n\r\n", "x".repeat(20_000)],
+  ] as const) {
+    it(`is cut with a 408 when its body takes too long, ${how}, and holds no memory after it`, async () => {
+      await using rest = await startRest({ bodyMs: 200 });
+      const socket = await open(rest);
+      socket.write(HEAD + head);
+      assert.match(await drip(socket, text), /HTTP\/1\.1 408 .*took too long to arrive/s);
+      await eventually("nothing is held", () => rest.bodyBudget.heldBytes === 0);
+      assert.equal(rest.relay.runs.length, 0);
+      assert.match(await rest.metrics.text(), /tandem_requests_total\{path="\/v1\/completions",outcome="refused",code="cancelled"\} 1/);
+    });
+  }
+
+  it("is served when it is whole in time, however long the answer takes then", async () => {
+    const script: Script = async ({ write }) => {
+      await sleep(400);
+      write("{}");
+      return ENDING;
+    };
+    await using rest = await startRest({ script, headMs: 150, bodyMs: 200, stallMs: 100 });
+    assert.equal((await rest.post("/v1/completions", { prompt: "x" })).status, 200);
+  });
+});
+
+describe("a client that reads nothing", () => {
+  /** More than the kernel holds of a loopback connection. */
+  const LARGE = Buffer.alloc(16 << 20, "x").toString();
+
+  it("is cut, also where its answer is in one piece", async () => {
+    await using rest = await startRest({ stallMs: 150, script: async ({ write }) => (write(LARGE), ENDING) });
+    const socket = (await open(rest)).pause();
+    socket.write(REQUEST);
+    await eventually("it is answered", () => rest.relay.runs.length === 1);
+    await eventually("it is cut", () => rest.http.connections === 0);
+    socket.destroy();
+  });
+
+  it("is cut, also where it asks for error after error, or page after page", async () => {
+    for (const text of ["POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", "GET / HTTP/1.1\r\nhost: x\r\n\r\n"]) {
+      await using rest = await startRest({ stallMs: 150 });
+      const socket = (await open(rest)).pause();
+      const before = process.memoryUsage().rss;
+      const block = text.repeat(500);
+      await eventually("it is cut", () => {
+        while (!socket.destroyed && socket.writableLength < 1 << 20) socket.write(block);
+        return rest.http.connections === 0;
+      }, 15_000); // The kernel holds megabytes of small answers before anything waits.
+      assert.ok(process.memoryUsage().rss - before < 300 << 20, "what waits for it is bounded");
+      socket.destroy();
+    }
+  });
+
+  it("is not one that asked for a second answer before the first had come", async () => {
+    let runs = 0;
+    const script: Script = async ({ write }) => {
+      if ((runs += 1) === 2) await sleep(400);
+      write(`{"run":${runs}}`);
+      return ENDING;
+    };
+    await using rest = await startRest({ stallMs: 100, script });
+    const socket = await open(rest);
+    let answer = "";
+    socket.on("data", (data: string) => (answer += data));
+    socket.write(REQUEST + REQUEST);
+    await eventually("both answers", () => answer.includes('{"run":1}') && answer.includes('{"run":2}'));
+    socket.destroy();
+  });
+});
