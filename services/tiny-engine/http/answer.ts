@@ -4,7 +4,7 @@ import type { ServerResponse } from "node:http";
 import type { Engine, EngineFailure, Finish, Sampling, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { RequestFaults } from "../faults.ts";
 import { errorEvent, HttpError, sendError, sendJson } from "./exchange.ts";
-import type { AnswerFinish, AnswerFormat, Usage, WholeChoice } from "./format.ts";
+import type { AnswerFinish, AnswerFormat, Delta, Usage, WholeChoice } from "./format.ts";
 import { OutputText } from "./output-text.ts";
 import type { StreamChoice } from "./sampling.ts";
 import { DONE, SseWriter } from "./sse.ts";
@@ -36,6 +36,8 @@ export class Answer {
   readonly #handles: SequenceHandle[] = [];
   #format: AnswerFormat | null = null;
   #writer: SseWriter | null = null;
+  /** One entry per token that waits for a slow client, in the order they came; the choices hold what they say. */
+  readonly #unwritten: Choice[] = [];
   #opened = false;
   #open = 0;
   #tokenCount = 0;
@@ -77,11 +79,11 @@ export class Answer {
   advance(choice: Choice): void {
     if (this.#over) return;
     this.#tokenCount++;
-    const writer = this.#writer;
-    if (writer !== null && !writer.blocked) this.#write(writer, choice);
+    if (this.#writer?.blocked === false) this.#write(this.#writer, choice);
+    else if (this.#writer !== null) this.#unwritten.push(choice);
     if (choice.finish !== null) {
       this.#open--;
-      if (this.#open === 0 && (writer === null || !writer.blocked)) this.#finish();
+      if (this.#open === 0 && this.#writer?.blocked !== true) this.#finish();
     }
     if (this.#faults !== null) this.#strike();
   }
@@ -104,24 +106,24 @@ export class Answer {
       const opening = format.opening(this.#choices.length);
       if (opening.length > 0) writer.write(...opening);
     }
-    writer.write(format.event(choice));
-    choice.written();
+    writer.write(format.event(choice.take()));
   }
 
-  /** The client reads again: everything that came meanwhile goes out in one event per choice. */
+  /**
+   * The client reads again. A token stays an event of its own, however late: an answer that is written again has the same
+   * bytes, so that whoever has half of one can go on with the other half of another.
+   */
   #onDrain(): void {
-    if (this.#over) return;
-    for (const choice of this.#choices) {
-      if (choice.pending && !this.#writer!.blocked) this.#write(this.#writer!, choice);
-    }
-    if (this.#open === 0 && !this.#writer!.blocked && this.#choices.every((choice) => !choice.pending)) this.#finish();
+    const writer = this.#writer!;
+    while (!this.#over && !writer.blocked && this.#unwritten.length > 0) this.#write(writer, this.#unwritten.shift()!);
+    if (this.#open === 0 && !writer.blocked) this.#finish();
   }
 
   #finish(): void {
     if (!this.#end("finished")) return;
     const format = this.#format!;
     if (this.#writer === null) {
-      sendJson(this.#res, 200, format.body(this.#choices as WholeChoice[], this.#usage()));
+      sendJson(this.#res, 200, format.body(this.#choices.map((choice) => choice.whole()), this.#usage()));
       return;
     }
     if (this.#plan.stream.includeUsage) this.#writer.write(format.usageEvent(this.#usage()));
@@ -173,41 +175,41 @@ export class Answer {
   }
 }
 
-/** One choice: what was generated, and how much of it is not written yet. Doubles as its own Delta. */
+/** One choice: what was generated, and how much of it is not written yet. */
 class Choice implements TokenSink {
-  readonly index: number;
+  readonly #index: number;
   readonly #answer: Answer;
   readonly #output: OutputText;
   readonly #includeStop: boolean;
-  text = "";
-  tokens: number[] = [];
-  logprobs: TokenLogprobs[] = [];
+  /** Of the tokens that are not written, one entry each; of all tokens where the answer is not streamed. */
+  readonly #texts: string[] = [];
+  readonly #tokens: number[] = [];
+  readonly #logprobs: TokenLogprobs[] = [];
+  #writtenCount = 0;
   finish: AnswerFinish | null = null;
-  first = true;
-  pending = false;
   completionTokens = 0;
 
   constructor(answer: Answer, index: number, output: OutputText, includeStop: boolean) {
     this.#answer = answer;
-    this.index = index;
+    this.#index = index;
     this.#output = output;
     this.#includeStop = includeStop;
   }
 
   token(token: number, finish: Finish | null, logprobs: TokenLogprobs | null): boolean {
     this.completionTokens++;
-    this.tokens.push(token);
-    if (logprobs !== null) this.logprobs.push(logprobs);
+    this.#tokens.push(token);
+    if (logprobs !== null) this.#logprobs.push(logprobs);
     // A stop token is counted and listed, but its text is no part of the answer.
-    if (finish?.reason !== "stop" || this.#includeStop) this.text += this.#output.push(token);
+    let text = finish?.reason !== "stop" || this.#includeStop ? this.#output.push(token) : "";
     const { stoppedBy } = this.#output;
     if (stoppedBy !== null) {
       this.finish = { reason: "stop", stopReason: stoppedBy, kvTransferParams: finish?.kvTransferParams ?? null };
     } else if (finish !== null) {
-      this.text += this.#output.flush();
+      text += this.#output.flush();
       this.finish = finish;
     }
-    this.pending = true;
+    this.#texts.push(text);
     this.#answer.advance(this);
     return stoppedBy !== null;
   }
@@ -216,12 +218,18 @@ class Choice implements TokenSink {
     this.#answer.fail(failure);
   }
 
-  /** Everything so far is on its way to the client. */
-  written(): void {
-    this.text = "";
-    this.tokens = [];
-    if (this.logprobs.length > 0) this.logprobs = [];
-    this.first = false;
-    this.pending = false;
+  /** The oldest token that is not written, which is on its way to the client now. */
+  take(): Delta {
+    const first = this.#writtenCount++ === 0;
+    const logprobs = this.#logprobs.shift();
+    return {
+      index: this.#index, text: this.#texts.shift()!, tokens: [this.#tokens.shift()!], logprobs: logprobs === undefined ? [] : [logprobs],
+      finish: this.#writtenCount === this.completionTokens ? this.finish : null, first, completionTokens: this.#writtenCount,
+    };
+  }
+
+  /** All of it. */
+  whole(): WholeChoice {
+    return { index: this.#index, text: this.#texts.join(""), tokens: this.#tokens, logprobs: this.#logprobs, finish: this.finish! };
   }
 }

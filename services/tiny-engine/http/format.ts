@@ -1,7 +1,7 @@
 // What the two endpoints do differently when they write an answer; everything else is in answer.ts.
 import type { TokenLogprobs } from "../engine.ts";
 
-/** What is written for one choice at one time: one token, or all that came while the client was slow. */
+/** What is written for one choice at one time: one token, also to a client that reads slowly. */
 export interface Delta {
   readonly index: number;
   readonly text: string;
