@@ -17,6 +17,9 @@ import { CPU_ENV, CPU_FLAGS, MODEL, MODEL_DIR, prepareVllm, startVllm, VLLM_PROG
 const STALL_MS = 5_000;
 /** A vLLM loads for 20 to 40 s on two cores, two minutes beside much else. */
 const BACK_MS = 300_000;
+/** The figures of docs/faults.md. */
+const say = (text: string): void => console.log(`      ${text}`);
+const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
 const WORDS = "the sea a story about prefill and decode tells of tokens that travel from one engine to another while nobody waits".split(" ");
 
 // 100 prompts of one word to most of the context, over block borders (32 tokens a block), in all four shapes.
@@ -51,6 +54,12 @@ async function ending(response: Response, streamed: boolean): Promise<"answer" |
   return "answer";
 }
 
+interface Ended {
+  readonly how: "answer" | "error";
+  /** After the fault. */
+  readonly ms: number;
+}
+
 describe("vLLM started by Tandem", function () {
   this.timeout(15 * 60_000);
   let plain: Vllm;
@@ -75,9 +84,35 @@ describe("vLLM started by Tandem", function () {
     assertSame(answer, expected[1]!);
     return true;
   }, BACK_MS);
+  const all = async (): Promise<Instance[]> => [...(await instances(Role.PREFILL)), ...(await instances(Role.DECODE))];
+  const whole = (): Promise<unknown> =>
+    eventually("one prefill and two decode instances serve", async () => (await serving(Role.PREFILL, 1)) && (await serving(Role.DECODE, 2)), BACK_MS);
   const wholeAgain = async (): Promise<void> => {
-    await eventually("one prefill and two decode instances serve", async () => (await serving(Role.PREFILL, 1)) && (await serving(Role.DECODE, 2)), BACK_MS);
+    await whole();
     await servesAgain();
+  };
+  const retries = (): Promise<number> => metricOf(tandem.url, "tandem_retries_total");
+  /** Engines free what nobody fetches when a lease ends, and look for that when they have something to do. */
+  const kvFree = async (): Promise<void> => {
+    await eventually("no leg, no orphan and no KV is left", async () => {
+      await ask(tandem.url, QUESTIONS[1]!);
+      const found = await all();
+      if (!found.every(({ legs, load }) => legs === 0 && load?.kvOrphans === 0 && load.running === 0)) return false;
+      const used = await Promise.all(found.map(({ info }) => metricOf(vllmOf(info!.pid).url, "vllm:kv_cache_usage_perc")));
+      return used.every((ratio) => ratio < 0.01);
+    }, 90_000);
+  };
+  /** What became of a fault that is `atMs` old: how its requests ended, and until when it was felt. */
+  const aftermath = async (fault: string, atMs: number, retriedBefore: number, ends: readonly Ended[]): Promise<void> => {
+    const broken = ends.filter(({ how }) => how === "error").map(({ ms }) => ms);
+    const retried = (await retries()) - retriedBefore;
+    await servesAgain();
+    const servesMs = performance.now() - atMs;
+    await whole();
+    const wholeMs = performance.now() - atMs;
+    await kvFree();
+    say(`${fault}: ${ends.length} requests, ${ends.length - broken.length} answered, ${broken.length} ended with an error${broken.length === 0 ? "" : ` ${seconds(Math.min(...broken))} to ${seconds(Math.max(...broken))} after it`}, ${retried} retries`);
+    say(`  answers again after ${seconds(servesMs)}, whole after ${seconds(wholeMs)}, no KV left after ${seconds(performance.now() - atMs)}`);
   };
 
   before(async () => {
@@ -145,7 +180,6 @@ describe("vLLM started by Tandem", function () {
   });
 
   it("frees everything when clients leave between the legs and mid-stream", async () => {
-    const [prefill] = await instances(Role.PREFILL);
     await Promise.all(Array.from({ length: 24 }, async (_, index) => {
       const gone = new AbortController();
       // From before the prefill leg to well into the answer.
@@ -153,17 +187,14 @@ describe("vLLM started by Tandem", function () {
       const response = await post(tandem.url, "/v1/completions", long(index).body, gone.signal).catch(() => undefined);
       await response?.text().catch(() => undefined);
     }));
-    for (const { info } of [prefill!, ...(await instances(Role.DECODE))]) {
+    const goneMs = performance.now();
+    for (const { info } of await all()) {
       const { url } = vllmOf(info!.pid);
       await eventually("nothing runs", async () => (await metricOf(url, "vllm:num_requests_running")) === 0, 20_000);
     }
-    const all = async (): Promise<Instance[]> => [...(await instances(Role.PREFILL)), ...(await instances(Role.DECODE))];
-    await eventually("no leg and no orphan is left", async () => (await all()).every(({ legs, load }) => legs === 0 && load?.kvOrphans === 0 && load.running === 0));
-    // The lease on KV that nobody fetched runs out by itself; a question makes the engine look.
-    await eventually("prefill holds no KV", async () => {
-      await ask(tandem.url, QUESTIONS[1]!);
-      return (await metricOf(vllmOf(prefill!.info!.pid).url, "vllm:kv_cache_usage_perc")) < 0.01;
-    }, 60_000);
+    const idleMs = performance.now() - goneMs;
+    await kvFree();
+    say(`24 clients gone: no engine computes for them after ${seconds(idleMs)}, no KV left after ${seconds(performance.now() - goneMs)} (a lease is 30 s)`);
   });
 
   it("refuses smuggled KV parameters, ids and addresses", async () => {
@@ -180,34 +211,71 @@ describe("vLLM started by Tandem", function () {
     await servesAgain();
   });
 
-  it("outlives KV parameters that don't fit the prompt, which end a vLLM", async () => {
+  /** The instances' own services, past the router. */
+  async function openLegs() {
     const [prefill] = (await instances(Role.PREFILL)).map(({ info }) => info!);
     const [decode] = (await instances(Role.DECODE)).map(({ info }) => info!);
-    await using prefillChannel = dialRpc(prefill!.grpcAddress, { token: tandem.token });
-    await using decodeChannel = dialRpc(decode!.grpcAddress, { token: tandem.token });
+    const prefillChannel = dialRpc(prefill!.grpcAddress, { token: tandem.token });
+    const decodeChannel = dialRpc(decode!.grpcAddress, { token: tandem.token });
     const path = "/v1/completions";
-    const bodyOf = (prompt: string): string => JSON.stringify({ model: MODEL, prompt, max_tokens: 4, temperature: 0 });
-    const legOf = (digit: string) => digit.repeat(32);
-    const decodeLeg = async (legId: string, body: string, ticket: string): Promise<void> => {
-      async function* steps() {
-        yield create(DecodeRequestSchema, { step: { case: "reserve", value: { legId, path, body, face: { id: "x", created: 1, choiceIndex: 0 } } } });
-        yield create(DecodeRequestSchema, { step: { case: "start", value: { ticket } } });
-      }
-      for await (const _ of decodeChannel.client(DecodeService).decode(steps(), { timeoutMs: 60_000 }));
+    return {
+      legOf: (digit: string): string => digit.repeat(32),
+      bodyOf: (prompt: string): string => JSON.stringify({ model: MODEL, prompt, max_tokens: 4, temperature: 0 }),
+      async prefillLeg(legId: string, body: string): Promise<string> {
+        return (await prefillChannel.client(PrefillService).prefill({ legId, path, body })).ticket;
+      },
+      async decodeLeg(legId: string, body: string, ticket: string): Promise<void> {
+        async function* steps() {
+          yield create(DecodeRequestSchema, { step: { case: "reserve", value: { legId, path, body, face: { id: "x", created: 1, choiceIndex: 0 } } } });
+          yield create(DecodeRequestSchema, { step: { case: "start", value: { ticket } } });
+        }
+        for await (const _ of decodeChannel.client(DecodeService).decode(steps(), { timeoutMs: 60_000 }));
+      },
+      async [Symbol.asyncDispose]() {
+        await Promise.all([prefillChannel, decodeChannel].map((channel) => channel[Symbol.asyncDispose]()));
+      },
     };
+  }
+
+  it("outlives KV parameters that don't fit the prompt, which end a vLLM", async () => {
+    await using legs = await openLegs();
+    const { prefillLeg, decodeLeg, bodyOf, legOf } = legs;
     await assert.rejects(decodeLeg(legOf("a"), bodyOf("hi"), '{"do_remote_prefill":true}'), { code: "invalid_request" });
     await assert.rejects(decodeLeg(legOf("b"), bodyOf("hi"), "nonsense"), { code: "invalid_request" });
-    const { ticket } = await prefillChannel.client(PrefillService).prefill({ legId: legOf("c"), path, body: bodyOf("short") });
+    // Of an engine that is none, and of one that was there: each ends as an error, and no engine with it.
+    const before = (await all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1));
+    const other = await prefillLeg(legOf("d"), bodyOf("short"));
+    const engineId = (JSON.parse(other) as { remote_engine_id: string }).remote_engine_id;
+    await assert.rejects(decodeLeg(legOf("d"), bodyOf("short"), other.replace(engineId, "11111111-2222-3333-4444-555555555555")));
+    await decodeLeg(legOf("d"), bodyOf("short"), other);
+    await servesAgain();
+    assert.deepEqual((await all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1)), before);
+    const ticket = await prefillLeg(legOf("c"), bodyOf("short"));
     await assert.rejects(decodeLeg(legOf("c"), bodyOf(`far longer ${WORDS.join(" ").repeat(3)}`), ticket));
     await wholeAgain();
   });
 
   it("ends every request when prefill's engine is killed, and starts another", async () => {
     const [{ info }] = (await instances(Role.PREFILL)) as [Instance];
-    const running = QUESTIONS.slice(0, 16).map(async (one) => ending(await post(tandem.url, one.path, one.body), one.body["stream"] === true));
-    // The engine core, not its API server: what dies on a bug or for want of memory.
-    process.kill(vllmOf(info!.pid).pids.at(-1)!, "SIGKILL");
-    await Promise.all(running);
+    await using legs = await openLegs();
+    const { prefillLeg, decodeLeg, bodyOf, legOf } = legs;
+    const stale = await prefillLeg(legOf("e"), bodyOf("short"));
+    // The engine core, not its API server: what dies on a bug or for want of memory. Stopped first, so that all are on it.
+    const core = vllmOf(info!.pid).pids.at(-1)!;
+    process.kill(core, "SIGSTOP");
+    let killedMs = Infinity;
+    const running = QUESTIONS.slice(0, 16).map(async (one): Promise<Ended> => {
+      const how = await ending(await post(tandem.url, one.path, one.body), one.body["stream"] === true);
+      return { how, ms: performance.now() - killedMs };
+    });
+    await eventually("all are on prefill", async () => (await instances(Role.PREFILL))[0]!.legs === 16);
+    const retriedBefore = await retries();
+    killedMs = performance.now();
+    process.kill(core, "SIGKILL");
+    const ends = await Promise.all(running);
+    await aftermath("prefill's engine killed", killedMs, retriedBefore, ends);
+    // KV of an engine that is gone.
+    await assert.rejects(decodeLeg(legOf("e"), bodyOf("short"), stale));
     await wholeAgain();
   });
 
@@ -229,26 +297,29 @@ describe("vLLM started by Tandem", function () {
   };
 
   it("ends every stream when a decode instance is killed, and serves on with the other", async () => {
+    const retriedBefore = await retries();
     const { victim, open } = await caughtInTheMiddle();
     process.kill(victim, "SIGKILL");
     const killedMs = performance.now();
     const ends = open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - killedMs }));
     const other = await ask(tandem.url, QUESTIONS[1]!);
     assertSame(other, expected[1]!);
+    const otherMs = performance.now() - killedMs;
     const ended = await Promise.all(ends);
     assert.ok(ended.some(({ how }) => how === "error"), "one of the streams ran on it");
     for (const { how, ms } of ended) if (how === "error") assert.ok(ms < 5_000, `a broken stream ended after ${ms} ms`);
-    await wholeAgain();
+    say(`decode instance killed: the other one answered a request that came after it in ${seconds(otherMs)}`);
+    await aftermath("decode instance killed", killedMs, retriedBefore, ended);
   });
 
   it("finds a frozen decode engine, ends its streams and starts it again", async () => {
+    const retriedBefore = await retries();
     const { engine, open } = await caughtInTheMiddle();
     const frozenMs = performance.now();
     const ended = await Promise.all(open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - frozenMs })));
     assert.ok(ended.some(({ how }) => how === "error"), "one of the streams ran on it");
     for (const { how, ms } of ended) if (how === "error") assert.ok(ms < STALL_MS + 4_000, `a frozen stream ended after ${ms} ms`);
-    await servesAgain();
-    await wholeAgain();
+    await aftermath("decode engine frozen", frozenMs, retriedBefore, ended);
     for (const pid of engine) assert.throws(() => process.kill(pid, 0), "the frozen one is gone");
   });
 });
