@@ -58,7 +58,8 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
   return connectNodeAdapter({
     grpc: false, // HTTP/2 and trailers: server.ts has it.
     interceptors: [refuse],
-    readMaxBytes: 64 * 1024 * 1024,
+    // Read before its caller is known. Requests over HTTP/1.1 are a few fields.
+    readMaxBytes: 256 * 1024,
     contextValues: (request) => createContextValues().set(peerKey, request.socket.remoteAddress ?? "unknown"),
     routes(router) {
       for (const { descriptor, typed } of services) {

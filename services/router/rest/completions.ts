@@ -95,8 +95,10 @@ export function completionsHandler(
     const onClose = (): void => {
       if (!settled) served.abandon(new ServiceError("cancelled", "The client left."));
     };
+    // An answer that waits behind another one of its connection has no socket yet, and hears nothing of its end.
+    const connection = res.socket === null ? req.socket.setMaxListeners(0) : res;
     if (res.closed || req.socket.destroyed) onClose();
-    else res.once("close", onClose);
+    else connection.once("close", onClose);
     try {
       const ending = await served.run(answer.sink);
       settled = true;
@@ -106,6 +108,8 @@ export function completionsHandler(
       settled = true;
       const status = answer.fail(error);
       served.close({ status, bodyBytes: answer.bodyBytes, error });
+    } finally {
+      connection.off("close", onClose);
     }
   }
 

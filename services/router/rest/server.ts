@@ -1,11 +1,11 @@
 // The HTTP server under the REST API: listening, broken requests, and an end that loses nothing.
 import { isLoopbackHost } from "../../common/loopback.ts";
-import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import { createServer, STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { ServiceError } from "../../common/errors.ts";
+import { FAILURES, ServiceError } from "../../common/errors.ts";
 import { StartError } from "../../common/config.ts";
-import { errorAnswer } from "./errors.ts";
+import { writeError } from "./stream-answer.ts";
 
 /** Above the 60 s for which load balancers keep a connection, so that they close it and not we, under a request. */
 const KEEP_ALIVE_MS = 65_000;
@@ -51,6 +51,8 @@ export async function serveHttp(
     noDelay: true,
     keepAliveTimeout: KEEP_ALIVE_MS,
     requestTimeout: bodyMs,
+    // Answered below, as every other error is.
+    requireHostHeader: false,
     headersTimeout: Math.min(headMs, bodyMs),
     // How late the two may come.
     connectionsCheckingInterval: Math.max(20, Math.min(headMs, bodyMs, SWEEP_MS * 10) / 10),
@@ -64,6 +66,8 @@ export async function serveHttp(
     });
     serve(req, res);
   });
+  // Other expectations are nobody's business here, and may be passed over (RFC 9110, 10.1.1).
+  server.on("checkExpectation", serve);
   server.on("clientError", refuseBroken);
   server.on("timeout", cutUnlessQuiet);
   let connections = 0;
@@ -76,7 +80,9 @@ export async function serveHttp(
     // Whatever it is, an error or a page too: from its end on, only the client's reading is waited for. Once all is sent,
     // Node replaces this timeout by the keep-alive one.
     res.once("prefinish", () => res.socket?.setTimeout(stallMs));
-    handler(req, res);
+    if (req.headers.host === undefined && req.httpVersion === "1.1") {
+      writeError(res, new ServiceError("invalid_request", "The request has no Host header, which HTTP/1.1 asks for."));
+    } else handler(req, res);
   }
 
   const { host, port } = parse(listen);
@@ -131,17 +137,13 @@ function refuseBroken(error: NodeJS.ErrnoException, socket: Socket): void {
     socket.destroy();
     return;
   }
-  const status =
-    error.code === "HPE_HEADER_OVERFLOW" ? "431 Request Header Fields Too Large"
-    : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? "408 Request Timeout"
-    : "400 Bad Request";
-  const message =
-    error.code === "HPE_HEADER_OVERFLOW" ? "The headers are too large."
-    : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? "The request took too long to arrive."
-    : "This is not an HTTP/1.1 request.";
-  const { body } = errorAnswer(new ServiceError("invalid_request", message));
+  const [code, message] =
+    error.code === "HPE_HEADER_OVERFLOW" ? [431, "The headers are too large."] as const
+    : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? [408, "The request took too long to arrive."] as const
+    : [400, "This is not an HTTP/1.1 request."] as const;
+  const body = JSON.stringify({ error: { message, type: FAILURES.invalid_request.type, param: null, code } });
   socket.end(
-    `HTTP/1.1 ${status}\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+    `HTTP/1.1 ${code} ${STATUS_CODES[code]}\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
   );
 }
 

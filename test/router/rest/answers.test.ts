@@ -4,7 +4,7 @@ import { connect } from "node:net";
 import { once } from "node:events";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { deferred, eventually } from "../../support/waits.ts";
-import { answer, ENDING, type Script } from "./support/relay.ts";
+import { answer, ENDING, untilGone, type Script } from "./support/relay.ts";
 import { errorOf, startRest, type Rest } from "./support/rest.ts";
 
 const COMPLETIONS = "/v1/completions";
@@ -13,11 +13,6 @@ const BODY = { prompt: "hello" };
 const STREAM = { prompt: "hello", stream: true };
 
 /** Waits until the client is gone, as the relay does with a running leg. */
-const untilGone: Script = ({ gone }) =>
-  new Promise((_resolve, reject) => {
-    gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "The leg was cancelled.")));
-  });
-
 describe("an answer", () => {
   it("that streams comes as events with [DONE] at the end", async () => {
     await using rest = await startRest();

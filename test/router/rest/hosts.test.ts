@@ -88,6 +88,15 @@ describe("a name in the Host header", () => {
   });
 });
 
+describe("a caller of RouterService over HTTP/1.1", () => {
+  it("can't make the router hold much before it has shown its token", async () => {
+    await using router = await start("--token", "t0ken");
+    const { status, text } = await ask(router, "POST", ADMIN, { headers: JSON_TYPE, body: JSON.stringify({ x: "y".repeat(300_000) }) });
+    assert.equal(status, 429);
+    assert.match(text, /resource_exhausted/);
+  });
+});
+
 describe("a web page of another origin", () => {
   const origin = "http://evil.example";
 

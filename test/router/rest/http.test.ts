@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import { connect } from "node:net";
 import { eventually } from "../../support/waits.ts";
+import { untilGone } from "./support/relay.ts";
 import { errorOf, startRest, type Rest } from "./support/rest.ts";
 
 const COMPLETIONS = "/v1/completions";
@@ -78,6 +79,42 @@ describe("a body that is announced with Expect", () => {
     const [response] = await once(req, "response");
     assert.equal(response.statusCode, 200);
     response.resume();
+  });
+});
+
+describe("an expectation that nobody here has heard of", () => {
+  it("is passed over", async () => {
+    await using rest = await startRest();
+    const answer = await raw(rest, "GET /health HTTP/1.1\r\nhost: x\r\nexpect: tea\r\nconnection: close\r\n\r\n");
+    assert.match(answer, /^HTTP\/1\.1 200 .*"ok"/s);
+  });
+});
+
+describe("requests that are sent before the answers to others have come", () => {
+  const request = (body: string): string => `POST ${COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
+
+  it("are answered in their order, the refused among them too", async () => {
+    await using rest = await startRest();
+    const last = "GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    const answer = await raw(rest, request('{"prompt":"x","stream":true}') + request("{}") + request('{"prompt":"x"}') + last);
+    assert.deepEqual(answer.match(/HTTP\/1\.1 \d+|\[DONE\]|non-empty|text_completion|"ok"/g), [
+      "HTTP/1.1 200", "[DONE]", "HTTP/1.1 400", "non-empty", "HTTP/1.1 200", "text_completion", "HTTP/1.1 200", '"ok"',
+    ]);
+  });
+
+  it("end all when their client leaves", async () => {
+    await using rest = await startRest({ script: untilGone });
+    const warnings: Error[] = [];
+    const onWarning = (warning: Error): void => void warnings.push(warning);
+    process.on("warning", onWarning);
+    const socket = connect(rest.port, "127.0.0.1");
+    socket.write(request('{"prompt":"x","stream":true}').repeat(12));
+    await eventually("some run, and the others wait", () => rest.serving.count === 12 && rest.relay.runs.length > 1);
+    socket.destroy();
+    await eventually("they have ended", () => rest.serving.count === 0);
+    process.off("warning", onWarning);
+    assert.deepEqual([...new Set(rest.receipts.list(12).map(({ outcome }) => outcome))], ["cancelled"]);
+    assert.deepEqual(warnings, []);
   });
 });
 
@@ -178,7 +215,12 @@ describe("the rest of the API", () => {
     const answer = await raw(rest, "NONSENSE\r\n\r\n");
     assert.match(answer, /^HTTP\/1\.1 400 /);
     assert.match(answer, /"type":"BadRequestError"/);
-    assert.match(await raw(rest, `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(40_000)}\r\n\r\n`), /^HTTP\/1\.1 431 /);
+    assert.match(await raw(rest, `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(40_000)}\r\n\r\n`), /^HTTP\/1\.1 431 Request Header Fields Too Large\r\n.*"code":431/s);
+    for (const path of ["/health", COMPLETIONS]) {
+      const answer = await raw(rest, `POST ${path} HTTP/1.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n`);
+      assert.match(answer, /^HTTP\/1\.1 400 .*"message":"The request has no Host header/s, path);
+    }
+    assert.match(await raw(rest, "GET /health HTTP/1.0\r\n\r\n"), /^HTTP\/1\.1 200 /);
   });
 
   it("allows no other site to read it", async () => {

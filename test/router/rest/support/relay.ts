@@ -1,4 +1,5 @@
 // A relay that does what the test says, through the real interface.
+import { ServiceError } from "../../../../services/common/errors.ts";
 import { createLegDraft, type ReceiptDraft } from "../../../../services/router/relay/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../../../../services/router/relay/relay.ts";
 
@@ -32,6 +33,11 @@ export const answer: Script = async ({ request, sink, leg, write }) => {
   } else write('{"object":"text_completion"}');
   return ENDING;
 };
+
+export const untilGone: Script = ({ gone }) =>
+  new Promise((_resolve, reject) => {
+    gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "The leg was cancelled.")));
+  });
 
 export function fakeRelay(script: Script = answer): FakeRelay {
   const runs: RelayRun[] = [];
