@@ -33,6 +33,8 @@ export interface Launch extends GuardedCommand {
   readonly firstPhase?: string;
   /** The phase that begins with this line of its output, if one does. */
   readonly phaseOf?: (line: string) => string | undefined;
+  /** Why the engine may not go on after this line of its output: it runs, and what it answers from here on is wrong. */
+  readonly brokenBy?: (line: string) => string | undefined;
   /** Of its last lines, those that say why it failed. */
   readonly reasonOf?: (lines: readonly string[]) => readonly string[];
   /** host:port of its KV side channel as it says itself, once it works; undefined where it says nothing. */

@@ -73,15 +73,21 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
 
   async function startIn(launch: Launch, ports: LaunchPorts, phases: Phases, signal: AbortSignal): Promise<StartedEngine> {
     if (launch.firstPhase !== undefined) phases.begin(launch.firstPhase);
+    let broken: string | undefined;
+    let end = (): void => {};
     const guarded = await spawnGuarded({
       ...launch,
       hide: o.secrets ?? [],
       onLine(line) {
         o.log.debug("engine says", { line });
+        broken ??= launch.brokenBy?.(line);
+        if (broken !== undefined) end();
         const phase = launch.phaseOf?.(line);
         if (phase !== undefined) phases.begin(phase);
       },
     });
+    end = guarded.kill;
+    if (broken !== undefined) end();
     const forget = await recordEngine(o.recordsFolder, guarded.pid, guarded.group, o.log);
     void guarded.exited.then(forget);
     const failed = (what: string): StartError => failure(what, (launch.reasonOf ?? usefulLines)(guarded.lastLines()));
@@ -94,7 +100,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
         http,
         kvAddress,
         facts,
-        ended: guarded.exited.then((exit) => failed(`the engine ${describe(exit)}`)),
+        ended: guarded.exited.then((exit) => (broken === undefined ? failed(`the engine ${describe(exit)}`) : new StartError(`the engine was killed: ${broken}`))),
         kill: guarded.kill,
         stop: guarded.stop,
       };

@@ -1,6 +1,6 @@
 // Starts of vLLM: which program, with which flags, and what is learned from its output while it loads.
 import { vllmCommand } from "./vllm-command.ts";
-import { readVllmOutput, vllmReason } from "./vllm-output.ts";
+import { p2pKvLoss, readVllmOutput, vllmReason } from "./vllm-output.ts";
 import { findVllm, type VllmProgram } from "./vllm-program.ts";
 import type { Launch, LaunchOptions, LaunchPorts } from "./launch.ts";
 
@@ -45,6 +45,7 @@ export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports
       env: given.hfToken === "" ? env : { ...env, HF_TOKEN: given.hfToken },
       devices: program.version.includes("cpu") ? [] : devicesOf(given.gpus),
       phaseOf: output.line,
+      ...(o.connector === "p2p-nccl" ? { brokenBy: p2pKvLoss } : {}),
       // The cause stands before two tracebacks of those who only heard of it.
       keepLines: 300,
       reasonOf: vllmReason,

@@ -79,6 +79,17 @@ export function readSettings(line: string): VllmSettings {
   return found as VllmSettings;
 }
 
+// vLLM 0.20.2 to 0.23, p2p_nccl_engine.py, listen_for_requests, and p2p_nccl_connector.py, start_load_kv.
+const KV_LOSSES: readonly (readonly [RegExp, string])[] = [
+  [/Recv Tensor, Out Of Memory|kv_cache is None/, "its GPU had no room for KV that it was sent, and vLLM would answer without it: give it fewer slots, or a smaller --gpu-memory-utilization"],
+  [/ValueError: Insufficient memory/, "its pool for KV is full, after which vLLM receives no more: give it a larger --vllm.pool_gib, or fewer slots"],
+];
+
+/** Why a P2P engine that wrote this can't be believed any more: it goes on with 200 where KV was lost. */
+export function p2pKvLoss(line: string): string | undefined {
+  return KV_LOSSES.find(([pattern]) => pattern.test(line))?.[1];
+}
+
 /** Whoever only reports that another process of vLLM failed. */
 const HEARSAY = /Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|See root cause above|SystemExit/;
 /** `(EngineCore pid=77) ERROR 11-22 16:31:46 [core.py:133] ` */

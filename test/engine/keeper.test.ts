@@ -10,6 +10,7 @@ import { keepEngine, type KeeperOptions } from "../../services/engine/keeper.ts"
 import { launcherOf } from "../../services/engine/launch.ts";
 import { identityOf } from "../../services/engine/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
+import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
@@ -21,6 +22,7 @@ const ENGINE = `
   require("http").createServer((req, res) => {
     if (req.url === "/crash") process.exit(7);
     if (req.url === "/silence") return;
+    if (req.url === "/lose") return console.log("WARNING [p2p_nccl_connector.py:202] kv_cache is None, cmpl-1");
     if (req.url === "/pid") return res.end(String(process.pid));
     if (req.url === "/v1/models") return res.end('{"data":[{"id":"fake","max_model_len":64}]}');
     if (req.url === "/version") return res.end('{"version":"1.2.3"}');
@@ -135,6 +137,22 @@ describe("an engine that Tandem starts", () => {
     const launch = (): { command: string; args: string[] } => ({ command: "/bin/sh", args: ["-c", "echo loading; echo 'RuntimeError: no GPU here' >&2; exit 5"] });
     await assert.rejects(start({ launch }), /exited with code 5 before it was ready[^]*RuntimeError: no GPU here/);
     assert.equal(readdirSync(recordsFolder).length, 0);
+  });
+
+  it("is killed, its calls ended, and started again when it says that what it answers is wrong", async () => {
+    const launch: SpawnedOptions["launch"] = ({ httpPort, kvPort }) => ({
+      command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)], brokenBy: p2pKvLoss,
+    });
+    const keeper = await start({ launch });
+    const reasons: string[] = [];
+    keeper.onChange(() => reasons.push(keeper.reason));
+    const first = keeper.live!;
+    const pid = await pidOf(keeper);
+    // Never answered: the line is all that is to be seen of it.
+    await assert.rejects(first.http.fetch({ method: "POST", path: "/lose" }), { code: "engine_failed" });
+    await eventually("another one works", () => keeper.live !== undefined && keeper.live !== first);
+    assert.equal(await identityOf(pid), undefined);
+    assert.match(reasons[0]!, /no room for KV that it was sent/);
   });
 
   it("fails to start when it serves another model, or never gets ready", async () => {

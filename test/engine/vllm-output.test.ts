@@ -1,7 +1,7 @@
 // Lines as vLLM 0.32 wrote them on a CPU.
 import assert from "node:assert/strict";
 import { createOutputTail } from "../../services/engine/output-tail.ts";
-import { readSettings, readVllmOutput, vllmReason } from "../../services/engine/vllm-output.ts";
+import { p2pKvLoss, readSettings, readVllmOutput, vllmReason } from "../../services/engine/vllm-output.ts";
 
 const CONFIG =
   "(EngineCore pid=7706) INFO 11-22 16:31:46 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/models/tiny', " +
@@ -57,6 +57,16 @@ describe("what vLLM writes while it loads", () => {
       "vllm serve: error: unrecognized arguments: --nope",
     ]);
     assert.deepEqual(vllmReason(["a", "b"]), ["a", "b"]);
+  });
+});
+
+describe("vLLM with P2P NCCL that lost KV", () => {
+  it("is known by its lines", () => {
+    assert.match(p2pKvLoss("(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_engine.py:424] 🔴[PUT]Recv Tensor, Out Of Memory, 127.0.0.1:2👈127.0.0.1:1, data:{}")!, /no room for KV/);
+    assert.match(p2pKvLoss("(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_connector.py:202] 🚧kv_cache is None, cmpl-1-0")!, /no room for KV/);
+    assert.match(p2pKvLoss("ValueError: Insufficient memory")!, /pool for KV is full/);
+    // KV that went to the host's pool is there.
+    assert.equal(p2pKvLoss("🔴[PUT]Recv Tensor, Out Of Threshold, 127.0.0.1:2👈127.0.0.1:1, data:{}, addr:7"), undefined);
   });
 });
 
