@@ -10,7 +10,10 @@ export interface Question {
 /** Everything but ids, times and how tokens were cut into chunks. */
 export interface Answer {
   readonly texts: readonly string[];
+  /** Name and arguments of each choice's tool calls, one after the other. Without their ids, which are random. */
+  readonly calls: readonly string[];
   readonly finishReasons: readonly unknown[];
+  /** Those of the first choice, then those of the next. */
   readonly tokens: readonly string[];
   readonly logprobs: readonly number[];
   readonly usage: { readonly prompt_tokens: number; readonly completion_tokens: number; readonly total_tokens: number };
@@ -33,25 +36,27 @@ export function post(url: string, path: string, body: unknown, signal?: AbortSig
 export function readAnswer(text: string, streamed: boolean): Answer {
   assert.doesNotMatch(text, /___|remote_|127\.0\.0\.1/, "an internal address in the answer");
   const events = streamed ? sseEvents(text) : [JSON.parse(text)];
-  const [texts, finishReasons, tokens, logprobs]: [string[], unknown[], string[], number[]] = [[], [], [], []];
+  const [texts, calls, finishReasons]: [string[], string[], unknown[]] = [[], [], []];
+  // By choice: how choices of a stream take turns is nobody's promise.
+  const [tokens, logprobs]: [string[][], number[][]] = [[], []];
   let usage: Answer["usage"] | undefined;
   for (const event of events) {
     assert.equal(event.error, undefined, `an error in the answer: ${JSON.stringify(event.error)}`);
     for (const choice of event.choices) {
       texts[choice.index] = (texts[choice.index] ?? "") + (choice.text ?? choice.message?.content ?? choice.delta?.content ?? "");
-      if (choice.finish_reason !== null) finishReasons[choice.index] = choice.finish_reason;
-      for (const { token, logprob } of choice.logprobs?.content ?? []) {
-        tokens.push(token);
-        logprobs.push(logprob);
+      for (const { function: called } of (choice.message ?? choice.delta)?.tool_calls ?? []) {
+        calls[choice.index] = `${calls[choice.index] ?? ""}${called?.name ?? ""}${called?.arguments ?? ""}`;
       }
-      tokens.push(...(choice.logprobs?.tokens ?? []));
-      logprobs.push(...(choice.logprobs?.token_logprobs ?? []));
+      if (choice.finish_reason !== null) finishReasons[choice.index] = choice.finish_reason;
+      const content: { token: string; logprob: number }[] = choice.logprobs?.content ?? [];
+      (tokens[choice.index] ??= []).push(...content.map(({ token }) => token), ...(choice.logprobs?.tokens ?? []));
+      (logprobs[choice.index] ??= []).push(...content.map(({ logprob }) => logprob), ...(choice.logprobs?.token_logprobs ?? []));
     }
     if (event.usage) usage = event.usage;
   }
   assert.ok(usage !== undefined, "no usage in the answer");
   const { prompt_tokens, completion_tokens, total_tokens } = usage;
-  return { texts, finishReasons, tokens, logprobs, usage: { prompt_tokens, completion_tokens, total_tokens } };
+  return { texts, calls, finishReasons, tokens: tokens.flat(), logprobs: logprobs.flat(), usage: { prompt_tokens, completion_tokens, total_tokens } };
 }
 
 /** All that agree, logprobs within 1e-4. */
