@@ -43,6 +43,7 @@ export interface VllmCommand {
 const P2P_FIRST = [0, 20, 2] as const;
 const P2P_GONE = [0, 24, 0] as const;
 const NIXL_FIRST = [0, 22, 0] as const;
+const NIXL_ROLES = [0, 23, 0] as const;
 
 /** Names no host, so that an engine fetches no picture from anywhere. RFC 2606 keeps `.invalid` free for ever. */
 const NO_MEDIA_DOMAIN = "media.invalid";
@@ -180,8 +181,8 @@ function hasSafeGraphs({ name, value }: GivenFlag): boolean {
 function nixl(o: VllmOptions, isCpu: boolean): VllmCommand {
   const config = {
     kv_connector: "NixlConnector",
-    // 0.23's examples know `kv_both` alone; it warns that it will go from 0.32 on.
-    kv_role: isBefore(o.version, P2P_GONE) ? "kv_both" : o.role === "prefill" ? "kv_producer" : "kv_consumer",
+    // 0.23.0 calls `kv_both` deprecated (nixl/connector.py); of 0.22 only that was looked at.
+    kv_role: isBefore(o.version, NIXL_ROLES) ? "kv_both" : o.role === "prefill" ? "kv_producer" : "kv_consumer",
     ...(isCpu ? { kv_buffer_device: "cpu" } : {}),
     // A transfer that failed must be an error that Tandem retries and counts, not a silent second prefill on decode.
     kv_load_failure_policy: "fail",

@@ -66,9 +66,11 @@ describe("vLLM's command line", () => {
       }
     });
 
-    it("uses kv_both before 0.24, and the GPU's memory where there is one", () => {
-      const { args } = vllmCommand({ ...BASE, version: "0.23.0" });
-      assert.deepEqual(kvConfig(args), { kv_connector: "NixlConnector", kv_role: "kv_both", kv_load_failure_policy: "fail" });
+    it("uses kv_both before 0.23, and the GPU's memory where there is one", () => {
+      for (const [version, kvRole] of [["0.22.1", "kv_both"], ["0.23.0", "kv_producer"]] as const) {
+        const { args } = vllmCommand({ ...BASE, role: "prefill", version });
+        assert.deepEqual(kvConfig(args), { kv_connector: "NixlConnector", kv_role: kvRole, kv_load_failure_policy: "fail" });
+      }
     });
   });
 
