@@ -1,7 +1,7 @@
 // Processes of the GPU run: `tandem up`, a bare vLLM, a wrapper. Each in a group of its own, so that one signal ends all
 // of it; nothing outlives the run.
 import { spawn } from "node:child_process";
-import { createWriteStream, existsSync, readFileSync } from "node:fs";
+import { createWriteStream, existsSync, readdirSync, readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -12,12 +12,20 @@ const running = new Set();
 process.once("exit", () => running.forEach((child) => signal(child, "SIGKILL")));
 for (const name of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(name, () => process.exit(1));
 
+const given = new Set();
+
+/** Below the ports that the system picks itself, above those at which Tandem and vLLM start: nobody takes it meanwhile. */
 export async function freePort() {
-  const server = createServer();
-  await new Promise((done) => server.listen(0, "127.0.0.1", done));
-  const { port } = server.address();
-  await new Promise((done) => server.close(done));
-  return port;
+  for (;;) {
+    const port = 22_500 + Math.floor(Math.random() * 9_500);
+    if (given.has(port)) continue;
+    const server = createServer();
+    const free = await new Promise((done) => server.once("error", () => done(false)).listen(port, "127.0.0.1", () => done(true)));
+    if (!free) continue;
+    await new Promise((done) => server.close(done));
+    given.add(port);
+    return port;
+  }
 }
 
 /** Runs until `stop`; output goes to `log`. */
@@ -55,6 +63,20 @@ export async function until(what, look, limitMs, server) {
     if (await Promise.resolve().then(look).catch(() => false)) return;
   }
   throw new Error(`${what}: not so within ${limitMs / 1000} s; ${server === undefined ? "" : tail(server.log)}`);
+}
+
+/** The processes that `pid` started, and theirs. From /proc: not every machine has ps. */
+export function below(pid) {
+  const parents = readdirSync("/proc").filter((name) => /^\d+$/.test(name)).flatMap((name) => {
+    try {
+      const stat = readFileSync(`/proc/${name}/stat`, "utf8");
+      return [{ pid: Number(name), parent: Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]), args: readFileSync(`/proc/${name}/cmdline`, "utf8").replaceAll("\0", " ").trim() }];
+    } catch {
+      return [];
+    }
+  }).sort((a, b) => a.pid - b.pid);
+  const family = (one) => parents.filter(({ parent }) => parent === one).flatMap((found) => [found, ...family(found.pid)]);
+  return family(pid);
 }
 
 export const tail = (log, lines = 12) => readFileSync(log, "utf8").trim().split("\n").slice(-lines).join("\n");
