@@ -86,7 +86,7 @@ async function find(router: TestRouter, pid: number): Promise<{ legsTotal: numbe
 }
 
 for (const kind of [SIM, NIXL, VLLM]) {
-  describe(`an instance that is drained, stopped and started again under load: ${kind.name}`, function () {
+  describe(`${kind.name}, started again under load`, function () {
     this.timeout(3 * LONG_MS);
     let fleet: Fleet;
     before(async () => {
@@ -95,14 +95,14 @@ for (const kind of [SIM, NIXL, VLLM]) {
     after(() => fleet?.[Symbol.asyncDispose]());
 
     for (const role of ["decode", "prefill"] as const) {
-      it(`loses nothing (${role}), and comes back as a new partner`, async () => {
+      it(`with its ${role} instance, drained and stopped: nothing is lost, and it comes back as a new partner`, async () => {
         const { router } = fleet;
-        const [instance] = fleet.roles[role];
-        const { info } = await eligible(router, instance!);
+        const instance = fleet.roles[role].shift()!;
+        const { info } = await eligible(router, instance);
         const load = fleet.load(8, 40);
         await eventually("it has legs", async () => (await find(router, info.pid)).load.running > 0, LONG_MS);
         await router.call("DrainInstance", { instanceId: info.instanceId, reason: "a new engine" });
-        await instance!.end("SIGTERM");
+        await instance.end("SIGTERM");
         const again = await fleet.start(role);
         await eventually("the next one has legs", async () => (await find(router, again.info.pid)).legsTotal > 10, LONG_MS);
         await load.stop();
@@ -110,76 +110,67 @@ for (const kind of [SIM, NIXL, VLLM]) {
         if (kind === VLLM) assert.notEqual(again.info.kvAddress, info.kvAddress);
       });
     }
-  });
-}
 
-for (const kind of [SIM, VLLM]) {
-  describe(`a decode engine that stands still for want of KV: ${kind.name}`, function () {
-    this.timeout(2 * LONG_MS);
-
-    it("is started again, costs what ran on it, and no other pair anything", async () => {
-      await using fleet = await startFleet(kind);
-      const { router } = fleet;
-      const [prefill] = fleet.roles.prefill;
-      const [wedged] = fleet.roles.decode;
-      const [{ info: prefillInfo }, { info }] = [await eligible(router, prefill!), await eligible(router, wedged!)];
-      // Long answers, so that those which run there now still do when it stands still.
-      const load = fleet.load(8, 600);
-      await eventually("streams run there", async () => (await find(router, info.pid)).load.running > 1, LONG_MS);
-
-      await using channel = dialRpc(info.grpcAddress);
-      const leg = openDecode({ channel } as unknown as SimInstance);
-      const pair = { legId: freshLegId(), path: "/v1/completions", body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }) };
-      leg.reserve(pair, undefined, { face: FACE, prefillKvAddress: prefillInfo.kvAddress, decodeKvAddress: info.kvAddress });
-      assert.ok((await leg.next())!.reserved !== undefined);
-      leg.start();
-      const wedgedAtMs = Date.now();
-      await assert.rejects(leg.next(), (error: { code?: string }) => error.code === "engine_failed");
-      const endedMs = Date.now() - wedgedAtMs;
-      // Promise 1, and some room for a busy machine: the router itself would wait much longer.
-      assert.ok(endedMs >= STALL_MS && endedMs < STALL_MS + 5_000, `${endedMs} ms`);
-
-      const again = await eventually("it is back, on another KV port", async () => {
-        const now = await eligible(router, wedged!);
-        return now.info.kvAddress !== info.kvAddress && now;
-      }, LONG_MS);
-      assert.equal(again.info.instanceId, info.instanceId);
-      await eventually("it has legs again", async () => (await find(router, info.pid)).legsTotal > Number(again.legsTotal), LONG_MS);
-      for (const one of [...fleet.roles.prefill, ...fleet.roles.decode]) await eligible(router, one);
-      await load.stop();
-
-      assert.ok(load.failed.length > 0, "streams ran there");
-      for (const { endedMs: at, error } of load.failed) assert.ok(at - wedgedAtMs < STALL_MS + 5_000, `${at - wedgedAtMs} ms: ${error}`);
-      const { receipts } = await router.call("ListRequests", { limit: 1000 });
-      const lost = receipts.filter((one: any) => one.outcome !== "OUTCOME_COMPLETED");
-      assert.equal(lost.length, load.failed.length);
-      for (const { legs, error } of lost) assert.equal(legs.at(-1).decodeInstanceId, info.instanceId, error);
-    });
-  });
-}
-
-describe(`a prefill engine that dies with legs in it: ${VLLM.name}`, function () {
-  this.timeout(3 * LONG_MS);
-
-  it("has the decode engines that it may have sent KV to started again, and no stream of theirs broken", async () => {
-    await using fleet = await startFleet(VLLM);
-    const { router } = fleet;
-    const [dying] = fleet.roles.prefill;
-    const { info } = await eligible(router, dying!);
-    const load = fleet.load(8, 300);
-    await eventually("streams run", async () => (await find(router, fleet.roles.decode[0]!.pid)).load.running > 0, LONG_MS);
-    const { pids, url } = vllmOf(info.pid);
-    assert.ok((await fetch(`${url}/sim/fault`, { method: "POST", body: '"hang"' })).ok);
-    await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);
-    const ended = load.stop();
-    process.kill(pids[0]!, "SIGKILL");
-    await eventually("a decode engine retires", () => fleet.roles.decode.some((one) => one.logged("the engine is to be started again").length > 0), LONG_MS);
-    for (const one of [...fleet.roles.prefill, ...fleet.roles.decode]) {
-      await eventually("it is over", () => one.logged("the engine is to be started again").length === one.logged("the engine works again").length - (one === dying ? 1 : 0), LONG_MS);
-      await eligible(router, one);
+    if (kind !== NIXL) {
+      it("because decode stands still for want of KV: costs what ran there at most, and no other pair anything", () => standsStill(kind, fleet));
     }
-    await ended;
-    // What had no answer yet may be told to come again: each decode engine may have been sent KV by it.
-    assert.deepEqual(load.failed.filter(({ error }) => !/^50[23] /.test(error!)), []);
+    if (kind === VLLM) it("because prefill died with legs in it: decode engines that it may have sent KV to break no stream", () => prefillDies(fleet));
   });
-});
+}
+
+async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): Promise<void> {
+  const [prefill] = roles.prefill;
+  const [wedged] = roles.decode;
+  const [{ info: prefillInfo }, { info }] = [await eligible(router, prefill!), await eligible(router, wedged!)];
+  // Long answers, so that those which run there now still do when it stands still.
+  const load = begin(8, 600);
+  await eventually("streams run there", async () => (await find(router, info.pid)).load.running > 1, LONG_MS);
+
+  await using channel = dialRpc(info.grpcAddress);
+  const leg = openDecode({ channel } as unknown as SimInstance);
+  const pair = { legId: freshLegId(), path: "/v1/completions", body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }) };
+  leg.reserve(pair, undefined, { face: FACE, prefillKvAddress: prefillInfo.kvAddress, decodeKvAddress: info.kvAddress });
+  assert.ok((await leg.next())!.reserved !== undefined);
+  leg.start();
+  const wedgedAtMs = Date.now();
+  await assert.rejects(leg.next(), (error: { code?: string }) => error.code === "engine_failed");
+  const endedMs = Date.now() - wedgedAtMs;
+  // Promise 1, and some room for a busy machine: the router itself would wait much longer.
+  assert.ok(endedMs >= STALL_MS && endedMs < STALL_MS + 5_000, `${endedMs} ms`);
+
+  const again = await eventually("it is back, on another KV port", async () => {
+    const now = await eligible(router, wedged!);
+    return now.info.kvAddress !== info.kvAddress && now;
+  }, LONG_MS);
+  assert.equal(again.info.instanceId, info.instanceId);
+  await eventually("it has legs again", async () => (await find(router, info.pid)).legsTotal > Number(again.legsTotal), LONG_MS);
+  for (const one of [...roles.prefill, ...roles.decode]) await eligible(router, one);
+  await load.stop();
+
+  for (const { endedMs: at, error } of load.failed) assert.ok(at - wedgedAtMs < STALL_MS + 5_000, `${at - wedgedAtMs} ms: ${error}`);
+  const { receipts } = await router.call("ListRequests", { limit: 1000 });
+  const ranThere = (one: any): boolean => one.legs.some((each: any) => each.decodeInstanceId === info.instanceId && each.error);
+  assert.ok(receipts.some(ranThere), "streams ran there");
+  for (const one of receipts) assert.ok(one.outcome === "OUTCOME_COMPLETED" || ranThere(one), JSON.stringify(one));
+  assert.ok(load.failed.length <= receipts.filter(ranThere).length);
+}
+
+async function prefillDies({ router, roles, load: begin }: Fleet): Promise<void> {
+  const [dying] = roles.prefill;
+  const { info } = await eligible(router, dying!);
+  const load = begin(8, 300);
+  await eventually("streams run", async () => (await find(router, roles.decode[0]!.pid)).load.running > 0, LONG_MS);
+  const { pids, url } = vllmOf(info.pid);
+  const retired = (one: TestProcess): number => one.logged("the engine is to be started again").length;
+  assert.equal(Math.max(...roles.decode.map(retired)), 0);
+  assert.ok((await fetch(`${url}/sim/fault`, { method: "POST", body: '"hang"' })).ok);
+  await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);
+  const ended = load.stop();
+  process.kill(pids[0]!, "SIGKILL");
+  const one = await eventually("a decode engine retires", () => roles.decode.find((each) => retired(each) > 0), LONG_MS);
+  await ended;
+  // What had no answer yet may be told to come again: each decode engine may have been sent KV by it.
+  assert.deepEqual(load.failed.filter(({ error }) => !/^50[23] /.test(error!)), []);
+  await eventually("it works again", () => one.logged("the engine works again").length > 0, LONG_MS);
+  for (const each of [...roles.prefill, ...roles.decode]) await eligible(router, each);
+}
