@@ -1,5 +1,5 @@
-// One decode leg: reserved, then started or abandoned, then streamed to its end. It ends exactly once, and whatever way
-// it ends, the KV that prefill pushed for it is claimed, released or settled, and its slot comes free.
+// One decode leg: reserved, then started, then streamed to its end, or abandoned before that. It ends exactly once, and
+// whatever way it ends, the KV that prefill pushed for it is claimed, released or settled, and its slot comes free.
 import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, type Reserve, type Start } from "#gen/tandem/decode/v1/decode_pb.js";
 import { ServiceError } from "../common/errors.ts";
@@ -86,7 +86,12 @@ export class DecodeLeg {
     else if (step.case === "start" && phase.kind === "reserved") this.#start(step.value);
     else if (step.case === "abandon" && phase.kind === "reserved") {
       this.#abandon(step.value.reason, step.value.nothingSent);
-      this.#call.fail(new ServiceError("cancelled", "The leg was abandoned."));
+      this.#call.end();
+    } else if (step.case === "abandon" && phase.kind === "running") {
+      this.#shared.parts.log.debug("decode leg abandoned", { legId: phase.leg.context.legId, reason: step.value.reason });
+      this.#leave(phase);
+      // Now, also where the engine has to take the KV first: the caller has nothing more to wait for.
+      this.#call.end();
     } else {
       const what = step.case ?? "an empty step";
       this.#misused(new ServiceError("invalid_request", `The leg is ${WHERE[phase.kind]}; ${what} can't follow.`));
@@ -187,17 +192,23 @@ export class DecodeLeg {
   }
 
   #halfClosed(): void {
+    // After the start it says no more than that: grpcurl does so once its input has ended.
     if (this.#phase.kind === "running" || this.#phase.kind === "over") return;
     this.#misused(new ServiceError("invalid_request", "The call was closed before the leg was started or abandoned."));
   }
 
-  /** The caller is gone, or wants no more. */
+  /** The caller is gone. */
   #cancelled(): void {
     const phase = this.#phase;
     if (phase.kind === "reserved") this.#abandon("the call broke");
-    else if (phase.kind !== "running") this.#phase = { kind: "over" };
+    else if (phase.kind === "running") this.#leave(phase);
+    else this.#phase = { kind: "over" };
+  }
+
+  /** Nobody wants the answer that runs. */
+  #leave(phase: Running): void {
     // Where only the engine itself can drop the KV, it must be sure to have it before it is told to stop.
-    else if (!phase.run.tookKv && this.#shared.parts.connector.traits.abandoned === "drain") phase.run.discard();
+    if (!phase.run.tookKv && this.#shared.parts.connector.traits.abandoned === "drain") phase.run.discard();
     else this.#stopRunning(phase);
   }
 

@@ -100,6 +100,38 @@ describe("a running leg", () => {
     await settled(decode);
   });
 
+  it("is aborted in the engine when it is abandoned: its call ends well, and its slot is free", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const outcome = decode.engine.nextOutcome();
+    const { call } = await running(prefill, decode);
+    await call.next();
+    call.abandon();
+    call.halfClose();
+    assert.equal((await call.rest()).end, undefined);
+    assert.equal(await within(outcome, "the engine's end of it"), "aborted");
+    await settled(decode);
+  });
+
+  it("is settled when it is abandoned before the first token", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode("p2p-zmq", {}, { faults: ["stall"] });
+    const { call } = await running(prefill, decode);
+    await eventually("it runs", () => decode.instance.load().running === 1);
+    call.abandon();
+    assert.equal(await call.next(), undefined);
+    await settled(decode);
+  });
+
+  it("goes on to its end when the caller half-closes", async () => {
+    await using prefill = await simPrefill();
+    await using decode = await simDecode();
+    const { call } = await running(prefill, decode, { max_tokens: 30 });
+    call.halfClose();
+    assert.equal((await call.rest()).end!.completionTokens, 30);
+    await settled(decode);
+  });
+
   it("is aborted and settled when the caller cancels before the first token", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", {}, { faults: ["stall"] });
@@ -184,7 +216,7 @@ describe("KV that only a decode leg can free", () => {
     await prefillLeg(prefill, decode, pair);
     assert.equal(decode.engine.state().kv_orphans, 1);
     call.abandon();
-    await assert.rejects(call.next(), refusal("cancelled"));
+    assert.equal(await call.next(), undefined);
     await settled(decode);
     assert.equal(decode.engine.state().generation_tokens, 1);
   });
@@ -208,11 +240,27 @@ describe("KV that only a decode leg can free", () => {
     assert.ok(decode.engine.state().generation_tokens < 100);
   });
 
+  it("is taken before an abandoned leg is stopped, and its call ends at once", async () => {
+    await using prefill = await simPrefill("p2p-zmq", nccl);
+    await using decode = await simDecode("p2p-zmq", nccl, { requestMs: 200 });
+    const pair = leg({ max_tokens: 2_000, ignore_eos: true });
+    const call = await reserved(decode, prefill, pair);
+    call.start((await prefillLeg(prefill, decode, pair)).ticket);
+    await eventually("it runs", () => decode.instance.load().running === 1);
+    const outcome = decode.engine.nextOutcome();
+    call.abandon();
+    assert.equal(await call.next(), undefined);
+    assert.equal(decode.instance.load().running, 1);
+    assert.equal(await within(outcome, "the engine's end of it"), "aborted");
+    await settled(decode);
+    assert.ok(decode.engine.state().generation_tokens < 100);
+  });
+
   it("of an outcome that nobody knows stays counted where the engine can't be restarted", async () => {
     await using decode = await simDecode("p2p-zmq", nccl);
     const call = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
     call.abandon();
-    await assert.rejects(call.next(), refusal("cancelled"));
+    assert.equal(await call.next(), undefined);
     assert.equal(decode.instance.load().kvOrphans, 1);
     decode.engine.kill();
     await eventually("it went with its engine", () => decode.instance.load().kvOrphans === 0);
@@ -227,7 +275,7 @@ describe("instances with a join token", () => {
     const call = await reserved(decode, prefill, pair);
     await prefillLeg(prefill, decode, pair);
     call.abandon();
-    await assert.rejects(call.next(), refusal("cancelled"));
+    assert.equal(await call.next(), undefined);
     await settled(decode);
     await using stranger = dialRpc(decode.instance.address);
     await assert.rejects(openDecode({ ...decode, channel: stranger }).next(), refusal("unauthenticated"));

@@ -122,6 +122,7 @@ export class RelayLeg {
     this.#endSearch = undefined;
     this.#holdDecode(decode);
     this.#open(decode, handoff);
+    this.#dispatch({ kind: "decodeAsked" });
   }
 
   /** `findDecode` found none. */
@@ -202,7 +203,7 @@ export class RelayLeg {
       this.#times.prefilled(nowMs);
       this.#quietSinceMs = nowMs;
     } else if (event.kind === "decodeChunk" && (kind === "handover" || kind === "opening")) this.#times.firstToken(nowMs);
-    else if (event.kind === "decodeEnd") this.#times.ended(nowMs);
+    else if (event.kind === "decodeEnd" && kind !== "settling") this.#times.ended(nowMs);
   }
 
   #perform(effect: LegEffect): void {
@@ -214,13 +215,13 @@ export class RelayLeg {
       case "callPrefill":
         return this.#callPrefill();
       case "sendStart":
+        // Not half-closed: it may have to be abandoned yet.
         this.#call?.write(startMessage(effect.handoff));
-        this.#call?.halfClose();
         return;
       case "sendAbandon":
         this.#quietSinceMs = this.#context.clock.nowMs();
         this.#call?.write(abandonMessage(effect.reason, effect.nothingSent));
-        this.#call?.halfClose();
+        this.#readOut(this.#call);
         return;
       case "cancelPrefill":
         this.#cancelPrefill?.();
@@ -264,9 +265,14 @@ export class RelayLeg {
     );
     this.#call = call;
     call.write(reserveMessage(reserve, request.body));
-    if (handoff === undefined) return;
-    call.write(startMessage(handoff));
-    call.halfClose();
+    if (handoff !== undefined) call.write(startMessage(handoff));
+  }
+
+  /** Says the last word, and takes what is under way: a call that is held back for a slow client would not hear its end. */
+  #readOut(call: ThinCall | undefined): void {
+    this.paused = false;
+    call?.halfClose();
+    call?.resume();
   }
 
   // The token path.
@@ -283,9 +289,9 @@ export class RelayLeg {
       if (this.#tokensAtMs > 0) this.#context.metrics.interTokenMs(nowMs - this.#tokensAtMs);
       this.#tokensAtMs = nowMs;
       this.delivered = true;
-      if (!this.#owner.deliver(events)) this.#pause();
+      // A delivery may have ended it.
+      if (!this.#owner.deliver(events) && this.#state.kind === "streaming") this.#pause();
     }
-    // A delivery may have ended it.
     if (end !== undefined && this.#call !== undefined) this.#dispatch({ kind: "decodeEnd" });
   }
 
@@ -362,6 +368,7 @@ export class RelayLeg {
       if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
       this.#context.metrics.completed(draft, this.task.request.stream);
     } else {
+      this.#times.ended(this.#context.clock.nowMs());
       draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;
     }
     this.#accounts.judgePair(this.task.prefill, this.decode, outcome);
@@ -374,10 +381,12 @@ export class RelayLeg {
     this.#accounts.holdDecode(decode);
   }
 
-  /** Gives back what it still holds. What was called has ended or was cut by now. */
+  /** Gives back what it still holds. What was called has ended, has said its end or was cut by now. */
   #release(): void {
     if (!this.#context.live.delete(this)) return;
+    const call = this.#call;
     this.#call = undefined;
+    this.#readOut(call);
     this.#accounts.prefillEnded("cancelled");
     this.#accounts.decodeEnded(this.end === undefined ? "cancelled" : "completed");
   }

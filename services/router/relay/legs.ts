@@ -4,7 +4,9 @@
 // Unpaired is prefill first without the prefill.
 // What it promises, and test/router/relay/legs.test.ts explores in every interleaving: it finishes exactly once and at
 // once when told to stop; nothing starts without a prefill that succeeded; a reservation is started, abandoned or cut;
-// nothing is sent to a leg that has ended; and it always comes to `ended`.
+// nothing is sent to a leg that has ended; and it always comes to `ended`. An answer that nobody wants any more is
+// abandoned as well: only an instance that owed a word for too long is cut off, for a cut call costs a reset, and nghttp2
+// takes more than 33 resets a second, once 1,000 are used up, for an attack and breaks the connection with all its calls.
 import type { ServiceError } from "../../common/errors.ts";
 
 /** The part of a connector's traits that decides the order. */
@@ -40,8 +42,8 @@ export type LegState =
   /** Decode first: the reservation is sent and not answered. */
   | { readonly kind: "reserving" }
   | { readonly kind: "prefilling"; readonly reserved: boolean }
-  /** Prefill first: reservation and start are sent, or about to be; no decode instance has accepted yet. */
-  | { readonly kind: "opening"; readonly handoff: Handoff }
+  /** Prefill first: reservation and start are sent to an instance that has not accepted yet, or one is looked for. */
+  | { readonly kind: "opening"; readonly handoff: Handoff; readonly asked: boolean }
   /** Started; nothing of the answer is here yet. */
   | { readonly kind: "handover" }
   | { readonly kind: "streaming" }
@@ -51,6 +53,8 @@ export type LegState =
 
 export type LegEvent =
   | { readonly kind: "begin" }
+  /** An instance was found, and reservation and start were sent to it. */
+  | { readonly kind: "decodeAsked" }
   | { readonly kind: "reserved" }
   /** No slot for this leg there; another decode instance may have one. */
   | { readonly kind: "decodeRefused"; readonly error: ServiceError }
@@ -67,7 +71,7 @@ export type LegEvent =
   | { readonly kind: "unwanted" }
   /** A deadline passed or the answer stalled. */
   | { readonly kind: "overdue"; readonly error: ServiceError }
-  /** An abandoned decode leg did not end in time. */
+  /** The instance did not end an abandoned decode leg in time. */
   | { readonly kind: "settleTimeout" };
 
 export type LegEffect =
@@ -75,6 +79,7 @@ export type LegEffect =
   | { readonly kind: "openDecode"; readonly handoff: Handoff | undefined }
   | { readonly kind: "callPrefill" }
   | { readonly kind: "sendStart"; readonly handoff: Handoff }
+  /** Of a reservation or of a started answer. The instance ends the call. */
   | { readonly kind: "sendAbandon"; readonly nothingSent: boolean; readonly reason: string }
   | { readonly kind: "cancelPrefill" }
   /** Break the decode call, or stop looking for an instance to open it on. */
@@ -116,7 +121,7 @@ export function step(traits: LegTraits, state: LegState, event: LegEvent): Step 
 function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
   if (event.kind === "begin") {
     if (traits.unpaired === true) {
-      return { state: { kind: "opening", handoff: UNPAIRED }, effects: [{ kind: "openDecode", handoff: UNPAIRED }] };
+      return seek(UNPAIRED);
     }
     return traits.decodeFirst
       ? { state: { kind: "reserving" }, effects: [{ kind: "openDecode", handoff: undefined }] }
@@ -130,10 +135,7 @@ function reserving(state: LegState, event: LegEvent): Step {
   const stop = stopped(event, "reserve");
   if (stop !== undefined) {
     // Not cut but abandoned: a broken call would make the instance ask about a prefill that never was.
-    return {
-      state: { kind: "settling", prefill: "ended", decode: "abandoned" },
-      effects: [abandon(true, stop), finish(stop)],
-    };
+    return left(true, stop);
   }
   switch (event.kind) {
     case "reserved":
@@ -169,17 +171,11 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
     case "prefillDone":
       return state.reserved
         ? { state: { kind: "handover" }, effects: [{ kind: "sendStart", handoff: event.handoff }] }
-        : {
-            state: { kind: "opening", handoff: event.handoff },
-            effects: [{ kind: "openDecode", handoff: event.handoff }],
-          };
+        : seek(event.handoff);
     case "prefillFailed": {
       const outcome = failed(event.error, "prefill", "prefill");
       if (!state.reserved) return finished(outcome);
-      return {
-        state: { kind: "settling", prefill: "ended", decode: "abandoned" },
-        effects: [abandon(event.nothingSent, outcome), finish(outcome)],
-      };
+      return left(event.nothingSent, outcome);
     }
     default:
       return { state, effects: [] };
@@ -187,16 +183,19 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
 }
 
 function opening(state: LegState & { kind: "opening" }, event: LegEvent): Step {
+  if (event.kind === "decodeAsked") return { state: { ...state, asked: true }, effects: [] };
   if (event.kind === "reserved") return { state: { kind: "handover" }, effects: [] };
   // The ticket is as good for another decode instance: nobody has used it.
-  if (event.kind === "decodeRefused") return { state, effects: [{ kind: "openDecode", handoff: state.handoff }] };
+  if (event.kind === "decodeRefused") return seek(state.handoff);
+  const stop = stopped(event, "transfer");
+  if (stop !== undefined && !state.asked) return cut(stop);
   return started(state, event);
 }
 
 function started(state: LegState, event: LegEvent): Step {
   const phase: Phase = state.kind === "streaming" ? "decode" : "transfer";
   const stop = stopped(event, phase);
-  if (stop !== undefined) return cut(stop);
+  if (stop !== undefined) return left(false, stop);
   switch (event.kind) {
     case "decodeChunk":
       return { state: { kind: "streaming" }, effects: [] };
@@ -253,7 +252,20 @@ function finished(outcome: LegOutcome): Step {
   return { state: ENDED, effects: [finish(outcome)] };
 }
 
-/** Finished, with a decode call that is still open. Its instance settles what it holds. */
+/** Looks for a decode instance that takes reservation and start together. */
+function seek(handoff: Handoff): Step {
+  return { state: { kind: "opening", handoff, asked: false }, effects: [{ kind: "openDecode", handoff }] };
+}
+
+/** Finished, with a decode leg that its instance is told to end: at once, or once it has settled what it holds. */
+function left(nothingSent: boolean, outcome: LegOutcome): Step {
+  return {
+    state: { kind: "settling", prefill: "ended", decode: "abandoned" },
+    effects: [abandon(nothingSent, outcome), finish(outcome)],
+  };
+}
+
+/** Finished, with a decode call that is still open, or is being looked for. Its instance settles what it holds. */
 function cut(outcome: LegOutcome): Step {
   return { state: ENDED, effects: [{ kind: "cancelDecode" }, finish(outcome)] };
 }

@@ -79,10 +79,9 @@ describe("a relay among unreliable instances", () => {
       assert.ok((outcomes.get("completed") ?? 0) > REQUESTS / 4, JSON.stringify([...outcomes]));
       assert.equal(outcomes.get("internal"), undefined, JSON.stringify([...outcomes]));
 
-      // Every reservation that was accepted was started, abandoned or cut; none was both started and abandoned.
+      // Every reservation that was accepted was started or abandoned, and none was started after that. No call was reset.
       for (const { seen } of [...d1.legs.all, ...d2.legs.all]) {
-        assert.ok(seen.length <= 3, seen.join());
-        assert.ok(!(seen.includes("start") && seen.includes("abandon")), seen.join());
+        assert.ok(["reserve", "reserve,start", "reserve,abandon", "reserve,start,abandon"].includes(seen.join()), seen.join());
       }
     });
   }

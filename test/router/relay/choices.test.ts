@@ -86,7 +86,7 @@ describe("a request for several choices", () => {
     assert.equal(decode.legs.all.length, 0);
   });
 
-  it("fails as a whole when one leg fails: running legs are cut, reservations abandoned", async () => {
+  it("fails as a whole when one leg fails: running legs and reservations are abandoned", async () => {
     await using prefill = await startPrefill();
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 } });
@@ -101,7 +101,7 @@ describe("a request for several choices", () => {
     const running = await prefill.legs.next("prefill of b");
     c.fail("engine_failed");
     await assert.rejects(ending, { code: "engine_failed" });
-    await within(a.cancelled.promise, "the cut of the running leg");
+    await within(a.abandoned.promise, "the abandon of the running leg");
     running.done();
     await within(b.abandoned.promise, "the abandon of the reserved leg");
     b.close();

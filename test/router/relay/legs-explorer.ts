@@ -3,7 +3,9 @@
 // the machine must never do. What may happen, and as which event it comes here:
 //   reserved, refused (busy, draining, starting), lost, its hold run out: reserved, decodeRefused, decodeFailed
 //   prefill answers, fails, its outcome unknown (stalled, lost, timed out): prefillDone, prefillFailed with or without KV
+//   decode is looked for, found, not found: decodeAsked, decodeFailed
 //   decode starts, streams, fails, is lost, stands still: decodeChunk, decodeEnd, decodeFailed, decodeStalled
+//   decode ends what was abandoned, had ended it already, is lost, never does: decodeFailed, decodeEnd, settleTimeout
 //   client leaves, another choice failed, the router drains: unwanted; deadline of the request: overdue
 //   the router is lost: no event, for the machine is gone; `survives` checks at every state what it leaves behind
 // The space is finite (refusals are bounded), so the search is complete and not sampled.
@@ -28,12 +30,13 @@ interface World {
   readonly prefill: "none" | "running" | "done" | "nothing-sent" | "unknown" | "cut" | "cut-late";
   readonly decode:
     | "none"
+    | "sought" // an instance is looked for
     | "asked" // reserved, unanswered
     | "asked-started" // reserved and started together, unanswered
     | "held" // reservation accepted
     | "started"
     | "asked-abandoned"
-    | "abandoned"
+    | "abandoned" // reserved or started, and then abandoned
     | "ended"
     | "cut"
     | "cut-late";
@@ -79,6 +82,10 @@ function moves({ machine, world }: Node): Move[] {
   const fail = (change: Partial<World> = {}, optional = false): void =>
     add({ kind: "decodeFailed", error: ERROR }, { decode: "ended", ...change }, optional);
   switch (world.decode) {
+    case "sought":
+      add({ kind: "decodeAsked" }, { decode: "asked-started" });
+      fail(); // There is none.
+      break;
     case "asked":
     case "asked-started":
       add({ kind: "reserved" }, { decode: world.decode === "asked" ? "held" : "started" });
@@ -100,7 +107,8 @@ function moves({ machine, world }: Node): Move[] {
       add({ kind: "decodeRefused", error: ERROR }, { decode: "ended" }, true);
       fail();
       break;
-    case "abandoned":
+    case "abandoned": // What of a started answer was on the way still comes, its end too.
+      add({ kind: "decodeChunk" }, {}, true);
       add({ kind: "decodeEnd" }, { decode: "ended" });
       fail();
       break;
@@ -134,7 +142,7 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
           assert.equal(world.prefill, "done", "start without prefill success");
           assert.equal(effect.handoff, HANDOFF, "start with another ticket than prefill's");
         }
-        return { ...world, decode: "asked-started" };
+        return { ...world, decode: "sought" };
       }
       assert.ok(traits.decodeFirst, "a reservation without start where prefill comes first");
       assert.equal(world.prefill, "none", "prefill before the reservation");
@@ -152,17 +160,17 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
       assert.equal(effect.handoff, HANDOFF, "start with another ticket than prefill's");
       return { ...world, decode: "started" };
     case "sendAbandon":
-      assert.ok(world.decode === "held" || world.decode === "asked", "abandon to a leg that is not held");
+      assert.ok(["asked", "asked-started", "held", "started"].includes(world.decode), "abandon to a leg that is not held");
       assert.notEqual(world.prefill, "running", "abandon while it is open what prefill pushes");
       if (effect.nothingSent) {
         assert.ok(world.prefill === "none" || world.prefill === "nothing-sent", "KV may be there, but abandon denies it");
-      } else {
+      } else if (traits.unpaired !== true) {
         // It would be asked for, and where nobody can answer, an engine restarted for nothing.
         assert.ok(world.prefill !== "none" && world.prefill !== "nothing-sent", "abandon claims KV that never was");
       }
       return {
         ...world,
-        decode: world.decode === "asked" ? "asked-abandoned" : "abandoned",
+        decode: world.decode.startsWith("asked") ? "asked-abandoned" : "abandoned",
         abandonedAs: effect.nothingSent ? "nothing-sent" : "settle",
       };
     case "cancelPrefill":
@@ -170,9 +178,8 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
       assert.equal(world.prefill, "running", "cancel of a prefill that does not run");
       return { ...world, prefill: "cut" };
     case "cancelDecode":
-      // "ended" is where the driver still looks for an instance to replace one that refused.
-      assert.ok(world.decode !== "none" && world.decode !== "cut", "cancel of a decode leg that was not opened");
-      return { ...world, decode: world.decode === "ended" ? "ended" : "cut" };
+      assert.ok(!["none", "ended", "cut", "cut-late"].includes(world.decode), "cancel of a decode leg that was not opened");
+      return { ...world, decode: world.decode === "sought" ? "ended" : "cut" };
     case "finish":
       assert.equal(world.finished, "no", "finished twice");
       if (effect.outcome.kind === "completed") assert.ok(world.decodeEnded, "completed without an end");
@@ -180,10 +187,13 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
   }
 }
 
-function check(traits: LegTraits, { machine, world }: Node, event: LegEvent): void {
+function check(traits: LegTraits, { machine, world }: Node, event: LegEvent, before: World): void {
   const over = machine.kind === "ended" || machine.kind === "settling";
   assert.equal(world.finished !== "no", over, "finished exactly when the client is served");
   if (event.kind === "unwanted" || event.kind === "overdue") assert.ok(over, "a stop is obeyed at once");
+  if (world.decode === "cut" && before.decode !== "cut") {
+    assert.ok(event.kind === "decodeStalled" || event.kind === "settleTimeout", "a reset where a word would do");
+  }
   if (machine.kind === "settling") {
     assert.equal(machine.prefill === "running", world.prefill === "running", "what it takes prefill for, it is");
     if (machine.decode === "reserved") {
@@ -192,17 +202,17 @@ function check(traits: LegTraits, { machine, world }: Node, event: LegEvent): vo
     }
     if (machine.decode === "abandoned") assert.ok(world.decode.endsWith("abandoned"), "abandoned and not told");
   }
-  if (machine.kind === "opening") assert.ok(["asked-started", "ended"].includes(world.decode), "what it takes for unanswered, is");
+  if (machine.kind === "opening") assert.equal(world.decode, machine.asked ? "asked-started" : "sought", "what it takes for asked, is");
   if (machine.kind === "handover" || machine.kind === "streaming") assert.equal(world.decode, "started", "what it takes for started, is");
   if (event.kind === "decodeChunk" && !over) assert.equal(machine.kind, "streaming", "a token that came is delivered");
   if (event.kind === "reserved" && !over) assert.notEqual(traits.unpaired === true ? "" : world.prefill, "none", "a reservation is used at once");
-  if (event.kind === "decodeStalled") assert.ok(over, "what stands still is left at once");
+  if (event.kind === "decodeStalled") assert.equal(machine.kind, "ended", "what stands still is left at once, and not waited for again");
   if (event.kind === "settleTimeout") assert.ok(machine.kind !== "settling" || machine.decode !== "abandoned", "settled for ever");
   if (event.kind === "decodeFailed" && !traits.decodeFirst) assert.ok(over, "a lost decode leg is left at once");
   survives(traits, world);
   if (machine.kind !== "ended") return;
   assert.notEqual(world.prefill, "running", "ended while prefill runs");
-  assert.ok(!["asked", "asked-started", "held", "started", "asked-abandoned", "abandoned"].includes(world.decode),
+  assert.ok(!["sought", "asked", "asked-started", "held", "started", "asked-abandoned", "abandoned"].includes(world.decode),
     `ended while the decode leg is ${world.decode}`);
   const kvMayBeThere = ["done", "unknown", "cut", "cut-late"].includes(world.prefill);
   if (traits.decodeFirst && kvMayBeThere) {
@@ -246,7 +256,7 @@ export function explore(traits: LegTraits, machine: typeof step = step): Explora
         const taken = machine(traits, node.machine, move.event);
         const world = taken.effects.reduce((now, effect) => apply(traits, now, effect), move.world);
         const reached: Node = { machine: taken.state, world };
-        check(traits, reached, move.event);
+        check(traits, reached, move.event, node.world);
         const to = key(reached);
         if (to !== from) successors.add(to);
         if (to !== from && !move.optional) moved = true;

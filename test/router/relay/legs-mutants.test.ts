@@ -16,14 +16,18 @@ interface Mutant {
   readonly text: string;
 }
 
-/** Each way to break one guard: its condition always or never met, its case gone, its effect left out, its choice turned. */
+/**
+ * Each way to break one guard: its condition always or never met, its case gone, its effect left out, its choice turned,
+ * and a leg cut that should be told, or told that should be cut.
+ */
 const OPERATORS: readonly (readonly [string, RegExp, (match: RegExpExecArray) => readonly string[]])[] = [
   ["condition", /if \((.*)\) (?=return|\{|effects)/g, ({ 1: condition }) => [`if (false as boolean && (${condition})) `, `if (true as boolean || (${condition})) `]],
   ["case", /^ {2,6}case "(?!idle|ended)(\w+)":/gm, ({ 0: line, 1: name }) => [line.replace(`"${name}"`, `"${name}!" as never`)]],
-  ["effect", /\{ kind: "cancel(?:Decode|Prefill)" \}(?:, )?|(?<!function )abandon\([^()]*\)(?:, )?|\{ kind: "(?:sendStart|callPrefill)"[^}]*\}/g, () => [""]],
+  ["effect", /\{ kind: "cancel(?:Decode|Prefill)" \}(?:, )?|(?<!function )abandon\([^()]*\)(?:, )?|\{ kind: "(?:sendStart|callPrefill|openDecode)"[^}]*\}/g, () => [""]],
   ["finish", /finish\((?:outcome|stop)\)(?=\])/g, () => [""]],
   ["choice", /(?<=\n.*)(\w[\w. =!]*) \? ("?[\w]+"?) : ("?[\w]+"?)(?=;|\))/g, ({ 2: yes, 3: no }) => [yes!, no!]],
-  ["claim", /(?<!function )abandon\((true|false|event\.nothingSent|nothingSent), /g, ({ 0: text, 1: said }) => [text.replace(said!, "true"), text.replace(said!, "false")]],
+  ["claim", /(?<!function )(?:abandon|left)\((true|false|event\.nothingSent|nothingSent), /g, ({ 0: text, 1: said }) => [text.replace(said!, "true"), text.replace(said!, "false")]],
+  ["end", /return (?:cut|left\(false, |left\(true, |left\(event\.nothingSent, )\(?(stop|outcome|failed\(.*\))\);/g, ({ 0: text, 1: outcome }) => [text.includes("cut") ? `return left(false, ${outcome});` : `return cut(${outcome});`]],
 ];
 
 /**

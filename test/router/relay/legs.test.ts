@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { CONNECTORS } from "../../../services/kv/index.ts";
 import { step } from "../../../services/router/relay/legs.ts";
-import type { LegEffect, LegEvent, LegTraits, Step } from "../../../services/router/relay/legs.ts";
+import type { LegEffect, LegEvent, LegState, LegTraits, Step } from "../../../services/router/relay/legs.ts";
 import { ERROR, explore, HANDOFF } from "./legs-explorer.ts";
 
 /** Of every connector, and alone where its engines serve so. */
@@ -14,6 +14,8 @@ for (const { traits } of Object.values(CONNECTORS)) {
 // Orders that no connector has today.
 TRAITS["decode first, a cancellable prefill"] = { decodeFirst: true, prefillCancellable: true };
 TRAITS["prefill first, a prefill that runs to its end"] = { decodeFirst: false, prefillCancellable: false };
+
+const SETTLING: LegState = { kind: "settling", prefill: "ended", decode: "abandoned" };
 
 function without(taken: Step, kind: LegEffect["kind"]): Step {
   return changed(taken, (effect) => (effect.kind === kind ? [] : [effect]));
@@ -51,7 +53,22 @@ describe("the protocol of the two legs", () => {
           ? { state: { kind: "handover" }, effects: [{ kind: "sendStart", handoff: HANDOFF }] }
           : taken,
     ],
-    "does not cut a running answer": [/ended while the decode leg is/, (taken) => without(taken, "cancelDecode")],
+    "does not cut an answer that stands still": [/ended while the decode leg is/, (taken) => without(taken, "cancelDecode")],
+    "cuts an answer that nobody wants any more": [
+      /a reset where a word would do/,
+      (taken, event) =>
+        event.kind === "unwanted" && taken.effects.some(({ kind }) => kind === "sendAbandon")
+          ? { state: { kind: "ended" }, effects: [{ kind: "cancelDecode" }, ...without(taken, "sendAbandon").effects] }
+          : taken,
+    ],
+    "forgets an answer that it abandoned": [
+      /ended while the decode leg is (asked-)?abandoned/,
+      (taken, event) => (event.kind === "unwanted" && taken.state.kind === "settling" ? { ...taken, state: { kind: "ended" } } : taken),
+    ],
+    "waits for ever for an instance that does not end what was abandoned": [
+      /settled for ever/,
+      (taken, event) => (event.kind === "settleTimeout" && taken.effects.length > 0 ? { state: SETTLING, effects: [] } : taken),
+    ],
     "ignores a client that leaves": [
       /obeyed at once/,
       (taken, event) => (event.kind === "unwanted" ? { state: { kind: "handover" }, effects: [] } : taken),
@@ -81,7 +98,7 @@ describe("the protocol of the two legs", () => {
   it("takes the same ticket to another decode instance when one refuses", () => {
     const taken = step(
       { decodeFirst: false, prefillCancellable: true },
-      { kind: "opening", handoff: HANDOFF },
+      { kind: "opening", handoff: HANDOFF, asked: true },
       { kind: "decodeRefused", error: ERROR },
     );
     assert.deepEqual(taken.effects, [{ kind: "openDecode", handoff: HANDOFF }]);

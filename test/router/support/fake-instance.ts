@@ -99,6 +99,9 @@ export class DecodeLeg {
   readonly started = deferred<Start>();
   readonly abandoned = deferred<Abandon>();
   readonly cancelled = deferred();
+  readonly halfClosed = deferred();
+  /** Ends a started leg once it is abandoned, as a decode instance does. */
+  endsWhenAbandoned = true;
   /** What the router did, in order. */
   readonly seen: string[] = ["reserve"];
   readonly #call: RawCall;
@@ -125,8 +128,13 @@ export class DecodeLeg {
   }
 
   end(end: MessageInitShape<typeof EndSchema> = {}, events = ""): void {
-    this.#send({ events, end: { finishReason: FinishReason.STOP, promptTokens: 5, completionTokens: 2, ...end } });
+    this.last(end, events);
     this.#call.end();
+  }
+
+  /** The last message, with the call still open. */
+  last(end: MessageInitShape<typeof EndSchema> = {}, events = ""): void {
+    this.#send({ events, end: { finishReason: FinishReason.STOP, promptTokens: 5, completionTokens: 2, ...end } });
   }
 
   /** Ends with OK and without `end`: right only after an abandon. */
@@ -162,8 +170,11 @@ export async function startDecode(info: InfoInit = {}, auto: (leg: DecodeLeg) =>
       }
       leg!.seen.push(step.case!);
       if (step.case === "start") leg!.started.resolve(step.value);
-      if (step.case === "abandon") leg!.abandoned.resolve(step.value);
+      if (step.case !== "abandon") return;
+      leg!.abandoned.resolve(step.value);
+      if (leg!.seen.includes("start") && leg!.endsWhenAbandoned) leg!.close();
     };
+    call.onHalfClose = () => leg?.halfClosed.resolve();
     call.onCancel = () => {
       leg?.seen.push("cancel");
       leg?.cancelled.resolve();
