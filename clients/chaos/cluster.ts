@@ -14,6 +14,11 @@ const KV_PROXY_HOST = "127.0.0.2";
 /** KV ports that one decode instance may go through: a fresh one with every start of its engine. */
 const KV_PORTS = 64;
 const READY_LIMIT_MS = 60_000;
+/**
+ * What routers give the prefill of an engine whose pace is known. By the default, made for GPUs that compile at their first
+ * request, a leg waits until the instance finds that its engine stands still, which takes longer the longer the prompts.
+ */
+const PREFILL_LIMITS = ["--prefill.floor_ms=1000", "--prefill.slack=4"];
 
 export interface RouterMember {
   readonly process: Supervised;
@@ -87,7 +92,8 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           `--registry.address=${host}:${routerPorts[0]!.grpc}`,
           `--engine.kind=${o.engine}`,
           `--kv.port=${kvPort}`,
-          `--stall_ms=${o.stallMs}`,
+          // It sees all that its engine does, and a router one stream of it: it can be sure sooner, and its legs be elsewhere.
+          `--stall_ms=${o.stallMs / 2}`,
           "--drain.grace_ms=10000",
           "--log.level=info",
           ...(role === "decode" ? [`--kv.advertise_host=${KV_PROXY_HOST}`] : []),
@@ -104,6 +110,7 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
         `--stall_ms=${o.stallMs}`,
         "--drain.grace_ms=10000",
         "--receipts.limit=2000",
+        ...(o.engine === "sim" ? PREFILL_LIMITS : []),
         ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
       ];
       return { process: start(`router-${index + 1}`, "router", flags), url: `http://127.0.0.1:${rest}`, control: overGrpc(`127.0.0.1:${grpc}`, { token }) };

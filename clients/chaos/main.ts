@@ -103,11 +103,16 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
     });
     const scenes: SceneResult[] = [];
     if (config.scenes && violations.every(({ rule }) => rule !== "start")) {
-      const o = { cluster, asks, answers, hangMs: config.hang_ms, stallMs: config.stall_ms, slackMs: config.slack_ms };
+      const o = { cluster, asks, answers, hangMs: config.hang_ms, slackMs: config.slack_ms };
       say("draining an instance under load ...");
       scenes.push(await scene("drain under load", () => drainUnderLoad(o, config["drain.streams"])));
       say("asking instances that answer nothing ...");
-      if (isSim) for (const role of ["decode", "prefill"] as const) scenes.push(await scene(`silent ${role}`, () => silentInstance(o, role)));
+      for (const part of ["engine", "process"] as const) {
+        if (part === "engine" && !isSim) continue;
+        for (const role of ["decode", "prefill"] as const) {
+          scenes.push(await scene(`silent ${role}, ${part}`, () => silentInstance(o, role, part)));
+        }
+      }
     }
     await watch.stop();
     const { records } = load;

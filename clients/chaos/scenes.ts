@@ -11,7 +11,6 @@ export interface SceneOptions {
   readonly asks: readonly Ask[];
   readonly answers: readonly Answer[];
   readonly hangMs: number;
-  readonly stallMs: number;
   readonly slackMs: number;
 }
 
@@ -23,8 +22,8 @@ export interface SceneResult {
 
 /** No leg may be new on it so long after. */
 const DRAIN_MS = 1_000;
-/** On a link that is whole, a typed error comes so much after the stall was over. */
-const ERROR_MS = 2_000;
+/** Whatever answers nothing, an answer or a typed error is there after so long. */
+const ANSWER_MS = 2_000;
 const CLIENTS = 8;
 
 export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<SceneResult> {
@@ -61,13 +60,16 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   };
 }
 
-export async function silentInstance(o: SceneOptions, role: "prefill" | "decode"): Promise<SceneResult> {
+/** @param part What falls silent: the engine, whose instance speaks on, or the process of the instance. */
+export async function silentInstance(o: SceneOptions, role: "prefill" | "decode", part: "engine" | "process"): Promise<SceneResult> {
   const violations: Violation[] = [];
+  // The scene before may have left it out, and then it would not be asked.
+  await o.cluster.ready(15_000);
   const instance = o.cluster.instances.find((member) => member.role === role)!;
-  const engine = instance.process.engine()!;
-  await fetch(`${engine.url}/sim/fault`, { method: "POST", body: JSON.stringify({ kind: "stall", after_tokens: 0 }) });
+  if (part === "process") instance.process.signal("SIGSTOP");
+  else await fetch(`${instance.process.engine()!.url}/sim/fault`, { method: "POST", body: JSON.stringify({ kind: "stall", after_tokens: 0 }) });
   const agent = new Agent({ keepAlive: true });
-  const limitMs = o.stallMs + ERROR_MS + o.slackMs;
+  const limitMs = ANSWER_MS + o.slackMs;
   const judge = (record: RequestRecord, must: "end" | "succeed"): number => {
     // An answer counts from its first byte: how long it is, is the client's own wish.
     const tookMs = (record.ending === "completed" ? (record.firstMs ?? record.endMs) : record.endMs) - record.sentMs;
@@ -83,12 +85,13 @@ export async function silentInstance(o: SceneOptions, role: "prefill" | "decode"
   const second = await sendMany(o, agent, CLIENTS, CLIENTS, 0);
   const secondMs = Math.max(...second.map((record) => judge(record, "succeed")));
   agent.destroy();
+  if (part === "process") instance.process.signal("SIGCONT");
   await o.cluster.ready(15_000).catch((error: unknown) => {
     violations.push({ rule: "silent instance", what: `not back: ${(error as Error).message}`, faults: [] });
   });
   const ok = (records: readonly RequestRecord[]): number => records.filter(({ ending }) => ending === "completed").length;
   return {
-    name: `${role} instance that answers nothing`,
+    name: `${role} ${part === "engine" ? "instance that answers nothing" : "instance whose process is stopped"}`,
     figures: `first ${CLIENTS}: ${ok(first)} ok, slowest ${Math.round(firstMs)} ms; next ${CLIENTS}: ${ok(second)} ok, slowest ${Math.round(secondMs)} ms`,
     violations,
   };

@@ -14,7 +14,7 @@ export interface ThinChannelOptions {
   readonly log: Log;
   /** Default 500. */
   readonly pingIntervalMs?: number;
-  /** Without a byte for so long the connection is doubted. Default 1200. */
+  /** Without a byte for so long the connection is doubted. Default 1300. */
   readonly doubtMs?: number;
   /** Without a byte for so long the connection is given up. Default 2000. */
   readonly silenceMs?: number;
@@ -185,7 +185,7 @@ class Channel implements ThinChannel {
   }
 
   #connect(): Connection {
-    const { silenceMs = 2000, doubtMs = 1200, pingIntervalMs = 500, connectTimeoutMs = silenceMs, log } = this.#options;
+    const { silenceMs = 2000, doubtMs = 1300, pingIntervalMs = 500, connectTimeoutMs = silenceMs, log } = this.#options;
     const url = new URL(`http://${this.address}`);
     const host = url.hostname.replace(/^\[|\]$/g, "");
     const socket = connectSocket({ host, port: Number(url.port || 80), noDelay: true });
