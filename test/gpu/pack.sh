@@ -23,5 +23,6 @@ cp -r "$root/dist" "$root/gen" "$root/package.json" "$root/package-lock.json" "$
 rm -rf "$work/tandem/node_modules/zeromq/build/"{darwin,win32}
 cp -r "$here" "$work/tandem/gpu"
 rm -f "$out"/tandem.part.*
+cp "$here/on-gpu.sh" "$out"
 tar -C "$work" -c tandem | xz -T0 | split -b 40M -d - "$out/tandem.part."
 ls -l "$out"
