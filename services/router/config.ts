@@ -251,6 +251,15 @@ export const routerConfig = defineConfig(
       default: true,
       doc: "While no prefill instance is left, decode instances serve alone, where the connector allows it (nixl).",
     }),
+    "fallback.first_prefill_ms": integer({
+      default: 15_000,
+      min: 0,
+      max: 3_600_000,
+      unit: "ms",
+      doc:
+        "How long a model's first prefill instance is waited for, from its first decode instance on, before decode serves alone: " +
+        "a router that has just started may not have heard of it yet. Once there was one, decode alone makes up for it at once.",
+    }),
     "fallback.direct_tokens": integer({
       default: 0,
       min: 0,

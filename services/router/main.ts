@@ -94,6 +94,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     limit: config["registry.limit"],
     breaker: { failureLimit: config["breaker.failures"], canaryEveryMs: config["canary.every_ms"] },
     connectTimeoutMs: config["connect.timeout_ms"],
+    firstPrefillMs: config["fallback.first_prefill_ms"],
     ...(config["pair.check"] ? { checks: needsCheck } : {}),
   });
   const hub = registryHub({ limit: config["registry.limit"], routerId });

@@ -23,7 +23,7 @@ const ready = (router: Router, wanted: boolean): Promise<unknown> =>
 
 describe("a model without prefill", () => {
   it("is served by decode alone where the connector allows it (nixl), and the answer says so", async () => {
-    await using router = await start();
+    await using router = await start("--fallback.first_prefill_ms=0");
     await using _decode = await simDecode("nixl", { "registry.address": router.grpcAddress });
     await ready(router, true);
     const alone = await ask(router);
@@ -46,6 +46,23 @@ describe("a model without prefill", () => {
       assert.equal(paired.status, 200);
     }
     await eventually("decode to serve alone again", async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated");
+  });
+
+  it("waits for its first prefill instance, which a router that has just started may not have heard of", async () => {
+    await using router = await start("--fallback.first_prefill_ms=3600000");
+    await using _decode = await simDecode("nixl", { "registry.address": router.grpcAddress });
+    const readyz = async (): Promise<string> => (await fetch(`${router.restUrl}/readyz`)).text();
+    await eventually("decode is known", async () => /no prefill instance is registered/.test(await readyz()));
+    await eventually("decode takes legs", async () => !/decode/.test(await readyz()));
+    const early = await ask(router);
+    assert.equal(early.status, 503);
+    assert.match(await early.text(), /no prefill instance is registered/);
+    {
+      await using _prefill = await simPrefill("nixl", { "registry.address": router.grpcAddress });
+      await ready(router, true);
+      assert.equal((await ask(router)).headers.get("x-tandem-degraded"), null);
+    }
+    await eventually("decode to serve alone", async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated");
   });
 
   it("is refused with the name of what is missing where decode engines serve no unpaired request (p2p)", async () => {

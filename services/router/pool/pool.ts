@@ -10,6 +10,7 @@ import type { Metrics } from "../../common/metrics.ts";
 import type { Doubt } from "../../discovery/registry.ts";
 import { servesUnpaired } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type Verdict } from "./breaker.ts";
+import { awaitFirstPrefill } from "./first-prefill.ts";
 import type { Member } from "./member.ts";
 import { lastResorts } from "./last-resort.ts";
 import { pairable } from "./compat.ts";
@@ -31,6 +32,8 @@ export interface PoolSnapshot {
   readonly brokenPairs: ReadonlySet<string>;
   /** Why pairs that must be checked before they take traffic take none: not yet, or the check failed. By `pairKey`. */
   readonly barredPairs?: ReadonlyMap<string, string>;
+  /** Models whose first prefill instance may still come: decode does not make up for it yet. */
+  readonly awaitsPrefill?: ReadonlySet<string>;
 }
 
 export interface Pool {
@@ -78,6 +81,8 @@ export interface PoolOptions {
   readonly breaker?: BreakerLimits;
   /** For a connection to be made. */
   readonly connectTimeoutMs?: number;
+  /** How long the first prefill instance of a model is waited for, once it has a decode instance. Default 0. */
+  readonly firstPrefillMs?: number;
   /** Whether a pair takes traffic only after `pairChecked` said that it may. Left out: none needs that. */
   readonly checks?: (prefill: Info, decode: Info) => boolean;
 }
@@ -89,12 +94,13 @@ const OWN_PAUSE_MS = 500;
 const DRAIN_TIMEOUT_MS = 2_000;
 const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "doubted", "left"] as const;
 
-export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs, checks }: PoolOptions): Pool {
+export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs, firstPrefillMs = 0, checks }: PoolOptions): Pool {
   const tracked = new Set<Tracked>();
   const byMember = new WeakMap<Member, Tracked>();
   const listeners = new Set<() => void>();
   const pairs = new Pairs(breaker);
   const checked = new Map<string, string>();
+  const firstPrefill = awaitFirstPrefill(clock, firstPrefillMs);
   let snapshot: PoolSnapshot | undefined;
   let closed = false;
 
@@ -136,7 +142,8 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
         members[index] = out;
       });
     }
-    return { prefill, decode, models, brokenPairs: pairs.broken(), barredPairs };
+    const awaitsPrefill = firstPrefill.awaited(prefill, decode, models);
+    return { prefill, decode, models, brokenPairs: pairs.broken(), barredPairs, awaitsPrefill };
   }
 
   /** Of the pairs that must be checked, those that were not, or were found wrong. */
@@ -217,7 +224,7 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
       leave(one);
       left = true;
     }
-    if (left) onChange();
+    if (left || firstPrefill.isOver) onChange();
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);

@@ -34,7 +34,7 @@ export interface Place {
 
 /** When decode may serve alone, where the connector allows it. */
 export interface AloneRules {
-  /** While no prefill instance is left. */
+  /** While no prefill instance is left; not while the first one is still to come. */
   readonly aggregate: boolean;
   /** Prompts of fewer tokens. */
   readonly directTokens: number;
@@ -127,7 +127,8 @@ export function createPlacer(
       }
       const usable = prefills.filter((prefill) => !avoid.isWedged(prefill));
       if (usable.length === 0) {
-        const place = strict || !alone.aggregate ? undefined : placeAlone(pairs, "aggregated", avoid);
+        const mayBeAlone = !strict && alone.aggregate && pool.snapshot.awaitsPrefill?.has(model) !== true;
+        const place = !mayBeAlone ? undefined : placeAlone(pairs, "aggregated", avoid);
         if (place !== undefined) return place;
         throw prefills.length > 0 ? allTried("prefill") : noInstance(pool.snapshot, model);
       }

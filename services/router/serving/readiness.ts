@@ -1,15 +1,16 @@
 // What is missing for serving, in words that name no address.
 import { servesUnpaired } from "../../kv/index.ts";
-import type { PoolSnapshot } from "../pool/pool.ts";
+import type { Member, PoolSnapshot } from "../pool/pool.ts";
 
 /**
  * Undefined where `model` can be served: it has an eligible instance on either side.
  *
- * @param aggregate Decode alone is enough, where the connector allows it.
+ * @param aggregate Decode alone is enough, where the connector allows it and prefill is not still to come.
  */
 export function lackOf(snapshot: PoolSnapshot, model: string, aggregate = false): string | undefined {
   const lacks: string[] = [];
-  if (aggregate && snapshot.decode.some(({ eligible, info }) => eligible && info.model === model && servesUnpaired(info.connector))) return undefined;
+  const isAlone = ({ eligible, info }: Member): boolean => eligible && info.model === model && servesUnpaired(info.connector);
+  if (aggregate && snapshot.awaitsPrefill?.has(model) !== true && snapshot.decode.some(isAlone)) return undefined;
   for (const role of ["prefill", "decode"] as const) {
     let known = 0;
     let eligible = 0;

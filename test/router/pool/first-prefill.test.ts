@@ -1,0 +1,68 @@
+// Decode alone makes up for prefill that is gone, and not for prefill that is still to come.
+import assert from "node:assert/strict";
+import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { policyOf } from "../../../services/router/policy/index.ts";
+import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
+import { Avoid, createPlacer } from "../../../services/router/relay/placement.ts";
+import { lackOf } from "../../../services/router/serving/readiness.ts";
+import { silentLog } from "../../support/log-sink.ts";
+import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
+import { startDecode, startPrefill } from "../support/fake-instance.ts";
+import { untilCondition } from "../support/pool-waits.ts";
+
+const NIXL = { connector: "nixl" };
+
+/** Shorter than an instance may be silent, for the clock stands still for heartbeats. */
+function start(clock: ManualClock): Pool {
+  return createPool({ log: silentLog, clock, firstPrefillMs: 1_500 });
+}
+
+/** What a request gets now. */
+function served(pool: Pool): string {
+  const lack = lackOf(pool.snapshot, "tiny", true);
+  try {
+    const policies = { prefill: policyOf("least-load"), decode: policyOf("least-load") };
+    const place = createPlacer(pool, policies, { aggregate: true, directTokens: 0 }).place({ model: "tiny", tokens: 10, strict: false }, new Avoid());
+    assert.equal(lack, undefined, "placed in spite of the lack");
+    return place.fallback ?? "pair";
+  } catch (error) {
+    assert.match(lack ?? "", /no prefill instance|only prefill instance/);
+    return (error as { code?: string }).code ?? String(error);
+  }
+}
+
+describe("decode whose first prefill instance is not there yet", () => {
+  it("waits for it, and serves in its place once it was there", async () => {
+    const clock = manualClock();
+    await using decode = await startDecode(NIXL);
+    await using prefill = await startPrefill(NIXL);
+    await using pool = start(clock);
+    pool.update([decode.info]);
+    await untilCondition(pool, "d1", "serving");
+    assert.equal(served(pool), "no_instance");
+    pool.update([decode.info, prefill.info]);
+    await untilCondition(pool, "p1", "serving");
+    assert.equal(served(pool), "pair");
+    prefill.load({ state: State.DRAINING });
+    await untilCondition(pool, "p1", "draining");
+    assert.equal(served(pool), "aggregated");
+    pool.update([decode.info]);
+    assert.equal(served(pool), "aggregated");
+  });
+
+  it("serves alone when none came in time, and whoever waits is told", async () => {
+    const clock = manualClock();
+    await using decode = await startDecode(NIXL);
+    await using pool = start(clock);
+    pool.update([decode.info]);
+    await untilCondition(pool, "d1", "serving");
+    assert.equal(served(pool), "no_instance");
+    const seen: string[] = [];
+    pool.onChange(() => seen.push(pool.snapshot.awaitsPrefill!.has("tiny") ? "waits" : "alone"));
+    clock.advance(1_400);
+    assert.ok(!seen.includes("alone"));
+    clock.advance(400);
+    assert.ok(seen.includes("alone"));
+    assert.equal(served(pool), "aggregated");
+  });
+});
