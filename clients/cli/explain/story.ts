@@ -77,12 +77,16 @@ function scheduling({ tenant, priority }: Receipt): string {
   return parts.length === 0 ? "" : ` (${parts.join(", ")})`;
 }
 
+/** One line what became of it, and below that where it ran and where its time went. */
 function attempt(leg: Leg, index: number, count: number, stream: boolean): string {
-  const where =
-    leg.prefillInstanceId === "" ? `decode alone on ${leg.decodeInstanceId || "none"}` : `prefill on ${leg.prefillInstanceId}, decode on ${leg.decodeInstanceId || "none"}`;
   const times = partsOf(leg, stream).filter(({ tookMs }) => tookMs > 0).map(({ name, tookMs }) => `${name} ${ms(tookMs)}`);
-  const name = count === 1 ? "leg" : `leg ${index + 1} of ${count}`;
-  return `${name}: ${where}${times.length === 0 ? "" : ` (${times.join(", ")})`}${leg.error === "" ? "" : `; ended by ${leg.error}`}`;
+  const lines = [
+    `${count === 1 ? "leg" : `leg ${index + 1} of ${count}`}${leg.error === "" ? "" : `: ended by ${leg.error}`}`,
+    leg.prefillInstanceId === "" ? "no prefill: decode alone" : `prefill on ${leg.prefillInstanceId}`,
+    `decode on ${leg.decodeInstanceId || "none"}`,
+    ...(times.length === 0 ? [] : [times.join(", ")]),
+  ];
+  return lines.join(`\n${" ".repeat(14)}`);
 }
 
 /** An answer in one piece has no first token that anyone sees: transfer and decode are one part then. */

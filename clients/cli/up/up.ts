@@ -90,7 +90,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
           return false;
         }
         const aliveS = (death.aliveMs / 1000).toFixed(1);
-        terminal.warn(`${child.name} died (${death.how}) after ${aliveS} s; it starts again in ${restartInMs / 1000} s.${tail(death)}`);
+        // Whoever was killed by another had nothing to say of it: its last lines are those of its start.
+        const words = death.how.startsWith("SIG") ? "" : tail(death);
+        terminal.warn(`${child.name} died (${death.how}) after ${aliveS} s; it starts again in ${restartInMs / 1000} s.${words}`);
         return true;
       },
     },

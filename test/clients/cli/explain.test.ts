@@ -28,8 +28,14 @@ Completed with status 200 after 1000 ms; 7 prompt tokens (2 cached), 3 of answer
 
     0.0 ms  arrived at 1970-01-01T00:00:00.000Z (tenant team-a, priority -5)
     100 ms  let in, after the queue
-    100 ms  leg 1 of 2: prefill on p1, decode on d1 (reserve 1.0 ms, prefill 199 ms); ended by leg_stalled: No token came.
-    500 ms  leg 2 of 2: prefill on p2, decode on d2 (prefill 150 ms, transfer 50 ms, decode 300 ms)
+    100 ms  leg 1 of 2: ended by leg_stalled: No token came.
+              prefill on p1
+              decode on d1
+              reserve 1.0 ms, prefill 199 ms
+    500 ms  leg 2 of 2
+              prefill on p2
+              decode on d2
+              prefill 150 ms, transfer 50 ms, decode 300 ms
     700 ms  first bytes to the client
    1000 ms  ended
 
@@ -50,7 +56,7 @@ leg 2   |..............................PPPPPPPPPtttDDDDDDDDDDDDDDDDDD|
       legs: [{ ...leg, error: "instance_lost: gone.", completionTokens: 2 }, leg, leg],
     });
     assert.match(story, /^Completed with status 200 after 100 ms; 2 answers, 6 tokens together; 3\.0 KiB of KV moved; 0 bytes sent\.$/m);
-    assert.match(story, /leg 3 of 3: .* \(prefill 20 ms, transfer and decode 80 ms\)$/m);
+    assert.match(story, /leg 3 of 3\n +prefill on p1\n +decode on d1\n +prefill 20 ms, transfer and decode 80 ms$/m);
     assert.match(story, /^leg 3   \|P{12}D{48}\|$/m);
     assert.match(story, /q queue, r reserve, P prefill, D transfer and decode$/);
   });
@@ -79,7 +85,7 @@ describe("tandem explain", () => {
     await response.text();
     const story = await explain(["mine-1", "--router", router.restUrl], {});
     assert.match(story, /^cmpl-[0-9a-f]{32}: \/v1\/completions, model tandem-sim, streamed\nCompleted with status 200/);
-    assert.match(story, /leg: prefill on prefill-\S+, decode on decode-\S+ \(reserve [\d.]+ ms, prefill [\d.]+ ms, transfer [\d.]+ ms, decode [\d.]+ ms\)/);
+    assert.match(story, /leg\n +prefill on prefill-\S+\n +decode on decode-\S+\n +reserve [\d.]+ ms, prefill [\d.]+ ms, transfer [\d.]+ ms, decode [\d.]+ ms\n/);
     const json = JSON.parse(await explain([story.split(":")[0]!, "--json", "--router", router.restUrl], {})) as { legs: unknown[] };
     assert.equal(json.legs.length, 1);
     await assert.rejects(explain(["nobody", "--router", router.restUrl], {}), /^StartError: http:\/\/\S+: No request `nobody` among those that run/);
