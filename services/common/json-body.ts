@@ -157,6 +157,26 @@ function hasEscape(json: Buffer, { key, start }: Member): boolean {
   return json.toString("utf8", start + 1, start + 1 + Buffer.byteLength(key)) !== key;
 }
 
+/**
+ * How many fields, objects and lists there are, however deep: what a parse takes longest for. Counts no further than just
+ * above `limit`, and checks nothing.
+ */
+export function countParts(json: Buffer, limit: number): number {
+  let parts = 0;
+  for (let at = 0; at < json.length && parts <= limit; ) {
+    const byte = json[at];
+    if (byte === QUOTE) {
+      const end = closingQuote(json, at);
+      if (end < 0) break;
+      at = end + 1;
+      continue;
+    }
+    if (byte === COLON || byte === OPEN_BRACE || byte === OPEN_BRACKET) parts++;
+    at++;
+  }
+  return parts;
+}
+
 /** A key that stands there more than once; parsers disagree about which one counts. */
 export function duplicateKey(members: readonly Member[]): string | undefined {
   const seen = new Set<string>();
@@ -175,22 +195,29 @@ function skipSpace(json: Buffer, from: number): number {
 
 /** Just behind the closing quote of the string that opens at `open`. */
 function endOfString(json: Buffer, open: number): number {
+  const quote = closingQuote(json, open);
+  if (quote < 0) throw unexpected(json, json.length, "the end of a string");
+  return quote + 1;
+}
+
+/** Where the string that opens at `open` ends; -1 where it doesn't. */
+function closingQuote(json: Buffer, open: number): number {
   const nearby = Math.min(json.length, open + SHORT_STRING);
   let at = open + 1;
   while (at < nearby) {
     const byte = json[at];
-    if (byte === QUOTE) return at + 1;
+    if (byte === QUOTE) return at;
     at += byte === BACKSLASH ? 2 : 1;
   }
   // `at` is behind whole characters and escapes here, so a run of backslashes before a quote begins at `at` or later.
   const searchedFrom = at;
   for (;;) {
     const quote = json.indexOf(QUOTE, at);
-    if (quote < 0) throw unexpected(json, json.length, "the end of a string");
+    if (quote < 0) return -1;
     let run = quote;
     while (run > searchedFrom && json[run - 1] === BACKSLASH) run--;
     // An odd number of backslashes escapes the quote.
-    if ((quote - run) % 2 === 0) return quote + 1;
+    if ((quote - run) % 2 === 0) return quote;
     at = quote + 1;
   }
 }

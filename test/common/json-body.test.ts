@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { duplicateKey, scanArray, scanObject, splice, withTrueKeys } from "../../services/common/json-body.ts";
+import { countParts, duplicateKey, scanArray, scanObject, splice, withTrueKeys } from "../../services/common/json-body.ts";
 
 /** A fixed sequence of numbers in [0, 1) (mulberry32), so that a failure comes again. */
 function sequence(seed: number): () => number {
@@ -282,5 +282,19 @@ describe("the keys of a parsed object", () => {
     const parsed = { a: "\\n", b: [1] };
     const json = Buffer.from('{"a":"\\\\n","b":[1]}');
     assert.equal(withTrueKeys(parsed, json, scanObject(json)), parsed);
+  });
+});
+
+describe("the number of parts", () => {
+  it("is that of fields, objects and lists, and what stands in a string is none", () => {
+    for (const [text, parts] of [
+      ["{}", 1], ['{"a":1}', 2], ['{"a":[1,2,{"b":null}]}', 5], ["[[],[]]", 3], ['{"a:{[":"\\"{[:","b":"\\\\"}', 3], ["1", 0], ['"{', 0], ['{"a":"x', 2],
+    ] as const) {
+      assert.equal(countParts(Buffer.from(text), 100), parts, text);
+    }
+  });
+
+  it("is counted no further than it matters", () => {
+    assert.equal(countParts(Buffer.from("[".repeat(1000)), 10), 11);
   });
 });

@@ -3,6 +3,7 @@ import { type GenerateRequest, type Message, Speaker } from "#gen/tandem/inferen
 import { duplicateKey, scanObject, type Member } from "../../common/json-body.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
+import { checkParts } from "../serving/json-object.ts";
 
 const ROLES: Readonly<Record<Speaker, string>> = {
   [Speaker.UNSPECIFIED]: "user",
@@ -13,6 +14,9 @@ const ROLES: Readonly<Record<Speaker, string>> = {
 
 /** Fields that only the typed request may set, and those whose answers its messages can't carry. */
 const OWN = ["model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n"];
+
+/** Fields of extra_json. */
+const EXTRA_LIMIT = 900;
 
 /** @throws ServiceError `invalid_request` */
 export function generateBody(request: GenerateRequest): { path: LegPath; body: Buffer } {
@@ -61,6 +65,7 @@ function extraMembers(json: string): string[] {
   if (json.trim() === "") return [];
   const bad = (why: string): ServiceError => new ServiceError("invalid_request", `extra_json ${why}.`, { param: "extra_json" });
   const bytes = Buffer.from(json);
+  checkParts(bytes);
   let members: Member[];
   try {
     JSON.parse(json);
@@ -70,6 +75,7 @@ function extraMembers(json: string): string[] {
   }
   const twice = duplicateKey(members);
   if (twice !== undefined) throw bad(`gives \`${twice}\` twice`);
+  if (members.length > EXTRA_LIMIT) throw bad(`must not hold more than ${EXTRA_LIMIT} fields`);
   const own = members.find((member) => OWN.includes(member.key));
   if (own !== undefined) {
     throw bad(`must not hold \`${own.key}\`: ${own.key === "n" ? "this call gives one answer" : "the request has a field for it, or sets it"}`);

@@ -3,13 +3,36 @@
 // json. Whatever the two could understand differently (bad UTF-8, a key given twice) is refused.
 import { isUtf8 } from "node:buffer";
 import { ServiceError } from "../../common/errors.ts";
-import { duplicateKey, scanObject, withTrueKeys } from "../../common/json-body.ts";
+import { countParts, duplicateKey, scanObject, withTrueKeys } from "../../common/json-body.ts";
 import { malformed, shown, type Fields } from "./validation.ts";
+
+/**
+ * Fields, objects and lists of a body, however deep; a chat of 60,000 messages has as many. At worst, where each key is
+ * another, they take a quarter of a second to parse. A million would take seconds, in which nothing else runs: other
+ * streams stand still, and instances seem to have gone.
+ */
+const PARTS_LIMIT = 200_000;
+/** Fields of the body itself. */
+const FIELDS_LIMIT = 1_000;
+
+/**
+ * Before a parse.
+ *
+ * @throws ServiceError `invalid_request`
+ */
+export function checkParts(json: Buffer): void {
+  if (json.length <= PARTS_LIMIT || countParts(json, PARTS_LIMIT) <= PARTS_LIMIT) return;
+  throw new ServiceError(
+    "invalid_request",
+    `The body has more than ${PARTS_LIMIT} fields, objects and lists in it, which is as many as this server takes. Send less in one request.`,
+  );
+}
 
 /** @throws ServiceError `invalid_request` in vLLM's words */
 export function parseJsonObject(body: Buffer): Fields {
   if (body.length === 0) throw malformed("missing", "body", "Field required", undefined);
   if (!isUtf8(body)) throw jsonInvalid(0, "The body is not valid UTF-8");
+  checkParts(body);
   let parsed: unknown;
   try {
     parsed = JSON.parse(body.toString("utf8"));
@@ -25,6 +48,9 @@ export function parseJsonObject(body: Buffer): Fields {
     );
   }
   const members = scanObject(body);
+  if (members.length > FIELDS_LIMIT) {
+    throw new ServiceError("invalid_request", `The body has ${members.length} fields, more than the ${FIELDS_LIMIT} that this server takes.`);
+  }
   const twice = duplicateKey(members);
   if (twice !== undefined) {
     throw new ServiceError("invalid_request", `The field \`${shown(twice)}\` is given twice. Give it once.`, { param: shown(twice) });

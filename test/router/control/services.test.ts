@@ -221,6 +221,7 @@ describe("InferenceService", () => {
     ["extra_json that repeats a field", { input: { case: "prompt", value: "x" }, extraJson: '{"max_\\u0074okens":5}' }, "invalid_request"],
     ["extra_json that asks for several answers", { input: { case: "prompt", value: "x" }, extraJson: '{"n":2}' }, "invalid_request"],
     ["extra_json that is no object", { input: { case: "prompt", value: "x" }, extraJson: "[1]" }, "invalid_request"],
+    ["extra_json of very many fields", { input: { case: "prompt", value: "x" }, extraJson: JSON.stringify(Object.fromEntries(Array.from({ length: 150_000 }, (_, index) => [`k${index}`, 1]))) }, "invalid_request"],
     ["extra_json with KV parameters", { input: { case: "prompt", value: "x" }, extraJson: '{"kv_transfer_params":{}}' }, "invalid_request"],
     ["max_tokens of 0", { input: { case: "prompt", value: "x" }, maxTokens: 0 }, "invalid_request"],
   ];
