@@ -7,7 +7,7 @@ import { renderLogLine } from "./log-line.ts";
 /** A log file is renamed to `<name>.log.1` when it has grown so large; so two of them at most stay on disk. */
 const LOG_LIMIT_BYTES = 32 * 1024 * 1024;
 const LAST_LINES = 12;
-/** Of these lines. What is longer, such as all the settings, says nothing of a death; the log file has it. */
+/** Of these lines. The log file has the rest. */
 const LAST_LINE_CHARS = 300;
 /** A line without an end is cut here: memory stays bounded whatever a process writes. */
 const LINE_LIMIT = 64 * 1024;
@@ -50,6 +50,7 @@ export function createOutput(options: OutputOptions): OutputSink {
       options.print(rendered.text);
       return;
     }
+    if (rendered.isSettings === true) return;
     const { text } = rendered;
     unprinted.push(text.length > LAST_LINE_CHARS ? `${text.slice(0, LAST_LINE_CHARS)}…` : text);
     if (unprinted.length > LAST_LINES) unprinted.shift();

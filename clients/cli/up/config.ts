@@ -66,6 +66,10 @@ export function checkUpConfig(config: UpConfig): void {
   }
   const attached = config["attach.prefill"].length > 0 || config["attach.decode"].length > 0;
   if (!attached) {
+    // A simulation under the name of a real model would be taken for it.
+    if (config["engine.kind"] === undefined && config.model !== undefined && !isGguf(config.model)) {
+      throw new ConfigError(`--model ${config.model} is not named like a GGUF file. With --engine vllm it is run by vLLM; with --engine sim it is the name of a simulation.`);
+    }
     const kind = engineKind(config);
     if (kind === "vllm") return checkVllm(config);
     if (kind === "sim" && isGguf(config.model)) throw new ConfigError(`--engine sim runs no model: leave out --model ${config.model}, or --engine sim.`);

@@ -5,6 +5,8 @@ export interface RenderedLine {
   readonly text: string;
   /** A warning, an error, or a crash's plain text: worth a person's attention. */
   readonly isLoud: boolean;
+  /** All settings, in one very long line: it says nothing of why a process died. */
+  readonly isSettings?: boolean;
 }
 
 interface Line {
@@ -31,7 +33,7 @@ export function renderLogLine(line: string, colour: boolean, plainIsLoud = true)
     if (HIDDEN.has(key) || parsed[key] === undefined) continue;
     text += ` ${key}=${shown(parsed[key])}`;
   }
-  return { text, isLoud: level === "warn" || level === "error" };
+  return { text, isLoud: level === "warn" || level === "error", ...(parsed.event === "settings" ? { isSettings: true } : {}) };
 }
 
 function parse(line: string): Line | undefined {

@@ -37,7 +37,7 @@ describe("settings of `tandem up`", () => {
 
   it("take the names of the BentoML example", () => {
     const env = { MODEL_ID: "m", PROXY_PORT: "4000", PREFILL_KV_PORT: "5001", DECODE_KV_PORT: "6001", num_prefill: "2", NUM_DECODE: "3", HF_TOKEN: "hf" };
-    const children = plan([], env);
+    const children = plan(["--engine", "sim"], env);
     assert.deepEqual(children.map((child) => child.name), ["router", "prefill-1", "prefill-2", "decode-1", "decode-2", "decode-3"]);
     assert.equal(flag(children[0]!.argv, "--rest.listen"), "127.0.0.1:4000");
     assert.deepEqual(children.slice(1).map((child) => flag(child.argv, "--kv.port")), ["5001", "5002", "6001", "6002", "6003"]);
@@ -73,6 +73,7 @@ describe("settings of `tandem up`", () => {
   const refusals: [string, string[], RegExp][] = [
     ["a model for the sim", ["--engine", "sim", "--model", "x.gguf"], /runs no model/],
     ["what is no GGUF file for the embedded engine", ["--engine", "embedded", "--model", "meta-llama/Llama-3.1-8B"], /GGUF/],
+    ["a model that nobody said how to run", ["--model", "meta-llama/Llama-3.1-8B"], /--engine vllm.*--engine sim/],
     ["vLLM without a model", ["--engine", "vllm"], /--model/],
     ["vLLM with a connector it doesn't have", ["--engine", "vllm", "--model", "m", "--connector", "p2p-zmq"], /nixl.*p2p-nccl/],
     ["fewer GPUs than instances", ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"], /2 of 3 instances/],
