@@ -60,6 +60,9 @@ export function neverReached(error: unknown): boolean {
   return code === "ECONNREFUSED" || code === "EHOSTUNREACH" || code === "ENOTFOUND";
 }
 
+/** Its time was over before the answer: the engine is busy, or stands still. Its process is there. */
+export class EngineSilent extends Error {}
+
 export function createEngineHttp(o: { readonly url: string; readonly apiKey?: string }): EngineHttp {
   const url = new URL(o.url);
   const origin = url.origin;
@@ -173,7 +176,7 @@ export function createEngineHttp(o: { readonly url: string; readonly apiKey?: st
           },
         });
         if (timeoutMs !== undefined) {
-          timer = setTimeout(() => giveUp(new Error(`the engine did not answer ${request.path} within ${timeoutMs} ms`)), timeoutMs);
+          timer = setTimeout(() => giveUp(new EngineSilent(`the engine did not answer ${request.path} within ${timeoutMs} ms`)), timeoutMs);
         }
         if (signal?.aborted === true) onAbort();
         else signal?.addEventListener("abort", onAbort, { once: true });

@@ -17,6 +17,7 @@ import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import type { EngineKeeper, EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
+import { EngineSilent } from "./http.ts";
 import { NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
 import { createProgressJudge, type EngineWork, type ProgressJudge } from "./progress.ts";
 
@@ -65,6 +66,8 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   let attempt = 0;
   let liveSinceMs = 0;
   let unanswered = 0;
+  /** When it last answered a poll, or was found working. */
+  let heardMs = 0;
   let tickTimer: NodeJS.Timeout | undefined;
   let polling = false;
   let polledMs = 0;
@@ -81,6 +84,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     liveSinceMs = performance.now();
     reason = "";
     unanswered = 0;
+    heardMs = performance.now();
     counted = undefined;
     polling = false;
     void next.ended.then((error) => lose(engine, error));
@@ -164,14 +168,17 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       polling = false;
       if (answer.status === 200) counted = gauges = readGauges(answer.body.toString("utf8"));
       unanswered = 0;
+      heardMs = performance.now();
       changed();
     } catch (error) {
       if (live !== engine) return;
       polling = false;
       unanswered++;
       log.debug("the engine's metrics can't be read", { error });
-      // Of our own engine the guardian tells the end; of an attached one nobody does.
-      if (!source.ours && unanswered >= UNANSWERED_LIMIT) lose(engine, new Error("the attached engine does not answer"));
+      // Of our own engine the guardian tells the end; of an attached one nobody does. vLLM's API server that has many tokens
+      // to write may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
+      const busy = error instanceof EngineSilent && performance.now() - heardMs < o.stallMs;
+      if (!source.ours && unanswered >= UNANSWERED_LIMIT && !busy) lose(engine, new Error("the attached engine does not answer"));
     }
   }
 
@@ -189,8 +196,8 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       if (answer.status === 200) return;
       why = new Error(`the engine's /health answers ${answer.status}`);
     } catch (error) {
-      // Our own may be busy for a moment; if it died, its guardian says so.
-      if (source.ours) return;
+      // It may be busy for a moment. Whether our own died its guardian says, and polls judge silence.
+      if (source.ours || error instanceof EngineSilent) return;
       why = new Error("the attached engine does not answer", { cause: error });
     }
     if (live !== engine) return;
