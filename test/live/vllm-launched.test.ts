@@ -106,12 +106,16 @@ describe("vLLM started by Tandem", function () {
   const aftermath = async (fault: string, atMs: number, retriedBefore: number, ends: readonly Ended[]): Promise<void> => {
     const broken = ends.filter(({ how }) => how === "error").map(({ ms }) => ms);
     const retried = (await retries()) - retriedBefore;
+    const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({ limit: 2 * ends.length });
+    const fallbacks = new Map<string, number>();
+    for (const one of receipts.filter(({ startedUnixMs, totalMs }) => Number(startedUnixMs) + totalMs > Date.now() - (performance.now() - atMs)).flatMap((receipt) => receipt.fallbacks)) fallbacks.set(one, (fallbacks.get(one) ?? 0) + 1);
     await servesAgain();
     const servesMs = performance.now() - atMs;
     await whole();
     const wholeMs = performance.now() - atMs;
     await kvFree();
     say(`${fault}: ${ends.length} requests, ${ends.length - broken.length} answered, ${broken.length} ended with an error${broken.length === 0 ? "" : ` ${seconds(Math.min(...broken))} to ${seconds(Math.max(...broken))} after it`}, ${retried} retries`);
+    if (fallbacks.size > 0) say(`  fallbacks: ${[...fallbacks].map(([name, count]) => `${name} ${count}`).join(", ")}`);
     say(`  answers again after ${seconds(servesMs)}, whole after ${seconds(wholeMs)}, no KV left after ${seconds(performance.now() - atMs)}`);
   };
 
