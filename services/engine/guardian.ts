@@ -94,8 +94,8 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
     started.reject(error);
     end({});
   });
-  // The guardian itself was killed: without it the engine must not go on.
-  guardian.once("exit", () => end({}));
+  // The guardian itself was killed: without it the engine must not go on. Not its exit: its last word may still be in the pipe.
+  guardian.stdio[4]!.once("close", () => end({}));
 
   const pid = await started.promise;
   return {
