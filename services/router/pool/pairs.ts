@@ -44,6 +44,11 @@ export class Pairs {
     return this.#entries.get(pairKey(prefillId, decodeId))?.breaker.close() ?? false;
   }
 
+  get someBroken(): boolean {
+    for (const { breaker } of this.#entries.values()) if (breaker.open) return true;
+    return false;
+  }
+
   /** Keys of those that get no leg. */
   broken(): ReadonlySet<string> {
     const keys = new Set<string>();

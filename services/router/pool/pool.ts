@@ -265,9 +265,11 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
       onChange();
     },
     prefilled: (member, tokens, ms) => byMember.get(member)!.prefilled(tokens, ms),
+    // Asked after every change, most of which nobody needs a snapshot for.
     get ailing() {
-      const { prefill, decode, brokenPairs } = pool.snapshot;
-      return brokenPairs.size > 0 || prefill.some(isFailing) || decode.some(isFailing);
+      if (pairs.someBroken) return true;
+      for (const one of tracked) if (one.failing) return true;
+      return false;
     },
     takeProbes: () => takeDue(pool.snapshot, pairs, (member) => byMember.get(member)!.breaker, clock.nowMs()),
     canaryCame({ prefill, decode }) {

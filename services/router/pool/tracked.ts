@@ -105,6 +105,11 @@ export class Tracked {
     return this.channel.doubted;
   }
 
+  /** Out for its failures. */
+  get failing(): boolean {
+    return this.breaker.open && this.#judge().condition === "failing";
+  }
+
   /** Told by this router to take no more legs; holds until the instance itself says so. */
   set drained(drained: boolean) {
     this.#drained = drained;
