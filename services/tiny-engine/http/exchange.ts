@@ -1,6 +1,7 @@
 // One HTTP exchange in uvicorn's handwriting: the headers and their order, and the error bodies that
 // vLLM's FastAPI application sends. Bodies are read whole; vLLM has no limit, this has one.
-import { STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { STATUS_CODES } from "../../common/node-http.ts";
 
 const BODY_LIMIT_BYTES = 64 * 1024 * 1024;
 
