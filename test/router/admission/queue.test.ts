@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
+import { seededRandom } from "../../../clients/loadgen/arrivals.ts";
 import { Heap } from "../../../services/router/admission/heap.ts";
 import { FairQueue, type Waiter } from "../../../services/router/admission/queue.ts";
-import { numbersFrom } from "../../support/numbers.ts";
 
 interface Named extends Waiter {
   readonly name: string;
@@ -21,7 +21,7 @@ function drained(queue: FairQueue<Named>): string {
 
 describe("the heap", () => {
   it("gives its items in order, whatever came and left between, as a sorted list does", () => {
-    const random = numbersFrom(7);
+    const random = seededRandom(7);
     const heap = new Heap<{ readonly key: number }>((a, b) => a.key < b.key);
     let model: { readonly key: number }[] = [];
     for (let count = 0; count < 5_000; count += 1) {
@@ -45,7 +45,7 @@ describe("the heap", () => {
   it("costs the logarithm of its size", () => {
     let looks = 0;
     const heap = new Heap<{ readonly key: number }>((a, b) => (looks++, a.key < b.key));
-    const random = numbersFrom(3);
+    const random = seededRandom(3);
     const items = Array.from({ length: 65_536 }, () => ({ key: random() }));
     for (const item of items) heap.push(item);
     looks = 0;
