@@ -118,7 +118,7 @@ class Reader {
 
   text(length: number): string {
     const at = this.#take(length);
-    // A vocabulary has thousands of these: a TextDecoder takes ten times as long.
+    // A vocabulary has thousands of these: a TextDecoder each would take a quarter of the time that the file does.
     return this.#bytes.toString("utf8", at, at + length);
   }
 
