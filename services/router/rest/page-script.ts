@@ -11,8 +11,9 @@ const row = ({ info = {}, eligible, reason, legs = 0, legsTotal = 0 }) => {
   name.append(Object.assign(document.createElement("span"), { textContent: role, className: "role " + role }));
   const id = cell("");
   id.append(Object.assign(document.createElement("code"), { textContent: info.instanceId }));
-  tr.append(name, id, cell(info.model), cell([info.engine, info.engineVersion].join(" ")), cell(info.connector), cell(legs, "n"),
-    cell(info.slotLimit ?? 0, "n"), cell(legsTotal, "n"), cell(eligible ? "serving" : reason || "not serving", eligible ? "ready" : "waiting"));
+  const state = cell(eligible ? "serving" : reason || "not serving", "state " + (eligible ? "ready" : "waiting"));
+  tr.append(name, state, id, cell(info.model), cell([info.engine, info.engineVersion].join(" ")), cell(info.connector), cell(legs, "n"),
+    cell(info.slotLimit ?? 0, "n"), cell(legsTotal, "n"));
   return tr;
 };
 let open = true;

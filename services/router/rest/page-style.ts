@@ -6,7 +6,7 @@ export const PAGE_STYLE = `
 @media (prefers-color-scheme: dark) { :root { --text: #e6e8eb; --soft: #9aa1a9; --line: #2c3136; --ground: #131518;
   --block: #1b1e22; --prefill: #6cb2ff; --decode: #c39bff; --good: #5fd29a; --warn: #f0a95b; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 3rem 1.5rem 2rem; background: var(--ground); color: var(--text);
+body { margin: 0 auto; max-width: 76rem; padding: 3rem 1.5rem 2rem; background: var(--ground); color: var(--text);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { margin: 0; font-size: 1.9rem; font-weight: 650; letter-spacing: -.02em; }
 header p { margin: .2rem 0 0; color: var(--soft); }
@@ -25,7 +25,7 @@ dd { margin: 0; }
 table { width: 100%; border-collapse: collapse; font-size: .9rem; white-space: nowrap; }
 th { padding: .4rem .9rem .4rem 0; font-weight: 500; text-align: left; color: var(--soft); border-bottom: 1px solid var(--line); }
 td { padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
-td:last-child { white-space: normal; padding-right: 0; }
+.state { white-space: normal; min-width: 9rem; max-width: 24rem; }
 .n { text-align: right; }
 .none { color: var(--soft); }
 .role { font-weight: 600; }

@@ -53,7 +53,7 @@ export function page(view: PageView): string {
 <h2>Instances</h2>
 <div class="scroll">
 <table>
-<thead><tr><th>Role</th><th>Instance</th><th>Model</th><th>Engine</th><th>KV</th><th class="n">Legs</th><th class="n">Slots</th><th class="n">Served</th><th>State</th></tr></thead>
+<thead><tr><th>Role</th><th>State</th><th>Instance</th><th>Model</th><th>Engine</th><th>KV</th><th class="n">Legs</th><th class="n">Slots</th><th class="n">Served</th></tr></thead>
 <tbody id="instances">${rows(snapshot)}</tbody>
 </table>
 </div>
@@ -81,6 +81,7 @@ function row({ info, eligible, reason, legs, legsTotal }: Member): string {
   const state = eligible ? "serving" : withoutAddresses(reason === "" ? "not serving" : reason);
   const cells = [
     `<td><span class="role ${role}">${role}</span></td>`,
+    `<td class="state ${eligible ? "ready" : "waiting"}">${escape(state)}</td>`,
     `<td><code>${escape(info.instanceId)}</code></td>`,
     `<td>${escape(info.model)}</td>`,
     `<td>${escape(`${info.engine} ${info.engineVersion}`)}</td>`,
@@ -88,16 +89,15 @@ function row({ info, eligible, reason, legs, legsTotal }: Member): string {
     `<td class="n">${legs}</td>`,
     `<td class="n">${info.slotLimit}</td>`,
     `<td class="n">${legsTotal}</td>`,
-    `<td class="${eligible ? "ready" : "waiting"}">${escape(state)}</td>`,
   ];
   return `<tr>${cells.join("")}</tr>`;
 }
 
 function commands({ restAddress, grpcAddress, keyed }: PageView, model: string): string {
   const key = keyed ? ` -H "authorization: Bearer $OPENAI_API_KEY"` : "";
-  const chat = shellQuoted(JSON.stringify({ model, stream: true, max_tokens: 64, messages: [{ role: "user", content: "Hello" }] }));
-  const completion = shellQuoted(JSON.stringify({ model, prompt: "Once upon a time", max_tokens: 64 }));
-  const generate = shellQuoted(JSON.stringify({ prompt: "Once upon a time", max_tokens: 64 }));
+  const chat = shellQuoted(JSON.stringify({ model, stream: true, temperature: 0, messages: [{ role: "user", content: "What is Tandem?" }] }));
+  const completion = shellQuoted(JSON.stringify({ model, prompt: "The router", max_tokens: 64, temperature: 0 }));
+  const generate = shellQuoted(JSON.stringify({ prompt: "The router", max_tokens: 64, temperature: 0 }));
   const lines = [
     ["Chat, streamed", `curl -N http://${restAddress}/v1/chat/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${chat}`],
     ["A completion", `curl http://${restAddress}/v1/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${completion}`],

@@ -15,6 +15,7 @@ export function serverTiming(draft: ReceiptDraft): string {
   let text = `queue;dur=${draft.queueMs.toFixed(1)}`;
   if (reserveMs > 0) text += `, reserve;dur=${reserveMs.toFixed(1)}`;
   if (prefillMs > 0) text += `, prefill;dur=${prefillMs.toFixed(1)}`;
-  if (handoverMs > 0) text += `, handover;dur=${handoverMs.toFixed(1)}`;
+  // Of an answer in one piece nobody saw the first token: what follows prefill is all of decode.
+  if (handoverMs > 0) text += `, ${draft.stream ? "handover" : "decode"};dur=${handoverMs.toFixed(1)}`;
   return text;
 }
