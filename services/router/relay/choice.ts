@@ -43,6 +43,11 @@ export interface ChoiceOwner {
   othersRun(index: number): boolean;
 }
 
+interface Broken {
+  readonly error: ServiceError;
+  readonly sinceMs: number;
+}
+
 export class Choice implements LegOwner {
   readonly index: number;
   readonly #context: ChoiceContext;
@@ -55,9 +60,10 @@ export class Choice implements LegOwner {
   #failure: ServiceError | undefined;
   /** What the client has, where the stream could be written again. */
   #sent: SentSoFar | undefined;
-  /** When the first of it was delivered, and when the stream broke. */
+  /** When the first of it was delivered. */
   #sentMs: number | undefined;
-  #brokenMs = 0;
+  /** What broke the stream, while another attempt repeats what the client has. */
+  #broken: Broken | undefined;
 
   constructor(index: number, context: ChoiceContext, owner: ChoiceOwner) {
     this.index = index;
@@ -94,7 +100,8 @@ export class Choice implements LegOwner {
 
   /** Called every now and then: gives up a wait for a busy instance. */
   check(nowMs: number): void {
-    if (this.#repeating && nowMs - this.#brokenMs >= this.#context.limits.replayTimeoutMs) return this.#replayFailed("failed");
+    const broken = this.#broken;
+    if (broken !== undefined && nowMs - broken.sinceMs >= this.#context.limits.replayTimeoutMs) return this.#replayFailed(broken, "failed");
     const wait = this.#wait;
     if (wait === undefined) return;
     if (this.#owner.othersRun(this.index)) wait.sinceMs = nowMs;
@@ -118,13 +125,15 @@ export class Choice implements LegOwner {
     }
     const sent = this.#sent;
     if (sent === undefined) return this.#owner.deliver(this.index, events);
-    const { repeating } = sent;
     const fresh = sent.pass(events);
     if (fresh === undefined) {
-      this.#replayFailed("diverged");
+      this.#diverged();
       return true;
     }
-    if (repeating && !sent.repeating) this.#context.metrics.replay("exact");
+    if (this.#broken !== undefined && !sent.repeating) {
+      this.#broken = undefined;
+      this.#context.metrics.replay("exact");
+    }
     return fresh.length === 0 || this.#owner.deliver(this.index, fresh);
   }
 
@@ -147,7 +156,7 @@ export class Choice implements LegOwner {
     switch (outcome.kind) {
       case "completed":
         // The whole answer is shorter than what the client has of it.
-        if (this.#repeating) return this.#replayFailed("diverged");
+        if (this.#broken !== undefined) return this.#diverged();
         return this.#owner.completed(this.index, leg.end!);
       case "cancelled":
         return; // It was this choice that asked for it.
@@ -164,10 +173,9 @@ export class Choice implements LegOwner {
         } else {
           this.#shun(next, task.prefill, leg.decode);
           this.#retry(error, phase);
+          this.#failure = error;
         }
-        // Of a broken stream the client hears why it broke, and not why it could not be written again.
-        if (!this.#repeating && (delivered || next.kind === "retry")) this.#failure = error;
-        if (delivered) this.#replay();
+        if (delivered) this.#replay(error);
         return this.begin();
       }
     }
@@ -176,10 +184,6 @@ export class Choice implements LegOwner {
   #rules(): RetryRules {
     const { budget, limits } = this.#context;
     return { limit: limits.retryLimit, strict: this.#owner.request.strict === true, takeFromBudget: budget.take };
-  }
-
-  get #repeating(): boolean {
-    return this.#sent?.repeating === true;
   }
 
   #mayReplay(): boolean {
@@ -192,24 +196,29 @@ export class Choice implements LegOwner {
   /** What took longer to write than there is time to write it again isn't tried. */
   #canCatchUp(): boolean {
     if (this.#sent === undefined || this.#sentMs === undefined) return false;
-    return this.#repeating || this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.replayTimeoutMs;
+    return this.#broken !== undefined || this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.replayTimeoutMs;
   }
 
-  #replay(): void {
-    if (!this.#repeating) this.#brokenMs = this.#context.clock.nowMs();
+  #replay(error: ServiceError): void {
+    this.#broken ??= { error, sinceMs: this.#context.clock.nowMs() };
     this.#sent!.repeat();
   }
 
   #fail(error: ServiceError): void {
-    if (this.#repeating) this.#replayFailed("failed");
+    if (this.#broken !== undefined) this.#replayFailed(this.#broken, "failed");
     else this.#owner.failed(error);
   }
 
-  #replayFailed(outcome: "diverged" | "failed"): void {
+  #diverged(): void {
+    if (this.#broken !== undefined) this.#replayFailed(this.#broken, "diverged");
+  }
+
+  /** The client hears why its stream broke, and not why it could not be written again. */
+  #replayFailed({ error }: Broken, outcome: "diverged" | "failed"): void {
     this.#context.metrics.replay(outcome);
     this.#note("replay", `replay:${outcome}`);
     this.#endWait();
-    this.#owner.failed(this.#failure!);
+    this.#owner.failed(error);
   }
 
   #giveUp({ because }: Extract<Next, { kind: "give-up" }>, error: ServiceError): void {
@@ -261,7 +270,7 @@ export class Choice implements LegOwner {
     this.#context.metrics.fallback(reason);
     const { fallbacks } = this.#owner.receipt;
     // A request that waits for a slot may be refused again and again; once tells it all.
-    if (reason !== "retry" && fallbacks.includes(text)) return;
+    if (reason !== "retry" && reason !== "replay" && fallbacks.includes(text)) return;
     if (fallbacks.length < FALLBACK_LIMIT) fallbacks.push(text);
   }
 
