@@ -1,5 +1,6 @@
 // Prefill and decode instances that do what the test says, behind a real gRPC server. The test holds each call in its
 // hands: nothing is answered unless it says so, or the instance was started with `auto`.
+import { setTimeout as sleep } from "node:timers/promises";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
@@ -12,6 +13,8 @@ import { serveRpc } from "../../../services/rpc/server.ts";
 import { defineService, type RawCall, type RpcService } from "../../../services/rpc/service.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, type Deferred, within } from "../../support/waits.ts";
+
+const HEARTBEAT_MS = 500;
 
 /** What arrives, to be taken one by one. */
 export class Arrivals<T> {
@@ -62,7 +65,10 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService): P
       while (!signal.aborted && !closing.aborted) {
         const next = changed.promise;
         if (!muted) yield { load };
-        await Promise.race([next, ended.promise]);
+        // An instance is heard every second, also when nothing changes.
+        const beat = new AbortController();
+        await Promise.race([next, ended.promise, sleep(HEARTBEAT_MS, undefined, { signal: beat.signal }).catch(() => {})]);
+        beat.abort();
       }
     },
     drain: async ({ reason }) => {
