@@ -88,7 +88,7 @@ export class StreamCall implements ThinCall {
 
   cancel(): void {
     if (this.#ended) return;
-    this.#settle(constants.NGHTTP2_CANCEL);
+    this.#settle(false);
     const error = new ServiceError("cancelled", "The call was cancelled.");
     process.nextTick(() => this.#tell(error));
   }
@@ -142,11 +142,11 @@ export class StreamCall implements ThinCall {
     const code = Number(trailers["grpc-status"] ?? GRPC_CODES.UNKNOWN);
     if (code === 0) {
       const cut = this.#deframer.unfinished;
-      return this.#end(cut ? new ServiceError("instance_lost", "The answer ended in the middle of a message.") : undefined);
+      return this.#end(cut ? new ServiceError("instance_lost", "The answer ended in the middle of a message.") : undefined, true);
     }
     const details = trailers[DETAILS_HEADER];
     const detailsBin = typeof details === "string" ? Buffer.from(details, "base64") : undefined;
-    this.#end(fromStatus(code, decodeMessage(String(trailers["grpc-message"] ?? "")), detailsBin, this.#answered));
+    this.#end(fromStatus(code, decodeMessage(String(trailers["grpc-message"] ?? "")), detailsBin, this.#answered), true);
   }
 
   #endBroken(cause: Error | undefined): void {
@@ -158,9 +158,9 @@ export class StreamCall implements ThinCall {
     this.#end(this.#options.whyBroken(this.#stream, cause));
   }
 
-  #end(error: ServiceError | undefined): void {
+  #end(error: ServiceError | undefined, byPeer = false): void {
     if (this.#ended) return;
-    this.#settle(error === undefined ? constants.NGHTTP2_NO_ERROR : constants.NGHTTP2_CANCEL);
+    this.#settle(byPeer);
     this.#tell(error);
   }
 
@@ -172,15 +172,16 @@ export class StreamCall implements ThinCall {
     }
   }
 
-  #settle(code: number): void {
+  /** @param byPeer The peer has ended its side, well or with an error. */
+  #settle(byPeer: boolean): void {
     this.#ended = true;
     if (!this.#answered) this.#options.onAnswered();
     clearTimeout(this.#timer);
     if (this.#stream.closed || this.#stream.destroyed) return;
-    // The peer has ended its side with ours still open. Ending ours and not resetting it: nghttp2 takes more than 33 resets
-    // a second, once 1,000 are used up, for an attack, and breaks the connection with all its calls.
-    if (code === constants.NGHTTP2_NO_ERROR) this.#stream.end();
-    else this.#stream.close(code);
+    // Ours is ended then and not reset: nghttp2 takes more than 33 resets a second, once 1,000 are used up, for an attack,
+    // and breaks the connection with all its calls. Unless much of what was written is still here: who reads it?
+    if (byPeer && this.#stream.writableLength === 0) this.#stream.end();
+    else this.#stream.close(constants.NGHTTP2_CANCEL);
   }
 
   /** A throw of a handler would surface inside node:http2 and end the process, with all its other calls. */
