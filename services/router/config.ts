@@ -178,6 +178,21 @@ export const routerConfig = defineConfig(
       unit: "ms",
       doc: "From the admission of a request to the first token of its stream, with all that was tried again.",
     }),
+    "answer.floor_ms": integer({
+      default: 60_000,
+      min: 1,
+      max: 3_600_000,
+      unit: "ms",
+      doc: "Time that every answer in one piece is given from prefill's answer on, before its tokens are counted.",
+    }),
+    "answer.slack": number({
+      default: 10,
+      min: 0,
+      max: 10_000,
+      doc:
+        "How many times longer an answer in one piece may take than max_tokens would at the slowest pace seen lately on its " +
+        "instance. After it the leg is tried elsewhere. 0: only request.deadline_ms holds.",
+    }),
     stall_ms: integer({
       default: 30_000,
       min: 1,

@@ -15,6 +15,8 @@ export function relayLimits(config: RouterConfig): RelayLimits {
     prefillSlack: config["prefill.slack"],
     transferTimeoutMs: config["transfer.timeout_ms"],
     firstTokenTimeoutMs: config["first_token.timeout_ms"],
+    answerFloorMs: config["answer.floor_ms"],
+    answerSlack: config["answer.slack"],
     stallMs: config.stall_ms,
     queueTimeoutMs: config["queue.timeout_ms"],
     legsLimit: config["legs.limit"],

@@ -19,6 +19,36 @@ export function prefillBoundMs({ prefillTimeoutMs, prefillFloorMs, prefillSlack 
   return Math.min(prefillTimeoutMs, Math.ceil(prefillFloorMs + (prefillSlack * tokens) / prefill.tokensPerMs));
 }
 
+/** A pace that was slow once is forgotten by so much with each answer that was quicker. */
+const PACE_FORGOTTEN = 0.02;
+/** Of shorter answers the transfer is most of the time. */
+const PACE_TOKENS = 16;
+
+/**
+ * How long answers in one piece may take. Nothing is seen of one until it is complete, so that one which stands still
+ * alone, while its engine goes on with others, shows by this only (one whose KV never comes, with NIXL): by the tokens that
+ * it may have, at the slowest pace seen lately on that instance.
+ */
+export class AnswerPaces {
+  // By the channel, which lives as long as the instance is known; a Member is a view of it, made anew.
+  readonly #msPerToken = new WeakMap<Member["channel"], number>();
+
+  /** @param ms From prefill's answer to the last token. */
+  seen(decode: Member, ms: number, tokens: number): void {
+    if (tokens < PACE_TOKENS) return;
+    const known = this.#msPerToken.get(decode.channel) ?? 0;
+    this.#msPerToken.set(decode.channel, Math.max(ms / tokens, known * (1 - PACE_FORGOTTEN)));
+  }
+
+  /** Infinity where no pace is known, or no limit of its tokens: then only the request's deadline holds. */
+  boundMs({ answerFloorMs, answerSlack }: RelayLimits, decode: Member, maxTokens: number | undefined): number {
+    const msPerToken = this.#msPerToken.get(decode.channel);
+    const tokens = maxTokens ?? (decode.info.maxModelLen > 0 ? decode.info.maxModelLen : Infinity);
+    if (answerSlack === 0 || msPerToken === undefined) return Infinity;
+    return Math.ceil(answerFloorMs + answerSlack * tokens * msPerToken);
+  }
+}
+
 export type QuietPart = "reserve" | "transfer" | "decode";
 
 /** How long the decode instance may be quiet in each part. */
@@ -34,6 +64,10 @@ const WORDS: Record<QuietPart, string> = {
 
 export function stalled(part: QuietPart, limitMs: number, where: string): ServiceError {
   return new ServiceError("leg_stalled", `${WORDS[part]} for ${limitMs} ms (${where}).`);
+}
+
+export function answerStalled(limitMs: number, where: string): ServiceError {
+  return new ServiceError("leg_stalled", `The answer, wanted in one piece, was not complete within ${limitMs} ms (${where}).`);
 }
 
 export function prefillStalled(boundMs: number, where: string, cause: unknown): ServiceError {

@@ -12,7 +12,7 @@ import type { Member, Pool } from "../pool/pool.ts";
 import { endedEarly, fromInstance, sentNothing } from "./blame.ts";
 import { DecodeFrame } from "./decode-frame.ts";
 import { LegAccounts } from "./leg-accounts.ts";
-import { prefillBoundMs, prefillStalled, quietLimitMs, stalled, waitingTokens, type QuietPart } from "./leg-bounds.ts";
+import { answerStalled, prefillBoundMs, prefillStalled, quietLimitMs, stalled, waitingTokens, type AnswerPaces, type QuietPart } from "./leg-bounds.ts";
 import type { LegTask } from "./leg-task.ts";
 import { LegTimes } from "./leg-times.ts";
 import { IDLE, step } from "./legs.ts";
@@ -38,6 +38,7 @@ export interface LegContext {
   readonly metrics: RelayMetrics;
   readonly clock: Clock;
   readonly log: Log;
+  readonly paces: AnswerPaces;
   /** Legs that have not ended, for the watch over their deadlines. */
   readonly live: Set<RelayLeg>;
 }
@@ -144,18 +145,20 @@ export class RelayLeg {
       if (nowMs - this.#quietSinceMs >= SETTLE_MS) this.#dispatch({ kind: "settleTimeout" });
       return;
     }
-    // A body in one piece comes when it is complete, after minutes perhaps: only the request's deadline bounds it here, and
-    // the instance watches the progress of its engine.
-    const mayBeQuiet = this.paused || this.#state.kind === "prefilling" || (this.#answered && !this.task.request.stream);
+    const mayBeQuiet = this.paused || this.#state.kind === "prefilling";
     if (this.#messages !== this.#messagesSeen || mayBeQuiet || this.#call === undefined) {
       this.#messagesSeen = this.#messages;
       this.#quietSinceMs = nowMs;
       return;
     }
     const part = this.#quietPart();
-    const limitMs = quietLimitMs(this.#context.limits, part);
+    const { limits, paces } = this.#context;
+    const { stream, maxTokens } = this.task.request;
+    // A body in one piece comes when it is complete, after minutes perhaps.
+    const whole = this.#answered && !stream;
+    const limitMs = whole ? paces.boundMs(limits, this.decode!, maxTokens) : quietLimitMs(limits, part);
     if (nowMs - this.#quietSinceMs < limitMs) return;
-    const error = stalled(part, limitMs, this.where(nowMs));
+    const error = whole ? answerStalled(limitMs, this.where(nowMs)) : stalled(part, limitMs, this.where(nowMs));
     // Between prefill and the first token it may be either instance: that speaks against the pair, and less against this one.
     this.#accounts.decodeEnded(error.code, part === "transfer" ? "bad" : "wedged");
     this.#dispatch({ kind: "decodeStalled", error });
@@ -317,7 +320,8 @@ export class RelayLeg {
     const prefill = this.task.prefill!;
     const { pool, limits, metrics, log, clock } = this.#context;
     const decodeKvAddress = traits.decodeFirst ? this.decode!.info.kvAddress : "";
-    const tokens = waitingTokens(prefill);
+    // A load that came since the reservation may not count this prompt any more.
+    const tokens = Math.max(waitingTokens(prefill), estimateTokens(this.task.request));
     const timeoutMs = prefillBoundMs(limits, prefill, tokens);
     this.#accounts.prefillCalled = true;
     // Once it was cancelled, neither handler has anything to say any more.
@@ -367,6 +371,7 @@ export class RelayLeg {
       draft.completionTokens = completionTokens;
       if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
       this.#context.metrics.completed(draft, this.task.request.stream);
+      this.#context.paces.seen(this.decode!, draft.handoverMs + draft.decodeMs, completionTokens);
     } else {
       this.#times.ended(this.#context.clock.nowMs());
       draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;

@@ -12,6 +12,7 @@ import type { Pool } from "../pool/pool.ts";
 import { Choice } from "./choice.ts";
 import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
 import type { RelayLeg } from "./leg.ts";
+import { AnswerPaces } from "./leg-bounds.ts";
 import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
 import { createRelayMetrics } from "./metrics.ts";
 import { createPlacer } from "./placement.ts";
@@ -73,6 +74,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
   const context: ChoiceContext = {
     pool,
     limits: config,
+    paces: new AnswerPaces(),
     metrics,
     clock,
     log: o.log,

@@ -14,6 +14,8 @@ export interface RelayRequest {
   readonly repeatable?: boolean;
   /** `n`. */
   readonly choices: number;
+  /** Tokens that each choice may have. Absent: as many as the model has room for. */
+  readonly maxTokens?: number;
   /** Length of the prompt list, else 1. */
   readonly prompts: number;
   readonly promptIsList: boolean;
@@ -78,6 +80,10 @@ export interface RelayLimits {
   readonly transferTimeoutMs: number;
   /** From the admission of a request to the first token of a stream, all attempts together. */
   readonly firstTokenTimeoutMs: number;
+  /** Allowed to every answer in one piece, before its tokens are counted. */
+  readonly answerFloorMs: number;
+  /** How many times longer than at the slowest pace seen on its instance an answer in one piece may take. 0: unbounded. */
+  readonly answerSlack: number;
   /** Longest silence between tokens of a stream. */
   readonly stallMs: number;
   /** Longest wait for a busy instance. Default 30,000. */

@@ -15,6 +15,8 @@ export interface OpenAiRequest {
   readonly repeatable: boolean;
   /** `n`. */
   readonly choices: number;
+  /** Of each choice. Absent: as many as the model has room for. */
+  readonly maxTokens?: number;
   /** Length of the prompt list, else 1. */
   readonly prompts: number;
   readonly promptIsList: boolean;
@@ -66,9 +68,16 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   const { user, priority } = fields;
   return {
     model, stream, repeatable: isGreedy(fields) || Number.isInteger(fields["seed"]), choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage,
+    ...answerLimit(maxTokens, chat),
     user: typeof user === "string" ? user.slice(0, USER_LIMIT) : "",
     priority: typeof priority === "number" && Number.isInteger(priority) ? priority : 0,
   };
+}
+
+/** In completions vLLM takes 16 where none is given. */
+function answerLimit(maxTokens: number | undefined, chat: boolean): { maxTokens?: number } {
+  if (maxTokens === undefined && chat) return {};
+  return { maxTokens: maxTokens ?? 16 };
 }
 
 function modelOf(asked: string | undefined, models: RequestLimits["models"]): string {

@@ -1,6 +1,6 @@
 // How long each part of a request may take, over real gRPC, and that its error names the part.
 import assert from "node:assert/strict";
-import { prefillBoundMs } from "../../../services/router/relay/leg-bounds.ts";
+import { AnswerPaces, prefillBoundMs } from "../../../services/router/relay/leg-bounds.ts";
 import type { Member } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { within } from "../../support/waits.ts";
@@ -66,6 +66,53 @@ describe("the first token", () => {
     decode.legs.all[0]!.end({}, "{}");
     await ending;
     assert.equal(client.text, "{}");
+    await untilNoLegs(tandem);
+  });
+});
+
+describe("the bound of an answer in one piece", () => {
+  const limits = { ...LIMITS, answerFloorMs: 1_000, answerSlack: 10 };
+  const decode = { info: { maxModelLen: 500 }, channel: {} } as Member;
+
+  it("is that of its tokens at the slowest pace seen on its instance, which is forgotten slowly", () => {
+    const paces = new AnswerPaces();
+    assert.equal(paces.boundMs(limits, decode, 100), Infinity, "before any was seen");
+    paces.seen(decode, 2_000, 100);
+    assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 20);
+    paces.seen(decode, 300, 100);
+    assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 19.6);
+    for (let count = 0; count < 200; count += 1) paces.seen(decode, 300, 100);
+    assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 3);
+    assert.equal(paces.boundMs(limits, decode, undefined), 1_000 + 10 * 500 * 3, "of as many as the model has room for");
+    assert.equal(paces.boundMs({ ...limits, answerSlack: 0 }, decode, 100), Infinity);
+    assert.equal(paces.boundMs(limits, { ...decode, channel: {} } as Member, 100), Infinity, "another instance");
+  });
+
+  it("is not learnt from answers that are mostly transfer", () => {
+    const paces = new AnswerPaces();
+    paces.seen(decode, 5_000, 1);
+    assert.equal(paces.boundMs(limits, decode, 100), Infinity);
+  });
+
+  it("ends one that stands still alone, names the part, and lets it be answered elsewhere", async () => {
+    const clock = manualClock();
+    await using prefill = await startPrefill({}, done);
+    await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { clock, limits: { answerFloorMs: 5_000, answerSlack: 10, retryLimit: 0 } });
+    const first = tandem.start({ stream: false, maxTokens: 20 });
+    const leg = await decode.legs.next("the first leg");
+    await leg.started.promise;
+    clock.advance(200);
+    leg.end({ completionTokens: 20 }, "{}");
+    await first.ending;
+    const { ending } = tandem.start({ stream: false, maxTokens: 20 });
+    const stuck = await decode.legs.next("the second leg");
+    await stuck.started.promise;
+    clock.advance(6_500);
+    assert.equal(stuck.seen.includes("cancel"), false);
+    clock.advance(1_000);
+    await assert.rejects(ending, { code: "leg_stalled", message: /^The answer, wanted in one piece, was not complete within 7\d\d\d ms \(reserve 0 ms, prefill 0 ms, transfer 7\d\d\d ms\)/ });
+    await within(stuck.cancelled.promise, "the cancel");
     await untilNoLegs(tandem);
   });
 });
