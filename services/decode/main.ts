@@ -1,6 +1,6 @@
 // A decode instance: one engine that writes answers, behind DecodeService.
 import { loadConfig } from "../common/config.ts";
-import { restAsFlags } from "../common/rest-flags.ts";
+import { restAsFlags } from "../common/words-after-dashes.ts";
 import { startInstance, type Instance, type StartOptions } from "../instance/instance.ts";
 import { runInstance } from "../instance/run.ts";
 import { decodeConfig, type DecodeConfig } from "./config.ts";

@@ -1,6 +1,6 @@
 // A prefill instance: one engine that reads prompts, behind PrefillService.
 import { loadConfig } from "../common/config.ts";
-import { restAsFlags } from "../common/rest-flags.ts";
+import { restAsFlags } from "../common/words-after-dashes.ts";
 import { startInstance, type Instance, type StartOptions } from "../instance/instance.ts";
 import { runInstance } from "../instance/run.ts";
 import { prefillConfig, type PrefillConfig } from "./config.ts";

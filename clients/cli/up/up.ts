@@ -5,7 +5,7 @@ import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
-import { restAsFlags } from "../../../services/common/rest-flags.ts";
+import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { defaultStateDir, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
