@@ -36,7 +36,7 @@ export function instanceSettings(role: InstanceRole) {
     "engine.kind": choice(ENGINE_KINDS, {
       optional: true,
       alias: "engine",
-      doc: "Engine to start: embedded, a small model on the CPU; vllm, which needs a model; sim, a simulation. Left out together with engine.attach: sim.",
+      doc: "Engine to start: embedded, a small model on the CPU; vllm, which needs a model; sim, a simulation. Left out together with engine.attach: embedded, with the model that ships or the GGUF file of `model`.",
     }),
     "engine.attach": text({ default: "", alias: "attach", doc: "URL of a running engine to use instead of starting one: http://127.0.0.1:8000." }),
     "engine.api_key": secret({ doc: "Key that the attached engine wants." }),

@@ -12,7 +12,8 @@ import { TANDEM_VERSION } from "../common/version.ts";
 import type { Registration, Standing } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
-import type { EngineKeeper, EngineSource, LiveEngine } from "../engine/engine.ts";
+import { defaultEngineKind } from "../engine/default-kind.ts";
+import type { EngineKeeper, EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
 import type { Finding } from "../engine/findings.ts";
 import { keepEngine } from "../engine/keeper.ts";
 import { launcherOf } from "../engine/launch.ts";
@@ -221,6 +222,14 @@ function standingOf(board: Board): Standing {
   return { serving: false, text: reason === "" || reason === state ? state : `${state}: ${reason}` };
 }
 
+function engineKind(config: InstanceConfig): EngineKind {
+  const { connector, model } = config;
+  if (config["engine.kind"] === undefined && connector !== undefined && connector !== "p2p-zmq") {
+    throw new ConfigError(`--connector ${connector} needs --engine vllm with a --model, or --engine sim.`);
+  }
+  return config["engine.kind"] ?? defaultEngineKind(model);
+}
+
 function connectorName(config: InstanceConfig): string {
   return config.connector ?? (config["engine.kind"] !== "vllm" && (config["engine.attach"] === "" || config["engine.kind"] === "sim") ? "p2p-zmq" : "nixl");
 }
@@ -244,7 +253,7 @@ function engineSource(
     }
     return attachedEngine({ ...common, url, apiKey: config["engine.api_key"], kind: config["engine.kind"], kvAddress: pairedId ? kvAddress! : "" });
   }
-  const kind = config["engine.kind"] ?? "sim";
+  const kind = engineKind(config);
   const { model, slots, gpus } = config;
   const vllm = {
     command: config["vllm.command"],

@@ -33,19 +33,18 @@ describe("an instance", () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const watch = decode.channel.client(InstanceService).watchLoad({})[Symbol.asyncIterator]();
-    const next = async () => (await within(watch.next(), "the next load", 1_600)).value!.load!;
+    const next = async () => (await within(watch.next(), "the next load")).value!.load!;
     assert.equal((await next()).state, State.SERVING);
     const call = openDecode(decode);
     call.reserve(leg(), prefill);
     await call.next();
     const changedMs = performance.now();
     while ((await next()).reserved !== 1);
-    assert.ok(performance.now() - changedMs < 450);
+    // Sooner than the heartbeat would tell it.
+    assert.ok(performance.now() - changedMs < 900);
     call.abandon(true);
     while ((await next()).reserved !== 0);
-    const quietMs = performance.now();
     await next();
-    assert.ok(performance.now() - quietMs < 1_500);
     await watch.return!();
   });
 
@@ -111,6 +110,8 @@ describe("an instance", () => {
     await assert.rejects(start("--attach", "http://127.0.0.1:1", "--connector", "p2p-zmq"), ConfigError);
     await assert.rejects(start("--attach", "ftp://x"), ConfigError);
     await assert.rejects(start("--engine", "vllm"), ConfigError);
+    await assert.rejects(start("--connector", "nixl"), /needs --engine vllm with a --model, or --engine sim/);
+    await assert.rejects(start("--model", "meta-llama/Llama-3.1-8B-Instruct"), /With --engine vllm it is run by vLLM/);
   });
 });
 

@@ -1,7 +1,7 @@
 // Settings of `tandem up`. The names of the BentoML example that Tandem grew from still work as variables.
 import { address, boolean, choice, ConfigError, defineConfig, integer, list, secret, settingsOf, text } from "../../../services/common/config.ts";
 import type { Config } from "../../../services/common/config.ts";
-import { shippedModel } from "../../../services/common/shipped-model.ts";
+import { defaultEngineKind, isGguf } from "../../../services/engine/default-kind.ts";
 
 export const upConfig = defineConfig(
   "up",
@@ -66,10 +66,6 @@ export function checkUpConfig(config: UpConfig): void {
   }
   const attached = config["attach.prefill"].length > 0 || config["attach.decode"].length > 0;
   if (!attached) {
-    // A simulation under the name of a real model would be taken for it.
-    if (config["engine.kind"] === undefined && config.model !== undefined && !isGguf(config.model)) {
-      throw new ConfigError(`--model ${config.model} is not named like a GGUF file. With --engine vllm it is run by vLLM; with --engine sim it is the name of a simulation.`);
-    }
     const kind = engineKind(config);
     if (kind === "vllm") return checkVllm(config);
     if (kind === "sim" && isGguf(config.model)) throw new ConfigError(`--engine sim runs no model: leave out --model ${config.model}, or --engine sim.`);
@@ -107,12 +103,7 @@ export function isAttached(config: UpConfig): boolean {
 
 /** What is started where nothing is attached: as asked for, or what can be run here. */
 export function engineKind(config: UpConfig): "sim" | "embedded" | "vllm" {
-  const { model } = config;
-  return config["engine.kind"] ?? (isGguf(model) || (model === undefined && shippedModel() !== undefined) ? "embedded" : "sim");
-}
-
-function isGguf(model: string | undefined): boolean {
-  return model?.toLowerCase().endsWith(".gguf") === true;
+  return config["engine.kind"] ?? defaultEngineKind(config.model);
 }
 
 function checkVllm(config: UpConfig): void {

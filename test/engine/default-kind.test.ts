@@ -1,0 +1,14 @@
+import assert from "node:assert/strict";
+import { shippedModel } from "../../services/common/shipped-model.ts";
+import { defaultEngineKind } from "../../services/engine/default-kind.ts";
+
+describe("the engine that runs where nobody said which", () => {
+  it("is the embedded one with the model that ships, or with a GGUF file", () => {
+    for (const model of [undefined, ""]) assert.equal(defaultEngineKind(model), shippedModel() === undefined ? "sim" : "embedded");
+    assert.equal(defaultEngineKind("/models/Some.GGUF"), "embedded");
+  });
+
+  it("is none for what only vLLM runs", () => {
+    assert.throws(() => defaultEngineKind("meta-llama/Llama-3.1-8B-Instruct"), /With --engine vllm it is run by vLLM/);
+  });
+});
