@@ -32,12 +32,12 @@ export class LegAccounts {
     this.#pool.legStarted(decode);
   }
 
-  prefillEnded(outcome: LegEnd): void {
+  prefillEnded(outcome: LegEnd, verdict = verdictOf(outcome)): void {
     const prefill = this.#prefill;
     if (prefill === undefined) return;
     this.#prefill = undefined;
     if (this.prefillCalled) this.#metrics.leg("prefill", outcome);
-    this.#pool.legEnded(prefill, verdictOf(outcome));
+    this.#pool.legEnded(prefill, verdict);
   }
 
   decodeEnded(outcome: LegEnd, verdict = verdictOf(outcome)): void {
@@ -56,6 +56,6 @@ export class LegAccounts {
     const { error, phase } = outcome;
     if (error.code === "kv_transfer_failed") this.#pool.pairEnded(prefill, decode, "bad");
     // Whose fault it is that the KV does not come, nobody here can tell; the two together it is for sure.
-    else if (error.code === "leg_stalled" && phase === "transfer") this.#pool.pairEnded(prefill, decode, "wedged");
+    else if (error.code === "leg_stalled" && (phase === "transfer" || phase === "prefill")) this.#pool.pairEnded(prefill, decode, "wedged");
   }
 }

@@ -41,6 +41,28 @@ describe("the bound of a prefill", () => {
   });
 });
 
+describe("a prefill that stands still while it pushes its KV", () => {
+  it("speaks against the pair: the same prefill instance serves on with another decode instance", async () => {
+    const hurt = new Set<string>();
+    await using prefill = await startPrefill({}, (leg) => {
+      if (!hurt.has(leg.request.decodeKvAddress)) leg.done();
+    });
+    await using deaf = await startDecode({ instanceId: "d1", kvAddress: "127.0.0.1:1" }, twoTokens);
+    await using decode = await startDecode({ instanceId: "d2", kvAddress: "127.0.0.1:2" }, twoTokens);
+    decode.load({ running: 5 });
+    await using tandem = await deploy([prefill, deaf, decode], { limits: { prefillTimeoutMs: 100, retryLimit: 0 } });
+    hurt.add("127.0.0.1:1");
+    await assert.rejects(tandem.start().ending, { code: "leg_stalled" });
+    assert.equal(memberOf(tandem.pool, "p1")!.eligible, true);
+    for (let count = 0; count < 3; count += 1) {
+      const { client, ending } = tandem.start();
+      await ending;
+      assert.notEqual(client.text, "");
+    }
+    assert.equal(decode.legs.all.length, 3);
+  });
+});
+
 describe("the first token", () => {
   it("has a bound of its own, over all that was tried", async () => {
     const clock = manualClock();
