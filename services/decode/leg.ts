@@ -2,6 +2,7 @@
 // whatever way it ends, the KV that prefill pushed for it is claimed, released or settled, and its slot comes free.
 import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, type Reserve, type Start } from "#gen/tandem/decode/v1/decode_pb.js";
+import { ADDRESS } from "../common/address.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
@@ -12,8 +13,6 @@ import type { RawCall } from "../rpc/service.ts";
 import { AnswerRun } from "./answer-run.ts";
 import type { Settler } from "./settle.ts";
 import { encodeResponse } from "./wire.ts";
-
-const ADDRESS = /^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
 
 export interface LegShared {
   readonly parts: InstanceParts;

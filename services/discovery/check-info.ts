@@ -1,9 +1,8 @@
 // Whether what an instance says of itself can be used. A registry is written to by others.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { ADDRESS } from "../common/address.ts";
 import { ServiceError } from "../common/errors.ts";
-
-const ADDRESS = /^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
 
 /** @throws ServiceError `invalid_request` that names the field */
 export function checkInfo(info: Info | undefined): Info {

@@ -4,6 +4,7 @@
 // Two checks stand behind it. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
 // the process says of itself; told in milliseconds, where the agent's question comes once a second.
 import { setTimeout as sleep } from "node:timers/promises";
+import { splitAddress } from "../common/address.ts";
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
@@ -61,7 +62,7 @@ export function keepRegistered(
    * the agent's own list is looked at, since only there an address means the same host.
    */
   async function sweepGhosts(now: ServiceRecord): Promise<void> {
-    const [host, port] = splitAddress(now.address);
+    const { host, port } = splitAddress(now.address);
     const filter = `Service == "${name}" and Address == "${host}" and Port == ${port} and ID != "${now.id}"`;
     const answer = await client.get("/v1/agent/services", { query: { filter }, timeoutMs: CALL_MS });
     for (const ghost of Object.keys(answer.json() as Record<string, unknown>)) {
@@ -170,7 +171,7 @@ export function keepRegistered(
  *   forgot passes, or routers would see all of them fail for a moment.
  */
 function registrationBody(record: ServiceRecord, name: string, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Record<string, unknown> {
-  const [Address, port] = splitAddress(record.address);
+  const { host: Address, port } = splitAddress(record.address);
   const DeregisterCriticalServiceAfter = `${checks["consul.deregister_after_ms"]}ms`;
   const state = {
     CheckID: stateCheckId(record.id),
@@ -205,12 +206,6 @@ function registrationBody(record: ServiceRecord, name: string, passing: boolean,
 
 function stateCheckId(serviceId: string): string {
   return `service:${serviceId}:state`;
-}
-
-/** "[::1]:3101" -> "::1", "3101" */
-function splitAddress(address: string): [string, string] {
-  const colon = address.lastIndexOf(":");
-  return [address.slice(0, colon).replace(/^\[|\]$/g, ""), address.slice(colon + 1)];
 }
 
 /** How agents say that a check is not there, beside 404: 500 in older ones. */

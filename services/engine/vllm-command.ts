@@ -1,6 +1,7 @@
 // The command line and environment of a vLLM that is half of a pair. A pure function of role, connector, version and
 // what the user asked for: vLLM checks next to nothing of this itself, and answers from wrong KV, or stands still for
 // ever, where it is wrong. Sources: vLLM 0.23.0 and 0.32.0, and what was seen on GPUs (docs/vllm.md has both).
+import { splitAddress } from "../common/address.ts";
 import { ConfigError } from "../common/config.ts";
 import { ENGINE_HOST } from "./engine-host.ts";
 import { checkGivenFlags, flagOf, givenFlags, type GivenFlag } from "./vllm-flags.ts";
@@ -110,7 +111,7 @@ function p2pNccl(o: VllmOptions, given: readonly GivenFlag[]): VllmCommand {
     throw new ConfigError("vLLM's --speculative-config can't be given with connector p2p-nccl: prefill must take one step a request.");
   }
   const producer = o.role === "prefill";
-  const [pingHost, pingPort] = splitAddress(o.pingAddress);
+  const ping = splitAddress(o.pingAddress);
   const config = {
     kv_connector: "P2pNcclConnector",
     kv_role: producer ? "kv_producer" : "kv_consumer",
@@ -121,7 +122,7 @@ function p2pNccl(o: VllmOptions, given: readonly GivenFlag[]): VllmCommand {
       send_type: "PUT_ASYNC",
       // Text, both: vLLM 0.23 puts them into the environment and an address.
       nccl_num_channels: "16",
-      ...(o.pingAddress === "" ? {} : { proxy_ip: pingHost, proxy_port: pingPort }),
+      ...(o.pingAddress === "" ? {} : { proxy_ip: ping.host, proxy_port: String(ping.port) }),
       http_port: String(o.httpPort),
       mem_pool_size_gb: o.p2pPoolGib,
     },
@@ -219,9 +220,4 @@ function isBefore(version: string, limit: readonly [number, number, number]): bo
   const parts = [Number(found[1]), Number(found[2]), Number(found[3] ?? 0)];
   for (const [index, part] of parts.entries()) if (part !== limit[index]) return part < limit[index]!;
   return false;
-}
-
-function splitAddress(address: string): readonly [string, string] {
-  const at = address.lastIndexOf(":");
-  return [address.slice(0, at), address.slice(at + 1)];
 }

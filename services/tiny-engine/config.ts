@@ -1,4 +1,5 @@
 // The settings of `tandem engine`.
+import { splitAddress } from "../common/address.ts";
 import { isLoopbackHost } from "../common/loopback.ts";
 import { address, boolean, choice, ConfigError, defineConfig, integer, list, number, settingsOf, text, type Config } from "../common/config.ts";
 import { FAULT_KINDS, parseFault } from "./faults.ts";
@@ -89,8 +90,8 @@ interface CommonOptions {
 }
 
 function commonOptions(config: EngineConfig): CommonOptions {
-  const [host, port] = splitAddress(config.listen);
-  for (const [key, at] of [["listen", host], ["kv.listen", splitAddress(config["kv.listen"])[0]]] as const) {
+  const { host, port } = splitAddress(config.listen);
+  for (const [key, at] of [["listen", host], ["kv.listen", splitAddress(config["kv.listen"]).host]] as const) {
     if (!config.expose && !isLoopbackHost(at)) {
       throw new ConfigError(`${key} ${at} can be reached from other machines, and an engine has no access control. Use 127.0.0.1, or say --expose.`);
     }
@@ -106,9 +107,4 @@ function readFaults(texts: readonly string[]): ReturnType<typeof parseFault>[] {
   } catch (error) {
     throw new ConfigError(`--fault: ${(error as Error).message}`);
   }
-}
-
-function splitAddress(written: string): [string, number] {
-  const colon = written.lastIndexOf(":");
-  return [written.slice(0, colon).replace(/^\[|\]$/g, ""), Number(written.slice(colon + 1))];
 }

@@ -1,7 +1,7 @@
 // Settings of `tandem up`. The names of the BentoML example that Tandem grew from still work as variables.
 import { address, boolean, choice, ConfigError, defineConfig, integer, list, secret, settingsOf, text } from "../../../services/common/config.ts";
 import type { Config } from "../../../services/common/config.ts";
-import { defaultEngineKind, isGguf } from "../../../services/engine/default-kind.ts";
+import { defaultEngineKind, isGguf } from "../../../services/common/default-engine.ts";
 
 export const upConfig = defineConfig(
   "up",

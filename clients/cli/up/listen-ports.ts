@@ -1,6 +1,7 @@
 // The two addresses of a run, checked before anything is started: a taken port is found in a millisecond and named with
 // its flag, not by a process that dies of it.
 import { createServer } from "node:net";
+import { splitAddress } from "../../../services/common/address.ts";
 import { StartError } from "../../../services/common/config.ts";
 import { liveRuns } from "../run-file.ts";
 
@@ -21,11 +22,6 @@ export async function listenPorts(rest: string, grpc: string, stateDir: string):
     throw new StartError(`${listen} can't be listened on (${problem}). ${flag} changes the address.`);
   }
   return ports;
-}
-
-export function splitAddress(listen: string): { host: string; port: number } {
-  const colon = listen.lastIndexOf(":");
-  return { host: listen.slice(0, colon).replace(/^\[|\]$/g, ""), port: Number(listen.slice(colon + 1)) };
 }
 
 function taken(listen: string, flag: string, stateDir: string): string {

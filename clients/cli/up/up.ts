@@ -3,6 +3,7 @@
 import { randomBytes } from "node:crypto";
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
+import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
@@ -14,7 +15,7 @@ import { runningConsul, useConsul } from "./consul-agent.ts";
 import { checkUpConfig, engineKind, isAttached, upConfig, type UpConfig } from "./config.ts";
 import { startFleet, type Fleet } from "./fleet.ts";
 import { makeLogFolder } from "./log-folder.ts";
-import { listenPorts, splitAddress } from "./listen-ports.ts";
+import { listenPorts } from "./listen-ports.ts";
 import { dialable, planChildren } from "./plan.ts";
 import { createReadiness } from "./readiness.ts";
 import { watchSeenInstances } from "./seen-instances.ts";

@@ -3,6 +3,7 @@
 // Nothing ties the KV to the prompt: other parameters of the same size give 200 and another text, and
 // parameters that do not fit kill the engine, unless the fault "tame" is set.
 import { randomBytes, randomUUID } from "node:crypto";
+import { joinAddress, splitAddress } from "../../common/address.ts";
 import type { Clock } from "../../common/clock.ts";
 
 import type { FaultBoard } from "../faults.ts";
@@ -52,7 +53,7 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
     }
   };
   const listener = await listenForKv(options.listen, onMessage);
-  const [host, port] = splitAddress(listener.address);
+  const { host, port } = splitAddress(listener.address);
 
   const fetch = async (remote: Remote, signal: AbortSignal): Promise<Fetched> => {
     const startMs = clock.nowMs();
@@ -120,10 +121,5 @@ function remoteOf(params: Readonly<Record<string, unknown>>): Remote | null {
   const blockIds: unknown = Array.isArray(groups) ? groups[0] : null;
   if (typeof engineId !== "string" || typeof requestId !== "string" || typeof host !== "string" || typeof port !== "number") return null;
   if (!Array.isArray(blockIds) || !blockIds.every((id) => Number.isInteger(id))) return null;
-  return { engineId, requestId, address: `${host}:${port}`, blockIds: blockIds as number[] };
-}
-
-function splitAddress(address: string): [string, number] {
-  const colon = address.lastIndexOf(":");
-  return [address.slice(0, colon), Number(address.slice(colon + 1))];
+  return { engineId, requestId, address: joinAddress(host, port), blockIds: blockIds as number[] };
 }

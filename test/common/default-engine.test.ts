@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { shippedModel } from "../../services/common/shipped-model.ts";
-import { defaultEngineKind } from "../../services/engine/default-kind.ts";
+import { defaultEngineKind } from "../../services/common/default-engine.ts";
 
 describe("the engine that runs where nobody said which", () => {
   it("is the embedded one with the model that ships, or with a GGUF file", () => {

@@ -1,6 +1,6 @@
 // Which engine runs where nobody said: one rule for `tandem up`, `tandem prefill` and `tandem decode`.
-import { ConfigError } from "../common/config.ts";
-import { shippedModel } from "../common/shipped-model.ts";
+import { ConfigError } from "./config.ts";
+import { shippedModel } from "./shipped-model.ts";
 
 /**
  * The embedded engine with a GGUF file or the model that ships; a simulation where this build has no model.
