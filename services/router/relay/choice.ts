@@ -18,7 +18,6 @@ import type { ReceiptDraft } from "./receipt.ts";
 import type { RelayRequest } from "./request.ts";
 import type { Waiting, WaitRoom } from "./wait-room.ts";
 
-const QUEUE_TIMEOUT_MS = 30_000;
 /** Kinds of engines that write the same bytes again for a greedy or seeded request: test/tiny-engine/llama/repeatable.test.ts. */
 const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
@@ -105,7 +104,7 @@ export class Choice implements LegOwner {
     const wait = this.#wait;
     if (wait === undefined) return;
     if (this.#owner.othersRun(this.index)) wait.sinceMs = nowMs;
-    else if (nowMs - wait.sinceMs >= (this.#context.limits.queueTimeoutMs ?? QUEUE_TIMEOUT_MS)) {
+    else if (nowMs - wait.sinceMs >= this.#context.limits.queueTimeoutMs) {
       this.#endWait();
       wait.fail(wait.waiting.error);
     }

@@ -62,7 +62,6 @@ const FINISH_REASONS: Readonly<Record<number, string>> = {
   [FinishReason.ABORT]: "abort",
 };
 
-const LEGS_LIMIT = 64;
 /** All deadlines are checked by one timer, this often at most. */
 const TICK_MS = { min: 10, max: 250 };
 
@@ -106,7 +105,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
   return {
     async run(request, sink, receipt, gone) {
       const count = request.choices * request.prompts;
-      const { legsLimit = LEGS_LIMIT } = config;
+      const { legsLimit } = config;
       if (count > legsLimit) {
         throw new ServiceError("invalid_request", `The request asks for ${count} answers; ${legsLimit} is the most.`, { param: "n" });
       }

@@ -86,10 +86,10 @@ export interface RelayLimits {
   readonly answerSlack: number;
   /** Longest silence between tokens of a stream. */
   readonly stallMs: number;
-  /** Longest wait for a busy instance. Default 30,000. */
-  readonly queueTimeoutMs?: number;
-  /** Choices times prompts of one request. Default 64. */
-  readonly legsLimit?: number;
+  /** Longest wait for a busy instance. */
+  readonly queueTimeoutMs: number;
+  /** Choices times prompts of one request. */
+  readonly legsLimit: number;
   /** For a canary to come through. */
   readonly canaryTimeoutMs: number;
   /** Prompts that are surely shorter go to decode alone, where the connector allows it. 0: none. In tokens. */

@@ -68,7 +68,7 @@ export interface Deployment {
 export const LIMITS: RelayLimits = {
   retryLimit: 1, retryRatio: 0.2, retryPerS: 10, reserveTimeoutMs: 10_000, prefillTimeoutMs: 10_000, prefillFloorMs: 1_000,
   prefillSlack: 0, transferTimeoutMs: 10_000, firstTokenTimeoutMs: 3_600_000, stallMs: 10_000, queueTimeoutMs: 10_000,
-  canaryTimeoutMs: 1_000, directTokens: 0, answerFloorMs: 60_000, answerSlack: 10, aggregate: false, replayMode: "proven", replayTimeoutMs: 10_000,
+  canaryTimeoutMs: 1_000, directTokens: 0, answerFloorMs: 60_000, answerSlack: 10, aggregate: false, legsLimit: 64, replayMode: "proven", replayTimeoutMs: 10_000,
 };
 
 let count = 0;
