@@ -344,8 +344,8 @@ export class RelayLeg {
         // What ran out is the time of this call: the deadline of the request is watched elsewhere and comes first.
         const late = failure.code === "deadline_exceeded";
         const error = late ? prefillStalled(timeoutMs, this.where(clock.nowMs()), failure) : failure;
-        // Where prefill pushes the KV it may as well be decode that doesn't take it: that speaks against the pair.
-        this.#accounts.prefillEnded(error.code, late && traits.decodeFirst ? "bad" : undefined);
+        // Where prefill pushes the KV it may as well be decode that doesn't take it: that speaks against the pair alone.
+        this.#accounts.prefillEnded(error.code, late && traits.decodeFirst ? "none" : undefined);
         this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
       },
       onBug: (error) => log.error("relay failed unexpectedly", { legId: draft.legId, error }),
