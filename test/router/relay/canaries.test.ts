@@ -59,17 +59,19 @@ for (const connector of ["p2p-zmq", "nixl"]) {
 describe("an instance that hangs for good", () => {
   it("is not buried under canaries, and keeps none of them from the others", async () => {
     let broken = true;
-    await using hung = await startPrefill({ instanceId: "p1", connector: "nixl" });
-    await using prefill = await startPrefill({ instanceId: "p2", connector: "nixl" }, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
-    await using decode = await startDecode({ connector: "nixl" }, (leg) => {
+    await using hung = await startPrefill({ instanceId: "p1" });
+    await using prefill = await startPrefill({ instanceId: "p2" }, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
+    await using decode = await startDecode({}, (leg) => {
       leg.accept();
       void leg.started.promise.then(() => leg.end({}, "{}"));
+      // What was abandoned after the hung one is never settled.
+      if (leg.reserve.prefillGrpcAddress === prefill.info.grpcAddress) void leg.abandoned.promise.then(() => leg.close());
     });
     await using tandem = await deploy([hung, prefill, decode], {
       limits: { retryLimit: 0, prefillTimeoutMs: 50, canaryTimeoutMs: 50 }, breaker: { failureLimit: 1, canaryEveryMs: 20 },
     });
     for (let count = 0; count < 2; count += 1) await tandem.start().ending.catch(() => {});
-    await untilCondition(tandem.pool, "p1", "failing");
+    // The hung one: it and its only partner, for whose fault it is that prefill pushes in vain can't be told.
     await untilCondition(tandem.pool, "p2", "failing");
     for (let count = 0; count < 12; count += 1) await prefill.legs.next("a canary that fails");
     broken = false;
