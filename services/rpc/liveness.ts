@@ -18,7 +18,7 @@ export interface LivenessListener {
 }
 
 /**
- * Sends a PING each interval and tells when nothing was heard. Any byte counts: behind a full window of data the
+ * Sends a PING when nothing was heard for an interval, and tells when nothing comes. Any byte counts: behind a full window of data the
  * acknowledgement may take long.
  *
  * @returns A function that ends the watch.
@@ -80,7 +80,8 @@ export function watchLiveness(
       });
     } else {
       doubt(false);
-      if (!outstanding && nowMs + tickMs / 2 > pingSentMs + pingIntervalMs && !session.destroyed) {
+      // Who is heard anyway is not asked.
+      if (!outstanding && nowMs + tickMs / 2 > Math.max(pingSentMs, heardMs) + pingIntervalMs && !session.destroyed) {
         outstanding = true;
         pingSentMs = nowMs;
         // After GOAWAY Node sends no PING any more, although calls still run. Settings must be acknowledged as well.
