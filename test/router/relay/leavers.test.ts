@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { manualClock } from "../../support/manual-clock.ts";
 import { eventually, within } from "../../support/waits.ts";
 import { settled, simDecode, simPrefill, type SimInstance } from "../../instance/legs.ts";
-import { deploy, untilNoLegs, type Deployment } from "../support/deployment.ts";
+import { deploy, inMidAnswer, untilNoLegs, type Deployment } from "../support/deployment.ts";
 import { startDecode, startPrefill } from "../support/fake-instance.ts";
 import type { FakeInstance, PrefillLeg } from "../support/fake-instance.ts";
 
@@ -141,12 +141,8 @@ describe("an answer that nobody wants any more", () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode], { clock });
-    const { client, gone, ending } = tandem.start();
-    const leg = (await decode.legs.next("the reservation")).accept();
+    const { gone, ending, leg } = await inMidAnswer(tandem, decode);
     leg.endsWhenAbandoned = false;
-    await leg.started.promise;
-    leg.events("data: 1\n\n");
-    await client.got(1);
     gone.abort();
     await assert.rejects(ending, { code: "cancelled" });
     await within(leg.abandoned.promise, "the abandon");
@@ -163,12 +159,8 @@ describe("an answer that nobody wants any more", () => {
     await using prefill = await startPrefill({}, done);
     const decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);
-    const { client, gone, ending } = tandem.start();
-    const leg = (await decode.legs.next("the reservation")).accept();
+    const { gone, ending, leg } = await inMidAnswer(tandem, decode);
     leg.endsWhenAbandoned = false;
-    await leg.started.promise;
-    leg.events("data: 1\n\n");
-    await client.got(1);
     gone.abort();
     await assert.rejects(ending, { code: "cancelled" });
     await within(leg.abandoned.promise, "the abandon");

@@ -1,8 +1,10 @@
 // A stream that breaks after its first byte and is written again on another pair.
 import assert from "node:assert/strict";
+import { systemClock, type Clock } from "../../../services/common/clock.ts";
 import type { RelayLimits } from "../../../services/router/relay/relay.ts";
 import type { RelayRequest } from "../../../services/router/relay/request.ts";
 import { SentSoFar } from "../../../services/router/relay/sent-so-far.ts";
+import { manualClock } from "../../support/manual-clock.ts";
 import { deploy, untilNoLegs, type Deployment } from "../support/deployment.ts";
 import { startDecode, startPrefill, type DecodeLeg, type FakeDecode, type PrefillLeg } from "../support/fake-instance.ts";
 
@@ -15,7 +17,7 @@ interface Scene extends AsyncDisposable {
   next(): Promise<DecodeLeg>;
 }
 
-async function scene(limits: Partial<RelayLimits> = {}, engine = "embedded"): Promise<Scene> {
+async function scene(limits: Partial<RelayLimits> = {}, engine = "embedded", clock: Clock = systemClock): Promise<Scene> {
   const arrived: DecodeLeg[] = [];
   let wake: (() => void) | undefined;
   const onLeg = (leg: DecodeLeg): void => {
@@ -28,7 +30,7 @@ async function scene(limits: Partial<RelayLimits> = {}, engine = "embedded"): Pr
   const prefill = await startPrefill({ engine }, done);
   const decodes: FakeDecode[] = [];
   for (const instanceId of ["d1", "d2", "d3"]) decodes.push(await startDecode({ instanceId, engine }, onLeg));
-  const tandem = await deploy([prefill, ...decodes], { limits: { retryLimit: 2, ...limits } });
+  const tandem = await deploy([prefill, ...decodes], { clock, limits: { retryLimit: 2, ...limits } });
   return {
     tandem,
     async next() {
@@ -153,12 +155,13 @@ describe("a stream that breaks after its first byte", () => {
   ];
   for (const [name, request, limits, engine] of refusals) {
     it(`ends with its error at once: ${name}`, async () => {
-      await using at = await scene(limits, engine);
+      const clock = manualClock();
+      await using at = await scene(limits, engine, clock);
       const { client, receipt, ending } = at.tandem.start({ ...GREEDY, ...request });
       const broken = await at.next();
       broken.events("data: one\n\n");
       await client.got(1);
-      if (limits.replayTimeoutMs === 1) await new Promise((resolve) => setTimeout(resolve, 5));
+      clock.advance(5);
       broken.fail("instance_lost");
       await assert.rejects(ending, { code: "instance_lost" });
       assert.deepEqual([receipt.legs.length, receipt.fallbacks], [1, []]);

@@ -9,7 +9,7 @@ import { createRelay } from "../../../services/router/relay/relay.ts";
 import type { AnswerSink, Ending, RelayLimits, RelayRequest, RunningRelay } from "../../../services/router/relay/relay.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, within, type Deferred } from "../../support/waits.ts";
-import type { FakeInstance } from "./fake-instance.ts";
+import type { DecodeLeg, FakeDecode, FakeInstance } from "./fake-instance.ts";
 import { untilCondition } from "./pool-waits.ts";
 
 /** A client that takes all, or stops reading when told. */
@@ -62,6 +62,16 @@ export interface Deployment {
   readonly metrics: Metrics;
   start(request?: Partial<RelayRequest>): Started;
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** A request whose client has the first token, and its decode leg, which goes on. */
+export async function inMidAnswer(tandem: Deployment, decode: FakeDecode): Promise<Started & { readonly leg: DecodeLeg }> {
+  const started = tandem.start();
+  const leg = (await decode.legs.next("the reservation")).accept();
+  await leg.started.promise;
+  leg.events("data: 1\n\n");
+  await started.client.got(1);
+  return { ...started, leg };
 }
 
 /** Nothing happens by itself for ten seconds. */
