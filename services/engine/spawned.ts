@@ -1,6 +1,7 @@
 // An engine of our own: started under a guardian, on ports that nobody has used.
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { splitAddress } from "../common/address.ts";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import type { EngineKind, EngineSource, StartedEngine } from "./engine.ts";
@@ -119,7 +120,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     const told = await launch.toldKvAddress?.();
     if (told === undefined && launch.toldKvAddress !== undefined) o.log.warn("the engine did not ping; its KV address is taken to be the one it was given", { kvAddress: given });
     if (told !== undefined && told !== given) o.log.warn("the engine says another KV address than it was given; it is believed", { given, told });
-    if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${(told ?? given).slice((told ?? given).lastIndexOf(":") + 1)}`;
+    if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${splitAddress(told ?? given).port}`;
     return told ?? given;
   }
 

@@ -3,6 +3,7 @@
 // then, and an engine that starts again takes another port: so a port that refuses connections says it in a second or
 // two, long before the engine's counters would.
 import { connect } from "node:net";
+import { splitAddress } from "../common/address.ts";
 
 const LOOK_EVERY_MS = 1_000;
 /** A leg younger than this is not worth a look. */
@@ -65,9 +66,8 @@ export function watchPartners({ lost, isClosed = refuses, everyMs = LOOK_EVERY_M
 }
 
 function refuses(address: string): Promise<boolean> {
-  const at = address.lastIndexOf(":");
   return new Promise((resolve) => {
-    const socket = connect({ host: address.slice(0, at), port: Number(address.slice(at + 1)) });
+    const socket = connect(splitAddress(address));
     const done = (closed: boolean): void => {
       clearTimeout(timer);
       socket.destroy();

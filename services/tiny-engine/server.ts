@@ -1,5 +1,6 @@
 // Starts sim engines: one HTTP server, one engine core and one KV connector each, several in one process
 // if asked. This is the door for tests and benchmarks; main.ts is the one for the command line.
+import { joinAddress, splitAddress } from "../common/address.ts";
 import type { Clock } from "../common/clock.ts";
 import { engineClock } from "./clock.ts";
 import { FaultBoard, parseFault, type Fault } from "./faults.ts";
@@ -101,9 +102,8 @@ export async function startSimEngines(options: SimEngineOptions, count: number):
 }
 
 function nextPort(address: string, step: number): string {
-  const colon = address.lastIndexOf(":");
-  const port = Number(address.slice(colon + 1));
-  return `${address.slice(0, colon)}:${port === 0 ? 0 : port + step}`;
+  const { host, port } = splitAddress(address);
+  return joinAddress(host, port === 0 ? 0 : port + step);
 }
 
 async function startConnector(options: SimEngineOptions, engine: SimEngine, faults: FaultBoard, clock: Clock): Promise<Connector> {
