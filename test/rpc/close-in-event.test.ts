@@ -1,0 +1,18 @@
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { text } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
+import { within } from "../support/waits.ts";
+
+describe("a channel that is closed inside an event of its own session", () => {
+  it("closes, and does not send for ever", async () => {
+    const script = fileURLToPath(new URL("close-in-event.mjs", import.meta.url));
+    // In a process of its own with a ceiling: an event loop that nghttp2 holds can't be timed out from within, and takes
+    // hundreds of megabytes a second.
+    const command = 'ulimit -v 3000000; exec "$0" "$1"';
+    const child = spawn("sh", ["-c", command, process.execPath, script], { stdio: ["ignore", "pipe", "ignore"] });
+    const [output] = await within(Promise.all([text(child.stdout), once(child, "exit")]), "the end of the process", 15_000);
+    assert.equal(output, "closed\n");
+  });
+});
