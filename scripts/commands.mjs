@@ -5,7 +5,7 @@ import { pathToFileURL } from "node:url";
 import { ROOT, StepFailed } from "./process.mjs";
 import { setUp } from "./set-up.mjs";
 
-const COMMANDS = { start, test, gen, lint, typecheck, build, bench, chaos, check };
+const COMMANDS = { start, test, gen, format, lint, typecheck, build, bench, chaos, check };
 
 /** @throws StepFailed when a step failed; it has printed why. */
 export async function runCommand(name, args) {
@@ -62,9 +62,16 @@ async function gen() {
   if (text !== undefined) writeFileSync("docs/config.md", text);
 }
 
+async function format() {
+  await setUp("install");
+  const { run, tool } = await import("./process.mjs");
+  await run("biome", tool("@biomejs/biome/bin/biome"), ["format", "--write", "."]);
+}
+
 async function lint() {
   await setUp("install");
   const { run, tool } = await import("./process.mjs");
+  await run("biome", tool("@biomejs/biome/bin/biome"), ["format", "."]);
   await run("buf lint", tool("@bufbuild/buf/bin/buf"), ["lint"]);
   await run("oxlint", tool("oxlint/bin/oxlint"), ["--deny-warnings", "services", "clients", "test", "scripts"]);
 }

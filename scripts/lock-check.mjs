@@ -10,7 +10,9 @@ export function lockFaults(lock) {
       if (entry.version === undefined) faults.push(`${path} has no version`);
       if (entry.integrity === undefined && entry.inBundle !== true) faults.push(`${path} has no integrity`);
       if (entry.resolved?.startsWith("http")) {
-        faults.push(`${path} names the host that it came from; with .npmrc's omit-lockfile-registry-resolved npm leaves it out`);
+        faults.push(
+          `${path} names the host that it came from; with .npmrc's omit-lockfile-registry-resolved npm leaves it out`,
+        );
       }
     }
     for (const optional of Object.keys(entry.optionalDependencies ?? {})) {

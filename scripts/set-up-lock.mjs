@@ -15,7 +15,7 @@ const SILENT_MS = 20_000;
 export async function withLock(path, work, { onWait = () => {}, pollMs = 100 } = {}) {
   mkdirSync(dirname(path), { recursive: true });
   const mine = `${path}.${process.pid}`;
-  for (let waited = false; ;) {
+  for (let waited = false; ; ) {
     // A link of a finished file: nobody ever reads a lock that is half written.
     writeFileSync(mine, JSON.stringify({ pid: process.pid, host: hostname() }));
     try {

@@ -29,7 +29,9 @@ export async function runTests(args, env = process.env) {
   if (isSet(env.CI)) flags.push("--forbid-only");
   const code = await mocha([...flags, ...files], { ...env, TANDEM_TEST_RESULT: resultFile });
   for (const file of left)
-    console.log(`not run: ${file} (may need grpcurl, Python, Consul, vLLM or GPUs; CI=true or \`npm test -- --all\` runs it)`);
+    console.log(
+      `not run: ${file} (may need grpcurl, Python, Consul, vLLM or GPUs; CI=true or \`npm test -- --all\` runs it)`,
+    );
   const { line, failed } = closingLine(takeResult(resultFile), code);
   console.log(line);
   return failed ? 1 : 0;

@@ -10,10 +10,16 @@ export interface Answer {
   readonly finishReason: string;
 }
 
-const WORDS = "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");
+const WORDS =
+  "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");
 
 /** Of every shape: both routes, streamed and whole, short and long, ended by the text or by the limit. */
-export function makeAsks(seed: number, count: number, model: string, o: { readonly tokenLimit: number; readonly wordLimit: number }): Ask[] {
+export function makeAsks(
+  seed: number,
+  count: number,
+  model: string,
+  o: { readonly tokenLimit: number; readonly wordLimit: number },
+): Ask[] {
   const random = seededRandom(seed ^ 0x5eed);
   return Array.from({ length: count }, (_, index) => {
     const words = [`${seed}.${index}:`];
@@ -44,9 +50,12 @@ export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<A
   try {
     const answers: Answer[] = [];
     for (let from = 0; from < asks.length; from += 16) {
-      const some = asks.slice(from, from + 16).map((ask, index) => send(ask, { number: 0, router: "", ask: from + index }, { url, agent, hangMs: 60_000 }));
+      const some = asks
+        .slice(from, from + 16)
+        .map((ask, index) => send(ask, { number: 0, router: "", ask: from + index }, { url, agent, hangMs: 60_000 }));
       for (const record of await Promise.all(some)) {
-        if (record.ending !== "completed") throw new Error(`the reference engine gives no answer: ${record.ending} ${record.message}`);
+        if (record.ending !== "completed")
+          throw new Error(`the reference engine gives no answer: ${record.ending} ${record.message}`);
         answers.push({ text: record.text, tokens: record.tokens, finishReason: record.finishReason });
       }
     }

@@ -108,7 +108,8 @@ export function check(input: CheckInput): CheckResult {
     }
     const replays = receipt?.fallbacks.filter((fallback) => fallback.startsWith("replay:")) ?? [];
     // All that is asked here has one right answer.
-    if (replays.includes("replay:diverged")) add("wrong answer", "a stream that broke was written again in other words");
+    if (replays.includes("replay:diverged"))
+      add("wrong answer", "a stream that broke was written again in other words");
     if (record.ending === "completed" && hard.length > 0 && (receipt?.legs.length ?? 0) > 1) rescued++;
     if (record.ending === "completed" && replays.length > 0) resumed++;
     if (record.ending !== "error" && record.ending !== "cut") continue;
@@ -126,9 +127,13 @@ export function check(input: CheckInput): CheckResult {
     const beganMs = Math.min(...excuses.map((fault) => fault.beganMs));
     const silentMs = record.endMs - Math.max(record.lastMs ?? 0, record.sentMs, beganMs);
     const tries = Math.max(1, receipt?.legs.length ?? 1);
-    const limitMs = Math.max(...excuses.map((fault) => boundMs(fault, stallMs))) * tries + (replays.length > 0 ? REPLAY_MS : 0) + slackMs;
+    const limitMs =
+      Math.max(...excuses.map((fault) => boundMs(fault, stallMs))) * tries +
+      (replays.length > 0 ? REPLAY_MS : 0) +
+      slackMs;
     slowestEndMs = Math.max(slowestEndMs, silentMs);
-    if (silentMs > limitMs) add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);
+    if (silentMs > limitMs)
+      add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);
   }
   const longestKvMs = checkKv(input, done, violations);
   return { violations, endings, untouched, rescued, resumed, untouchedGapsMs, errors, slowestEndMs, longestKvMs };
@@ -151,11 +156,16 @@ function endOf(fault: Fault): number {
 
 function wrongIn({ ending, stream, text, tokens, finishReason }: RequestRecord, right: Answer): string | undefined {
   if (ending === "completed") {
-    if (text !== right.text) return `${JSON.stringify(text.slice(-80))} in place of ${JSON.stringify(right.text.slice(-80))}`;
+    if (text !== right.text)
+      return `${JSON.stringify(text.slice(-80))} in place of ${JSON.stringify(right.text.slice(-80))}`;
     if (tokens !== right.tokens) return `usage says ${tokens} tokens in place of ${right.tokens}`;
-    return finishReason === right.finishReason ? undefined : `finish reason ${finishReason} in place of ${right.finishReason}`;
+    return finishReason === right.finishReason
+      ? undefined
+      : `finish reason ${finishReason} in place of ${right.finishReason}`;
   }
-  return !stream || right.text.startsWith(text) ? undefined : `broken off after what is no beginning of the answer: ${JSON.stringify(text.slice(-80))}`;
+  return !stream || right.text.startsWith(text)
+    ? undefined
+    : `broken off after what is no beginning of the answer: ${JSON.stringify(text.slice(-80))}`;
 }
 
 function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[], violations: Violation[]): number {

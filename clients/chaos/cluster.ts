@@ -113,7 +113,11 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
         ...(o.engine === "sim" ? PREFILL_LIMITS : []),
         ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
       ];
-      return { process: start(`router-${index + 1}`, "router", flags), url: `http://127.0.0.1:${rest}`, control: overGrpc(`127.0.0.1:${grpc}`, { token }) };
+      return {
+        process: start(`router-${index + 1}`, "router", flags),
+        url: `http://127.0.0.1:${rest}`,
+        control: overGrpc(`127.0.0.1:${grpc}`, { token }),
+      };
     });
     return {
       routers,
@@ -127,7 +131,9 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
             if (eligible === instances.length) break;
             if (performance.now() > endMs) {
               const why = seen?.instances.map(({ info, reason }) => `${info?.grpcAddress} ${reason}`).join("; ");
-              throw new Error(`${router.process.name} sees ${eligible} of ${instances.length} instances (${why}); logs are in ${o.folder}`);
+              throw new Error(
+                `${router.process.name} sees ${eligible} of ${instances.length} instances (${why}); logs are in ${o.folder}`,
+              );
             }
             await sleep(50);
           }

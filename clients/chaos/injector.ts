@@ -48,7 +48,9 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
   /** The schedule leaves one; but what is slow to come back may not be back yet. */
   function wouldLeaveNone({ index, target }: Fault): boolean {
     const all = [...cluster.routers, ...cluster.instances].map(({ process }) => process.name);
-    const hurt = new Set(faults.filter((fault) => fault.index !== index && fault.healedMs === undefined).map((fault) => fault.target));
+    const hurt = new Set(
+      faults.filter((fault) => fault.index !== index && fault.healedMs === undefined).map((fault) => fault.target),
+    );
     if (hurt.has(target)) return true;
     return all.filter((name) => kindOf(name) === kindOf(target) && name !== target && !hurt.has(name)).length === 0;
   }
@@ -72,7 +74,9 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       const seen = await control.router.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
       if (seen === undefined) continue;
       asked++;
-      const known = seen.instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress && info.pid === instance.process.pid);
+      const known = seen.instances.find(
+        ({ info }) => info?.grpcAddress === instance.grpcAddress && info.pid === instance.process.pid,
+      );
       if (known?.eligible !== true) return false;
     }
     return asked > 0;
@@ -170,7 +174,11 @@ async function frozen(pid: number, durationMs: number): Promise<void> {
   signal(pid, "SIGCONT");
 }
 
-async function linked(link: InstanceMember["rpcLink"], mode: Parameters<InstanceMember["rpcLink"]["setMode"]>[0], durationMs: number): Promise<void> {
+async function linked(
+  link: InstanceMember["rpcLink"],
+  mode: Parameters<InstanceMember["rpcLink"]["setMode"]>[0],
+  durationMs: number,
+): Promise<void> {
   link.setMode(mode);
   await sleep(durationMs);
   link.setMode({ kind: "pass" });

@@ -44,13 +44,17 @@ export function startLoad(o: LoadOptions): Load {
       const ask = Math.floor(random() * o.asks.length);
       const [leaves, holds, amount] = [random() < o.leaveShare, random() < o.holdShare, random()];
       running++;
-      const record = await send(o.asks[ask]!, { number, router: router.name, ask }, {
-        url: router.url,
-        agent: agents[o.routers.indexOf(router)]!,
-        hangMs: o.hangMs,
-        ...(leaves ? { leaveMs: amount * 2_500 } : {}),
-        ...(holds ? { holdMs: 300 + amount * 2_000 } : {}),
-      });
+      const record = await send(
+        o.asks[ask]!,
+        { number, router: router.name, ask },
+        {
+          url: router.url,
+          agent: agents[o.routers.indexOf(router)]!,
+          hangMs: o.hangMs,
+          ...(leaves ? { leaveMs: amount * 2_500 } : {}),
+          ...(holds ? { holdMs: 300 + amount * 2_000 } : {}),
+        },
+      );
       running--;
       records.push(record);
       if (record.ending !== "completed") await sleep(PAUSE_MS);

@@ -42,13 +42,18 @@ export async function chaos(argv: readonly string[]): Promise<void> {
   const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };
   const lengthMs = config.minutes * 60_000;
   const known: readonly string[] = [...HARD_FAULTS, ...SOFT_FAULTS];
-  for (const kind of config.kinds) if (!known.includes(kind)) throw new ConfigError(`There is no fault "${kind}". Known: ${known.join(", ")}.`);
-  const plan = planFaults(config.seed, lengthMs, fleet, { kinds: config.kinds, restMs: Math.min(REST_MS, lengthMs / 3) });
+  for (const kind of config.kinds)
+    if (!known.includes(kind)) throw new ConfigError(`There is no fault "${kind}". Known: ${known.join(", ")}.`);
+  const plan = planFaults(config.seed, lengthMs, fleet, {
+    kinds: config.kinds,
+    restMs: Math.min(REST_MS, lengthMs / 3),
+  });
   if (config.plan) {
     for (const fault of plan) process.stdout.write(`${JSON.stringify(fault)}\n`);
     return;
   }
-  if (process.platform !== "linux") throw new ConfigError("npm run chaos finds its processes in /proc and needs Linux.");
+  if (process.platform !== "linux")
+    throw new ConfigError("npm run chaos finds its processes in /proc and needs Linux.");
   const folder = mkdtempSync(join(tmpdir(), `tandem-chaos-${config.seed}-`));
   const report = await run(config, plan, folder);
   process.stdout.write(renderReport(report, folder));
@@ -67,27 +72,53 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
   await using reference = await startEngine([...(isSim ? [] : ["--no-sim"]), "--kv.slots=64"]);
   await using control = await startEngine([...(isSim ? [] : ["--no-sim"]), ...pace]);
   const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };
-  const cluster = await startCluster({ fleet, engine: config["engine.kind"], engineFlags, stallMs: config.stall_ms, folder });
+  const cluster = await startCluster({
+    fleet,
+    engine: config["engine.kind"],
+    engineFlags,
+    stallMs: config.stall_ms,
+    folder,
+  });
   try {
     await cluster.ready();
     const model = await modelOf(cluster.routers[0]!.url);
-    const asks = makeAsks(config.seed, isSim ? ASKS : EMBEDDED.asks, model, { tokenLimit: config.tokens, wordLimit: isSim ? WORDS : EMBEDDED.words });
+    const asks = makeAsks(config.seed, isSim ? ASKS : EMBEDDED.asks, model, {
+      tokenLimit: config.tokens,
+      wordLimit: isSim ? WORDS : EMBEDDED.words,
+    });
     const answers = await rightAnswers(reference.url, asks);
-    const controlBody = JSON.stringify({ model, prompt: "control", max_tokens: 400, ignore_eos: true, temperature: 0, stream: true });
+    const controlBody = JSON.stringify({
+      model,
+      prompt: "control",
+      max_tokens: 400,
+      ignore_eos: true,
+      temperature: 0,
+      stream: true,
+    });
     const watch = watchCluster(cluster, { url: control.url, body: controlBody });
     const startMs = performance.now();
     const injector = createInjector(cluster, (fault, what) => {
       const atMs = Math.round((what === "began" ? fault.beganMs : fault.healedMs!) - startMs);
       const { index, kind, target, durationMs, engineFault, skipped } = fault;
-      events.write(`${JSON.stringify({ atMs, unixMs: Date.now(), what, index, kind, target, durationMs, engineFault, skipped })}\n`);
+      events.write(
+        `${JSON.stringify({ atMs, unixMs: Date.now(), what, index, kind, target, durationMs, engineFault, skipped })}\n`,
+      );
     });
     const load = startLoad({
       routers: cluster.routers.map(({ process, url }) => ({ name: process.name, url })),
-      asks, streams: config.streams, seed: config.seed, hangMs: config.hang_ms, leaveShare: LEAVE_SHARE, holdShare: HOLD_SHARE,
+      asks,
+      streams: config.streams,
+      seed: config.seed,
+      hangMs: config.hang_ms,
+      leaveShare: LEAVE_SHARE,
+      holdShare: HOLD_SHARE,
     });
     const lengthMs = config.minutes * 60_000;
     say(`${plan.length} faults in ${(lengthMs / 1000).toFixed(0)} s on ${config.streams} streams ...`);
-    const telling = setInterval(() => say(`${((performance.now() - startMs) / 1000).toFixed(0)} s: ${load.records.length} requests`), 10_000);
+    const telling = setInterval(
+      () => say(`${((performance.now() - startMs) / 1000).toFixed(0)} s: ${load.records.length} requests`),
+      10_000,
+    );
     await injector.run(plan, startMs);
     await sleep(Math.max(0, startMs + lengthMs - performance.now()));
     await load.stop();
@@ -97,7 +128,12 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
     const violations: Violation[] = [];
     const settledMs = await untilSettled(watch);
     const left = settledMs === undefined ? await watch.left() : undefined;
-    if (settledMs === undefined) violations.push({ rule: "left behind", what: `${SETTLE_LIMIT_MS} ms after the last stream: ${JSON.stringify(left)}`, faults: [] });
+    if (settledMs === undefined)
+      violations.push({
+        rule: "left behind",
+        what: `${SETTLE_LIMIT_MS} ms after the last stream: ${JSON.stringify(left)}`,
+        faults: [],
+      });
     await cluster.ready(20_000).catch((error: unknown) => {
       violations.push({ rule: "start", what: (error as Error).message, faults: [] });
     });
@@ -117,12 +153,28 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
     await watch.stop();
     const { records } = load;
     const result = check({
-      records, faults: injector.faults, receipts: watch.receipts, answers, kv: watch.kv, stallMs: config.stall_ms, slackMs: config.slack_ms,
+      records,
+      faults: injector.faults,
+      receipts: watch.receipts,
+      answers,
+      kv: watch.kv,
+      stallMs: config.stall_ms,
+      slackMs: config.slack_ms,
     });
-    if (watch.leasesExpired > 0) violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines`, faults: [] });
+    if (watch.leasesExpired > 0)
+      violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines`, faults: [] });
     return makeReport({
-      seed: config.seed, lengthS, requests: records.length, faults: injector.faults, result, leasesExpired: watch.leasesExpired, settledMs,
-      controlGapsMs: watch.controlGapsMs, routers: watch.routers, scenes, violations,
+      seed: config.seed,
+      lengthS,
+      requests: records.length,
+      faults: injector.faults,
+      result,
+      leasesExpired: watch.leasesExpired,
+      settledMs,
+      controlGapsMs: watch.controlGapsMs,
+      routers: watch.routers,
+      scenes,
+      violations,
     });
   } finally {
     await cluster.close();

@@ -55,11 +55,13 @@ export function supervise(o: SupervisedOptions): Supervised {
     started.stdin!.on("error", () => {});
     child = started;
     ended = new Promise((resolve) => {
-      started.once("error", () => {}).once("close", () => {
-        child = undefined;
-        if (!stopping) timer = setTimeout(start, RESTART_PAUSE_MS);
-        resolve();
-      });
+      started
+        .once("error", () => {})
+        .once("close", () => {
+          child = undefined;
+          if (!stopping) timer = setTimeout(start, RESTART_PAUSE_MS);
+          resolve();
+        });
     });
   }
   start();

@@ -17,14 +17,21 @@ export interface ProxyAddress {
 }
 
 /** Several listeners that go wrong together: the addresses of one peer. */
-export async function startProxy(links: readonly { readonly listen: ProxyAddress; readonly target: ProxyAddress }[]): Promise<Proxy> {
+export async function startProxy(
+  links: readonly { readonly listen: ProxyAddress; readonly target: ProxyAddress }[],
+): Promise<Proxy> {
   let mode: LinkMode = { kind: "pass" };
   const pairs = new Set<Pair>();
   const servers: Server[] = [];
   for (const { listen, target } of links) {
     // Not half-open: neither gRPC nor ZeroMQ closes one side alone.
     const server = createServer({ noDelay: true }, (near) => {
-      const pair: Pair = openPair(near, target, () => mode, () => pairs.delete(pair));
+      const pair: Pair = openPair(
+        near,
+        target,
+        () => mode,
+        () => pairs.delete(pair),
+      );
       pairs.add(pair);
     });
     server.listen(listen.port, listen.host);

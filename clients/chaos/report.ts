@@ -21,8 +21,15 @@ export interface Report {
   readonly leasesExpired: number;
   /** Milliseconds until no engine held KV and no instance counted a leg, after the last stream. */
   readonly settledMs: number | undefined;
-  readonly itlMs: Readonly<Record<"control" | "untouched", { readonly p50: number; readonly p99: number; readonly max: number }>>;
-  readonly routers: readonly { readonly name: string; readonly loopDelayP99Ms: number; readonly heapMib: number; readonly heapSlopeMibPerH: number }[];
+  readonly itlMs: Readonly<
+    Record<"control" | "untouched", { readonly p50: number; readonly p99: number; readonly max: number }>
+  >;
+  readonly routers: readonly {
+    readonly name: string;
+    readonly loopDelayP99Ms: number;
+    readonly heapMib: number;
+    readonly heapSlopeMibPerH: number;
+  }[];
   readonly scenes: readonly { readonly name: string; readonly figures: string }[];
   readonly violations: readonly Violation[];
 }
@@ -98,7 +105,9 @@ export function renderReport(report: Report, folder: string): string {
     ),
     ...report.scenes.map(({ name, figures }) => `${name}: ${figures}`),
     "",
-    report.violations.length === 0 ? "no promise was broken" : `${report.violations.length} VIOLATIONS (seed ${report.seed}; logs in ${folder})`,
+    report.violations.length === 0
+      ? "no promise was broken"
+      : `${report.violations.length} VIOLATIONS (seed ${report.seed}; logs in ${folder})`,
     ...report.violations.slice(0, SHOWN_LIMIT).map(describe),
   ];
   return `${lines.join("\n")}\n`;
@@ -107,16 +116,22 @@ export function renderReport(report: Report, folder: string): string {
 function describe({ rule, what, request, receipt, faults }: Violation): string {
   const lines = [`- ${rule}: ${what}`];
   if (request !== undefined) {
-    lines.push(`    request ${request.number} ${request.id} by ${request.router}, ${request.text.length} characters, ${Math.round(request.endMs - request.sentMs)} ms`);
+    lines.push(
+      `    request ${request.number} ${request.id} by ${request.router}, ${request.text.length} characters, ${Math.round(request.endMs - request.sentMs)} ms`,
+    );
   }
   if (receipt !== undefined) {
-    const legs = receipt.legs.map(({ legId, prefill, decode, error }) => `${legId.slice(0, 8)} ${prefill} ${decode} ${error}`);
+    const legs = receipt.legs.map(
+      ({ legId, prefill, decode, error }) => `${legId.slice(0, 8)} ${prefill} ${decode} ${error}`,
+    );
     lines.push(`    receipt ${receipt.errorCode} [${receipt.fallbacks.join(", ")}] legs: ${legs.join(" | ")}`);
   }
   for (const fault of faults) {
     const healed = fault.healedMs === undefined ? "" : ` to ${Math.round(fault.healedMs - fault.beganMs)} ms later`;
     const since = request === undefined ? "" : `, ${Math.round(request.endMs - fault.beganMs)} ms before the end`;
-    lines.push(`    fault ${fault.index} ${fault.kind} ${fault.target} ${fault.engineFault === undefined ? "" : JSON.stringify(fault.engineFault)}${healed}${since}`);
+    lines.push(
+      `    fault ${fault.index} ${fault.kind} ${fault.target} ${fault.engineFault === undefined ? "" : JSON.stringify(fault.engineFault)}${healed}${since}`,
+    );
   }
   return lines.join("\n");
 }
@@ -134,7 +149,9 @@ export function quantile(cumulative: ReadonlyMap<number, number>, share: number)
   let [lower, below] = [0, 0];
   for (const [bound, count] of buckets) {
     if (count >= share * total) {
-      return bound === Infinity ? lower : lower + ((bound - lower) * (share * total - below)) / Math.max(1, count - below);
+      return bound === Infinity
+        ? lower
+        : lower + ((bound - lower) * (share * total - below)) / Math.max(1, count - below);
     }
     [lower, below] = [bound, count];
   }
@@ -142,7 +159,9 @@ export function quantile(cumulative: ReadonlyMap<number, number>, share: number)
 }
 
 /** The lowest of each tenth: what a collection leaves, without the waves between two. */
-function lowMarks(samples: readonly { readonly atS: number; readonly bytes: number }[]): { atS: number; bytes: number }[] {
+function lowMarks(
+  samples: readonly { readonly atS: number; readonly bytes: number }[],
+): { atS: number; bytes: number }[] {
   const width = Math.max(1, Math.ceil(samples.length / 10));
   const marks: { atS: number; bytes: number }[] = [];
   for (let from = 0; from < samples.length; from += width) {

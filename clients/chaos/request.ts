@@ -59,10 +59,27 @@ export interface SendOptions {
 }
 
 /** Never rejects. */
-export function send(ask: Ask, head: Pick<RequestRecord, "number" | "router" | "ask">, o: SendOptions): Promise<RequestRecord> {
+export function send(
+  ask: Ask,
+  head: Pick<RequestRecord, "number" | "router" | "ask">,
+  o: SendOptions,
+): Promise<RequestRecord> {
   const record: RequestRecord = {
-    ...head, stream: ask.stream, id: "", sentMs: performance.now(), firstMs: undefined, lastMs: undefined, endMs: 0, ending: "hung",
-    status: 0, message: "", text: "", tokens: -1, finishReason: "", gapsMs: [], slow: o.holdMs !== undefined,
+    ...head,
+    stream: ask.stream,
+    id: "",
+    sentMs: performance.now(),
+    firstMs: undefined,
+    lastMs: undefined,
+    endMs: 0,
+    ending: "hung",
+    status: 0,
+    message: "",
+    text: "",
+    tokens: -1,
+    finishReason: "",
+    gapsMs: [],
+    slow: o.holdMs !== undefined,
   };
   return new Promise((resolve) => {
     let ended = false;
@@ -109,7 +126,11 @@ export function send(ask: Ask, head: Pick<RequestRecord, "number" | "router" | "
   });
 }
 
-function readBody(response: IncomingMessage, record: RequestRecord, end: (ending: Ending, message?: string) => void): void {
+function readBody(
+  response: IncomingMessage,
+  record: RequestRecord,
+  end: (ending: Ending, message?: string) => void,
+): void {
   let text = "";
   response.setEncoding("utf8").on("data", (piece: string) => {
     text += piece;
@@ -119,7 +140,8 @@ function readBody(response: IncomingMessage, record: RequestRecord, end: (ending
     if (!response.complete) return end("cut", "the body stopped short");
     try {
       const body = JSON.parse(text) as Body;
-      if (record.status !== 200) return end(body.error === undefined ? "malformed" : "error", body.error?.message ?? text);
+      if (record.status !== 200)
+        return end(body.error === undefined ? "malformed" : "error", body.error?.message ?? text);
       const choice = body.choices![0]!;
       record.firstMs = record.lastMs = performance.now();
       record.text = choice.text ?? choice.message?.content ?? "";
@@ -143,7 +165,11 @@ interface Body {
   readonly error?: { readonly message?: string };
 }
 
-function readStream(response: IncomingMessage, record: RequestRecord, end: (ending: Ending, message?: string) => void): void {
+function readStream(
+  response: IncomingMessage,
+  record: RequestRecord,
+  end: (ending: Ending, message?: string) => void,
+): void {
   let rest = "";
   let error: string | undefined;
   let done = false;

@@ -34,7 +34,10 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   await sleep(1_000);
   const { control } = o.cluster.routers[0]!;
   const instanceId = await idOf(o.cluster, instance);
-  const { remaining } = await control.router.drainInstance({ instanceId, reason: "chaos: drained under load" }, { timeoutMs: 10_000 });
+  const { remaining } = await control.router.drainInstance(
+    { instanceId, reason: "chaos: drained under load" },
+    { timeoutMs: 10_000 },
+  );
   const drainedMs = performance.now();
   await sleep(DRAIN_MS);
   const before = await legsOn(o.cluster, instance);
@@ -44,10 +47,19 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   const after = await legsOn(o.cluster, instance);
   for (const record of results) {
     if (record.ending === "completed" && record.text === o.answers[record.ask]!.text) continue;
-    violations.push({ rule: "drain", what: `${record.ending} ${record.status}: ${record.message}`, request: record, faults: [] });
+    violations.push({
+      rule: "drain",
+      what: `${record.ending} ${record.status}: ${record.message}`,
+      request: record,
+      faults: [],
+    });
   }
   if (after !== before) {
-    violations.push({ rule: "drain", what: `${after - before} new legs came later than ${DRAIN_MS} ms after the drain`, faults: [] });
+    violations.push({
+      rule: "drain",
+      what: `${after - before} new legs came later than ${DRAIN_MS} ms after the drain`,
+      faults: [],
+    });
   }
   await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 10_000 });
   agent.destroy();
@@ -61,13 +73,21 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
 }
 
 /** @param part What falls silent: the engine, whose instance speaks on, or the process of the instance. */
-export async function silentInstance(o: SceneOptions, role: "prefill" | "decode", part: "engine" | "process"): Promise<SceneResult> {
+export async function silentInstance(
+  o: SceneOptions,
+  role: "prefill" | "decode",
+  part: "engine" | "process",
+): Promise<SceneResult> {
   const violations: Violation[] = [];
   // The scene before may have left it out, and then it would not be asked.
   await o.cluster.ready(15_000);
   const instance = o.cluster.instances.find((member) => member.role === role)!;
   if (part === "process") instance.process.signal("SIGSTOP");
-  else await fetch(`${instance.process.engine()!.url}/sim/fault`, { method: "POST", body: JSON.stringify({ kind: "stall", after_tokens: 0 }) });
+  else
+    await fetch(`${instance.process.engine()!.url}/sim/fault`, {
+      method: "POST",
+      body: JSON.stringify({ kind: "stall", after_tokens: 0 }),
+    });
   const agent = new Agent({ keepAlive: true });
   const limitMs = ANSWER_MS + o.slackMs;
   const judge = (record: RequestRecord, must: "end" | "succeed"): number => {
@@ -89,7 +109,8 @@ export async function silentInstance(o: SceneOptions, role: "prefill" | "decode"
   await o.cluster.ready(15_000).catch((error: unknown) => {
     violations.push({ rule: "silent instance", what: `not back: ${(error as Error).message}`, faults: [] });
   });
-  const ok = (records: readonly RequestRecord[]): number => records.filter(({ ending }) => ending === "completed").length;
+  const ok = (records: readonly RequestRecord[]): number =>
+    records.filter(({ ending }) => ending === "completed").length;
   return {
     name: `${role} ${part === "engine" ? "instance that answers nothing" : "instance whose process is stopped"}`,
     figures: `first ${CLIENTS}: ${ok(first)} ok, slowest ${Math.round(firstMs)} ms; next ${CLIENTS}: ${ok(second)} ok, slowest ${Math.round(secondMs)} ms`,
@@ -98,14 +119,24 @@ export async function silentInstance(o: SceneOptions, role: "prefill" | "decode"
 }
 
 /** @param from Index of the first ask. They are sent within `rampMs`. */
-function sendMany(o: SceneOptions, agent: Agent, count: number, from: number, rampMs: number): Promise<RequestRecord[]> {
+function sendMany(
+  o: SceneOptions,
+  agent: Agent,
+  count: number,
+  from: number,
+  rampMs: number,
+): Promise<RequestRecord[]> {
   const streamed = o.asks.map((ask, index) => ({ ask, index })).filter(({ ask }) => ask.stream);
   return Promise.all(
     Array.from({ length: count }, async (_, number) => {
       if (rampMs > 0) await sleep((rampMs * number) / count);
       const { ask, index } = streamed[(from + number) % streamed.length]!;
       const router = o.cluster.routers[number % o.cluster.routers.length]!;
-      return send(ask, { number, router: router.process.name, ask: index }, { url: router.url, agent, hangMs: o.hangMs });
+      return send(
+        ask,
+        { number, router: router.process.name, ask: index },
+        { url: router.url, agent, hangMs: o.hangMs },
+      );
     }),
   );
 }

@@ -98,7 +98,12 @@ const ENGINE_FAULTS: Readonly<Record<"prefill" | "decode", readonly Readonly<Rec
 const GAP_MS = [400, 2_000] as const;
 
 /** Ascending by time. Nothing new is begun in the last `restMs`. */
-export function planFaults(seed: number, lengthMs: number, fleet: Fleet, o: { readonly kinds?: readonly string[]; readonly restMs?: number } = {}): PlannedFault[] {
+export function planFaults(
+  seed: number,
+  lengthMs: number,
+  fleet: Fleet,
+  o: { readonly kinds?: readonly string[]; readonly restMs?: number } = {},
+): PlannedFault[] {
   const random = seededRandom(seed);
   const between = ([low, high]: readonly [number, number]): number => Math.round(low + random() * (high - low));
   const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)]!;
@@ -121,7 +126,14 @@ export function planFaults(seed: number, lengthMs: number, fleet: Fleet, o: { re
     // Every draw is made before this, so that one fault that is left out changes no other.
     if (whole.length < 2) continue;
     busyUntilMs.set(target, atMs + durationMs + choice.recoveryMs);
-    plan.push({ index: plan.length, atMs, kind: choice.kind, target, durationMs, ...(engineFault === undefined ? {} : { engineFault }) });
+    plan.push({
+      index: plan.length,
+      atMs,
+      kind: choice.kind,
+      target,
+      durationMs,
+      ...(engineFault === undefined ? {} : { engineFault }),
+    });
   }
   return plan;
 }

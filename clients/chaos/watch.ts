@@ -70,7 +70,11 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
   const leases = new Map<string, number>();
   const controlGapsMs: number[] = [];
   const startMs = performance.now();
-  const routers: RouterFigures[] = cluster.routers.map(({ process }) => ({ router: process.name, heap: [], delays: new Map() }));
+  const routers: RouterFigures[] = cluster.routers.map(({ process }) => ({
+    router: process.name,
+    heap: [],
+    delays: new Map(),
+  }));
 
   const pause = (ms: number): Promise<void> => sleep(ms, undefined, { signal: over.signal }).catch(() => {});
 
@@ -87,7 +91,8 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
             error: receipt.error,
             fallbacks: receipt.fallbacks,
             legs: receipt.legs.map((leg) => ({
-              legId: leg.legId, error: leg.error,
+              legId: leg.legId,
+              error: leg.error,
               prefill: names.get(leg.prefillInstanceId) ?? leg.prefillInstanceId,
               decode: names.get(leg.decodeInstanceId) ?? leg.decodeInstanceId,
             })),
@@ -103,7 +108,9 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
   async function watchNames(): Promise<void> {
     while (!over.signal.aborted) {
       for (const { control: client } of cluster.routers) {
-        const seen = await client.router.listInstances({}, { timeoutMs: 500, signal: over.signal }).catch(() => undefined);
+        const seen = await client.router
+          .listInstances({}, { timeoutMs: 500, signal: over.signal })
+          .catch(() => undefined);
         for (const { info } of seen?.instances ?? []) {
           const member = cluster.instances.find(({ grpcAddress }) => grpcAddress === info?.grpcAddress);
           if (member !== undefined) names.set(info!.instanceId, member.process.name);
@@ -154,7 +161,9 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
       const text = await answer.text();
       const heap = /^nodejs_heap_size_used_bytes ([\d.e+]+)$/m.exec(text)?.[1];
       if (heap !== undefined) figures.heap.push({ atS: (performance.now() - startMs) / 1000, bytes: Number(heap) });
-      for (const [, bound, count] of text.matchAll(/^tandem_event_loop_delay_seconds_bucket\{le="([^"]+)"\} (\d+)$/gm)) {
+      for (const [, bound, count] of text.matchAll(
+        /^tandem_event_loop_delay_seconds_bucket\{le="([^"]+)"\} (\d+)$/gm,
+      )) {
         const key = bound === "+Inf" ? Infinity : Number(bound);
         const before = last.get(key) ?? 0;
         // A process that was started again counts from 0.
@@ -210,7 +219,9 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
         heldKv += state.kv_held.length;
         busyLegs += state.running + state.waiting;
       }
-      const seen = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
+      const seen = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 1_000 }).catch(
+        () => undefined,
+      );
       if (seen === undefined || seen.instances.length < cluster.instances.length) return undefined;
       for (const { load } of seen.instances) {
         busyLegs += (load?.running ?? 0) + (load?.reserved ?? 0);

@@ -7,18 +7,32 @@ import { defineConfig, address, ConfigError, loadConfig, integer, StartError } f
 export const healthConfig = defineConfig(
   "health",
   {
-    "rest": address({ optional: true, doc: "Ask a router's /readyz here: it serves when it has an instance of each role." }),
-    "grpc": address({ optional: true, doc: "Ask grpc.health.v1.Health here: router, prefill or decode." }),
-    "timeout_ms": integer({ default: 2_000, min: 1, max: 60_000, unit: "ms", doc: "No answer within this time counts as not serving." }),
+    rest: address({
+      optional: true,
+      doc: "Ask a router's /readyz here: it serves when it has an instance of each role.",
+    }),
+    grpc: address({ optional: true, doc: "Ask grpc.health.v1.Health here: router, prefill or decode." }),
+    timeout_ms: integer({
+      default: 2_000,
+      min: 1,
+      max: 60_000,
+      unit: "ms",
+      doc: "No answer within this time counts as not serving.",
+    }),
   },
-  { summary: "Exit code 0 when the service serves, 1 with the reason when not.", usage: "tandem health --rest HOST:PORT | --grpc HOST:PORT" },
+  {
+    summary: "Exit code 0 when the service serves, 1 with the reason when not.",
+    usage: "tandem health --rest HOST:PORT | --grpc HOST:PORT",
+  },
 );
 
 export async function runHealth(argv: readonly string[]): Promise<void> {
   const config = loadConfig(healthConfig, { argv, env: {} });
   const { rest, grpc } = config;
-  if ((rest === undefined) === (grpc === undefined)) throw new ConfigError("health needs one of --rest HOST:PORT and --grpc HOST:PORT.");
-  const problem = rest !== undefined ? await restProblem(rest, config.timeout_ms) : await grpcProblem(grpc!, config.timeout_ms);
+  if ((rest === undefined) === (grpc === undefined))
+    throw new ConfigError("health needs one of --rest HOST:PORT and --grpc HOST:PORT.");
+  const problem =
+    rest !== undefined ? await restProblem(rest, config.timeout_ms) : await grpcProblem(grpc!, config.timeout_ms);
   if (problem !== undefined) throw new StartError(`${rest ?? grpc}: ${problem}`);
 }
 

@@ -8,11 +8,18 @@ export function explainRouterError(error: ConnectError, url: string, runCount: n
   if (error.code === Code.Unimplemented || error.code === Code.NotFound) {
     return `${url} answers, but not as a Tandem router does. Give the REST address of one with --router.`;
   }
-  if (error.code === Code.Unavailable || /ECONNREFUSED|ENOTFOUND|EHOSTUNREACH/.test(String(error.cause ?? error.message))) {
-    const hint = runCount === 0 ? "No `tandem up` of this user runs here. Start one with `tandem up`, or name a router with --router URL." : "Name the router with --router URL.";
+  if (
+    error.code === Code.Unavailable ||
+    /ECONNREFUSED|ENOTFOUND|EHOSTUNREACH/.test(String(error.cause ?? error.message))
+  ) {
+    const hint =
+      runCount === 0
+        ? "No `tandem up` of this user runs here. Start one with `tandem up`, or name a router with --router URL."
+        : "Name the router with --router URL.";
     return `Nothing listens at ${url}. ${hint}`;
   }
   // Node's HTTP/1.1 parser on a server that speaks HTTP/2 only.
-  if (/Parse Error: Expected HTTP/.test(error.message)) return `${url} speaks gRPC. Give the router's REST address with --router.`;
+  if (/Parse Error: Expected HTTP/.test(error.message))
+    return `${url} speaks gRPC. Give the router's REST address with --router.`;
   return `The router at ${url} answered: ${error.message}`;
 }

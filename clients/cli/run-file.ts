@@ -64,7 +64,9 @@ export function removeStaleRuns(stateDir: string): void {
 
 function runFiles(stateDir: string): string[] {
   try {
-    return readdirSync(stateDir).filter((name) => /^run-\d+\.json$/.test(name)).map((name) => join(stateDir, name));
+    return readdirSync(stateDir)
+      .filter((name) => /^run-\d+\.json$/.test(name))
+      .map((name) => join(stateDir, name));
   } catch {
     return []; // Nothing ever ran here.
   }

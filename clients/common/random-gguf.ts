@@ -17,17 +17,36 @@ export interface RandomModel {
 
 /** 0.9M parameters, as protocol notes measured with. */
 export const SMALL: RandomModel = {
-  layers: 4, dim: 128, heads: 4, kvHeads: 2, ffDim: 384, vocab: 1024, maxContext: 2048, type: "Q8_0", seed: 1,
+  layers: 4,
+  dim: 128,
+  heads: 4,
+  kvHeads: 2,
+  ffDim: 384,
+  vocab: 1024,
+  maxContext: 2048,
+  type: "Q8_0",
+  seed: 1,
 };
 /** The shape of the model that ships. */
 export const SHIPPED: RandomModel = {
-  layers: 6, dim: 192, heads: 6, kvHeads: 2, ffDim: 512, vocab: 2048, maxContext: 2048, type: "Q8_0", seed: 1,
+  layers: 6,
+  dim: 192,
+  heads: 6,
+  kvHeads: 2,
+  ffDim: 512,
+  vocab: 2048,
+  maxContext: 2048,
+  type: "Q8_0",
+  seed: 1,
 };
 
 const TYPE_NUMBER = { F32: 0, F16: 1, Q8_0: 8 } as const;
 
 /** Overrides replace metadata; a value of undefined leaves the key out. */
-export function randomGguf(model: RandomModel, overrides: Readonly<Record<string, MetadataValue | undefined>> = {}): Buffer {
+export function randomGguf(
+  model: RandomModel,
+  overrides: Readonly<Record<string, MetadataValue | undefined>> = {},
+): Buffer {
   const random = xorshift(model.seed);
   const headDim = model.dim / model.heads;
   const kvDim = model.kvHeads * headDim;
@@ -67,7 +86,10 @@ export function randomGguf(model: RandomModel, overrides: Readonly<Record<string
     ...(model.speaks === true ? tokenizerOf(model.vocab) : {}),
     ...overrides,
   };
-  return writeGguf(metadata, tensors.map((tensor) => ({ ...tensor, type: TYPE_NUMBER[tensor.type] })));
+  return writeGguf(
+    metadata,
+    tensors.map((tensor) => ({ ...tensor, type: TYPE_NUMBER[tensor.type] })),
+  );
 }
 
 export interface RawTensor {
@@ -78,34 +100,51 @@ export interface RawTensor {
 }
 
 /** The form in which the shipped model was trained. */
-const CHAT_TEMPLATE = "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
-  + "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+const CHAT_TEMPLATE =
+  "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}" +
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 const SPECIALS = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"];
 
 /** Byte-level BPE: the specials, the bytes, then pairs of letters, with and without a space, and pairs of those. */
 function tokenizerOf(vocab: number): Record<string, MetadataValue> {
-  const printable = (byte: number): boolean => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);
+  const printable = (byte: number): boolean =>
+    (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);
   let next = 0x100;
   const bytes = Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : next++));
   const letters = [..."etaoinsrhldcumfpgwybvkxjqz"];
   const starts = ["\u0120", ...letters];
   const pairs = starts.flatMap((first) => letters.map((second) => [first, second] as const));
-  const quads = pairs.flatMap(([a, b]) => pairs.slice(letters.length).map(([c, d]) => [a + b, c + d] as const).slice(0, 60));
+  const quads = pairs.flatMap(([a, b]) =>
+    pairs
+      .slice(letters.length)
+      .map(([c, d]) => [a + b, c + d] as const)
+      .slice(0, 60),
+  );
   const merges = [...pairs, ...quads].slice(0, vocab - SPECIALS.length - bytes.length);
   const tokens = [...SPECIALS, ...bytes, ...merges.map(([first, second]) => first + second)];
   if (tokens.length !== vocab) throw new RangeError(`no tokenizer for a vocabulary of ${vocab}`);
   return {
-    "general.name": "random", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
-    "tokenizer.ggml.token_type": tokens.map((_, token) => token < SPECIALS.length ? 3 : 1),
-    "tokenizer.ggml.merges": merges.map((merge) => merge.join(" ")), "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
-    "tokenizer.ggml.eot_token_id": 1, "tokenizer.ggml.add_bos_token": true, "tokenizer.chat_template": CHAT_TEMPLATE,
+    "general.name": "random",
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": tokens,
+    "tokenizer.ggml.token_type": tokens.map((_, token) => (token < SPECIALS.length ? 3 : 1)),
+    "tokenizer.ggml.merges": merges.map((merge) => merge.join(" ")),
+    "tokenizer.ggml.bos_token_id": 0,
+    "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.ggml.eot_token_id": 1,
+    "tokenizer.ggml.add_bos_token": true,
+    "tokenizer.chat_template": CHAT_TEMPLATE,
   };
 }
 
 export type MetadataValue = number | string | boolean | readonly (number | string)[];
 
 /** Numbers become u32. */
-export function writeGguf(metadata: Readonly<Record<string, MetadataValue | undefined>>, tensors: readonly RawTensor[]): Buffer {
+export function writeGguf(
+  metadata: Readonly<Record<string, MetadataValue | undefined>>,
+  tensors: readonly RawTensor[],
+): Buffer {
   const parts: Buffer[] = [];
   const u32 = (value: number): void => void parts.push(le(4, (b) => b.writeUInt32LE(value)));
   const u64 = (value: number): void => void parts.push(le(8, (b) => b.writeBigUInt64LE(BigInt(value))));
@@ -171,7 +210,9 @@ function encode(values: Float32Array, type: keyof typeof TYPE_NUMBER): Buffer {
     const slice = values.subarray(block * 32, block * 32 + 32);
     const scale = slice.reduce((most, value) => Math.max(most, Math.abs(value)), 0) / 127;
     out.writeUInt16LE(floatToHalf(scale), block * 34);
-    slice.forEach((value, index) => out.writeInt8(Math.max(-127, Math.min(127, Math.round(value / scale))), block * 34 + 2 + index));
+    slice.forEach((value, index) =>
+      out.writeInt8(Math.max(-127, Math.min(127, Math.round(value / scale))), block * 34 + 2 + index),
+    );
   }
   return out;
 }

@@ -9,8 +9,12 @@ export interface Column<R> {
 /** Lines without a newline at the end. Empty columns are left out when `hideEmpty` is set. */
 export function renderTable<R>(rows: readonly R[], columns: readonly Column<R>[], hideEmpty = false): string {
   const cells = columns.map((column) => rows.map((row) => column.cell(row)));
-  const shown = columns.map((_, index) => index).filter((index) => !hideEmpty || cells[index]!.some((cell) => cell !== ""));
-  const widths = shown.map((index) => Math.max(columns[index]!.title.length, ...cells[index]!.map((cell) => cell.length)));
+  const shown = columns
+    .map((_, index) => index)
+    .filter((index) => !hideEmpty || cells[index]!.some((cell) => cell !== ""));
+  const widths = shown.map((index) =>
+    Math.max(columns[index]!.title.length, ...cells[index]!.map((cell) => cell.length)),
+  );
   const line = (texts: readonly string[]): string =>
     texts
       .map((text, position) => {

@@ -44,7 +44,9 @@ export async function bench(argv: readonly string[]): Promise<void> {
   }
   if (Object.hasOwn(SCENARIOS, first)) return (await SCENARIOS[first]!.load())(argv.slice(1));
   const meant = nearest(first, Object.keys(SCENARIOS));
-  throw new ConfigError(`There is no scenario "${first}".${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`);
+  throw new ConfigError(
+    `There is no scenario "${first}".${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`,
+  );
 }
 
 function overview(): string {

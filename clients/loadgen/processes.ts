@@ -23,7 +23,10 @@ export interface StartedUp extends Started {
 }
 
 /** `tandem up` on free ports, when it is ready. */
-export async function startUp(flags: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<StartedUp> {
+export async function startUp(
+  flags: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+): Promise<StartedUp> {
   const stateDir = mkdtempSync(join(tmpdir(), "tandem-bench-"));
   const argv = [...TANDEM, "up", "--port", "0", "--grpc-port", "0", "--state.dir", stateDir, ...flags];
   try {
@@ -46,7 +49,11 @@ export async function startUp(flags: readonly string[], env: Readonly<Record<str
 
 /** One aggregated sim engine, without Tandem. */
 export async function startEngine(flags: readonly string[]): Promise<Started> {
-  const { child, output } = await startUntil([...TANDEM, "engine", "--listen", "127.0.0.1:0", ...flags], {}, /ready on http\S+/);
+  const { child, output } = await startUntil(
+    [...TANDEM, "engine", "--listen", "127.0.0.1:0", ...flags],
+    {},
+    /ready on http\S+/,
+  );
   const url = /ready on (http:\/\/[\d.:]+\d)/.exec(output)![1]!;
   return { url, pid: child.pid!, [Symbol.asyncDispose]: () => stop(child) };
 }

@@ -20,7 +20,12 @@ export interface LoadResult {
   readonly elapsedMs: number;
 }
 
-export async function runLoad(url: string, apiKey: string, workload: WorkloadOptions, shape: LoadShape): Promise<LoadResult> {
+export async function runLoad(
+  url: string,
+  apiKey: string,
+  workload: WorkloadOptions,
+  shape: LoadShape,
+): Promise<LoadResult> {
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity });
   const target = apiKey === "" ? { url, agent } : { url, agent, apiKey };
   // Bodies are made before the clock runs.
@@ -59,7 +64,10 @@ export function reportOf(rounds: readonly LoadResult[], slo: Slo): LoadReport {
   const all = rounds.flatMap((round) => round.results);
   const completed = all.filter((result) => result.completed);
   const elapsedMs = rounds.reduce((sum, round) => sum + round.elapsedMs, 0);
-  const tokens = completed.reduce((sum, result) => sum + (Number.isNaN(result.completionTokens) ? result.chunks : result.completionTokens), 0);
+  const tokens = completed.reduce(
+    (sum, result) => sum + (Number.isNaN(result.completionTokens) ? result.chunks : result.completionTokens),
+    0,
+  );
   return {
     requests: all.length,
     failed: all.length - completed.length,

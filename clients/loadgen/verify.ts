@@ -21,7 +21,8 @@ export function compareAnswers(actual: readonly StreamResult[], expected: readon
     const answer = actual[index];
     if (!reference.completed || answer === undefined) continue;
     compared++;
-    if (answer.completed && answer.text === reference.text && answer.completionTokens === reference.completionTokens) continue;
+    if (answer.completed && answer.text === reference.text && answer.completionTokens === reference.completionTokens)
+      continue;
     if (reference.text.startsWith(answer.text)) short++;
     else different++;
     example ??= `request ${index}: ${answer.error ?? firstDifference(answer.text, reference.text)}`;

@@ -13,7 +13,10 @@ export interface WorkloadOptions {
 
 export const PATH = "/v1/completions";
 
-const WORDS = "the river carries light over stone while old boats wait for wind and someone counts the slow bells of evening".split(" ");
+const WORDS =
+  "the river carries light over stone while old boats wait for wind and someone counts the slow bells of evening".split(
+    " ",
+  );
 
 /** Body of request `index`. */
 export function requestBody(options: WorkloadOptions, index: number): string {

@@ -89,7 +89,9 @@ export function settingsOf(config: Config<any>): readonly Setting[] {
 
 function parse(layer: Layer, option: Option<unknown>, below: unknown): unknown {
   try {
-    return typeof layer.value === "string" ? option.parse(layer.value, below) : Object.freeze(option.parseItems?.(layer.value, below));
+    return typeof layer.value === "string"
+      ? option.parse(layer.value, below)
+      : Object.freeze(option.parseItems?.(layer.value, below));
   } catch (error) {
     const shown = option.kind === "secret" ? "its value" : JSON.stringify(layer.value);
     throw new ConfigError(`${layer.where}: expected ${option.expected}, got ${shown}; ${(error as Error).message}.`);

@@ -229,7 +229,8 @@ export function list(o: ListOptions): Option<readonly string[]> {
 /** Addresses as `address` takes them, with commas between, in a repeated flag, or both. */
 export function addresses(o: ListOptions): Option<readonly string[]> {
   const one = address({ doc: o.doc });
-  const parse = (written: string, below: readonly string[] | undefined): readonly string[] => split(written).map((item) => one.parse(item, below?.[0]));
+  const parse = (written: string, below: readonly string[] | undefined): readonly string[] =>
+    split(written).map((item) => one.parse(item, below?.[0]));
   return option<readonly string[], ListOptions & { readonly optional?: false }>(
     { ...o, default: o.default ?? [], optional: false },
     {

@@ -33,11 +33,16 @@ export function overlayConfig<S extends Schema>(
       values[key] = value;
       changed.set(key, { key, value: option.print(value), origin: o.originOf(key) });
     } catch (error) {
-      faults.push(`${key}: expected ${option.expected}, got ${JSON.stringify(text.slice(0, 100))}; ${(error as Error).message}`);
+      faults.push(
+        `${key}: expected ${option.expected}, got ${JSON.stringify(text.slice(0, 100))}; ${(error as Error).message}`,
+      );
     }
   }
   if (faults.length > 0) throw new ConfigError(faults.join(". "));
   const config = Object.freeze(values) as Config<S>;
-  rememberSettings(config, settingsOf(base).map((setting) => changed.get(setting.key) ?? setting));
+  rememberSettings(
+    config,
+    settingsOf(base).map((setting) => changed.get(setting.key) ?? setting),
+  );
   return config;
 }

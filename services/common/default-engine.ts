@@ -11,7 +11,9 @@ import { shippedModel } from "./shipped-model.ts";
 export function defaultEngineKind(model: string | undefined): "embedded" | "sim" {
   if (isGguf(model)) return "embedded";
   if (model !== undefined && model !== "") {
-    throw new ConfigError(`--model ${model} is not named like a GGUF file. With --engine vllm it is run by vLLM; with --engine sim it is the name of a simulation.`);
+    throw new ConfigError(
+      `--model ${model} is not named like a GGUF file. With --engine vllm it is run by vLLM; with --engine sim it is the name of a simulation.`,
+    );
   }
   return shippedModel() === undefined ? "sim" : "embedded";
 }

@@ -119,5 +119,7 @@ export class ServiceError extends Error {
 /** `thrown` as a ServiceError. Anything not thrown on purpose is a bug: `internal`, with the original as its cause. */
 export function asServiceError(thrown: unknown): ServiceError {
   if (thrown instanceof ServiceError) return thrown;
-  return new ServiceError("internal", "An internal error occurred. The server's log has the details.", { cause: thrown });
+  return new ServiceError("internal", "An internal error occurred. The server's log has the details.", {
+    cause: thrown,
+  });
 }

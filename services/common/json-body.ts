@@ -141,12 +141,16 @@ export function withTrueKeys(
   const values = new Map(Object.entries(parsed));
   if (doubtful.some((member) => hasEscape(json, member))) {
     values.clear();
-    for (const { key, valueStart, valueEnd } of members) values.set(key, JSON.parse(json.toString("utf8", valueStart, valueEnd)));
+    for (const { key, valueStart, valueEnd } of members)
+      values.set(key, JSON.parse(json.toString("utf8", valueStart, valueEnd)));
   }
   for (const { key, valueStart, valueEnd } of doubtful) {
     const inner = json.subarray(valueStart, valueEnd);
     if (inner[0] !== OPEN_BRACE || !inner.includes(BACKSLASH)) continue;
-    const entries = scanObject(inner).map((member) => [member.key, JSON.parse(inner.toString("utf8", member.valueStart, member.valueEnd))]);
+    const entries = scanObject(inner).map((member) => [
+      member.key,
+      JSON.parse(inner.toString("utf8", member.valueStart, member.valueEnd)),
+    ]);
     values.set(key, Object.fromEntries(entries));
   }
   return Object.fromEntries(values);

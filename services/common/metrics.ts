@@ -17,12 +17,7 @@ export interface Metrics {
   /** `name` ends in `_total`. The same name again gives the same metric. */
   counter(name: string, help: string, labels?: readonly string[]): Counter;
   /** @param collect Called at each scrape; sets the value. */
-  gauge(
-    name: string,
-    help: string,
-    labels?: readonly string[],
-    collect?: (gauge: Gauge) => void,
-  ): Gauge;
+  gauge(name: string, help: string, labels?: readonly string[], collect?: (gauge: Gauge) => void): Gauge;
   /** @param buckets Upper bounds, ascending, in the unit that `name` ends in. */
   histogram(name: string, help: string, buckets: readonly number[], labels?: readonly string[]): Histogram;
   /** A histogram for what runs per token: without labels, and an observation allocates nothing. */
@@ -79,7 +74,11 @@ export function createMetrics(): Metrics {
 }
 
 /** As prom-client's histogram tells itself to its registry. Source: prom-client 15.1, lib/registry.js and lib/histogram.js. */
-function tallyOf(name: string, help: string, buckets: readonly number[]): { readonly name: string; get(): unknown; observe(value: number): void } {
+function tallyOf(
+  name: string,
+  help: string,
+  buckets: readonly number[],
+): { readonly name: string; get(): unknown; observe(value: number): void } {
   const counts = new Float64Array(buckets.length);
   let sum = 0;
   let count = 0;
@@ -96,7 +95,11 @@ function tallyOf(name: string, help: string, buckets: readonly number[]): { read
     },
     get() {
       let below = 0;
-      const values = buckets.map((le, index) => ({ metricName: `${name}_bucket`, labels: { le }, value: (below += counts[index]!) }));
+      const values = buckets.map((le, index) => ({
+        metricName: `${name}_bucket`,
+        labels: { le },
+        value: (below += counts[index]!),
+      }));
       return {
         name,
         help,

@@ -64,7 +64,10 @@ export class AnswerRun {
       { method: "POST", ...o.request, repeatable: o.repeatable },
       {
         onHead: (status) => void (this.#status = status),
-        onData: (chunk) => (this.#stream !== undefined && this.#status === 200 ? this.#onEvents(this.#stream, chunk) : this.#onBody(chunk)),
+        onData: (chunk) =>
+          this.#stream !== undefined && this.#status === 200
+            ? this.#onEvents(this.#stream, chunk)
+            : this.#onBody(chunk),
         onEnd: (error) => this.#onEnd(error),
       },
     );
@@ -156,7 +159,10 @@ export class AnswerRun {
       );
     }
     if (this.#status !== 200) {
-      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), { leg: "decode", internal: this.#o.internal });
+      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), {
+        leg: "decode",
+        internal: this.#o.internal,
+      });
       if (refusal.code !== "engine_failed") return this.#fail(refusal);
       this.#o.suspect();
       return this.#fail(engineFailure("decode", refusal.cause as Error, true));
@@ -174,7 +180,8 @@ export class AnswerRun {
     try {
       const body = Buffer.concat(this.#chunks);
       const answer = faceAnswer(body, scanObject(body), this.#o.face, true);
-      if (answer.finishReason === undefined) throw new SyntaxError("the engine's answer has no choice with a finish reason");
+      if (answer.finishReason === undefined)
+        throw new SyntaxError("the engine's answer has no choice with a finish reason");
       const usage = answer.usage ?? { promptTokens: 0, completionTokens: 0 };
       const end = this.#end(finishReasonOf(answer.finishReason), usage);
       message = encodePiece([answer.json], answer.json.length, usage.completionTokens, end);

@@ -141,7 +141,11 @@ export class AnswerStream {
     const cuts = [
       { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#face.id) },
       { start: created.valueStart, end: created.valueEnd, with: String(this.#face.created) },
-      { start: first.start + index.valueStart, end: first.start + index.valueEnd, with: String(this.#face.choiceIndex) },
+      {
+        start: first.start + index.valueStart,
+        end: first.start + index.valueEnd,
+        with: String(this.#face.choiceIndex),
+      },
     ].sort((a, b) => a.start - b.start);
     const headEnd = first.start + index.valueEnd + 1;
     const pieces: Buffer[] = [PREFIX];

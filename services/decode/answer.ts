@@ -58,7 +58,14 @@ export function faceAnswer(json: Buffer, members: readonly Member[], face: Face,
       if (choiceCount === 0) continue;
       const faced = elements.map(({ start, end }) => faceChoice(json.subarray(start, end), face.choiceIndex));
       finishReason = faced.find((choice) => choice.finishReason !== undefined)?.finishReason;
-      changes.set(key, Buffer.concat([Buffer.from("["), ...faced.flatMap(({ json: choice }, at) => (at === 0 ? [choice] : [Buffer.from(","), choice])), Buffer.from("]")]));
+      changes.set(
+        key,
+        Buffer.concat([
+          Buffer.from("["),
+          ...faced.flatMap(({ json: choice }, at) => (at === 0 ? [choice] : [Buffer.from(","), choice])),
+          Buffer.from("]"),
+        ]),
+      );
     } else if (key === "usage" && !isNull(value)) {
       usage = readUsage(value);
       changes.set(key, keepUsage ? faceUsage(value, face.cachedTokens) : undefined);
@@ -89,7 +96,10 @@ function faceChoice(choice: Buffer, index: number): { json: Buffer; finishReason
 }
 
 function readUsage(usage: Buffer): Usage {
-  const { prompt_tokens: prompt, completion_tokens: completion } = JSON.parse(usage.toString("utf8")) as Record<string, unknown>;
+  const { prompt_tokens: prompt, completion_tokens: completion } = JSON.parse(usage.toString("utf8")) as Record<
+    string,
+    unknown
+  >;
   return { promptTokens: whole(prompt), completionTokens: whole(completion) };
 }
 
@@ -98,7 +108,8 @@ function faceUsage(usage: Buffer, cachedTokens: number | undefined): Buffer {
   const details = members.find((member) => member.key === "prompt_tokens_details");
   const value = details === undefined ? undefined : usage.subarray(details.valueStart, details.valueEnd);
   const absent = value === undefined || isNull(value);
-  if (cachedTokens === undefined) return absent ? usage : splice(usage, members, new Map([["prompt_tokens_details", "null"]]));
+  if (cachedTokens === undefined)
+    return absent ? usage : splice(usage, members, new Map([["prompt_tokens_details", "null"]]));
   const faced = absent
     ? `{"cached_tokens":${cachedTokens}}`
     : splice(value, scanObject(value), new Map([["cached_tokens", String(cachedTokens)]]));

@@ -34,7 +34,13 @@ interface Reserved {
 type Phase =
   | { readonly kind: "new" }
   | { readonly kind: "reserved"; readonly leg: Reserved; readonly hold: NodeJS.Timeout }
-  | { readonly kind: "running"; readonly leg: Reserved; readonly run: AnswerRun; readonly ticket: string; readonly startedMs: number }
+  | {
+      readonly kind: "running";
+      readonly leg: Reserved;
+      readonly run: AnswerRun;
+      readonly ticket: string;
+      readonly startedMs: number;
+    }
   | { readonly kind: "over" };
 
 type Running = Extract<Phase, { kind: "running" }>;
@@ -87,7 +93,10 @@ export class DecodeLeg {
       this.#abandon(step.value.reason, step.value.nothingSent);
       this.#call.end();
     } else if (step.case === "abandon" && phase.kind === "running") {
-      this.#shared.parts.log.debug("decode leg abandoned", { legId: phase.leg.context.legId, reason: step.value.reason });
+      this.#shared.parts.log.debug("decode leg abandoned", {
+        legId: phase.leg.context.legId,
+        reason: step.value.reason,
+      });
       this.#leave(phase);
       // Now, also where the engine has to take the KV first: the caller has nothing more to wait for.
       this.#call.end();
@@ -106,12 +115,15 @@ export class DecodeLeg {
     const checked = checkLeg(reserve);
     checkKvAddress("prefill_kv_address", reserve.prefillKvAddress, traits.decodeFirst);
     if (reserve.prefillGrpcAddress !== "" && !ADDRESS.test(reserve.prefillGrpcAddress)) {
-      throw new ServiceError("invalid_request", "prefill_grpc_address must be host:port or empty.", { param: "prefill_grpc_address" });
+      throw new ServiceError("invalid_request", "prefill_grpc_address must be host:port or empty.", {
+        param: "prefill_grpc_address",
+      });
     }
     if (reserve.face === undefined || reserve.face.id === "") {
       throw new ServiceError("invalid_request", "face.id is missing.", { param: "face" });
     }
-    if (legs.has(reserve.legId)) throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
+    if (legs.has(reserve.legId))
+      throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
     parts.board.admit();
     const engine = parts.keeper()?.live;
     if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not there.");
@@ -144,11 +156,19 @@ export class DecodeLeg {
       request = unpaired ? parts.connector.unpairedRequest(context) : parts.connector.decodeRequest(context, ticket);
     } catch (cause) {
       this.#settle(leg, ticket);
-      return this.#call.fail(new ServiceError("invalid_request", "The leg can't be started: its prompt_index or ticket is wrong.", { cause }));
+      return this.#call.fail(
+        new ServiceError("invalid_request", "The leg can't be started: its prompt_index or ticket is wrong.", {
+          cause,
+        }),
+      );
     }
     if (request === undefined) {
       this.#settle(leg, ticket);
-      return this.#call.fail(new ServiceError("invalid_request", "This connector's engines serve no leg without prefill.", { param: "unpaired" }));
+      return this.#call.fail(
+        new ServiceError("invalid_request", "This connector's engines serve no leg without prefill.", {
+          param: "unpaired",
+        }),
+      );
     }
     parts.board.count({ running: 1 });
     const run = new AnswerRun({
@@ -157,7 +177,10 @@ export class DecodeLeg {
       repeatable: !parts.connector.traits.pairedId,
       face: { id, created, choiceIndex, cachedTokens },
       streaming: asksForStream(context.body, context.members)
-        ? { wantsUsage: asksForUsage(context.body, context.members), startsWithRole: context.path === "/v1/chat/completions" }
+        ? {
+            wantsUsage: asksForUsage(context.body, context.members),
+            startsWithRole: context.path === "/v1/chat/completions",
+          }
         : undefined,
       internal: [context.legId, context.prefillKvAddress, context.decodeKvAddress],
       write: (message) => {
@@ -185,7 +208,8 @@ export class DecodeLeg {
     }
     log.warn("decode leg failed", { legId, code: error.code, cause: error.cause });
     // A refusal of the body, or a connection that never was, comes before the engine looks for the KV.
-    const untouched = error.code === "engine_refused" || error.code === "instance_unavailable" || error.code === "instance_lost";
+    const untouched =
+      error.code === "engine_refused" || error.code === "instance_unavailable" || error.code === "instance_lost";
     this.#closeAccounts(this.#phase, untouched);
     this.#call.fail(error);
   }
@@ -249,7 +273,9 @@ export class DecodeLeg {
   #settle(leg: Reserved, ticket: string | undefined, maybeTaken = false): void {
     const { engine, context, reserve, reservedAtMs } = leg;
     const prefillAddress = reserve.prefillGrpcAddress;
-    this.#shared.settler.settle({ engine, context, ticket, prefillAddress, reservedAtMs, maybeTaken }, () => this.#forget(leg));
+    this.#shared.settler.settle({ engine, context, ticket, prefillAddress, reservedAtMs, maybeTaken }, () =>
+      this.#forget(leg),
+    );
   }
 
   #forget(leg: Reserved): void {

@@ -76,7 +76,10 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
       try {
         // A drain carries the leg's id and must not arrive twice; a release may.
         const repeatable = means === "release";
-        const answer = await leg.engine.http.fetch({ method: "POST", ...wanted, repeatable }, { timeoutMs: SETTLE_TIMEOUT_MS });
+        const answer = await leg.engine.http.fetch(
+          { method: "POST", ...wanted, repeatable },
+          { timeoutMs: SETTLE_TIMEOUT_MS },
+        );
         if (answer.status === 200 || answer.status === 204) return true;
         log.warn("the engine would not free abandoned KV", { legId: leg.context.legId, status: answer.status });
         if (means === "drain") return false;

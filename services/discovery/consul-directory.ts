@@ -45,7 +45,8 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
         for (const one of [...known.prefill.values(), ...known.decode.values()]) {
           const other = byAddress.get(one.info.grpcAddress);
           // Two entries of one address: the older one is what a killed instance left, or one not yet forgotten.
-          if (other === undefined || other.info.startedUnixMs <= one.info.startedUnixMs) byAddress.set(one.info.grpcAddress, one);
+          if (other === undefined || other.info.startedUnixMs <= one.info.startedUnixMs)
+            byAddress.set(one.info.grpcAddress, one);
         }
         const entries: Info[] = [];
         const doubts = new Map<string, Doubt>();
@@ -86,7 +87,8 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
           news ||= one.missingSinceMs === undefined || one.doubt !== doubt;
           missing += 1;
         }
-        if (gap && missing > 0) o.log.warn("instances are missing in Consul since it was away; kept while they live", { role, missing });
+        if (gap && missing > 0)
+          o.log.warn("instances are missing in Consul since it was away; kept while they live", { role, missing });
         known[role] = listed;
         if (news) tell();
         if (missing > 0) timer ??= setTimeout(forget, forgetMs / 4);

@@ -60,7 +60,8 @@ export async function consulClient(o: ConsulOptions): Promise<ConsulClient> {
   const secure = o.tls === undefined ? undefined : await import("node:https");
   const agent = secure === undefined ? new Agent({ keepAlive: true }) : new secure.Agent({ keepAlive: true, ...o.tls });
   const send = secure?.request ?? httpRequest;
-  const where: RequestOptions = o.socketPath === undefined ? { host: o.host, port: o.port } : { socketPath: o.socketPath };
+  const where: RequestOptions =
+    o.socketPath === undefined ? { host: o.host, port: o.port } : { socketPath: o.socketPath };
   let token = readConsulToken(o);
 
   function once(method: string, path: string, call: ConsulCall): Promise<ConsulAnswer> {
@@ -90,11 +91,17 @@ export async function consulClient(o: ConsulOptions): Promise<ConsulClient> {
       };
       const fail = (cause: Error): void => {
         // An idle connection that the agent closed at the moment we used it: nothing was read, ask again.
-        if (req.reusedSocket && (cause as NodeJS.ErrnoException).code === "ECONNRESET" && call.signal?.aborted !== true) {
+        if (
+          req.reusedSocket &&
+          (cause as NodeJS.ErrnoException).code === "ECONNRESET" &&
+          call.signal?.aborted !== true
+        ) {
           settle(() => resolve(once(method, path, call)));
           return;
         }
-        settle(() => reject(new ConsulError("away", `Consul at ${o.shown} does not answer: ${causeText(cause)}`, { cause })));
+        settle(() =>
+          reject(new ConsulError("away", `Consul at ${o.shown} does not answer: ${causeText(cause)}`, { cause })),
+        );
       };
       req.on("error", fail);
       req.on("response", (res: IncomingMessage) => {
@@ -176,13 +183,20 @@ function answerOf(res: IncomingMessage, body: Buffer): ConsulAnswer {
  */
 export function deniedError(text: string): ConsulError {
   if (/acl not found/i.test(text)) {
-    return new ConsulError("denied", "Consul doesn't know the token (ACL not found): it was deleted, or belongs to another cluster.");
+    return new ConsulError(
+      "denied",
+      "Consul doesn't know the token (ACL not found): it was deleted, or belongs to another cluster.",
+    );
   }
   const lack = /lacks permission '([a-z]+):([a-z]+)'(?: on "([^"]*)")?/.exec(text);
   if (lack === null) return new ConsulError("denied", `Consul denies permission: ${text || "no reason given"}`);
   const [, resource, access, name = ""] = lack;
   const policy = `${resource} "${name}" { policy = "${access}" }`;
-  return new ConsulError("denied", `The Consul token lacks the policy ${policy} (docs/consul.md lists what Tandem needs).`, { policy });
+  return new ConsulError(
+    "denied",
+    `The Consul token lacks the policy ${policy} (docs/consul.md lists what Tandem needs).`,
+    { policy },
+  );
 }
 
 function causeText(cause: Error): string {

@@ -134,12 +134,18 @@ export function doubtOf(entry: HealthEntry): Doubt | undefined {
     if (check.Status !== "critical") continue;
     if (check.CheckID === "_node_maintenance" || check.CheckID.startsWith("_service_maintenance:")) {
       const what = check.CheckID === "_node_maintenance" ? `Its node ${entry.Node?.Node ?? ""}` : "It";
-      return { kind: "maintenance", reason: `${what} is in maintenance mode in Consul: ${check.Notes || "no reason given"}` };
+      return {
+        kind: "maintenance",
+        reason: `${what} is in maintenance mode in Consul: ${check.Notes || "no reason given"}`,
+      };
     }
     // It says that the agent is gone, not the service, which the router watches by itself.
     if (check.CheckID === "serfHealth") continue;
     const output = (check.Output ?? "").trim().slice(0, 300);
-    critical ??= { kind: "critical", reason: `Its check "${check.Name ?? check.CheckID}" fails in Consul: ${output || "no output yet"}` };
+    critical ??= {
+      kind: "critical",
+      reason: `Its check "${check.Name ?? check.CheckID}" fails in Consul: ${output || "no output yet"}`,
+    };
   }
   return critical;
 }

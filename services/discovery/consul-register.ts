@@ -53,7 +53,11 @@ export function keepRegistered(
     if (!swept) await sweepGhosts(now);
     swept = true;
     const body = registrationBody(now, name, known && standing().serving, checks, ttlMs);
-    await client.put("/v1/agent/service/register", { query: { "replace-existing-checks": "true" }, body, timeoutMs: CALL_MS });
+    await client.put("/v1/agent/service/register", {
+      query: { "replace-existing-checks": "true" },
+      body,
+      timeoutMs: CALL_MS,
+    });
     return JSON.stringify(now.meta);
   }
 
@@ -116,7 +120,11 @@ export function keepRegistered(
       const signal = anySignal(round.signal, ending);
       try {
         const meta = await put(known);
-        log.info(known ? "registered in Consul again" : "registered in Consul", { consul: client.address, service: name, serviceId: id });
+        log.info(known ? "registered in Consul again" : "registered in Consul", {
+          consul: client.address,
+          service: name,
+          serviceId: id,
+        });
         known = true;
         failing = false;
         attempt = 0;
@@ -138,19 +146,26 @@ export function keepRegistered(
 
   function tellFailure(error: Error): void {
     const denied = error instanceof ConsulError && error.kind === "denied";
-    log[denied ? "error" : "warn"](denied ? "Consul denies the registration; trying on" : "not registered in Consul; trying on", {
-      consul: client.address,
-      service: name,
-      because: error.message,
-      ...(denied && error.policy !== undefined ? { policy: error.policy } : {}),
-    });
+    log[denied ? "error" : "warn"](
+      denied ? "Consul denies the registration; trying on" : "not registered in Consul; trying on",
+      {
+        consul: client.address,
+        service: name,
+        because: error.message,
+        ...(denied && error.policy !== undefined ? { policy: error.policy } : {}),
+      },
+    );
   }
 
   async function leave(): Promise<void> {
     await kept;
-    await client.put(`/v1/agent/service/deregister/${encodeURIComponent(id)}`, { timeoutMs: LEAVE_MS }).catch((error: Error) => {
-      log.warn("could not be taken out of Consul, which will do it when the check has failed for long enough", { because: error.message });
-    });
+    await client
+      .put(`/v1/agent/service/deregister/${encodeURIComponent(id)}`, { timeoutMs: LEAVE_MS })
+      .catch((error: Error) => {
+        log.warn("could not be taken out of Consul, which will do it when the check has failed for long enough", {
+          because: error.message,
+        });
+      });
   }
 
   const kept = keep().catch((error: unknown) => log.error("registration ended", { error }));
@@ -170,7 +185,13 @@ export function keepRegistered(
  *   what a check says at once only when its status changes, and an operator should see the words. One that Consul only
  *   forgot passes, or routers would see all of them fail for a moment.
  */
-function registrationBody(record: ServiceRecord, name: string, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Record<string, unknown> {
+function registrationBody(
+  record: ServiceRecord,
+  name: string,
+  passing: boolean,
+  checks: ConsulCheckConfig,
+  ttlMs: number,
+): Record<string, unknown> {
   const { host: Address, port } = splitAddress(record.address);
   const DeregisterCriticalServiceAfter = `${checks["consul.deregister_after_ms"]}ms`;
   const state = {
@@ -210,5 +231,8 @@ function stateCheckId(serviceId: string): string {
 
 /** How agents say that a check is not there, beside 404: 500 in older ones. */
 function isUnknownCheck(error: unknown): boolean {
-  return error instanceof ConsulError && /unknown (check|service)|does not have associated TTL|does not exist/i.test(error.message);
+  return (
+    error instanceof ConsulError &&
+    /unknown (check|service)|does not have associated TTL|does not exist/i.test(error.message)
+  );
 }

@@ -2,7 +2,16 @@
 // Source: https://developer.hashicorp.com/consul/commands#environment-variables; hashicorp/consul api/api.go.
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { boolean, choice, ConfigError, integer, address as addressOption, secret, text, type Config } from "../common/config.ts";
+import {
+  boolean,
+  choice,
+  ConfigError,
+  integer,
+  address as addressOption,
+  secret,
+  text,
+  type Config,
+} from "../common/config.ts";
 
 /** Of every process that talks to Consul. */
 export const consulSettings = {
@@ -11,22 +20,36 @@ export const consulSettings = {
     env: ["CONSUL_HTTP_ADDR"],
     doc: "Consul's HTTP API: host:port, http://host:port, https://host:port or unix:///path. Best the agent on this machine.",
   }),
-  "consul.token": secret({ env: ["CONSUL_HTTP_TOKEN"], doc: "ACL token. docs/consul.md lists the policies that it needs." }),
+  "consul.token": secret({
+    env: ["CONSUL_HTTP_TOKEN"],
+    doc: "ACL token. docs/consul.md lists the policies that it needs.",
+  }),
   "consul.token_file": text({
     default: "",
     env: ["CONSUL_HTTP_TOKEN_FILE"],
     doc: "File that holds the ACL token. It goes before consul.token, and is read again when Consul denies something.",
   }),
-  "consul.http_auth": secret({ env: ["CONSUL_HTTP_AUTH"], doc: "user:password for a proxy that stands before Consul." }),
+  "consul.http_auth": secret({
+    env: ["CONSUL_HTTP_AUTH"],
+    doc: "user:password for a proxy that stands before Consul.",
+  }),
   "consul.datacenter": text({ default: "", doc: "Datacenter to watch. Empty: that of the agent." }),
   "consul.tls.enabled": boolean({
     default: false,
     env: ["CONSUL_HTTP_SSL"],
     doc: "Speak HTTPS with Consul. Not needed where the address says https://.",
   }),
-  "consul.tls.ca_file": text({ default: "", env: ["CONSUL_CACERT"], doc: "PEM file of the authority that signed Consul's certificate." }),
+  "consul.tls.ca_file": text({
+    default: "",
+    env: ["CONSUL_CACERT"],
+    doc: "PEM file of the authority that signed Consul's certificate.",
+  }),
   "consul.tls.ca_path": text({ default: "", env: ["CONSUL_CAPATH"], doc: "Folder of such files." }),
-  "consul.tls.cert_file": text({ default: "", env: ["CONSUL_CLIENT_CERT"], doc: "PEM file of our certificate, where Consul wants one." }),
+  "consul.tls.cert_file": text({
+    default: "",
+    env: ["CONSUL_CLIENT_CERT"],
+    doc: "PEM file of our certificate, where Consul wants one.",
+  }),
   "consul.tls.key_file": text({ default: "", env: ["CONSUL_CLIENT_KEY"], doc: "PEM file of its key." }),
   "consul.tls.server_name": text({
     default: "",
@@ -50,8 +73,20 @@ export const consulCheckSettings = {
     optional: true,
     doc: "host:port at which the agent asks grpc.health.v1, where that is not the advertised address.",
   }),
-  "consul.check_interval_ms": integer({ default: 1_000, min: 100, max: 3_600_000, unit: "ms", doc: "Between two questions of the agent." }),
-  "consul.ttl_ms": integer({ default: 5_000, min: 500, max: 3_600_000, unit: "ms", doc: "With ttl: silence after which the check fails." }),
+  "consul.check_interval_ms": integer({
+    default: 1_000,
+    min: 100,
+    max: 3_600_000,
+    unit: "ms",
+    doc: "Between two questions of the agent.",
+  }),
+  "consul.ttl_ms": integer({
+    default: 5_000,
+    min: 500,
+    max: 3_600_000,
+    unit: "ms",
+    doc: "With ttl: silence after which the check fails.",
+  }),
   "consul.deregister_after_ms": integer({
     default: 60_000,
     min: 60_000,
@@ -131,8 +166,12 @@ function tlsOf(config: ConsulConfig): ConsulTls {
   if (caFile !== "") files.unshift(caFile);
   return {
     ...(files.length === 0 ? {} : { ca: files.map((file) => readFile("consul.tls.ca_file", file)) }),
-    ...(config["consul.tls.cert_file"] === "" ? {} : { cert: readFile("consul.tls.cert_file", config["consul.tls.cert_file"]) }),
-    ...(config["consul.tls.key_file"] === "" ? {} : { key: readFile("consul.tls.key_file", config["consul.tls.key_file"]) }),
+    ...(config["consul.tls.cert_file"] === ""
+      ? {}
+      : { cert: readFile("consul.tls.cert_file", config["consul.tls.cert_file"]) }),
+    ...(config["consul.tls.key_file"] === ""
+      ? {}
+      : { key: readFile("consul.tls.key_file", config["consul.tls.key_file"]) }),
     ...(config["consul.tls.server_name"] === "" ? {} : { servername: config["consul.tls.server_name"] }),
     rejectUnauthorized: config["consul.tls.verify"],
   };

@@ -67,7 +67,9 @@ export async function watchConsul(o: BlockingQuery): Promise<void> {
       // Asked without an index, Consul answers at once when it is back.
       index = 0n;
       gap = true;
-      o.onDown(error instanceof ConsulError ? error : new ConsulError("refused", (error as Error).message, { cause: error }));
+      o.onDown(
+        error instanceof ConsulError ? error : new ConsulError("refused", (error as Error).message, { cause: error }),
+      );
       await sleep(backoffMs(failures++, RETRY), undefined, { signal: stop }).catch(() => {});
     }
   }

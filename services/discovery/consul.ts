@@ -21,7 +21,10 @@ export interface ConsulRegistrar extends Registrar {
 }
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is no error */
-export async function consulRegistrar(config: ConsulConfig & ConsulCheckConfig, o: { readonly log: Log }): Promise<ConsulRegistrar> {
+export async function consulRegistrar(
+  config: ConsulConfig & ConsulCheckConfig,
+  o: { readonly log: Log },
+): Promise<ConsulRegistrar> {
   const client = await consulClient(consulOptions(config));
   const options = { client, prefix: config["consul.service_prefix"], checks: config, log: o.log };
   return {
@@ -43,7 +46,10 @@ export interface ConsulWatcher extends Directory {
 }
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is no error */
-export async function consulWatcher(config: ConsulConfig, o: { readonly log: Log; readonly forgetMs?: number }): Promise<ConsulWatcher> {
+export async function consulWatcher(
+  config: ConsulConfig,
+  o: { readonly log: Log; readonly forgetMs?: number },
+): Promise<ConsulWatcher> {
   const { log } = o;
   const client = await consulClient(consulOptions(config));
   const failing = new Map<string, ConsulError>();
@@ -60,9 +66,19 @@ export async function consulWatcher(config: ConsulConfig, o: { readonly log: Log
       heard.add(watch);
     } else failing.set(watch, error);
     const now = failing.size === 0 && heard.has("prefill") && heard.has("decode");
-    if (error !== undefined && (known === undefined || known.message !== error.message) && (up || failing.size === 1 || error.kind === "denied")) {
-      const fields = { consul: client.address, watch, because: error.message, ...(error.policy === undefined ? {} : { policy: error.policy }) };
-      if (error.kind === "denied") log.error("Consul denies what the router needs; it goes on with what it knows", fields);
+    if (
+      error !== undefined &&
+      (known === undefined || known.message !== error.message) &&
+      (up || failing.size === 1 || error.kind === "denied")
+    ) {
+      const fields = {
+        consul: client.address,
+        watch,
+        because: error.message,
+        ...(error.policy === undefined ? {} : { policy: error.policy }),
+      };
+      if (error.kind === "denied")
+        log.error("Consul denies what the router needs; it goes on with what it knows", fields);
       else if (known === undefined) log.warn("Consul is away; the router goes on with the instances it knows", fields);
     }
     if (now === up) return;

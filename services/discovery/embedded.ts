@@ -24,7 +24,11 @@ const LEAVE_MS = 500;
 const QUIET_ATTEMPTS = 5;
 
 /** The instance's side. */
-export function embeddedRegistry(o: { readonly address: string; readonly token?: string; readonly log: Log }): Registrar {
+export function embeddedRegistry(o: {
+  readonly address: string;
+  readonly token?: string;
+  readonly log: Log;
+}): Registrar {
   return {
     name: "embedded",
     async register(self, stop) {
@@ -61,7 +65,8 @@ export function embeddedRegistry(o: { readonly address: string; readonly token?:
             if (!ending.aborted) o.log.info("the registry closed the registration; registering again");
           } catch (error) {
             if (ending.aborted || leaving) break;
-            if (attempt === QUIET_ATTEMPTS) o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
+            if (attempt === QUIET_ATTEMPTS)
+              o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
           } finally {
             calling = false;
             call.abort();
@@ -101,7 +106,11 @@ export interface RegistryHub extends Directory {
 }
 
 /** The router's side: serves RegistryService and knows who holds a call to it. */
-export function registryHub(o: { readonly limit: number; readonly routerId?: string; readonly graceMs?: number }): RegistryHub {
+export function registryHub(o: {
+  readonly limit: number;
+  readonly routerId?: string;
+  readonly graceMs?: number;
+}): RegistryHub {
   const routerId = o.routerId ?? randomUUID();
   const graceMs = o.graceMs ?? GRACE_MS;
   /** By instance id. The lease tells two calls of one instance apart: the newest counts. */
@@ -134,7 +143,8 @@ export function registryHub(o: { readonly limit: number; readonly routerId?: str
         if (before === undefined && entries.size >= o.limit) {
           throw new ServiceError("instance_busy", `The registry holds ${o.limit} instances, which is its limit.`);
         }
-        if (heldId !== undefined && heldId !== checked.instanceId && entries.get(heldId)?.lease === lease) entries.delete(heldId);
+        if (heldId !== undefined && heldId !== checked.instanceId && entries.get(heldId)?.lease === lease)
+          entries.delete(heldId);
         heldId = checked.instanceId;
         entries.set(checked.instanceId, { info: checked, lease, held: true });
         if (before === undefined || !equals(InfoSchema, before.info, checked)) tell();

@@ -17,7 +17,10 @@ export interface StaticOptions {
 }
 
 /** An instance that stops answering stays listed as it was last known: the pool sees for itself that it is silent. */
-export function staticRegistry(addresses: readonly string[], o: StaticOptions): Directory & { readonly name: "static" } {
+export function staticRegistry(
+  addresses: readonly string[],
+  o: StaticOptions,
+): Directory & { readonly name: "static" } {
   return {
     name: "static",
     watch(onChange) {
@@ -37,7 +40,8 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
             learn(address, info);
           } catch (error) {
             if (over.signal.aborted) break;
-            if (answered) o.log.warn("a listed instance does not answer", { address, because: (error as Error).message });
+            if (answered)
+              o.log.warn("a listed instance does not answer", { address, because: (error as Error).message });
             answered = false;
           }
           await sleep(o.askEveryMs ?? ASK_EVERY_MS, undefined, { signal: over.signal }).catch(() => {});

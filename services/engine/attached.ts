@@ -28,7 +28,14 @@ export function attachedEngine(o: AttachedOptions): EngineSource {
         const http = createEngineHttp({ url: o.url, apiKey: o.apiKey });
         try {
           const facts = await checkReady(http, { ...o, timeoutMs: 5_000, completionTimeoutMs: 120_000 });
-          return { http, kvAddress: o.kvAddress, facts, ended: new Promise(() => {}), kill() {}, stop: async () => http.close(new Error("detached")) };
+          return {
+            http,
+            kvAddress: o.kvAddress,
+            facts,
+            ended: new Promise(() => {}),
+            kill() {},
+            stop: async () => http.close(new Error("detached")),
+          };
         } catch (error) {
           http.close(error as Error);
           signal.throwIfAborted();

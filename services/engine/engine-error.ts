@@ -5,7 +5,8 @@ import { ServiceError } from "../common/errors.ts";
 /** Of an engine's error body, in characters: what is logged, and what is read. */
 const LOGGED = 2_000;
 const READ = 65_536;
-const INTERNAL = /___(prefill|decode)_addr_|kv_transfer_params|ec_transfer_params|\b(?:cmpl|chatcmpl)-[0-9a-f_]{8,}|\b\d{1,3}(?:\.\d{1,3}){3}:\d+|\blocalhost:\d+/;
+const INTERNAL =
+  /___(prefill|decode)_addr_|kv_transfer_params|ec_transfer_params|\b(?:cmpl|chatcmpl)-[0-9a-f_]{8,}|\b\d{1,3}(?:\.\d{1,3}){3}:\d+|\blocalhost:\d+/;
 /** Fields of a request that only Tandem sets. */
 const OURS = /^(kv|kv_transfer_params|request_id)$/;
 
@@ -26,9 +27,20 @@ export function refusalOf(status: number, body: Buffer, context: EngineFailureCo
   const said = errorOf(text);
   // What only Tandem sets is Tandem's fault, whatever the status; Tandem's own engines name what went wrong with the KV.
   if (typeof said?.param === "string" && OURS.test(said.param)) {
-    return new ServiceError("kv_transfer_failed", "The prompt's KV cache could not be handed over between the engines.", { cause });
+    return new ServiceError(
+      "kv_transfer_failed",
+      "The prompt's KV cache could not be handed over between the engines.",
+      { cause },
+    );
   }
-  const refused = status >= 400 && status < 500 && status !== 401 && status !== 403 && status !== 407 && status !== 408 && status !== 429;
+  const refused =
+    status >= 400 &&
+    status < 500 &&
+    status !== 401 &&
+    status !== 403 &&
+    status !== 407 &&
+    status !== 408 &&
+    status !== 429;
   if (!refused) {
     return status === 429 || status === 503
       ? new ServiceError("instance_unavailable", `The ${context.leg} engine takes no more requests now.`, { cause })
@@ -68,9 +80,16 @@ function errorOf(text: string): Readonly<Record<string, unknown>> | undefined {
   }
 }
 
-function publicError(said: Readonly<Record<string, unknown>> | undefined, status: number, internal: readonly string[]): PublicError {
+function publicError(
+  said: Readonly<Record<string, unknown>> | undefined,
+  status: number,
+  internal: readonly string[],
+): PublicError {
   const clean = (value: unknown): value is string =>
-    typeof value === "string" && value !== "" && !INTERNAL.test(value) && !internal.some((secret) => secret !== "" && value.includes(secret));
+    typeof value === "string" &&
+    value !== "" &&
+    !INTERNAL.test(value) &&
+    !internal.some((secret) => secret !== "" && value.includes(secret));
   const { message, type, param } = said ?? {};
   return {
     message: clean(message) ? message : "The engine refused the request.",

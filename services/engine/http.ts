@@ -1,6 +1,12 @@
 // HTTP to one engine on loopback: node:http with kept connections.
 // Measured (protocol/node-path.md 2c): 10 us per SSE event, against 14 with async iteration and 26 with fetch.
-import { Agent, request as httpRequest, type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from "node:http";
+import {
+  Agent,
+  request as httpRequest,
+  type ClientRequest,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+} from "node:http";
 
 /** vLLM's server (uvicorn) closes a connection after 5 s of silence; ours must go first, or a request meets the close. */
 const IDLE_MS = 4_000;
@@ -100,7 +106,8 @@ export function createEngineHttp(o: { readonly url: string; readonly apiKey?: st
       request = current;
       current.on("error", (error: NodeJS.ErrnoException) => {
         const stale = current.reusedSocket && (error.code === "ECONNRESET" || error.code === "EPIPE");
-        if (stale && response === undefined && call.repeatable === true && !again && !ended && closed === undefined) send(true);
+        if (stale && response === undefined && call.repeatable === true && !again && !ended && closed === undefined)
+          send(true);
         else end(error);
       });
       current.on("response", (incoming) => {
@@ -160,7 +167,8 @@ export function createEngineHttp(o: { readonly url: string; readonly apiKey?: st
           call.abort();
           settle(() => reject(error));
         };
-        const onAbort = (): void => giveUp(signal!.reason instanceof Error ? signal!.reason : new Error(String(signal!.reason)));
+        const onAbort = (): void =>
+          giveUp(signal!.reason instanceof Error ? signal!.reason : new Error(String(signal!.reason)));
         const call = open(request, {
           onHead(code, head) {
             status = code;
@@ -172,11 +180,16 @@ export function createEngineHttp(o: { readonly url: string; readonly apiKey?: st
             else chunks.push(chunk);
           },
           onEnd(error) {
-            settle(() => (error === undefined ? resolve({ status, headers, body: Buffer.concat(chunks) }) : reject(error)));
+            settle(() =>
+              error === undefined ? resolve({ status, headers, body: Buffer.concat(chunks) }) : reject(error),
+            );
           },
         });
         if (timeoutMs !== undefined) {
-          timer = setTimeout(() => giveUp(new EngineSilent(`the engine did not answer ${request.path} within ${timeoutMs} ms`)), timeoutMs);
+          timer = setTimeout(
+            () => giveUp(new EngineSilent(`the engine did not answer ${request.path} within ${timeoutMs} ms`)),
+            timeoutMs,
+          );
         }
         if (signal?.aborted === true) onAbort();
         else signal?.addEventListener("abort", onAbort, { once: true });

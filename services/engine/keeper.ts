@@ -101,7 +101,9 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     retiring = undefined;
     gauges = NO_GAUGES;
     reason = over.signal.aborted ? "stopped" : firstLine(why.message);
-    engine.http.close(new ServiceError("engine_failed", "The engine stopped while it worked on the request.", { cause: why }));
+    engine.http.close(
+      new ServiceError("engine_failed", "The engine stopped while it worked on the request.", { cause: why }),
+    );
     if (!over.signal.aborted) {
       log.error("the engine is lost", { incarnation: engine.incarnation, why: why.message });
       if (performance.now() - liveSinceMs > SETTLED_MS) attempt = 0;
@@ -110,7 +112,11 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     changed();
   }
 
-  async function retire(engine: LiveEngine, why: string, emptied: NonNullable<KeeperOptions["emptied"]>): Promise<void> {
+  async function retire(
+    engine: LiveEngine,
+    why: string,
+    emptied: NonNullable<KeeperOptions["emptied"]>,
+  ): Promise<void> {
     if (live !== engine || retiring === engine) return;
     retiring = engine;
     reason = `the engine is started again when what it works on has ended: ${why}`;
@@ -163,7 +169,10 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
 
   async function poll(engine: LiveEngine): Promise<void> {
     try {
-      const answer = await engine.http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
+      const answer = await engine.http.fetch(
+        { method: "GET", path: "/metrics", repeatable: true },
+        { timeoutMs: POLL_TIMEOUT_MS },
+      );
       if (live !== engine) return;
       polling = false;
       if (answer.status === 200) counted = gauges = readGauges(answer.body.toString("utf8"));
@@ -178,13 +187,17 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       // Of our own engine the guardian tells the end; of an attached one nobody does. vLLM's API server that has many tokens
       // to write may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
       const busy = error instanceof EngineSilent && performance.now() - heardMs < o.stallMs;
-      if (!source.ours && unanswered >= UNANSWERED_LIMIT && !busy) lose(engine, new Error("the attached engine does not answer"));
+      if (!source.ours && unanswered >= UNANSWERED_LIMIT && !busy)
+        lose(engine, new Error("the attached engine does not answer"));
     }
   }
 
   /** `/health` alone is not believed: it says 200 on an engine that stands still for ever. */
   async function hasMoved(next: StartedEngine, before: EngineGauges): Promise<boolean> {
-    const answer = await next.http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
+    const answer = await next.http.fetch(
+      { method: "GET", path: "/metrics", repeatable: true },
+      { timeoutMs: POLL_TIMEOUT_MS },
+    );
     const now = readGauges(answer.body.toString("utf8"));
     return now.promptTokens !== before.promptTokens || now.generationTokens !== before.generationTokens;
   }
@@ -192,7 +205,10 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   async function look(engine: LiveEngine): Promise<void> {
     let why: Error;
     try {
-      const answer = await engine.http.fetch({ method: "GET", path: "/health", repeatable: true }, { timeoutMs: POLL_TIMEOUT_MS });
+      const answer = await engine.http.fetch(
+        { method: "GET", path: "/health", repeatable: true },
+        { timeoutMs: POLL_TIMEOUT_MS },
+      );
       if (answer.status === 200) return;
       why = new Error(`the engine's /health answers ${answer.status}`);
     } catch (error) {

@@ -50,10 +50,14 @@ export function launcherOf(
   vllm: VllmSettingsGiven,
 ): (ports: LaunchPorts) => Launch | Promise<Launch> {
   if (kind === "vllm") {
-    if (o.model === "") throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, or the path of a folder.");
+    if (o.model === "")
+      throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, or the path of a folder.");
     return vllmLauncher(o, vllm);
   }
-  const model = kind === "sim" ? ["--sim", ...(o.model === "" ? [] : [`--model.name=${o.model}`])] : embeddedModel(o.model, vllm.servedName);
+  const model =
+    kind === "sim"
+      ? ["--sim", ...(o.model === "" ? [] : [`--model.name=${o.model}`])]
+      : embeddedModel(o.model, vllm.servedName);
   return (ports) => ({
     command: process.execPath,
     ...(kind === "embedded" ? { env: SMALL_MEMORY_ENV } : {}),
@@ -83,7 +87,10 @@ const SMALL_MEMORY_FLAGS = ["--max-semi-space-size=1", "--optimize-for-size", "-
 const SMALL_MEMORY_ENV = { MALLOC_ARENA_MAX: "1", MALLOC_MMAP_THRESHOLD_: "8192" };
 
 function embeddedModel(file: string, servedName: string): string[] {
-  return [file === "" ? "--no-sim" : `--model.file=${file}`, ...(servedName === "" ? [] : [`--model.name=${servedName}`])];
+  return [
+    file === "" ? "--no-sim" : `--model.file=${file}`,
+    ...(servedName === "" ? [] : [`--model.name=${servedName}`]),
+  ];
 }
 
 // `tandem engine`, the same build as this file: main.ts beside the sources, main.js in dist.

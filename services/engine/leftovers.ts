@@ -84,7 +84,9 @@ async function isRunning(recorded: Recorded): Promise<boolean> {
 function read(file: string): EngineRecord | undefined {
   try {
     const { wrapper, engine, group } = JSON.parse(readFileSync(file, "utf8")) as EngineRecord;
-    const formed = [wrapper, engine].every((one) => Number.isInteger(one?.pid) && one.pid > 1 && typeof one.startedAt === "string");
+    const formed = [wrapper, engine].every(
+      (one) => Number.isInteger(one?.pid) && one.pid > 1 && typeof one.startedAt === "string",
+    );
     return formed && Number.isInteger(group) ? { wrapper, engine, group } : undefined;
   } catch {
     return undefined;

@@ -10,7 +10,13 @@ export interface EngineGauges {
   readonly generationTokens: number;
 }
 
-export const NO_GAUGES: EngineGauges = { running: 0, waiting: 0, kvUsageRatio: 0, promptTokens: 0, generationTokens: 0 };
+export const NO_GAUGES: EngineGauges = {
+  running: 0,
+  waiting: 0,
+  kvUsageRatio: 0,
+  promptTokens: 0,
+  generationTokens: 0,
+};
 
 /** Sums over label sets (data-parallel ranks), except the usage ratio, of which the largest counts. */
 export function readGauges(text: string): EngineGauges {
@@ -42,7 +48,12 @@ function values(text: string, name: string): number[] {
     if (after !== "{" && after !== " ") continue;
     const end = text.indexOf("\n", at);
     const line = text.slice(at + name.length, end === -1 ? text.length : end);
-    const value = Number(line.slice(line.lastIndexOf("}") + 1).trim().split(" ")[0]);
+    const value = Number(
+      line
+        .slice(line.lastIndexOf("}") + 1)
+        .trim()
+        .split(" ")[0],
+    );
     if (Number.isFinite(value)) found.push(value);
   }
   return found;

@@ -9,7 +9,9 @@ export function claimName(name: string): Promise<Release | undefined> {
   if (process.platform !== "linux") return Promise.resolve(() => {});
   return new Promise((resolve, reject) => {
     const server = createServer((socket) => socket.destroy());
-    server.once("error", (error: NodeJS.ErrnoException) => (error.code === "EADDRINUSE" ? resolve(undefined) : reject(error)));
+    server.once("error", (error: NodeJS.ErrnoException) =>
+      error.code === "EADDRINUSE" ? resolve(undefined) : reject(error),
+    );
     server.listen({ path: `\0tandem-${name}` }, () => {
       server.unref();
       resolve(() => void server.close());

@@ -14,11 +14,16 @@ export interface OutputTail {
  * @param limit Lines kept.
  * @param hide Texts that are blotted out, such as a token.
  */
-export function createOutputTail(limit: number, onLine: (line: string) => void, hide: readonly string[] = []): OutputTail {
+export function createOutputTail(
+  limit: number,
+  onLine: (line: string) => void,
+  hide: readonly string[] = [],
+): OutputTail {
   const secrets = hide.filter((text) => text !== "");
   const kept: string[] = [];
   let rest = "";
-  const shown = (written: string): string => secrets.reduce((line, secret) => line.replaceAll(secret, "[hidden]"), written);
+  const shown = (written: string): string =>
+    secrets.reduce((line, secret) => line.replaceAll(secret, "[hidden]"), written);
   const add = (written: string): void => {
     if (written.trim() === "") return;
     const line = shown(written);
@@ -45,6 +50,8 @@ function lastOf(line: string): string {
 
 /** Of an engine's last lines, those that say what went wrong: from the last error or traceback on, else the last 8. */
 export function usefulLines(lines: readonly string[]): readonly string[] {
-  const blamed = lines.findLastIndex((line) => /\b(error|exception|traceback|fatal|panic|cannot|can't|unknown)\b|Error:/i.test(line));
+  const blamed = lines.findLastIndex((line) =>
+    /\b(error|exception|traceback|fatal|panic|cannot|can't|unknown)\b|Error:/i.test(line),
+  );
   return blamed === -1 ? lines.slice(-8) : lines.slice(Math.max(0, blamed - 6), blamed + 6);
 }

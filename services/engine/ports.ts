@@ -30,13 +30,20 @@ export async function claimPortsFrom(host: string, from: number, span = 1, used?
   const claimed = fresh ?? (used === undefined ? undefined : await claimFrom(host, from, span, () => false));
   if (claimed === undefined) {
     const last = Math.min(65_535, from + 999);
-    throw new Error(`no ${span === 1 ? "port" : `${span} ports in a row`} of ${host} from ${from} to ${last} ${span === 1 ? "is" : "are"} free`);
+    throw new Error(
+      `no ${span === 1 ? "port" : `${span} ports in a row`} of ${host} from ${from} to ${last} ${span === 1 ? "is" : "are"} free`,
+    );
   }
   for (let port = claimed.first; port < claimed.first + span; port++) used?.add(port);
   return claimed;
 }
 
-async function claimFrom(host: string, from: number, span: number, avoid: (port: number) => boolean): Promise<ClaimedPorts | undefined> {
+async function claimFrom(
+  host: string,
+  from: number,
+  span: number,
+  avoid: (port: number) => boolean,
+): Promise<ClaimedPorts | undefined> {
   const last = Math.min(65_535, from + 999);
   const held: Release[] = [];
   const release = (): void => {

@@ -30,9 +30,14 @@ function fromProc(pid: number): ProcessIdentity | undefined {
 
 function fromPs(pid: number): Promise<ProcessIdentity | undefined> {
   return new Promise((resolve) => {
-    execFile("ps", ["-o", "pgid=,lstart=", "-p", String(pid)], { env: { ...process.env, LC_ALL: "C" } }, (error, stdout) => {
-      const found = /^\s*(\d+)\s+(.+?)\s*$/.exec(stdout);
-      resolve(error !== null || found === null ? undefined : { startedAt: found[2]!, group: Number(found[1]) });
-    });
+    execFile(
+      "ps",
+      ["-o", "pgid=,lstart=", "-p", String(pid)],
+      { env: { ...process.env, LC_ALL: "C" } },
+      (error, stdout) => {
+        const found = /^\s*(\d+)\s+(.+?)\s*$/.exec(stdout);
+        resolve(error !== null || found === null ? undefined : { startedAt: found[2]!, group: Number(found[1]) });
+      },
+    );
   });
 }

@@ -31,7 +31,13 @@ const RATE_WEIGHT = 0.2;
 const OWN_PAUSE_TICKS = 3;
 
 /** @param stallMs Longest time without a token, beside what prompts need. */
-export function createProgressJudge({ stallMs, tickMs }: { readonly stallMs: number; readonly tickMs: number }): ProgressJudge {
+export function createProgressJudge({
+  stallMs,
+  tickMs,
+}: {
+  readonly stallMs: number;
+  readonly tickMs: number;
+}): ProgressJudge {
   /** The last moment at which it moved, or had nothing to do. */
   let sinceMs = 0;
   let judgedMs = -Infinity;

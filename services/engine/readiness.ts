@@ -20,12 +20,18 @@ export async function checkReady(http: EngineHttp, check: ReadinessCheck): Promi
   const { timeoutMs } = check;
   const health = await http.fetch({ method: "GET", path: "/health", repeatable: true }, { timeoutMs });
   if (health.status !== 200) throw new Error(`/health answers ${health.status}`);
-  const listed = await get<{ data?: { id?: string; root?: string | null; max_model_len?: number }[] }>(http, "/v1/models", timeoutMs);
+  const listed = await get<{ data?: { id?: string; root?: string | null; max_model_len?: number }[] }>(
+    http,
+    "/v1/models",
+    timeoutMs,
+  );
   const models = listed.data ?? [];
   const model = check.model === "" ? models[0] : models.find((candidate) => candidate.id === check.model);
   if (model?.id === undefined) {
     const names = models.map((candidate) => candidate.id).join(", ");
-    throw new WrongEngine(check.model === "" ? "it lists no model" : `it serves ${names === "" ? "no model" : names}, not ${check.model}`);
+    throw new WrongEngine(
+      check.model === "" ? "it lists no model" : `it serves ${names === "" ? "no model" : names}, not ${check.model}`,
+    );
   }
   const version = (await get<{ version?: string }>(http, "/version", timeoutMs)).version ?? "";
   const metrics = await http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs });
@@ -46,7 +52,8 @@ export class WrongEngine extends Error {}
 
 async function get<T>(http: EngineHttp, path: string, timeoutMs: number): Promise<T> {
   const answer = await http.fetch({ method: "GET", path, repeatable: true }, { timeoutMs });
-  if (answer.status === 401 || answer.status === 403) throw new WrongEngine(`${path} answers ${answer.status}: give its key with --engine.api_key`);
+  if (answer.status === 401 || answer.status === 403)
+    throw new WrongEngine(`${path} answers ${answer.status}: give its key with --engine.api_key`);
   if (answer.status !== 200) throw new Error(`${path} answers ${answer.status}`);
   return JSON.parse(answer.body.toString("utf8")) as T;
 }

@@ -60,7 +60,9 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
       const ports: LaunchPorts = { httpPort: await freePort(ENGINE_HOST), kvHost: o.kvHost, kvPort: claimed.first };
       const launch = await o.launch(ports);
       const phases = createPhases(o);
-      turn = await startTurn(launch.devices ?? [], signal, () => phases.begin("waiting for another engine to start on its device"));
+      turn = await startTurn(launch.devices ?? [], signal, () =>
+        phases.begin("waiting for another engine to start on its device"),
+      );
       const started = await startIn(launch, ports, phases, signal);
       void started.ended.then(claimed.release);
       return started;
@@ -72,7 +74,12 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     }
   }
 
-  async function startIn(launch: Launch, ports: LaunchPorts, phases: Phases, signal: AbortSignal): Promise<StartedEngine> {
+  async function startIn(
+    launch: Launch,
+    ports: LaunchPorts,
+    phases: Phases,
+    signal: AbortSignal,
+  ): Promise<StartedEngine> {
     if (launch.firstPhase !== undefined) phases.begin(launch.firstPhase);
     let broken: string | undefined;
     let end = (): void => {};
@@ -101,7 +108,11 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
         http,
         kvAddress,
         facts,
-        ended: guarded.exited.then((exit) => (broken === undefined ? failed(`the engine ${describe(exit)}`) : new StartError(`the engine was killed: ${broken}`))),
+        ended: guarded.exited.then((exit) =>
+          broken === undefined
+            ? failed(`the engine ${describe(exit)}`)
+            : new StartError(`the engine was killed: ${broken}`),
+        ),
         kill: guarded.kill,
         stop: guarded.stop,
       };
@@ -118,8 +129,10 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     if (!o.publishesKvAddress) return "";
     const given = `${kvHost}:${kvPort}`;
     const told = await launch.toldKvAddress?.();
-    if (told === undefined && launch.toldKvAddress !== undefined) o.log.warn("the engine did not ping; its KV address is taken to be the one it was given", { kvAddress: given });
-    if (told !== undefined && told !== given) o.log.warn("the engine says another KV address than it was given; it is believed", { given, told });
+    if (told === undefined && launch.toldKvAddress !== undefined)
+      o.log.warn("the engine did not ping; its KV address is taken to be the one it was given", { kvAddress: given });
+    if (told !== undefined && told !== given)
+      o.log.warn("the engine says another KV address than it was given; it is believed", { given, told });
     if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${splitAddress(told ?? given).port}`;
     return told ?? given;
   }
@@ -203,7 +216,10 @@ function createPhases(o: SpawnedOptions): Phases {
     end() {
       if (current === undefined) return;
       close();
-      o.log.info("engine loaded", { seconds: Number(((performance.now() - startMs) / 1000).toFixed(1)), phases: taken.join(", ") });
+      o.log.info("engine loaded", {
+        seconds: Number(((performance.now() - startMs) / 1000).toFixed(1)),
+        phases: taken.join(", "),
+      });
     },
   };
 }
@@ -214,5 +230,7 @@ function describe(exit: EngineExit): string {
 }
 
 function failure(what: string, lines: readonly string[]): StartError {
-  return new StartError(lines.length === 0 ? `${what}; it wrote nothing` : `${what}. Its last words:\n  ${lines.join("\n  ")}`);
+  return new StartError(
+    lines.length === 0 ? `${what}; it wrote nothing` : `${what}. Its last words:\n  ${lines.join("\n  ")}`,
+  );
 }

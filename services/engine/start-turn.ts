@@ -15,7 +15,11 @@ export interface Turn {
  * @param onWait Called once where somebody else has it.
  * @throws the signal's reason
  */
-export async function startTurn(devices: readonly string[], signal: AbortSignal, onWait: () => void = () => {}): Promise<Turn> {
+export async function startTurn(
+  devices: readonly string[],
+  signal: AbortSignal,
+  onWait: () => void = () => {},
+): Promise<Turn> {
   const held: Release[] = [];
   const end = (): void => {
     for (const release of held.splice(0)) release();

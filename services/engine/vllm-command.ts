@@ -55,8 +55,14 @@ export function vllmCommand(o: VllmOptions): VllmCommand {
   const given = checkGivenFlags(o.flags);
   const isCpu = o.version.includes("cpu");
   const own: string[] = [
-    "serve", o.model, "--served-model-name", o.servedName === "" ? servedNameOf(o.model) : o.servedName,
-    "--host", ENGINE_HOST, "--port", String(o.httpPort),
+    "serve",
+    o.model,
+    "--served-model-name",
+    o.servedName === "" ? servedNameOf(o.model) : o.servedName,
+    "--host",
+    ENGINE_HOST,
+    "--port",
+    String(o.httpPort),
     "--disable-uvicorn-access-log",
   ];
   const unlessGiven = (names: readonly string[], ...words: readonly string[]): void => {
@@ -105,10 +111,14 @@ export function servedNameOf(model: string): string {
 
 function p2pNccl(o: VllmOptions, given: readonly GivenFlag[]): VllmCommand {
   if (!/^\d{1,3}(\.\d{1,3}){3}$/.test(o.kvHost)) {
-    throw new ConfigError(`kv.host: P2P NCCL needs an IPv4 address, not ${o.kvHost}: it becomes part of every request id.`);
+    throw new ConfigError(
+      `kv.host: P2P NCCL needs an IPv4 address, not ${o.kvHost}: it becomes part of every request id.`,
+    );
   }
   if (flagOf(given, "--speculative-config") !== undefined) {
-    throw new ConfigError("vLLM's --speculative-config can't be given with connector p2p-nccl: prefill must take one step a request.");
+    throw new ConfigError(
+      "vLLM's --speculative-config can't be given with connector p2p-nccl: prefill must take one step a request.",
+    );
   }
   const producer = o.role === "prefill";
   const ping = splitAddress(o.pingAddress);
@@ -136,7 +146,10 @@ function p2pNccl(o: VllmOptions, given: readonly GivenFlag[]): VllmCommand {
 
 function p2pPrefill(given: readonly GivenFlag[]): string[] {
   for (const name of ["--enable-chunked-prefill", "--no-enforce-eager"]) {
-    if (flagOf(given, name) !== undefined) throw new ConfigError(`vLLM's ${name} can't be given to prefill with connector p2p-nccl: its KV might not be sent.`);
+    if (flagOf(given, name) !== undefined)
+      throw new ConfigError(
+        `vLLM's ${name} can't be given to prefill with connector p2p-nccl: its KV might not be sent.`,
+      );
   }
   const args: string[] = [];
   // A step that replays a whole graph skips the code that sends the KV.
@@ -190,20 +203,29 @@ function nixl(o: VllmOptions, isCpu: boolean): VllmCommand {
   };
   return {
     args: ["--kv-transfer-config", JSON.stringify(config)],
-    env: { VLLM_NIXL_SIDE_CHANNEL_HOST: o.kvHost, VLLM_NIXL_SIDE_CHANNEL_PORT: String(o.kvPort), VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: undefined },
+    env: {
+      VLLM_NIXL_SIDE_CHANNEL_HOST: o.kvHost,
+      VLLM_NIXL_SIDE_CHANNEL_PORT: String(o.kvPort),
+      VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: undefined,
+    },
   };
 }
 
 /** Why this version of vLLM can't move KV that way; undefined where it can. */
 export function connectorFault(connector: string, version: string): string | undefined {
   if (connector === "p2p-nccl") {
-    if (!isBefore(version, P2P_GONE)) return `vLLM ${version} has no P2pNcclConnector: it was removed in 0.24. Use --connector nixl, or vLLM 0.23.0`;
-    if (isBefore(version, P2P_FIRST)) return `vLLM ${version} is older than 0.20.2, the first whose P2pNcclConnector was looked at. Use vLLM 0.23.0`;
-    if (version.includes("cpu")) return `P2P NCCL needs GPUs, and vLLM ${version} is built for the CPU. Use --connector nixl`;
+    if (!isBefore(version, P2P_GONE))
+      return `vLLM ${version} has no P2pNcclConnector: it was removed in 0.24. Use --connector nixl, or vLLM 0.23.0`;
+    if (isBefore(version, P2P_FIRST))
+      return `vLLM ${version} is older than 0.20.2, the first whose P2pNcclConnector was looked at. Use vLLM 0.23.0`;
+    if (version.includes("cpu"))
+      return `P2P NCCL needs GPUs, and vLLM ${version} is built for the CPU. Use --connector nixl`;
     return undefined;
   }
   if (connector === "nixl") {
-    return isBefore(version, NIXL_FIRST) ? `vLLM ${version} has no lease on KV under NIXL, which came with 0.22. Use a later vLLM` : undefined;
+    return isBefore(version, NIXL_FIRST)
+      ? `vLLM ${version} has no lease on KV under NIXL, which came with 0.22. Use a later vLLM`
+      : undefined;
   }
   return `vLLM has no connector ${connector}. Use --connector nixl, or p2p-nccl with vLLM 0.23.0`;
 }

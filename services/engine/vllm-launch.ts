@@ -36,7 +36,13 @@ export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports
     // Asked once: a version that changes under a running instance would not pair with its partners anyway.
     const program = await (found ??= findVllm(given.command));
     const pings = o.connector === "p2p-nccl" ? await given.pings?.() : undefined;
-    const { args, env } = vllmCommand({ ...o, ...given, ...ports, version: program.version, pingAddress: pings?.address ?? "" });
+    const { args, env } = vllmCommand({
+      ...o,
+      ...given,
+      ...ports,
+      version: program.version,
+      pingAddress: pings?.address ?? "",
+    });
     const output = readVllmOutput();
     const [command, ...words] = program.words;
     return {
@@ -50,7 +56,9 @@ export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports
       keepLines: 300,
       reasonOf: vllmReason,
       firstPhase: `loading vLLM ${program.version}`,
-      ...(pings === undefined ? {} : { toldKvAddress: async () => (await pings.awaitPort(ports.httpPort, PING_WAIT_MS))?.kvAddress }),
+      ...(pings === undefined
+        ? {}
+        : { toldKvAddress: async () => (await pings.awaitPort(ports.httpPort, PING_WAIT_MS))?.kvAddress }),
       learned: () => {
         const { dtype, tpSize, model } = output.settings;
         return {

@@ -26,7 +26,10 @@ const PHASES: readonly (readonly [RegExp, string | ((found: RegExpExecArray) => 
   [/non-default args:/, "reading the model's configuration"],
   [/Initializing a V1 LLM engine/, "starting the engine process"],
   [/Starting to load model/, "loading weights"],
-  [/Loading (?:safetensors|pt|bin)[^:]*: +\d+% Completed \| (\d+)\/(\d+)/, ([, done, all]) => `loading weights (${done} of ${all} files)`],
+  [
+    /Loading (?:safetensors|pt|bin)[^:]*: +\d+% Completed \| (\d+)\/(\d+)/,
+    ([, done, all]) => `loading weights (${done} of ${all} files)`,
+  ],
   [/torch\.compile takes|Compiling a graph|Start compiling function|Dynamo bytecode transform/, "compiling"],
   [/Available KV cache memory|(?:GPU|CPU) KV cache size/, "making room for the KV cache"],
   [/Capturing CUDA graphs?.*?(\d+)%/, ([, percent]) => `capturing CUDA graphs (${percent} %)`],
@@ -81,8 +84,14 @@ export function readSettings(line: string): VllmSettings {
 
 // vLLM 0.20.2 to 0.23, p2p_nccl_engine.py, listen_for_requests, and p2p_nccl_connector.py, start_load_kv.
 const KV_LOSSES: readonly (readonly [RegExp, string])[] = [
-  [/Recv Tensor, Out Of Memory|kv_cache is None/, "its GPU had no room for KV that it was sent, and vLLM would answer without it: give it fewer slots, or a smaller --gpu-memory-utilization"],
-  [/ValueError: Insufficient memory/, "its pool for KV is full, after which vLLM receives no more: give it a larger --vllm.pool_gib, or fewer slots"],
+  [
+    /Recv Tensor, Out Of Memory|kv_cache is None/,
+    "its GPU had no room for KV that it was sent, and vLLM would answer without it: give it fewer slots, or a smaller --gpu-memory-utilization",
+  ],
+  [
+    /ValueError: Insufficient memory/,
+    "its pool for KV is full, after which vLLM receives no more: give it a larger --vllm.pool_gib, or fewer slots",
+  ],
 ];
 
 /** Why a P2P engine that wrote this can't be believed any more: it goes on with 200 where KV was lost. */
@@ -91,16 +100,24 @@ export function p2pKvLoss(line: string): string | undefined {
 }
 
 /** Whoever only reports that another process of vLLM failed. */
-const HEARSAY = /Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|See root cause above|SystemExit/;
+const HEARSAY =
+  /Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|See root cause above|SystemExit/;
 /** `(EngineCore pid=77) ERROR 11-22 16:31:46 [core.py:133] ` */
-const PREFIX = /^\((?:APIServer|EngineCore|Worker)[^)]*\)\s*|^(?:ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] )?/;
+const PREFIX =
+  /^\((?:APIServer|EngineCore|Worker)[^)]*\)\s*|^(?:ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] )?/;
 
 /** Why vLLM failed, from its last lines: the exceptions themselves, without their stacks, the first cause last. */
 export function vllmReason(lines: readonly string[]): readonly string[] {
   const bare = lines.map((line) => line.replace(PREFIX, "").replace(PREFIX, "").trimEnd());
-  const named = bare.filter((line) => /^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Killed)\b: ?\S/.test(line) || /^vllm(?: serve)?: error: /.test(line));
+  const named = bare.filter(
+    (line) =>
+      /^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Killed)\b: ?\S/.test(line) ||
+      /^vllm(?: serve)?: error: /.test(line),
+  );
   const causes = [...new Set(named.filter((line) => !HEARSAY.test(line)))];
   if (causes.length > 0) return causes.slice(-2);
-  const errors = bare.filter((_, index) => /\b(?:ERROR|CRITICAL)\b/.test(lines[index]!) && !HEARSAY.test(lines[index]!));
+  const errors = bare.filter(
+    (_, index) => /\b(?:ERROR|CRITICAL)\b/.test(lines[index]!) && !HEARSAY.test(lines[index]!),
+  );
   return errors.length > 0 ? errors.slice(-3) : bare.slice(-5);
 }

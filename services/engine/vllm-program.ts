@@ -25,8 +25,10 @@ export async function findVllm(command: string, env: Env = process.env): Promise
   const words = command.trim() === "" ? [search(env)] : command.trim().split(/\s+/);
   const [program, ...rest] = words as [string, ...string[]];
   const found = program.includes("/") ? program : onPath(program, env);
-  if (found === undefined) throw new StartError(`--vllm.command ${command}: there is no program ${program} on the PATH.`);
-  if (!isProgram(found)) throw new StartError(`--vllm.command ${command}: ${found} is not a program that can be started.`);
+  if (found === undefined)
+    throw new StartError(`--vllm.command ${command}: there is no program ${program} on the PATH.`);
+  if (!isProgram(found))
+    throw new StartError(`--vllm.command ${command}: ${found} is not a program that can be started.`);
   return { words: [found, ...rest], version: await versionOf(found, rest, env) };
 }
 
@@ -43,9 +45,11 @@ function search(env: Env): string {
 async function versionOf(program: string, rest: readonly string[], env: Env): Promise<string> {
   // The script's first line names the Python that has vLLM; asking that one takes a tenth of a second.
   const python = /^python[\d.]*$/.test(basename(program)) ? program : rest.length > 0 ? undefined : pythonOf(program);
-  const said = python === undefined ? await run(program, [...rest, "--version"], env) : await run(python, ["-c", ASK], env);
+  const said =
+    python === undefined ? await run(program, [...rest, "--version"], env) : await run(python, ["-c", ASK], env);
   const version = /\d+\.\d+\S*/.exec(said.split("\n").findLast((line) => /\d+\.\d+/.test(line)) ?? "")?.[0];
-  if (version === undefined) throw new StartError(`${program} does not say which version of vLLM it is: ${said.trim().slice(-200)}`);
+  if (version === undefined)
+    throw new StartError(`${program} does not say which version of vLLM it is: ${said.trim().slice(-200)}`);
   return version;
 }
 
@@ -73,7 +77,11 @@ function run(program: string, args: readonly string[], env: Env): Promise<string
 }
 
 function onPath(name: string, env: Env): string | undefined {
-  return (env["PATH"] ?? "").split(delimiter).filter((folder) => folder !== "").map((folder) => join(folder, name)).find(isProgram);
+  return (env["PATH"] ?? "")
+    .split(delimiter)
+    .filter((folder) => folder !== "")
+    .map((folder) => join(folder, name))
+    .find(isProgram);
 }
 
 function isProgram(path: string): boolean {

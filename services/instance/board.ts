@@ -52,11 +52,15 @@ export function createBoard(slotLimit: number): Board {
     for (const listener of listeners) listener();
   };
   const stateNow = (): State =>
-    ending === "stopped" ? State.STOPPED
-    : ending === "stopping" ? State.DRAINING
-    : engineReason !== "" ? State.STARTING
-    : retireReason !== "" || drainReason !== undefined ? State.DRAINING
-    : State.SERVING;
+    ending === "stopped"
+      ? State.STOPPED
+      : ending === "stopping"
+        ? State.DRAINING
+        : engineReason !== ""
+          ? State.STARTING
+          : retireReason !== "" || drainReason !== undefined
+            ? State.DRAINING
+            : State.SERVING;
   const reasonNow = (): string => {
     if (ending !== "no") return ending === "stopped" ? "stopped" : "stopping";
     return engineReason || retireReason || (drainReason ?? "");
@@ -102,7 +106,10 @@ export function createBoard(slotLimit: number): Board {
         const what = state === State.STARTING ? "is starting" : state === State.DRAINING ? "is draining" : "is stopped";
         throw new ServiceError("instance_unavailable", `The instance ${what} and takes no new request.`);
       }
-      if (freeSlots() === 0) throw new ServiceError("instance_busy", `All ${slotLimit} slots of the instance are taken.`, { retryAfterS: 1 });
+      if (freeSlots() === 0)
+        throw new ServiceError("instance_busy", `All ${slotLimit} slots of the instance are taken.`, {
+          retryAfterS: 1,
+        });
     },
     count(change) {
       for (const name in change) counts[name as Count] += change[name as Count]!;

@@ -38,13 +38,19 @@ export function instanceSettings(role: InstanceRole) {
       alias: "engine",
       doc: "Engine to start: embedded, a small model on the CPU; vllm, which needs a model; sim, a simulation. Left out together with engine.attach: embedded, with the model that ships or the GGUF file of `model`.",
     }),
-    "engine.attach": text({ default: "", alias: "attach", doc: "URL of a running engine to use instead of starting one: http://127.0.0.1:8000." }),
+    "engine.attach": text({
+      default: "",
+      alias: "attach",
+      doc: "URL of a running engine to use instead of starting one: http://127.0.0.1:8000.",
+    }),
     "engine.api_key": secret({ doc: "Key that the attached engine wants." }),
     "engine.kv_address": address({
       optional: true,
       doc: "host:port of the attached engine's KV side channel. Needed with p2p-nccl and p2p-zmq.",
     }),
-    "engine.flag": list({ doc: "A word for the engine's command line, passed on as it is. May be given several times; all words after -- are meant so too." }),
+    "engine.flag": list({
+      doc: "A word for the engine's command line, passed on as it is. May be given several times; all words after -- are meant so too.",
+    }),
     "engine.start_timeout_ms": integer({
       default: 900_000,
       min: 1_000,
@@ -62,8 +68,14 @@ export function instanceSettings(role: InstanceRole) {
       unit: "GiB",
       doc: "Pinned host memory that every rank of a vLLM with p2p-nccl takes at its start, for KV that its GPU has no room for.",
     }),
-    gpus: text({ default: "", doc: "GPUs of the vLLM that is started, as CUDA_VISIBLE_DEVICES names them: 0 or 2,3. Empty: as inherited." }),
-    served_name: text({ default: "", doc: "Name under which a started vLLM or embedded engine serves its model. Empty: its id, or what the file says, or the last part of its path." }),
+    gpus: text({
+      default: "",
+      doc: "GPUs of the vLLM that is started, as CUDA_VISIBLE_DEVICES names them: 0 or 2,3. Empty: as inherited.",
+    }),
+    served_name: text({
+      default: "",
+      doc: "Name under which a started vLLM or embedded engine serves its model. Empty: its id, or what the file says, or the last part of its path.",
+    }),
     hf_token: secret({ env: ["HF_TOKEN"], doc: "Hugging Face token for vLLM." }),
     connector: choice(CONNECTOR_NAMES, {
       optional: true,
@@ -77,13 +89,20 @@ export function instanceSettings(role: InstanceRole) {
       doc: "First port to try for the engine's KV side channel. The first free one is taken, and a higher one after every restart of the engine.",
     }),
     "kv.host": text({ default: "127.0.0.1", doc: "Host of the KV side channel, as its partners dial it." }),
-    model: text({ default: "", env: ["MODEL_ID"], doc: "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, an id of Hugging Face or a folder. With --engine embedded: a GGUF file; empty: the model that ships." }),
+    model: text({
+      default: "",
+      env: ["MODEL_ID"],
+      doc: "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, an id of Hugging Face or a folder. With --engine embedded: a GGUF file; empty: the model that ships.",
+    }),
     slots: integer({
       default: preset.slots,
       min: 1,
       max: 65_536,
       unit: "legs",
-      doc: role === "decode" ? "KV slots: reservations and answers at once. One more is refused." : "Prompts at once. One more is refused.",
+      doc:
+        role === "decode"
+          ? "KV slots: reservations and answers at once. One more is refused."
+          : "Prompts at once. One more is refused.",
     }),
     "kv.advertise_host": text({
       optional: true,
@@ -100,9 +119,23 @@ export function instanceSettings(role: InstanceRole) {
     }),
     ...consulSettings,
     ...consulCheckSettings,
-    "drain.grace_ms": integer({ default: 30_000, min: 0, unit: "ms", doc: "How long running legs may take to end after SIGTERM." }),
-    "watch.limit": integer({ default: 64, min: 1, max: 4_096, unit: "calls", doc: "Routers that may watch the load at once." }),
+    "drain.grace_ms": integer({
+      default: 30_000,
+      min: 0,
+      unit: "ms",
+      doc: "How long running legs may take to end after SIGTERM.",
+    }),
+    "watch.limit": integer({
+      default: 64,
+      min: 1,
+      max: 4_096,
+      unit: "calls",
+      doc: "Routers that may watch the load at once.",
+    }),
     token: secret({ doc: "Join token that instances, routers and the registry share." }),
-    "log.level": choice(LOG_LEVELS, { optional: true, doc: "Lowest level that is logged. Left out: TANDEM_LOG_LEVEL, else info." }),
+    "log.level": choice(LOG_LEVELS, {
+      optional: true,
+      doc: "Lowest level that is logged. Left out: TANDEM_LOG_LEVEL, else info.",
+    }),
   };
 }

@@ -9,7 +9,12 @@ import type { InstanceRole } from "./config.ts";
 import type { InstanceConfig } from "./instance.ts";
 
 /** Nothing for engines of Tandem's own: they refuse what doesn't fit by themselves. */
-export function examineEngine(role: InstanceRole, config: InstanceConfig, connector: Connector, engine: LiveEngine): readonly Finding[] {
+export function examineEngine(
+  role: InstanceRole,
+  config: InstanceConfig,
+  connector: Connector,
+  engine: LiveEngine,
+): readonly Finding[] {
   // An attached engine doesn't say what it is; what speaks p2p-zmq is one of ours.
   if (engine.facts.kind !== "vllm" || connector.traits.name === "p2p-zmq") return [];
   const launched = config["engine.attach"] === "";

@@ -1,7 +1,13 @@
 // InstanceService: who this instance is, how busy it is, and whether it may get new work.
 import { equals } from "@bufbuild/protobuf";
 import { setTimeout as sleep } from "node:timers/promises";
-import { FindingLevel, InstanceService, LoadSchema, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import {
+  FindingLevel,
+  InstanceService,
+  LoadSchema,
+  type Info,
+  type Load,
+} from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
@@ -27,7 +33,10 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
 
   async function* watch(signal: AbortSignal): AsyncGenerator<{ load: Load }> {
     if (watchers >= o.watchLimit) {
-      throw new ServiceError("instance_busy", `${o.watchLimit} callers watch this instance already, which is its limit.`);
+      throw new ServiceError(
+        "instance_busy",
+        `${o.watchLimit} callers watch this instance already, which is its limit.`,
+      );
     }
     watchers++;
     let wake: (() => void) | undefined;
@@ -58,7 +67,8 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
   }
 
   const mustNotStop = (): void => {
-    if (board.stopping) throw new ServiceError("failed_precondition", "The instance is stopping and will not serve again.");
+    if (board.stopping)
+      throw new ServiceError("failed_precondition", "The instance is stopping and will not serve again.");
   };
 
   return defineService(
@@ -85,5 +95,8 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
 }
 
 const LEVELS = {
-  ok: FindingLevel.OK, unknown: FindingLevel.UNKNOWN, warning: FindingLevel.WARNING, error: FindingLevel.ERROR,
+  ok: FindingLevel.OK,
+  unknown: FindingLevel.UNKNOWN,
+  warning: FindingLevel.WARNING,
+  error: FindingLevel.ERROR,
 } as const satisfies Record<Finding["level"], FindingLevel>;

@@ -168,15 +168,25 @@ export async function startInstance(
   try {
     server = await serveRpc({
       listen: config["grpc.listen"],
-      services: [service.rpc, instanceService({ board, info, findings: () => findings, watchLimit: config["watch.limit"], log })],
+      services: [
+        service.rpc,
+        instanceService({ board, info, findings: () => findings, watchLimit: config["watch.limit"], log }),
+      ],
       ...(config.token === "" ? {} : { token: config.token }),
       log,
       graceMs: 500,
     });
     // A decode engine is given its KV and computes no prompt.
-    const work = (): EngineWork => ({ legs: board.waitingForEngine, promptTokens: role === "prefill" ? board.load().queuedTokens : 0 });
-    const emptied = (gone: AbortSignal): Promise<void> => untilSo(board, () => board.remaining === 0, config["drain.grace_ms"], gone);
-    const running = (keeper = await keepEngine({ source, log, work, stallMs: config.stall_ms, emptied }, anySignal(stop, over.signal)));
+    const work = (): EngineWork => ({
+      legs: board.waitingForEngine,
+      promptTokens: role === "prefill" ? board.load().queuedTokens : 0,
+    });
+    const emptied = (gone: AbortSignal): Promise<void> =>
+      untilSo(board, () => board.remaining === 0, config["drain.grace_ms"], gone);
+    const running = (keeper = await keepEngine(
+      { source, log, work, stallMs: config.stall_ms, emptied },
+      anySignal(stop, over.signal),
+    ));
     let lastLive = running.live;
     const follow = (): void => {
       // First, so that no load says it serves with the address of an engine that is gone.
@@ -184,7 +194,8 @@ export async function startInstance(
       if (running.live !== undefined && running.live !== examined) {
         examined = running.live;
         findings = examineEngine(role, config, connector, running.live);
-        for (const { level, ...found } of findings) if (level === "warning" || level === "error") log.warn("the doctor found something", { ...found });
+        for (const { level, ...found } of findings)
+          if (level === "warning" || level === "error") log.warn("the doctor found something", { ...found });
       }
       board.setEngine(running.live === undefined ? running.reason : refusalOf(findings));
       board.setRetiring(running.retiring ? running.reason : "");
@@ -231,7 +242,12 @@ function engineKind(config: InstanceConfig): EngineKind {
 }
 
 function connectorName(config: InstanceConfig): string {
-  return config.connector ?? (config["engine.kind"] !== "vllm" && (config["engine.attach"] === "" || config["engine.kind"] === "sim") ? "p2p-zmq" : "nixl");
+  return (
+    config.connector ??
+    (config["engine.kind"] !== "vllm" && (config["engine.attach"] === "" || config["engine.kind"] === "sim")
+      ? "p2p-zmq"
+      : "nixl")
+  );
 }
 
 function engineSource(
@@ -246,12 +262,21 @@ function engineSource(
   const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
   const url = config["engine.attach"];
   if (url !== "") {
-    if (!url.startsWith("http://") || !URL.canParse(url)) throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
+    if (!url.startsWith("http://") || !URL.canParse(url))
+      throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
     const kvAddress = config["engine.kv_address"];
     if (pairedId && kvAddress === undefined) {
-      throw new ConfigError(`With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`);
+      throw new ConfigError(
+        `With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`,
+      );
     }
-    return attachedEngine({ ...common, url, apiKey: config["engine.api_key"], kind: config["engine.kind"], kvAddress: pairedId ? kvAddress! : "" });
+    return attachedEngine({
+      ...common,
+      url,
+      apiKey: config["engine.api_key"],
+      kind: config["engine.kind"],
+      kvAddress: pairedId ? kvAddress! : "",
+    });
   }
   const kind = engineKind(config);
   const { model, slots, gpus } = config;

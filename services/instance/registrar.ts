@@ -17,12 +17,17 @@ export async function openRegistrar(config: InstanceConfig, log: Log): Promise<I
     case "embedded": {
       const addresses = [...new Set(config["registry.address"])];
       if (addresses.length === 0) return undefined;
-      return { ...atEach(addresses.map((address) => embeddedRegistry({ address, token: config.token, log }))), close() {} };
+      return {
+        ...atEach(addresses.map((address) => embeddedRegistry({ address, token: config.token, log }))),
+        close() {},
+      };
     }
     case "consul": {
       const address = config["grpc.advertise"] ?? config["grpc.listen"];
       if (/^(0\.0\.0\.0|\[::\]):/.test(address)) {
-        throw new ConfigError(`With --registry.kind consul others must be told an address to dial, and ${address} is none: give --grpc.advertise HOST:PORT.`);
+        throw new ConfigError(
+          `With --registry.kind consul others must be told an address to dial, and ${address} is none: give --grpc.advertise HOST:PORT.`,
+        );
       }
       // Only who asks for Consul loads it.
       const { consulRegistrar } = await import("../discovery/consul.ts");

@@ -15,7 +15,9 @@ export async function runInstance(
   const log: Log = createLog({ name: role, ...(level === undefined ? {} : { level }) });
   const signalled = untilSignal("SIGINT", "SIGTERM");
   const stop = anySignal(signalled, stopWithParent());
-  log.info("settings", { settings: settingsOf(config).map(({ key, value, origin }) => `${key} = ${value} (${origin})`) });
+  log.info("settings", {
+    settings: settingsOf(config).map(({ key, value, origin }) => `${key} = ${value} (${origin})`),
+  });
   let instance: Instance;
   try {
     instance = await start({ stop, log });

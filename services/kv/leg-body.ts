@@ -31,7 +31,8 @@ export function decodeBody(context: LegContext, extra: Changes = new Map()): Buf
   if (context.sampleIndex > 0) {
     const seed = rawValue(body, members, "seed");
     // vLLM gives choice i of a seeded request the seed + i (v1/engine/parallel_sampling.py, 0.32). Seeds are 64-bit.
-    if (seed !== undefined && /^-?\d+$/.test(seed)) changes.set("seed", String(BigInt(seed) + BigInt(context.sampleIndex)));
+    if (seed !== undefined && /^-?\d+$/.test(seed))
+      changes.set("seed", String(BigInt(seed) + BigInt(context.sampleIndex)));
   }
   if (rawValue(body, members, "stream") === "true") changes.set("stream_options", withUsage(body, members));
   for (const [key, value] of extra) changes.set(key, value);

@@ -20,8 +20,7 @@ export const nixl: Connector = {
     servesUnpaired: true,
     wedgedByPartner: false,
   },
-  prefillRequest: (context) =>
-    request(context, prefillBody(context, new Map([["kv_transfer_params", ASK_TO_KEEP]]))),
+  prefillRequest: (context) => request(context, prefillBody(context, new Map([["kv_transfer_params", ASK_TO_KEEP]]))),
   ticket(answer) {
     const params = (answer as { kv_transfer_params?: unknown } | null)?.kv_transfer_params;
     if (typeof params !== "object" || params === null || Array.isArray(params)) {

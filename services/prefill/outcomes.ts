@@ -26,7 +26,11 @@ interface Entry {
 }
 
 /** @param limit Entries of ended legs. Running legs are bounded by the instance's slots. */
-export function createOutcomes(o: { readonly keepMs: number; readonly limit: number; readonly nowMs: () => number }): Outcomes {
+export function createOutcomes(o: {
+  readonly keepMs: number;
+  readonly limit: number;
+  readonly nowMs: () => number;
+}): Outcomes {
   // In insertion order, so the oldest come first.
   const running = new Map<string, Entry>();
   const over = new Map<string, Entry>();

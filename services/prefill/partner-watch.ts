@@ -26,18 +26,24 @@ export interface PartnerWatch {
   began(address: string): () => void;
 }
 
-export function watchPartners({ lost, isClosed = refuses, everyMs = LOOK_EVERY_MS }: PartnerWatchOptions): PartnerWatch {
+export function watchPartners({
+  lost,
+  isClosed = refuses,
+  everyMs = LOOK_EVERY_MS,
+}: PartnerWatchOptions): PartnerWatch {
   const legs = new Map<string, { since: Set<number>; closedCount: number }>();
   let timer: NodeJS.Timeout | undefined;
 
   async function look(): Promise<void> {
     const nowMs = performance.now();
-    await Promise.all([...legs].map(async ([address, partner]) => {
-      const [oldest] = partner.since;
-      if (oldest === undefined || nowMs - oldest < Math.min(AGE_MS, everyMs)) return;
-      if (!(await isClosed(address))) partner.closedCount = 0;
-      else if (++partner.closedCount === CLOSED_LIMIT && partner.since.size > 0) lost(address);
-    }));
+    await Promise.all(
+      [...legs].map(async ([address, partner]) => {
+        const [oldest] = partner.since;
+        if (oldest === undefined || nowMs - oldest < Math.min(AGE_MS, everyMs)) return;
+        if (!(await isClosed(address))) partner.closedCount = 0;
+        else if (++partner.closedCount === CLOSED_LIMIT && partner.since.size > 0) lost(address);
+      }),
+    );
     timer = undefined;
     arm();
   }

@@ -39,7 +39,8 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
           const engine = parts.keeper()?.live;
           if (engine === undefined) return;
           log.error("a decode engine died while this one sends to it, which wedges it", { decodeKvAddress: address });
-          if (!parts.keeper()!.restart(engine, "a decode engine that it sent KV to died", { atOnce: true })) log.error("the attached engine waits for a decode engine that is gone; restart it");
+          if (!parts.keeper()!.restart(engine, "a decode engine that it sent KV to died", { atOnce: true }))
+            log.error("the attached engine waits for a decode engine that is gone; restart it");
         },
       });
 
@@ -84,7 +85,8 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     try {
       return connector.prefillRequest(context);
     } catch (error) {
-      if (error instanceof RangeError) throw new ServiceError("invalid_request", `prompt_index: there is no ${error.message}.`);
+      if (error instanceof RangeError)
+        throw new ServiceError("invalid_request", `prompt_index: there is no ${error.message}.`);
       throw error;
     }
   }
@@ -115,7 +117,11 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     const finish = (outcome: Outcome, ticket = ""): LegOutcome => {
       const ended: LegOutcome = { outcome, ticket };
       outcomes.end(context.legId, ended);
-      log.debug("prefill leg ended", { legId: context.legId, outcome: Outcome[outcome], ms: performance.now() - arrivedMs });
+      log.debug("prefill leg ended", {
+        legId: context.legId,
+        outcome: Outcome[outcome],
+        ms: performance.now() - arrivedMs,
+      });
       return ended;
     };
     // With a lease nothing is pushed: whatever was kept frees itself, and nobody has to settle it.
@@ -136,7 +142,12 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       throw engineFailure("prefill", error as Error);
     }
     if (answer.status !== 200) {
-      const secrets = [request.headers["x-request-id"] ?? "", context.legId, context.prefillKvAddress, context.decodeKvAddress];
+      const secrets = [
+        request.headers["x-request-id"] ?? "",
+        context.legId,
+        context.prefillKvAddress,
+        context.decodeKvAddress,
+      ];
       const refusal = refusalOf(answer.status, answer.body, { leg: "prefill", internal: secrets });
       // A request that was turned down never ran; one that failed may have pushed some layers.
       finish(refusal.code === "engine_failed" || refusal.code === "kv_transfer_failed" ? unsure : Outcome.NOTHING_SENT);
@@ -189,7 +200,10 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
 /** What is read of vLLM's answer. `kv_bytes` is said by Tandem's own engines alone. */
 interface EngineAnswer {
   readonly kv_transfer_params?: { readonly kv_bytes?: unknown } | null;
-  readonly usage?: { readonly prompt_tokens?: number; readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null };
+  readonly usage?: {
+    readonly prompt_tokens?: number;
+    readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null;
+  };
   readonly choices?: readonly { readonly logprobs?: { readonly token_logprobs?: readonly unknown[] } | null }[];
 }
 

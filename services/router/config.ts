@@ -1,5 +1,16 @@
 // The router's settings.
-import { address, boolean, choice, defineConfig, integer, list, number, secret, text, type Config } from "../common/config.ts";
+import {
+  address,
+  boolean,
+  choice,
+  defineConfig,
+  integer,
+  list,
+  number,
+  secret,
+  text,
+  type Config,
+} from "../common/config.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { POLICY_NAMES } from "./policy/index.ts";
 import { REPLAY_MODES } from "./relay/request.ts";
@@ -284,8 +295,7 @@ export const routerConfig = defineConfig(
     }),
     strict: boolean({
       default: false,
-      doc:
-        "No retry, no decode alone, and nothing while the registry is away: an error instead. One request asks for it with `x-tandem-strict: true`.",
+      doc: "No retry, no decode alone, and nothing while the registry is away: an error instead. One request asks for it with `x-tandem-strict: true`.",
     }),
     "stream.buffer_bytes": integer({
       default: 256 * 1024,
@@ -337,7 +347,10 @@ export const routerConfig = defineConfig(
       unit: "ms",
       doc: "After SIGTERM: how long running requests may go on. SIGINT leaves them one second at most.",
     }),
-    "log.level": choice(["debug", "info", "warn", "error"], { default: "info", doc: "The least serious event that is logged." }),
+    "log.level": choice(["debug", "info", "warn", "error"], {
+      default: "info",
+      doc: "The least serious event that is logged.",
+    }),
     print_config: boolean({
       default: false,
       doc: "Prints every setting with where it came from, and exits.",

@@ -7,7 +7,10 @@ export function watchAll(
   directories: readonly Directory[],
   onChange: EntriesListener,
 ): { [Symbol.asyncDispose](): Promise<void> } {
-  const known: { entries: readonly Info[]; doubts: ReadonlyMap<string, Doubt> }[] = directories.map(() => ({ entries: [], doubts: new Map() }));
+  const known: { entries: readonly Info[]; doubts: ReadonlyMap<string, Doubt> }[] = directories.map(() => ({
+    entries: [],
+    doubts: new Map(),
+  }));
   const watches = directories.map((directory, index) =>
     directory.watch((entries, doubts = new Map()) => {
       known[index] = { entries, doubts };

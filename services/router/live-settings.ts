@@ -36,8 +36,15 @@ export interface LiveSettings {
 }
 
 /** @param onChange After a change was taken. */
-export function createLiveSettings(base: RouterConfig, o: { log: Log; metrics: Metrics; onChange(): void }): LiveSettings {
-  const changes = o.metrics.counter("tandem_settings_changes_total", "Changes of settings while the router ran, by what became of them.", ["outcome"]);
+export function createLiveSettings(
+  base: RouterConfig,
+  o: { log: Log; metrics: Metrics; onChange(): void },
+): LiveSettings {
+  const changes = o.metrics.counter(
+    "tandem_settings_changes_total",
+    "Changes of settings while the router ran, by what became of them.",
+    ["outcome"],
+  );
   let config = base;
   let policies = { prefill: policyOf(base["prefill.policy"]), decode: policyOf(base["decode.policy"]) };
   let refusal = "";
@@ -58,7 +65,10 @@ export function createLiveSettings(base: RouterConfig, o: { log: Log; metrics: M
     apply(texts, source) {
       let next: RouterConfig;
       try {
-        next = overlayConfig(routerConfig, base, texts, { changeable: CHANGEABLE, originOf: (key) => `${source}${key}` });
+        next = overlayConfig(routerConfig, base, texts, {
+          changeable: CHANGEABLE,
+          originOf: (key) => `${source}${key}`,
+        });
       } catch (error) {
         refusal = (error as Error).message;
         changes.inc({ outcome: "refused" });

@@ -60,7 +60,11 @@ export interface Router {
 export async function runRouter(argv: readonly string[]): Promise<void> {
   const config = loadConfig(routerConfig, { argv, env: process.env });
   if (config.print_config) {
-    process.stdout.write(settingsOf(config).map(({ key, value, origin }) => `${key} = ${value} (${origin})\n`).join(""));
+    process.stdout.write(
+      settingsOf(config)
+        .map(({ key, value, origin }) => `${key} = ${value} (${origin})\n`)
+        .join(""),
+    );
     return;
   }
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
@@ -172,14 +176,22 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     log,
   });
   const bufferBytes = config["stream.buffer_bytes"];
-  const inference = inferenceService({ serving, metrics: servingMetrics, bufferBytes, stallMs: config["client.stall_ms"], clock });
+  const inference = inferenceService({
+    serving,
+    metrics: servingMetrics,
+    bufferBytes,
+    stallMs: config["client.stall_ms"],
+    clock,
+  });
 
   measureEventLoop(metrics, closing.signal);
   let rpc: RpcServer | undefined;
   let http: HttpServer | undefined;
   try {
     const services = [routerCalls, inference, ...(registry.kind === "embedded" ? [hub.service] : [])];
-    rpc = await serveRpc({ listen: config["grpc.listen"], services, token, apiKey, log, graceMs: RPC_GRACE_MS }).catch(notListening);
+    rpc = await serveRpc({ listen: config["grpc.listen"], services, token, apiKey, log, graceMs: RPC_GRACE_MS }).catch(
+      notListening,
+    );
     http = await serveHttp(
       config["rest.listen"],
       restHandler({
@@ -215,7 +227,10 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   }
   const pairChecker = config["pair.check"] ? startPairChecker({ pool, send: canary, clock, log }) : undefined;
   closing.signal.addEventListener("abort", () => pairChecker?.stop());
-  const directories = watchAll([...registry.directories, staticRegistry(config.instances, { token, log })], pool.update);
+  const directories = watchAll(
+    [...registry.directories, staticRegistry(config.instances, { token, log })],
+    pool.update,
+  );
   registry.watchSettings(live.apply);
   rpc.setServing(true);
   const [restUrl, grpcAddress] = [`http://${http.address}`, rpc.address];
@@ -247,7 +262,9 @@ function notListening(cause: unknown): never {
 function warnOfOpenDoors(config: RouterConfig, log: Log): void {
   const origin = settingsOf(config).find(({ key }) => key === "api_key")?.origin;
   if (origin === "env OPENAI_API_KEY") {
-    log.warn("the API key is the one in OPENAI_API_KEY: clients must send it (give --api-key or TANDEM_API_KEY for another, TANDEM_API_KEY= for none)");
+    log.warn(
+      "the API key is the one in OPENAI_API_KEY: clients must send it (give --api-key or TANDEM_API_KEY for another, TANDEM_API_KEY= for none)",
+    );
   }
   if (config.api_key === "" && !isLoopback(config["rest.listen"])) {
     log.warn("REST is open beyond this machine, and no API key is set: anyone who reaches it can use the models", {

@@ -15,23 +15,37 @@ export interface RouterRegistry {
   readonly health: RegistryHealth | undefined;
   readonly directories: readonly Directory[];
   /** Makes this router known, where there is a place for it. */
-  announce(self: { routerId: string; restAddress: string; grpcAddress: string }, standing: () => Standing): Registration | undefined;
+  announce(
+    self: { routerId: string; restAddress: string; grpcAddress: string },
+    standing: () => Standing,
+  ): Registration | undefined;
   /** @param onChange Gets texts by key, and where they are. */
   watchSettings(onChange: (texts: ReadonlyMap<string, string>, source: string) => void): void;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 /** As RouterService shows it. */
-export function registryStatus({ kind, health }: RouterRegistry, settings: { readonly refusal: string }): MessageInitShape<typeof RegistryStatusSchema> {
+export function registryStatus(
+  { kind, health }: RouterRegistry,
+  settings: { readonly refusal: string },
+): MessageInitShape<typeof RegistryStatusSchema> {
   if (health === undefined) return { kind, up: true };
   const { address, up, downSinceUnixMs, error } = health;
   return { kind, address, up, downSinceUnixMs: BigInt(downSinceUnixMs), error, settingsError: settings.refusal };
 }
 
 /** @throws ConfigError where Consul's settings can't be used; that Consul is away is no error */
-export async function openRegistry(config: RouterConfig, hub: RegistryHub, o: { log: Log; metrics: Metrics }): Promise<RouterRegistry> {
+export async function openRegistry(
+  config: RouterConfig,
+  hub: RegistryHub,
+  o: { log: Log; metrics: Metrics },
+): Promise<RouterRegistry> {
   const kind = config["registry.kind"];
-  const up = o.metrics.gauge("tandem_registry_up", "1 while the registry answers, 0 while the router goes on with what it knew.", ["kind"]);
+  const up = o.metrics.gauge(
+    "tandem_registry_up",
+    "1 while the registry answers, 0 while the router goes on with what it knew.",
+    ["kind"],
+  );
   if (kind !== "consul") {
     up.set({ kind }, 1);
     return {
@@ -91,5 +105,7 @@ export async function openRegistry(config: RouterConfig, hub: RegistryHub, o: { 
 function refuseAnyAddress(config: RouterConfig, key: "rest" | "grpc"): void {
   const address = config[`${key}.advertise`] ?? config[`${key}.listen`];
   if (!/^(0\.0\.0\.0|\[::\]):/.test(address)) return;
-  throw new ConfigError(`With --registry.kind consul others must be told an address to dial, and ${address} is none: give --${key}.advertise HOST:PORT.`);
+  throw new ConfigError(
+    `With --registry.kind consul others must be told an address to dial, and ${address} is none: give --${key}.advertise HOST:PORT.`,
+  );
 }

@@ -38,7 +38,11 @@ export async function drainAndStop(parts: RouterParts, graceMs: number): Promise
   if (serving.count > 0) log.info("router drains", { requests: serving.count, graceMs });
   if (!(await within(idle, graceMs))) {
     log.warn("router ends requests that still run", { requests: serving.count });
-    serving.abandonAll(new ServiceError("instance_unavailable", "The server was stopped before the answer was complete. Try again.", { retryAfterS: 1 }));
+    serving.abandonAll(
+      new ServiceError("instance_unavailable", "The server was stopped before the answer was complete. Try again.", {
+        retryAfterS: 1,
+      }),
+    );
     await within(idle, LAST_WORDS_MS);
   }
   await within(parts.relay.idle(), Math.min(graceMs, SETTLE_MS));

@@ -79,7 +79,10 @@ export function dialRpc(address: string, { token }: { token?: string | undefined
     const metadata = new Metadata();
     for (const [name, value] of Object.entries(options.headers ?? {})) metadata.set(name, value);
     if (token) metadata.set("authorization", `Bearer ${token}`);
-    return { metadata, callOptions: options.timeoutMs === undefined ? {} : { deadline: Date.now() + options.timeoutMs } };
+    return {
+      metadata,
+      callOptions: options.timeoutMs === undefined ? {} : { deadline: Date.now() + options.timeoutMs },
+    };
   }
 
   /** Any method as a stream of answers. Unary ones are streams of one. */

@@ -50,7 +50,10 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
   const never = new AbortController().signal;
 
   const refuse: Interceptor = (next) => (request) => {
-    const refusal = gate(access.get(request.service.typeName) ?? "token", request.header.get("authorization") ?? undefined);
+    const refusal = gate(
+      access.get(request.service.typeName) ?? "token",
+      request.header.get("authorization") ?? undefined,
+    );
     if (refusal !== undefined) throw toConnectError(refusal);
     return next(request);
   };

@@ -71,7 +71,10 @@ export class Deframer {
     }
     const length = bytes.readUInt32BE(at + 1);
     if (length > this.#limitBytes) {
-      throw new ServiceError("internal", `The peer sent a message of ${length} bytes; at most ${this.#limitBytes} are taken.`);
+      throw new ServiceError(
+        "internal",
+        `The peer sent a message of ${length} bytes; at most ${this.#limitBytes} are taken.`,
+      );
     }
     return length;
   }

@@ -1,6 +1,11 @@
 // The proto files of this package as descriptors with source comments: gen/descriptors.binpb, from `buf build`.
 import { readFile } from "node:fs/promises";
-import { type DescriptorProto, type EnumDescriptorProto, FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
+import {
+  type DescriptorProto,
+  type EnumDescriptorProto,
+  FileDescriptorProtoSchema,
+  FileDescriptorSetSchema,
+} from "@bufbuild/protobuf/wkt";
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 
 export interface DescriptorIndex {

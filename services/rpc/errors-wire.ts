@@ -65,7 +65,11 @@ export function toStatus(error: ServiceError): WireStatus {
   const { info, retry } = errorDetails(error);
   const details = [anyPack(ErrorInfoSchema, info)];
   if (retry !== undefined) details.push(anyPack(RetryInfoSchema, retry));
-  return { code, message, detailsBin: Buffer.from(toBinary(StatusSchema, create(StatusSchema, { code, message, details }))) };
+  return {
+    code,
+    message,
+    detailsBin: Buffer.from(toBinary(StatusSchema, create(StatusSchema, { code, message, details }))),
+  };
 }
 
 /**

@@ -89,7 +89,8 @@ export class GrpcCall implements RawCall {
       callback(argument);
     } catch (thrown) {
       const error = asServiceError(thrown);
-      if (error.code === "internal") this.#log.error("call failed unexpectedly", { method: this.#stream.getPath(), error: thrown });
+      if (error.code === "internal")
+        this.#log.error("call failed unexpectedly", { method: this.#stream.getPath(), error: thrown });
       this.fail(error);
     }
   }

@@ -24,7 +24,9 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
   const { host, port } = parse(listen);
   if (!trusted && !isLoopbackHost(host)) {
     const reason = "without a join token anyone who reaches it could use the engines";
-    return Promise.reject(new Error(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`));
+    return Promise.reject(
+      new Error(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`),
+    );
   }
   const sockets = new Set<Socket>();
   const waiting: (() => void)[] = [];
@@ -61,6 +63,7 @@ function parse(listen: string): { host: string; port: number } {
   const match = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(listen);
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
-  if (host === undefined || port > 65_535) throw new Error(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
+  if (host === undefined || port > 65_535)
+    throw new Error(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
   return { host, port };
 }

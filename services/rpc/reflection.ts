@@ -39,7 +39,11 @@ type Answer =
   | { case: "listServicesResponse"; value: { service: { name: string }[] } }
   | { case: "errorResponse"; value: { errorCode: number; errorMessage: string } };
 
-function answer({ messageRequest: asked }: ReflectionRequest, index: DescriptorIndex, listed: readonly string[]): Answer {
+function answer(
+  { messageRequest: asked }: ReflectionRequest,
+  index: DescriptorIndex,
+  listed: readonly string[],
+): Answer {
   switch (asked.case) {
     case "listServices":
       return { case: "listServicesResponse", value: { service: listed.map((name) => ({ name })) } };
@@ -47,7 +51,10 @@ function answer({ messageRequest: asked }: ReflectionRequest, index: DescriptorI
       return files(index.withImports(asked.value), `No proto file ${JSON.stringify(asked.value)}.`);
     case "fileContainingSymbol": {
       const file = index.fileOf(asked.value);
-      return files(file === undefined ? undefined : index.withImports(file), `No symbol ${JSON.stringify(asked.value)}.`);
+      return files(
+        file === undefined ? undefined : index.withImports(file),
+        `No symbol ${JSON.stringify(asked.value)}.`,
+      );
     }
     case "fileContainingExtension":
     case "allExtensionNumbersOfType":

@@ -45,7 +45,11 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const { log, graceMs = 2000, keepaliveMs = 2000 } = options;
   const names = options.services.map(({ descriptor }) => descriptor.typeName);
   const health = createHealth(names);
-  const services = [...options.services, health.service, ...reflectionServices([...names, health.service.descriptor.typeName])];
+  const services = [
+    ...options.services,
+    health.service,
+    ...reflectionServices([...names, health.service.descriptor.typeName]),
+  ];
 
   const server = new Server({
     "grpc.max_receive_message_length": MESSAGE_LIMIT_BYTES,
@@ -106,7 +110,8 @@ function addService(server: Server, service: RpcService, { gate, log, closing }:
       const refusal = gate(service.access, call.header("authorization"));
       call.run(refusal === undefined ? handler : () => call.fail(refusal));
     };
-    if (!server.register(path, accept, asIs, asIs, "bidi")) throw new Error(`${service.descriptor.typeName} is served twice.`);
+    if (!server.register(path, accept, asIs, asIs, "bidi"))
+      throw new Error(`${service.descriptor.typeName} is served twice.`);
   }
 }
 

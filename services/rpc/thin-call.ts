@@ -142,11 +142,17 @@ export class StreamCall implements ThinCall {
     const code = Number(trailers["grpc-status"] ?? GRPC_CODES.UNKNOWN);
     if (code === 0) {
       const cut = this.#deframer.unfinished;
-      return this.#end(cut ? new ServiceError("instance_lost", "The answer ended in the middle of a message.") : undefined, true);
+      return this.#end(
+        cut ? new ServiceError("instance_lost", "The answer ended in the middle of a message.") : undefined,
+        true,
+      );
     }
     const details = trailers[DETAILS_HEADER];
     const detailsBin = typeof details === "string" ? Buffer.from(details, "base64") : undefined;
-    this.#end(fromStatus(code, decodeMessage(String(trailers["grpc-message"] ?? "")), detailsBin, this.#answered), true);
+    this.#end(
+      fromStatus(code, decodeMessage(String(trailers["grpc-message"] ?? "")), detailsBin, this.#answered),
+      true,
+    );
   }
 
   #endBroken(cause: Error | undefined): void {

@@ -102,14 +102,16 @@ class Channel implements ThinChannel {
   }
 
   dropUnanswered(): void {
-    for (const { doubted, unanswered } of this.#connections) if (doubted) for (const call of [...unanswered]) call.lose();
+    for (const { doubted, unanswered } of this.#connections)
+      if (doubted) for (const call of [...unanswered]) call.lose();
   }
 
   open(path: string, handlers: ThinHandlers, { timeoutMs }: { timeoutMs?: number | undefined } = {}): ThinCall {
     if (this.#closed) return refusedCall(handlers, new ServiceError("instance_unavailable", "The channel is closed."));
     const connection = this.#usable() ?? this.#connect();
     if (++connection.calls >= CALLS_PER_CONNECTION) this.#retire(connection);
-    const limitedMs = timeoutMs === undefined ? undefined : Math.min(Math.max(Math.ceil(timeoutMs), 1), TIMEOUT_LIMIT_MS);
+    const limitedMs =
+      timeoutMs === undefined ? undefined : Math.min(Math.max(Math.ceil(timeoutMs), 1), TIMEOUT_LIMIT_MS);
     const stream = connection.session.request({
       ":method": "POST",
       ":path": path,
@@ -193,7 +195,15 @@ class Channel implements ThinChannel {
       settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
       maxSessionMemory: 1000, // Megabytes. The default of 10 kills a busy connection.
     });
-    const connection: Connection = { session, socket, unanswered: new Set(), connected: false, doubted: false, calls: 0, cause: undefined };
+    const connection: Connection = {
+      session,
+      socket,
+      unanswered: new Set(),
+      connected: false,
+      doubted: false,
+      calls: 0,
+      cause: undefined,
+    };
     this.#connections.add(connection);
     this.#current = connection;
 
@@ -210,13 +220,18 @@ class Channel implements ThinChannel {
       if (session.closed || session.destroyed) return; // The channel was closed in the meantime.
       connection.connected = true;
       session.setLocalWindowSize(WINDOW_BYTES); // The setting above is for each stream, this for all together.
-      stopWatch = watchLiveness(session, socket, { pingIntervalMs, doubtMs, silenceMs }, {
-        onDoubt: (doubted) => {
-          connection.doubted = doubted;
-          if (this.#current === connection) this.#options.onDoubt?.();
+      stopWatch = watchLiveness(
+        session,
+        socket,
+        { pingIntervalMs, doubtMs, silenceMs },
+        {
+          onDoubt: (doubted) => {
+            connection.doubted = doubted;
+            if (this.#current === connection) this.#options.onDoubt?.();
+          },
+          onSilent: () => giveUp(`silent for ${silenceMs} ms`),
         },
-        onSilent: () => giveUp(`silent for ${silenceMs} ms`),
-      });
+      );
       if (this.#current === connection) this.#setUp(true);
     });
     session.on("error", (error) => {
@@ -250,7 +265,8 @@ class Channel implements ThinChannel {
 
   #whyBroken(connection: Connection, stream: ClientHttp2Stream, streamCause: Error | undefined): ServiceError {
     if (this.#closed) return new ServiceError("cancelled", "The channel was closed.");
-    const cause = connection.cause ?? streamCause ?? new Error(`${this.address}: stream ended with HTTP/2 code ${stream.rstCode}`);
+    const cause =
+      connection.cause ?? streamCause ?? new Error(`${this.address}: stream ended with HTTP/2 code ${stream.rstCode}`);
     // Refused: the peer promises that it has not begun the call (RFC 9113, 8.7).
     if (!connection.connected || stream.rstCode === constants.NGHTTP2_REFUSED_STREAM) {
       return new ServiceError("instance_unavailable", "The instance can't be reached.", { cause });

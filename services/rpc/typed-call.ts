@@ -165,7 +165,8 @@ class Requests implements AsyncIterableIterator<Message> {
     const first = await this.next();
     if (first.done === true) throw new ServiceError("invalid_request", "The call carries no request message.");
     const second = await this.next();
-    if (second.done !== true) throw new ServiceError("invalid_request", "The call carries more than one request message.");
+    if (second.done !== true)
+      throw new ServiceError("invalid_request", "The call carries more than one request message.");
     return first.value;
   }
 }

@@ -20,8 +20,21 @@
 //
 // As text, for flags: `kind:field=value:field=value`, as in `stall:after_tokens=3:count=2`.
 
-export const FAULT_KINDS = ["slow", "stall", "refuse", "die", "error-event", "half-event", "hang", "drop-kv", "corrupt-kv",
-  "silent-kv", "wrong-model", "upstream", "tame"] as const;
+export const FAULT_KINDS = [
+  "slow",
+  "stall",
+  "refuse",
+  "die",
+  "error-event",
+  "half-event",
+  "hang",
+  "drop-kv",
+  "corrupt-kv",
+  "silent-kv",
+  "wrong-model",
+  "upstream",
+  "tame",
+] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
 export interface Fault {
@@ -49,14 +62,17 @@ const FIELDS = { extra_ms: "extraMs", after_tokens: "afterTokens", status: "stat
 export function parseFault(source: string | Readonly<Record<string, unknown>>): Fault {
   const fields = typeof source === "string" ? fieldsOf(source) : { ...source };
   const kind = FAULT_KINDS.find((known) => known === fields["kind"]);
-  if (kind === undefined) throw new RangeError(`unknown fault "${String(fields["kind"])}"; known: ${FAULT_KINDS.join(", ")}`);
+  if (kind === undefined)
+    throw new RangeError(`unknown fault "${String(fields["kind"])}"; known: ${FAULT_KINDS.join(", ")}`);
   delete fields["kind"];
   const fault: Record<string, unknown> = { kind };
   for (const [key, value] of Object.entries(fields)) {
     const field = FIELDS[key as keyof typeof FIELDS] ?? Object.values(FIELDS).find((name) => name === key);
     const amount = Number(value);
-    if (field === undefined) throw new RangeError(`unknown field "${key}" of fault "${kind}"; known: ${Object.keys(FIELDS).join(", ")}`);
-    if (!Number.isFinite(amount) || amount < 0) throw new RangeError(`${key} of fault "${kind}" must be a number from 0 up, got "${String(value)}"`);
+    if (field === undefined)
+      throw new RangeError(`unknown field "${key}" of fault "${kind}"; known: ${Object.keys(FIELDS).join(", ")}`);
+    if (!Number.isFinite(amount) || amount < 0)
+      throw new RangeError(`${key} of fault "${kind}" must be a number from 0 up, got "${String(value)}"`);
     fault[field] = amount;
   }
   return fault as unknown as Fault;
@@ -64,10 +80,13 @@ export function parseFault(source: string | Readonly<Record<string, unknown>>): 
 
 function fieldsOf(text: string): Record<string, unknown> {
   const [kind, ...pairs] = text.split(":");
-  return Object.fromEntries([["kind", kind], ...pairs.map((pair) => {
-    const [key, value] = pair.split("=");
-    return [key ?? "", value ?? "1"] as const;
-  })]);
+  return Object.fromEntries([
+    ["kind", kind],
+    ...pairs.map((pair) => {
+      const [key, value] = pair.split("=");
+      return [key ?? "", value ?? "1"] as const;
+    }),
+  ]);
 }
 
 export class FaultBoard {
@@ -105,8 +124,10 @@ export class FaultBoard {
     if (fault === undefined) return null;
     if (fault.count !== undefined) {
       const left = fault.count - 1;
-      this.#active = left <= 0 ? this.#active.filter((other) => other !== fault)
-        : this.#active.map((other) => other === fault ? { ...fault, count: left } : other);
+      this.#active =
+        left <= 0
+          ? this.#active.filter((other) => other !== fault)
+          : this.#active.map((other) => (other === fault ? { ...fault, count: left } : other));
     }
     return fault;
   }
@@ -118,11 +139,11 @@ export class FaultBoard {
     const slow = this.take("slow");
     const after = (kind: FaultKind): number => {
       const fault = this.take(kind);
-      return fault === null ? Infinity : fault.afterTokens ?? 0;
+      return fault === null ? Infinity : (fault.afterTokens ?? 0);
     };
     return {
-      refuseStatus: refuse === null ? null : refuse.status ?? 503,
-      extraMsPerToken: slow === null ? 0 : slow.extraMs ?? 100,
+      refuseStatus: refuse === null ? null : (refuse.status ?? 503),
+      extraMsPerToken: slow === null ? 0 : (slow.extraMs ?? 100),
       stallAfterTokens: after("stall"),
       dieAfterTokens: after("die"),
       errorAfterTokens: after("error-event"),

@@ -15,7 +15,9 @@ export async function runEngine(argv: readonly string[]): Promise<void> {
   for (const engine of engines) {
     const kv = engine.kvAddress === null ? "" : `, KV by ${config.connector} at ${engine.kvAddress}`;
     const role = config.role === "none" ? "" : ` ${config.role}`;
-    process.stdout.write(`${embedded ? "embedded" : "simulated"}${role} engine ready on ${engine.url}: ${engine.state().model}${kv}\n`);
+    process.stdout.write(
+      `${embedded ? "embedded" : "simulated"}${role} engine ready on ${engine.url}: ${engine.state().model}${kv}\n`,
+    );
   }
   await onceAborted(stop);
   // As vLLM without --shutdown-timeout: whatever runs is aborted.
@@ -27,19 +29,25 @@ export async function runEngine(argv: readonly string[]): Promise<void> {
 async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
   const { startSimEngines } = await import("./server.ts");
   let alive = config.engines;
-  return startSimEngines({
-    ...simOptions(config),
-    onDeath() {
-      alive--;
-      // What a dead engine leaves of its process is nothing, unless others live in it.
-      if (alive === 0) process.exit(1);
+  return startSimEngines(
+    {
+      ...simOptions(config),
+      onDeath() {
+        alive--;
+        // What a dead engine leaves of its process is nothing, unless others live in it.
+        if (alive === 0) process.exit(1);
+      },
     },
-  }, config.engines);
+    config.engines,
+  );
 }
 
 async function startEmbedded(config: EngineConfig): Promise<RunningEngine[]> {
   const file = config["model.file"] ?? shippedModel();
-  if (file === undefined) throw new StartError("This build has no model of its own. Give one with --model FILE.gguf, or simulate one with --sim.");
+  if (file === undefined)
+    throw new StartError(
+      "This build has no model of its own. Give one with --model FILE.gguf, or simulate one with --sim.",
+    );
   const { GgufError } = await import("./llama/gguf.ts");
   const { startLlamaEngine } = await import("./llama/start-llama-engine.ts");
   try {

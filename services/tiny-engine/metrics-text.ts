@@ -38,7 +38,8 @@ export type Family = {
 } & (
   | { readonly type: "gauge"; readonly samples: readonly (readonly [Labels, number])[] }
   | { readonly type: "counter"; readonly samples: readonly (readonly [Labels, number])[] }
-  | { readonly type: "histogram"; readonly samples: readonly (readonly [Labels, Histogram])[] });
+  | { readonly type: "histogram"; readonly samples: readonly (readonly [Labels, Histogram])[] }
+);
 
 /** @param createdSeconds When the series began, Unix time. */
 export function metricsText(families: readonly Family[], createdSeconds: number): string {
@@ -53,7 +54,8 @@ export function metricsText(families: readonly Family[], createdSeconds: number)
     }
     if (family.type === "gauge") continue;
     text += `# HELP ${family.name}_created ${family.help}\n# TYPE ${family.name}_created gauge\n`;
-    for (const [labels] of family.samples) text += `${family.name}_created${labelText(labels)} ${float(createdSeconds)}\n`;
+    for (const [labels] of family.samples)
+      text += `${family.name}_created${labelText(labels)} ${float(createdSeconds)}\n`;
   }
   return text;
 }
@@ -71,8 +73,9 @@ function histogramLines(name: string, labels: Labels, series: Histogram): string
 }
 
 function labelText(labels: Labels): string {
-  const pairs = Object.keys(labels).sort().map((key) =>
-    `${key}="${labels[key]!.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll('"', '\\"')}"`);
+  const pairs = Object.keys(labels)
+    .sort()
+    .map((key) => `${key}="${labels[key]!.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll('"', '\\"')}"`);
   return pairs.length === 0 ? "" : `{${pairs.join(",")}}`;
 }
 

@@ -82,7 +82,11 @@ export async function serveEngine(options: ServeOptions): Promise<RunningEngine>
   const outcomes: Record<Outcome, number> = { finished: 0, aborted: 0, failed: 0, refused: 0 };
   let outcomeWaiters: ((outcome: Outcome) => void)[] = [];
   const server = createEngineServer({
-    engine: core, faults, reportCached: options.reportCached, die: () => kill(), admin: (...request) => admin(...request),
+    engine: core,
+    faults,
+    reportCached: options.reportCached,
+    die: () => kill(),
+    admin: (...request) => admin(...request),
     onOutcome(outcome) {
       outcomes[outcome]++;
       const waiters = outcomeWaiters;
@@ -110,11 +114,26 @@ export async function serveEngine(options: ServeOptions): Promise<RunningEngine>
   const state = (): EngineState => {
     const kv = connector?.state() ?? { held: [], leasesExpired: 0, sentBytes: 0, receivedBytes: 0 };
     return {
-      engine: options.kind, model: core.model.name, model_hash: core.modelHash, role, connector: options.connectorName, url, kv_address: connector?.address ?? null,
-      alive: core.alive, running: core.runningCount, waiting: core.waitingCount, kv_tokens: core.kvTokens, kv_held: kv.held,
-      kv_orphans: kv.held.filter(({ stage }) => stage === "ready").length, leases_expired: kv.leasesExpired, kv_sent_bytes: kv.sentBytes,
-      kv_received_bytes: kv.receivedBytes, prompt_tokens: core.metrics.promptTokens, generation_tokens: core.metrics.generationTokens,
-      outcomes: { ...outcomes }, faults: faults.active,
+      engine: options.kind,
+      model: core.model.name,
+      model_hash: core.modelHash,
+      role,
+      connector: options.connectorName,
+      url,
+      kv_address: connector?.address ?? null,
+      alive: core.alive,
+      running: core.runningCount,
+      waiting: core.waitingCount,
+      kv_tokens: core.kvTokens,
+      kv_held: kv.held,
+      kv_orphans: kv.held.filter(({ stage }) => stage === "ready").length,
+      leases_expired: kv.leasesExpired,
+      kv_sent_bytes: kv.sentBytes,
+      kv_received_bytes: kv.receivedBytes,
+      prompt_tokens: core.metrics.promptTokens,
+      generation_tokens: core.metrics.generationTokens,
+      outcomes: { ...outcomes },
+      faults: faults.active,
     };
   };
   const admin = (method: string, path: string, body: string): { status: number; json: string } | null => {
@@ -131,7 +150,10 @@ export async function serveEngine(options: ServeOptions): Promise<RunningEngine>
       } else return null;
       return { status: 200, json: JSON.stringify({ faults: faults.active }) };
     } catch (error) {
-      return { status: 400, json: errorBody({ status: 400, type: "BadRequestError", message: (error as Error).message, param: null }) };
+      return {
+        status: 400,
+        json: errorBody({ status: 400, type: "BadRequestError", message: (error as Error).message, param: null }),
+      };
     }
   };
 

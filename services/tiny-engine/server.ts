@@ -58,19 +58,32 @@ export async function startSimEngine(options: SimEngineOptions = {}): Promise<Ru
   if (kvBytesPerToken < MIN_ROW_BYTES || kvBytesPerToken % 4 !== 0) {
     throw new RangeError(`kv.bytes_per_token must be a multiple of 4 from ${MIN_ROW_BYTES} up, got ${kvBytesPerToken}`);
   }
-  if (connectorName !== "none" && role === "none") throw new RangeError(`connector ${connectorName} needs a role: prefill or decode`);
-  if (connectorName === "none" && role !== "none") throw new RangeError(`role ${role} needs a connector: p2p-zmq or nixl`);
+  if (connectorName !== "none" && role === "none")
+    throw new RangeError(`connector ${connectorName} needs a role: prefill or decode`);
+  if (connectorName === "none" && role !== "none")
+    throw new RangeError(`role ${role} needs a connector: p2p-zmq or nixl`);
 
   let kill: () => void = () => {};
-  const faults = new FaultBoard((options.faults ?? []).map((fault) => typeof fault === "string" ? parseFault(fault) : fault),
-    () => engine.setHung(faults.has("hang")));
+  const faults = new FaultBoard(
+    (options.faults ?? []).map((fault) => (typeof fault === "string" ? parseFault(fault) : fault)),
+    () => engine.setHung(faults.has("hang")),
+  );
   const engine: SimEngine = new SimEngine({
-    modelName: options.modelName ?? "tandem-sim", maxLength, hashSalt: options.hashSalt ?? "", slots: kvSlots, blockSize: kvBlockSize,
-    bytesPerToken: kvBytesPerToken, kvTokenLimit: options.kvTokenLimit ?? kvSlots * maxLength, clock, faults,
+    modelName: options.modelName ?? "tandem-sim",
+    maxLength,
+    hashSalt: options.hashSalt ?? "",
+    slots: kvSlots,
+    blockSize: kvBlockSize,
+    bytesPerToken: kvBytesPerToken,
+    kvTokenLimit: options.kvTokenLimit ?? kvSlots * maxLength,
+    clock,
+    faults,
     withNixl: connectorName === "nixl",
     timing: {
-      prefillMsPerToken: options.prefillMsPerToken ?? 0.05, decodeMsPerToken: options.decodeMsPerToken ?? 8,
-      requestMs: options.requestMs ?? 0, stepTokenLimit: options.stepTokenLimit ?? 2048,
+      prefillMsPerToken: options.prefillMsPerToken ?? 0.05,
+      decodeMsPerToken: options.decodeMsPerToken ?? 8,
+      requestMs: options.requestMs ?? 0,
+      stepTokenLimit: options.stepTokenLimit ?? 2048,
     },
     onDeath: () => void clock.setTimer(options.deathMs ?? 200, () => kill()),
   });
@@ -78,8 +91,16 @@ export async function startSimEngine(options: SimEngineOptions = {}): Promise<Ru
   const connector = connectorName === "none" ? null : await startConnector(options, engine, faults, clock);
   if (connector !== null) engine.useConnector(connector);
   const running = await serveEngine({
-    kind: "sim", core: engine, connector, connectorName, role, faults, reportCached: options.reportCachedTokens ?? false,
-    host, port: options.port ?? 0, ...(options.onDeath === undefined ? {} : { onDeath: options.onDeath }),
+    kind: "sim",
+    core: engine,
+    connector,
+    connectorName,
+    role,
+    faults,
+    reportCached: options.reportCachedTokens ?? false,
+    host,
+    port: options.port ?? 0,
+    ...(options.onDeath === undefined ? {} : { onDeath: options.onDeath }),
   });
   kill = running.kill;
   return running;
@@ -106,13 +127,29 @@ function nextPort(address: string, step: number): string {
   return joinAddress(host, port === 0 ? 0 : port + step);
 }
 
-async function startConnector(options: SimEngineOptions, engine: SimEngine, faults: FaultBoard, clock: Clock): Promise<Connector> {
+async function startConnector(
+  options: SimEngineOptions,
+  engine: SimEngine,
+  faults: FaultBoard,
+  clock: Clock,
+): Promise<Connector> {
   const { kvListen: listenOn = "127.0.0.1:0", kvLeaseMs: leaseMs = 30_000 } = options;
   const common = { listen: listenOn, model: engine, space: engine, faults, clock, leaseMs };
   if (options.connector === "p2p-zmq") {
-    return startP2pZmq({ ...common, role: options.role === "prefill" ? "prefill" : "decode", pushTimeoutMs: options.kvPushTimeoutMs ?? 5_000 });
+    return startP2pZmq({
+      ...common,
+      role: options.role === "prefill" ? "prefill" : "decode",
+      pushTimeoutMs: options.kvPushTimeoutMs ?? 5_000,
+    });
   }
-  const blockCount = Math.ceil((options.kvTokenLimit ?? (options.kvSlots ?? 64) * (options.maxLength ?? 8192)) / engine.blockSize);
+  const blockCount = Math.ceil(
+    (options.kvTokenLimit ?? (options.kvSlots ?? 64) * (options.maxLength ?? 8192)) / engine.blockSize,
+  );
   const { startNixl } = await import("./kv/nixl.ts");
-  return startNixl({ ...common, metrics: engine.metrics, handshakeTimeoutMs: options.handshakeTimeoutMs ?? 5_000, blockCount });
+  return startNixl({
+    ...common,
+    metrics: engine.metrics,
+    handshakeTimeoutMs: options.handshakeTimeoutMs ?? 5_000,
+    blockCount,
+  });
 }

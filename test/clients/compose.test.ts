@@ -26,13 +26,18 @@ interface Service {
 
 /** With the merge keys (`<<`) of YAML 1.1, which Compose knows. */
 function compose(): Record<string, Service> {
-  return (load(readFileSync(join(ROOT, "compose.yaml"), "utf8"), { schema: YAML11_SCHEMA }) as { services: Record<string, Service> }).services;
+  return (
+    load(readFileSync(join(ROOT, "compose.yaml"), "utf8"), { schema: YAML11_SCHEMA }) as {
+      services: Record<string, Service>;
+    }
+  ).services;
 }
 
 /** HEALTHCHECK and ENTRYPOINT of the Dockerfile, for services that have no own. */
 function imageDefault(instruction: "ENTRYPOINT" | "CMD"): string[] {
   const text = readFileSync(join(ROOT, "Dockerfile"), "utf8");
-  const found = instruction === "ENTRYPOINT" ? /^ENTRYPOINT (\[.*\])$/m.exec(text) : /^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(text);
+  const found =
+    instruction === "ENTRYPOINT" ? /^ENTRYPOINT (\[.*\])$/m.exec(text) : /^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(text);
   return JSON.parse(found![1]!) as string[];
 }
 
@@ -47,7 +52,11 @@ describe("compose.yaml", () => {
   it("registers everything in Consul, under addresses that others can dial", () => {
     for (const [name, service] of Object.entries(compose())) {
       if (name === "consul") continue;
-      assert.deepEqual([service.environment!["TANDEM_REGISTRY_KIND"], service.environment!["CONSUL_HTTP_ADDR"]], ["consul", "consul:8500"], name);
+      assert.deepEqual(
+        [service.environment!["TANDEM_REGISTRY_KIND"], service.environment!["CONSUL_HTTP_ADDR"]],
+        ["consul", "consul:8500"],
+        name,
+      );
       assert.match(service.command[0]!, /--grpc\.advertise "\$\$self:\d+"/, name);
     }
   });
@@ -60,8 +69,16 @@ describe("compose.yaml", () => {
     try {
       // A machine with two GPUs, whose instance says which it got and stays.
       writeFileSync(join(folder, "nvidia-smi"), "#!/bin/sh\necho GPU 0\necho GPU 1\n", { mode: 0o755 });
-      const local = script.replaceAll("$$", "$").replaceAll("$(hostname -i)", "127.0.0.1").replaceAll("/gpus/", `${folder}/`).replace(/exec node \S+ "\$0" --gpus "\$gpu" [\s\S]*$/, 'echo "$0 on $gpu"; exec cat');
-      const start = (): ChildProcess => spawn("/bin/sh", ["-euc", local, role], { stdio: ["pipe", "pipe", "pipe"], env: { PATH: `${folder}:${process.env["PATH"]}` } });
+      const local = script
+        .replaceAll("$$", "$")
+        .replaceAll("$(hostname -i)", "127.0.0.1")
+        .replaceAll("/gpus/", `${folder}/`)
+        .replace(/exec node \S+ "\$0" --gpus "\$gpu" [\s\S]*$/, 'echo "$0 on $gpu"; exec cat');
+      const start = (): ChildProcess =>
+        spawn("/bin/sh", ["-euc", local, role], {
+          stdio: ["pipe", "pipe", "pipe"],
+          env: { PATH: `${folder}:${process.env["PATH"]}` },
+        });
       const first = start();
       assert.equal(String((await once(first.stdout!, "data"))[0]), "decode on 0\n");
       const second = start();
@@ -80,13 +97,27 @@ describe("compose.yaml", () => {
 
   it("runs a router and instances that answer a request, all healthy, and end at SIGTERM", async function () {
     this.timeout(60_000);
-    const ports = { rest: await freePort(), grpc: await freePort(), prefill: await freePort(), decode: await freePort() };
+    const ports = {
+      rest: await freePort(),
+      grpc: await freePort(),
+      prefill: await freePort(),
+      decode: await freePort(),
+    };
     const folder = mkdtempSync(join(tmpdir(), "tandem-compose-"));
     // Without Consul the router's own registry stands in for it.
     const agent = "missing" in (await consul()) ? undefined : await startConsul();
-    const registry = agent === undefined ? { TANDEM_REGISTRY_ADDRESS: `127.0.0.1:${ports.grpc}` } : { TANDEM_REGISTRY_KIND: "consul", CONSUL_HTTP_ADDR: agent.address };
+    const registry =
+      agent === undefined
+        ? { TANDEM_REGISTRY_ADDRESS: `127.0.0.1:${ports.grpc}` }
+        : { TANDEM_REGISTRY_KIND: "consul", CONSUL_HTTP_ADDR: agent.address };
     const env = {
-      ...process.env, ...registry, TANDEM_TOKEN: "token-of-the-test", TANDEM_API_KEY: "", TANDEM_ENGINE_KIND: "sim", OPENAI_API_KEY: "", XDG_STATE_HOME: folder,
+      ...process.env,
+      ...registry,
+      TANDEM_TOKEN: "token-of-the-test",
+      TANDEM_API_KEY: "",
+      TANDEM_ENGINE_KIND: "sim",
+      OPENAI_API_KEY: "",
+      XDG_STATE_HOME: folder,
     };
     /** A line of the file as it stands on this machine: our build, loopback, free ports. */
     const local = (service: "router" | "prefill" | "decode", text: string): string =>
@@ -104,17 +135,31 @@ describe("compose.yaml", () => {
     };
     const services = compose();
     const names = ["router", "prefill", "decode"] as const;
-    const processes = names.map((name) => run(name, [...(services[name]!.entrypoint ?? imageDefault("ENTRYPOINT")), ...services[name]!.command]));
+    const processes = names.map((name) =>
+      run(name, [...(services[name]!.entrypoint ?? imageDefault("ENTRYPOINT")), ...services[name]!.command]),
+    );
     let said = "";
-    for (const child of processes) for (const stream of [child.stdout!, child.stderr!]) stream.on("data", (text: Buffer) => (said += text.toString()));
+    for (const child of processes)
+      for (const stream of [child.stdout!, child.stderr!])
+        stream.on("data", (text: Buffer) => (said += text.toString()));
     try {
       // A check is a process: asked only once there is something to find.
-      await eventually("the instances say that they are ready", () => /prefill ready on/.test(said) && /decode ready on/.test(said), 30_000);
-      await eventually("every health check passes", async () => {
-        const checks = names.map((name) => run(name, services[name]!.healthcheck?.test.slice(1) ?? imageDefault("CMD")));
-        const codes = await Promise.all(checks.map(async (check) => (await once(check, "exit"))[0] as number));
-        return codes.every((code) => code === 0);
-      }, 30_000);
+      await eventually(
+        "the instances say that they are ready",
+        () => /prefill ready on/.test(said) && /decode ready on/.test(said),
+        30_000,
+      );
+      await eventually(
+        "every health check passes",
+        async () => {
+          const checks = names.map((name) =>
+            run(name, services[name]!.healthcheck?.test.slice(1) ?? imageDefault("CMD")),
+          );
+          const codes = await Promise.all(checks.map(async (check) => (await once(check, "exit"))[0] as number));
+          return codes.every((code) => code === 0);
+        },
+        30_000,
+      );
       const answer = await fetch(`http://127.0.0.1:${ports.rest}/v1/completions`, {
         method: "POST",
         headers: { "content-type": "application/json" },
@@ -122,7 +167,9 @@ describe("compose.yaml", () => {
       });
       assert.equal(answer.status, 200, said);
     } finally {
-      const ends = processes.map(async (child) => (child.exitCode === null ? ((await once(child, "exit")) as [number | null]) : [child.exitCode]));
+      const ends = processes.map(async (child) =>
+        child.exitCode === null ? ((await once(child, "exit")) as [number | null]) : [child.exitCode],
+      );
       for (const child of processes) child.kill("SIGTERM");
       const codes = (await Promise.all(ends)).map(([code]) => code);
       await agent?.kill();

@@ -23,7 +23,8 @@ describe("the variables of all processes", () => {
 
   it("have settings whose documentation is a sentence", () => {
     for (const { name, schema } of definitions) {
-      for (const [key, { doc }] of Object.entries(schema)) assert.match(doc, /^\S.{10,}[.)]$/s, `${name}: ${key}: ${doc}`);
+      for (const [key, { doc }] of Object.entries(schema))
+        assert.match(doc, /^\S.{10,}[.)]$/s, `${name}: ${key}: ${doc}`);
     }
   });
 });

@@ -132,7 +132,10 @@ describe("a configuration", () => {
     assert.deepEqual(load(["--peers", "a:1, 2", "--peers=[::1]:3"]).peers, ["a:1", "127.0.0.1:2", "[::1]:3"]);
     assert.deepEqual(load(["--peers=7"], { TANDEM_PEERS: "b:1,c:2" }).peers, ["b:7"]);
     assert.deepEqual([load(["--peers="]).peers, load([], { TANDEM_PEERS: "" }).peers], [[], []]);
-    refuses(["--peers", "a:1,b"], /--peers: expected host:port.*, or several of them, got \["a:1,b"\]; it is not an address/);
+    refuses(
+      ["--peers", "a:1,b"],
+      /--peers: expected host:port.*, or several of them, got \["a:1,b"\]; it is not an address/,
+    );
     refuses([], /TANDEM_PEERS: .*the port is too large/, { TANDEM_PEERS: "a:1,b:65536" });
   });
 

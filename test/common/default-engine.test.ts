@@ -4,7 +4,8 @@ import { defaultEngineKind } from "../../services/common/default-engine.ts";
 
 describe("the engine that runs where nobody said which", () => {
   it("is the embedded one with the model that ships, or with a GGUF file", () => {
-    for (const model of [undefined, ""]) assert.equal(defaultEngineKind(model), shippedModel() === undefined ? "sim" : "embedded");
+    for (const model of [undefined, ""])
+      assert.equal(defaultEngineKind(model), shippedModel() === undefined ? "sim" : "embedded");
     assert.equal(defaultEngineKind("/models/Some.GGUF"), "embedded");
   });
 

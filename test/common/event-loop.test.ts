@@ -11,7 +11,8 @@ describe("the event loop's delay", () => {
     while (performance.now() < untilMs);
     await eventually("the long turn is counted", async () => {
       const text = await metrics.text();
-      const count = (bound: string): number => Number(new RegExp(`delay_seconds_bucket\\{le="${bound.replace("+", "\\+")}"\\} (\\d+)`).exec(text)![1]);
+      const count = (bound: string): number =>
+        Number(new RegExp(`delay_seconds_bucket\\{le="${bound.replace("+", "\\+")}"\\} (\\d+)`).exec(text)![1]);
       return count("+Inf") > count("0.05");
     });
     stop.abort();

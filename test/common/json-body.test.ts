@@ -1,5 +1,12 @@
 import assert from "node:assert/strict";
-import { countParts, duplicateKey, scanArray, scanObject, splice, withTrueKeys } from "../../services/common/json-body.ts";
+import {
+  countParts,
+  duplicateKey,
+  scanArray,
+  scanObject,
+  splice,
+  withTrueKeys,
+} from "../../services/common/json-body.ts";
 
 /** A fixed sequence of numbers in [0, 1) (mulberry32), so that a failure comes again. */
 function sequence(seed: number): () => number {
@@ -256,11 +263,7 @@ describe("splicing a JSON object", () => {
       }
       const json = Buffer.from(print(object, random));
       const result = splice(json, scanObject(json), changes).toString();
-      assert.deepEqual(
-        new Map(Object.entries(trueObject(result))),
-        expected,
-        `${json.toString()} -> ${result}`,
-      );
+      assert.deepEqual(new Map(Object.entries(trueObject(result))), expected, `${json.toString()} -> ${result}`);
     }
   });
 });
@@ -288,7 +291,14 @@ describe("the keys of a parsed object", () => {
 describe("the number of parts", () => {
   it("is that of fields, objects and lists, and what stands in a string is none", () => {
     for (const [text, parts] of [
-      ["{}", 1], ['{"a":1}', 2], ['{"a":[1,2,{"b":null}]}', 5], ["[[],[]]", 3], ['{"a:{[":"\\"{[:","b":"\\\\"}', 3], ["1", 0], ['"{', 0], ['{"a":"x', 2],
+      ["{}", 1],
+      ['{"a":1}', 2],
+      ['{"a":[1,2,{"b":null}]}', 5],
+      ["[[],[]]", 3],
+      ['{"a:{[":"\\"{[:","b":"\\\\"}', 3],
+      ["1", 0],
+      ['"{', 0],
+      ['{"a":"x', 2],
     ] as const) {
       assert.equal(countParts(Buffer.from(text), 100), parts, text);
     }

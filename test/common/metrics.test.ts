@@ -25,7 +25,13 @@ describe("metrics", () => {
       tally.observe(value);
       histogram.observe(value);
     }
-    const [x, y] = ["x", "y"].map((name) => (text: string) => text.split("\n").filter((line) => line.includes(`tandem_${name}_`)).join("\n"));
+    const [x, y] = ["x", "y"].map(
+      (name) => (text: string) =>
+        text
+          .split("\n")
+          .filter((line) => line.includes(`tandem_${name}_`))
+          .join("\n"),
+    );
     const text = await metrics.text();
     assert.match(x!(text), /_bucket\{le="0.5"\} 3/);
     assert.equal(x!(text), y!(text).replaceAll("tandem_y_", "tandem_x_"));

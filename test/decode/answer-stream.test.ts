@@ -15,7 +15,7 @@ function bodyOf(name: string): Buffer {
   const headEnd = raw.indexOf("\r\n\r\n") + 4;
   if (!/transfer-encoding: chunked/i.test(raw.toString("latin1", 0, headEnd))) return raw.subarray(headEnd);
   const chunks: Buffer[] = [];
-  for (let at = headEnd; ;) {
+  for (let at = headEnd; ; ) {
     const lineEnd = raw.indexOf("\r\n", at);
     const size = Number.parseInt(raw.toString("latin1", at, lineEnd), 16);
     if (!(size > 0)) return Buffer.concat(chunks);
@@ -24,8 +24,15 @@ function bodyOf(name: string): Buffer {
   }
 }
 
-function read(bytes: Buffer, o: { wantsUsage?: boolean; chat?: boolean; face?: Face; cut?: number } = {}): { stream: AnswerStream; out: string; tokens: number } {
-  const stream = new AnswerStream({ face: o.face ?? FACE, wantsUsage: o.wantsUsage ?? false, startsWithRole: o.chat ?? false });
+function read(
+  bytes: Buffer,
+  o: { wantsUsage?: boolean; chat?: boolean; face?: Face; cut?: number } = {},
+): { stream: AnswerStream; out: string; tokens: number } {
+  const stream = new AnswerStream({
+    face: o.face ?? FACE,
+    wantsUsage: o.wantsUsage ?? false,
+    startsWithRole: o.chat ?? false,
+  });
   const splitter = createEventSplitter((buffer, start, end) => stream.take(buffer, start, end), 1_000_000);
   const cut = o.cut ?? bytes.length;
   let out = "";
@@ -39,10 +46,16 @@ function read(bytes: Buffer, o: { wantsUsage?: boolean; chat?: boolean; face?: F
   return { stream, out, tokens };
 }
 
-const events = (text: string): any[] => text.split("\n\n").filter((event) => event !== "").map((event) => JSON.parse(event.replace(/^data: /, "")));
+const events = (text: string): any[] =>
+  text
+    .split("\n\n")
+    .filter((event) => event !== "")
+    .map((event) => JSON.parse(event.replace(/^data: /, "")));
 
 describe("vLLM's recorded streams", () => {
-  const names = readdirSync(FOLDER).filter((name) => /-stream(-usage.*)?\.http$/.test(name) && !/err|n2|batch|dead/.test(name));
+  const names = readdirSync(FOLDER).filter(
+    (name) => /-stream(-usage.*)?\.http$/.test(name) && !/err|n2|batch|dead/.test(name),
+  );
   assert.ok(names.length > 20);
 
   for (const name of names) {
@@ -59,8 +72,14 @@ describe("vLLM's recorded streams", () => {
           const was = before[i];
           assert.deepEqual([chunk.id, chunk.created], [FACE.id, FACE.created]);
           for (const choice of chunk.choices) assert.equal(choice.index, 3);
-          if (chunk.usage !== undefined && chunk.usage !== null) assert.equal(chunk.usage.prompt_tokens_details.cached_tokens, 7);
-          const restored = { ...chunk, id: was.id, created: was.created, choices: chunk.choices.map((choice: object) => ({ ...choice, index: 0 })) };
+          if (chunk.usage !== undefined && chunk.usage !== null)
+            assert.equal(chunk.usage.prompt_tokens_details.cached_tokens, 7);
+          const restored = {
+            ...chunk,
+            id: was.id,
+            created: was.created,
+            choices: chunk.choices.map((choice: object) => ({ ...choice, index: 0 })),
+          };
           if (was.usage !== undefined) restored.usage = was.usage;
           assert.deepEqual(restored, was);
         });
@@ -88,30 +107,44 @@ describe("vLLM's recorded streams", () => {
 });
 
 describe("a chunk", () => {
-  const chunk = (rest: string, index = 0, head = '"id":"cmpl-e","object":"text_completion","created":1,"model":"m"'): string =>
-    `data: {${head},"choices":[{"index":${index},${rest}}]}\n\n`;
+  const chunk = (
+    rest: string,
+    index = 0,
+    head = '"id":"cmpl-e","object":"text_completion","created":1,"model":"m"',
+  ): string => `data: {${head},"choices":[{"index":${index},${rest}}]}\n\n`;
 
   it("is passed on as the engine wrote it: floats, unknown fields, escapes", () => {
     const rest = '"text":"\\u00e9","logprob":-0.0,"big":12345678901234567890,"x":1.0e-7,"finish_reason":null';
     const { out } = read(Buffer.from(chunk(rest).repeat(2)));
-    assert.equal(out, `data: {"id":"public \\"id\\"","object":"text_completion","created":42,"model":"m","choices":[{"index":3,${rest}}]}\n\n`.repeat(2));
+    assert.equal(
+      out,
+      `data: {"id":"public \\"id\\"","object":"text_completion","created":42,"model":"m","choices":[{"index":3,${rest}}]}\n\n`.repeat(
+        2,
+      ),
+    );
   });
 
   it("whose index only begins alike is not taken for the same", () => {
     const { out } = read(Buffer.from(chunk('"text":"a"', 1) + chunk('"text":"b"', 10)));
-    assert.deepEqual(events(out).map((event) => event.choices[0].index), [3, 3]);
+    assert.deepEqual(
+      events(out).map((event) => event.choices[0].index),
+      [3, 3],
+    );
   });
 
   it("of another shape goes the slow way, to the same effect", () => {
-    const text = 'data:{"choices": [ {"finish_reason": "stop", "text": "x", "index": 0} ], "created": 5, "id": "e"}\n\n';
+    const text =
+      'data:{"choices": [ {"finish_reason": "stop", "text": "x", "index": 0} ], "created": 5, "id": "e"}\n\n';
     const { out, stream } = read(Buffer.from(text + text));
     assert.equal(events(out).length, 2);
-    for (const event of events(out)) assert.deepEqual([event.id, event.created, event.choices[0].index], [FACE.id, 42, 3]);
+    for (const event of events(out))
+      assert.deepEqual([event.id, event.created, event.choices[0].index], [FACE.id, 42, 3]);
     assert.equal(stream.finishReason, FinishReason.STOP);
   });
 
   it("that quotes field names in its text is only text", () => {
-    const rest = '"text":"\\"finish_reason\\":\\"stop\\" \\"kv_transfer_params\\":{} \\"usage\\":{","finish_reason":null';
+    const rest =
+      '"text":"\\"finish_reason\\":\\"stop\\" \\"kv_transfer_params\\":{} \\"usage\\":{","finish_reason":null';
     const { out, stream } = read(Buffer.from(chunk('"text":"a"') + chunk(rest)));
     assert.equal(stream.finishReason, undefined);
     assert.equal(events(out)[1].choices[0].text, '"finish_reason":"stop" "kv_transfer_params":{} "usage":{');
@@ -136,14 +169,19 @@ describe("a chunk", () => {
 
 describe("the figure of cached tokens", () => {
   const face = (usage: string, cachedTokens: number | undefined): unknown => {
-    const body = Buffer.from(`{"id":"e","created":1,"choices":[{"index":0,"finish_reason":"tool_calls"}],"usage":${usage},"kv_transfer_params":null}`);
+    const body = Buffer.from(
+      `{"id":"e","created":1,"choices":[{"index":0,"finish_reason":"tool_calls"}],"usage":${usage},"kv_transfer_params":null}`,
+    );
     const read = faceAnswer(body, scanObject(body), { ...FACE, cachedTokens }, true);
     assert.equal(read.finishReason, "tool_calls");
     return JSON.parse(read.json.toString()).usage.prompt_tokens_details;
   };
 
   it("is the prefill engine's, whatever the decode engine says", () => {
-    assert.deepEqual(face('{"prompt_tokens_details":{"cached_tokens":99,"other":1}}', 4), { cached_tokens: 4, other: 1 });
+    assert.deepEqual(face('{"prompt_tokens_details":{"cached_tokens":99,"other":1}}', 4), {
+      cached_tokens: 4,
+      other: 1,
+    });
     assert.deepEqual(face('{"prompt_tokens_details":null}', 4), { cached_tokens: 4 });
     assert.deepEqual(face("{}", 0), { cached_tokens: 0 });
   });

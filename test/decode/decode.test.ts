@@ -2,7 +2,19 @@ import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { dialRpc } from "../../services/rpc/client.ts";
-import { FinishReason, leg, openDecode, prefillLeg, refusal, reserved, settled, simDecode, simPrefill, type DecodeCall, type SimInstance } from "../instance/legs.ts";
+import {
+  FinishReason,
+  leg,
+  openDecode,
+  prefillLeg,
+  refusal,
+  reserved,
+  settled,
+  simDecode,
+  simPrefill,
+  type DecodeCall,
+  type SimInstance,
+} from "../instance/legs.ts";
 import { eventually, within } from "../support/waits.ts";
 
 describe("a request over both legs", () => {
@@ -18,7 +30,10 @@ describe("a request over both legs", () => {
     const { events, tokens, end } = await call.rest();
     assert.ok(events.endsWith("\n\n"));
     assert.doesNotMatch(events, /prefill_addr|\[DONE\]|127\.0\.0\.1/);
-    const chunks = events.trim().split("\n\n").map((event) => JSON.parse(event.slice(6)));
+    const chunks = events
+      .trim()
+      .split("\n\n")
+      .map((event) => JSON.parse(event.slice(6)));
     for (const chunk of chunks) assert.deepEqual([chunk.id, chunk.created], ["cmpl-public", 1_700_000_000]);
     assert.equal(chunks.at(-1).usage.completion_tokens, 6);
     assert.equal(chunks.at(-1).usage.prompt_tokens_details.cached_tokens, 3);
@@ -32,7 +47,10 @@ describe("a request over both legs", () => {
   it("streams with NIXL, where reservation and start go together", async () => {
     await using prefill = await simPrefill("nixl");
     await using decode = await simDecode("nixl");
-    const pair = leg({ messages: [{ role: "user", content: "hello there" }], prompt: undefined }, "/v1/chat/completions");
+    const pair = leg(
+      { messages: [{ role: "user", content: "hello there" }], prompt: undefined },
+      "/v1/chat/completions",
+    );
     const answer = await prefillLeg(prefill, undefined, pair);
     assert.match(answer.ticket, /remote_engine_id/);
     const call = openDecode(decode);
@@ -58,7 +76,10 @@ describe("a request over both legs", () => {
     await call.next();
     const { events, end, messages } = await call.rest();
     const body = JSON.parse(events);
-    assert.deepEqual([body.id, body.created, body.choices[0].index, body.kv_transfer_params], ["cmpl-public", 5, 2, null]);
+    assert.deepEqual(
+      [body.id, body.created, body.choices[0].index, body.kv_transfer_params],
+      ["cmpl-public", 5, 2, null],
+    );
     assert.equal(body.usage.prompt_tokens_details.cached_tokens, 1);
     assert.deepEqual([end!.completionTokens, messages], [6, 1]);
     await settled(decode);
@@ -69,7 +90,8 @@ describe("a request over both legs", () => {
     await using decode = await simDecode();
     const pair = { ...leg({ prompt: ["one", "two and a half"] }), promptIndex: 1 };
     const call = await reserved(decode, prefill, pair);
-    const answer = await prefill.channel.client(PrefillService)
+    const answer = await prefill.channel
+      .client(PrefillService)
       .prefill({ ...pair, decodeKvAddress: decode.instance.info().kvAddress });
     call.start(answer.ticket);
     assert.equal((await call.rest()).end!.completionTokens, 6);
@@ -78,7 +100,11 @@ describe("a request over both legs", () => {
 });
 
 describe("a running leg", () => {
-  async function running(prefill: SimInstance, decode: SimInstance, fields: Record<string, unknown> = {}): Promise<{ call: DecodeCall; cancel: AbortController }> {
+  async function running(
+    prefill: SimInstance,
+    decode: SimInstance,
+    fields: Record<string, unknown> = {},
+  ): Promise<{ call: DecodeCall; cancel: AbortController }> {
     const cancel = new AbortController();
     const pair = leg({ max_tokens: 2_000, ignore_eos: true, ...fields });
     const call = openDecode(decode, { signal: cancel.signal });
@@ -148,7 +174,8 @@ describe("a running leg", () => {
     const { call } = await running(prefill, decode);
     let events = "";
     await assert.rejects(async () => {
-      for (let message = await call.next(); message !== undefined; message = await call.next()) events += message.events;
+      for (let message = await call.next(); message !== undefined; message = await call.next())
+        events += message.events;
     }, refusal("engine_failed"));
     assert.doesNotMatch(events, /"error"/);
     await settled(decode);
@@ -160,7 +187,8 @@ describe("a running leg", () => {
     const { call } = await running(prefill, decode);
     let events = "";
     await assert.rejects(async () => {
-      for (let message = await call.next(); message !== undefined; message = await call.next()) events += message.events;
+      for (let message = await call.next(); message !== undefined; message = await call.next())
+        events += message.events;
     }, refusal("engine_failed"));
     assert.ok(events.endsWith("\n\n"));
     await settled(decode);
@@ -200,7 +228,10 @@ describe("a running leg", () => {
     // An attached engine's death is noticed by looking; the reservation goes with it.
     await assert.rejects(waiting.next(), refusal("instance_lost"));
     assert.equal(decode.instance.load().state, State.STARTING);
-    assert.equal(decode.instance.load().running + decode.instance.load().reserved + decode.instance.load().kvOrphans, 0);
+    assert.equal(
+      decode.instance.load().running + decode.instance.load().reserved + decode.instance.load().kvOrphans,
+      0,
+    );
   });
 });
 

@@ -13,9 +13,12 @@ import { within } from "../support/waits.ts";
 
 describe("an engine that sends odd bytes", () => {
   const HEAD = 'data: {"id":"cmpl-secret","object":"text_completion","created":1,"model":"odd","choices":[';
-  const chunk = (text: string, finish = "null"): string => `${HEAD}{"index":0,"text":${JSON.stringify(text)},"finish_reason":${finish}}]}`;
+  const chunk = (text: string, finish = "null"): string =>
+    `${HEAD}{"index":0,"text":${JSON.stringify(text)},"finish_reason":${finish}}]}`;
 
-  async function answerWith(write: (res: ServerResponse) => void | Promise<void>): Promise<{ events: string; messages: number; error: { code?: string } | undefined }> {
+  async function answerWith(
+    write: (res: ServerResponse) => void | Promise<void>,
+  ): Promise<{ events: string; messages: number; error: { code?: string } | undefined }> {
     const server = createServer((req: IncomingMessage, res) => {
       req.resume();
       if (req.url === "/v1/models") return void res.end('{"data":[{"id":"odd","max_model_len":100}]}');
@@ -25,7 +28,14 @@ describe("an engine that sends odd bytes", () => {
     });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const argv = ["--grpc.listen=127.0.0.1:0", "--registry.address=", `--attach=${url}`, "--engine.kind=sim", "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
+    const argv = [
+      "--grpc.listen=127.0.0.1:0",
+      "--registry.address=",
+      `--attach=${url}`,
+      "--engine.kind=sim",
+      "--connector=p2p-zmq",
+      "--engine.kv_address=127.0.0.1:9",
+    ];
     await using instance = await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
     await using channel = dialRpc(instance.address);
     const call = openDecode({ instance, channel } as unknown as SimInstance);
@@ -57,7 +67,13 @@ describe("an engine that sends odd bytes", () => {
       res.end();
     });
     assert.equal(error, undefined);
-    assert.deepEqual(events.trim().split("\n\n").map((event) => JSON.parse(event.slice(6)).choices[0].text), ["a", "é\\n", "c"]);
+    assert.deepEqual(
+      events
+        .trim()
+        .split("\n\n")
+        .map((event) => JSON.parse(event.slice(6)).choices[0].text),
+      ["a", "é\\n", "c"],
+    );
     assert.doesNotMatch(events, /secret|\r|keep-alive/);
   });
 
@@ -70,13 +86,22 @@ describe("an engine that sends odd bytes", () => {
       if (req.url === "/version") return void res.end("{}");
       if (req.method === "GET") return void res.writeHead(req.url === "/sim/state" ? 404 : 200).end();
       const more = (): void => {
-        while (sent < count) if (!res.write(`${chunk("abcdefghij", ++sent === count ? '"length"' : "null")}\n\n`)) return void res.once("drain", more);
+        while (sent < count)
+          if (!res.write(`${chunk("abcdefghij", ++sent === count ? '"length"' : "null")}\n\n`))
+            return void res.once("drain", more);
         res.end("data: [DONE]\n\n");
       };
       more();
     });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-    const argv = ["--grpc.listen=127.0.0.1:0", "--router=", `--attach=http://127.0.0.1:${(server.address() as AddressInfo).port}`, "--engine.kind=sim", "--connector=p2p-zmq", "--engine.kv_address=127.0.0.1:9"];
+    const argv = [
+      "--grpc.listen=127.0.0.1:0",
+      "--router=",
+      `--attach=http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+      "--engine.kind=sim",
+      "--connector=p2p-zmq",
+      "--engine.kv_address=127.0.0.1:9",
+    ];
     await using instance = await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
     const thin = connectThin(instance.address, { log: quiet });
     let bytes = 0;
@@ -94,8 +119,14 @@ describe("an engine that sends odd bytes", () => {
       const pair = leg({ model: "odd" });
       const reserve = { ...pair, face: FACE, prefillKvAddress: "127.0.0.1:9" };
       call.pause();
-      call.write(Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, { step: { case: "reserve", value: reserve } }))));
-      call.write(Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, { step: { case: "start", value: {} } }))));
+      call.write(
+        Buffer.from(
+          toBinary(DecodeRequestSchema, create(DecodeRequestSchema, { step: { case: "reserve", value: reserve } })),
+        ),
+      );
+      call.write(
+        Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, { step: { case: "start", value: {} } }))),
+      );
       void (async () => {
         let before = -1;
         // Until the engine is stuck: nothing more is taken from it for a while.
@@ -118,7 +149,9 @@ describe("an engine that sends odd bytes", () => {
 
   it("passes on many events of one read as one message", async () => {
     const { events, messages } = await answerWith((res) => {
-      const all = Array.from({ length: 50 }, (_, i) => `${chunk(String(i), i === 49 ? '"length"' : "null")}\n\n`).join("");
+      const all = Array.from({ length: 50 }, (_, i) => `${chunk(String(i), i === 49 ? '"length"' : "null")}\n\n`).join(
+        "",
+      );
       res.end(`${all}data: [DONE]\n\n`);
     });
     assert.equal(events.split("\n\n").length, 51);
@@ -139,8 +172,16 @@ describe("an engine that sends odd bytes", () => {
     ["ends without [DONE]", `${chunk("a", '"stop"')}\n\n`, "engine_failed"],
     ["sends what is no JSON", "data: {oops\n\n", "engine_failed"],
     ["sends HTML", "<html>\n\n</html>", "engine_failed"],
-    ["reports an error before the first token", 'data: {"error": {"message": "Internal server error", "code": 500}}\n\ndata: [DONE]\n\n', "kv_transfer_failed"],
-    ["refuses inside the stream", 'data: {"error": {"message": "bad", "code": 400}}\n\ndata: [DONE]\n\n', "engine_refused"],
+    [
+      "reports an error before the first token",
+      'data: {"error": {"message": "Internal server error", "code": 500}}\n\ndata: [DONE]\n\n',
+      "kv_transfer_failed",
+    ],
+    [
+      "refuses inside the stream",
+      'data: {"error": {"message": "bad", "code": 400}}\n\ndata: [DONE]\n\n',
+      "engine_refused",
+    ],
   ] as const) {
     it(`fails the leg when it ${what}`, async () => {
       const { error } = await answerWith((res) => void res.end(bytes));

@@ -3,7 +3,18 @@ import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { dialRpc } from "../../services/rpc/client.ts";
 import { connectThin } from "../../services/rpc/thin-client.ts";
-import { leg, openDecode, prefillLeg, quiet, refusal, reserved, settled, simDecode, simPrefill, type PairLeg } from "../instance/legs.ts";
+import {
+  leg,
+  openDecode,
+  prefillLeg,
+  quiet,
+  refusal,
+  reserved,
+  settled,
+  simDecode,
+  simPrefill,
+  type PairLeg,
+} from "../instance/legs.ts";
 import { eventually, within } from "../support/waits.ts";
 
 describe("a reservation", () => {
@@ -140,9 +151,12 @@ describe("a call that breaks the rules", () => {
     await using decode = await simDecode();
     const thin = connectThin(decode.instance.address, { log: quiet });
     for (const bytes of [Buffer.from([0xff, 0xff, 0xff]), Buffer.alloc(0)]) {
-      const ended = await within(new Promise<{ code?: string } | undefined>((onEnd) => {
-        thin.open(`/${DecodeService.typeName}/Decode`, { onMessage() {}, onEnd }).write(bytes);
-      }), "the end of the call");
+      const ended = await within(
+        new Promise<{ code?: string } | undefined>((onEnd) => {
+          thin.open(`/${DecodeService.typeName}/Decode`, { onMessage() {}, onEnd }).write(bytes);
+        }),
+        "the end of the call",
+      );
       assert.equal(ended?.code, "invalid_request");
     }
     await thin.close();

@@ -17,6 +17,9 @@ describe("a DecodeResponse written by hand", () => {
   it("reads back with its end behind it", () => {
     const end = encodeResponse({ end: { finishReason: FinishReason.STOP, completionTokens: 5, cachedTokens: 0 } });
     const message = fromBinary(DecodeResponseSchema, encodePiece([Buffer.from("é")], 2, 1, end));
-    assert.deepEqual([message.events, message.tokenCount, message.end?.completionTokens, message.end?.cachedTokens], ["é", 1, 5, 0]);
+    assert.deepEqual(
+      [message.events, message.tokenCount, message.end?.completionTokens, message.end?.cachedTokens],
+      ["é", 1, 5, 0],
+    );
   });
 });

@@ -10,7 +10,12 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { defineConfig, loadConfig } from "../../services/common/config.ts";
-import { consulCheckSettings, consulRegistrar, consulSettings, consulWatcher } from "../../services/discovery/consul.ts";
+import {
+  consulCheckSettings,
+  consulRegistrar,
+  consulSettings,
+  consulWatcher,
+} from "../../services/discovery/consul.ts";
 import { startConsul, type TestConsul } from "../support/consul.ts";
 import { logSink } from "../support/log-sink.ts";
 import { skip } from "../support/skip.ts";
@@ -23,7 +28,14 @@ const never = new AbortController().signal;
 const DOCS = readFileSync(fileURLToPath(new URL("../../docs/consul.md", import.meta.url)), "utf8");
 
 const info = () =>
-  create(InfoSchema, { instanceId: "decode-1", role: Role.DECODE, model: "m", connector: "nixl", grpcAddress: "127.0.0.1:9", startedUnixMs: 1_000n });
+  create(InfoSchema, {
+    instanceId: "decode-1",
+    role: Role.DECODE,
+    model: "m",
+    connector: "nixl",
+    grpcAddress: "127.0.0.1:9",
+    startedUnixMs: 1_000n,
+  });
 
 /** The rules that docs/consul.md gives for `role`, as they stand there. */
 function documentedPolicy(role: "instances" | "router"): string {
@@ -39,7 +51,9 @@ describe("Consul with access control", function () {
   before(async function () {
     const found = await consul();
     if ("missing" in found) skip(this, found.missing);
-    agent = await startConsul({ config: { acl: { enabled: true, default_policy: "deny", tokens: { initial_management: root, agent: root } } } });
+    agent = await startConsul({
+      config: { acl: { enabled: true, default_policy: "deny", tokens: { initial_management: root, agent: root } } },
+    });
     await eventually("access control is set up", () => agent.get("/v1/acl/tokens", root), 20_000);
   });
   after(() => agent?.kill());
@@ -51,14 +65,29 @@ describe("Consul with access control", function () {
 
   it("is used with the documented policies and no more", async () => {
     const sink = logSink();
-    const [forInstances, forRouter] = [await tokenFor("instances", documentedPolicy("instances")), await tokenFor("router", documentedPolicy("router"))];
-    const registrar = await consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forInstances }), { log: sink.log });
+    const [forInstances, forRouter] = [
+      await tokenFor("instances", documentedPolicy("instances")),
+      await tokenFor("router", documentedPolicy("router")),
+    ];
+    const registrar = await consulRegistrar(
+      configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forInstances }),
+      { log: sink.log },
+    );
     const registration = await registrar.register(info, never);
     const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forRouter };
     const watcher = await consulWatcher(configOf(env), { log: sink.log });
     const routerRegistrar = await consulRegistrar(configOf(env), { log: sink.log });
     const own = routerRegistrar.registerService(
-      () => ({ id: "router-1", role: "router", address: "127.0.0.1:1", grpcAddress: "127.0.0.1:2", meta: {}, tags: [] }), never, () => ({ serving: true, text: "serving" }),
+      () => ({
+        id: "router-1",
+        role: "router",
+        address: "127.0.0.1:1",
+        grpcAddress: "127.0.0.1:2",
+        meta: {},
+        tags: [],
+      }),
+      never,
+      () => ({ serving: true, text: "serving" }),
     );
     let ids: string[] = [];
     const watch = watcher.watch((entries) => (ids = entries.map(({ instanceId }) => instanceId)));
@@ -67,12 +96,18 @@ describe("Consul with access control", function () {
     await agent.put("/v1/kv/tandem/config/queue.limit", "9", root);
     await eventually("the router sees the instance", () => ids.join() === "decode-1");
     await eventually("it sees the settings", () => texts?.get("queue.limit") === "9");
-    await eventually("it is registered too", async () => (await agent.get("/v1/agent/service/router-1", root)) !== undefined);
+    await eventually(
+      "it is registered too",
+      async () => (await agent.get("/v1/agent/service/router-1", root)) !== undefined,
+    );
     assert.equal(watcher.health.up, true);
     for (const one of [watch, settings, own, registration]) await one[Symbol.asyncDispose]();
     assert.equal(await agent.get("/v1/agent/service/decode-1", root), undefined);
     for (const one of [watcher, registrar, routerRegistrar]) one.close();
-    assert.deepEqual(sink.lines.filter(({ level }) => level === "error"), []);
+    assert.deepEqual(
+      sink.lines.filter(({ level }) => level === "error"),
+      [],
+    );
   });
 
   it("names the policy that a registration lacks, and registers once the token may", async () => {
@@ -80,13 +115,27 @@ describe("Consul with access control", function () {
     const folder = mkdtempSync(join(tmpdir(), "tandem-token-"));
     const file = join(folder, "token");
     writeFileSync(file, `${await tokenFor("nothing", 'key "x" { policy = "read" }')}\n`);
-    const registrar = await consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file }), { log: sink.log });
+    const registrar = await consulRegistrar(
+      configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file }),
+      { log: sink.log },
+    );
     const registration = await registrar.register(info, never);
-    const [line] = await eventually("it says so", () => sink.events("Consul denies the registration; trying on").length > 0 && sink.events("Consul denies the registration; trying on"));
+    const [line] = await eventually(
+      "it says so",
+      () =>
+        sink.events("Consul denies the registration; trying on").length > 0 &&
+        sink.events("Consul denies the registration; trying on"),
+    );
     assert.equal(line!["policy"], 'service "tandem-decode" { policy = "write" }');
-    assert.match(String(line!["because"]), /lacks the policy service "tandem-decode" \{ policy = "write" \} \(docs\/consul.md/);
+    assert.match(
+      String(line!["because"]),
+      /lacks the policy service "tandem-decode" \{ policy = "write" \} \(docs\/consul.md/,
+    );
     writeFileSync(file, await tokenFor("instances-2", documentedPolicy("instances")));
-    await eventually("it is registered", async () => (await agent.get("/v1/agent/service/decode-1", root)) !== undefined);
+    await eventually(
+      "it is registered",
+      async () => (await agent.get("/v1/agent/service/decode-1", root)) !== undefined,
+    );
     await registration[Symbol.asyncDispose]();
     registrar.close();
     rmSync(folder, { recursive: true });
@@ -95,13 +144,22 @@ describe("Consul with access control", function () {
   it("names what a router's token lacks, where Consul would only leave things out", async () => {
     const sink = logSink();
     await agent.put("/v1/agent/service/register", { Name: "tandem-decode", ID: "other", Meta: {} }, root);
-    const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: await tokenFor("services-only", 'service_prefix "tandem" { policy = "read" }') };
+    const env = {
+      CONSUL_HTTP_ADDR: agent.address,
+      CONSUL_HTTP_TOKEN: await tokenFor("services-only", 'service_prefix "tandem" { policy = "read" }'),
+    };
     const watcher = await consulWatcher(configOf(env), { log: sink.log });
     const watch = watcher.watch(() => {});
     const settings = watcher.watchSettings("tandem/config", () => {});
     await eventually("both are named", () => {
-      const said = sink.events("Consul denies what the router needs; it goes on with what it knows").map((line) => String(line["because"])).join(" ");
-      return said.includes('node_prefix "" { policy = "read" }') && said.includes('key_prefix "tandem/config/" { policy = "read" }');
+      const said = sink
+        .events("Consul denies what the router needs; it goes on with what it knows")
+        .map((line) => String(line["because"]))
+        .join(" ");
+      return (
+        said.includes('node_prefix "" { policy = "read" }') &&
+        said.includes('key_prefix "tandem/config/" { policy = "read" }')
+      );
     });
     assert.equal(watcher.health.up, false);
     assert.match(watcher.health.error, /policy/);
@@ -137,7 +195,12 @@ describe("Consul over TLS", function () {
       flags: ["-https-port", String(https)],
       config: {
         tls: {
-          https: { ca_file: file("consul-agent-ca.pem"), cert_file: file("dc1-server-consul-0.pem"), key_file: file("dc1-server-consul-0-key.pem"), verify_incoming: true },
+          https: {
+            ca_file: file("consul-agent-ca.pem"),
+            cert_file: file("dc1-server-consul-0.pem"),
+            key_file: file("dc1-server-consul-0-key.pem"),
+            verify_incoming: true,
+          },
         },
       },
     });
@@ -145,12 +208,19 @@ describe("Consul over TLS", function () {
       const seen = async (env: Record<string, string>): Promise<{ up: boolean; error: string }> => {
         const watcher = await consulWatcher(configOf(env), { log: logSink().log });
         const watch = watcher.watch(() => {});
-        const health = await eventually("it was heard", () => (watcher.health.up || /certificate|alert|does not answer/.test(watcher.health.error)) && watcher.health, 10_000);
+        const health = await eventually(
+          "it was heard",
+          () => (watcher.health.up || /certificate|alert|does not answer/.test(watcher.health.error)) && watcher.health,
+          10_000,
+        );
         await watch[Symbol.asyncDispose]();
         watcher.close();
         return health;
       };
-      const client = { CONSUL_CLIENT_CERT: file("dc1-client-consul-0.pem"), CONSUL_CLIENT_KEY: file("dc1-client-consul-0-key.pem") };
+      const client = {
+        CONSUL_CLIENT_CERT: file("dc1-client-consul-0.pem"),
+        CONSUL_CLIENT_KEY: file("dc1-client-consul-0-key.pem"),
+      };
       const address = { CONSUL_HTTP_ADDR: `127.0.0.1:${https}`, CONSUL_HTTP_SSL: "true" };
       assert.equal((await seen({ ...address, ...client, CONSUL_CACERT: file("consul-agent-ca.pem") })).up, true);
       assert.equal((await seen({ ...address, ...client, CONSUL_HTTP_SSL_VERIFY: "false" })).up, true);

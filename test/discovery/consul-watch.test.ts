@@ -9,18 +9,23 @@ import { watchConsul } from "../../services/discovery/consul-watch.ts";
 import { eventually } from "../support/waits.ts";
 
 const definition = defineConfig("test", { ...consulSettings });
-const options = (env: Record<string, string>, argv: readonly string[] = []) => consulOptions(loadConfig(definition, { argv, env }));
+const options = (env: Record<string, string>, argv: readonly string[] = []) =>
+  consulOptions(loadConfig(definition, { argv, env }));
 
 type Answer = (response: ServerResponse, query: URLSearchParams) => void;
-const json = (index: number | string, body: unknown, headers: Record<string, string> = {}): Answer => (response) => {
-  response.writeHead(200, { "x-consul-index": String(index), ...headers });
-  response.end(JSON.stringify(body));
-};
+const json =
+  (index: number | string, body: unknown, headers: Record<string, string> = {}): Answer =>
+  (response) => {
+    response.writeHead(200, { "x-consul-index": String(index), ...headers });
+    response.end(JSON.stringify(body));
+  };
 /** Holds the question open, as Consul does while nothing changes. */
 const hold: Answer = () => {};
 
 /** Answers each question with the next of `script`; the last one again and again. */
-async function fakeConsul(script: readonly Answer[]): Promise<{ address: string; asked: URLSearchParams[]; close(): void }> {
+async function fakeConsul(
+  script: readonly Answer[],
+): Promise<{ address: string; asked: URLSearchParams[]; close(): void }> {
   const asked: URLSearchParams[] = [];
   const server = createServer((request: IncomingMessage, response) => {
     const query = new URL(request.url!, "http://x").searchParams;
@@ -44,7 +49,11 @@ interface Heard {
   ups: number;
 }
 
-async function watching(script: readonly Answer[], look: (heard: Heard, asked: URLSearchParams[]) => boolean, waitMs?: number): Promise<{ heard: Heard; asked: URLSearchParams[] }> {
+async function watching(
+  script: readonly Answer[],
+  look: (heard: Heard, asked: URLSearchParams[]) => boolean,
+  waitMs?: number,
+): Promise<{ heard: Heard; asked: URLSearchParams[] }> {
   const consul = await fakeConsul(script);
   const client = await consulClient(options({ CONSUL_HTTP_ADDR: consul.address }));
   const stop = new AbortController();
@@ -72,17 +81,41 @@ async function watching(script: readonly Answer[], look: (heard: Heard, asked: U
 
 describe("a blocking query", () => {
   it("asks at once, then waits on the index, and tells only news", async () => {
-    const { heard, asked } = await watching([json(5, ["a"]), json(5, ["a"]), json(9, ["a", "b"]), hold], (_, all) => all.length === 4);
-    assert.deepEqual(heard.changes.map(({ body }) => body), [["a"], ["a", "b"]]);
-    assert.deepEqual(asked.map((query) => query.get("index")), [null, "5", "5", "9"]);
-    assert.deepEqual(asked.map((query) => query.get("wait")), [null, "10000ms", "10000ms", "10000ms"]);
-    assert.deepEqual(heard.changes.map(({ gap }) => gap), [false, false]);
+    const { heard, asked } = await watching(
+      [json(5, ["a"]), json(5, ["a"]), json(9, ["a", "b"]), hold],
+      (_, all) => all.length === 4,
+    );
+    assert.deepEqual(
+      heard.changes.map(({ body }) => body),
+      [["a"], ["a", "b"]],
+    );
+    assert.deepEqual(
+      asked.map((query) => query.get("index")),
+      [null, "5", "5", "9"],
+    );
+    assert.deepEqual(
+      asked.map((query) => query.get("wait")),
+      [null, "10000ms", "10000ms", "10000ms"],
+    );
+    assert.deepEqual(
+      heard.changes.map(({ gap }) => gap),
+      [false, false],
+    );
   });
 
   it("starts anew when the index goes backwards, and says that there was a gap", async () => {
-    const { heard, asked } = await watching([json(50, ["a"]), json(7, []), json(7, []), hold], (_, all) => all.length === 4);
-    assert.deepEqual(asked.map((query) => query.get("index")), [null, "50", null, "7"]);
-    assert.deepEqual(heard.changes, [{ body: ["a"], gap: false }, { body: [], gap: true }]);
+    const { heard, asked } = await watching(
+      [json(50, ["a"]), json(7, []), json(7, []), hold],
+      (_, all) => all.length === 4,
+    );
+    assert.deepEqual(
+      asked.map((query) => query.get("index")),
+      [null, "50", null, "7"],
+    );
+    assert.deepEqual(heard.changes, [
+      { body: ["a"], gap: false },
+      { body: [], gap: true },
+    ]);
   });
 
   it("never waits on index 0, which would answer at once for ever", async () => {
@@ -93,7 +126,10 @@ describe("a blocking query", () => {
   it("keeps its pace when values churn", async () => {
     let index = 1;
     const startMs = performance.now();
-    const { asked } = await watching([(response, query) => json(++index, [index])(response, query)], () => performance.now() - startMs > 400);
+    const { asked } = await watching(
+      [(response, query) => json(++index, [index])(response, query)],
+      () => performance.now() - startMs > 400,
+    );
     assert.ok(asked.length <= 4 + 1 + (performance.now() - startMs) / 50, `${asked.length} questions`);
   });
 
@@ -104,7 +140,10 @@ describe("a blocking query", () => {
       setTimeout(() => response.socket!.destroy(), 20);
     };
     const { heard } = await watching([cut, json(6, ["a"]), hold], ({ changes }) => changes.length === 1);
-    assert.deepEqual(heard.downs.map(({ kind }) => kind), ["away"]);
+    assert.deepEqual(
+      heard.downs.map(({ kind }) => kind),
+      ["away"],
+    );
     assert.deepEqual(heard.changes, [{ body: ["a"], gap: true }]);
   });
 
@@ -117,18 +156,31 @@ describe("a blocking query", () => {
     const noLeader: Answer = (response) => response.writeHead(500).end("No cluster leader");
     const page: Answer = (response) => response.writeHead(200, { "x-consul-index": "3" }).end("<html>");
     const { heard } = await watching([noLeader, page, hold], ({ downs }) => downs.length === 2);
-    assert.deepEqual(heard.downs.map(({ kind }) => kind), ["away", "refused"]);
+    assert.deepEqual(
+      heard.downs.map(({ kind }) => kind),
+      ["away", "refused"],
+    );
     assert.match(heard.downs[0]!.message, /No cluster leader/);
   });
 
   it("takes an answer that leaves something out for a missing policy, not for fewer instances", async () => {
-    const { heard } = await watching([json(5, [], { "x-consul-results-filtered-by-acls": "true" }), hold], ({ downs }) => downs.length === 1);
-    assert.deepEqual([heard.downs[0]!.kind, heard.downs[0]!.policy, heard.changes.length], ["denied", 'service "x" { policy = "read" }', 0]);
+    const { heard } = await watching(
+      [json(5, [], { "x-consul-results-filtered-by-acls": "true" }), hold],
+      ({ downs }) => downs.length === 1,
+    );
+    assert.deepEqual(
+      [heard.downs[0]!.kind, heard.downs[0]!.policy, heard.changes.length],
+      ["denied", 'service "x" { policy = "read" }', 0],
+    );
   });
 
   it("names the policy that a denied token lacks", async () => {
     const denied: Answer = (response) =>
-      response.writeHead(403).end(`Permission denied: token with AccessorID '00000000-0000-0000-0000-000000000002' lacks permission 'service:write' on "tandem-decode"`);
+      response
+        .writeHead(403)
+        .end(
+          `Permission denied: token with AccessorID '00000000-0000-0000-0000-000000000002' lacks permission 'service:write' on "tandem-decode"`,
+        );
     const { heard } = await watching([denied, hold], ({ downs }) => downs.length === 1);
     assert.equal(heard.downs[0]!.policy, 'service "tandem-decode" { policy = "write" }');
   });

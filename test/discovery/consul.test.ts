@@ -3,7 +3,14 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { loadConfig, defineConfig } from "../../services/common/config.ts";
-import { consulCheckSettings, consulRegistrar, consulSettings, consulWatcher, type ConsulRegistrar, type ConsulWatcher } from "../../services/discovery/consul.ts";
+import {
+  consulCheckSettings,
+  consulRegistrar,
+  consulSettings,
+  consulWatcher,
+  type ConsulRegistrar,
+  type ConsulWatcher,
+} from "../../services/discovery/consul.ts";
 import type { Doubt, Registration, Standing } from "../../services/discovery/registry.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { freeConsulPorts, startConsul, type TestConsul } from "../support/consul.ts";
@@ -13,7 +20,8 @@ import { consul } from "../support/tools.ts";
 import { eventually } from "../support/waits.ts";
 
 const settings = defineConfig("test", { ...consulSettings, ...consulCheckSettings });
-const configOf = (address: string, flags: readonly string[] = []) => loadConfig(settings, { argv: ["--consul.address", address, ...flags], env: {} });
+const configOf = (address: string, flags: readonly string[] = []) =>
+  loadConfig(settings, { argv: ["--consul.address", address, ...flags], env: {} });
 const never = new AbortController().signal;
 
 interface Served extends AsyncDisposable {
@@ -28,12 +36,30 @@ async function register(registrar: ConsulRegistrar, instanceId: string, change: 
   const server = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog, graceMs: 0 });
   server.setServing(true);
   const info = create(InfoSchema, {
-    instanceId, role: Role.DECODE, model: "Llama 3/8B", connector: "nixl", grpcAddress: server.address, kvAddress: "127.0.0.1:21001",
-    engine: "vllm", engineVersion: "0.24.0", tandemVersion: "0.1.0", slotLimit: 64, blockSize: 16, tpSize: 2, dtype: "bfloat16",
-    maxModelLen: 8192, startedUnixMs: 1_700_000_000_123n, pid: 42, ...change,
+    instanceId,
+    role: Role.DECODE,
+    model: "Llama 3/8B",
+    connector: "nixl",
+    grpcAddress: server.address,
+    kvAddress: "127.0.0.1:21001",
+    engine: "vllm",
+    engineVersion: "0.24.0",
+    tandemVersion: "0.1.0",
+    slotLimit: 64,
+    blockSize: 16,
+    tpSize: 2,
+    dtype: "bfloat16",
+    maxModelLen: 8192,
+    startedUnixMs: 1_700_000_000_123n,
+    pid: 42,
+    ...change,
   } as never);
   const self = { info, standing: { serving: true, text: "serving" } };
-  const registration = await registrar.register(() => self.info, never, () => self.standing);
+  const registration = await registrar.register(
+    () => self.info,
+    never,
+    () => self.standing,
+  );
   return Object.assign(self, {
     server,
     registration,
@@ -101,17 +127,34 @@ describe("Consul as the registry", function () {
     assert.deepEqual(entry.Service.Tags, ["Llama-3-8B", "vllm", "nixl"]);
     const { host: _host, ...meta } = entry.Service.Meta;
     assert.deepEqual(meta, {
-      role: "decode", model: "Llama 3/8B", max_model_len: "8192", connector: "nixl", kv_address: "127.0.0.1:21001", grpc_address: decode.server.address,
-      engine: "vllm", engine_version: "0.24.0", block_size: "16", tp_size: "2", dtype: "bfloat16", slots: "64", tandem_version: "0.1.0",
-      started: "2023-11-14T22:13:20.123Z", pid: "42",
+      role: "decode",
+      model: "Llama 3/8B",
+      max_model_len: "8192",
+      connector: "nixl",
+      kv_address: "127.0.0.1:21001",
+      grpc_address: decode.server.address,
+      engine: "vllm",
+      engine_version: "0.24.0",
+      block_size: "16",
+      tp_size: "2",
+      dtype: "bfloat16",
+      slots: "64",
+      tandem_version: "0.1.0",
+      started: "2023-11-14T22:13:20.123Z",
+      pid: "42",
     });
     decode.server.setServing(false, "the engine exited: out of memory");
     const output = await eventually("the agent's check fails", async () => {
       const checks = await agent.get("/v1/health/checks/tandem-decode");
-      return checks.find((check: any) => check.Name === "health" && check.Status === "critical")?.Output as string | undefined;
+      return checks.find((check: any) => check.Name === "health" && check.Status === "critical")?.Output as
+        | string
+        | undefined;
     });
     assert.match(output, /the engine exited: out of memory/);
-    const doubt = await eventually("the router hears", () => /memory/.test(seen.now().doubts.get("decode-b")?.reason ?? "") && seen.now().doubts.get("decode-b"));
+    const doubt = await eventually(
+      "the router hears",
+      () => /memory/.test(seen.now().doubts.get("decode-b")?.reason ?? "") && seen.now().doubts.get("decode-b"),
+    );
     assert.equal(doubt.kind, "critical");
     assert.match(doubt.reason, /"health".*out of memory/);
   });
@@ -177,10 +220,22 @@ describe("Consul as the registry", function () {
     await using decode = await register(registrar, "decode-h", { startedUnixMs: 2_000n });
     const [host, port] = decode.server.address.split(":");
     await eventually("it is listed", () => seen.ids().length === 1);
-    await agent.put("/v1/agent/service/register", { ID: "decode-ghost", Name: "tandem-decode", Address: host, Port: Number(port), Meta: { ...meta(decode.info), started: new Date(1_000).toISOString() } });
-    await eventually("the ghost is listed", async () => (await agent.get("/v1/catalog/service/tandem-decode")).length === 2);
+    await agent.put("/v1/agent/service/register", {
+      ID: "decode-ghost",
+      Name: "tandem-decode",
+      Address: host,
+      Port: Number(port),
+      Meta: { ...meta(decode.info), started: new Date(1_000).toISOString() },
+    });
+    await eventually(
+      "the ghost is listed",
+      async () => (await agent.get("/v1/catalog/service/tandem-decode")).length === 2,
+    );
     await eventually("the newer one is believed", () => seen.ids().join() === "decode-h");
-    await using _next = await register(registrar, "decode-i", { grpcAddress: decode.server.address, startedUnixMs: 3_000n });
+    await using _next = await register(registrar, "decode-i", {
+      grpcAddress: decode.server.address,
+      startedUnixMs: 3_000n,
+    });
     await eventually("the ghost is out", async () => (await agent.get("/v1/agent/service/decode-ghost")) === undefined);
   });
 
@@ -188,8 +243,17 @@ describe("Consul as the registry", function () {
     await none();
     const sink = logSink();
     const other = watch(await consulWatcher(configOf(agent.address), { log: sink.log }));
-    await agent.put("/v1/agent/service/register", { ID: "stranger", Name: "tandem-decode", Port: 80, Meta: { model: "m" } });
-    const [line] = await eventually("it says so", () => sink.events("a service in Consul can't be used").length > 0 && sink.events("a service in Consul can't be used"));
+    await agent.put("/v1/agent/service/register", {
+      ID: "stranger",
+      Name: "tandem-decode",
+      Port: 80,
+      Meta: { model: "m" },
+    });
+    const [line] = await eventually(
+      "it says so",
+      () =>
+        sink.events("a service in Consul can't be used").length > 0 && sink.events("a service in Consul can't be used"),
+    );
     assert.equal(line!["serviceId"], "stranger");
     await other.stop();
     await agent.put("/v1/agent/service/deregister/stranger");
@@ -214,11 +278,16 @@ describe("Consul as the registry", function () {
 
   it("reports by itself where the agent can't ask", async () => {
     await none();
-    const ttl = await consulRegistrar(configOf(agent.address, ["--consul.check", "ttl", "--consul.ttl_ms", "500"]), { log: silentLog });
+    const ttl = await consulRegistrar(configOf(agent.address, ["--consul.check", "ttl", "--consul.ttl_ms", "500"]), {
+      log: silentLog,
+    });
     await using decode = await register(ttl, "decode-j");
     await eventually("it passes", () => seen.ids().length === 1 && seen.now().doubts.size === 0);
     const { Checks: checks } = (await agent.get("/v1/health/service/tandem-decode"))[0];
-    assert.deepEqual(checks.map((check: any) => check.Name).filter((name: string) => !/serf/i.test(name)), ["state"]);
+    assert.deepEqual(
+      checks.map((check: any) => check.Name).filter((name: string) => !/serf/i.test(name)),
+      ["state"],
+    );
     // It beats on: three times its TTL later it still passes.
     const untilMs = performance.now() + 1_500;
     await eventually("time passes", () => performance.now() > untilMs);
@@ -244,7 +313,10 @@ describe("a Consul that goes and comes back empty", function () {
     const watcher = await consulWatcher(configOf(agent.address), { log: sink.log, forgetMs: 60_000 });
     const seen = watch(watcher);
     const served = await Promise.all(["a", "b", "c"].map((id) => register(registrar, id)));
-    await eventually("all are listed", () => seen.ids().length === 3 && seen.now().doubts.size === 0 && watcher.health.up);
+    await eventually(
+      "all are listed",
+      () => seen.ids().length === 3 && seen.now().doubts.size === 0 && watcher.health.up,
+    );
     let least = 3;
     const changes: boolean[] = [];
     watcher.onHealth(() => changes.push(watcher.health.up));
@@ -253,10 +325,14 @@ describe("a Consul that goes and comes back empty", function () {
     assert.match(watcher.health.error, /does not answer/);
     agent = await startConsul({ ports });
     try {
-      await eventually("all are registered again", async () => {
-        least = Math.min(least, seen.now().entries.length - seen.now().doubts.size);
-        return (await agent.get("/v1/catalog/service/tandem-decode")).length === 3;
-      }, 20_000);
+      await eventually(
+        "all are registered again",
+        async () => {
+          least = Math.min(least, seen.now().entries.length - seen.now().doubts.size);
+          return (await agent.get("/v1/catalog/service/tandem-decode")).length === 3;
+        },
+        20_000,
+      );
       await eventually("Consul is up again", () => watcher.health.up && watcher.health.error === "", 20_000);
       assert.equal(least, 3);
       assert.deepEqual(changes, [false, true]);

@@ -12,8 +12,16 @@ import { silentLog } from "../support/log-sink.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
 const info = (change: Partial<Info> = {}): Info =>
-  create(InfoSchema, { instanceId: "a", role: Role.DECODE, model: "m", connector: "nixl", grpcAddress: "127.0.0.1:1", ...change } as never);
-const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string): Promise<RpcServer> => serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0 });
+  create(InfoSchema, {
+    instanceId: "a",
+    role: Role.DECODE,
+    model: "m",
+    connector: "nixl",
+    grpcAddress: "127.0.0.1:1",
+    ...change,
+  } as never);
+const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string): Promise<RpcServer> =>
+  serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0 });
 const never = new AbortController().signal;
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 
@@ -43,7 +51,10 @@ describe("the embedded registry", () => {
     await using server = await serve(hub);
     const ids = watched(hub);
     let self = info();
-    const registration = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => self, never);
+    const registration = await embeddedRegistry({ address: server.address, log: silentLog }).register(
+      () => self,
+      never,
+    );
     await eventually("it is there", () => ids()[0] === "a@");
     self = info({ kvAddress: "127.0.0.1:5" });
     registration.update();
@@ -56,7 +67,11 @@ describe("the embedded registry", () => {
   it("is found again by everyone after a restart of the router", async () => {
     const port = await freePort();
     const first = await serve(registryHub({ limit: 4 }), `127.0.0.1:${port}`);
-    const registrations = await Promise.all(["a", "b"].map((instanceId) => embeddedRegistry({ address: first.address, log: silentLog }).register(() => info({ instanceId }), never)));
+    const registrations = await Promise.all(
+      ["a", "b"].map((instanceId) =>
+        embeddedRegistry({ address: first.address, log: silentLog }).register(() => info({ instanceId }), never),
+      ),
+    );
     await first[Symbol.asyncDispose]();
     const hub = registryHub({ limit: 4 });
     await using _second = await serve(hub, `127.0.0.1:${port}`);
@@ -67,7 +82,10 @@ describe("the embedded registry", () => {
 
   it("may come up after its instances", async () => {
     const port = await freePort();
-    const registration = await embeddedRegistry({ address: `127.0.0.1:${port}`, log: silentLog }).register(() => info(), never);
+    const registration = await embeddedRegistry({ address: `127.0.0.1:${port}`, log: silentLog }).register(
+      () => info(),
+      never,
+    );
     const hub = registryHub({ limit: 4 });
     await using _server = await serve(hub, `127.0.0.1:${port}`);
     const ids = watched(hub);
@@ -82,7 +100,9 @@ describe("the embedded registry", () => {
     const port = await freePort();
     const addresses = [silent.address, `127.0.0.1:${port}`, first.address];
     let self = info();
-    const registration = await atEach(addresses.map((address) => embeddedRegistry({ address, log: silentLog }))).register(() => self, never);
+    const registration = await atEach(
+      addresses.map((address) => embeddedRegistry({ address, log: silentLog })),
+    ).register(() => self, never);
     await eventually("the first knows it", () => watched(one)()[0] === "a@");
     await using second = await serve(two, `127.0.0.1:${port}`);
     await eventually("the second knows it once it is there", () => watched(two)()[0] === "a@");
@@ -116,7 +136,8 @@ describe("the embedded registry", () => {
         yield { info: info({ instanceId }) };
         await new Promise((done) => call.signal.addEventListener("abort", done));
       }
-      const answers = dialRpc(server.address).client(RegistryService).register(say(), { signal: call.signal })[Symbol.asyncIterator]();
+      const registered = dialRpc(server.address).client(RegistryService).register(say(), { signal: call.signal });
+      const answers = registered[Symbol.asyncIterator]();
       await answers.next();
       answers.next().catch(() => {});
       return call;
@@ -140,7 +161,10 @@ describe("the embedded registry", () => {
     const ids = watched(hub);
     const old = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info(), never);
     await eventually("the old one is there", () => ids()[0] === "a@");
-    const next = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info({ kvAddress: "127.0.0.1:7" }), never);
+    const next = await embeddedRegistry({ address: server.address, log: silentLog }).register(
+      () => info({ kvAddress: "127.0.0.1:7" }),
+      never,
+    );
     await eventually("the new one is there", () => ids()[0] === "a@127.0.0.1:7");
     await old[Symbol.asyncDispose]();
     await new Promise((done) => setTimeout(done, 50));
@@ -162,10 +186,20 @@ describe("the embedded registry", () => {
       return undefined;
     };
     await assert.rejects(register(undefined, info()), refusal("unauthenticated"));
-    for (const bad of [undefined, info({ instanceId: "" }), info({ role: Role.UNSPECIFIED }), info({ model: "" }), info({ grpcAddress: "x" }), info({ kvAddress: "no port" })]) {
+    for (const bad of [
+      undefined,
+      info({ instanceId: "" }),
+      info({ role: Role.UNSPECIFIED }),
+      info({ model: "" }),
+      info({ grpcAddress: "x" }),
+      info({ kvAddress: "no port" }),
+    ]) {
       await assert.rejects(register("join", bad), refusal("invalid_request"));
     }
-    const held = await embeddedRegistry({ address: server.address, token: "join", log: silentLog }).register(() => info(), never);
+    const held = await embeddedRegistry({ address: server.address, token: "join", log: silentLog }).register(
+      () => info(),
+      never,
+    );
     const ids = watched(hub);
     await eventually("one is there", () => ids().length === 1);
     await assert.rejects(register("join", info({ instanceId: "b" })), refusal("instance_busy"));

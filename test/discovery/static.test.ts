@@ -10,7 +10,12 @@ import { eventually, freePort } from "../support/waits.ts";
 function instance(listen: string, info: () => Partial<Info>): Promise<RpcServer> {
   const getInfo = async () => ({ info: create(InfoSchema, info() as never) });
   const unused = async () => ({});
-  const service = defineService(InstanceService, { getInfo, drain: unused, undrain: unused, async *watchLoad() {} } as never);
+  const service = defineService(InstanceService, {
+    getInfo,
+    drain: unused,
+    undrain: unused,
+    async *watchLoad() {},
+  } as never);
   return serveRpc({ listen, services: [service], log: silentLog, graceMs: 0 });
 }
 
@@ -20,8 +25,10 @@ describe("a static list of instances", () => {
     let kvAddress = "127.0.0.1:1";
     const first = await instance(`127.0.0.1:${port}`, () => ({ instanceId: "a", model: "m", kvAddress }));
     let seen: string[] = [];
-    const watch = staticRegistry([`127.0.0.1:${port}`, `127.0.0.1:${latePort}`], { log: silentLog, askEveryMs: 20 })
-      .watch((entries) => (seen = entries.map((entry) => `${entry.instanceId}@${entry.kvAddress}`).sort()));
+    const watch = staticRegistry([`127.0.0.1:${port}`, `127.0.0.1:${latePort}`], {
+      log: silentLog,
+      askEveryMs: 20,
+    }).watch((entries) => (seen = entries.map((entry) => `${entry.instanceId}@${entry.kvAddress}`).sort()));
     assert.deepEqual(seen, []);
     await eventually("the first", () => seen[0] === "a@127.0.0.1:1");
     const late = await instance(`127.0.0.1:${latePort}`, () => ({ instanceId: "b", model: "m" }));
@@ -39,7 +46,9 @@ describe("a static list of instances", () => {
     let model = "";
     await using server = await instance("127.0.0.1:0", () => ({ instanceId: "a", model }));
     let count = 0;
-    const watch = staticRegistry([server.address], { log: silentLog, askEveryMs: 20 }).watch((entries) => (count = entries.length));
+    const watch = staticRegistry([server.address], { log: silentLog, askEveryMs: 20 }).watch(
+      (entries) => (count = entries.length),
+    );
     await new Promise((done) => setTimeout(done, 60));
     assert.equal(count, 0);
     model = "m";

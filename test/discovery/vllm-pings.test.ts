@@ -7,7 +7,10 @@ import { manualClock } from "../support/manual-clock.ts";
 import { eventually } from "../support/waits.ts";
 
 /** An engine as vLLM 0.23 pings: its KV address is its identity, one frame, no answer expected. */
-async function pinging(listener: PingListener, kvAddress: string): Promise<{ ping(message: unknown): Promise<void>; close(): void }> {
+async function pinging(
+  listener: PingListener,
+  kvAddress: string,
+): Promise<{ ping(message: unknown): Promise<void>; close(): void }> {
   const socket = new Dealer({ routingId: kvAddress, linger: 0 });
   socket.connect(`tcp://${listener.address}`);
   return {
@@ -23,11 +26,21 @@ describe("vLLM's pings", () => {
   const told: string[] = [];
   const clock = manualClock();
   let listener: PingListener;
-  const tell = (what: string) => ({ role, httpAddress, kvAddress }: PingedEngine): void => void told.push(`${what} ${role} ${httpAddress} ${kvAddress}`);
+  const tell =
+    (what: string) =>
+    ({ role, httpAddress, kvAddress }: PingedEngine): void =>
+      void told.push(`${what} ${role} ${httpAddress} ${kvAddress}`);
 
   beforeEach(async () => {
     told.length = 0;
-    listener = await listenForPings({ listen: "127.0.0.1:0", log: silentLog, clock, limit: 3, came: tell("came"), left: tell("left") });
+    listener = await listenForPings({
+      listen: "127.0.0.1:0",
+      log: silentLog,
+      clock,
+      limit: 3,
+      came: tell("came"),
+      left: tell("left"),
+    });
   });
   afterEach(() => listener[Symbol.asyncDispose]());
 
@@ -36,7 +49,9 @@ describe("vLLM's pings", () => {
     for (let count = 0; count < 3; count++) await engine.ping(PREFILL);
     await eventually("it came", () => told.length > 0);
     assert.deepEqual(told, ["came prefill 10.0.0.1:20003 10.0.0.1:21001"]);
-    assert.deepEqual(listener.engines, [{ role: "prefill", httpAddress: "10.0.0.1:20003", kvAddress: "10.0.0.1:21001" }]);
+    assert.deepEqual(listener.engines, [
+      { role: "prefill", httpAddress: "10.0.0.1:20003", kvAddress: "10.0.0.1:21001" },
+    ]);
     engine.close();
   });
 
@@ -53,7 +68,10 @@ describe("vLLM's pings", () => {
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
     await eventually("the silent one left", () => told.includes("left prefill 10.0.0.1:20003 10.0.0.1:21001"));
-    assert.deepEqual(listener.engines.map(({ role }) => role), ["decode"]);
+    assert.deepEqual(
+      listener.engines.map(({ role }) => role),
+      ["decode"],
+    );
     two.close();
     clock.advance(11_000);
     assert.deepEqual(listener.engines, [], "the last of its role ages too");
@@ -67,7 +85,10 @@ describe("vLLM's pings", () => {
     await engine.ping(DECODE);
     await engine.ping({ ...DECODE, zmq_address: "10.0.0.2:22002" });
     await eventually("it changed", () => told.length === 3);
-    assert.deepEqual(told.map((line) => line.split(" ")[0]), ["came", "left", "came"]);
+    assert.deepEqual(
+      told.map((line) => line.split(" ")[0]),
+      ["came", "left", "came"],
+    );
     assert.equal(listener.engines[0]!.kvAddress, "10.0.0.2:22002");
     engine.close();
   });
@@ -95,9 +116,25 @@ describe("vLLM's pings", () => {
   });
 
   it("are read strictly", () => {
-    assert.deepEqual(readPing({ ...DECODE, more: 1 }), { role: "decode", httpAddress: "10.0.0.2:20005", kvAddress: "10.0.0.2:22001" });
-    for (const wrong of [null, 1, "P", [], {}, { ...DECODE, type: "d" }, { ...DECODE, http_address: "10.0.0.2" }, { ...DECODE, zmq_address: "h:0" },
-      { ...DECODE, zmq_address: "h:65536" }, { ...DECODE, http_address: "http://h:1" }, { ...DECODE, http_address: "::1:80" }, { ...DECODE, http_address: 1 }]) {
+    assert.deepEqual(readPing({ ...DECODE, more: 1 }), {
+      role: "decode",
+      httpAddress: "10.0.0.2:20005",
+      kvAddress: "10.0.0.2:22001",
+    });
+    for (const wrong of [
+      null,
+      1,
+      "P",
+      [],
+      {},
+      { ...DECODE, type: "d" },
+      { ...DECODE, http_address: "10.0.0.2" },
+      { ...DECODE, zmq_address: "h:0" },
+      { ...DECODE, zmq_address: "h:65536" },
+      { ...DECODE, http_address: "http://h:1" },
+      { ...DECODE, http_address: "::1:80" },
+      { ...DECODE, http_address: 1 },
+    ]) {
       assert.equal(readPing(wrong), undefined, JSON.stringify(wrong));
     }
   });

@@ -1,14 +1,24 @@
 import assert from "node:assert/strict";
 import { engineFailure, refusalOf } from "../../services/engine/engine-error.ts";
 
-const refuse = (status: number, body: string, internal: string[] = []) => refusalOf(status, Buffer.from(body), { leg: "decode", internal });
-const error = (fields: object): string => JSON.stringify({ error: { message: "m", type: "BadRequestError", param: null, code: 400, ...fields } });
+const refuse = (status: number, body: string, internal: string[] = []) =>
+  refusalOf(status, Buffer.from(body), { leg: "decode", internal });
+const error = (fields: object): string =>
+  JSON.stringify({ error: { message: "m", type: "BadRequestError", param: null, code: 400, ...fields } });
 
 describe("an engine's refusal", () => {
   it("reaches the client with status, message, type and param", () => {
-    const refusal = refuse(404, error({ message: "The model `x` does not exist.", type: "NotFoundError", param: "model" }));
-    assert.deepEqual([refusal.code, refusal.param, refusal.message], ["engine_refused", "model", "The model `x` does not exist."]);
-    assert.deepEqual(JSON.parse(refusal.engineAnswer!.body), { error: { message: "The model `x` does not exist.", type: "NotFoundError", param: "model", code: 404 } });
+    const refusal = refuse(
+      404,
+      error({ message: "The model `x` does not exist.", type: "NotFoundError", param: "model" }),
+    );
+    assert.deepEqual(
+      [refusal.code, refusal.param, refusal.message],
+      ["engine_refused", "model", "The model `x` does not exist."],
+    );
+    assert.deepEqual(JSON.parse(refusal.engineAnswer!.body), {
+      error: { message: "The model `x` does not exist.", type: "NotFoundError", param: "model", code: 404 },
+    });
     assert.equal(refusal.engineAnswer!.status, 404);
   });
 

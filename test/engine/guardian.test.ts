@@ -49,18 +49,24 @@ describe("a guarded engine", () => {
     const module = new URL("../../services/engine/guardian.ts", import.meta.url).href;
     const wrapper = spawn(
       process.execPath,
-      ["--import=tsx", "--input-type=module", "-e",
+      [
+        "--import=tsx",
+        "--input-type=module",
+        "-e",
         `const { spawnGuarded } = await import(${JSON.stringify(module)});
          const engine = await spawnGuarded({ command: "/bin/sh", args: ["-c", "sleep 60 & echo child $!; wait"] });
          while (engine.lastLines().length === 0) await new Promise((r) => setTimeout(r, 10));
-         console.log(engine.pid, engine.group, engine.lastLines()[0].split(" ")[1]);`],
+         console.log(engine.pid, engine.group, engine.lastLines()[0].split(" ")[1]);`,
+      ],
       { stdio: ["ignore", "pipe", "inherit"] },
     );
     const [line] = await within(once(wrapper.stdout, "data") as Promise<[Buffer]>, "the wrapper's engine", 10_000);
     const pids = line.toString().trim().split(" ").map(Number);
     for (const pid of pids) assert.equal(await isGone(pid), false);
     wrapper.kill("SIGKILL");
-    await eventually("engine, guardian and child are gone", async () => (await Promise.all(pids.map(isGone))).every(Boolean));
+    await eventually("engine, guardian and child are gone", async () =>
+      (await Promise.all(pids.map(isGone))).every(Boolean),
+    );
   });
 
   it("is refused when its command doesn't exist, with the shell's words", async () => {

@@ -4,7 +4,9 @@ import { createServer as createTcpServer, type AddressInfo, type Socket } from "
 import { createEngineHttp, neverReached, type EngineHttp } from "../../services/engine/http.ts";
 import { deferred, within } from "../support/waits.ts";
 
-async function serving(handler: Parameters<typeof createServer>[1]): Promise<{ http: EngineHttp; server: Server } & AsyncDisposable> {
+async function serving(
+  handler: Parameters<typeof createServer>[1],
+): Promise<{ http: EngineHttp; server: Server } & AsyncDisposable> {
   const server = createServer(handler!);
   await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
   const http = createEngineHttp({ url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, apiKey: "k" });
@@ -20,7 +22,9 @@ async function serving(handler: Parameters<typeof createServer>[1]): Promise<{ h
 }
 
 /** Answers the first request of a connection; the second one meets a reset. */
-async function resetsSecond(onRequest: (text: string) => void): Promise<{ url: string; sockets: () => number } & AsyncDisposable> {
+async function resetsSecond(
+  onRequest: (text: string) => void,
+): Promise<{ url: string; sockets: () => number } & AsyncDisposable> {
   let count = 0;
   const sockets = new Set<Socket>();
   const server = createTcpServer((socket) => {
@@ -94,7 +98,10 @@ describe("HTTP to an engine", () => {
     });
     const first = deferred();
     let ends = 0;
-    const call = it.http.open({ method: "POST", path: "/", body: Buffer.from("{}") }, { onHead() {}, onData: () => first.resolve(), onEnd: () => ends++ });
+    const call = it.http.open(
+      { method: "POST", path: "/", body: Buffer.from("{}") },
+      { onHead() {}, onData: () => first.resolve(), onEnd: () => ends++ },
+    );
     await first.promise;
     call.abort();
     await within(gone.promise, "the engine's side of the abort");
@@ -106,7 +113,10 @@ describe("HTTP to an engine", () => {
     const ended: (Error | undefined)[] = [];
     const started = [deferred(), deferred()];
     for (const { resolve } of started) {
-      it.http.open({ method: "GET", path: "/" }, { onHead() {}, onData: () => resolve(), onEnd: (error) => ended.push(error) });
+      it.http.open(
+        { method: "GET", path: "/" },
+        { onHead() {}, onData: () => resolve(), onEnd: (error) => ended.push(error) },
+      );
     }
     await Promise.all(started.map(({ promise }) => promise));
     const why = new Error("the engine died");
@@ -127,15 +137,21 @@ describe("HTTP to an engine", () => {
     });
     let got = 0;
     const head = deferred();
-    const call = it.http.open({ method: "GET", path: "/" }, { onHead: () => head.resolve(), onData: (chunk) => (got += chunk.length), onEnd() {} });
+    const call = it.http.open(
+      { method: "GET", path: "/" },
+      { onHead: () => head.resolve(), onData: (chunk) => (got += chunk.length), onEnd() {} },
+    );
     call.pause();
     await head.promise;
     for (let i = 0; i < 20; i++) await new Promise(setImmediate);
     assert.ok(got < 1_000_000, `${got} bytes while paused`);
     call.resume();
-    await within((async () => {
-      while (got < 10_000_000) await new Promise(setImmediate);
-    })(), "bytes after resume");
+    await within(
+      (async () => {
+        while (got < 10_000_000) await new Promise(setImmediate);
+      })(),
+      "bytes after resume",
+    );
     call.abort();
   });
 });

@@ -41,14 +41,31 @@ describe("an engine that Tandem starts", () => {
     rmSync(recordsFolder, { recursive: true });
   });
 
-  async function start(o: Partial<SpawnedOptions> = {}, stallMs = 60_000, more: Partial<KeeperOptions> = {}): Promise<EngineKeeper> {
+  async function start(
+    o: Partial<SpawnedOptions> = {},
+    stallMs = 60_000,
+    more: Partial<KeeperOptions> = {},
+  ): Promise<EngineKeeper> {
     const source = spawnedEngine({
-      kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
-      startTimeoutMs: 10_000, recordsFolder, log: silentLog,
-      launch: ({ httpPort, kvPort }) => ({ command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)] }),
+      kind: "vllm",
+      kvHost: "127.0.0.1",
+      kvPort: 42_001,
+      publishesKvAddress: true,
+      model: "",
+      servesUnpaired: false,
+      startTimeoutMs: 10_000,
+      recordsFolder,
+      log: silentLog,
+      launch: ({ httpPort, kvPort }) => ({
+        command: process.execPath,
+        args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)],
+      }),
       ...o,
     });
-    const keeper = await keepEngine({ source, log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs, ...more }, new AbortController().signal);
+    const keeper = await keepEngine(
+      { source, log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs, ...more },
+      new AbortController().signal,
+    );
     keepers.push(keeper);
     return keeper;
   }
@@ -57,7 +74,13 @@ describe("an engine that Tandem starts", () => {
 
   it("is ready when it answers, with its facts and a record on disk, and leaves neither behind", async () => {
     const keeper = await start();
-    assert.deepEqual(keeper.live!.facts, { kind: "vllm", version: "1.2.3", model: "fake", maxModelLen: 64, blockSize: 0 });
+    assert.deepEqual(keeper.live!.facts, {
+      kind: "vllm",
+      version: "1.2.3",
+      model: "fake",
+      maxModelLen: 64,
+      blockSize: 0,
+    });
     assert.match(keeper.live!.kvAddress, /^127\.0\.0\.1:42\d\d\d$/);
     assert.equal(readdirSync(recordsFolder).length, 1);
     await eventually("its gauges are read", () => keeper.gauges.running === 4);
@@ -134,14 +157,19 @@ describe("an engine that Tandem starts", () => {
   });
 
   it("fails to start with its last words, and leaves nothing", async () => {
-    const launch = (): { command: string; args: string[] } => ({ command: "/bin/sh", args: ["-c", "echo loading; echo 'RuntimeError: no GPU here' >&2; exit 5"] });
+    const launch = (): { command: string; args: string[] } => ({
+      command: "/bin/sh",
+      args: ["-c", "echo loading; echo 'RuntimeError: no GPU here' >&2; exit 5"],
+    });
     await assert.rejects(start({ launch }), /exited with code 5 before it was ready[^]*RuntimeError: no GPU here/);
     assert.equal(readdirSync(recordsFolder).length, 0);
   });
 
   it("is killed, its calls ended, and started again when it says that what it answers is wrong", async () => {
     const launch: SpawnedOptions["launch"] = ({ httpPort, kvPort }) => ({
-      command: process.execPath, args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)], brokenBy: p2pKvLoss,
+      command: process.execPath,
+      args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)],
+      brokenBy: p2pKvLoss,
     });
     const keeper = await start({ launch });
     const reasons: string[] = [];
@@ -150,7 +178,10 @@ describe("an engine that Tandem starts", () => {
     const pid = await pidOf(keeper);
     // Never answered: the line is all that is to be seen of it.
     // By the socket's reset or by the guardian's word, whichever comes first.
-    await assert.rejects(first.http.fetch({ method: "POST", path: "/lose" }), /ECONNRESET|socket hang up|engine stopped/);
+    await assert.rejects(
+      first.http.fetch({ method: "POST", path: "/lose" }),
+      /ECONNRESET|socket hang up|engine stopped/,
+    );
     await eventually("another one works", () => keeper.live !== undefined && keeper.live !== first);
     assert.equal(await identityOf(pid), undefined);
     assert.match(reasons[0]!, /no room for KV that it was sent/);
@@ -158,16 +189,30 @@ describe("an engine that Tandem starts", () => {
 
   it("fails to start when it serves another model, or never gets ready", async () => {
     await assert.rejects(start({ model: "other" }), /it serves fake, not other/);
-    await assert.rejects(start({ startTimeoutMs: 100, launch: () => ({ command: "/bin/sleep", args: ["60"] }) }), /not ready within 100 ms/);
+    await assert.rejects(
+      start({ startTimeoutMs: 100, launch: () => ({ command: "/bin/sleep", args: ["60"] }) }),
+      /not ready within 100 ms/,
+    );
   });
 
   it("gives up its start when it is told to stop", async () => {
     const stop = new AbortController();
     const source = spawnedEngine({
-      kind: "vllm", kvHost: "127.0.0.1", kvPort: 42_001, publishesKvAddress: true, model: "", servesUnpaired: false,
-      startTimeoutMs: 60_000, recordsFolder, log: silentLog, launch: () => ({ command: "/bin/sleep", args: ["60"] }),
+      kind: "vllm",
+      kvHost: "127.0.0.1",
+      kvPort: 42_001,
+      publishesKvAddress: true,
+      model: "",
+      servesUnpaired: false,
+      startTimeoutMs: 60_000,
+      recordsFolder,
+      log: silentLog,
+      launch: () => ({ command: "/bin/sleep", args: ["60"] }),
     });
-    const starting = keepEngine({ source, log: silentLog, work: () => ({ legs: 0, promptTokens: 0 }), stallMs: 60_000 }, stop.signal);
+    const starting = keepEngine(
+      { source, log: silentLog, work: () => ({ legs: 0, promptTokens: 0 }), stallMs: 60_000 },
+      stop.signal,
+    );
     await eventually("it was started", () => readdirSync(recordsFolder).length === 1);
     stop.abort(new Error("told to stop"));
     await assert.rejects(within(starting, "the end of the start", 2_000), /told to stop/);
@@ -201,10 +246,24 @@ describe("an engine that Tandem starts", () => {
 
 describe("an engine that Tandem is attached to", () => {
   const attached = (url: string, model = "", o = { servesUnpaired: true, stallMs: 60_000 }): Promise<EngineKeeper> =>
-    keepEngine({
-      source: attachedEngine({ url, apiKey: "", kind: undefined, model, servesUnpaired: o.servesUnpaired, kvAddress: "", startTimeoutMs: 300, log: silentLog }),
-      log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs: o.stallMs,
-    }, new AbortController().signal);
+    keepEngine(
+      {
+        source: attachedEngine({
+          url,
+          apiKey: "",
+          kind: undefined,
+          model,
+          servesUnpaired: o.servesUnpaired,
+          kvAddress: "",
+          startTimeoutMs: 300,
+          log: silentLog,
+        }),
+        log: silentLog,
+        work: () => ({ legs: 1, promptTokens: 0 }),
+        stallMs: o.stallMs,
+      },
+      new AbortController().signal,
+    );
 
   it("must complete a token before it counts as working", async () => {
     await using engine = await startSimEngine({});
@@ -253,8 +312,12 @@ describe("an engine that Tandem is attached to", () => {
 
   it("is out when it stands still, and back only when it has counted a token since", async () => {
     await using engine = await startSimEngine({ faults: ["hang"] });
-    const ask = (): Promise<unknown> => fetch(`${engine.url}/v1/completions`, { method: "POST", headers: { "content-type": "application/json" },
-      body: JSON.stringify({ model: "tandem-sim", prompt: "x", max_tokens: 1 }) });
+    const ask = (): Promise<unknown> =>
+      fetch(`${engine.url}/v1/completions`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ model: "tandem-sim", prompt: "x", max_tokens: 1 }),
+      });
     const keeper = await attached(engine.url, "", { servesUnpaired: false, stallMs: 200 });
     await eventually("it is missed", () => keeper.live === undefined);
     await eventually("its health is not believed", () => /counts no token/.test(keeper.reason));

@@ -19,7 +19,10 @@ describe("a recorded engine", () => {
     await recordEngine(folder, child.pid!, child.pid!, silentLog);
     return { pid: child.pid!, group: child.pid!, file: join(folder, `${child.pid}.json`) };
   }
-  const alter = (file: string, change: (record: { wrapper: { startedAt: string }; engine: { startedAt: string } }) => void): void => {
+  const alter = (
+    file: string,
+    change: (record: { wrapper: { startedAt: string }; engine: { startedAt: string } }) => void,
+  ): void => {
     const record = JSON.parse(readFileSync(file, "utf8"));
     change(record);
     writeFileSync(file, JSON.stringify(record));

@@ -5,7 +5,13 @@ import { readBlockSize, readGauges } from "../../services/engine/metrics-text.ts
 describe("an engine's metrics", () => {
   it("are read from what vLLM 0.32 answers", () => {
     const text = readFileSync(new URL("../fixtures/vllm-transcripts/get-metrics-after.http", import.meta.url), "utf8");
-    assert.deepEqual(readGauges(text), { running: 0, waiting: 0, kvUsageRatio: 0, promptTokens: 1416, generationTokens: 1493 });
+    assert.deepEqual(readGauges(text), {
+      running: 0,
+      waiting: 0,
+      kvUsageRatio: 0,
+      promptTokens: 1416,
+      generationTokens: 1493,
+    });
     assert.equal(readBlockSize(text), 32);
   });
 
@@ -20,7 +26,13 @@ describe("an engine's metrics", () => {
       'vllm:kv_cache_usage_perc{engine="1"} 0.5',
       "vllm:prompt_tokens_total 7e3",
     ].join("\n");
-    assert.deepEqual(readGauges(text), { running: 5, waiting: 1, kvUsageRatio: 0.5, promptTokens: 7000, generationTokens: 0 });
+    assert.deepEqual(readGauges(text), {
+      running: 5,
+      waiting: 1,
+      kvUsageRatio: 0.5,
+      promptTokens: 7000,
+      generationTokens: 0,
+    });
     assert.equal(readBlockSize(text), 0);
   });
 });

@@ -28,7 +28,10 @@ describe("ports for an engine that binds them later", () => {
     await new Promise<void>((done) => taken.listen(0, HOST, done));
     const { port } = taken.address() as AddressInfo;
     const claimed = await claimPortsFrom(HOST, port - 1, 3);
-    assert.ok(claimed.first > port || claimed.first + 2 < port, `${claimed.first} to ${claimed.first + 2} around ${port}`);
+    assert.ok(
+      claimed.first > port || claimed.first + 2 < port,
+      `${claimed.first} to ${claimed.first + 2} around ${port}`,
+    );
     claimed.release();
     taken.close();
   });

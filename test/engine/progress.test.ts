@@ -14,13 +14,21 @@ function wedgedAfter(sampleAt: (ms: number) => Omit<ProgressSample, "nowMs">, li
 }
 const STILL = { promptTokens: 7, generationTokens: 7 };
 const decoding = (legs: number, generationTokens: number): Omit<ProgressSample, "nowMs"> => ({
-  legs, promptTokens: 0, counted: { promptTokens: 7, generationTokens },
+  legs,
+  promptTokens: 0,
+  counted: { promptTokens: 7, generationTokens },
 });
 
 describe("the judge of an engine's progress", () => {
   it("finds one that has work and counts no token, when the stall is over", () => {
-    assert.equal(wedgedAfter(() => decoding(3, 7)), STALL_MS);
-    assert.equal(wedgedAfter((ms) => decoding(1, ms < 10_000 ? ms : 10_000)), 10_000 + STALL_MS);
+    assert.equal(
+      wedgedAfter(() => decoding(3, 7)),
+      STALL_MS,
+    );
+    assert.equal(
+      wedgedAfter((ms) => decoding(1, ms < 10_000 ? ms : 10_000)),
+      10_000 + STALL_MS,
+    );
   });
 
   it("says how long it stood still and what waits for it", () => {
@@ -31,14 +39,30 @@ describe("the judge of an engine's progress", () => {
   });
 
   it("finds one that answers no question at all", () => {
-    assert.equal(wedgedAfter((ms) => ({ legs: 1, promptTokens: 0, counted: ms < 3_000 ? { ...STILL, generationTokens: ms } : undefined })), 4_500);
+    assert.equal(
+      wedgedAfter((ms) => ({
+        legs: 1,
+        promptTokens: 0,
+        counted: ms < 3_000 ? { ...STILL, generationTokens: ms } : undefined,
+      })),
+      4_500,
+    );
   });
 
   it("leaves alone one that has nothing to do, or counts however slowly", () => {
-    assert.equal(wedgedAfter(() => decoding(0, 7)), undefined);
-    assert.equal(wedgedAfter((ms) => decoding(1, Math.floor(ms / 1_500))), undefined);
+    assert.equal(
+      wedgedAfter(() => decoding(0, 7)),
+      undefined,
+    );
+    assert.equal(
+      wedgedAfter((ms) => decoding(1, Math.floor(ms / 1_500))),
+      undefined,
+    );
     // Work that comes and goes is no work that waits.
-    assert.equal(wedgedAfter((ms) => decoding(ms % 1_500 === 0 ? 0 : 1, 7)), undefined);
+    assert.equal(
+      wedgedAfter((ms) => decoding(ms % 1_500 === 0 ? 0 : 1, 7)),
+      undefined,
+    );
   });
 
   it("gives prompts the time that their length needs", () => {
@@ -47,7 +71,9 @@ describe("the judge of an engine's progress", () => {
     assert.equal(fresh, 40_000 + STALL_MS);
     // At an observed 10,000 a second it is found in seconds.
     const seen = wedgedAfter((ms) => ({
-      legs: 1, promptTokens: 1_000, counted: { promptTokens: Math.min(ms, 20_000) * 10, generationTokens: 0 },
+      legs: 1,
+      promptTokens: 1_000,
+      counted: { promptTokens: Math.min(ms, 20_000) * 10, generationTokens: 0 },
     }))!;
     assert.ok(seen >= 20_000 + STALL_MS && seen <= 20_000 + STALL_MS + 1_000, `${seen}`);
   });

@@ -14,7 +14,8 @@ describe("an event stream", () => {
   const events = ['data: {"a":"é"}', ": keep-alive", "data: 1\ndata: 2", "data: x", "data: [DONE]"];
 
   it("gives the same events wherever it is cut", () => {
-    for (let cut = 1; cut <= text.length + 1; cut++) assert.deepEqual(split(text, cut), { events, pending: 0 }, `cut every ${cut} bytes`);
+    for (let cut = 1; cut <= text.length + 1; cut++)
+      assert.deepEqual(split(text, cut), { events, pending: 0 }, `cut every ${cut} bytes`);
   });
 
   it("tells that it was cut off inside an event", () => {

@@ -3,33 +3,71 @@ import { checkVllm, type VllmChecked } from "../../services/engine/vllm-checks.t
 
 const GIB = 2 ** 30;
 const P2P: VllmChecked = {
-  role: "decode", connector: "p2p-nccl", launched: true, kvAddress: "10.0.0.2:21001", ranks: 1, p2pPoolGib: 4,
-  freeMemoryBytes: 60 * GIB, totalMemoryBytes: 128 * GIB, env: {},
+  role: "decode",
+  connector: "p2p-nccl",
+  launched: true,
+  kvAddress: "10.0.0.2:21001",
+  ranks: 1,
+  p2pPoolGib: 4,
+  freeMemoryBytes: 60 * GIB,
+  totalMemoryBytes: 128 * GIB,
+  env: {},
   facts: {
-    kind: "vllm", version: "0.23.0", model: "m", maxModelLen: 8192, blockSize: 16, dtype: "bfloat16", tpSize: 1, modelRoot: "/m",
+    kind: "vllm",
+    version: "0.23.0",
+    model: "m",
+    maxModelLen: 8192,
+    blockSize: 16,
+    dtype: "bfloat16",
+    tpSize: 1,
+    modelRoot: "/m",
     vllm: { enforceEager: false, cudagraphMode: "PIECEWISE", chunkedPrefill: false },
   },
 };
 const NIXL: VllmChecked = { ...P2P, connector: "nixl", facts: { ...P2P.facts, version: "0.32.0" } };
-const withVllm = (o: VllmChecked, vllm: object, more: Partial<VllmChecked> = {}): VllmChecked => ({ ...o, ...more, facts: { ...o.facts, vllm } });
+const withVllm = (o: VllmChecked, vllm: object, more: Partial<VllmChecked> = {}): VllmChecked => ({
+  ...o,
+  ...more,
+  facts: { ...o.facts, vllm },
+});
 const levelOf = (o: VllmChecked, check: string) => {
   const found = checkVllm(o).find((one) => one.check === check);
-  if (found !== undefined && found.level !== "ok") assert.ok(found.message !== "" && found.cure !== "", `${check} has a cure`);
+  if (found !== undefined && found.level !== "ok")
+    assert.ok(found.message !== "" && found.cure !== "", `${check} has a cure`);
   return found?.level;
 };
 
 describe("what an instance finds of its vLLM", () => {
   it("is nothing where all is as Tandem starts it", () => {
-    for (const o of [P2P, { ...P2P, role: "prefill" as const }, NIXL]) assert.deepEqual(checkVllm(o).filter(({ level }) => level !== "ok"), []);
+    for (const o of [P2P, { ...P2P, role: "prefill" as const }, NIXL])
+      assert.deepEqual(
+        checkVllm(o).filter(({ level }) => level !== "ok"),
+        [],
+      );
   });
 
   const cases: readonly (readonly [string, VllmChecked, string, string])[] = [
     ["a version without the connector", { ...P2P, facts: { ...P2P.facts, version: "0.24.0" } }, "version", "error"],
-    ["decode with whole graphs under P2P: garbage", withVllm(P2P, { enforceEager: false, cudagraphMode: "FULL_AND_PIECEWISE" }), "cuda_graphs", "error"],
+    [
+      "decode with whole graphs under P2P: garbage",
+      withVllm(P2P, { enforceEager: false, cudagraphMode: "FULL_AND_PIECEWISE" }),
+      "cuda_graphs",
+      "error",
+    ],
     ["decode with vLLM's default graphs", withVllm(P2P, { enforceEager: false }), "cuda_graphs", "error"],
     ["eager decode", withVllm(P2P, { enforceEager: true, cudagraphMode: "FULL" }), "cuda_graphs", "ok"],
-    ["prefill with whole graphs: a hang", withVllm(P2P, { cudagraphMode: "FULL" }, { role: "prefill" }), "cuda_graphs", "error"],
-    ["chunked prefill", withVllm(P2P, { enforceEager: true, chunkedPrefill: true }, { role: "prefill" }), "chunked_prefill", "warning"],
+    [
+      "prefill with whole graphs: a hang",
+      withVllm(P2P, { cudagraphMode: "FULL" }, { role: "prefill" }),
+      "cuda_graphs",
+      "error",
+    ],
+    [
+      "chunked prefill",
+      withVllm(P2P, { enforceEager: true, chunkedPrefill: true }, { role: "prefill" }),
+      "chunked_prefill",
+      "warning",
+    ],
     ["an attached engine's graphs", { ...withVllm(P2P, {}), launched: false }, "cuda_graphs", "unknown"],
     ["an attached engine's ids", { ...P2P, launched: false }, "request_ids", "unknown"],
     ["an attached engine's pool", { ...P2P, launched: false }, "host_memory", "unknown"],
@@ -42,10 +80,12 @@ describe("what an instance finds of its vLLM", () => {
     ["an unknown model path under NIXL", { ...NIXL, facts: { ...NIXL.facts, modelRoot: "" } }, "model_path", "unknown"],
     ["an engine without figures", { ...NIXL, facts: { ...NIXL.facts, blockSize: 0 } }, "counters", "warning"],
   ];
-  for (const [what, o, check, level] of cases) it(`names ${what}: ${level}`, () => assert.equal(levelOf(o, check), level));
+  for (const [what, o, check, level] of cases)
+    it(`names ${what}: ${level}`, () => assert.equal(levelOf(o, check), level));
 
   it("asks nothing of P2P where KV moves by NIXL", () => {
     const checks = checkVllm(withVllm(NIXL, { cudagraphMode: "FULL" })).map(({ check }) => check);
-    for (const check of ["cuda_graphs", "request_ids", "host_memory", "kv_address", "nccl"]) assert.ok(!checks.includes(check), check);
+    for (const check of ["cuda_graphs", "request_ids", "host_memory", "kv_address", "nccl"])
+      assert.ok(!checks.includes(check), check);
   });
 });

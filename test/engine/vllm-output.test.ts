@@ -25,17 +25,34 @@ const LINES = [
 describe("what vLLM writes while it loads", () => {
   it("tells its phases, each once", () => {
     const output = readVllmOutput();
-    assert.deepEqual(LINES.map((line) => output.line(line)).filter((phase) => phase !== undefined), [
-      "reading the model's configuration", "starting the engine process", "loading weights", "loading weights (0 of 2 files)",
-      "loading weights (2 of 2 files)", "making room for the KV cache", "opening the KV side channel", "warming up", "opening its API",
-    ]);
+    assert.deepEqual(
+      LINES.map((line) => output.line(line)).filter((phase) => phase !== undefined),
+      [
+        "reading the model's configuration",
+        "starting the engine process",
+        "loading weights",
+        "loading weights (0 of 2 files)",
+        "loading weights (2 of 2 files)",
+        "making room for the KV cache",
+        "opening the KV side channel",
+        "warming up",
+        "opening its API",
+      ],
+    );
     assert.equal(output.settings.dtype, "float32");
   });
 
   it("tells what it made of its flags", () => {
     assert.deepEqual(readSettings(CONFIG), {
-      model: "/models/tiny", dtype: "float32", tpSize: 1, enforceEager: true, prefixCaching: true, chunkedPrefill: true,
-      cudagraphMode: "NONE", kvDtype: "auto", device: "cpu",
+      model: "/models/tiny",
+      dtype: "float32",
+      tpSize: 1,
+      enforceEager: true,
+      prefixCaching: true,
+      chunkedPrefill: true,
+      cudagraphMode: "NONE",
+      kvDtype: "auto",
+      device: "cpu",
     });
     assert.deepEqual(readSettings("anything else"), {});
   });
@@ -62,11 +79,22 @@ describe("what vLLM writes while it loads", () => {
 
 describe("vLLM with P2P NCCL that lost KV", () => {
   it("is known by its lines", () => {
-    assert.match(p2pKvLoss("(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_engine.py:424] 🔴[PUT]Recv Tensor, Out Of Memory, 127.0.0.1:2👈127.0.0.1:1, data:{}")!, /no room for KV/);
-    assert.match(p2pKvLoss("(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_connector.py:202] 🚧kv_cache is None, cmpl-1-0")!, /no room for KV/);
+    assert.match(
+      p2pKvLoss(
+        "(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_engine.py:424] 🔴[PUT]Recv Tensor, Out Of Memory, 127.0.0.1:2👈127.0.0.1:1, data:{}",
+      )!,
+      /no room for KV/,
+    );
+    assert.match(
+      p2pKvLoss("(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_connector.py:202] 🚧kv_cache is None, cmpl-1-0")!,
+      /no room for KV/,
+    );
     assert.match(p2pKvLoss("ValueError: Insufficient memory")!, /pool for KV is full/);
     // KV that went to the host's pool is there.
-    assert.equal(p2pKvLoss("🔴[PUT]Recv Tensor, Out Of Threshold, 127.0.0.1:2👈127.0.0.1:1, data:{}, addr:7"), undefined);
+    assert.equal(
+      p2pKvLoss("🔴[PUT]Recv Tensor, Out Of Threshold, 127.0.0.1:2👈127.0.0.1:1, data:{}, addr:7"),
+      undefined,
+    );
   });
 });
 

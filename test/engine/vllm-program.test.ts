@@ -25,18 +25,25 @@ describe("finding vLLM", () => {
     const vllm = join(folder, "venv/bin/vllm");
     writeFileSync(vllm, `#!${python}\nimport nothing\n`);
     chmodSync(vllm, 0o755);
-    assert.deepEqual(await findVllm("", { VIRTUAL_ENV: join(folder, "venv"), PATH: "" }), { words: [vllm], version: "0.32.0+cpu" });
+    assert.deepEqual(await findVllm("", { VIRTUAL_ENV: join(folder, "venv"), PATH: "" }), {
+      words: [vllm],
+      version: "0.32.0+cpu",
+    });
   });
 
   it("looks on the PATH, and asks a program of another kind for its version", async () => {
     const vllm = program("bin/vllm", "INFO starting\n0.23.0");
-    assert.deepEqual(await findVllm("", { PATH: `${folder}/none:${folder}/bin` }), { words: [vllm], version: "0.23.0" });
+    assert.deepEqual(await findVllm("", { PATH: `${folder}/none:${folder}/bin` }), {
+      words: [vllm],
+      version: "0.23.0",
+    });
   });
 
   it("takes words", async () => {
     const python = program("bin/python3", "0.23.0");
     assert.deepEqual(await findVllm("python3 -m vllm.entrypoints.cli.main", { PATH: join(folder, "bin") }), {
-      words: [python, "-m", "vllm.entrypoints.cli.main"], version: "0.23.0",
+      words: [python, "-m", "vllm.entrypoints.cli.main"],
+      version: "0.23.0",
     });
   });
 

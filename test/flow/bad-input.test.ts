@@ -29,7 +29,9 @@ describe("bad input", function () {
 
   async function post(path: string, body: string | Buffer, headers: Record<string, string> = {}): Promise<Reply> {
     const response = await fetch(`${tandem.url}${path}`, {
-      method: "POST", headers: { "content-type": "application/json", ...headers }, body: new Uint8Array(Buffer.from(body)),
+      method: "POST",
+      headers: { "content-type": "application/json", ...headers },
+      body: new Uint8Array(Buffer.from(body)),
     });
     return { status: response.status, headers: response.headers, text: await response.text() };
   }
@@ -37,7 +39,9 @@ describe("bad input", function () {
   function assertOpenAiError(reply: Reply, status: number): { message: string; param: string | null } {
     assert.equal(reply.status, status, reply.text);
     assertNothingInternal(reply);
-    const { error } = JSON.parse(reply.text) as { error: { message: string; type: string; param: string | null; code: unknown } };
+    const { error } = JSON.parse(reply.text) as {
+      error: { message: string; type: string; param: string | null; code: unknown };
+    };
     assert.ok(error.message.length > 10);
     assert.equal(typeof error.type, "string");
     return error;
@@ -70,24 +74,34 @@ describe("bad input", function () {
     ["KV parameters", '{"prompt":"x","kv_transfer_params":{"do_remote_prefill":true}}'],
     ["KV parameters in escapes", '{"prompt":"x","\\u006Bv_transfer_para\\u006ds":{"do_remote_prefill":true}}'],
     ["KV parameters in vLLM's extra arguments", '{"prompt":"x","vllm_xargs":{"kv_transfer_params":"y"}}'],
-    ["a request id with addresses", '{"prompt":"x","request_id":"___prefill_addr_10.0.0.9:1___decode_addr_10.0.0.9:2_x"}'],
+    [
+      "a request id with addresses",
+      '{"prompt":"x","request_id":"___prefill_addr_10.0.0.9:1___decode_addr_10.0.0.9:2_x"}',
+    ],
   ];
   for (const [name, body] of bodies) {
     it(`of ${name} is a 400 in OpenAI's form`, async () => {
-      const whole = typeof body === "string" && body.startsWith('{"prompt"') && !body.includes('"model"')
-        ? body.replace("{", `{"model":${JSON.stringify(model)},`)
-        : body;
+      const whole =
+        typeof body === "string" && body.startsWith('{"prompt"') && !body.includes('"model"')
+          ? body.replace("{", `{"model":${JSON.stringify(model)},`)
+          : body;
       assertOpenAiError(await post("/v1/completions", whole), 400);
     });
   }
 
   it("of a model that isn't there is a 404 that names the ones that are", async () => {
-    const error = assertOpenAiError(await post("/v1/chat/completions", '{"model":"nope","messages":[{"role":"user","content":"x"}]}'), 404);
+    const error = assertOpenAiError(
+      await post("/v1/chat/completions", '{"model":"nope","messages":[{"role":"user","content":"x"}]}'),
+      404,
+    );
     assert.match(error.message, new RegExp(model));
   });
 
   it("of 20 MB is a 413 that says the limit", async () => {
-    const error = assertOpenAiError(await post("/v1/completions", JSON.stringify({ model, prompt: "x".repeat(20 << 20) })), 413);
+    const error = assertOpenAiError(
+      await post("/v1/completions", JSON.stringify({ model, prompt: "x".repeat(20 << 20) })),
+      413,
+    );
     assert.match(error.message, /\d/);
   });
 
@@ -97,7 +111,9 @@ describe("bad input", function () {
 
   it("of an X-Request-Id with addresses never reaches an engine, nor comes back", async () => {
     const hostile = "___prefill_addr_10.0.0.9:1___decode_addr_10.0.0.9:2_x";
-    const reply = await post("/v1/completions", JSON.stringify({ model, prompt, max_tokens: 2 }), { "x-request-id": hostile });
+    const reply = await post("/v1/completions", JSON.stringify({ model, prompt, max_tokens: 2 }), {
+      "x-request-id": hostile,
+    });
     assert.equal(reply.status, 200);
     assertNothingInternal(reply);
     assert.notEqual(reply.headers.get("x-request-id"), hostile);
@@ -114,11 +130,15 @@ describe("bad input", function () {
     const { hostname, port } = new URL(tandem.url);
     const half = connect(Number(port), hostname);
     await once(half, "connect");
-    half.write("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{");
+    half.write(
+      "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{",
+    );
     half.destroy();
     const client = new AbortController();
     const response = await fetch(`${tandem.url}/v1/completions`, {
-      method: "POST", headers: { "content-type": "application/json" }, signal: client.signal,
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      signal: client.signal,
       body: JSON.stringify({ model, prompt, max_tokens: 2000, ignore_eos: true, stream: true }),
     });
     await response.body!.getReader().read();

@@ -12,7 +12,13 @@ import { eventually, within } from "../support/waits.ts";
 const LONG_MS = 15_000;
 
 const start = (...argv: string[]): Promise<Router> =>
-  startRouter(loadConfig(routerConfig, { argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", ...argv], env: {} }), { log: logSink().log });
+  startRouter(
+    loadConfig(routerConfig, {
+      argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", ...argv],
+      env: {},
+    }),
+    { log: logSink().log },
+  );
 
 const ask = (router: Router): Promise<Response> =>
   fetch(`${router.restUrl}/v1/completions`, {
@@ -22,11 +28,22 @@ const ask = (router: Router): Promise<Response> =>
   });
 
 const fault = async ({ engine }: SimInstance, text: string): Promise<void> => {
-  assert.ok((await fetch(`${engine.url}/sim/fault`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(text) })).ok);
+  assert.ok(
+    (
+      await fetch(`${engine.url}/sim/fault`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify(text),
+      })
+    ).ok,
+  );
 };
-const repair = async ({ engine }: SimInstance): Promise<void> => void (await fetch(`${engine.url}/sim/fault`, { method: "DELETE" }));
-const metric = async (router: Router, name: RegExp): Promise<number> => Number(name.exec(await (await fetch(`${router.restUrl}/metrics`)).text())?.[1] ?? 0);
-const ready = (router: Router): Promise<unknown> => eventually("ready", async () => (await fetch(`${router.restUrl}/readyz`)).ok, LONG_MS);
+const repair = async ({ engine }: SimInstance): Promise<void> =>
+  void (await fetch(`${engine.url}/sim/fault`, { method: "DELETE" }));
+const metric = async (router: Router, name: RegExp): Promise<number> =>
+  Number(name.exec(await (await fetch(`${router.restUrl}/metrics`)).text())?.[1] ?? 0);
+const ready = (router: Router): Promise<unknown> =>
+  eventually("ready", async () => (await fetch(`${router.restUrl}/readyz`)).ok, LONG_MS);
 
 for (const connector of ["p2p-zmq", "nixl"] as const) {
   describe(`engines that fail (${connector})`, function () {
@@ -45,7 +62,10 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
       assert.equal(out.status, 503);
       assert.equal(out.headers.get("retry-after"), "1");
       assert.match(await out.text(), /prefill instance takes no requests now/);
-      await eventually("a canary that fails", async () => (await metric(router, /tandem_canaries_total\{outcome="engine_failed"\} (\d+)/)) > 0);
+      await eventually(
+        "a canary that fails",
+        async () => (await metric(router, /tandem_canaries_total\{outcome="engine_failed"\} (\d+)/)) > 0,
+      );
       await repair(prefill);
       await ready(router);
       assert.equal((await ask(router)).status, 200);
@@ -59,7 +79,10 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
       await using mute = await simDecode(connector, registry);
       await using _good = await simDecode(connector, registry);
       await ready(router);
-      await eventually("both are known", async () => (await metric(router, /tandem_pool_instances\{role="decode",state="serving"\} (\d+)/)) === 2);
+      await eventually(
+        "both are known",
+        async () => (await metric(router, /tandem_pool_instances\{role="decode",state="serving"\} (\d+)/)) === 2,
+      );
       await fault(mute, "hang");
       const eight = async (): Promise<Response[]> => {
         const answers = await Promise.all(Array.from({ length: 8 }, () => ask(router)));
@@ -68,9 +91,14 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
       };
       const first = await within(eight(), "the first eight", LONG_MS);
       assert.deepEqual(new Set(first.map(({ status }) => status)), new Set([200]));
-      assert.ok(first.some((answer) => answer.headers.get("x-tandem-degraded")?.includes("retry:transfer:leg_stalled")));
+      assert.ok(
+        first.some((answer) => answer.headers.get("x-tandem-degraded")?.includes("retry:transfer:leg_stalled")),
+      );
       const next = await within(eight(), "the next eight", LONG_MS);
-      assert.ok(next.every(({ headers }) => !headers.get("x-tandem-degraded")?.includes("retry")), "nobody is sent there again");
+      assert.ok(
+        next.every(({ headers }) => !headers.get("x-tandem-degraded")?.includes("retry")),
+        "nobody is sent there again",
+      );
     });
   });
 }

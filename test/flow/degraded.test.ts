@@ -9,9 +9,19 @@ import { logSink } from "../support/log-sink.ts";
 import { eventually } from "../support/waits.ts";
 
 const start = (...argv: string[]): Promise<Router> =>
-  startRouter(loadConfig(routerConfig, { argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", ...argv], env: {} }), { log: logSink().log });
+  startRouter(
+    loadConfig(routerConfig, {
+      argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", ...argv],
+      env: {},
+    }),
+    { log: logSink().log },
+  );
 
-const ask = (router: Router, fields: Record<string, unknown> = {}, headers: Record<string, string> = {}): Promise<Response> =>
+const ask = (
+  router: Router,
+  fields: Record<string, unknown> = {},
+  headers: Record<string, string> = {},
+): Promise<Response> =>
   fetch(`${router.restUrl}/v1/completions`, {
     method: "POST",
     headers: { "content-type": "application/json", ...headers },
@@ -36,7 +46,10 @@ describe("a model without prefill", () => {
     const strict = await ask(router, {}, { "x-tandem-strict": "true" });
     assert.equal(strict.status, 503);
     assert.match(await strict.text(), /no prefill instance is registered/);
-    assert.match(await (await fetch(`${router.restUrl}/metrics`)).text(), /tandem_fallbacks_total\{reason="aggregated"\} 2/);
+    assert.match(
+      await (await fetch(`${router.restUrl}/metrics`)).text(),
+      /tandem_fallbacks_total\{reason="aggregated"\} 2/,
+    );
     {
       await using _prefill = await simPrefill("nixl", { "registry.address": router.grpcAddress });
       const paired = await eventually("a pair", async () => {
@@ -45,7 +58,10 @@ describe("a model without prefill", () => {
       });
       assert.equal(paired.status, 200);
     }
-    await eventually("decode to serve alone again", async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated");
+    await eventually(
+      "decode to serve alone again",
+      async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated",
+    );
   });
 
   it("waits for its first prefill instance, which a router that has just started may not have heard of", async () => {
@@ -62,13 +78,19 @@ describe("a model without prefill", () => {
       await ready(router, true);
       assert.equal((await ask(router)).headers.get("x-tandem-degraded"), null);
     }
-    await eventually("decode to serve alone", async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated");
+    await eventually(
+      "decode to serve alone",
+      async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated",
+    );
   });
 
   it("is refused with the name of what is missing where decode engines serve no unpaired request (p2p)", async () => {
     await using router = await start();
     await using decode = await simDecode("p2p-zmq", { "registry.address": router.grpcAddress });
-    await eventually("it is known", async () => (await ask(router)).status === 503 && !(await (await ask(router)).text()).includes("No model"));
+    await eventually(
+      "it is known",
+      async () => (await ask(router)).status === 503 && !(await (await ask(router)).text()).includes("No model"),
+    );
     const refused = await ask(router);
     assert.equal(refused.status, 503);
     assert.equal(refused.headers.get("retry-after"), "1");

@@ -25,12 +25,14 @@ interface Kind {
 }
 
 const SIM: Kind = {
-  name: "sims that fail as vLLM 0.23 does (p2p-zmq)", model: "tandem-sim",
+  name: "sims that fail as vLLM 0.23 does (p2p-zmq)",
+  model: "tandem-sim",
   flags: () => ["--engine=sim", "--connector=p2p-zmq", "--engine.flag=--fault=upstream"],
 };
 const NIXL: Kind = { name: "sims (nixl)", model: "tandem-sim", flags: () => ["--engine=sim", "--connector=nixl"] };
 const VLLM: Kind = {
-  name: "what passes for vLLM 0.23 (p2p-nccl)", model: "m",
+  name: "what passes for vLLM 0.23 (p2p-nccl)",
+  model: "m",
   flags: (folder) => ["--engine=vllm", "--connector=p2p-nccl", "--model=m", `--vllm.command=${join(folder, "vllm")}`],
 };
 
@@ -53,7 +55,11 @@ async function startFleet(kind: Kind): Promise<Fleet> {
   all.push(router);
   const roles = { prefill: [] as TestProcess[], decode: [] as TestProcess[] };
   const begin = (role: "prefill" | "decode"): TestProcess => {
-    const one = startProcess(role, ["--listen", "127.0.0.1:0", "--router", router.grpcAddress, `--stall_ms=${STALL_MS}`, ...kind.flags(folder)], env);
+    const one = startProcess(
+      role,
+      ["--listen", "127.0.0.1:0", "--router", router.grpcAddress, `--stall_ms=${STALL_MS}`, ...kind.flags(folder)],
+      env,
+    );
     all.push(one);
     roles[role].push(one);
     return one;
@@ -71,7 +77,8 @@ async function startFleet(kind: Kind): Promise<Fleet> {
     throw new Error(`The fleet did not start:\n${said}`, { cause: error });
   }
   return {
-    router, roles,
+    router,
+    roles,
     start: (role) => eligible(router, begin(role)),
     load: (clients, tokens) => steadyLoad([router.url], { clients, tokens, model: kind.model }),
     [Symbol.asyncDispose]: stopAll,
@@ -104,19 +111,31 @@ for (const kind of [SIM, NIXL, VLLM]) {
         await router.call("DrainInstance", { instanceId: info.instanceId, reason: "a new engine" });
         await instance.end("SIGTERM");
         const again = await fleet.start(role);
-        await eventually("the next one has legs", async () => (await find(router, again.info.pid)).legsTotal > 10, LONG_MS);
+        await eventually(
+          "the next one has legs",
+          async () => (await find(router, again.info.pid)).legsTotal > 10,
+          LONG_MS,
+        );
         await load.stop();
         // On a machine where the others got no processor for as long as it takes to be given up, nobody could serve.
-        const unheard = router.logged("instance is out").filter(({ instanceId }) => instanceId !== info.instanceId && instanceId !== again.info.instanceId);
-        assert.deepEqual(load.failed.filter(({ error }) => unheard.length === 0 || !error!.startsWith("503 ")), []);
+        const unheard = router
+          .logged("instance is out")
+          .filter(({ instanceId }) => instanceId !== info.instanceId && instanceId !== again.info.instanceId);
+        assert.deepEqual(
+          load.failed.filter(({ error }) => unheard.length === 0 || !error!.startsWith("503 ")),
+          [],
+        );
         if (kind === VLLM) assert.notEqual(again.info.kvAddress, info.kvAddress);
       });
     }
 
     if (kind !== NIXL) {
-      it("because decode stands still for want of KV: costs what ran there at most, and no other pair anything", () => standsStill(kind, fleet));
+      it("because decode stands still for want of KV: costs what ran there at most, and no other pair anything", () =>
+        standsStill(kind, fleet));
     }
-    if (kind === VLLM) it("because prefill died with legs in it: decode engines that it may have sent KV to break no stream", () => prefillDies(fleet));
+    if (kind === VLLM)
+      it("because prefill died with legs in it: decode engines that it may have sent KV to break no stream", () =>
+        prefillDies(fleet));
   });
 }
 
@@ -130,8 +149,16 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
 
   await using channel = dialRpc(info.grpcAddress);
   const leg = openDecode({ channel } as unknown as SimInstance);
-  const pair = { legId: freshLegId(), path: "/v1/completions", body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }) };
-  leg.reserve(pair, undefined, { face: FACE, prefillKvAddress: prefillInfo.kvAddress, decodeKvAddress: info.kvAddress });
+  const pair = {
+    legId: freshLegId(),
+    path: "/v1/completions",
+    body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }),
+  };
+  leg.reserve(pair, undefined, {
+    face: FACE,
+    prefillKvAddress: prefillInfo.kvAddress,
+    decodeKvAddress: info.kvAddress,
+  });
   assert.ok((await leg.next())!.reserved !== undefined);
   leg.start();
   const wedgedAtMs = Date.now();
@@ -140,18 +167,28 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
   // Promise 1, and some room for a busy machine: the router itself would wait much longer.
   assert.ok(endedMs >= STALL_MS && endedMs < STALL_MS + 5_000, `${endedMs} ms`);
 
-  const again = await eventually("it is back, on another KV port", async () => {
-    const now = await eligible(router, wedged!);
-    return now.info.kvAddress !== info.kvAddress && now;
-  }, LONG_MS);
+  const again = await eventually(
+    "it is back, on another KV port",
+    async () => {
+      const now = await eligible(router, wedged!);
+      return now.info.kvAddress !== info.kvAddress && now;
+    },
+    LONG_MS,
+  );
   assert.equal(again.info.instanceId, info.instanceId);
-  await eventually("it has legs again", async () => (await find(router, info.pid)).legsTotal > Number(again.legsTotal), LONG_MS);
+  await eventually(
+    "it has legs again",
+    async () => (await find(router, info.pid)).legsTotal > Number(again.legsTotal),
+    LONG_MS,
+  );
   for (const one of [...roles.prefill, ...roles.decode]) await eligible(router, one);
   await load.stop();
 
-  for (const { endedMs: at, error } of load.failed) assert.ok(at - wedgedAtMs < STALL_MS + 5_000, `${at - wedgedAtMs} ms: ${error}`);
+  for (const { endedMs: at, error } of load.failed)
+    assert.ok(at - wedgedAtMs < STALL_MS + 5_000, `${at - wedgedAtMs} ms: ${error}`);
   const { receipts } = await router.call("ListRequests", { limit: 1000 });
-  const ranThere = (one: any): boolean => one.legs.some((each: any) => each.decodeInstanceId === info.instanceId && each.error);
+  const ranThere = (one: any): boolean =>
+    one.legs.some((each: any) => each.decodeInstanceId === info.instanceId && each.error);
   assert.ok(receipts.some(ranThere), "streams ran there");
   for (const one of receipts) assert.ok(one.outcome === "OUTCOME_COMPLETED" || ranThere(one), JSON.stringify(one));
   assert.ok(load.failed.length <= receipts.filter(ranThere).length);
@@ -169,10 +206,17 @@ async function prefillDies({ router, roles, load: begin }: Fleet): Promise<void>
   await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);
   const ended = load.stop();
   process.kill(pids[0]!, "SIGKILL");
-  const one = await eventually("a decode engine retires", () => roles.decode.find((each) => retired(each) > 0), LONG_MS);
+  const one = await eventually(
+    "a decode engine retires",
+    () => roles.decode.find((each) => retired(each) > 0),
+    LONG_MS,
+  );
   await ended;
   // What had no answer yet may be told to come again: each decode engine may have been sent KV by it.
-  assert.deepEqual(load.failed.filter(({ error }) => !/^50[23] /.test(error!)), []);
+  assert.deepEqual(
+    load.failed.filter(({ error }) => !/^50[23] /.test(error!)),
+    [],
+  );
   await eventually("it works again", () => one.logged("the engine works again").length > 0, LONG_MS);
   for (const each of [...roles.prefill, ...roles.decode]) await eligible(router, each);
 }

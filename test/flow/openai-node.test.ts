@@ -25,7 +25,12 @@ describe("openai-node", function () {
     assert.match(whole.id, /^chatcmpl-/);
     assert.equal(whole.usage!.total_tokens, whole.usage!.prompt_tokens + whole.usage!.completion_tokens);
     const stream = await client.chat.completions.create({
-      model, messages, temperature: 0, max_tokens: 40, stream: true, stream_options: { include_usage: true },
+      model,
+      messages,
+      temperature: 0,
+      max_tokens: 40,
+      stream: true,
+      stream_options: { include_usage: true },
     });
     let streamed = "";
     let usage: OpenAI.CompletionUsage | null | undefined;
@@ -53,12 +58,18 @@ describe("openai-node", function () {
   it("gives n choices of a seeded prompt in order, streamed or not", async () => {
     const request = { model, messages, n: 3, seed: 7, temperature: 1, max_tokens: 12 };
     const whole = await client.chat.completions.create(request);
-    assert.deepEqual(whole.choices.map((choice) => choice.index), [0, 1, 2]);
+    assert.deepEqual(
+      whole.choices.map((choice) => choice.index),
+      [0, 1, 2],
+    );
     const streamed = ["", "", ""];
     for await (const chunk of await client.chat.completions.create({ ...request, stream: true })) {
       for (const choice of chunk.choices) streamed[choice.index] += choice.delta.content ?? "";
     }
-    assert.deepEqual(streamed, whole.choices.map((choice) => choice.message.content));
+    assert.deepEqual(
+      streamed,
+      whole.choices.map((choice) => choice.message.content),
+    );
   });
 
   it("gets a typed error for an unknown model, which names those there are", async () => {

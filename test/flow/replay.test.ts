@@ -8,7 +8,10 @@ import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
 
 const BODIES: readonly (readonly [path: string, body: object])[] = [
-  ["/v1/chat/completions", { messages: [{ role: "user", content: "What is Tandem?" }], temperature: 0, logprobs: true, top_logprobs: 2 }],
+  [
+    "/v1/chat/completions",
+    { messages: [{ role: "user", content: "What is Tandem?" }], temperature: 0, logprobs: true, top_logprobs: 2 },
+  ],
   ["/v1/chat/completions", { messages: [{ role: "user", content: "What is NIXL?" }], temperature: 1, seed: 7 }],
   ["/v1/completions", { prompt: "The prefill instance", temperature: 0, presence_penalty: 0.5 }],
   ["/v1/completions", { prompt: "A decode instance", temperature: 0.9, seed: -3, n: 2 }],
@@ -29,11 +32,20 @@ describe("a decode instance that is killed while it writes", function () {
 
   const open = ([path, body]: (typeof BODIES)[number]): Promise<Response> =>
     fetch(`${tandem.url}${path}`, {
-      method: "POST", headers: { "content-type": "application/json" },
-      body: JSON.stringify({ ...body, max_tokens: 60, ignore_eos: true, stream: true, stream_options: { include_usage: true } }),
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({
+        ...body,
+        max_tokens: 60,
+        ignore_eos: true,
+        stream: true,
+        stream_options: { include_usage: true },
+      }),
     });
   const instances = async (role: Role) =>
-    (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances.filter(({ info }) => info!.role === role);
+    (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances.filter(
+      ({ info }) => info!.role === role,
+    );
 
   it("costs no stream a byte", async () => {
     const undisturbed = await Promise.all(BODIES.map(async (body) => (await open(body)).text()));
@@ -51,8 +63,14 @@ describe("a decode instance that is killed while it writes", function () {
     const exact = Number(/^tandem_replays_total\{outcome="exact"\} (\d+)$/m.exec(metrics)?.[1]);
     assert.ok(exact >= victim!.legs, `${exact} of ${victim!.legs}`);
     assert.doesNotMatch(metrics, /tandem_replays_total\{outcome="(diverged|failed)"\}/);
-    const { receipt } = await routerOverRest(tandem.url, { token: tandem.token }).getReceipt({ requestId: streams[0]!.headers.get("x-request-id")! });
+    const { receipt } = await routerOverRest(tandem.url, { token: tandem.token }).getReceipt({
+      requestId: streams[0]!.headers.get("x-request-id")!,
+    });
     if (receipt!.legs.length > 1) assert.deepEqual(receipt!.fallbacks, ["replay:decode:instance_lost"]);
-    await eventually("both decode instances serve again", async () => (await instances(Role.DECODE)).filter(({ eligible }) => eligible).length === 2, 20_000);
+    await eventually(
+      "both decode instances serve again",
+      async () => (await instances(Role.DECODE)).filter(({ eligible }) => eligible).length === 2,
+      20_000,
+    );
   });
 });

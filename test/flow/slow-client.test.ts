@@ -23,7 +23,13 @@ const KERNEL_BYTES = 12_000_000;
 const GROWTH_LIMIT_MIB = 96;
 
 const KINDS = [
-  { name: "the sim", engine: "sim", flags: ["--model", MODEL], tokens: 100_000, engineFlags: ["--model.max_len=200000", "--sim.decode_ms_per_token=2"] },
+  {
+    name: "the sim",
+    engine: "sim",
+    flags: ["--model", MODEL],
+    tokens: 100_000,
+    engineFlags: ["--model.max_len=200000", "--sim.decode_ms_per_token=2"],
+  },
   { name: "the embedded engine", engine: "embedded", flags: ["--served_name", MODEL], tokens: 1_900, engineFlags: [] },
 ] as const;
 
@@ -32,11 +38,14 @@ async function silentClient(url: string, tokens: number): Promise<Socket> {
   socket.pause();
   await once(socket, "connect");
   const body = JSON.stringify({ model: MODEL, prompt: "Tandem", max_tokens: tokens, ignore_eos: true, stream: true });
-  socket.write(`POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+  socket.write(
+    `POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+  );
   return socket;
 }
 
-const memoryMib = (pid: number): number => Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1_024;
+const memoryMib = (pid: number): number =>
+  Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1_024;
 
 for (const kind of KINDS) {
   describe(`a client that stops reading a long stream of ${kind.name}`, function () {
@@ -45,29 +54,45 @@ for (const kind of KINDS) {
     it("is held back within bounds, holds up nobody else, and is cut: nothing of it is left", async function () {
       if (process.platform !== "linux") skip(this, "memory is read from /proc");
       if (kind.engine === "embedded" && shippedModel() === undefined) skip(this, "models/tandem-tiny has no GGUF file");
-      await using tandem = await startTandem(["--engine", kind.engine, ...kind.flags, ...(kind.engineFlags.length > 0 ? ["--", ...kind.engineFlags] : [])], {
-        TANDEM_STREAM_BUFFER_BYTES: String(BUFFER_BYTES), TANDEM_CLIENT_STALL_MS: "1500",
-      });
+      await using tandem = await startTandem(
+        ["--engine", kind.engine, ...kind.flags, ...(kind.engineFlags.length > 0 ? ["--", ...kind.engineFlags] : [])],
+        {
+          TANDEM_STREAM_BUFFER_BYTES: String(BUFFER_BYTES),
+          TANDEM_CLIENT_STALL_MS: "1500",
+        },
+      );
       const router = routerOverRest(tandem.url, { token: tandem.token });
-      const decode = async (): Promise<Instance> => (await router.listInstances({})).instances.find(({ info }) => info!.role === Role.DECODE)!;
+      const decode = async (): Promise<Instance> =>
+        (await router.listInstances({})).instances.find(({ info }) => info!.role === Role.DECODE)!;
       const { info } = await decode();
       const routerPid = familyOf(tandem.pid).find((pid) => / router( |$)/.test(commandOf(pid)))!;
       const enginePort = Number(/--listen=127\.0\.0\.1:(\d+)/.exec(familyOf(info!.pid).map(commandOf).join("\n"))![1]);
       const engineState = async (): Promise<{ running: number; kv_held: unknown[]; outcomes: { aborted: number } }> =>
         (await fetch(`http://127.0.0.1:${enginePort}/sim/state`)).json() as never;
-      const memory = (): { router: number; decode: number } => ({ router: memoryMib(routerPid), decode: memoryMib(info!.pid) });
+      const memory = (): { router: number; decode: number } => ({
+        router: memoryMib(routerPid),
+        decode: memoryMib(info!.pid),
+      });
 
       const before = memory();
       const slow = await silentClient(tandem.url, kind.tokens);
       await eventually("its leg runs", async () => (await decode()).load!.running === 1, LONG_MS);
-      const cut = async (): Promise<Receipt | undefined> => (await router.listRequests({ limit: 1_000 })).receipts.find(({ errorCode }) => errorCode !== "");
+      const cut = async (): Promise<Receipt | undefined> =>
+        (await router.listRequests({ limit: 1_000 })).receipts.find(({ errorCode }) => errorCode !== "");
       let peak = memory();
       let others = 0;
       let receipt = await cut();
       for (; receipt === undefined; receipt = await cut()) {
         const answer = await fetch(`${tandem.url}/v1/completions`, {
-          method: "POST", headers: { "content-type": "application/json" },
-          body: JSON.stringify({ model: MODEL, prompt: "Who else is there?", max_tokens: 8, ignore_eos: true, stream: true }),
+          method: "POST",
+          headers: { "content-type": "application/json" },
+          body: JSON.stringify({
+            model: MODEL,
+            prompt: "Who else is there?",
+            max_tokens: 8,
+            ignore_eos: true,
+            stream: true,
+          }),
         });
         assert.match(await answer.text(), /"finish_reason":"length"[^]*data: \[DONE\]\n\n$/);
         others++;
@@ -77,7 +102,10 @@ for (const kind of KINDS) {
       }
       assert.match(receipt.error, /took nothing for 1500 ms and was cut/);
       assert.ok(others > 0, "others were served meanwhile");
-      assert.ok(receipt.bodyBytes > 0n && receipt.bodyBytes < KERNEL_BYTES + BUFFER_BYTES, `${receipt.bodyBytes} bytes were written`);
+      assert.ok(
+        receipt.bodyBytes > 0n && receipt.bodyBytes < KERNEL_BYTES + BUFFER_BYTES,
+        `${receipt.bodyBytes} bytes were written`,
+      );
       const growth = { router: peak.router - before.router, decode: peak.decode - before.decode };
       assert.ok(growth.router < GROWTH_LIMIT_MIB && growth.decode < GROWTH_LIMIT_MIB, JSON.stringify(growth));
 

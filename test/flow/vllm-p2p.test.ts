@@ -29,10 +29,28 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     writeFileSync(program, `#!/bin/sh\nexec "${process.execPath}" --import="${TSX}" "${FAKE}" "$@"\n`);
     chmodSync(program, 0o755);
     tandem = await startTandem(
-      ["--engine", "vllm", "--connector", "p2p-nccl", "--prefill", "2", "--model", "org/Fake-1B", "--vllm.command", program, "--", "--max-model-len", "4096"],
+      [
+        "--engine",
+        "vllm",
+        "--connector",
+        "p2p-nccl",
+        "--prefill",
+        "2",
+        "--model",
+        "org/Fake-1B",
+        "--vllm.command",
+        program,
+        "--",
+        "--max-model-len",
+        "4096",
+      ],
       { TANDEM_STALL_MS: "20000", XDG_STATE_HOME: folder, TMPDIR: folder },
     );
-    await eventually("all serve", async () => (await instances()).every(({ eligible }) => eligible) && (await instances()).length === 3, 60_000);
+    await eventually(
+      "all serve",
+      async () => (await instances()).every(({ eligible }) => eligible) && (await instances()).length === 3,
+      60_000,
+    );
   });
   after(async () => {
     await tandem?.[Symbol.asyncDispose]();
@@ -43,15 +61,24 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
   const instances = async (): Promise<Instance[]> => (await router().listInstances({})).instances;
   const complete = async (extra: Record<string, unknown> = {}): Promise<Response> =>
     fetch(`${tandem.url}/v1/completions`, {
-      method: "POST", headers: { "content-type": "application/json" },
-      body: JSON.stringify({ model: "org/Fake-1B", prompt: "What is disaggregated prefill?", max_tokens: 12, temperature: 0, ...extra }),
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({
+        model: "org/Fake-1B",
+        prompt: "What is disaggregated prefill?",
+        max_tokens: 12,
+        temperature: 0,
+        ...extra,
+      }),
     });
 
   it("serves, streamed or not, also several choices and prompts", async () => {
     const whole = (await (await complete()).json()) as { choices: { text: string }[] };
     assert.ok(whole.choices[0]!.text.length > 0);
     assert.match(await (await complete({ stream: true })).text(), /data: \[DONE\]\n\n$/);
-    const several = (await (await complete({ n: 2, temperature: 1, prompt: ["One", "Two"] })).json()) as { choices: unknown[] };
+    const several = (await (await complete({ n: 2, temperature: 1, prompt: ["One", "Two"] })).json()) as {
+      choices: unknown[];
+    };
     assert.equal(several.choices.length, 4);
   });
 
@@ -64,19 +91,33 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
   });
 
   it("passes the doctor, whose canaries went through each pair", () => {
-    const run = spawnSync(process.execPath, [CLI, "doctor", "--json", "--router", tandem.url], { env: { ...process.env, TANDEM_TOKEN: tandem.token }, encoding: "utf8" });
+    const run = spawnSync(process.execPath, [CLI, "doctor", "--json", "--router", tandem.url], {
+      env: { ...process.env, TANDEM_TOKEN: tandem.token },
+      encoding: "utf8",
+    });
     assert.equal(run.status, 0, run.stdout + run.stderr);
-    const { diagnoses } = JSON.parse(run.stdout) as { diagnoses: { finding: { check: string; level: string; message: string } }[] };
+    const { diagnoses } = JSON.parse(run.stdout) as {
+      diagnoses: { finding: { check: string; level: string; message: string } }[];
+    };
     const bad = diagnoses.filter(({ finding }) => /ERROR|WARNING/.test(finding.level));
     assert.deepEqual(bad, []);
-    assert.equal(diagnoses.filter(({ finding }) => finding.check === "canary" && finding.level.endsWith(FindingLevel[FindingLevel.OK]!)).length, 2);
+    assert.equal(
+      diagnoses.filter(
+        ({ finding }) => finding.check === "canary" && finding.level.endsWith(FindingLevel[FindingLevel.OK]!),
+      ).length,
+      2,
+    );
   });
 
   it("starts prefill again when the decode engine it sends to dies, on fresh KV ports, and serves by itself", async () => {
     const before = new Map((await instances()).map(({ info }) => [info!.instanceId, info!.kvAddress]));
     const decode = (await instances()).find(({ info }) => info!.role === Role.DECODE)!;
-    const group = familyOf(decode.info!.pid).filter((pid) => commandOf(pid).includes(FAKE) && !commandOf(pid).startsWith("/bin/sh"));
-    const running = Array.from({ length: 8 }, () => complete({ stream: true, max_tokens: 200, prompt: "x ".repeat(1_000) }));
+    const group = familyOf(decode.info!.pid).filter(
+      (pid) => commandOf(pid).includes(FAKE) && !commandOf(pid).startsWith("/bin/sh"),
+    );
+    const running = Array.from({ length: 8 }, () =>
+      complete({ stream: true, max_tokens: 200, prompt: "x ".repeat(1_000) }),
+    );
     await new Promise((resolve) => setTimeout(resolve, 60));
     assert.ok(group.length > 0);
     for (const pid of group) process.kill(pid, "SIGKILL");
@@ -91,11 +132,32 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
   });
 
   it("says why vLLM failed to start, and nothing else", () => {
-    const run = spawnSync(process.execPath, [
-      CLI, "decode", "--engine", "vllm", "--connector", "p2p-nccl", "--model", "m", "--vllm.command", program, "--registry.address=", "--grpc.listen", "127.0.0.1:0", "--", "--fail-at-start",
-    ], { encoding: "utf8" });
+    const run = spawnSync(
+      process.execPath,
+      [
+        CLI,
+        "decode",
+        "--engine",
+        "vllm",
+        "--connector",
+        "p2p-nccl",
+        "--model",
+        "m",
+        "--vllm.command",
+        program,
+        "--registry.address=",
+        "--grpc.listen",
+        "127.0.0.1:0",
+        "--",
+        "--fail-at-start",
+      ],
+      { encoding: "utf8" },
+    );
     assert.notEqual(run.status, 0);
-    assert.match(run.stderr, /exited with code 1 before it was ready\. Its last words:\n {2}ValueError: No available memory for the cache blocks\.\n$/);
+    assert.match(
+      run.stderr,
+      /exited with code 1 before it was ready\. Its last words:\n {2}ValueError: No available memory for the cache blocks\.\n$/,
+    );
     assert.doesNotMatch(run.stderr, /Traceback|See root cause/);
   });
 });
@@ -108,10 +170,33 @@ describe("vLLM engines that ping", function () {
     const engines: ChildProcess[] = [];
     const start = async (role: "kv_producer" | "kv_consumer"): Promise<ChildProcess> => {
       const [port, kvPort] = [await freePort(), await freePort()];
-      const kv = { kv_role: role, kv_port: String(kvPort), kv_connector_extra_config: { proxy_ip: "127.0.0.1", proxy_port: String(pings), http_port: String(port) } };
-      const engine = spawn(process.execPath, [
-        `--import=${TSX}`, FAKE, "serve", "m", "--served-model-name", "m", "--host", "127.0.0.1", "--port", String(port), "--enforce-eager", "--kv-transfer-config", JSON.stringify(kv),
-      ], { stdio: "ignore", env: { ...process.env, VLLM_HOST_IP: "127.0.0.1", VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: "1" } });
+      const kv = {
+        kv_role: role,
+        kv_port: String(kvPort),
+        kv_connector_extra_config: { proxy_ip: "127.0.0.1", proxy_port: String(pings), http_port: String(port) },
+      };
+      const engine = spawn(
+        process.execPath,
+        [
+          `--import=${TSX}`,
+          FAKE,
+          "serve",
+          "m",
+          "--served-model-name",
+          "m",
+          "--host",
+          "127.0.0.1",
+          "--port",
+          String(port),
+          "--enforce-eager",
+          "--kv-transfer-config",
+          JSON.stringify(kv),
+        ],
+        {
+          stdio: "ignore",
+          env: { ...process.env, VLLM_HOST_IP: "127.0.0.1", VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: "1" },
+        },
+      );
       engines.push(engine);
       return engine;
     };
@@ -120,10 +205,17 @@ describe("vLLM engines that ping", function () {
       await start("kv_consumer");
       // They may come before and after; vLLM's socket waits for who listens.
       await using tandem = await startTandem(["--discover", `127.0.0.1:${pings}`]);
-      const instances = async (): Promise<Instance[]> => (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances;
-      await eventually("both serve", async () => (await instances()).filter(({ eligible }) => eligible).length === 2, 40_000);
+      const instances = async (): Promise<Instance[]> =>
+        (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances;
+      await eventually(
+        "both serve",
+        async () => (await instances()).filter(({ eligible }) => eligible).length === 2,
+        40_000,
+      );
       const answer = await fetch(`${tandem.url}/v1/completions`, {
-        method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ model: "m", prompt: "Who is there?", max_tokens: 4 }),
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ model: "m", prompt: "Who is there?", max_tokens: 4 }),
       });
       assert.equal(answer.status, 200, await answer.text());
       prefill.kill("SIGKILL");

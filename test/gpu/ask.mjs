@@ -14,7 +14,12 @@ export async function firstToken(url, model, prompt) {
 }
 
 export function post(url, path, body, signal) {
-  return fetch(url + path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
+  return fetch(url + path, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
 }
 
 export async function json(answer) {
@@ -27,12 +32,14 @@ export async function json(answer) {
 export async function eachOf(items, count, work) {
   const results = [];
   let next = 0;
-  await Promise.all(Array.from({ length: count }, async () => {
-    while (next < items.length) {
-      const index = next++;
-      results[index] = await work(items[index], index);
-    }
-  }));
+  await Promise.all(
+    Array.from({ length: count }, async () => {
+      while (next < items.length) {
+        const index = next++;
+        results[index] = await work(items[index], index);
+      }
+    }),
+  );
   return results;
 }
 
@@ -40,8 +47,10 @@ export async function eachOf(items, count, work) {
 export function compare(answers, expected) {
   const deltas = answers.map(({ logprob }, index) => Math.abs(logprob - expected[index].logprob)).sort((a, b) => a - b);
   return {
-    equal: answers.filter(({ token }, index) => token === expected[index].token).length, of: answers.length,
-    p50: quantile(deltas, 0.5), max: deltas.at(-1) ?? 0,
+    equal: answers.filter(({ token }, index) => token === expected[index].token).length,
+    of: answers.length,
+    p50: quantile(deltas, 0.5),
+    max: deltas.at(-1) ?? 0,
   };
 }
 
@@ -71,17 +80,36 @@ export async function load(url, model, { rate, count, promptTokens, maxTokens })
   const random = () => (seed = (seed * 16_807) % 2_147_483_647) / 2_147_483_647;
   const runs = [];
   for (let index = 0; index < count; index++) {
-    runs.push(timedStream(url, { model, prompt: randomIds(1_000 + index, promptTokens), max_tokens: maxTokens, temperature: 0, ignore_eos: true }).catch((error) => ({ failed: error.message })));
+    runs.push(
+      timedStream(url, {
+        model,
+        prompt: randomIds(1_000 + index, promptTokens),
+        max_tokens: maxTokens,
+        temperature: 0,
+        ignore_eos: true,
+      }).catch((error) => ({ failed: error.message })),
+    );
     await new Promise((done) => setTimeout(done, (-Math.log(1 - random()) / rate) * 1_000));
   }
   const ended = await Promise.all(runs);
   const good = ended.filter(({ failed }) => failed === undefined);
   const sorted = (values) => values.sort((a, b) => a - b);
-  const [ttft, tpot, itl] = [sorted(good.map(({ ttftMs }) => ttftMs)), sorted(good.map(({ tpotMs }) => tpotMs)), sorted(good.flatMap(({ gaps }) => gaps))];
+  const [ttft, tpot, itl] = [
+    sorted(good.map(({ ttftMs }) => ttftMs)),
+    sorted(good.map(({ tpotMs }) => tpotMs)),
+    sorted(good.flatMap(({ gaps }) => gaps)),
+  ];
   const round = (value) => Math.round(value * 10) / 10;
   return {
-    rate, of: count, failed: ended.length - good.length,
-    ttftP50: round(quantile(ttft, 0.5)), ttftP99: round(quantile(ttft, 0.99)), tpotP50: round(quantile(tpot, 0.5)), tpotP99: round(quantile(tpot, 0.99)),
-    itlP99: round(quantile(itl, 0.99)), itlMax: round(itl.at(-1) ?? NaN), good: good.filter(({ ttftMs, tpotMs }) => ttftMs < 500 && tpotMs < 25).length,
+    rate,
+    of: count,
+    failed: ended.length - good.length,
+    ttftP50: round(quantile(ttft, 0.5)),
+    ttftP99: round(quantile(ttft, 0.99)),
+    tpotP50: round(quantile(tpot, 0.5)),
+    tpotP99: round(quantile(tpot, 0.99)),
+    itlP99: round(quantile(itl, 0.99)),
+    itlMax: round(itl.at(-1) ?? NaN),
+    good: good.filter(({ ttftMs, tpotMs }) => ttftMs < 500 && tpotMs < 25).length,
   };
 }

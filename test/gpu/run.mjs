@@ -9,24 +9,59 @@ import { parseArgs } from "node:util";
 import { compare, eachOf, firstToken, json, load, post, randomIds } from "./ask.mjs";
 import { below, doctor, freePort, instances, start, tail, tandem, until } from "./servers.mjs";
 
-const { values: o } = parseArgs({ options: { out: { type: "string" }, models: { type: "string" }, only: { type: "string" }, rehearse: { type: "string" }, "stand-in": { type: "boolean" } } });
+const { values: o } = parseArgs({
+  options: {
+    out: { type: "string" },
+    models: { type: "string" },
+    only: { type: "string" },
+    rehearse: { type: "string" },
+    "stand-in": { type: "boolean" },
+  },
+});
 const OUT = o.out ?? ".";
 mkdirSync(OUT, { recursive: true });
 const rehearsal = o.rehearse !== undefined;
 const TOKEN = "gpu-run";
 const withoutGpu = rehearsal || o["stand-in"] === true;
-const VLLM = o.rehearse ?? (o["stand-in"] === true ? `${process.execPath} ${fileURLToPath(new URL("stand-in.mjs", import.meta.url))}` : "python3 -m vllm.entrypoints.cli.main");
+const VLLM =
+  o.rehearse ??
+  (o["stand-in"] === true
+    ? `${process.execPath} ${fileURLToPath(new URL("stand-in.mjs", import.meta.url))}`
+    : "python3 -m vllm.entrypoints.cli.main");
 const CONNECTOR = rehearsal ? "nixl" : "p2p-nccl";
 const TINY = rehearsal ? o.models : `${o.models}/tiny`;
 const FLAGS = rehearsal
-  ? ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32", "--kv-cache-memory-bytes", "64M", "--distributed-executor-backend", "uni"]
+  ? [
+      "--dtype",
+      "float32",
+      "--enforce-eager",
+      "--max-model-len",
+      "512",
+      "--block-size",
+      "32",
+      "--kv-cache-memory-bytes",
+      "64M",
+      "--distributed-executor-backend",
+      "uni",
+    ]
   : ["--dtype", "bfloat16", "--max-model-len", "4096", "--attention-backend", "FLASH_ATTN"];
-const LENGTHS = rehearsal ? [1, 2, 31, 32, 33, 100, 200, 400] : [1, 2, 15, 16, 17, 100, 257, 500, 1000, 1023, 1500, 2000];
+const LENGTHS = rehearsal
+  ? [1, 2, 31, 32, 33, 100, 200, 400]
+  : [1, 2, 15, 16, 17, 100, 257, 500, 1000, 1023, 1500, 2000];
 const PROMPTS = Array.from({ length: 24 }, (_, index) => randomIds(index + 1, LENGTHS[index % LENGTHS.length]));
 const report = { startedAt: new Date().toISOString(), connector: CONNECTOR, steps: {} };
 // A step that is asked for alone brings along what it stands on.
 const only = o.only?.split(",");
-const OF_THE_PAIR = ["correct", "shapes", "doctor", "kv_moved_by_nccl", "cancelled_between_legs", "prefill_killed", "decode_killed", "decode_starved"];
+const OF_THE_PAIR = [
+  "correct",
+  "shapes",
+  "doctor",
+  "kv_moved_by_nccl",
+  "cancelled_between_legs",
+  "prefill_killed",
+  "decode_killed",
+  "decode_starved",
+];
 if (only?.some((name) => OF_THE_PAIR.includes(name))) only.push("start");
 if (only?.includes("correct")) only.push("reference");
 
@@ -49,7 +84,10 @@ async function step(name, work) {
 
 function writeReport() {
   writeFileSync(`${OUT}/report.json`, `${JSON.stringify(report, null, 2)}\n`);
-  const lines = Object.entries(report.steps).map(([name, entry]) => `## ${name}: ${entry.ok ? "done" : "FAILED"} (${entry.seconds} s)\n\n\`\`\`json\n${JSON.stringify(entry, null, 2)}\n\`\`\`\n`);
+  const lines = Object.entries(report.steps).map(
+    ([name, entry]) =>
+      `## ${name}: ${entry.ok ? "done" : "FAILED"} (${entry.seconds} s)\n\n\`\`\`json\n${JSON.stringify(entry, null, 2)}\n\`\`\`\n`,
+  );
   writeFileSync(`${OUT}/report.md`, `# GPU run of ${report.startedAt}, ${CONNECTOR}\n\n${lines.join("\n")}`);
 }
 
@@ -57,7 +95,24 @@ function writeReport() {
 async function bare(name, flags, env = {}) {
   const port = await freePort();
   const words = VLLM.split(" ");
-  const server = start(words[0], [...words.slice(1), "serve", TINY, "--served-model-name", "m", "--host", "127.0.0.1", "--port", String(port), ...FLAGS, ...flags], `${OUT}/${name}.log`, env);
+  const server = start(
+    words[0],
+    [
+      ...words.slice(1),
+      "serve",
+      TINY,
+      "--served-model-name",
+      "m",
+      "--host",
+      "127.0.0.1",
+      "--port",
+      String(port),
+      ...FLAGS,
+      ...flags,
+    ],
+    `${OUT}/${name}.log`,
+    env,
+  );
   const url = `http://127.0.0.1:${port}`;
   await until(name, async () => (await fetch(`${url}/health`)).status === 200, 600_000, server);
   return { ...server, url, port };
@@ -66,10 +121,33 @@ async function bare(name, flags, env = {}) {
 /** `tandem up`, ready: every instance takes legs. */
 async function up(name, model, flags, engineFlags, limitMs = 900_000) {
   const [port, grpc] = [await freePort(), await freePort()];
-  const server = tandem(["up", "--port", String(port), "--grpc-port", String(grpc), "--state.dir", `${OUT}/${name}`, "--verbose", ...flags, "--vllm.command", VLLM, "--model", model, "--served_name", "m", "--", ...engineFlags],
-    `${OUT}/${name}.log`, { TANDEM_TOKEN: TOKEN, TANDEM_LOG_LEVEL: "debug" });
+  const server = tandem(
+    [
+      "up",
+      "--port",
+      String(port),
+      "--grpc-port",
+      String(grpc),
+      "--state.dir",
+      `${OUT}/${name}`,
+      "--verbose",
+      ...flags,
+      "--vllm.command",
+      VLLM,
+      "--model",
+      model,
+      "--served_name",
+      "m",
+      "--",
+      ...engineFlags,
+    ],
+    `${OUT}/${name}.log`,
+    { TANDEM_TOKEN: TOKEN, TANDEM_LOG_LEVEL: "debug" },
+  );
   const url = `http://127.0.0.1:${port}`;
-  const serving = async () => (await instances(url, TOKEN)).every(({ eligible }) => eligible === true) && (await instances(url, TOKEN)).length >= 2;
+  const serving = async () =>
+    (await instances(url, TOKEN)).every(({ eligible }) => eligible === true) &&
+    (await instances(url, TOKEN)).length >= 2;
   await until(`${name} serves`, serving, limitMs, server);
   return { ...server, url, serving };
 }
@@ -82,9 +160,17 @@ const coreOf = (instance) => {
   const family = engineOf(instance);
   return (family.find(({ args }) => args.includes("EngineCore")) ?? family.at(-1)).pid;
 };
-const cores = async () => Object.fromEntries((await instances(pair.url, TOKEN)).map((one) => [one.info.role, coreOf(one)]));
+const cores = async () =>
+  Object.fromEntries((await instances(pair.url, TOKEN)).map((one) => [one.info.role, coreOf(one)]));
 const answers = async (limitMs) => {
-  await until("it serves again", async () => (await pair.serving()) && (await post(pair.url, "/v1/completions", { model: "m", prompt: "hello", max_tokens: 2 })).status === 200, limitMs, pair);
+  await until(
+    "it serves again",
+    async () =>
+      (await pair.serving()) &&
+      (await post(pair.url, "/v1/completions", { model: "m", prompt: "hello", max_tokens: 2 })).status === 200,
+    limitMs,
+    pair,
+  );
 };
 const tally = (words) => words.reduce((counts, word) => ({ ...counts, [word]: (counts[word] ?? 0) + 1 }), {});
 /** Bytes that a GPU's links have sent since the driver was loaded; undefined where nobody tells. */
@@ -99,7 +185,13 @@ function linkBytes() {
 
 await step("versions", async () => ({
   node: process.version,
-  gpus: withoutGpu ? "none" : execFileSync("nvidia-smi", ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"], { encoding: "utf8" }).trim().split("\n"),
+  gpus: withoutGpu
+    ? "none"
+    : execFileSync("nvidia-smi", ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"], {
+        encoding: "utf8",
+      })
+        .trim()
+        .split("\n"),
   links: withoutGpu ? "" : execFileSync("nvidia-smi", ["topo", "-m"], { encoding: "utf8" }).slice(0, 800),
 }));
 
@@ -108,7 +200,11 @@ const TOLERANCE = 0.2;
 let reference;
 let noise;
 await step("reference", async () => {
-  const plain = await bare("aggregated", ["--enforce-eager", ...(rehearsal ? [] : ["--gpu-memory-utilization", "0.6"])], { CUDA_VISIBLE_DEVICES: "0" });
+  const plain = await bare(
+    "aggregated",
+    ["--enforce-eager", ...(rehearsal ? [] : ["--gpu-memory-utilization", "0.6"])],
+    { CUDA_VISIBLE_DEVICES: "0" },
+  );
   try {
     reference = await eachOf(PROMPTS, 1, (prompt) => firstToken(plain.url, "m", prompt));
     noise = compare(await eachOf(PROMPTS, 24, (prompt) => firstToken(plain.url, "m", prompt)), reference);
@@ -121,7 +217,12 @@ await step("reference", async () => {
 let pair;
 await step("start", async () => {
   pair = await up("pair", TINY, [...UP, ...PAIR], FLAGS);
-  return { lines: tail(pair.log, 400).split("\n").filter((line) => /engine works|ready/.test(line)).map((line) => line.slice(0, 200)) };
+  return {
+    lines: tail(pair.log, 400)
+      .split("\n")
+      .filter((line) => /engine works|ready/.test(line))
+      .map((line) => line.slice(0, 200)),
+  };
 });
 if (pair !== undefined) {
   await step("correct", async () => {
@@ -131,13 +232,42 @@ if (pair !== undefined) {
     // The same prompts again: what prefill has cached must reach decode as well.
     const again = compare(await eachOf(PROMPTS, 24, (prompt) => firstToken(pair.url, "m", prompt)), reference);
     const worst = Math.max(alone.max, together.max, again.max);
-    return { ok: worst <= TOLERANCE, worst, noise: noise.max, withinNoise: worst <= noise.max, alone, together, again, linkBytes: linkBytes() - sentBefore || undefined };
+    return {
+      ok: worst <= TOLERANCE,
+      worst,
+      noise: noise.max,
+      withinNoise: worst <= noise.max,
+      alone,
+      together,
+      again,
+      linkBytes: linkBytes() - sentBefore || undefined,
+    };
   });
   await step("shapes", async () => {
-    const chat = await json(await post(pair.url, "/v1/chat/completions", { model: "m", messages: [{ role: "user", content: "hello" }], max_tokens: 8 })).catch((error) => String(error));
-    const stream = await (await post(pair.url, "/v1/completions", { model: "m", prompt: "hello", max_tokens: 8, stream: true })).text();
-    const several = await json(await post(pair.url, "/v1/completions", { model: "m", prompt: ["one", "two"], n: 2, temperature: 1, max_tokens: 4 }));
-    const seen = { chat: chat.choices?.[0]?.finish_reason ?? chat, streamEnds: stream.endsWith("data: [DONE]\n\n"), choices: several.choices.length };
+    const chat = await json(
+      await post(pair.url, "/v1/chat/completions", {
+        model: "m",
+        messages: [{ role: "user", content: "hello" }],
+        max_tokens: 8,
+      }),
+    ).catch((error) => String(error));
+    const stream = await (
+      await post(pair.url, "/v1/completions", { model: "m", prompt: "hello", max_tokens: 8, stream: true })
+    ).text();
+    const several = await json(
+      await post(pair.url, "/v1/completions", {
+        model: "m",
+        prompt: ["one", "two"],
+        n: 2,
+        temperature: 1,
+        max_tokens: 4,
+      }),
+    );
+    const seen = {
+      chat: chat.choices?.[0]?.finish_reason ?? chat,
+      streamEnds: stream.endsWith("data: [DONE]\n\n"),
+      choices: several.choices.length,
+    };
     return { ok: /^(stop|length)$/.test(seen.chat) && seen.streamEnds && seen.choices === 4, ...seen };
   });
   await step("doctor", async () => {
@@ -145,53 +275,99 @@ if (pair !== undefined) {
     const canaries = found.filter(({ finding }) => finding.check === "canary").map(({ finding }) => finding.message);
     return {
       ok: canaries.length > 0 && !found.some(({ finding }) => /ERROR/.test(finding.level)),
-      bad: found.filter(({ finding }) => /ERROR|WARNING/.test(finding.level)).map(({ finding }) => finding), canaries,
+      bad: found.filter(({ finding }) => /ERROR|WARNING/.test(finding.level)).map(({ finding }) => finding),
+      canaries,
     };
   });
   if (!rehearsal) {
     await step("kv_moved_by_nccl", async () => {
-      const log = readFileSync(pair.log, "utf8").split("\n").filter((line) => /ncclCommInitRank|P2pNcclEngine init|NCCL INFO/.test(line));
-      return { ok: log.some((line) => line.includes("ncclCommInitRank Success")), lines: log.length, sample: log.slice(0, 5).map((line) => line.slice(0, 300)) };
+      const log = readFileSync(pair.log, "utf8")
+        .split("\n")
+        .filter((line) => /ncclCommInitRank|P2pNcclEngine init|NCCL INFO/.test(line));
+      return {
+        ok: log.some((line) => line.includes("ncclCommInitRank Success")),
+        lines: log.length,
+        sample: log.slice(0, 5).map((line) => line.slice(0, 300)),
+      };
     });
   }
   await step("cancelled_between_legs", async () => {
     const before = await cores();
-    await Promise.all(Array.from({ length: 40 }, async (_, index) => {
-      const gone = new AbortController();
-      setTimeout(() => gone.abort(), index * 10);
-      await post(pair.url, "/v1/completions", { model: "m", prompt: randomIds(5_000 + index, LENGTHS.at(-1)), max_tokens: 200 }, gone.signal).then((answer) => answer.text()).catch(() => {});
-    }));
+    await Promise.all(
+      Array.from({ length: 40 }, async (_, index) => {
+        const gone = new AbortController();
+        setTimeout(() => gone.abort(), index * 10);
+        await post(
+          pair.url,
+          "/v1/completions",
+          { model: "m", prompt: randomIds(5_000 + index, LENGTHS.at(-1)), max_tokens: 200 },
+          gone.signal,
+        )
+          .then((answer) => answer.text())
+          .catch(() => {});
+      }),
+    );
     const goneMs = performance.now();
-    const empty = async () => (await instances(pair.url, TOKEN)).every(({ load, legs }) => (load.kvOrphans ?? 0) === 0 && (load.running ?? 0) === 0 && (legs ?? 0) === 0);
+    const empty = async () =>
+      (await instances(pair.url, TOKEN)).every(
+        ({ load, legs }) => (load.kvOrphans ?? 0) === 0 && (load.running ?? 0) === 0 && (legs ?? 0) === 0,
+      );
     await until("no orphan is left", empty, 60_000);
     const settledMs = Math.round(performance.now() - goneMs);
     const after = await cores();
     await answers(60_000);
-    return { ok: JSON.stringify(after) === JSON.stringify(before), settledMs, cores: { before, after }, loads: (await instances(pair.url, TOKEN)).map(({ info, load }) => [info.role, load]) };
+    return {
+      ok: JSON.stringify(after) === JSON.stringify(before),
+      settledMs,
+      cores: { before, after },
+      loads: (await instances(pair.url, TOKEN)).map(({ info, load }) => [info.role, load]),
+    };
   });
   for (const role of ["PREFILL", "DECODE"]) {
     await step(`${role.toLowerCase()}_killed`, async () => {
       const victim = (await instances(pair.url, TOKEN)).find(({ info }) => info.role.endsWith(role));
       const core = coreOf(victim);
       const began = Array.from({ length: 8 }, async (_, index) => {
-        const answer = await post(pair.url, "/v1/completions", { model: "m", prompt: randomIds(9_000 + index, LENGTHS.at(-1)), max_tokens: 400, ignore_eos: true, stream: true }).catch(String);
+        const answer = await post(pair.url, "/v1/completions", {
+          model: "m",
+          prompt: randomIds(9_000 + index, LENGTHS.at(-1)),
+          max_tokens: 400,
+          ignore_eos: true,
+          stream: true,
+        }).catch(String);
         return answer;
       });
       // Decode is hurt while it writes; prefill as soon as the requests are on their way.
       if (role === "DECODE") await Promise.race(began);
       const killedMs = performance.now();
       process.kill(core, "SIGKILL");
-      const ends = await Promise.all(began.map(async (one) => {
-        const answer = await one;
-        const text = typeof answer === "string" ? answer : await answer.text().catch(String);
-        const how = answer.status !== 200 ? `status ${answer.status}` : /"error":\{/.test(text) ? "error event" : text.endsWith("data: [DONE]\n\n") ? "answer" : "BROKEN";
-        return { how, ms: performance.now() - killedMs };
-      }));
+      const ends = await Promise.all(
+        began.map(async (one) => {
+          const answer = await one;
+          const text = typeof answer === "string" ? answer : await answer.text().catch(String);
+          const how =
+            answer.status !== 200
+              ? `status ${answer.status}`
+              : /"error":\{/.test(text)
+                ? "error event"
+                : text.endsWith("data: [DONE]\n\n")
+                  ? "answer"
+                  : "BROKEN";
+          return { how, ms: performance.now() - killedMs };
+        }),
+      );
       await answers(600_000);
-      const ms = ends.filter(({ how }) => how !== "answer").map(({ ms: one }) => Math.round(one)).sort((a, b) => a - b);
+      const ms = ends
+        .filter(({ how }) => how !== "answer")
+        .map(({ ms: one }) => Math.round(one))
+        .sort((a, b) => a - b);
       return {
-        ok: !ends.some(({ how }) => how === "BROKEN"), ends: tally(ends.map(({ how }) => how)), brokenEndedMs: ms, allEndedMs: Math.round(Math.max(...ends.map(({ ms: one }) => one))),
-        servesAgainMs: Math.round(performance.now() - killedMs), core: { before: core, after: (await cores())[victim.info.role] },
+        ok: !ends.some(({ how }) => how === "BROKEN"),
+        ends: tally(ends.map(({ how }) => how)),
+        brokenEndedMs: ms,
+        allEndedMs: Math.round(Math.max(...ends.map(({ ms: one }) => one))),
+        servesAgainMs: Math.round(performance.now() - killedMs),
+        core: { before: core, after: (await cores())[victim.info.role] },
       };
     });
   }
@@ -199,23 +375,34 @@ if (pair !== undefined) {
     // A leg whose KV never comes, behind Tandem's back: the engine waits for it for ever, and everybody with it.
     await step("decode_starved", async () => {
       const victim = (await instances(pair.url, TOKEN)).find(({ info }) => info.role.endsWith("DECODE"));
-      const port = engineOf(victim).map(({ args }) => /--port (\d+)/.exec(args)?.[1]).find((found) => found !== undefined);
+      const port = engineOf(victim)
+        .map(({ args }) => /--port (\d+)/.exec(args)?.[1])
+        .find((found) => found !== undefined);
       const id = `___prefill_addr_127.0.0.1:9___decode_addr_${victim.info.kvAddress}_${"0".repeat(32)}`;
       void fetch(`http://127.0.0.1:${port}/v1/completions`, {
-        method: "POST", headers: { "content-type": "application/json", "x-request-id": id }, body: JSON.stringify({ model: "m", prompt: randomIds(1, 300), max_tokens: 4 }),
+        method: "POST",
+        headers: { "content-type": "application/json", "x-request-id": id },
+        body: JSON.stringify({ model: "m", prompt: randomIds(1, 300), max_tokens: 4 }),
       }).catch(() => {});
       await new Promise((done) => setTimeout(done, 1_000));
       const core = coreOf(victim);
       const starvedMs = performance.now();
-      const ends = await eachOf(Array.from({ length: 8 }, (_, index) => randomIds(20_000 + index, 500)), 8, async (prompt) => {
-        const { status } = await post(pair.url, "/v1/completions", { model: "m", prompt, max_tokens: 50 });
-        return { status, ms: performance.now() - starvedMs };
-      });
+      const ends = await eachOf(
+        Array.from({ length: 8 }, (_, index) => randomIds(20_000 + index, 500)),
+        8,
+        async (prompt) => {
+          const { status } = await post(pair.url, "/v1/completions", { model: "m", prompt, max_tokens: 50 });
+          return { status, ms: performance.now() - starvedMs };
+        },
+      );
       await answers(600_000);
       const after = (await cores())[victim.info.role];
       return {
-        ok: after !== core, statuses: tally(ends.map(({ status }) => status)), allEndedMs: Math.round(Math.max(...ends.map(({ ms }) => ms))),
-        servesAgainMs: Math.round(performance.now() - starvedMs), core: { before: core, after },
+        ok: after !== core,
+        statuses: tally(ends.map(({ status }) => status)),
+        allEndedMs: Math.round(Math.max(...ends.map(({ ms }) => ms))),
+        servesAgainMs: Math.round(performance.now() - starvedMs),
+        core: { before: core, after },
       };
     });
   }
@@ -224,47 +411,125 @@ if (pair !== undefined) {
 
 // Controls: the doctor must find both. Started by hand, since the launcher refuses them.
 if (!rehearsal) {
-  const p2p = (role, kvPort, port) => ["--kv-transfer-config", JSON.stringify({
-    kv_connector: "P2pNcclConnector", kv_role: role, kv_buffer_size: role === "kv_producer" ? "1e1" : "8e9", kv_port: String(kvPort),
-    kv_connector_extra_config: { send_type: "PUT_ASYNC", nccl_num_channels: "16", mem_pool_size_gb: 4, http_port: String(port) },
-  })];
+  const p2p = (role, kvPort, port) => [
+    "--kv-transfer-config",
+    JSON.stringify({
+      kv_connector: "P2pNcclConnector",
+      kv_role: role,
+      kv_buffer_size: role === "kv_producer" ? "1e1" : "8e9",
+      kv_port: String(kvPort),
+      kv_connector_extra_config: {
+        send_type: "PUT_ASYNC",
+        nccl_num_channels: "16",
+        mem_pool_size_gb: 4,
+        http_port: String(port),
+      },
+    }),
+  ];
   const ENV = { VLLM_HOST_IP: "127.0.0.1", VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: "1" };
-  const control = (name, decodeFlags) => step(name, async () => {
-    const [pPort, dPort] = [await freePort(), await freePort()];
-    const prefill = await bare(`${name}-prefill`, ["--enforce-eager", "--no-enable-chunked-prefill", "--gpu-memory-utilization", "0.6", ...p2p("kv_producer", pPort, 1)], { ...ENV, CUDA_VISIBLE_DEVICES: "0" });
-    const decode = await bare(`${name}-decode`, ["--gpu-memory-utilization", "0.6", ...decodeFlags, ...p2p("kv_consumer", dPort, 2)], { ...ENV, CUDA_VISIBLE_DEVICES: "1" });
-    const [rest, grpc] = [await freePort(), await freePort()];
-    const wrap = (role, engine, kvPort) => tandem([role, "--grpc.listen", "127.0.0.1:0", "--registry.address", `127.0.0.1:${grpc}`, "--engine.attach", engine.url, "--connector", "p2p-nccl", "--engine.kv_address", `127.0.0.1:${kvPort}`], `${OUT}/${name}-${role}-wrapper.log`, { TANDEM_TOKEN: TOKEN });
-    const router = tandem(["router", "--rest.listen", `127.0.0.1:${rest}`, "--grpc.listen", `127.0.0.1:${grpc}`], `${OUT}/${name}-router.log`, { TANDEM_TOKEN: TOKEN });
-    const all = [router, wrap("prefill", prefill, pPort), wrap("decode", decode, dPort)];
-    const url = `http://127.0.0.1:${rest}`;
-    try {
-      await until("both are known", async () => (await instances(url, TOKEN)).length === 2, 120_000);
-      const found = (await doctor(url, TOKEN, `${OUT}/${name}-doctor.json`)).filter(({ finding }) => finding.check === "canary");
-      const served = (await post(url, "/v1/completions", { model: "m", prompt: randomIds(1, 500), max_tokens: 1 })).status;
-      const foundByDoctor = found.some(({ finding }) => /ERROR/.test(finding.level));
-      return { ok: foundByDoctor && served !== 200, foundByDoctor, findings: found.map(({ finding }) => finding.message), servedStatus: served };
-    } finally {
-      for (const one of [...all, prefill, decode]) await one.stop();
-    }
-  });
+  const control = (name, decodeFlags) =>
+    step(name, async () => {
+      const [pPort, dPort] = [await freePort(), await freePort()];
+      const prefill = await bare(
+        `${name}-prefill`,
+        [
+          "--enforce-eager",
+          "--no-enable-chunked-prefill",
+          "--gpu-memory-utilization",
+          "0.6",
+          ...p2p("kv_producer", pPort, 1),
+        ],
+        { ...ENV, CUDA_VISIBLE_DEVICES: "0" },
+      );
+      const decode = await bare(
+        `${name}-decode`,
+        ["--gpu-memory-utilization", "0.6", ...decodeFlags, ...p2p("kv_consumer", dPort, 2)],
+        { ...ENV, CUDA_VISIBLE_DEVICES: "1" },
+      );
+      const [rest, grpc] = [await freePort(), await freePort()];
+      const wrap = (role, engine, kvPort) =>
+        tandem(
+          [
+            role,
+            "--grpc.listen",
+            "127.0.0.1:0",
+            "--registry.address",
+            `127.0.0.1:${grpc}`,
+            "--engine.attach",
+            engine.url,
+            "--connector",
+            "p2p-nccl",
+            "--engine.kv_address",
+            `127.0.0.1:${kvPort}`,
+          ],
+          `${OUT}/${name}-${role}-wrapper.log`,
+          { TANDEM_TOKEN: TOKEN },
+        );
+      const router = tandem(
+        ["router", "--rest.listen", `127.0.0.1:${rest}`, "--grpc.listen", `127.0.0.1:${grpc}`],
+        `${OUT}/${name}-router.log`,
+        { TANDEM_TOKEN: TOKEN },
+      );
+      const all = [router, wrap("prefill", prefill, pPort), wrap("decode", decode, dPort)];
+      const url = `http://127.0.0.1:${rest}`;
+      try {
+        await until("both are known", async () => (await instances(url, TOKEN)).length === 2, 120_000);
+        const found = (await doctor(url, TOKEN, `${OUT}/${name}-doctor.json`)).filter(
+          ({ finding }) => finding.check === "canary",
+        );
+        const served = (await post(url, "/v1/completions", { model: "m", prompt: randomIds(1, 500), max_tokens: 1 }))
+          .status;
+        const foundByDoctor = found.some(({ finding }) => /ERROR/.test(finding.level));
+        return {
+          ok: foundByDoctor && served !== 200,
+          foundByDoctor,
+          findings: found.map(({ finding }) => finding.message),
+          servedStatus: served,
+        };
+      } finally {
+        for (const one of [...all, prefill, decode]) await one.stop();
+      }
+    });
   await control("control_default_graphs", []);
   await control("control_other_weights", ["--enforce-eager", "--load-format", "dummy"]);
 
   const LLAMA = `${o.models}/llama8b`;
   const big = ["--load-format", "dummy", "--max-model-len", "8192", "--attention-backend", "FLASH_ATTN"];
-  for (const [name, decodeFlag] of [["load_piecewise", undefined], ["load_eager", "--enforce-eager"]]) {
+  for (const [name, decodeFlag] of [
+    ["load_piecewise", undefined],
+    ["load_eager", "--enforce-eager"],
+  ]) {
     await step(name, async () => {
-      const server = await up(name, LLAMA, [...UP, ...PAIR, ...(decodeFlag === undefined ? [] : [`--decode.engine_flag=${decodeFlag}`])], big);
+      const server = await up(
+        name,
+        LLAMA,
+        [...UP, ...PAIR, ...(decodeFlag === undefined ? [] : [`--decode.engine_flag=${decodeFlag}`])],
+        big,
+      );
       try {
         const rates = [];
-        for (const rate of [2, 4, 8]) rates.push(await load(server.url, "m", { rate, count: rate * 15, promptTokens: 2_000, maxTokens: 150 }));
+        for (const rate of [2, 4, 8])
+          rates.push(await load(server.url, "m", { rate, count: rate * 15, promptTokens: 2_000, maxTokens: 150 }));
         // More KV than decode's buffer on the GPU and its pool hold together, all at once: refused, answered or found and
         // started again, but never an engine that stands still.
-        const burst = await eachOf(Array.from({ length: 96 }, (_, index) => randomIds(20_000 + index, 2_000)), 96, async (prompt) => (await post(server.url, "/v1/completions", { model: "m", prompt, max_tokens: 50 })).status);
+        const burst = await eachOf(
+          Array.from({ length: 96 }, (_, index) => randomIds(20_000 + index, 2_000)),
+          96,
+          async (prompt) => (await post(server.url, "/v1/completions", { model: "m", prompt, max_tokens: 50 })).status,
+        );
         const burstMs = performance.now();
-        await until("it serves", async () => (await post(server.url, "/v1/completions", { model: "m", prompt: "hello", max_tokens: 2 })).status === 200, 300_000, server);
-        return { ok: rates.every(({ failed }) => failed === 0), rates, burst: { statuses: tally(burst), servesAfterMs: Math.round(performance.now() - burstMs) } };
+        await until(
+          "it serves",
+          async () =>
+            (await post(server.url, "/v1/completions", { model: "m", prompt: "hello", max_tokens: 2 })).status === 200,
+          300_000,
+          server,
+        );
+        return {
+          ok: rates.every(({ failed }) => failed === 0),
+          rates,
+          burst: { statuses: tally(burst), servesAfterMs: Math.round(performance.now() - burstMs) },
+        };
       } finally {
         await server.stop();
       }

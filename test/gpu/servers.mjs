@@ -6,8 +6,12 @@ import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
-const CLI = [new URL("../dist/clients/cli/main.js", import.meta.url), new URL("../../dist/clients/cli/main.js", import.meta.url)]
-  .map((url) => fileURLToPath(url)).find((path) => existsSync(path));
+const CLI = [
+  new URL("../dist/clients/cli/main.js", import.meta.url),
+  new URL("../../dist/clients/cli/main.js", import.meta.url),
+]
+  .map((url) => fileURLToPath(url))
+  .find((path) => existsSync(path));
 const running = new Set();
 process.once("exit", () => running.forEach((child) => signal(child, "SIGKILL")));
 for (const name of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(name, () => process.exit(1));
@@ -20,7 +24,9 @@ export async function freePort() {
     const port = 22_500 + Math.floor(Math.random() * 9_500);
     if (given.has(port)) continue;
     const server = createServer();
-    const free = await new Promise((done) => server.once("error", () => done(false)).listen(port, "127.0.0.1", () => done(true)));
+    const free = await new Promise((done) =>
+      server.once("error", () => done(false)).listen(port, "127.0.0.1", () => done(true)),
+    );
     if (!free) continue;
     await new Promise((done) => server.close(done));
     given.add(port);
@@ -30,14 +36,20 @@ export async function freePort() {
 
 /** Runs until `stop`; output goes to `log`. */
 export function start(command, args, log, env = {}) {
-  const child = spawn(command, args, { detached: true, stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, ...env } });
+  const child = spawn(command, args, {
+    detached: true,
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ...env },
+  });
   running.add(child);
   const file = createWriteStream(log);
   child.stdout.pipe(file);
   child.stderr.pipe(file);
   const ended = new Promise((done) => child.once("close", () => (running.delete(child), done())));
   return {
-    child, ended, log,
+    child,
+    ended,
+    log,
     async stop() {
       if (!running.has(child)) return;
       signal(child, "SIGINT");
@@ -59,23 +71,39 @@ function signal(child, name) {
 
 export async function until(what, look, limitMs, server) {
   for (const endMs = Date.now() + limitMs; Date.now() < endMs; await sleep(200)) {
-    if (server !== undefined && !running.has(server.child)) throw new Error(`${what}: the process ended; ${tail(server.log)}`);
-    if (await Promise.resolve().then(look).catch(() => false)) return;
+    if (server !== undefined && !running.has(server.child))
+      throw new Error(`${what}: the process ended; ${tail(server.log)}`);
+    if (
+      await Promise.resolve()
+        .then(look)
+        .catch(() => false)
+    )
+      return;
   }
   throw new Error(`${what}: not so within ${limitMs / 1000} s; ${server === undefined ? "" : tail(server.log)}`);
 }
 
 /** The processes that `pid` started, and theirs. From /proc: not every machine has ps. */
 export function below(pid) {
-  const parents = readdirSync("/proc").filter((name) => /^\d+$/.test(name)).flatMap((name) => {
-    try {
-      const stat = readFileSync(`/proc/${name}/stat`, "utf8");
-      return [{ pid: Number(name), parent: Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]), args: readFileSync(`/proc/${name}/cmdline`, "utf8").replaceAll("\0", " ").trim() }];
-    } catch {
-      return [];
-    }
-  }).sort((a, b) => a.pid - b.pid);
-  const family = (one) => parents.filter(({ parent }) => parent === one).flatMap((found) => [found, ...family(found.pid)]);
+  const parents = readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((name) => {
+      try {
+        const stat = readFileSync(`/proc/${name}/stat`, "utf8");
+        return [
+          {
+            pid: Number(name),
+            parent: Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]),
+            args: readFileSync(`/proc/${name}/cmdline`, "utf8").replaceAll("\0", " ").trim(),
+          },
+        ];
+      } catch {
+        return [];
+      }
+    })
+    .sort((a, b) => a.pid - b.pid);
+  const family = (one) =>
+    parents.filter(({ parent }) => parent === one).flatMap((found) => [found, ...family(found.pid)]);
   return family(pid);
 }
 
@@ -94,7 +122,9 @@ export async function doctor(url, token, log) {
 
 export async function instances(url, token) {
   const answer = await fetch(`${url}/tandem.router.v1.RouterService/ListInstances`, {
-    method: "POST", headers: { "content-type": "application/json", authorization: `Bearer ${token}` }, body: "{}",
+    method: "POST",
+    headers: { "content-type": "application/json", authorization: `Bearer ${token}` },
+    body: "{}",
   });
   return (await answer.json()).instances ?? [];
 }

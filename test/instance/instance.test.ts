@@ -16,11 +16,22 @@ describe("an instance", () => {
     await using decode = await simDecode();
     const { info, load } = await decode.channel.client(InstanceService).getInfo({});
     assert.deepEqual(
-      [info!.role, info!.model, info!.connector, info!.engine, info!.grpcAddress, info!.kvAddress, info!.slotLimit, info!.pid],
+      [
+        info!.role,
+        info!.model,
+        info!.connector,
+        info!.engine,
+        info!.grpcAddress,
+        info!.kvAddress,
+        info!.slotLimit,
+        info!.pid,
+      ],
       [Role.DECODE, "tandem-sim", "p2p-zmq", "sim", decode.instance.address, decode.engine.kvAddress, 256, process.pid],
     );
     assert.match(info!.instanceId, /^decode-[0-9a-f-]{36}$/);
-    assert.ok(info!.maxModelLen > 0 && info!.engineVersion !== "" && info!.tandemVersion !== "" && info!.startedUnixMs > 0n);
+    assert.ok(
+      info!.maxModelLen > 0 && info!.engineVersion !== "" && info!.tandemVersion !== "" && info!.startedUnixMs > 0n,
+    );
     assert.deepEqual([load!.state, load!.freeSlots, load!.reason], [State.SERVING, 256, ""]);
   });
 
@@ -55,7 +66,10 @@ describe("an instance", () => {
     await first.next();
     await assert.rejects(control.watchLoad({})[Symbol.asyncIterator]().next(), refusal("instance_busy"));
     await first.return!();
-    await eventually("its place is free", async () => (await control.watchLoad({})[Symbol.asyncIterator]().next()).done === false);
+    await eventually(
+      "its place is free",
+      async () => (await control.watchLoad({})[Symbol.asyncIterator]().next()).done === false,
+    );
   });
 
   it("finishes what runs when it is closed, and takes nothing new meanwhile", async () => {
@@ -106,7 +120,10 @@ describe("an instance", () => {
   });
 
   it("is refused with settings that can't work", async () => {
-    const start = (...argv: string[]) => startDecode(loadConfig(decodeConfig, { argv: ["--listen=127.0.0.1:0", "--router=", ...argv], env: {} }), { log: quiet });
+    const start = (...argv: string[]) =>
+      startDecode(loadConfig(decodeConfig, { argv: ["--listen=127.0.0.1:0", "--router=", ...argv], env: {} }), {
+        log: quiet,
+      });
     await assert.rejects(start("--attach", "http://127.0.0.1:1", "--connector", "p2p-zmq"), ConfigError);
     await assert.rejects(start("--attach", "ftp://x"), ConfigError);
     await assert.rejects(start("--engine", "vllm"), ConfigError);

@@ -1,7 +1,13 @@
 // Prefill and decode instances over in-process sims, and the router's half of a leg, for the tests of both roles.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
-import { DecodeService, FinishReason, type DecodeRequest, type DecodeResponse, type End } from "#gen/tandem/decode/v1/decode_pb.js";
+import {
+  DecodeService,
+  FinishReason,
+  type DecodeRequest,
+  type DecodeResponse,
+  type End,
+} from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { DecodeRequestSchema } from "#gen/tandem/decode/v1/decode_pb.js";
@@ -29,18 +35,28 @@ export interface SimInstance extends AsyncDisposable {
 
 function argvOf(engine: RunningEngine, connector: ConnectorName, flags: Flags): string[] {
   const all: Flags = {
-    "grpc.listen": "127.0.0.1:0", "registry.address": "", "engine.attach": engine.url, connector,
-    "engine.kv_address": engine.kvAddress ?? "", ...flags,
+    "grpc.listen": "127.0.0.1:0",
+    "registry.address": "",
+    "engine.attach": engine.url,
+    connector,
+    "engine.kv_address": engine.kvAddress ?? "",
+    ...flags,
   };
   return Object.entries(all).map(([key, value]) => `--${key}=${value}`);
 }
 
-async function start(role: "prefill" | "decode", connector: ConnectorName, flags: Flags, sim: SimEngineOptions): Promise<SimInstance> {
+async function start(
+  role: "prefill" | "decode",
+  connector: ConnectorName,
+  flags: Flags,
+  sim: SimEngineOptions,
+): Promise<SimInstance> {
   const engine = await startSimEngine({ role, connector, decodeMsPerToken: 1, ...sim });
   const argv = argvOf(engine, connector, flags);
-  const instance = role === "prefill"
-    ? await startPrefill(loadConfig(prefillConfig, { argv, env: {} }), { log: quiet })
-    : await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
+  const instance =
+    role === "prefill"
+      ? await startPrefill(loadConfig(prefillConfig, { argv, env: {} }), { log: quiet })
+      : await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
   const channel = dialRpc(instance.address, { token: flags["token"] as string | undefined });
   return {
     engine,
@@ -54,15 +70,27 @@ async function start(role: "prefill" | "decode", connector: ConnectorName, flags
   };
 }
 
-export const simPrefill = (connector: ConnectorName = "p2p-zmq", flags: Flags = {}, sim: SimEngineOptions = {}): Promise<SimInstance> =>
-  start("prefill", connector, flags, { reportCachedTokens: true, ...sim });
-export const simDecode = (connector: ConnectorName = "p2p-zmq", flags: Flags = {}, sim: SimEngineOptions = {}): Promise<SimInstance> =>
-  start("decode", connector, flags, sim);
+export const simPrefill = (
+  connector: ConnectorName = "p2p-zmq",
+  flags: Flags = {},
+  sim: SimEngineOptions = {},
+): Promise<SimInstance> => start("prefill", connector, flags, { reportCachedTokens: true, ...sim });
+export const simDecode = (
+  connector: ConnectorName = "p2p-zmq",
+  flags: Flags = {},
+  sim: SimEngineOptions = {},
+): Promise<SimInstance> => start("decode", connector, flags, sim);
 
 export const freshLegId = (): string => randomBytes(16).toString("hex");
 export const FACE = { id: "cmpl-public", created: 1_700_000_000, choiceIndex: 0, sampleIndex: 0 };
 export const body = (fields: Record<string, unknown> = {}): string =>
-  JSON.stringify({ model: "tandem-sim", prompt: "The quick brown fox jumps over the lazy dog", max_tokens: 6, stream: true, ...fields });
+  JSON.stringify({
+    model: "tandem-sim",
+    prompt: "The quick brown fox jumps over the lazy dog",
+    max_tokens: 6,
+    stream: true,
+    ...fields,
+  });
 
 export interface PairLeg {
   readonly legId: string;
@@ -74,9 +102,15 @@ export function leg(fields: Record<string, unknown> = {}, path = "/v1/completion
   return { legId: freshLegId(), path, body: body(fields) };
 }
 
-export function prefillLeg(prefill: SimInstance, decode: SimInstance | undefined, { legId, path, body: text }: PairLeg, o: { signal?: AbortSignal } = {}) {
-  return prefill.channel.client(PrefillService).prefill(
-    { legId, path, body: text, decodeKvAddress: decode?.instance.info().kvAddress ?? "" }, o);
+export function prefillLeg(
+  prefill: SimInstance,
+  decode: SimInstance | undefined,
+  { legId, path, body: text }: PairLeg,
+  o: { signal?: AbortSignal } = {},
+) {
+  return prefill.channel
+    .client(PrefillService)
+    .prefill({ legId, path, body: text, decodeKvAddress: decode?.instance.info().kvAddress ?? "" }, o);
 }
 
 /** One Decode call: what the router sends and hears, step by step. */
@@ -116,8 +150,11 @@ export class DecodeCall {
     this.send({
       case: "reserve",
       value: {
-        ...pair, face: FACE, prefillKvAddress: prefill?.instance.info().kvAddress ?? "",
-        prefillGrpcAddress: prefill?.instance.address ?? "", ...extra,
+        ...pair,
+        face: FACE,
+        prefillKvAddress: prefill?.instance.info().kvAddress ?? "",
+        prefillGrpcAddress: prefill?.instance.address ?? "",
+        ...extra,
       },
     } as never);
   }
@@ -153,10 +190,18 @@ export class DecodeCall {
   }
 }
 
-export const refusal = (code: string) => (error: unknown): boolean => (error as { code?: string }).code === code;
+export const refusal =
+  (code: string) =>
+  (error: unknown): boolean =>
+    (error as { code?: string }).code === code;
 
 /** A call whose reservation stands. */
-export async function reserved(decode: SimInstance, prefill: SimInstance | undefined, pair: PairLeg, extra?: Record<string, unknown>): Promise<DecodeCall> {
+export async function reserved(
+  decode: SimInstance,
+  prefill: SimInstance | undefined,
+  pair: PairLeg,
+  extra?: Record<string, unknown>,
+): Promise<DecodeCall> {
   const call = openDecode(decode);
   call.reserve(pair, prefill, extra);
   assert.ok((await call.next())!.reserved !== undefined);
@@ -168,7 +213,9 @@ export async function settled(decode: SimInstance): Promise<void> {
   await eventually("everything is settled", () => {
     const load = decode.instance.load();
     const counts = load.running + load.reserved + load.kvOrphans + load.queuedTokens;
-    return counts === 0 && load.freeSlots === decode.instance.info().slotLimit && decode.engine.state().kv_held.length === 0;
+    return (
+      counts === 0 && load.freeSlots === decode.instance.info().slotLimit && decode.engine.state().kv_held.length === 0
+    );
   });
 }
 

@@ -38,7 +38,16 @@ describe("an instance's process", function () {
   async function start(role: string, ...flags: string[]): Promise<Running> {
     const child = spawn(
       process.execPath,
-      ["--import=tsx", CLI, role, "--grpc.listen=127.0.0.1:0", "--registry.address=", "--kv.port=43001", "--engine=sim", ...flags],
+      [
+        "--import=tsx",
+        CLI,
+        role,
+        "--grpc.listen=127.0.0.1:0",
+        "--registry.address=",
+        "--kv.port=43001",
+        "--engine=sim",
+        ...flags,
+      ],
       { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, XDG_STATE_HOME: state, TANDEM_LOG_FORMAT: "json" } },
     );
     let errors = "";
@@ -49,16 +58,22 @@ describe("an instance's process", function () {
     const line = await within(Promise.race([ready, died]), "the ready line", START_LIMIT_MS);
     const address = /ready on (\S+?):? /.exec(line)?.[1]?.replace(/:$/, "");
     assert.ok(address !== undefined, line);
-    const [record] = readdirSync(join(state, "tandem", "engines")).map((name) => JSON.parse(readFileSync(join(state, "tandem", "engines", name), "utf8")));
+    const [record] = readdirSync(join(state, "tandem", "engines")).map((name) =>
+      JSON.parse(readFileSync(join(state, "tandem", "engines", name), "utf8")),
+    );
     const it: Running = { child, channel: dialRpc(address), enginePid: record.engine.pid, line };
     running.push(it);
     return it;
   }
-  const load = async ({ channel }: Running) => (await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 })).load!;
+  const load = async ({ channel }: Running) =>
+    (await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 })).load!;
 
   it("says in one line what it is, and ends with its engine on SIGTERM", async () => {
     const it = await start("prefill", "--slots=3");
-    assert.match(it.line, /^prefill ready on 127\.0\.0\.1:\d+: tandem-sim on sim \S+, KV by p2p-zmq at 127\.0\.0\.1:43\d\d\d, 3 slots\n$/);
+    assert.match(
+      it.line,
+      /^prefill ready on 127\.0\.0\.1:\d+: tandem-sim on sim \S+, KV by p2p-zmq at 127\.0\.0\.1:43\d\d\d, 3 slots\n$/,
+    );
     const exited = once(it.child, "exit");
     it.child.kill("SIGTERM");
     assert.deepEqual(await within(exited, "its exit"), [0, null]);

@@ -10,8 +10,14 @@ const LEG_ID = "0123456789abcdef0123456789abcdef";
 function context(json: string, over: Partial<LegContext> = {}): LegContext {
   const body = Buffer.from(json);
   return {
-    legId: LEG_ID, path: "/v1/completions", body, members: scanObject(body),
-    prefillKvAddress: "10.0.0.1:20001", decodeKvAddress: "10.0.0.2:21001", sampleIndex: 0, ...over,
+    legId: LEG_ID,
+    path: "/v1/completions",
+    body,
+    members: scanObject(body),
+    prefillKvAddress: "10.0.0.1:20001",
+    decodeKvAddress: "10.0.0.2:21001",
+    sampleIndex: 0,
+    ...over,
   };
 }
 
@@ -20,15 +26,25 @@ const { nixl, "p2p-nccl": p2pNccl, "p2p-zmq": p2pZmq } = CONNECTORS;
 
 describe("the prefill copy of a body", () => {
   it("asks for one token, without a stream", () => {
-    const sent = JSON.parse(text(p2pNccl.prefillRequest(context(
-      '{"prompt":"hi","max_tokens":99,"stream":true,"stream_options":{"include_usage":true},"min_tokens":9,"n":2,"stop":["x"]}',
-    ))));
+    const sent = JSON.parse(
+      text(
+        p2pNccl.prefillRequest(
+          context(
+            '{"prompt":"hi","max_tokens":99,"stream":true,"stream_options":{"include_usage":true},"min_tokens":9,"n":2,"stop":["x"]}',
+          ),
+        ),
+      ),
+    );
     assert.deepEqual(sent, { prompt: "hi", max_tokens: 1 });
   });
 
   it("sets both limits in chat, where the newer one wins", () => {
     const chat = context('{"messages":[],"max_completion_tokens":50}', { path: "/v1/chat/completions" });
-    assert.deepEqual(JSON.parse(text(p2pNccl.prefillRequest(chat))), { messages: [], max_completion_tokens: 1, max_tokens: 1 });
+    assert.deepEqual(JSON.parse(text(p2pNccl.prefillRequest(chat))), {
+      messages: [],
+      max_completion_tokens: 1,
+      max_tokens: 1,
+    });
   });
 
   it("leaves every other byte as the client wrote it", () => {
@@ -74,7 +90,10 @@ describe("the decode copy of a body", () => {
   it("carries the ticket of NIXL byte for byte", () => {
     const ticket =
       '{"remote_engine_id":"e","remote_request_id":"r","remote_host":"h","remote_block_ids":[[5,6]],"remote_port":5600,"big":12345678901234567890}';
-    assert.equal(text(nixl.decodeRequest(context('{"prompt":"hi"}'), ticket)), `{"prompt":"hi","kv_transfer_params":${ticket}}`);
+    assert.equal(
+      text(nixl.decodeRequest(context('{"prompt":"hi"}'), ticket)),
+      `{"prompt":"hi","kv_transfer_params":${ticket}}`,
+    );
   });
 });
 
@@ -101,7 +120,12 @@ describe("the ids of the two legs", () => {
 
 describe("a ticket of NIXL", () => {
   const whole = {
-    do_remote_prefill: true, remote_engine_id: "e", remote_request_id: "r", remote_block_ids: [[5]], remote_host: "h", remote_port: 1,
+    do_remote_prefill: true,
+    remote_engine_id: "e",
+    remote_request_id: "r",
+    remote_block_ids: [[5]],
+    remote_host: "h",
+    remote_port: 1,
   };
   it("is the engine's parameters", () => {
     assert.deepEqual(JSON.parse(nixl.ticket({ kv_transfer_params: whole })), whole);
@@ -109,19 +133,29 @@ describe("a ticket of NIXL", () => {
   it("that would kill the decode engine is refused", () => {
     assert.throws(() => nixl.ticket({ kv_transfer_params: null }), { code: "kv_transfer_failed" });
     assert.throws(() => nixl.ticket({}), { code: "kv_transfer_failed" });
-    assert.throws(() => nixl.ticket({ kv_transfer_params: { ...whole, remote_block_ids: null } }), { code: "kv_transfer_failed" });
+    assert.throws(() => nixl.ticket({ kv_transfer_params: { ...whole, remote_block_ids: null } }), {
+      code: "kv_transfer_failed",
+    });
   });
   it("is looked at again before the decode engine sees it", () => {
     const leg = context('{"prompt":"hi"}');
     nixl.decodeRequest(leg, JSON.stringify(whole));
-    for (const ticket of ["", "nonsense", "null", "[]", '{"do_remote_prefill":true}', JSON.stringify({ ...whole, remote_host: undefined })]) {
+    for (const ticket of [
+      "",
+      "nonsense",
+      "null",
+      "[]",
+      '{"do_remote_prefill":true}',
+      JSON.stringify({ ...whole, remote_host: undefined }),
+    ]) {
       assert.throws(() => nixl.decodeRequest(leg, ticket), ticket);
     }
   });
 });
 
 describe("KV that nobody wants any more", () => {
-  const settle = (connector: Connector) => connector.settleRequest(context('{"prompt":"hi","max_tokens":50,"stream":true}'), "");
+  const settle = (connector: Connector) =>
+    connector.settleRequest(context('{"prompt":"hi","max_tokens":50,"stream":true}'), "");
   it("is claimed by a decode leg of one token under P2P NCCL", () => {
     const drain = settle(p2pNccl)!;
     assert.equal(drain.path, "/v1/completions");

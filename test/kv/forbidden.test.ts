@@ -26,6 +26,9 @@ describe("a client's body", () => {
   });
 
   it("passes with everything else", () => {
-    assert.equal(param('{"prompt":"kv_transfer_params","echo":true,"logprobs":null,"metadata":{"request_id":"mine"}}'), undefined);
+    assert.equal(
+      param('{"prompt":"kv_transfer_params","echo":true,"logprobs":null,"metadata":{"request_id":"mine"}}'),
+      undefined,
+    );
   });
 });

@@ -22,7 +22,13 @@ describe("NIXL against recorded vLLM", () => {
       const { kv_transfer_params: taken, ...client } = sent.json;
       const body = Buffer.from(JSON.stringify(client));
       const leg = {
-        legId: "0".repeat(32), path: sent.path as LegPath, body, members: scanObject(body), prefillKvAddress: "", decodeKvAddress: "", sampleIndex: 0,
+        legId: "0".repeat(32),
+        path: sent.path as LegPath,
+        body,
+        members: scanObject(body),
+        prefillKvAddress: "",
+        decodeKvAddress: "",
+        sampleIndex: 0,
       };
       const asked = JSON.parse(nixl.prefillRequest(leg).body.toString()) as Record<string, unknown>;
       const recorded = recordedRequest(prefill).json;
@@ -43,7 +49,15 @@ describe("NIXL against recorded vLLM", () => {
   it("never sends the parameters that ended a vLLM for want of keys", () => {
     const { kv_transfer_params, ...client } = recordedRequest("completions-pd-crash-missing-keys-2-decode").json;
     const body = Buffer.from(JSON.stringify(client));
-    const leg = { legId: "0".repeat(32), path: "/v1/completions" as const, body, members: scanObject(body), prefillKvAddress: "", decodeKvAddress: "", sampleIndex: 0 };
+    const leg = {
+      legId: "0".repeat(32),
+      path: "/v1/completions" as const,
+      body,
+      members: scanObject(body),
+      prefillKvAddress: "",
+      decodeKvAddress: "",
+      sampleIndex: 0,
+    };
     assert.throws(() => nixl.decodeRequest(leg, JSON.stringify(kv_transfer_params)), /lacks/);
   });
 });

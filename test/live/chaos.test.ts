@@ -33,19 +33,46 @@ describe("a deployment that is hurt at random", function () {
   for (const seed of [7, 11]) {
     it(`keeps its promises, seed ${seed}`, async function () {
       if (process.platform !== "linux") skip(this, "chaos finds its processes in /proc");
-      if (!MAY_FETCH) skip(this, "takes minutes of a quiet machine: CI=true or --all runs it, npm run chaos at any time");
+      if (!MAY_FETCH)
+        skip(this, "takes minutes of a quiet machine: CI=true or --all runs it, npm run chaos at any time");
       const folder = mkdtempSync(join(tmpdir(), "tandem-chaos-test-"));
       try {
         const file = join(folder, "report.json");
-        const flags = ["--seed", seed, "--minutes", 0.35, "--streams", 24, "--decode_ms", 30, "--slack_ms", 10_000, "--hang_ms", 60_000, "--drain.streams", 60, "--json", file];
-        const chaos = spawn(process.execPath, [CLI, "chaos", ...flags.map(String)], { stdio: ["ignore", "pipe", "pipe"] });
+        const flags = [
+          "--seed",
+          seed,
+          "--minutes",
+          0.35,
+          "--streams",
+          24,
+          "--decode_ms",
+          30,
+          "--slack_ms",
+          10_000,
+          "--hang_ms",
+          60_000,
+          "--drain.streams",
+          60,
+          "--json",
+          file,
+        ];
+        const chaos = spawn(process.execPath, [CLI, "chaos", ...flags.map(String)], {
+          stdio: ["ignore", "pipe", "pipe"],
+        });
         let output = "";
-        for (const stream of [chaos.stdout, chaos.stderr]) stream.setEncoding("utf8").on("data", (text: string) => (output += text));
+        for (const stream of [chaos.stdout, chaos.stderr])
+          stream.setEncoding("utf8").on("data", (text: string) => (output += text));
         const [code] = (await once(chaos, "close")) as [number | null];
         assert.ok(code === 0 || code === 1, output);
         const report = JSON.parse(readFileSync(file, "utf8")) as Report;
         const slow = report.itlMs.control.max > SLOW_MS;
-        assert.deepEqual(report.violations.filter(({ rule }) => !slow || !BY_SLOWNESS.includes(rule)).map(({ rule, what }) => `${rule}: ${what}`), [], output);
+        assert.deepEqual(
+          report.violations
+            .filter(({ rule }) => !slow || !BY_SLOWNESS.includes(rule))
+            .map(({ rule, what }) => `${rule}: ${what}`),
+          [],
+          output,
+        );
         assert.ok(Object.values(report.faults).reduce((sum, count) => sum + count, 0) >= 2, output);
         assert.ok((report.endings["completed"] ?? 0) > 20, output);
       } finally {

@@ -17,7 +17,9 @@ const FLEET = fileURLToPath(new URL("./support/fleet.ts", import.meta.url));
 
 /** Seconds of processor time, user and system. */
 function cpuS(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").replace(/^.*\) /, "").split(" ");
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+    .replace(/^.*\) /, "")
+    .split(" ");
   return (Number(fields[11]) + Number(fields[12])) / 100;
 }
 
@@ -35,15 +37,21 @@ describe(`a router that watches ${COUNT} instances in Consul`, function () {
     await using agent = await startConsul();
     await using router = await startRouterProcess(["--registry.kind", "consul", "--consul.address", agent.address]);
     const emptyMb = rssMb(router.pid);
-    const fleet = spawn(process.execPath, ["--import=tsx", FLEET, String(COUNT), agent.address], { stdio: ["pipe", "pipe", "inherit"] });
+    const fleet = spawn(process.execPath, ["--import=tsx", FLEET, String(COUNT), agent.address], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
     try {
       const readyMs = performance.now();
       // Asked now and then: what is measured is a router that nobody asks.
       for (;;) {
         const text = await (await fetch(`${router.url}/metrics`)).text();
-        const serving = [...text.matchAll(/^tandem_pool_instances\{role="\w+",state="serving"\} (\d+)$/gm)].reduce((sum, [, count]) => sum + Number(count), 0);
+        const serving = [...text.matchAll(/^tandem_pool_instances\{role="\w+",state="serving"\} (\d+)$/gm)].reduce(
+          (sum, [, count]) => sum + Number(count),
+          0,
+        );
         if (serving === COUNT) break;
-        if (fleet.exitCode !== null || performance.now() - readyMs > 240_000) throw new Error(`${serving} of ${COUNT} instances get legs`);
+        if (fleet.exitCode !== null || performance.now() - readyMs > 240_000)
+          throw new Error(`${serving} of ${COUNT} instances get legs`);
         await sleep(1_000);
       }
       const startedS = (performance.now() - readyMs) / 1000;

@@ -23,12 +23,24 @@ interface Fleet extends AsyncDisposable {
 }
 
 /** @param address Of the Consul agent that all of them use. */
-async function startFleet(address: string, o: { prefill: number; decode: number; flags?: readonly string[] }): Promise<Fleet> {
+async function startFleet(
+  address: string,
+  o: { prefill: number; decode: number; flags?: readonly string[] },
+): Promise<Fleet> {
   const flags = ["--registry.kind", "consul", "--consul.address", address];
   const router = await startRouterProcess(flags);
   const all: TestProcess[] = [router];
   const start = (role: "prefill" | "decode", index: number): TestProcess => {
-    const instance = startProcess(role, [...flags, "--listen", "127.0.0.1:0", "--engine", "sim", "--kv.port", String(role === "prefill" ? 31_001 + index : 32_001 + index), ...(o.flags ?? [])]);
+    const instance = startProcess(role, [
+      ...flags,
+      "--listen",
+      "127.0.0.1:0",
+      "--engine",
+      "sim",
+      "--kv.port",
+      String(role === "prefill" ? 31_001 + index : 32_001 + index),
+      ...(o.flags ?? []),
+    ]);
     all.push(instance);
     return instance;
   };
@@ -89,20 +101,28 @@ describe("Tandem on Consul", function () {
       const { router } = fleet;
       const load = steadyLoad([router.url], { clients: 12 });
       await untilMore(load, 24);
-      for (const [index, signal, limitMs] of [[0, "SIGKILL", 500], [1, "SIGSTOP", 2_000]] as const) {
+      for (const [index, signal, limitMs] of [
+        [0, "SIGKILL", 500],
+        [1, "SIGSTOP", 2_000],
+      ] as const) {
         const victim = fleet.decodes[index]!;
         const { info } = await eligible(router, victim);
         const atMs = Date.now();
         victim.signal(signal);
         await eventually(
           "the router has noticed",
-          async () => (await router.call("ListInstances")).instances.every((one: any) => one.info.pid !== victim.pid || one.eligible !== true),
+          async () =>
+            (await router.call("ListInstances")).instances.every(
+              (one: any) => one.info.pid !== victim.pid || one.eligible !== true,
+            ),
           LONG_MS,
         );
         const noticedMs = Date.now() - atMs;
         await untilMore(load, 60);
         const last = (await legStarts(router, info.instanceId)).at(-1)!;
-        say(`${signal}: noticed after ${noticedMs} ms; last leg begun ${Math.max(0, last - atMs).toFixed(0)} ms after it`);
+        say(
+          `${signal}: noticed after ${noticedMs} ms; last leg begun ${Math.max(0, last - atMs).toFixed(0)} ms after it`,
+        );
         assert.ok(last - atMs < limitMs * 3, `a leg began ${last - atMs} ms after ${signal}`);
         const late = load.failed.filter(({ startedMs }) => startedMs > atMs + limitMs * 3);
         assert.deepEqual(late, []);
@@ -118,14 +138,20 @@ describe("Tandem on Consul", function () {
       await untilMore(load, 16);
       const [leaving] = fleet.decodes;
       const { info } = await eligible(router, leaving!);
-      const left = eventually("it has left Consul", async () => (await agent.get(`/v1/agent/service/${info.instanceId}`)) === undefined && Date.now(), LONG_MS);
+      const left = eventually(
+        "it has left Consul",
+        async () => (await agent.get(`/v1/agent/service/${info.instanceId}`)) === undefined && Date.now(),
+        LONG_MS,
+      );
       const toldMs = Date.now();
       leaving!.signal("SIGTERM");
       const leftMs = (await left) as number;
       await untilMore(load, 30);
       await load.stop();
       const last = (await legStarts(router, info.instanceId)).at(-1)!;
-      say(`SIGTERM: left Consul after ${leftMs - toldMs} ms; last leg begun ${(last - toldMs).toFixed(0)} ms after the signal, ${(last - leftMs).toFixed(0)} ms after it had left`);
+      say(
+        `SIGTERM: left Consul after ${leftMs - toldMs} ms; last leg begun ${(last - toldMs).toFixed(0)} ms after the signal, ${(last - leftMs).toFixed(0)} ms after it had left`,
+      );
       assert.deepEqual(load.failed, []);
       assert.ok(last - leftMs < 100);
     });
@@ -177,11 +203,17 @@ describe("Tandem on Consul", function () {
       await untilMore(load, 40);
       looking = false;
       await Promise.all([load.stop(), looker]);
-      await eventually("all slots are free", async () => {
-        const { freeSlots = 0, kvOrphans = 0 } = await loadOf(fleet.router);
-        return freeSlots === slots && kvOrphans === 0;
-      }, LONG_MS);
-      const others = load.failed.filter(({ startedMs, endedMs, error }) => endedMs < killedMs && startedMs < killedMs && error !== undefined);
+      await eventually(
+        "all slots are free",
+        async () => {
+          const { freeSlots = 0, kvOrphans = 0 } = await loadOf(fleet.router);
+          return freeSlots === slots && kvOrphans === 0;
+        },
+        LONG_MS,
+      );
+      const others = load.failed.filter(
+        ({ startedMs, endedMs, error }) => endedMs < killedMs && startedMs < killedMs && error !== undefined,
+      );
       say(`at most ${most} of ${slots} slots in use by two routers; after one was killed all came free`);
       assert.ok(most <= slots, `${most} legs on ${slots} slots`);
       assert.deepEqual(others, []);
@@ -194,7 +226,8 @@ describe("Tandem on Consul", function () {
     try {
       await using fleet = await startFleet(agent.address, { prefill: 1, decode: 3 });
       const { router } = fleet;
-      const up = async (): Promise<number> => Number(/^tandem_registry_up\{[^}]*\} (\d)$/m.exec(await (await fetch(`${router.url}/metrics`)).text())![1]);
+      const up = async (): Promise<number> =>
+        Number(/^tandem_registry_up\{[^}]*\} (\d)$/m.exec(await (await fetch(`${router.url}/metrics`)).text())![1]);
       await eventually("the registry is up", async () => (await up()) === 1);
       let load = steadyLoad([router.url], { clients: 8 });
       await untilMore(load, 16);
@@ -205,33 +238,55 @@ describe("Tandem on Consul", function () {
       assert.equal(registry.kind, "consul");
       assert.notEqual(registry.up, true);
       assert.match(registry.error, /does not answer/);
-      await eventually("it is logged", () => router.logged("Consul is away; the router goes on with the instances it knows").length === 1);
+      await eventually(
+        "it is logged",
+        () => router.logged("Consul is away; the router goes on with the instances it knows").length === 1,
+      );
       // The death of an instance, while no request runs that could be lost with it.
       await load.stop();
       assert.deepEqual(load.failed, []);
       const [victim] = fleet.decodes;
       const killedMs = Date.now();
       victim!.signal("SIGKILL");
-      await eventually("the death is noticed", async () =>
-        (await router.call("ListInstances")).instances.some((one: any) => one.info.pid === victim!.pid && one.eligible !== true), LONG_MS);
+      await eventually(
+        "the death is noticed",
+        async () =>
+          (await router.call("ListInstances")).instances.some(
+            (one: any) => one.info.pid === victim!.pid && one.eligible !== true,
+          ),
+        LONG_MS,
+      );
       say(`Consul away: a killed instance noticed after ${Date.now() - killedMs} ms`);
       const before = load.sent.length;
       load = steadyLoad([router.url], { clients: 8 });
       await sleep(Math.max(0, goneMs + OUTAGE_MS - Date.now()));
       await untilMore(load, 16);
-      assert.ok(load.sent.some(({ degraded }) => degraded.includes("stale-registry")), "no answer says that the registry is stale");
+      assert.ok(
+        load.sent.some(({ degraded }) => degraded.includes("stale-registry")),
+        "no answer says that the registry is stale",
+      );
       const backMs = Date.now();
       agent = await startConsul({ ports });
       const answersMs = Date.now();
-      await eventually("all are registered again", async () => {
-        const counts = await Promise.all(["router", "prefill", "decode"].map(async (role) => (await agent.get(`/v1/health/service/tandem-${role}?passing=true`)).length));
-        return counts.join() === "1,1,2";
-      }, LONG_MS);
+      await eventually(
+        "all are registered again",
+        async () => {
+          const counts = await Promise.all(
+            ["router", "prefill", "decode"].map(
+              async (role) => (await agent.get(`/v1/health/service/tandem-${role}?passing=true`)).length,
+            ),
+          );
+          return counts.join() === "1,1,2";
+        },
+        LONG_MS,
+      );
       const againMs = Date.now();
       await eventually("the registry is up", async () => (await up()) === 1, LONG_MS);
       await untilMore(load, 30);
       await load.stop();
-      say(`Consul away for ${((backMs - goneMs) / 1000).toFixed(1)} s: ${before + load.sent.length} requests, ${load.failed.length} failed; all registered again ${againMs - answersMs} ms after it answered`);
+      say(
+        `Consul away for ${((backMs - goneMs) / 1000).toFixed(1)} s: ${before + load.sent.length} requests, ${load.failed.length} failed; all registered again ${againMs - answersMs} ms after it answered`,
+      );
       assert.deepEqual(load.failed, []);
       assert.equal((await router.call("GetConfig")).registry.up, true);
     } finally {
@@ -244,14 +299,24 @@ describe("Tandem on Consul", function () {
     const join = ports.flatMap(({ serfLan }) => ["-retry-join", `127.0.0.1:${serfLan}`]);
     const servers = await Promise.all(
       ports.map((mine, index) =>
-        startConsul({ ports: mine, dev: false, node: `server-${index + 1}`, flags: ["-server", "-bootstrap-expect", "3", "-retry-interval", "1s", ...join], config: { performance: { raft_multiplier: 1 } } }),
+        startConsul({
+          ports: mine,
+          dev: false,
+          node: `server-${index + 1}`,
+          flags: ["-server", "-bootstrap-expect", "3", "-retry-interval", "1s", ...join],
+          config: { performance: { raft_multiplier: 1 } },
+        }),
       ),
     );
     try {
-      const leader = await eventually("there is a leader", async () => {
-        const address: string = await servers[0]!.get("/v1/status/leader");
-        return servers.find(({ ports: { server } }) => address === `127.0.0.1:${server}`);
-      }, LONG_MS);
+      const leader = await eventually(
+        "there is a leader",
+        async () => {
+          const address: string = await servers[0]!.get("/v1/status/leader");
+          return servers.find(({ ports: { server } }) => address === `127.0.0.1:${server}`);
+        },
+        LONG_MS,
+      );
       const follower = servers.find((server) => server !== leader)!;
       await using fleet = await startFleet(follower.address, { prefill: 1, decode: 2 });
       const load = steadyLoad([fleet.router.url], { clients: 8 });
@@ -259,10 +324,14 @@ describe("Tandem on Consul", function () {
       const killedMs = Date.now();
       await leader.kill();
       await untilMore(load, 8);
-      await eventually("there is a new leader", async () => {
-        const address: string = await follower.get("/v1/status/leader");
-        return address !== "" && address !== `127.0.0.1:${leader.ports.server}`;
-      }, LONG_MS);
+      await eventually(
+        "there is a new leader",
+        async () => {
+          const address: string = await follower.get("/v1/status/leader");
+          return address !== "" && address !== `127.0.0.1:${leader.ports.server}`;
+        },
+        LONG_MS,
+      );
       const electedMs = Date.now() - killedMs;
       const added = fleet.startDecode();
       await eligible(fleet.router, added);

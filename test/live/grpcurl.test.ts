@@ -6,7 +6,11 @@ import { startTandem, type Tandem } from "../support/tandem.ts";
 import { grpcurl } from "../support/tools.ts";
 
 const SERVICES = {
-  router: ["tandem.inference.v1.InferenceService", "tandem.registry.v1.RegistryService", "tandem.router.v1.RouterService"],
+  router: [
+    "tandem.inference.v1.InferenceService",
+    "tandem.registry.v1.RegistryService",
+    "tandem.router.v1.RouterService",
+  ],
   prefill: ["tandem.instance.v1.InstanceService", "tandem.prefill.v1.PrefillService"],
   decode: ["tandem.decode.v1.DecodeService", "tandem.instance.v1.InstanceService"],
 } as const;
@@ -19,7 +23,12 @@ describe("grpcurl", function () {
 
   /** Runs grpcurl on a verb or a method. `data` is the request, or "@" where `stdin` holds the messages of a stream. */
   async function call(address: string, what: readonly string[], data?: string, stdin = ""): Promise<string> {
-    const flags = ["-plaintext", "-H", `authorization: Bearer ${tandem.token}`, ...(data === undefined ? [] : ["-d", data])];
+    const flags = [
+      "-plaintext",
+      "-H",
+      `authorization: Bearer ${tandem.token}`,
+      ...(data === undefined ? [] : ["-d", data]),
+    ];
     const running = promisify(execFile)(program, [...flags, address, ...what]);
     running.child.stdin!.end(stdin);
     return (await running).stdout;
@@ -43,7 +52,11 @@ describe("grpcurl", function () {
       const listed = (await call(addresses[process]!, ["list"])).trim().split("\n");
       for (const service of [...services, "grpc.health.v1.Health"]) {
         assert.ok(listed.includes(service), `${service} is not in ${listed.join(", ")}`);
-        assert.match(await call(addresses[process]!, ["describe", service]), /^\s*\/\/ /m, `${service} has no comments`);
+        assert.match(
+          await call(addresses[process]!, ["describe", service]),
+          /^\s*\/\/ /m,
+          `${service} has no comments`,
+        );
       }
     });
     it(`finds the ${process} process healthy`, async () => {
@@ -58,22 +71,45 @@ describe("grpcurl", function () {
   });
 
   it("generates text through the router", async () => {
-    const out = await call(tandem.grpcAddress, ["tandem.inference.v1.InferenceService/Generate"], '{"prompt":"Prefill and decode","max_tokens":5}');
+    const out = await call(
+      tandem.grpcAddress,
+      ["tandem.inference.v1.InferenceService/Generate"],
+      '{"prompt":"Prefill and decode","max_tokens":5}',
+    );
     assert.match(out, /"text": /);
     assert.match(out, /"completionTokens": 5/);
   });
 
   it("runs both legs by hand: prefill, then reserve and start", async () => {
-    const { info: prefill } = (await rpc(addresses["prefill"]!, "tandem.instance.v1.InstanceService/GetInfo"));
-    const { info: decode } = (await rpc(addresses["decode"]!, "tandem.instance.v1.InstanceService/GetInfo"));
-    const leg = { leg_id: "00000000000000000000000000000001", path: "/v1/completions", body: `{"model":"${prefill.model}","prompt":"hello there","max_tokens":4,"temperature":0,"stream":true}` };
-    const done = await rpc(addresses["prefill"]!, "tandem.prefill.v1.PrefillService/Prefill", { ...leg, decode_kv_address: decode.kvAddress });
+    const { info: prefill } = await rpc(addresses["prefill"]!, "tandem.instance.v1.InstanceService/GetInfo");
+    const { info: decode } = await rpc(addresses["decode"]!, "tandem.instance.v1.InstanceService/GetInfo");
+    const leg = {
+      leg_id: "00000000000000000000000000000001",
+      path: "/v1/completions",
+      body: `{"model":"${prefill.model}","prompt":"hello there","max_tokens":4,"temperature":0,"stream":true}`,
+    };
+    const done = await rpc(addresses["prefill"]!, "tandem.prefill.v1.PrefillService/Prefill", {
+      ...leg,
+      decode_kv_address: decode.kvAddress,
+    });
     assert.ok(done.promptTokens > 0);
     const steps = [
-      { reserve: { ...leg, prefill_kv_address: prefill.kvAddress, prefill_grpc_address: prefill.grpcAddress, face: { id: "cmpl-by-hand", created: 1 } } },
+      {
+        reserve: {
+          ...leg,
+          prefill_kv_address: prefill.kvAddress,
+          prefill_grpc_address: prefill.grpcAddress,
+          face: { id: "cmpl-by-hand", created: 1 },
+        },
+      },
       { start: {} },
     ];
-    const out = await call(addresses["decode"]!, ["tandem.decode.v1.DecodeService/Decode"], "@", steps.map((step) => JSON.stringify(step)).join("\n"));
+    const out = await call(
+      addresses["decode"]!,
+      ["tandem.decode.v1.DecodeService/Decode"],
+      "@",
+      steps.map((step) => JSON.stringify(step)).join("\n"),
+    );
     assert.match(out, /"reserved": /);
     assert.match(out, /data: \{.*cmpl-by-hand/);
     assert.match(out, /"completionTokens": 4/);
@@ -85,20 +121,41 @@ describe("grpcurl", function () {
       rpc(tandem.grpcAddress, "tandem.inference.v1.InferenceService/Generate", { model: "nope", prompt: "x" }),
       /NotFound[\s\S]*nope/,
     );
-    await assert.rejects(rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/GetReceipt", { request_id: "nope" }), /NotFound/);
+    await assert.rejects(
+      rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/GetReceipt", { request_id: "nope" }),
+      /NotFound/,
+    );
   });
 
   it("drains an instance and takes it back", async () => {
     const [{ info }] = (await rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/ListInstances")).instances;
-    await rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/DrainInstance", { instance_id: info.instanceId, reason: "test" });
-    assert.equal((await rpc(info.grpcAddress, "tandem.instance.v1.InstanceService/GetInfo")).load.state, "STATE_DRAINING");
-    await rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/DrainInstance", { instance_id: info.instanceId, undrain: true });
-    assert.equal((await rpc(info.grpcAddress, "tandem.instance.v1.InstanceService/GetInfo")).load.state, "STATE_SERVING");
+    await rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/DrainInstance", {
+      instance_id: info.instanceId,
+      reason: "test",
+    });
+    assert.equal(
+      (await rpc(info.grpcAddress, "tandem.instance.v1.InstanceService/GetInfo")).load.state,
+      "STATE_DRAINING",
+    );
+    await rpc(tandem.grpcAddress, "tandem.router.v1.RouterService/DrainInstance", {
+      instance_id: info.instanceId,
+      undrain: true,
+    });
+    assert.equal(
+      (await rpc(info.grpcAddress, "tandem.instance.v1.InstanceService/GetInfo")).load.state,
+      "STATE_SERVING",
+    );
   });
 
   it("is refused what needs the join token without it", async () => {
     await assert.rejects(
-      promisify(execFile)(program, ["-plaintext", "-d", "{}", tandem.grpcAddress, "tandem.router.v1.RouterService/ListInstances"]),
+      promisify(execFile)(program, [
+        "-plaintext",
+        "-d",
+        "{}",
+        tandem.grpcAddress,
+        "tandem.router.v1.RouterService/ListInstances",
+      ]),
       /Unauthenticated/,
     );
   });

@@ -12,7 +12,16 @@ import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
 import { ask, assertSame, post, readAnswer, type Answer, type Question } from "./support/answers.ts";
 import { vllmOf } from "./support/processes.ts";
-import { CPU_ENV, CPU_FLAGS, MODEL, MODEL_DIR, prepareVllm, startVllm, VLLM_PROGRAM, type Vllm } from "./support/vllm.ts";
+import {
+  CPU_ENV,
+  CPU_FLAGS,
+  MODEL,
+  MODEL_DIR,
+  prepareVllm,
+  startVllm,
+  VLLM_PROGRAM,
+  type Vllm,
+} from "./support/vllm.ts";
 
 const STALL_MS = 5_000;
 /** A vLLM loads for 20 to 40 s on two cores, two minutes beside much else. */
@@ -20,7 +29,10 @@ const BACK_MS = 300_000;
 /** The figures of docs/faults.md. */
 const say = (text: string): void => console.log(`      ${text}`);
 const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
-const WORDS = "the sea a story about prefill and decode tells of tokens that travel from one engine to another while nobody waits".split(" ");
+const WORDS =
+  "the sea a story about prefill and decode tells of tokens that travel from one engine to another while nobody waits".split(
+    " ",
+  );
 
 // 100 prompts of one word to most of the context, over block borders (32 tokens a block), in all four shapes.
 const QUESTIONS: readonly Question[] = Array.from({ length: 100 }, (_, index) => {
@@ -29,12 +41,26 @@ const QUESTIONS: readonly Question[] = Array.from({ length: 100 }, (_, index) =>
   return question(`question ${index}`, text, index % 2 === 0, index % 4 < 2);
 });
 
-function question(name: string, text: string, isChat: boolean, stream: boolean, extra: Record<string, unknown> = {}): Question {
+function question(
+  name: string,
+  text: string,
+  isChat: boolean,
+  stream: boolean,
+  extra: Record<string, unknown> = {},
+): Question {
   const common = {
-    model: MODEL, max_tokens: 8, temperature: 0, ...(stream ? { stream: true, stream_options: { include_usage: true } } : {}), ...extra,
+    model: MODEL,
+    max_tokens: 8,
+    temperature: 0,
+    ...(stream ? { stream: true, stream_options: { include_usage: true } } : {}),
+    ...extra,
   };
   return isChat
-    ? { name, path: "/v1/chat/completions", body: { ...common, messages: [{ role: "user", content: text }], logprobs: true } }
+    ? {
+        name,
+        path: "/v1/chat/completions",
+        body: { ...common, messages: [{ role: "user", content: text }], logprobs: true },
+      }
     : { name, path: "/v1/completions", body: { ...common, prompt: text, logprobs: 1 } };
 }
 
@@ -43,7 +69,13 @@ async function ending(response: Response, streamed: boolean): Promise<"answer" |
   const text = await response.text();
   if (response.status !== 200) {
     const { error } = JSON.parse(text) as { error: { code: unknown; type: unknown; message: unknown } };
-    assert.ok(response.status >= 500 && error.code === response.status && typeof error.type === "string" && typeof error.message === "string", text);
+    assert.ok(
+      response.status >= 500 &&
+        error.code === response.status &&
+        typeof error.type === "string" &&
+        typeof error.message === "string",
+      text,
+    );
     return "error";
   }
   if (streamed && /"error":\{/.test(text)) {
@@ -67,7 +99,9 @@ describe("vLLM started by Tandem", function () {
   let expected: readonly Answer[];
 
   const instances = async (role: Role): Promise<Instance[]> =>
-    (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances.filter(({ info }) => info?.role === role);
+    (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances.filter(
+      ({ info }) => info?.role === role,
+    );
   const serving = async (role: Role, count: number): Promise<Instance[] | false> => {
     const found = (await instances(role)).filter(({ eligible }) => eligible);
     return found.length === count && found;
@@ -78,15 +112,25 @@ describe("vLLM started by Tandem", function () {
     return values.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" "))), 0);
   };
   /** Long enough to be met in the middle. */
-  const long = (index: number): Question => question(`long ${index}`, `${index} ${WORDS.join(" ")}`, false, true, { max_tokens: 300, ignore_eos: true });
-  const servesAgain = (): Promise<unknown> => eventually("a question is answered again", async () => {
-    const answer = await ask(tandem.url, QUESTIONS[1]!);
-    assertSame(answer, expected[1]!);
-    return true;
-  }, BACK_MS);
+  const long = (index: number): Question =>
+    question(`long ${index}`, `${index} ${WORDS.join(" ")}`, false, true, { max_tokens: 300, ignore_eos: true });
+  const servesAgain = (): Promise<unknown> =>
+    eventually(
+      "a question is answered again",
+      async () => {
+        const answer = await ask(tandem.url, QUESTIONS[1]!);
+        assertSame(answer, expected[1]!);
+        return true;
+      },
+      BACK_MS,
+    );
   const all = async (): Promise<Instance[]> => [...(await instances(Role.PREFILL)), ...(await instances(Role.DECODE))];
   const whole = (): Promise<unknown> =>
-    eventually("one prefill and two decode instances serve", async () => (await serving(Role.PREFILL, 1)) && (await serving(Role.DECODE, 2)), BACK_MS);
+    eventually(
+      "one prefill and two decode instances serve",
+      async () => (await serving(Role.PREFILL, 1)) && (await serving(Role.DECODE, 2)),
+      BACK_MS,
+    );
   const wholeAgain = async (): Promise<void> => {
     await whole();
     await servesAgain();
@@ -94,29 +138,49 @@ describe("vLLM started by Tandem", function () {
   const retries = (): Promise<number> => metricOf(tandem.url, "tandem_retries_total");
   /** Engines free what nobody fetches when a lease ends, and look for that when they have something to do. */
   const kvFree = async (): Promise<void> => {
-    await eventually("no leg, no orphan and no KV is left", async () => {
-      await ask(tandem.url, QUESTIONS[1]!);
-      const found = await all();
-      if (!found.every(({ legs, load }) => legs === 0 && load?.kvOrphans === 0 && load.running === 0)) return false;
-      const used = await Promise.all(found.map(({ info }) => metricOf(vllmOf(info!.pid).url, "vllm:kv_cache_usage_perc")));
-      return used.every((ratio) => ratio < 0.01);
-    }, 90_000);
+    await eventually(
+      "no leg, no orphan and no KV is left",
+      async () => {
+        await ask(tandem.url, QUESTIONS[1]!);
+        const found = await all();
+        if (!found.every(({ legs, load }) => legs === 0 && load?.kvOrphans === 0 && load.running === 0)) return false;
+        const used = await Promise.all(
+          found.map(({ info }) => metricOf(vllmOf(info!.pid).url, "vllm:kv_cache_usage_perc")),
+        );
+        return used.every((ratio) => ratio < 0.01);
+      },
+      90_000,
+    );
   };
   /** What became of a fault that is `atMs` old: how its requests ended, and until when it was felt. */
-  const aftermath = async (fault: string, atMs: number, retriedBefore: number, ends: readonly Ended[]): Promise<void> => {
+  const aftermath = async (
+    fault: string,
+    atMs: number,
+    retriedBefore: number,
+    ends: readonly Ended[],
+  ): Promise<void> => {
     const broken = ends.filter(({ how }) => how === "error").map(({ ms }) => ms);
     const retried = (await retries()) - retriedBefore;
-    const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({ limit: 2 * ends.length });
+    const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({
+      limit: 2 * ends.length,
+    });
     const fallbacks = new Map<string, number>();
-    for (const one of receipts.filter(({ startedUnixMs, totalMs }) => Number(startedUnixMs) + totalMs > Date.now() - (performance.now() - atMs)).flatMap((receipt) => receipt.fallbacks)) fallbacks.set(one, (fallbacks.get(one) ?? 0) + 1);
+    for (const one of receipts
+      .filter(({ startedUnixMs, totalMs }) => Number(startedUnixMs) + totalMs > Date.now() - (performance.now() - atMs))
+      .flatMap((receipt) => receipt.fallbacks))
+      fallbacks.set(one, (fallbacks.get(one) ?? 0) + 1);
     await servesAgain();
     const servesMs = performance.now() - atMs;
     await whole();
     const wholeMs = performance.now() - atMs;
     await kvFree();
-    say(`${fault}: ${ends.length} requests, ${ends.length - broken.length} answered, ${broken.length} ended with an error${broken.length === 0 ? "" : ` ${seconds(Math.min(...broken))} to ${seconds(Math.max(...broken))} after it`}, ${retried} retries`);
+    say(
+      `${fault}: ${ends.length} requests, ${ends.length - broken.length} answered, ${broken.length} ended with an error${broken.length === 0 ? "" : ` ${seconds(Math.min(...broken))} to ${seconds(Math.max(...broken))} after it`}, ${retried} retries`,
+    );
     if (fallbacks.size > 0) say(`  fallbacks: ${[...fallbacks].map(([name, count]) => `${name} ${count}`).join(", ")}`);
-    say(`  answers again after ${seconds(servesMs)}, whole after ${seconds(wholeMs)}, no KV left after ${seconds(performance.now() - atMs)}`);
+    say(
+      `  answers again after ${seconds(servesMs)}, whole after ${seconds(wholeMs)}, no KV left after ${seconds(performance.now() - atMs)}`,
+    );
   };
 
   before(async () => {
@@ -124,11 +188,30 @@ describe("vLLM started by Tandem", function () {
     [plain, tandem] = await Promise.all([
       startVllm("plain"),
       startTandem(
-        ["--engine", "vllm", "--prefill", "1", "--decode", "2", "--vllm.command", VLLM_PROGRAM, "--model", MODEL_DIR, "--served_name", MODEL, "--", ...CPU_FLAGS],
+        [
+          "--engine",
+          "vllm",
+          "--prefill",
+          "1",
+          "--decode",
+          "2",
+          "--vllm.command",
+          VLLM_PROGRAM,
+          "--model",
+          MODEL_DIR,
+          "--served_name",
+          MODEL,
+          "--",
+          ...CPU_FLAGS,
+        ],
         { ...CPU_ENV, TANDEM_STALL_MS: String(STALL_MS), HF_TOKEN: "hf_not_to_be_seen" },
       ),
     ]);
-    await eventually("all instances serve", async () => (await serving(Role.PREFILL, 1)) && (await serving(Role.DECODE, 2)), BACK_MS);
+    await eventually(
+      "all instances serve",
+      async () => (await serving(Role.PREFILL, 1)) && (await serving(Role.DECODE, 2)),
+      BACK_MS,
+    );
   });
   after(async () => {
     await tandem?.[Symbol.asyncDispose]();
@@ -148,7 +231,16 @@ describe("vLLM started by Tandem", function () {
       const { model, connector, engine, engineVersion, dtype, tpSize, blockSize, maxModelLen } = info!;
       assert.deepEqual(
         { model, connector, engine, engineVersion, dtype, tpSize, blockSize, maxModelLen },
-        { model: MODEL, connector: "nixl", engine: "vllm", engineVersion: "0.32.0", dtype: "float32", tpSize: 1, blockSize: 32, maxModelLen: 512 },
+        {
+          model: MODEL,
+          connector: "nixl",
+          engine: "vllm",
+          engineVersion: "0.32.0",
+          dtype: "float32",
+          tpSize: 1,
+          blockSize: 32,
+          maxModelLen: 512,
+        },
       );
     }
   });
@@ -156,7 +248,10 @@ describe("vLLM started by Tandem", function () {
   it("was checked by canaries through each pair, and the doctor has nothing against it", async () => {
     const { diagnoses } = await routerOverRest(tandem.url, { token: tandem.token }).diagnose({});
     const bad = diagnoses.filter(({ finding }) => finding?.level !== FindingLevel.OK);
-    assert.deepEqual(bad.map(({ finding }) => finding), []);
+    assert.deepEqual(
+      bad.map(({ finding }) => finding),
+      [],
+    );
     const canaries = diagnoses.filter(({ finding }) => finding?.check === "canary");
     assert.equal(canaries.length, 2);
     for (const { finding } of canaries) assert.match(finding!.message, /first token was that of prefill alone/);
@@ -184,13 +279,17 @@ describe("vLLM started by Tandem", function () {
   });
 
   it("frees everything when clients leave between the legs and mid-stream", async () => {
-    await Promise.all(Array.from({ length: 24 }, async (_, index) => {
-      const gone = new AbortController();
-      // From before the prefill leg to well into the answer.
-      setTimeout(() => gone.abort(), index * 25);
-      const response = await post(tandem.url, "/v1/completions", long(index).body, gone.signal).catch(() => undefined);
-      await response?.text().catch(() => undefined);
-    }));
+    await Promise.all(
+      Array.from({ length: 24 }, async (_, index) => {
+        const gone = new AbortController();
+        // From before the prefill leg to well into the answer.
+        setTimeout(() => gone.abort(), index * 25);
+        const response = await post(tandem.url, "/v1/completions", long(index).body, gone.signal).catch(
+          () => undefined,
+        );
+        await response?.text().catch(() => undefined);
+      }),
+    );
     const goneMs = performance.now();
     for (const { info } of await all()) {
       const { url } = vllmOf(info!.pid);
@@ -198,18 +297,29 @@ describe("vLLM started by Tandem", function () {
     }
     const idleMs = performance.now() - goneMs;
     await kvFree();
-    say(`24 clients gone: no engine computes for them after ${seconds(idleMs)}, no KV left after ${seconds(performance.now() - goneMs)} (a lease is 30 s)`);
+    say(
+      `24 clients gone: no engine computes for them after ${seconds(idleMs)}, no KV left after ${seconds(performance.now() - goneMs)} (a lease is 30 s)`,
+    );
   });
 
   it("refuses smuggled KV parameters, ids and addresses", async () => {
     const base = { model: MODEL, prompt: "hi", max_tokens: 2 };
-    for (const extra of [{ kv_transfer_params: { do_remote_prefill: true } }, { request_id: "x" }, { vllm_xargs: { kv_transfer_params: "{}" } }, { ec_transfer_params: {} }]) {
+    for (const extra of [
+      { kv_transfer_params: { do_remote_prefill: true } },
+      { request_id: "x" },
+      { vllm_xargs: { kv_transfer_params: "{}" } },
+      { ec_transfer_params: {} },
+    ]) {
       const response = await post(tandem.url, "/v1/completions", { ...base, ...extra });
       assert.equal(response.status, 400, await response.text());
     }
     const response = await fetch(`${tandem.url}/v1/completions`, {
-      method: "POST", body: JSON.stringify(base),
-      headers: { "content-type": "application/json", "x-request-id": "___prefill_addr_10.0.0.1:1___decode_addr_10.0.0.2:2_x" },
+      method: "POST",
+      body: JSON.stringify(base),
+      headers: {
+        "content-type": "application/json",
+        "x-request-id": "___prefill_addr_10.0.0.1:1___decode_addr_10.0.0.2:2_x",
+      },
     });
     assert.equal(response.status, 200);
     await servesAgain();
@@ -230,7 +340,9 @@ describe("vLLM started by Tandem", function () {
       },
       async decodeLeg(legId: string, body: string, ticket: string): Promise<void> {
         async function* steps() {
-          yield create(DecodeRequestSchema, { step: { case: "reserve", value: { legId, path, body, face: { id: "x", created: 1, choiceIndex: 0 } } } });
+          yield create(DecodeRequestSchema, {
+            step: { case: "reserve", value: { legId, path, body, face: { id: "x", created: 1, choiceIndex: 0 } } },
+          });
           yield create(DecodeRequestSchema, { step: { case: "start", value: { ticket } } });
         }
         for await (const _ of decodeChannel.client(DecodeService).decode(steps(), { timeoutMs: 60_000 }));
@@ -244,16 +356,23 @@ describe("vLLM started by Tandem", function () {
   it("outlives KV parameters that don't fit the prompt, which end a vLLM", async () => {
     await using legs = await openLegs();
     const { prefillLeg, decodeLeg, bodyOf, legOf } = legs;
-    await assert.rejects(decodeLeg(legOf("a"), bodyOf("hi"), '{"do_remote_prefill":true}'), { code: "invalid_request" });
+    await assert.rejects(decodeLeg(legOf("a"), bodyOf("hi"), '{"do_remote_prefill":true}'), {
+      code: "invalid_request",
+    });
     await assert.rejects(decodeLeg(legOf("b"), bodyOf("hi"), "nonsense"), { code: "invalid_request" });
     // Of an engine that is none, and of one that was there: each ends as an error, and no engine with it.
     const before = (await all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1));
     const other = await prefillLeg(legOf("d"), bodyOf("short"));
     const engineId = (JSON.parse(other) as { remote_engine_id: string }).remote_engine_id;
-    await assert.rejects(decodeLeg(legOf("d"), bodyOf("short"), other.replace(engineId, "11111111-2222-3333-4444-555555555555")));
+    await assert.rejects(
+      decodeLeg(legOf("d"), bodyOf("short"), other.replace(engineId, "11111111-2222-3333-4444-555555555555")),
+    );
     await decodeLeg(legOf("d"), bodyOf("short"), other);
     await servesAgain();
-    assert.deepEqual((await all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1)), before);
+    assert.deepEqual(
+      (await all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1)),
+      before,
+    );
     const ticket = await prefillLeg(legOf("c"), bodyOf("short"));
     await assert.rejects(decodeLeg(legOf("c"), bodyOf(`far longer ${WORDS.join(" ").repeat(3)}`), ticket));
     await wholeAgain();
@@ -284,9 +403,15 @@ describe("vLLM started by Tandem", function () {
   });
 
   /** Streams that run, and a decode instance in the middle of some of them: its engine was stopped, so they can't end before it is hurt. */
-  const caughtInTheMiddle = async (): Promise<{ victim: number; engine: readonly number[]; open: readonly Response[] }> => {
+  const caughtInTheMiddle = async (): Promise<{
+    victim: number;
+    engine: readonly number[];
+    open: readonly Response[];
+  }> => {
     for (;;) {
-      const open = await Promise.all([1, 2, 3, 4].map((index) => post(tandem.url, "/v1/completions", long(index).body)));
+      const open = await Promise.all(
+        [1, 2, 3, 4].map((index) => post(tandem.url, "/v1/completions", long(index).body)),
+      );
       for (const { info } of await instances(Role.DECODE)) {
         const { pids } = vllmOf(info!.pid);
         for (const pid of pids) process.kill(pid, "SIGSTOP");
@@ -305,12 +430,18 @@ describe("vLLM started by Tandem", function () {
     const { victim, open } = await caughtInTheMiddle();
     process.kill(victim, "SIGKILL");
     const killedMs = performance.now();
-    const ends = open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - killedMs }));
+    const ends = open.map(async (response) => ({
+      how: await ending(response, true),
+      ms: performance.now() - killedMs,
+    }));
     const other = await ask(tandem.url, QUESTIONS[1]!);
     assertSame(other, expected[1]!);
     const otherMs = performance.now() - killedMs;
     const ended = await Promise.all(ends);
-    assert.ok(ended.some(({ how }) => how === "error"), "one of the streams ran on it");
+    assert.ok(
+      ended.some(({ how }) => how === "error"),
+      "one of the streams ran on it",
+    );
     for (const { how, ms } of ended) if (how === "error") assert.ok(ms < 5_000, `a broken stream ended after ${ms} ms`);
     say(`decode instance killed: the other one answered a request that came after it in ${seconds(otherMs)}`);
     await aftermath("decode instance killed", killedMs, retriedBefore, ended);
@@ -320,9 +451,15 @@ describe("vLLM started by Tandem", function () {
     const retriedBefore = await retries();
     const { engine, open } = await caughtInTheMiddle();
     const frozenMs = performance.now();
-    const ended = await Promise.all(open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - frozenMs })));
-    assert.ok(ended.some(({ how }) => how === "error"), "one of the streams ran on it");
-    for (const { how, ms } of ended) if (how === "error") assert.ok(ms < STALL_MS + 4_000, `a frozen stream ended after ${ms} ms`);
+    const ended = await Promise.all(
+      open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - frozenMs })),
+    );
+    assert.ok(
+      ended.some(({ how }) => how === "error"),
+      "one of the streams ran on it",
+    );
+    for (const { how, ms } of ended)
+      if (how === "error") assert.ok(ms < STALL_MS + 4_000, `a frozen stream ended after ${ms} ms`);
     await aftermath("decode engine frozen", frozenMs, retriedBefore, ended);
     for (const pid of engine) assert.throws(() => process.kill(pid, 0), "the frozen one is gone");
   });
@@ -332,11 +469,13 @@ describe("vLLM started by Tandem", function () {
 async function eachOf<T, R>(items: readonly T[], count: number, work: (item: T) => Promise<R>): Promise<R[]> {
   const results: R[] = [];
   let next = 0;
-  await Promise.all(Array.from({ length: count }, async () => {
-    while (next < items.length) {
-      const index = next++;
-      results[index] = await work(items[index]!);
-    }
-  }));
+  await Promise.all(
+    Array.from({ length: count }, async () => {
+      while (next < items.length) {
+        const index = next++;
+        results[index] = await work(items[index]!);
+      }
+    }),
+  );
   return results;
 }

@@ -11,26 +11,38 @@ import { MAX_MODEL_LEN, MODEL, prepareVllm, startVllm, type Vllm } from "./suppo
 
 const SENTENCE = "Hello world, tell me a story about the sea. ";
 const SCHEMA = {
-  type: "object", additionalProperties: false, required: ["town", "wet"],
+  type: "object",
+  additionalProperties: false,
+  required: ["town", "wet"],
   properties: { town: { enum: ["Oslo", "Rome"] }, wet: { type: "boolean" } },
 };
 const TOOLS = ["look_up", "note"].map((name) => ({ type: "function", function: { name, parameters: SCHEMA } }));
 // The prefill copy of these has one token, of which no parser can make a call or a whole value.
 const NAMED = { tools: TOOLS, tool_choice: { type: "function", function: { name: "note" } }, max_tokens: 60 };
 const REQUIRED = { tools: TOOLS, tool_choice: "required", max_tokens: 90 };
-const AS_JSON = { response_format: { type: "json_schema", json_schema: { name: "weather", schema: SCHEMA, strict: true } }, max_tokens: 60 };
+const AS_JSON = {
+  response_format: { type: "json_schema", json_schema: { name: "weather", schema: SCHEMA, strict: true } },
+  max_tokens: 60,
+};
 
 const REFUSED: readonly (readonly [string, Record<string, unknown>])[] = [
   ["a tool that must be called where there is none", { tool_choice: "required" }],
   ["a tool by a name that is none", { ...NAMED, tool_choice: { type: "function", function: { name: "other" } } }],
-  ["a schema that is none", { response_format: { type: "json_schema", json_schema: { name: "bad", schema: { type: "nothing" } } } }],
+  [
+    "a schema that is none",
+    { response_format: { type: "json_schema", json_schema: { name: "bad", schema: { type: "nothing" } } } },
+  ],
 ];
 const CLIENT_STALL_MS = 2_000;
 
 // From one token to most of the context, over block borders (32 tokens a block).
 const CASES: readonly Question[] = [
-  ...[1, 2, 3, 5, 8, 12, 20].map((count, index) => completion(`completion, ${count} sentences`, SENTENCE.repeat(count), index % 2 === 0)),
-  ...[1, 2, 4, 7, 11, 18].map((count, index) => chat(`chat, ${count} sentences`, SENTENCE.repeat(count), index % 2 === 0)),
+  ...[1, 2, 3, 5, 8, 12, 20].map((count, index) =>
+    completion(`completion, ${count} sentences`, SENTENCE.repeat(count), index % 2 === 0),
+  ),
+  ...[1, 2, 4, 7, 11, 18].map((count, index) =>
+    chat(`chat, ${count} sentences`, SENTENCE.repeat(count), index % 2 === 0),
+  ),
   completion("completion of one character", "a", true),
   completion("completion of token ids", [1, 277, 82, 224, 311, 297, 15, 262, 268, 273, 72, 260, 313], false),
   completion("completion of two prompts", [SENTENCE.repeat(2), `prefill and decode ${SENTENCE}`], false),
@@ -39,16 +51,28 @@ const CASES: readonly Question[] = [
   chat("two seeded choices, streamed", SENTENCE.repeat(2), true, { n: 2, temperature: 1, seed: 11 }),
   chat("chat with logprobs", SENTENCE.repeat(2), false, { logprobs: true, top_logprobs: 2 }),
   chat("chat with logprobs, streamed", SENTENCE.repeat(2), true, { logprobs: true, top_logprobs: 2 }),
-  completion("two seeded choices of two prompts with logprobs", [SENTENCE, `decode ${SENTENCE}`], false, { n: 2, temperature: 1, seed: 3, logprobs: 2 }),
+  completion("two seeded choices of two prompts with logprobs", [SENTENCE, `decode ${SENTENCE}`], false, {
+    n: 2,
+    temperature: 1,
+    seed: 3,
+    logprobs: 2,
+  }),
   completion("two prompts with logprobs, streamed", [SENTENCE, `decode ${SENTENCE}`], true, { logprobs: 2 }),
   chat("chat with max_completion_tokens alone", SENTENCE, false, { max_tokens: undefined, max_completion_tokens: 9 }),
-  chat("chat with max_completion_tokens, which wins over max_tokens, streamed", SENTENCE, true, { max_completion_tokens: 7 }),
+  chat("chat with max_completion_tokens, which wins over max_tokens, streamed", SENTENCE, true, {
+    max_completion_tokens: 7,
+  }),
   ...[false, true].flatMap((stream) => [
     chat(`an answer by a JSON schema${stream ? ", streamed" : ""}`, SENTENCE, stream, { ...AS_JSON, logprobs: true }),
     chat(`a tool that must be called${stream ? ", streamed" : ""}`, SENTENCE, stream, REQUIRED),
     chat(`a tool called by name${stream ? ", streamed" : ""}`, SENTENCE, stream, NAMED),
   ]),
-  chat("two seeded choices of a tool that must be called", SENTENCE, false, { ...REQUIRED, n: 2, temperature: 1, seed: 5 }),
+  chat("two seeded choices of a tool that must be called", SENTENCE, false, {
+    ...REQUIRED,
+    n: 2,
+    temperature: 1,
+    seed: 5,
+  }),
 ];
 
 function completion(name: string, prompt: unknown, stream: boolean, extra: Record<string, unknown> = {}): Question {
@@ -56,12 +80,19 @@ function completion(name: string, prompt: unknown, stream: boolean, extra: Recor
 }
 
 function chat(name: string, content: string, stream: boolean, extra: Record<string, unknown> = {}): Question {
-  return { name, path: "/v1/chat/completions", body: body({ messages: [{ role: "user", content }], ...extra }, stream) };
+  return {
+    name,
+    path: "/v1/chat/completions",
+    body: body({ messages: [{ role: "user", content }], ...extra }, stream),
+  };
 }
 
 function body(fields: Record<string, unknown>, stream: boolean): Record<string, unknown> {
   return {
-    model: MODEL, max_tokens: 24, temperature: 0, ...fields,
+    model: MODEL,
+    max_tokens: 24,
+    temperature: 0,
+    ...fields,
     ...(stream ? { stream: true, stream_options: { include_usage: true } } : {}),
   };
 }
@@ -76,7 +107,11 @@ describe("a prompt through Tandem into real vLLM", function () {
   before(async () => {
     await prepareVllm();
     const flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"];
-    [plain, prefill, decode] = await Promise.all([startVllm("plain", { flags }), startVllm("prefill", { flags }), startVllm("decode", { flags })]);
+    [plain, prefill, decode] = await Promise.all([
+      startVllm("plain", { flags }),
+      startVllm("prefill", { flags }),
+      startVllm("decode", { flags }),
+    ]);
     tandem = await startTandem(
       ["--attach-prefill", prefill.url, "--attach-decode", decode.url, "--connector", "nixl"],
       { TANDEM_CLIENT_STALL_MS: String(CLIENT_STALL_MS), TANDEM_STREAM_BUFFER_BYTES: "65536" },
@@ -97,11 +132,13 @@ describe("a prompt through Tandem into real vLLM", function () {
   for (const [name, fields] of REFUSED) {
     it(`refuses as a plain vLLM does: ${name}`, async () => {
       const { path, body: asked } = chat(name, "hi", false, fields);
-      const [expected, answer] = await Promise.all([plain, tandem].map(async ({ url }) => {
-        const response = await post(url, path, asked);
-        const { error } = (await response.json()) as { error: { message: string; type: string } };
-        return { status: response.status, message: error.message };
-      }));
+      const [expected, answer] = await Promise.all(
+        [plain, tandem].map(async ({ url }) => {
+          const response = await post(url, path, asked);
+          const { error } = (await response.json()) as { error: { message: string; type: string } };
+          return { status: response.status, message: error.message };
+        }),
+      );
       assert.deepEqual(answer, expected);
       assert.equal(expected!.status, 400);
     });
@@ -122,24 +159,42 @@ describe("a prompt through Tandem into real vLLM", function () {
   });
 
   it("reports the model with its context length", async () => {
-    const models = (await (await fetch(`${tandem.url}/v1/models`)).json()) as { data: { id: string; max_model_len: number }[] };
-    assert.deepEqual(models.data.map(({ id, max_model_len }) => [id, max_model_len]), [[MODEL, MAX_MODEL_LEN]]);
+    const models = (await (await fetch(`${tandem.url}/v1/models`)).json()) as {
+      data: { id: string; max_model_len: number }[];
+    };
+    assert.deepEqual(
+      models.data.map(({ id, max_model_len }) => [id, max_model_len]),
+      [[MODEL, MAX_MODEL_LEN]],
+    );
   });
 
   it("stops generating on decode when the client leaves mid-stream", async () => {
     const before = await decode.metric("vllm:generation_tokens_total");
     const client = new AbortController();
     const response = await fetch(`${tandem.url}/v1/completions`, {
-      method: "POST", headers: { "content-type": "application/json" }, signal: client.signal,
-      body: JSON.stringify({ model: MODEL, prompt: SENTENCE, max_tokens: 400, temperature: 0, ignore_eos: true, stream: true }),
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      signal: client.signal,
+      body: JSON.stringify({
+        model: MODEL,
+        prompt: SENTENCE,
+        max_tokens: 400,
+        temperature: 0,
+        ignore_eos: true,
+        stream: true,
+      }),
     });
     await response.body!.getReader().read();
     client.abort();
     // The series move with engine steps, so both are awaited: that the request showed, and that nothing runs any more.
-    const written = await eventually("decode is idle again", async () => {
-      const tokens = (await decode.metric("vllm:generation_tokens_total")) - before;
-      return tokens > 0 && (await decode.metric("vllm:num_requests_running")) === 0 && tokens;
-    }, 60_000);
+    const written = await eventually(
+      "decode is idle again",
+      async () => {
+        const tokens = (await decode.metric("vllm:generation_tokens_total")) - before;
+        return tokens > 0 && (await decode.metric("vllm:num_requests_running")) === 0 && tokens;
+      },
+      60_000,
+    );
     assert.ok(written < 400, `decode wrote ${written} of 400 tokens`);
   });
 
@@ -148,21 +203,45 @@ describe("a prompt through Tandem into real vLLM", function () {
     // Many choices with all the log probabilities there are: more than the buffers of both sockets hold (4 MB), and so
     // much that decode is seldom at its end when the client is cut: how fast it is then is its own affair.
     const [choices, tokens] = [24, 450];
-    const { path, body: long } = chat("long", "hi", true, { n: choices, temperature: 1, max_tokens: tokens, ignore_eos: true, logprobs: true, top_logprobs: 20 });
+    const { path, body: long } = chat("long", "hi", true, {
+      n: choices,
+      temperature: 1,
+      max_tokens: tokens,
+      ignore_eos: true,
+      logprobs: true,
+      top_logprobs: 20,
+    });
     const text = JSON.stringify(long);
     const { hostname, port } = new URL(tandem.url);
-    const socket = connect(Number(port), hostname).pause().on("error", () => {});
+    const socket = connect(Number(port), hostname)
+      .pause()
+      .on("error", () => {});
     await once(socket, "connect");
-    socket.write(`POST ${path} HTTP/1.1\r\nhost: ${hostname}:${port}\r\ncontent-type: application/json\r\ncontent-length: ${text.length}\r\n\r\n${text}`);
-    const cut = await eventually("it is cut", async () => {
-      const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({ limit: 1 });
-      return /took nothing for 2000 ms/.test(receipts[0]?.error ?? "") && receipts[0];
-    }, 300_000);
-    await eventually("decode holds no KV", async () => {
-      return (await decode.metric("vllm:num_requests_running")) === 0 && (await decode.metric("vllm:kv_cache_usage_perc")) === 0;
-    }, 30_000);
+    socket.write(
+      `POST ${path} HTTP/1.1\r\nhost: ${hostname}:${port}\r\ncontent-type: application/json\r\ncontent-length: ${text.length}\r\n\r\n${text}`,
+    );
+    const cut = await eventually(
+      "it is cut",
+      async () => {
+        const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({ limit: 1 });
+        return /took nothing for 2000 ms/.test(receipts[0]?.error ?? "") && receipts[0];
+      },
+      300_000,
+    );
+    await eventually(
+      "decode holds no KV",
+      async () => {
+        return (
+          (await decode.metric("vllm:num_requests_running")) === 0 &&
+          (await decode.metric("vllm:kv_cache_usage_perc")) === 0
+        );
+      },
+      30_000,
+    );
     const spared = choices * tokens - ((await decode.metric("vllm:generation_tokens_total")) - written);
-    console.log(`      cut ${(cut.totalMs / 1000).toFixed(1)} s after its request, ${cut.bodyBytes} bytes written; ${spared} of ${choices * tokens} tokens were never computed`);
+    console.log(
+      `      cut ${(cut.totalMs / 1000).toFixed(1)} s after its request, ${cut.bodyBytes} bytes written; ${spared} of ${choices * tokens} tokens were never computed`,
+    );
     socket.destroy();
     const metrics = await (await fetch(`${tandem.url}/metrics`)).text();
     assert.doesNotMatch(metrics, /^tandem_breakers_open\{[^}]*\} [1-9]/m, "a slow client is no fault of decode");
@@ -173,7 +252,9 @@ describe("a prompt through Tandem into real vLLM", function () {
   it("refuses smuggled KV parameters and serves the next request", async () => {
     const smuggled = `{"model":"${MODEL}","prompt":"hi","max_tokens":4,"\\u006bv_transfer_params":{"do_remote_prefill":true}}`;
     const response = await fetch(`${tandem.url}/v1/completions`, {
-      method: "POST", headers: { "content-type": "application/json" }, body: smuggled,
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: smuggled,
     });
     assert.equal(response.status, 400);
     assert.equal(((await response.json()) as { error: { param: string } }).error.param, "kv_transfer_params");

@@ -35,7 +35,8 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const done = deferred();
     const lost: string[] = [];
     const watch = watchPartners({
-      everyMs: 5, lost: (which) => void lost.push(which),
+      everyMs: 5,
+      lost: (which) => void lost.push(which),
       isClosed: async () => {
         if (looks.length === 1) done.resolve();
         return looks.shift() ?? false;

@@ -36,11 +36,14 @@ describe("a prefill leg", () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const pair = leg({ temperature: -1 });
-    await assert.rejects(prefillLeg(prefill, decode, pair), (error: { code?: string; engineAnswer?: { status: number; body: string } }) => {
-      assert.deepEqual([error.code, error.engineAnswer?.status], ["engine_refused", 400]);
-      assert.match(error.engineAnswer!.body, /temperature/);
-      return true;
-    });
+    await assert.rejects(
+      prefillLeg(prefill, decode, pair),
+      (error: { code?: string; engineAnswer?: { status: number; body: string } }) => {
+        assert.deepEqual([error.code, error.engineAnswer?.status], ["engine_refused", 400]);
+        assert.match(error.engineAnswer!.body, /temperature/);
+        return true;
+      },
+    );
     assert.equal(await outcomeOf(prefill, pair.legId), Outcome.NOTHING_SENT);
   });
 
@@ -57,9 +60,18 @@ describe("a prefill leg", () => {
     assert.equal(prefill.instance.load().queuedTokens, 0);
     const client = prefill.channel.client(PrefillService);
     await assert.rejects(client.prefill({ ...leg(), decodeKvAddress: "" }), refusal("invalid_request"));
-    await assert.rejects(client.prefill({ ...leg(), decodeKvAddress: "a:1___decode_addr_b:2" }), refusal("invalid_request"));
-    await assert.rejects(client.prefill({ ...leg({ prompt: ["a"] }), decodeKvAddress: "127.0.0.1:9", promptIndex: 4 }), refusal("invalid_request"));
-    await assert.rejects(client.prefill({ ...leg(), legId: "nope", decodeKvAddress: "127.0.0.1:9" }), refusal("invalid_request"));
+    await assert.rejects(
+      client.prefill({ ...leg(), decodeKvAddress: "a:1___decode_addr_b:2" }),
+      refusal("invalid_request"),
+    );
+    await assert.rejects(
+      client.prefill({ ...leg({ prompt: ["a"] }), decodeKvAddress: "127.0.0.1:9", promptIndex: 4 }),
+      refusal("invalid_request"),
+    );
+    await assert.rejects(
+      client.prefill({ ...leg(), legId: "nope", decodeKvAddress: "127.0.0.1:9" }),
+      refusal("invalid_request"),
+    );
   });
 
   it("is refused when its engine was started again since decode was told where it is", async () => {
@@ -68,7 +80,9 @@ describe("a prefill leg", () => {
     const pair = leg();
     const decodeKvAddress = decode.instance.info().kvAddress;
     const ask = (prefillKvAddress: string): Promise<unknown> =>
-      prefill.channel.client(PrefillService).prefill({ legId: pair.legId, path: pair.path, body: pair.body, decodeKvAddress, prefillKvAddress });
+      prefill.channel
+        .client(PrefillService)
+        .prefill({ legId: pair.legId, path: pair.path, body: pair.body, decodeKvAddress, prefillKvAddress });
     await assert.rejects(ask("127.0.0.1:9"), refusal("instance_unavailable"));
     assert.equal(decode.engine.state().kv_held.length, 0);
     // The id is as good as new: nothing was done with it.
@@ -159,6 +173,9 @@ describe("the outcome of a leg", () => {
     for (const id of ids) assert.ok(outcomes.begin(id));
     const waits = ids.map((id) => outcomes.of(id));
     for (const id of ids) outcomes.end(id, { outcome: Outcome.UNKNOWN, ticket: id });
-    assert.deepEqual((await Promise.all(waits)).map((outcome) => outcome!.ticket), ids);
+    assert.deepEqual(
+      (await Promise.all(waits)).map((outcome) => outcome!.ticket),
+      ids,
+    );
   });
 });

@@ -8,20 +8,32 @@ import { logSink } from "../support/log-sink.ts";
 const base = loadConfig(routerConfig, { argv: ["--queue.limit", "8"], env: {} });
 const SOURCE = "consul tandem/config/";
 const overlay = (texts: Record<string, string>) =>
-  overlayConfig(routerConfig, base, new Map(Object.entries(texts)), { changeable: CHANGEABLE, originOf: (key) => SOURCE + key });
+  overlayConfig(routerConfig, base, new Map(Object.entries(texts)), {
+    changeable: CHANGEABLE,
+    originOf: (key) => SOURCE + key,
+  });
 
 function live() {
   const sink = logSink();
   const metrics = createMetrics();
   let changes = 0;
   const settings = createLiveSettings(base, { log: sink.log, metrics, onChange: () => (changes += 1) });
-  return { settings, sink, metrics, changes: () => changes, apply: (texts: Record<string, string>) => settings.apply(new Map(Object.entries(texts)), SOURCE) };
+  return {
+    settings,
+    sink,
+    metrics,
+    changes: () => changes,
+    apply: (texts: Record<string, string>) => settings.apply(new Map(Object.entries(texts)), SOURCE),
+  };
 }
 
 describe("settings laid over those of the start", () => {
   it("beat every other source, and say where they came from", () => {
     const config = overlay({ "queue.limit": "512", "decode.policy": "round-robin" });
-    assert.deepEqual([config["queue.limit"], config["decode.policy"], config["retry.limit"]], [512, "round-robin", base["retry.limit"]]);
+    assert.deepEqual(
+      [config["queue.limit"], config["decode.policy"], config["retry.limit"]],
+      [512, "round-robin", base["retry.limit"]],
+    );
     const shown = settingsOf(config).find(({ key }) => key === "queue.limit");
     assert.deepEqual(shown, { key: "queue.limit", value: "512 requests", origin: "consul tandem/config/queue.limit" });
     assert.equal(settingsOf(config).length, settingsOf(base).length);
@@ -29,13 +41,16 @@ describe("settings laid over those of the start", () => {
   });
 
   it("are refused with every fault named: a bad value, an unknown key, one that can't change", () => {
-    assert.throws(() => overlay({ "queue.limit": "many", "queue.limt": "1", "rest.listen": "127.0.0.1:1" }), (error: Error) => {
-      assert.ok(error instanceof ConfigError);
-      assert.match(error.message, /queue.limit: expected an integer from 0 to 65536 \(requests\), got "many"/);
-      assert.match(error.message, /queue.limt is not a setting; did you mean queue.limit\?/);
-      assert.match(error.message, /rest.listen can't change while the process runs/);
-      return true;
-    });
+    assert.throws(
+      () => overlay({ "queue.limit": "many", "queue.limt": "1", "rest.listen": "127.0.0.1:1" }),
+      (error: Error) => {
+        assert.ok(error instanceof ConfigError);
+        assert.match(error.message, /queue.limit: expected an integer from 0 to 65536 \(requests\), got "many"/);
+        assert.match(error.message, /queue.limt is not a setting; did you mean queue.limit\?/);
+        assert.match(error.message, /rest.listen can't change while the process runs/);
+        return true;
+      },
+    );
   });
 });
 
@@ -54,7 +69,10 @@ describe("settings that change while the router runs", () => {
     apply({});
     assert.equal(settings.config["queue.limit"], 8);
     assert.equal(changes(), 3);
-    assert.deepEqual(sink.events("setting changed").map(({ setting }) => setting), ["prefill.policy", "queue.limit", "prefill.policy", "queue.limit"]);
+    assert.deepEqual(
+      sink.events("setting changed").map(({ setting }) => setting),
+      ["prefill.policy", "queue.limit", "prefill.policy", "queue.limit"],
+    );
     assert.match(await metrics.text(), /tandem_settings_changes_total\{outcome="taken"\} 3/);
   });
 

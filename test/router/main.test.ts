@@ -26,14 +26,22 @@ describe("a router", () => {
     await using router = await start(PORTS);
     const list = async () => {
       const response = await fetch(`${router.restUrl}/tandem.router.v1.RouterService/ListInstances`, {
-        method: "POST", headers: { "content-type": "application/json" }, body: "{}",
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: "{}",
       });
       return (await response.json()) as { instances?: { info: { instanceId: string } }[]; routerId: string };
     };
     assert.match((await list()).routerId, /^router-[0-9a-f]{8}$/);
     const registry = embeddedRegistry({ address: router.grpcAddress, log: logSink().log });
     const info = create(InfoSchema, {
-      instanceId: "d1", role: Role.DECODE, model: "m", connector: "p2p-zmq", grpcAddress: "127.0.0.1:9", kvAddress: "127.0.0.1:9", maxModelLen: 10,
+      instanceId: "d1",
+      role: Role.DECODE,
+      model: "m",
+      connector: "p2p-zmq",
+      grpcAddress: "127.0.0.1:9",
+      kvAddress: "127.0.0.1:9",
+      maxModelLen: 10,
     });
     await using registration = await registry.register(() => info, new AbortController().signal);
     await eventually("it is listed", async () => (await list()).instances?.[0]?.info.instanceId === "d1");
@@ -46,7 +54,9 @@ describe("a router", () => {
     await using router = await start([...PORTS, "--token", "t0ken"]);
     const call = (headers: Record<string, string>) =>
       fetch(`${router.restUrl}/tandem.router.v1.RouterService/GetConfig`, {
-        method: "POST", headers: { "content-type": "application/json", ...headers }, body: "{}",
+        method: "POST",
+        headers: { "content-type": "application/json", ...headers },
+        body: "{}",
       });
     assert.equal((await call({})).status, 401);
     const answer = await (await call({ authorization: "Bearer t0ken" })).text();
@@ -69,8 +79,14 @@ describe("a router", () => {
     const other = createServer().listen(0, "127.0.0.1");
     await once(other, "listening");
     const taken = `127.0.0.1:${(other.address() as AddressInfo).port}`;
-    await assert.rejects(start(["--rest.listen", taken, "--grpc.listen", "127.0.0.1:0"]), new RegExp(`${taken} for REST: .*--port`));
-    await assert.rejects(start(["--rest.listen", "127.0.0.1:0", "--grpc.listen", taken]), new RegExp(`${taken}: .*--grpc`));
+    await assert.rejects(
+      start(["--rest.listen", taken, "--grpc.listen", "127.0.0.1:0"]),
+      new RegExp(`${taken} for REST: .*--port`),
+    );
+    await assert.rejects(
+      start(["--rest.listen", "127.0.0.1:0", "--grpc.listen", taken]),
+      new RegExp(`${taken}: .*--grpc`),
+    );
     other.close();
   });
 
@@ -92,7 +108,8 @@ describe("the router process", function () {
   const script = 'import("./services/router/main.ts").then(({ runRouter }) => runRouter(process.argv.slice(1)))';
   const run = (argv: readonly string[]) =>
     spawn(process.execPath, ["--import", "tsx", "-e", script, "--", ...argv], {
-      stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, OPENAI_API_KEY: "", TANDEM_LOG_FORMAT: "json" },
+      stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, OPENAI_API_KEY: "", TANDEM_LOG_FORMAT: "json" },
     });
 
   it("prints its settings with where they came from", async () => {

@@ -87,8 +87,10 @@ describe("a router that is stopped", () => {
   it("is not held up by a client that never finishes its request", async () => {
     await using rest = await startRest();
     const half = fetch(`${rest.url}/v1/completions`, {
-      method: "POST", headers: { "content-type": "application/json" },
-      body: new ReadableStream({ start: (controller) => controller.enqueue(Buffer.from("{")) }), duplex: "half",
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: new ReadableStream({ start: (controller) => controller.enqueue(Buffer.from("{")) }),
+      duplex: "half",
     } as RequestInit).catch(() => "broken");
     await within(stop(rest, 100).stopped, "the stop");
     assert.equal(await half, "broken");

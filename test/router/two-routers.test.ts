@@ -8,14 +8,19 @@ import { silentLog } from "../support/log-sink.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
 const start = (grpc: string): Promise<Router> =>
-  startRouter(loadConfig(routerConfig, { argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", grpc], env: {} }), { log: silentLog });
+  startRouter(loadConfig(routerConfig, { argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", grpc], env: {} }), {
+    log: silentLog,
+  });
 
 const ask = (router: Router): Promise<Response> =>
   fetch(`${router.restUrl}/v1/completions`, {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ prompt: "The quick brown fox", max_tokens: 5 }),
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ prompt: "The quick brown fox", max_tokens: 5 }),
   });
 
-const untilReady = (router: Router): Promise<unknown> => eventually("it is ready", async () => (await fetch(`${router.restUrl}/readyz`)).ok);
+const untilReady = (router: Router): Promise<unknown> =>
+  eventually("it is ready", async () => (await fetch(`${router.restUrl}/readyz`)).ok);
 
 describe("two routers before the same instances", () => {
   it("both serve, each goes on without the other, and one that is back finds the instances again", async () => {
@@ -30,7 +35,9 @@ describe("two routers before the same instances", () => {
     {
       await using second = await start(there);
       await untilReady(second);
-      const answers = await Promise.all([first, second, first, second].map(async (router) => (await ask(router)).status));
+      const answers = await Promise.all(
+        [first, second, first, second].map(async (router) => (await ask(router)).status),
+      );
       assert.deepEqual(answers, [200, 200, 200, 200]);
     }
     assert.equal((await ask(first)).status, 200);

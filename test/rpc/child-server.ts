@@ -15,7 +15,10 @@ if (process.argv[2] === "rpc") {
   process.on("SIGTERM", () => void server[Symbol.asyncDispose]()); // GOAWAY, with its calls still running.
   process.stdout.write(`${server.address}\n`);
 } else if (process.argv[2] === "caller") {
-  dial(process.argv[3]!).open(DECODE, { onMessage: () => process.stdout.write("calling\n"), onEnd: () => process.exit() });
+  dial(process.argv[3]!).open(DECODE, {
+    onMessage: () => process.stdout.write("calling\n"),
+    onEnd: () => process.exit(),
+  });
 } else {
   // The kernel accepts one connection more than the backlog for a process that is stopped, then ignores SYNs.
   const server = createServer();

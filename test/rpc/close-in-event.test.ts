@@ -12,7 +12,11 @@ describe("a channel that is closed inside an event of its own session", () => {
     // hundreds of megabytes a second.
     const command = 'ulimit -v 3000000; exec "$0" "$1"';
     const child = spawn("sh", ["-c", command, process.execPath, script], { stdio: ["ignore", "pipe", "ignore"] });
-    const [output] = await within(Promise.all([text(child.stdout), once(child, "exit")]), "the end of the process", 15_000);
+    const [output] = await within(
+      Promise.all([text(child.stdout), once(child, "exit")]),
+      "the end of the process",
+      15_000,
+    );
     assert.equal(output, "closed\n");
   });
 });

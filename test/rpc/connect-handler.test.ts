@@ -21,7 +21,9 @@ function routerService(typed: RpcService["typed"], access: RpcService["access"] 
 async function mount(service: RpcService, options: { token?: string } = {}) {
   const sink = logSink();
   const handler = connectHandler([service], { log: sink.log, ...options });
-  const server = createServer((request, response) => handler(request, response, () => response.writeHead(418).end("not ours")));
+  const server = createServer((request, response) =>
+    handler(request, response, () => response.writeHead(418).end("not ours")),
+  );
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
   return {
@@ -35,7 +37,11 @@ async function mount(service: RpcService, options: { token?: string } = {}) {
 }
 
 const post = (url: string, body: unknown, headers: Record<string, string> = {}): Promise<Response> =>
-  fetch(url, { method: "POST", headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(body) });
+  fetch(url, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...headers },
+    body: JSON.stringify(body),
+  });
 
 const transports: Record<string, (baseUrl: string) => Transport> = {
   Connect: (baseUrl) => createConnectTransport({ baseUrl, httpVersion: "1.1" }),
@@ -61,10 +67,17 @@ describe("services over HTTP/1.1", () => {
     await using server = await mount(routerService({ getReceipt: () => Promise.reject(error) }));
     const response = await post(`${server.url}${PATH}/GetReceipt`, { requestId: "x" });
     assert.equal(response.status, 404);
-    const body = (await response.json()) as { code: string; message: string; details: { type: string; debug: { reason: string } }[] };
+    const body = (await response.json()) as {
+      code: string;
+      message: string;
+      details: { type: string; debug: { reason: string } }[];
+    };
     assert.equal(body.code, "not_found");
     assert.equal(body.message, "No request of this id.");
-    assert.deepEqual(body.details.map(({ type }) => type), ["google.rpc.ErrorInfo", "google.rpc.RetryInfo"]);
+    assert.deepEqual(
+      body.details.map(({ type }) => type),
+      ["google.rpc.ErrorInfo", "google.rpc.RetryInfo"],
+    );
     assert.equal(body.details[0]!.debug.reason, "not_found");
   });
 
@@ -77,9 +90,12 @@ describe("services over HTTP/1.1", () => {
     const taken = await post(`${server.url}${PATH}/ListInstances`, {}, { authorization: "Bearer join" });
     assert.equal(taken.status, 200);
     const client = createClient(RouterService, transports["Connect"]!(server.url));
-    await assert.rejects(async () => {
-      for await (const _ of client.watchInstances({}));
-    }, (error: ConnectError) => error.code === Code.Unauthenticated);
+    await assert.rejects(
+      async () => {
+        for await (const _ of client.watchInstances({}));
+      },
+      (error: ConnectError) => error.code === Code.Unauthenticated,
+    );
   });
 
   it("hide what is thrown by mistake, and log it", async () => {
@@ -103,7 +119,8 @@ describe("services over HTTP/1.1", () => {
       );
       const seen: unknown[] = [];
       const error = await (async () => {
-        for await (const { instances } of createClient(RouterService, transport(server.url)).watchInstances({})) seen.push(instances[0]?.legs);
+        for await (const { instances } of createClient(RouterService, transport(server.url)).watchInstances({}))
+          seen.push(instances[0]?.legs);
       })().catch((thrown: unknown) => ConnectError.from(thrown));
       assert.deepEqual(seen, [1, 2]);
       assert.equal(error?.code, Code.ResourceExhausted);

@@ -37,16 +37,20 @@ describe("the deframer", () => {
 
   it("says when the stream stops inside a head or a message", () => {
     const bytes = frame(Buffer.from("abc"));
-    for (let cut = 1; cut < bytes.length; cut++) assert.equal(deframe([bytes.subarray(0, cut)]).unfinished, true, `cut at ${cut}`);
+    for (let cut = 1; cut < bytes.length; cut++)
+      assert.equal(deframe([bytes.subarray(0, cut)]).unfinished, true, `cut at ${cut}`);
   });
 
   it("takes a message of exactly the limit, and names both sizes when it refuses a longer one", () => {
     assert.equal(deframe([frame(Buffer.alloc(1000))]).messages.length, 1);
-    assert.throws(() => deframe([frame(Buffer.alloc(1001)).subarray(0, 5)]), (error) => {
-      assert.ok(error instanceof ServiceError);
-      assert.match(error.message, /1001 bytes.*1000/);
-      return true;
-    });
+    assert.throws(
+      () => deframe([frame(Buffer.alloc(1001)).subarray(0, 5)]),
+      (error) => {
+        assert.ok(error instanceof ServiceError);
+        assert.match(error.message, /1001 bytes.*1000/);
+        return true;
+      },
+    );
   });
 
   it("refuses a compressed message", () => {

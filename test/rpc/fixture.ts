@@ -12,7 +12,12 @@ import type { ServiceError } from "../../services/common/errors.ts";
 import type { Log } from "../../services/common/log.ts";
 import { type RpcServer, type RpcServerOptions, serveRpc } from "../../services/rpc/server.ts";
 import { type RawCall, type RpcService, defineService } from "../../services/rpc/service.ts";
-import { type ThinCall, type ThinChannel, type ThinChannelOptions, connectThin } from "../../services/rpc/thin-client.ts";
+import {
+  type ThinCall,
+  type ThinChannel,
+  type ThinChannelOptions,
+  connectThin,
+} from "../../services/rpc/thin-client.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { deferred, within } from "../support/waits.ts";
 
@@ -27,7 +32,10 @@ export function serve(services: readonly RpcService[], options: Partial<RpcServe
   return serveRpc({ listen: "127.0.0.1:0", log: silentLog, graceMs: 100, services, ...options });
 }
 
-export function serveRaw(handler: (call: RawCall) => void, options: Partial<RpcServerOptions> = {}): Promise<RpcServer> {
+export function serveRaw(
+  handler: (call: RawCall) => void,
+  options: Partial<RpcServerOptions> = {},
+): Promise<RpcServer> {
   return serve([rawService(handler)], options);
 }
 
@@ -115,7 +123,9 @@ export interface ChildServer {
  */
 export async function startChild(kind: "rpc" | "mute" | "caller", address = ""): Promise<ChildServer> {
   const script = fileURLToPath(new URL("child-server.ts", import.meta.url));
-  const child = spawn(process.execPath, ["--import=tsx", script, kind, address], { stdio: ["pipe", "pipe", "inherit"] });
+  const child = spawn(process.execPath, ["--import=tsx", script, kind, address], {
+    stdio: ["pipe", "pipe", "inherit"],
+  });
   const [line] = (await within(once(child.stdout, "data"), "the child's address", 15_000)) as [Buffer];
   return {
     address: line.toString().trim(),

@@ -54,7 +54,9 @@ describe("grpcurl", () => {
   }
 
   async function served(use: (address: string) => Promise<void>): Promise<void> {
-    await using server = await serve([router, registry, rawService((call) => (call.onHalfClose = () => call.end()))], { token: "join" });
+    await using server = await serve([router, registry, rawService((call) => (call.onHalfClose = () => call.end()))], {
+      token: "join",
+    });
     server.setServing(true);
     await use(server.address);
   }
@@ -72,7 +74,13 @@ describe("grpcurl", () => {
       ]);
       const ask = JSON.stringify({ list_services: "" });
       for (const version of ["v1", "v1alpha"]) {
-        const answer = await run(["-plaintext", "-d", ask, address, `grpc.reflection.${version}.ServerReflection/ServerReflectionInfo`]);
+        const answer = await run([
+          "-plaintext",
+          "-d",
+          ask,
+          address,
+          `grpc.reflection.${version}.ServerReflection/ServerReflectionInfo`,
+        ]);
         assert.match(answer.out, /tandem\.router\.v1\.RouterService/);
       }
     }));
@@ -94,15 +102,29 @@ describe("grpcurl", () => {
       const { code, out } = await run(["-plaintext", address, "describe", "tandem.no.Such"]);
       assert.notEqual(code, 0);
       assert.match(out, /Symbol not found|No symbol/);
-      for (const ask of [{ file_by_filename: "no/such.proto" }, { file_containing_extension: { containing_type: "tandem.decode.v1.Start", extension_number: 7 } }]) {
-        const answer = await run(["-plaintext", "-d", JSON.stringify(ask), address, "grpc.reflection.v1.ServerReflection/ServerReflectionInfo"]);
+      for (const ask of [
+        { file_by_filename: "no/such.proto" },
+        { file_containing_extension: { containing_type: "tandem.decode.v1.Start", extension_number: 7 } },
+      ]) {
+        const answer = await run([
+          "-plaintext",
+          "-d",
+          JSON.stringify(ask),
+          address,
+          "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ]);
         assert.match(answer.out, /"errorCode": 5/);
       }
     }));
 
   it("finds every file that a file imports, Google's included", () =>
     served(async (address) => {
-      for (const symbol of ["google.rpc.Status", "google.rpc.RetryInfo", "google.protobuf.Any", "tandem.registry.v1.RegisterRequest"]) {
+      for (const symbol of [
+        "google.rpc.Status",
+        "google.rpc.RetryInfo",
+        "google.protobuf.Any",
+        "tandem.registry.v1.RegisterRequest",
+      ]) {
         const { code, out } = await run(["-plaintext", address, "describe", symbol]);
         assert.equal(code, 0, out);
       }
@@ -110,7 +132,13 @@ describe("grpcurl", () => {
 
   it("checks the health", () =>
     served(async (address) => {
-      const { out } = await run(["-plaintext", "-d", '{"service":"tandem.router.v1.RouterService"}', address, "grpc.health.v1.Health/Check"]);
+      const { out } = await run([
+        "-plaintext",
+        "-d",
+        '{"service":"tandem.router.v1.RouterService"}',
+        address,
+        "grpc.health.v1.Health/Check",
+      ]);
       assert.deepEqual(JSON.parse(out), { status: "SERVING" });
     }));
 
@@ -123,7 +151,18 @@ describe("grpcurl", () => {
   it("talks over a bidirectional stream from its standard input", () =>
     served(async (address) => {
       const input = ["a", "b"].map((instanceId) => JSON.stringify({ info: { instanceId } })).join("\n");
-      const { out } = await run(["-plaintext", "-H", "authorization: Bearer join", "-d", "@", address, "tandem.registry.v1.RegistryService/Register"], input);
+      const { out } = await run(
+        [
+          "-plaintext",
+          "-H",
+          "authorization: Bearer join",
+          "-d",
+          "@",
+          address,
+          "tandem.registry.v1.RegistryService/Register",
+        ],
+        input,
+      );
       assert.match(out, /router of a"\s*}\s*{\s*"routerId": "router of b"/);
     }));
 
@@ -140,7 +179,13 @@ describe("grpcurl", () => {
 
   it("is told which credentials to pass", () =>
     served(async (address) => {
-      const { code, out } = await run(["-plaintext", "-d", "{}", address, "tandem.registry.v1.RegistryService/Register"]);
+      const { code, out } = await run([
+        "-plaintext",
+        "-d",
+        "{}",
+        address,
+        "tandem.registry.v1.RegistryService/Register",
+      ]);
       assert.notEqual(code, 0);
       assert.match(out, /Unauthenticated/);
       assert.match(out, /authorization: Bearer <token>/);

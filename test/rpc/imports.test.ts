@@ -15,7 +15,9 @@ async function modulesOf(script: string): Promise<string[]> {
       env: { ...process.env, NODE_V8_COVERAGE: folder },
     });
     const reports = await Promise.all((await readdir(folder)).map((file) => readFile(join(folder, file), "utf8")));
-    return reports.flatMap((report) => (JSON.parse(report) as { result: { url: string }[] }).result.map(({ url }) => url));
+    return reports.flatMap((report) =>
+      (JSON.parse(report) as { result: { url: string }[] }).result.map(({ url }) => url),
+    );
   } finally {
     await rm(folder, { recursive: true });
   }
@@ -23,14 +25,22 @@ async function modulesOf(script: string): Promise<string[]> {
 
 describe("importing the server and the clients", () => {
   it("loads neither Connect nor protobufjs nor proto-loader", async () => {
-    const files = ["server", "client", "thin-client", "connect-handler"].map((file) => `await import("./services/rpc/${file}.ts");`);
+    const files = ["server", "client", "thin-client", "connect-handler"].map(
+      (file) => `await import("./services/rpc/${file}.ts");`,
+    );
     const modules = await modulesOf(files.join("\n"));
     assert.ok(modules.some((url) => url.includes("@grpc/grpc-js")));
-    assert.deepEqual(modules.filter((url) => /@connectrpc|protobufjs|proto-loader|descriptors\.ts/.test(url)), []);
+    assert.deepEqual(
+      modules.filter((url) => /@connectrpc|protobufjs|proto-loader|descriptors\.ts/.test(url)),
+      [],
+    );
   });
 
   it("loads no grpc-js for the thin client alone", async () => {
     const modules = await modulesOf('await import("./services/rpc/thin-client.ts");');
-    assert.deepEqual(modules.filter((url) => url.includes("@grpc/")), []);
+    assert.deepEqual(
+      modules.filter((url) => url.includes("@grpc/")),
+      [],
+    );
   });
 });

@@ -10,7 +10,12 @@ describe("a server that is not heard", () => {
   it("is doubted, which ends only what it has not answered, and trusted again when it is heard", async () => {
     await using child = await startChild("rpc");
     let changed = deferred();
-    await using channel = dial(child.address, { pingIntervalMs: 50, doubtMs: 200, silenceMs: 10_000, onDoubt: () => changed.resolve() });
+    await using channel = dial(child.address, {
+      pingIntervalMs: 50,
+      doubtMs: 200,
+      silenceMs: 10_000,
+      onDoubt: () => changed.resolve(),
+    });
     const running = record(channel);
     running.call.write(HELLO);
     await running.received(1);
@@ -37,7 +42,12 @@ describe("a server that is not heard", () => {
   it("is not doubted for a pause of the whole machine", async () => {
     await using child = await startChild("rpc");
     let doubts = 0;
-    await using channel = dial(child.address, { pingIntervalMs: 100, doubtMs: 300, silenceMs: 400, onDoubt: () => doubts++ });
+    await using channel = dial(child.address, {
+      pingIntervalMs: 100,
+      doubtMs: 300,
+      silenceMs: 400,
+      onDoubt: () => doubts++,
+    });
     const { call, ended, received } = record(channel);
     call.write(HELLO);
     await received(1);

@@ -29,10 +29,19 @@ const asIs = (bytes: Buffer): Buffer => bytes;
 const text = (bytes: Buffer): string => (bytes.length > 100 ? `${bytes.length} bytes` : bytes.toString());
 
 async function byGrpcJs(address: string, { sends = [], path = DECODE, token, timeoutMs, cancelAfter }: Case) {
-  const client = new Client(address, credentials.createInsecure(), { "grpc.use_local_subchannel_pool": 1, "grpc.max_receive_message_length": -1 });
+  const client = new Client(address, credentials.createInsecure(), {
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.max_receive_message_length": -1,
+  });
   const metadata = new Metadata();
   if (token !== undefined) metadata.set("authorization", `Bearer ${token}`);
-  const call = client.makeBidiStreamRequest<Buffer, Buffer>(path, asIs, asIs, metadata, timeoutMs === undefined ? {} : { deadline: Date.now() + timeoutMs });
+  const call = client.makeBidiStreamRequest<Buffer, Buffer>(
+    path,
+    asIs,
+    asIs,
+    metadata,
+    timeoutMs === undefined ? {} : { deadline: Date.now() + timeoutMs },
+  );
   const messages: string[] = [];
   const end = deferred<ServiceError | undefined>();
   call.on("data", (message: Buffer) => {
@@ -75,7 +84,11 @@ async function run(by: typeof byThin, given: Case): Promise<Outcome> {
   const server: string[] = [];
   const done = deferred();
   const observed = (call: RawCall): void => {
-    server.push(`authorization ${call.header("authorization")}`, `deadline ${call.deadlineMs !== undefined}`, `type ${call.header("content-type")}`);
+    server.push(
+      `authorization ${call.header("authorization")}`,
+      `deadline ${call.deadlineMs !== undefined}`,
+      `type ${call.header("content-type")}`,
+    );
     given.handler(call);
     const { onMessage, onHalfClose, onCancel } = call;
     call.onMessage = (message) => {
@@ -96,7 +109,13 @@ async function run(by: typeof byThin, given: Case): Promise<Outcome> {
   await using rpc = await serve([rawService(observed, "token")], { token: "join" });
   const { messages, error } = await by(rpc.address, given);
   if (given.cancelAfter !== undefined) await within(done.promise, "cancel at the server");
-  return { messages, code: error?.code ?? "ok", message: error?.message, engineBody: error?.engineAnswer?.body, server };
+  return {
+    messages,
+    code: error?.code ?? "ok",
+    message: error?.message,
+    engineBody: error?.engineAnswer?.body,
+    server,
+  };
 }
 
 const echo = (call: RawCall): void => {
@@ -124,7 +143,12 @@ const cases: Record<string, Case> = {
   "an error before the first message": {
     token,
     handler: (call) => {
-      call.onHalfClose = () => call.fail(new ServiceError("engine_refused", "ünknown\nfield %41 ", { engineAnswer: { status: 400, body: '{"error":"ü"}' } }));
+      call.onHalfClose = () =>
+        call.fail(
+          new ServiceError("engine_refused", "ünknown\nfield %41 ", {
+            engineAnswer: { status: 400, body: '{"error":"ü"}' },
+          }),
+        );
     },
   },
   "an error in mid-stream": {

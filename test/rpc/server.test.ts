@@ -23,7 +23,10 @@ describe("a server", () => {
     const other = createServer().listen(0, "127.0.0.1");
     await once(other, "listening");
     const listen = `127.0.0.1:${(other.address() as AddressInfo).port}`;
-    await assert.rejects(serve([], { listen }), (error: Error) => error.message.includes(listen) && error.message.includes("--grpc.listen"));
+    await assert.rejects(
+      serve([], { listen }),
+      (error: Error) => error.message.includes(listen) && error.message.includes("--grpc.listen"),
+    );
     other.close();
   });
 
@@ -143,7 +146,10 @@ describe("a raw call at the server", () => {
 
 describe("access", () => {
   const ok = { unary: async () => ({ value: 1 }) };
-  const call = (address: string, options: { token?: string; headers?: Record<string, string> } = {}): Promise<unknown> => {
+  const call = (
+    address: string,
+    options: { token?: string; headers?: Record<string, string> } = {},
+  ): Promise<unknown> => {
     const channel = dialRpc(address, { token: options.token });
     const toy = channel.client(Toy) as unknown as ToyClient;
     return toy.unary({}, { headers: options.headers ?? {} }).finally(() => channel[Symbol.asyncDispose]());
@@ -151,7 +157,10 @@ describe("access", () => {
 
   it("to services of the deployment takes the join token", async () => {
     await using server = await serve([toyService(ok, "token")], { token: "join", apiKey: "key" });
-    await assert.rejects(call(server.address), { code: "unauthenticated", message: /`authorization: Bearer <token>`.*TANDEM_TOKEN/ });
+    await assert.rejects(call(server.address), {
+      code: "unauthenticated",
+      message: /`authorization: Bearer <token>`.*TANDEM_TOKEN/,
+    });
     await assert.rejects(call(server.address, { token: "key" }), { code: "unauthenticated", message: /wrong/ });
     await assert.rejects(call(server.address, { headers: { authorization: "join" } }), { code: "unauthenticated" });
     await call(server.address, { token: "join" });
@@ -279,16 +288,19 @@ describe("a server that shuts down", () => {
   it("tells typed calls that it is closing", async () => {
     const closing = deferred();
     const reached = deferred();
-    await using server = await serve([
-      toyService({
-        async *scatter(_request, context) {
-          context.closing.addEventListener("abort", () => closing.resolve());
-          reached.resolve();
-          await closing.promise;
-          yield { value: 1 };
-        },
-      }),
-    ], { graceMs: 10_000 });
+    await using server = await serve(
+      [
+        toyService({
+          async *scatter(_request, context) {
+            context.closing.addEventListener("abort", () => closing.resolve());
+            reached.resolve();
+            await closing.promise;
+            yield { value: 1 };
+          },
+        }),
+      ],
+      { graceMs: 10_000 },
+    );
     await using channel = dialRpc(server.address);
     const values = (async () => {
       const all: number[] = [];

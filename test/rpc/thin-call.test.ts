@@ -27,7 +27,10 @@ describe("a call of the thin client", () => {
     for (let index = 0; index < 100; index++) call.write(Buffer.from([index]));
     call.halfClose();
     assert.equal(codeOf(await ended), "ok");
-    assert.deepEqual(messages, Array.from({ length: 100 }, (_, index) => Buffer.from([index])));
+    assert.deepEqual(
+      messages,
+      Array.from({ length: 100 }, (_, index) => Buffer.from([index])),
+    );
   });
 
   it("carries empty and long messages both ways", async () => {
@@ -48,7 +51,9 @@ describe("a call of the thin client", () => {
   });
 
   it("fails with the server's error before the first message", async () => {
-    await using server = await serveRaw((call) => call.fail(new ServiceError("instance_busy", "No slot: 100 % full.", { retryAfterS: 2 })));
+    await using server = await serveRaw((call) =>
+      call.fail(new ServiceError("instance_busy", "No slot: 100 % full.", { retryAfterS: 2 })),
+    );
     await using channel = dial(server.address);
     const error = await record(channel).ended;
     assert.equal(codeOf(error), "instance_busy");
@@ -272,7 +277,9 @@ describe("a call of the thin client", () => {
   it("may be open to the same server a thousand times at once", async () => {
     await using server = await serveRaw(echo);
     await using channel = dial(server.address);
-    const answers = await Promise.all(Array.from({ length: 1000 }, (_, index) => channel.unary(DECODE, Buffer.from(String(index)))));
+    const answers = await Promise.all(
+      Array.from({ length: 1000 }, (_, index) => channel.unary(DECODE, Buffer.from(String(index)))),
+    );
     answers.forEach((answer, index) => assert.equal(answer.toString(), String(index)));
   });
 });

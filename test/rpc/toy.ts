@@ -1,6 +1,10 @@
 // A service with one method of each kind, made without a proto file. Number { int32 value = 1; bytes pad = 2; }
 import { type DescMessage, type DescService, create, createFileRegistry } from "@bufbuild/protobuf";
-import { FieldDescriptorProto_Label, FieldDescriptorProto_Type, FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
+import {
+  FieldDescriptorProto_Label,
+  FieldDescriptorProto_Type,
+  FileDescriptorProtoSchema,
+} from "@bufbuild/protobuf/wkt";
 import type { CallContext, RpcService } from "../../services/rpc/service.ts";
 
 const method = (name: string, clientStreaming: boolean, serverStreaming: boolean) => ({
@@ -19,15 +23,32 @@ const file = create(FileDescriptorProtoSchema, {
     {
       name: "Number",
       field: [
-        { name: "value", number: 1, type: FieldDescriptorProto_Type.INT32, label: FieldDescriptorProto_Label.OPTIONAL, jsonName: "value" },
-        { name: "pad", number: 2, type: FieldDescriptorProto_Type.BYTES, label: FieldDescriptorProto_Label.OPTIONAL, jsonName: "pad" },
+        {
+          name: "value",
+          number: 1,
+          type: FieldDescriptorProto_Type.INT32,
+          label: FieldDescriptorProto_Label.OPTIONAL,
+          jsonName: "value",
+        },
+        {
+          name: "pad",
+          number: 2,
+          type: FieldDescriptorProto_Type.BYTES,
+          label: FieldDescriptorProto_Label.OPTIONAL,
+          jsonName: "pad",
+        },
       ],
     },
   ],
   service: [
     {
       name: "Toy",
-      method: [method("Unary", false, false), method("Gather", true, false), method("Scatter", false, true), method("Talk", true, true)],
+      method: [
+        method("Unary", false, false),
+        method("Gather", true, false),
+        method("Scatter", false, true),
+        method("Talk", true, true),
+      ],
     },
   ],
 });

@@ -95,7 +95,10 @@ describe("typed calls", () => {
   it("hide what else is thrown, and log it with its stack", async () => {
     const { log, events } = logSink();
     await using t = await start({ unary: () => Promise.reject(new TypeError("secret")) }, { log });
-    await assert.rejects(t.toy.unary({}), (error: ServiceError) => error.code === "internal" && !error.message.includes("secret"));
+    await assert.rejects(
+      t.toy.unary({}),
+      (error: ServiceError) => error.code === "internal" && !error.message.includes("secret"),
+    );
     assert.match(JSON.stringify(events("call failed unexpectedly")), /toy\.Toy\/Unary.*typed\.test/s);
   });
 
@@ -237,7 +240,10 @@ describe("typed calls", () => {
     await using t = await start({ unary: async () => ({ value: 1 }) });
     const { connectThin } = await import("../../services/rpc/thin-client.ts");
     const thin = connectThin(t.server.address, { log: logSink().log });
-    await assert.rejects(thin.unary("/toy.Toy/Unary", Buffer.from([0xff, 0xff])), { code: "invalid_request", message: /toy\.Number/ });
+    await assert.rejects(thin.unary("/toy.Toy/Unary", Buffer.from([0xff, 0xff])), {
+      code: "invalid_request",
+      message: /toy\.Number/,
+    });
     await thin.close();
   });
 
@@ -249,7 +255,9 @@ describe("typed calls", () => {
     await using _server = await serve([toyService({ unary: async () => ({ value: 7 }) })], { listen: address });
     for (;;) {
       // The channel redials after at most 100 ms; until then calls fail at once.
-      const answer = await toy.unary({}).catch((error: ServiceError) => assert.equal(error.code, "instance_unavailable"));
+      const answer = await toy
+        .unary({})
+        .catch((error: ServiceError) => assert.equal(error.code, "instance_unavailable"));
       if (answer !== undefined) return assert.equal(answer.value, 7);
       await setImmediate();
     }

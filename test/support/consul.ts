@@ -56,7 +56,8 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
   const configFile = join(folder, "config.json");
   writeFileSync(configFile, JSON.stringify({ limits: { http_max_conns_per_client: 5_000 }, ...o.config }));
   // Ends with us, even when a test run is killed: its standard input is a pipe that we hold.
-  const livesWithParent = 'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill -9 "$child"; } 2>/dev/null & echo "pid $child"; wait "$child"';
+  const livesWithParent =
+    'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill -9 "$child"; } 2>/dev/null & echo "pid $child"; wait "$child"';
   const child: ChildProcess = spawn(
     "/bin/sh",
     [
@@ -66,18 +67,30 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
       found.path,
       "agent",
       ...(o.dev === false ? ["-data-dir", folder] : ["-dev"]),
-      "-node", o.node ?? "test",
-      "-bind", "127.0.0.1",
-      "-client", "127.0.0.1",
-      "-http-port", String(ports.http),
-      "-serf-lan-port", String(ports.serfLan),
-      "-serf-wan-port", String(ports.serfWan),
-      "-server-port", String(ports.server),
-      "-dns-port", "-1",
-      "-grpc-port", "-1",
-      "-grpc-tls-port", "-1",
-      "-log-level", "warn",
-      "-config-file", configFile,
+      "-node",
+      o.node ?? "test",
+      "-bind",
+      "127.0.0.1",
+      "-client",
+      "127.0.0.1",
+      "-http-port",
+      String(ports.http),
+      "-serf-lan-port",
+      String(ports.serfLan),
+      "-serf-wan-port",
+      String(ports.serfWan),
+      "-server-port",
+      String(ports.server),
+      "-dns-port",
+      "-1",
+      "-grpc-port",
+      "-1",
+      "-grpc-tls-port",
+      "-1",
+      "-log-level",
+      "warn",
+      "-config-file",
+      configFile,
       ...(o.flags ?? []),
     ],
     { stdio: ["pipe", "pipe", "pipe"], detached: true },
@@ -85,7 +98,8 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
   let output = "";
   let pid = 0;
   child.stdout!.once("data", (text: Buffer) => (pid = Number(/pid (\d+)/.exec(text.toString())![1])));
-  for (const stream of [child.stdout!, child.stderr!]) stream.on("data", (text: Buffer) => (output = (output + text.toString()).slice(-20_000)));
+  for (const stream of [child.stdout!, child.stderr!])
+    stream.on("data", (text: Buffer) => (output = (output + text.toString()).slice(-20_000)));
   const address = `127.0.0.1:${ports.http}`;
   const call = async (method: string, path: string, body: unknown, token: string): Promise<any> => {
     const answer = await fetch(`http://${address}${path}`, {
@@ -122,7 +136,10 @@ export async function startConsul(o: ConsulStart = {}): Promise<TestConsul> {
       "Consul has a leader",
       async () => {
         if (child.exitCode !== null) throw new Error(`consul ended: ${output}`);
-        return o.ready === false || (await fetch(`http://${address}/v1/status/leader`).then((answer) => answer.text())) !== '""';
+        return (
+          o.ready === false ||
+          (await fetch(`http://${address}/v1/status/leader`).then((answer) => answer.text())) !== '""'
+        );
       },
       START_MS,
     );

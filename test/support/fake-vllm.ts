@@ -18,34 +18,56 @@ if (verb === "--version") {
 const valueOf = (flag: string): string => args[args.indexOf(flag) + 1]!;
 if (args.includes("--fail-at-start")) {
   console.error("(EngineCore pid=1) ERROR 11-22 16:00:00 [core.py:1] Traceback (most recent call last):");
-  console.error("(EngineCore pid=1) ERROR 11-22 16:00:00 [core.py:1] ValueError: No available memory for the cache blocks.");
-  console.error("(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}");
+  console.error(
+    "(EngineCore pid=1) ERROR 11-22 16:00:00 [core.py:1] ValueError: No available memory for the cache blocks.",
+  );
+  console.error(
+    "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+  );
   process.exit(1);
 }
 const kv = JSON.parse(valueOf("--kv-transfer-config")) as {
-  kv_role: string; kv_port: string; kv_connector_extra_config: { proxy_ip: string; proxy_port: string; http_port: string };
+  kv_role: string;
+  kv_port: string;
+  kv_connector_extra_config: { proxy_ip: string; proxy_port: string; http_port: string };
 };
 const host = process.env["VLLM_HOST_IP"]!;
 if (process.env["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] !== "1") throw new Error("ids would be randomised");
 const producer = kv.kv_role === "kv_producer";
-const mode = args.includes("--enforce-eager") ? "NONE" : (JSON.parse(valueOf("--compilation-config")) as { cudagraph_mode: string }).cudagraph_mode;
-console.log(`(EngineCore pid=1) INFO Initializing a V1 LLM engine (v0.23.0) with config: model='${args[0]}', dtype=torch.bfloat16, tensor_parallel_size=1, ` +
-  `enforce_eager=${mode === "NONE" ? "True" : "False"}, kv_cache_dtype=auto, device_config=cuda, enable_chunked_prefill=False, compilation_config={'cudagraph_mode': <CUDAGraphMode.${mode}: 1>}`);
+const mode = args.includes("--enforce-eager")
+  ? "NONE"
+  : (JSON.parse(valueOf("--compilation-config")) as { cudagraph_mode: string }).cudagraph_mode;
+console.log(
+  `(EngineCore pid=1) INFO Initializing a V1 LLM engine (v0.23.0) with config: model='${args[0]}', dtype=torch.bfloat16, tensor_parallel_size=1, ` +
+    `enforce_eager=${mode === "NONE" ? "True" : "False"}, kv_cache_dtype=auto, device_config=cuda, enable_chunked_prefill=False, compilation_config={'cudagraph_mode': <CUDAGraphMode.${mode}: 1>}`,
+);
 console.log("Starting to load model");
 
 const { proxy_ip, proxy_port, http_port } = kv.kv_connector_extra_config;
 const address = `${host}:${kv.kv_port}`;
 const dealer = new Dealer({ routingId: address, linger: 0 });
 dealer.connect(`tcp://${proxy_ip}:${proxy_port}`);
-const ping = (): void => void dealer.send(Buffer.from(encode({ type: producer ? "P" : "D", http_address: `${host}:${http_port}`, zmq_address: address }))).catch(() => {});
+const ping = (): void =>
+  void dealer
+    .send(
+      Buffer.from(encode({ type: producer ? "P" : "D", http_address: `${host}:${http_port}`, zmq_address: address })),
+    )
+    .catch(() => {});
 ping();
 setInterval(ping, 3_000);
 
 const sim = await startSimEngine({
-  host: "127.0.0.1", port: 0, modelName: valueOf("--served-model-name"), connector: "p2p-zmq",
-  role: producer ? "prefill" : "decode", kvListen: address, faults: ["upstream"], decodeMsPerToken: 5,
+  host: "127.0.0.1",
+  port: 0,
+  modelName: valueOf("--served-model-name"),
+  connector: "p2p-zmq",
+  role: producer ? "prefill" : "decode",
+  kvListen: address,
+  faults: ["upstream"],
+  decodeMsPerToken: 5,
   // A partner that is gone is waited for, as by vLLM's sender thread.
-  kvPushTimeoutMs: 3_600_000, reportCachedTokens: true,
+  kvPushTimeoutMs: 3_600_000,
+  reportCachedTokens: true,
 });
 // The sim says that it is 0.32: only that is another one.
 const { hostname, port } = new URL(sim.url);
@@ -65,7 +87,8 @@ function meetPartner(id: string | undefined): void {
 }
 
 createServer((incoming, outgoing) => {
-  if (incoming.url === "/version") return outgoing.setHeader("content-type", "application/json").end('{"version":"0.23.0"}');
+  if (incoming.url === "/version")
+    return outgoing.setHeader("content-type", "application/json").end('{"version":"0.23.0"}');
   const { method, url: path, headers } = incoming;
   meetPartner(headers["x-request-id"] as string | undefined);
   const call = request({ hostname, port, method, path, headers, agent: false }, (answer) => {

@@ -31,11 +31,22 @@ export interface TestRouter extends TestProcess {
 export type Env = Readonly<Record<string, string>>;
 
 /** Not waited for: whoever needs it looks whether the router gives it legs. */
-export function startProcess(role: "router" | "prefill" | "decode", flags: readonly string[], env: Env = {}): TestProcess {
+export function startProcess(
+  role: "router" | "prefill" | "decode",
+  flags: readonly string[],
+  env: Env = {},
+): TestProcess {
   const folder = mkdtempSync(join(tmpdir(), "tandem-process-"));
   const child: ChildProcess = spawn(process.execPath, [CLI, role, ...flags], {
     stdio: ["pipe", "pipe", "pipe"],
-    env: { ...process.env, TANDEM_LOG_FORMAT: "json", TANDEM_PARENT_PIPE: "1", OPENAI_API_KEY: "", XDG_STATE_HOME: folder, ...env },
+    env: {
+      ...process.env,
+      TANDEM_LOG_FORMAT: "json",
+      TANDEM_PARENT_PIPE: "1",
+      OPENAI_API_KEY: "",
+      XDG_STATE_HOME: folder,
+      ...env,
+    },
   });
   let output = "";
   for (const stream of [child.stdout!, child.stderr!]) stream.on("data", (text: Buffer) => (output += text.toString()));

@@ -16,17 +16,30 @@ export interface SteadyLoad {
   stop(): Promise<void>;
 }
 
-export function steadyLoad(urls: readonly string[], o: { readonly clients: number; readonly tokens?: number; readonly model?: string }): SteadyLoad {
+export function steadyLoad(
+  urls: readonly string[],
+  o: { readonly clients: number; readonly tokens?: number; readonly model?: string },
+): SteadyLoad {
   const sent: Sent[] = [];
   let over = false;
-  const body = JSON.stringify({ model: o.model ?? "tandem-sim", prompt: "Prefill and decode", max_tokens: o.tokens ?? 20, stream: true, ignore_eos: true });
+  const body = JSON.stringify({
+    model: o.model ?? "tandem-sim",
+    prompt: "Prefill and decode",
+    max_tokens: o.tokens ?? 20,
+    stream: true,
+    ignore_eos: true,
+  });
 
   async function one(url: string): Promise<void> {
     const startedMs = Date.now();
     let error: string | undefined;
     let degraded = "";
     try {
-      const answer = await fetch(`${url}/v1/completions`, { method: "POST", headers: { "content-type": "application/json" }, body });
+      const answer = await fetch(`${url}/v1/completions`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body,
+      });
       degraded = answer.headers.get("x-tandem-degraded") ?? "";
       const text = await answer.text();
       if (answer.status !== 200) error = `${answer.status} ${text.slice(0, 300)}`;

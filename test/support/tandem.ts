@@ -19,17 +19,23 @@ export interface Tandem {
 }
 
 function withEngine(flags: readonly string[]): readonly string[] {
-  return flags.some((flag) => /^--(engine|attach|model|discover)/.test(flag) && !flag.startsWith("--engine.flag")) ? flags : ["--engine", "sim", ...flags];
+  return flags.some((flag) => /^--(engine|attach|model|discover)/.test(flag) && !flag.startsWith("--engine.flag"))
+    ? flags
+    : ["--engine", "sim", ...flags];
 }
 
 /** Resolves when the router can serve. `flags` are those of `tandem up`; where they name no engine, it is the sim. */
 export async function startTandem(flags: readonly string[], env: Record<string, string> = {}): Promise<Tandem> {
   const [port, grpcPort] = [await freePort(), await freePort()];
   const token = "token-of-the-tests";
-  const child = spawn(process.execPath, [CLI, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...withEngine(flags)], {
-    stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, TANDEM_TOKEN: token, OPENAI_API_KEY: "", ...env },
-  });
+  const child = spawn(
+    process.execPath,
+    [CLI, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...withEngine(flags)],
+    {
+      stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, TANDEM_TOKEN: token, OPENAI_API_KEY: "", ...env },
+    },
+  );
   let output = "";
   const url = `http://127.0.0.1:${port}`;
   let ready = false;

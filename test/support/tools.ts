@@ -36,7 +36,13 @@ export async function consul(): Promise<{ path: string } | { missing: string }> 
   const found = await firstOf([process.env["CONSUL"], ...searchPath("consul"), join(bin, "consul")]);
   if (found !== undefined) return { path: found };
   if (!MAY_FETCH) return { missing: "Consul is not installed (CI=true or `npm test -- --all` builds it)" };
-  if (!(await exec("go", ["version"]).then(() => true, () => false))) return { missing: "Consul is not installed, nor Go to build it" };
+  if (
+    !(await exec("go", ["version"]).then(
+      () => true,
+      () => false,
+    ))
+  )
+    return { missing: "Consul is not installed, nor Go to build it" };
   await (consulBuild ??= buildConsul(bin));
   return { path: join(bin, "consul") };
 }
@@ -45,11 +51,15 @@ export async function consul(): Promise<{ path: string } | { missing: string }> 
 async function buildConsul(bin: string): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), "tandem-consul-build-"));
   const sinceMs = performance.now();
-  const say = (what: string): void => console.log(`  Consul ${CONSUL_VERSION}: ${what} (${Math.round((performance.now() - sinceMs) / 1000)} s)`);
+  const say = (what: string): void =>
+    console.log(`  Consul ${CONSUL_VERSION}: ${what} (${Math.round((performance.now() - sinceMs) / 1000)} s)`);
   const ticking = setInterval(() => say("still building"), 30_000);
   try {
     await mkdir(bin, { recursive: true });
-    await writeFile(join(folder, "go.mod"), `module build\n\ngo 1.25\n\nrequire github.com/hashicorp/consul ${CONSUL_VERSION}\n`);
+    await writeFile(
+      join(folder, "go.mod"),
+      `module build\n\ngo 1.25\n\nrequire github.com/hashicorp/consul ${CONSUL_VERSION}\n`,
+    );
     say("building it, once, for the tests; some minutes");
     // Written aside and moved, so that a build which is cut short is not taken for a Consul.
     const part = join(bin, `consul.${process.pid}`);
@@ -70,7 +80,11 @@ async function buildConsul(bin: string): Promise<void> {
 export async function pythonWithOpenai(): Promise<{ path: string } | { missing: string }> {
   const venv = join(CACHE, `openai-python-${OPENAI_PYTHON_VERSION}`);
   const python = join(venv, "bin", "python");
-  const works = () => exec(python, ["-c", "import openai"]).then(() => true, () => false);
+  const works = () =>
+    exec(python, ["-c", "import openai"]).then(
+      () => true,
+      () => false,
+    );
   if (await works()) return { path: python };
   if (!MAY_FETCH) return { missing: "openai-python is not installed" };
   await mkdir(CACHE, { recursive: true });
@@ -85,7 +99,15 @@ function searchPath(name: string): string[] {
 
 async function firstOf(paths: readonly (string | undefined)[]): Promise<string | undefined> {
   for (const path of paths) {
-    if (path !== undefined && path !== "" && (await access(path).then(() => true, () => false))) return path;
+    if (
+      path !== undefined &&
+      path !== "" &&
+      (await access(path).then(
+        () => true,
+        () => false,
+      ))
+    )
+      return path;
   }
   return undefined;
 }

@@ -53,7 +53,7 @@ export async function eventually<T>(
   limitMs = LIMIT_MS,
 ): Promise<Exclude<T, false | undefined>> {
   const untilMs = performance.now() + limitMs;
-  for (let last: unknown; ;) {
+  for (let last: unknown; ; ) {
     try {
       const result = await look();
       if (result !== false && result !== undefined) return result as Exclude<T, false | undefined>;

@@ -13,15 +13,29 @@ export interface Answered {
   readonly json: any;
 }
 
-export async function post(engine: { readonly url: string }, path: string, body: unknown, headers: Readonly<Record<string, string>> = {}, signal?: AbortSignal): Promise<Answered> {
+export async function post(
+  engine: { readonly url: string },
+  path: string,
+  body: unknown,
+  headers: Readonly<Record<string, string>> = {},
+  signal?: AbortSignal,
+): Promise<Answered> {
   const response = await fetch(engine.url + path, {
-    method: "POST", headers: { "content-type": "application/json", ...headers }, body: JSON.stringify(body), ...(signal === undefined ? {} : { signal }),
+    method: "POST",
+    headers: { "content-type": "application/json", ...headers },
+    body: JSON.stringify(body),
+    ...(signal === undefined ? {} : { signal }),
   });
   return { status: response.status, json: await response.json() };
 }
 
 /** A greedy completion. */
-export function complete(engine: { readonly url: string }, prompt: unknown, more: Readonly<Record<string, unknown>> = {}, headers: Readonly<Record<string, string>> = {}): Promise<Answered> {
+export function complete(
+  engine: { readonly url: string },
+  prompt: unknown,
+  more: Readonly<Record<string, unknown>> = {},
+  headers: Readonly<Record<string, string>> = {},
+): Promise<Answered> {
   return post(engine, "/v1/completions", { prompt, temperature: 0, max_tokens: 24, ...more }, headers);
 }
 
@@ -32,8 +46,17 @@ export async function textOf(answer: Promise<Answered>): Promise<string> {
 }
 
 /** The data of every SSE event, `[DONE]` included. Ends where the connection does. */
-export async function events(engine: { readonly url: string }, path: string, body: unknown, headers: Readonly<Record<string, string>> = {}): Promise<{ status: number; events: string[]; complete: boolean }> {
-  const response = await fetch(engine.url + path, { method: "POST", headers: { "content-type": "application/json", ...headers }, body: JSON.stringify({ ...body as object, stream: true }) });
+export async function events(
+  engine: { readonly url: string },
+  path: string,
+  body: unknown,
+  headers: Readonly<Record<string, string>> = {},
+): Promise<{ status: number; events: string[]; complete: boolean }> {
+  const response = await fetch(engine.url + path, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...headers },
+    body: JSON.stringify({ ...(body as object), stream: true }),
+  });
   let text = "";
   let complete = true;
   try {
@@ -41,15 +64,25 @@ export async function events(engine: { readonly url: string }, path: string, bod
   } catch {
     complete = false;
   }
-  return { status: response.status, complete, events: text.split("\n\n").filter((event) => event !== "").map((event) => event.replace(/^data: /, "")) };
+  return {
+    status: response.status,
+    complete,
+    events: text
+      .split("\n\n")
+      .filter((event) => event !== "")
+      .map((event) => event.replace(/^data: /, "")),
+  };
 }
 
 /** The text that a stream's events add up to. */
 export function streamedText(list: readonly string[]): string {
-  return list.filter((event) => event !== "[DONE]").map((event) => {
-    const choice = JSON.parse(event).choices[0];
-    return choice?.text ?? choice?.delta?.content ?? "";
-  }).join("");
+  return list
+    .filter((event) => event !== "[DONE]")
+    .map((event) => {
+      const choice = JSON.parse(event).choices[0];
+      return choice?.text ?? choice?.delta?.content ?? "";
+    })
+    .join("");
 }
 
 let pairCount = 0;

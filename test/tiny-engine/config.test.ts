@@ -5,7 +5,8 @@ import { startSimEngines, type RunningEngine } from "../../services/tiny-engine/
 import { freePort } from "../support/waits.ts";
 import { complete } from "./client.ts";
 
-const options = (...argv: string[]): ReturnType<typeof simOptions> => simOptions(loadConfig(engineConfig, { argv, env: {} }));
+const options = (...argv: string[]): ReturnType<typeof simOptions> =>
+  simOptions(loadConfig(engineConfig, { argv, env: {} }));
 
 describe("tandem engine's settings", () => {
   it("have the defaults of an aggregated engine", () => {
@@ -14,12 +15,18 @@ describe("tandem engine's settings", () => {
   });
 
   it("read faults, and refuse one that does not exist", () => {
-    assert.deepEqual(options("--fault", "slow:extra_ms=5", "--fault", "hang").faults, [{ kind: "slow", extraMs: 5 }, { kind: "hang" }]);
+    assert.deepEqual(options("--fault", "slow:extra_ms=5", "--fault", "hang").faults, [
+      { kind: "slow", extraMs: 5 },
+      { kind: "hang" },
+    ]);
     assert.throws(() => options("--fault", "slew"), ConfigError);
   });
 
   it("refuse to listen where other machines reach, unless told to", () => {
-    for (const flags of [["--listen", "0.0.0.0:8000"], ["--kv.listen", "10.0.0.1:1"]]) {
+    for (const flags of [
+      ["--listen", "0.0.0.0:8000"],
+      ["--kv.listen", "10.0.0.1:1"],
+    ]) {
       assert.throws(() => options(...flags), /--expose/);
       assert.equal(options(...flags, "--expose").role, "none");
     }
@@ -47,9 +54,15 @@ describe("many engines in one process", () => {
   it("stand on ports that follow each other, each with a state of its own", async () => {
     const { port, engines } = await startOnNeighbours(3);
     try {
-      assert.deepEqual(engines.map(({ url }) => Number(new URL(url).port) - port), [0, 1, 2]);
+      assert.deepEqual(
+        engines.map(({ url }) => Number(new URL(url).port) - port),
+        [0, 1, 2],
+      );
       await complete(engines[1]!, "a", { max_tokens: 3, ignore_eos: true });
-      assert.deepEqual(engines.map((engine) => engine.state().generation_tokens), [0, 3, 0]);
+      assert.deepEqual(
+        engines.map((engine) => engine.state().generation_tokens),
+        [0, 3, 0],
+      );
     } finally {
       await Promise.all(engines.map((engine) => engine[Symbol.asyncDispose]()));
     }

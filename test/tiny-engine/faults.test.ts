@@ -20,7 +20,9 @@ describe("faults", () => {
     await using engine = await startFast();
     await post(engine, "/sim/fault", { kind: "refuse", status: 429, count: 2 });
     assert.equal((await complete(engine, "a")).status, 429);
-    assert.deepEqual((await (await fetch(`${engine.url}/sim/state`)).json() as { faults: unknown }).faults, [{ kind: "refuse", status: 429, count: 1 }]);
+    assert.deepEqual(((await (await fetch(`${engine.url}/sim/state`)).json()) as { faults: unknown }).faults, [
+      { kind: "refuse", status: 429, count: 1 },
+    ]);
     assert.equal((await complete(engine, "a")).status, 429);
     assert.equal((await complete(engine, "a")).status, 200);
     await post(engine, "/sim/fault", "refuse");
@@ -32,13 +34,21 @@ describe("faults", () => {
   it("refuse with the status asked for, in vLLM's error body", async () => {
     await using engine = await startFast({ faults: ["refuse:status=500"] });
     const { status, json } = await complete(engine, "a");
-    assert.deepEqual([status, json.error.code, Object.keys(json.error)], [500, 500, ["message", "type", "param", "code"]]);
+    assert.deepEqual(
+      [status, json.error.code, Object.keys(json.error)],
+      [500, 500, ["message", "type", "param", "code"]],
+    );
   });
 
   it("stall a stream after so many tokens, holding its slot until the client leaves", async () => {
     await using engine = await startFast({ faults: ["stall:after_tokens=3:count=1"], kvSlots: 1 });
     const leave = new AbortController();
-    const response = await fetch(engine.url + PATH, { method: "POST", signal: leave.signal, headers: { "content-type": "application/json" }, body: JSON.stringify({ ...BODY, stream: true }) });
+    const response = await fetch(engine.url + PATH, {
+      method: "POST",
+      signal: leave.signal,
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ ...BODY, stream: true }),
+    });
     const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
     let seen = "";
     while (seen.split("data: ").length <= 3) seen += (await reader.read()).value ?? "";
@@ -85,7 +95,10 @@ describe("faults", () => {
     const { status, events: list } = await events(engine, PATH, BODY);
     assert.equal(status, 200);
     assert.equal(list.length, 6);
-    assert.equal(list.at(-2), '{"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}');
+    assert.equal(
+      list.at(-2),
+      '{"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}',
+    );
     assert.equal(list.at(-1), "[DONE]");
     assert.equal((await complete(engine, "not streamed")).status, 500);
   });
@@ -101,7 +114,9 @@ describe("faults", () => {
 
   it("close every socket of the instance that dies, and of no other", async () => {
     let died!: () => void;
-    const death = new Promise<void>((resolve) => { died = resolve; });
+    const death = new Promise<void>((resolve) => {
+      died = resolve;
+    });
     await using engine = await startFast({ faults: ["die:after_tokens=3"], onDeath: () => died() });
     await using other = await startFast();
     const { complete: whole } = await events(engine, PATH, BODY);
@@ -127,6 +142,10 @@ describe("faults", () => {
     assert.equal((await complete(prefill, "the sea", { max_tokens: 1 }, headers)).status, 200);
     assert.match((await complete(decode, "the sea", {}, headers)).json.error.message, /^kv_missing/);
     prefill.setFault({ kind: "wrong-model", count: 1 });
-    assert.match((await complete(prefill, "the sea", { max_tokens: 1 }, { "x-request-id": pairedId(prefill, decode) })).json.error.message, /wrong_model/);
+    assert.match(
+      (await complete(prefill, "the sea", { max_tokens: 1 }, { "x-request-id": pairedId(prefill, decode) })).json.error
+        .message,
+      /wrong_model/,
+    );
   });
 });

@@ -8,8 +8,16 @@ async function metricsOf(engine: { readonly url: string }): Promise<string> {
 
 /** Every line of vLLM's own series, with numbers taken away. */
 function series(text: string): Set<string> {
-  return new Set(text.split("\n").filter((line) => /^(# (HELP|TYPE) )?vllm:/.test(line))
-    .map((line) => line.startsWith("#") ? line : line.replace(/ [^ ]+$/, "").replace(/="[\d.]+"(?=[,}])/g, (label) => label === '="0"' ? label : '="n"')));
+  return new Set(
+    text
+      .split("\n")
+      .filter((line) => /^(# (HELP|TYPE) )?vllm:/.test(line))
+      .map((line) =>
+        line.startsWith("#")
+          ? line
+          : line.replace(/ [^ ]+$/, "").replace(/="[\d.]+"(?=[,}])/g, (label) => (label === '="0"' ? label : '="n"')),
+      ),
+  );
 }
 
 function value(text: string, name: string): number {
@@ -21,13 +29,19 @@ describe("/metrics", () => {
   it("has every series of vLLM 0.32, with its help, labels and buckets", async () => {
     await using engine = await startFast({ maxLength: 512, kvBlockSize: 32 });
     const ours = series(await metricsOf(engine));
-    assert.deepEqual([...series(recordedResponse("get-metrics-after").chunks[0]!)].filter((line) => !ours.has(line)), []);
+    assert.deepEqual(
+      [...series(recordedResponse("get-metrics-after").chunks[0]!)].filter((line) => !ours.has(line)),
+      [],
+    );
   });
 
   it("has NIXL's series where the connector is nixl", async () => {
     await using engine = await startFast({ role: "decode", connector: "nixl", maxLength: 512, kvBlockSize: 32 });
     const ours = series(await metricsOf(engine));
-    assert.deepEqual([...series(recordedResponse("pd-decode-metrics").chunks[0]!)].filter((line) => !ours.has(line)), []);
+    assert.deepEqual(
+      [...series(recordedResponse("pd-decode-metrics").chunks[0]!)].filter((line) => !ours.has(line)),
+      [],
+    );
   });
 
   it("counts tokens, endings and prefix cache hits", async () => {

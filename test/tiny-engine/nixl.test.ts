@@ -7,7 +7,14 @@ import { exchange, type RawRequest, type RawResponse } from "./raw-http.ts";
 import { essence, recordedRequest, recordedResponse } from "./transcripts.ts";
 
 const LIKE_RECORDED = { connector: "nixl", maxLength: 512, kvBlockSize: 32 } as const;
-const OFFER = { do_remote_decode: true, do_remote_prefill: false, remote_engine_id: null, remote_block_ids: null, remote_host: null, remote_port: null };
+const OFFER = {
+  do_remote_decode: true,
+  do_remote_prefill: false,
+  remote_engine_id: null,
+  remote_block_ids: null,
+  remote_host: null,
+  remote_port: null,
+};
 const PROMPT = "Tell me a long story about the captain and the island. ".repeat(8);
 
 type Params = Record<string, unknown>;
@@ -40,8 +47,11 @@ describe("nixl: the recorded flows between a prefill and a decode engine", () =>
     it(`${flow}: prefill, then decode with what it returned`, async () => {
       await using prefill = await startPrefill();
       await using decode = await startDecode();
-      const steps = flow.endsWith("-pd") ? ["1-prefill", "2-decode", "3-prefill", "4-decode-stream"]
-        : flow.endsWith("used-twice") ? ["1-prefill", "2-decode", "3-decode-again"] : ["1-prefill", "2-decode"];
+      const steps = flow.endsWith("-pd")
+        ? ["1-prefill", "2-decode", "3-prefill", "4-decode-stream"]
+        : flow.endsWith("used-twice")
+          ? ["1-prefill", "2-decode", "3-decode-again"]
+          : ["1-prefill", "2-decode"];
       let params: Params = {};
       for (const step of steps) {
         const name = `${flow}-${step}`;
@@ -52,10 +62,20 @@ describe("nixl: the recorded flows between a prefill and a decode engine", () =>
     });
   }
 
-  for (const name of ["prefill-stream", "prefill-finish-stop-no-kv", "prefill-max-tokens-4", "prefill-only-do-remote-decode", "prefill-n2", "prefill-short-prompt"]) {
+  for (const name of [
+    "prefill-stream",
+    "prefill-finish-stop-no-kv",
+    "prefill-max-tokens-4",
+    "prefill-only-do-remote-decode",
+    "prefill-n2",
+    "prefill-short-prompt",
+  ]) {
     it(`completions-pd-${name}`, async () => {
       await using prefill = await startPrefill();
-      assert.deepEqual(essence(await replay(prefill, `completions-pd-${name}`)), essence(recordedResponse(`completions-pd-${name}`)));
+      assert.deepEqual(
+        essence(await replay(prefill, `completions-pd-${name}`)),
+        essence(recordedResponse(`completions-pd-${name}`)),
+      );
     });
   }
 
@@ -70,7 +90,9 @@ describe("nixl: the recorded flows between a prefill and a decode engine", () =>
     await using decode = await startDecode();
     const params = await prefillFor(prefill, "a".repeat(80));
     const wrong = await complete(decode, "b".repeat(80), { kv_transfer_params: params });
-    const right = await complete(decode, "a".repeat(80), { kv_transfer_params: await prefillFor(prefill, "a".repeat(80)) });
+    const right = await complete(decode, "a".repeat(80), {
+      kv_transfer_params: await prefillFor(prefill, "a".repeat(80)),
+    });
     assert.equal(wrong.json.choices[0].text, right.json.choices[0].text);
     assert.notEqual(wrong.json.choices[0].text, await textOf(complete(decode, "b".repeat(80))));
   });
@@ -78,7 +100,7 @@ describe("nixl: the recorded flows between a prefill and a decode engine", () =>
   it("completions-pd-bad-engine-id: fails at once", async () => {
     await using prefill = await startPrefill();
     await using decode = await startDecode({ handshakeTimeoutMs: 60_000 });
-    const params = { ...await prefillFor(prefill, PROMPT), remote_engine_id: "00000000-0000-0000-0000-000000000000" };
+    const params = { ...(await prefillFor(prefill, PROMPT)), remote_engine_id: "00000000-0000-0000-0000-000000000000" };
     const name = "completions-pd-bad-engine-id-2-decode";
     assert.deepEqual(essence(await replay(decode, name, params)), essence(recordedResponse(name)));
   });
@@ -89,22 +111,33 @@ describe("nixl: the recorded flows between a prefill and a decode engine", () =>
     await complete(decode, PROMPT, { kv_transfer_params: await prefillFor(prefill, PROMPT) });
     const params = await prefillFor(prefill, PROMPT);
     await prefill[Symbol.asyncDispose]();
-    assert.deepEqual(essence(await replay(decode, "completions-pd-dead-prefill-known-engine", params)), essence(recordedResponse("completions-pd-dead-prefill-known-engine")));
+    assert.deepEqual(
+      essence(await replay(decode, "completions-pd-dead-prefill-known-engine", params)),
+      essence(recordedResponse("completions-pd-dead-prefill-known-engine")),
+    );
     const unknown = { ...params, remote_engine_id: "1", remote_port: await freePort() };
     for (const name of ["completions-pd-dead-prefill-new-engine", "completions-pd-dead-prefill-new-engine-stream"]) {
       assert.deepEqual(essence(await replay(decode, name, unknown)), essence(recordedResponse(name)), name);
     }
-    assert.deepEqual(essence(await replay(decode, "completions-pd-dead-decode-still-serves")), essence(recordedResponse("completions-pd-dead-decode-still-serves")));
+    assert.deepEqual(
+      essence(await replay(decode, "completions-pd-dead-decode-still-serves")),
+      essence(recordedResponse("completions-pd-dead-decode-still-serves")),
+    );
   });
 
   for (const [flow, change] of [
     ["crash-other-prompt", (params: Params): Params => params],
-    ["crash-missing-keys", ({ do_remote_prefill, remote_engine_id }: Params): Params => ({ do_remote_prefill, remote_engine_id })],
+    [
+      "crash-missing-keys",
+      ({ do_remote_prefill, remote_engine_id }: Params): Params => ({ do_remote_prefill, remote_engine_id }),
+    ],
   ] as const) {
     it(`completions-pd-${flow}: kills the decode engine`, async () => {
       await using prefill = await startPrefill();
       let died!: () => void;
-      const death = new Promise<void>((resolve) => { died = resolve; });
+      const death = new Promise<void>((resolve) => {
+        died = resolve;
+      });
       // The prompt that needs more blocks was measured with another tokenizer; a shorter offer does the same here.
       const offered = await prefillFor(prefill, flow === "crash-other-prompt" ? "hi" : PROMPT);
       await using decode = await startDecode({ deathMs: 100, onDeath: () => died() });
@@ -125,10 +158,21 @@ describe("nixl: transfers", () => {
     await using alone = await startFast({ maxLength: 512 });
     const params = await prefillFor(prefill, PROMPT);
     assert.equal(prefill.state().kv_held.length, 1);
-    assert.equal(await textOf(complete(decode, PROMPT, { kv_transfer_params: params })), await textOf(complete(alone, PROMPT)));
-    await within((async () => { while (prefill.state().kv_held.length > 0) await new Promise(setImmediate); })(), "the prefill engine to hear of it");
+    assert.equal(
+      await textOf(complete(decode, PROMPT, { kv_transfer_params: params })),
+      await textOf(complete(alone, PROMPT)),
+    );
+    await within(
+      (async () => {
+        while (prefill.state().kv_held.length > 0) await new Promise(setImmediate);
+      })(),
+      "the prefill engine to hear of it",
+    );
     assert.deepEqual([prefill.state().kv_tokens, decode.state().kv_tokens], [0, 0]);
-    assert.match(await (await fetch(`${decode.url}/metrics`)).text(), /vllm:nixl_bytes_transferred_count\{[^}]*\} 1\.0/);
+    assert.match(
+      await (await fetch(`${decode.url}/metrics`)).text(),
+      /vllm:nixl_bytes_transferred_count\{[^}]*\} 1\.0/,
+    );
   });
 
   it("still work after the lease while nobody needed the blocks; the lease is counted", async () => {
@@ -145,14 +189,23 @@ describe("nixl: transfers", () => {
     const params = await pending;
     await clock.pass(1000);
     assert.deepEqual([prefill.state().leases_expired, prefill.state().kv_held], [1, []]);
-    assert.equal(await textOf(complete(decode, PROMPT, { kv_transfer_params: params })), await textOf(complete(alone, PROMPT)));
-    assert.match(await (await fetch(`${prefill.url}/metrics`)).text(), /vllm:nixl_num_kv_expired_reqs_total\{[^}]*\} 1\.0/);
+    assert.equal(
+      await textOf(complete(decode, PROMPT, { kv_transfer_params: params })),
+      await textOf(complete(alone, PROMPT)),
+    );
+    assert.match(
+      await (await fetch(`${prefill.url}/metrics`)).text(),
+      /vllm:nixl_num_kv_expired_reqs_total\{[^}]*\} 1\.0/,
+    );
   });
 
   it("fail when the two run different weights", async () => {
     await using prefill = await startPrefill({ hashSalt: "other" });
     await using decode = await startDecode();
-    assert.equal((await complete(decode, PROMPT, { kv_transfer_params: await prefillFor(prefill, PROMPT) })).status, 500);
+    assert.equal(
+      (await complete(decode, PROMPT, { kv_transfer_params: await prefillFor(prefill, PROMPT) })).status,
+      500,
+    );
   });
 
   it("answer 400 instead of dying with the fault tame", async () => {
@@ -170,7 +223,9 @@ describe("nixl: transfers", () => {
     const outcome = decode.nextOutcome();
     const leave = new AbortController();
     const asked = fetch(`${decode.url}/v1/completions`, {
-      method: "POST", signal: leave.signal, headers: { "content-type": "application/json" },
+      method: "POST",
+      signal: leave.signal,
+      headers: { "content-type": "application/json" },
       body: JSON.stringify({ prompt: PROMPT, kv_transfer_params: await prefillFor(prefill, PROMPT) }),
     }).catch(() => {});
     while (decode.state().waiting === 0) await new Promise(setImmediate);

@@ -7,11 +7,15 @@ import { complete, events, pairedId, post, startFast, streamedText, textOf } fro
 
 const PROMPT = "Tell me a long story about the captain and the island. ".repeat(20);
 
-async function startPair(prefill: SimEngineOptions = {}, decode: SimEngineOptions = {}): Promise<AsyncDisposable & { prefill: RunningEngine; decode: RunningEngine }> {
+async function startPair(
+  prefill: SimEngineOptions = {},
+  decode: SimEngineOptions = {},
+): Promise<AsyncDisposable & { prefill: RunningEngine; decode: RunningEngine }> {
   const p = await startFast({ role: "prefill", connector: "p2p-zmq", ...prefill });
   const d = await startFast({ role: "decode", connector: "p2p-zmq", ...decode });
   return {
-    prefill: p, decode: d,
+    prefill: p,
+    decode: d,
     async [Symbol.asyncDispose]() {
       await p[Symbol.asyncDispose]();
       await d[Symbol.asyncDispose]();
@@ -19,7 +23,9 @@ async function startPair(prefill: SimEngineOptions = {}, decode: SimEngineOption
   };
 }
 
-const id = (pair: { prefill: RunningEngine; decode: RunningEngine }): { "x-request-id": string } => ({ "x-request-id": pairedId(pair.prefill, pair.decode) });
+const id = (pair: { prefill: RunningEngine; decode: RunningEngine }): { "x-request-id": string } => ({
+  "x-request-id": pairedId(pair.prefill, pair.decode),
+});
 
 describe("p2p-zmq: a prompt prefilled on one engine and answered by another", () => {
   it("gives the text of one engine that does both, from KV that was really sent", async () => {
@@ -31,13 +37,21 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
     assert.equal(pair.decode.state().kv_received_bytes, first.json.usage.prompt_tokens * 256);
     assert.equal(pair.decode.state().kv_orphans, 1);
     assert.equal(await textOf(complete(pair.decode, PROMPT, {}, headers)), await textOf(complete(alone, PROMPT)));
-    assert.deepEqual([pair.decode.state().kv_held, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens], [[], 0, 0]);
+    assert.deepEqual(
+      [pair.decode.state().kv_held, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens],
+      [[], 0, 0],
+    );
   });
 
   it("does so for chat, streamed and seeded", async () => {
     await using pair = await startPair();
     await using alone = await startFast();
-    const body = { messages: [{ role: "user", content: "How deep is the sea?" }], temperature: 1, seed: 5, max_tokens: 30 };
+    const body = {
+      messages: [{ role: "user", content: "How deep is the sea?" }],
+      temperature: 1,
+      seed: 5,
+      max_tokens: 30,
+    };
     const headers = id(pair);
     await post(pair.prefill, "/v1/chat/completions", { ...body, max_tokens: 1 }, headers);
     const streamed = await events(pair.decode, "/v1/chat/completions", body, headers);
@@ -49,7 +63,13 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
     const body = { temperature: 1, seed: 5, n: 3, max_tokens: 20 };
     const headers = id(pair);
     await complete(pair.prefill, PROMPT, { ...body, max_tokens: 1 }, headers);
-    assert.deepEqual(pair.decode.state().kv_held.map((held) => held.id.slice(0, 7)).sort(), ["0_cmpl-", "1_cmpl-", "2_cmpl-"]);
+    assert.deepEqual(
+      pair.decode
+        .state()
+        .kv_held.map((held) => held.id.slice(0, 7))
+        .sort(),
+      ["0_cmpl-", "1_cmpl-", "2_cmpl-"],
+    );
     const { json } = await complete(pair.decode, PROMPT, body, headers);
     assert.equal(new Set(json.choices.map((choice: { text: string }) => choice.text)).size, 3);
   });
@@ -90,13 +110,19 @@ describe("p2p-zmq: what cannot work is refused with a reason", () => {
     await using pair = await startPair();
     const headers = id(pair);
     await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
-    await refused(complete(pair.decode, PROMPT.replace("captain", "painter"), {}, headers), 500, /^kv_mismatch: the KV is that of another prompt/);
+    await refused(
+      complete(pair.decode, PROMPT.replace("captain", "painter"), {}, headers),
+      500,
+      /^kv_mismatch: the KV is that of another prompt/,
+    );
     assert.equal(pair.decode.state().kv_tokens, 0);
   });
 
   it("a prefill for a decode engine with other weights, other blocks or no free slot", async () => {
     for (const [decode, status, reason] of [
-      [{ hashSalt: "other" }, 500, /wrong_model/], [{ kvBlockSize: 32 }, 500, /wrong_shape/], [{ kvBytesPerToken: 64 }, 500, /wrong_shape/],
+      [{ hashSalt: "other" }, 500, /wrong_model/],
+      [{ kvBlockSize: 32 }, 500, /wrong_shape/],
+      [{ kvBytesPerToken: 64 }, 500, /wrong_shape/],
     ] as const) {
       await using pair = await startPair({}, decode);
       await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), status, reason);
@@ -109,10 +135,15 @@ describe("p2p-zmq: what cannot work is refused with a reason", () => {
   it("a push to nobody, and one to an engine that dies meanwhile", async () => {
     await using pair = await startPair();
     const nobody = `___prefill_addr_${pair.prefill.kvAddress!}___decode_addr_127.0.0.1:${await freePort()}_${"0".repeat(32)}`;
-    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": nobody }), 503, /^kv_push_failed: nothing listens/);
+    await refused(
+      complete(pair.prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": nobody }),
+      503,
+      /^kv_push_failed: nothing listens/,
+    );
     pair.decode.setFault("silent-kv");
     const pending = complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair));
-    while (pair.decode.state().faults.length > 0 && pair.prefill.state().kv_tokens === 0) await new Promise(setImmediate);
+    while (pair.decode.state().faults.length > 0 && pair.prefill.state().kv_tokens === 0)
+      await new Promise(setImmediate);
     pair.decode.kill();
     await refused(within(pending, "the prefill to fail"), 503, /^kv_push_failed/);
   });
@@ -159,7 +190,18 @@ describe("p2p-zmq: KV that nobody claims", () => {
     const { model_hash } = decode.state();
     const sender = new Dealer({ linger: 0 });
     sender.connect(`tcp://${decode.kvAddress!}`);
-    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, layout: "rows", prompt_hash: "" })]);
+    await sender.send([
+      "RESERVE",
+      "x",
+      JSON.stringify({
+        model_hash,
+        block_size: 16,
+        bytes_per_token: 256,
+        token_count: 20,
+        layout: "rows",
+        prompt_hash: "",
+      }),
+    ]);
     const [type] = await sender.receive();
     assert.equal(type!.toString(), "GRANT");
     sender.close();
@@ -173,7 +215,18 @@ describe("p2p-zmq: KV that nobody claims", () => {
     const { model_hash } = decode.state();
     const sender = new Dealer({ linger: 0 });
     sender.connect(`tcp://${decode.kvAddress!}`);
-    await sender.send(["RESERVE", "x", JSON.stringify({ model_hash, block_size: 16, bytes_per_token: 256, token_count: 20, layout: "rows", prompt_hash: "" })]);
+    await sender.send([
+      "RESERVE",
+      "x",
+      JSON.stringify({
+        model_hash,
+        block_size: 16,
+        bytes_per_token: 256,
+        token_count: 20,
+        layout: "rows",
+        prompt_hash: "",
+      }),
+    ]);
     await sender.receive();
     await sender.send(["COMMIT", "x"]);
     const [type, , reason] = await sender.receive();
@@ -190,13 +243,27 @@ describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () =
     await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
     const leave = new AbortController();
     const response = await fetch(`${pair.decode.url}/v1/completions`, {
-      method: "POST", signal: leave.signal, headers: { "content-type": "application/json", ...headers },
-      body: JSON.stringify({ prompt: PROMPT, temperature: 0, max_tokens: 100_000 % 8192, ignore_eos: true, stream: true }),
+      method: "POST",
+      signal: leave.signal,
+      headers: { "content-type": "application/json", ...headers },
+      body: JSON.stringify({
+        prompt: PROMPT,
+        temperature: 0,
+        max_tokens: 100_000 % 8192,
+        ignore_eos: true,
+        stream: true,
+      }),
     });
     const reader = response.body!.getReader();
     await reader.read();
     const missing = new AbortController();
-    const hung = post(pair.decode, "/v1/completions", { prompt: PROMPT, max_tokens: 4 }, id(pair), missing.signal).catch(() => "gone");
+    const hung = post(
+      pair.decode,
+      "/v1/completions",
+      { prompt: PROMPT, max_tokens: 4 },
+      id(pair),
+      missing.signal,
+    ).catch(() => "gone");
     while (pair.decode.state().waiting === 0) await new Promise(setImmediate);
     const before = pair.decode.state().generation_tokens;
     assert.equal((await fetch(`${pair.decode.url}/health`)).status, 200);
@@ -211,8 +278,16 @@ describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () =
 
   it("dies of a request without the paired id", async () => {
     let died!: () => void;
-    const death = new Promise<void>((resolve) => { died = resolve; });
-    await using engine = await startSimEngine({ role: "prefill", connector: "p2p-zmq", faults: ["upstream"], deathMs: 20, onDeath: () => died() });
+    const death = new Promise<void>((resolve) => {
+      died = resolve;
+    });
+    await using engine = await startSimEngine({
+      role: "prefill",
+      connector: "p2p-zmq",
+      faults: ["upstream"],
+      deathMs: 20,
+      onDeath: () => died(),
+    });
     const { status, json } = await complete(engine, PROMPT, { max_tokens: 1 });
     assert.equal(status, 500);
     assert.match(json.error.message, /^EngineCore encountered an issue/);

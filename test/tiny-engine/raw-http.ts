@@ -21,7 +21,14 @@ export async function exchange(url: string, request: RawRequest): Promise<RawRes
   const { hostname, port, host } = new URL(url);
   const socket = connect(Number(port), hostname);
   const length = request.body === null ? [] : [`Content-Length: ${Buffer.byteLength(request.body)}`];
-  const lines = [`${request.method} ${request.path} HTTP/1.1`, `Host: ${host}`, "User-Agent: curl", "Accept: */*", ...request.headers, ...length];
+  const lines = [
+    `${request.method} ${request.path} HTTP/1.1`,
+    `Host: ${host}`,
+    "User-Agent: curl",
+    "Accept: */*",
+    ...request.headers,
+    ...length,
+  ];
   socket.write(`${lines.join("\r\n")}\r\n\r\n${request.body ?? ""}`);
   let bytes = Buffer.alloc(0);
   try {
@@ -47,21 +54,27 @@ export function parseResponse(bytes: Buffer, method: string): RawResponse | null
   });
   const value = (name: string): string | undefined => headers.find(([key]) => key.toLowerCase() === name)?.[1];
   const body = bytes.subarray(headEnd + 4);
-  const chunks = value("transfer-encoding") === "chunked" ? parseChunks(body)
-    : method === "HEAD" ? []
-    : body.length >= Number(value("content-length") ?? 0) ? [body.toString("utf8")] : null;
+  const chunks =
+    value("transfer-encoding") === "chunked"
+      ? parseChunks(body)
+      : method === "HEAD"
+        ? []
+        : body.length >= Number(value("content-length") ?? 0)
+          ? [body.toString("utf8")]
+          : null;
   return chunks === null ? null : { statusLine: statusLine!, headers, chunks };
 }
 
 function parseChunks(body: Buffer): string[] | null {
   const chunks: string[] = [];
-  for (let at = 0; ;) {
+  for (let at = 0; ; ) {
     const lineEnd = body.indexOf("\r\n", at);
     if (lineEnd === -1) return null;
     const size = Number.parseInt(body.toString("latin1", at, lineEnd), 16);
     const end = lineEnd + 2 + size;
     if (body.length < end + 2) return null;
-    if (body.toString("latin1", end, end + 2) !== "\r\n") throw new Error(`a chunk of ${size} bytes does not end where it says`);
+    if (body.toString("latin1", end, end + 2) !== "\r\n")
+      throw new Error(`a chunk of ${size} bytes does not end where it says`);
     if (size === 0) return chunks;
     chunks.push(body.toString("utf8", lineEnd + 2, end));
     at = end + 2;

@@ -7,7 +7,8 @@ describeRepeatable("the sim", {
     const prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
     const decode = await startFast({ role: "decode", connector: "p2p-zmq" });
     return {
-      prefill, decode,
+      prefill,
+      decode,
       async [Symbol.asyncDispose]() {
         await prefill[Symbol.asyncDispose]();
         await decode[Symbol.asyncDispose]();

@@ -32,14 +32,22 @@ const CONTINUOUS = { stream_options: { include_usage: true, continuous_usage_sta
 
 /** Every way to ask for a stream of one choice that changes what its events say. */
 function streamsOf(prompt: string, stop: string): Readonly<Record<string, Stream>> {
-  const chat = (more: Body): Stream => ({ path: "/v1/chat/completions", body: { messages: [{ role: "user", content: prompt }], ...more } });
+  const chat = (more: Body): Stream => ({
+    path: "/v1/chat/completions",
+    body: { messages: [{ role: "user", content: prompt }], ...more },
+  });
   const text = (more: Body): Stream => ({ path: "/v1/completions", body: { prompt, ...more } });
   return {
     "chat, greedy": chat({ temperature: 0 }),
     "chat, seeded": chat(SEEDED),
     "chat, greedy, with usage": chat({ temperature: 0, stream_options: { include_usage: true } }),
     "chat, seeded, with usage in every event": chat({ ...SEEDED, ...CONTINUOUS }),
-    "chat, seeded, with log probabilities and ids": chat({ ...SEEDED, logprobs: true, top_logprobs: 5, return_token_ids: true }),
+    "chat, seeded, with log probabilities and ids": chat({
+      ...SEEDED,
+      logprobs: true,
+      top_logprobs: 5,
+      return_token_ids: true,
+    }),
     "chat, greedy, to a stop string": chat({ temperature: 0, stop: [stop, NEVER] }),
     "text, greedy": text({ temperature: 0 }),
     "text, seeded": text(SEEDED),
@@ -67,8 +75,13 @@ async function eventsOf(engine: RunningEngine, stream: Stream, headers: readonly
   return comparable(await exchange(engine.url, requestOf(stream, headers)));
 }
 
-async function allAtOnce(streams: Readonly<Record<string, Stream>>, events: (stream: Stream) => Promise<string[]>): Promise<Record<string, string[]>> {
-  return Object.fromEntries(await Promise.all(Object.entries(streams).map(async ([name, stream]) => [name, await events(stream)] as const)));
+async function allAtOnce(
+  streams: Readonly<Record<string, Stream>>,
+  events: (stream: Stream) => Promise<string[]>,
+): Promise<Record<string, string[]>> {
+  return Object.fromEntries(
+    await Promise.all(Object.entries(streams).map(async ([name, stream]) => [name, await events(stream)] as const)),
+  );
 }
 
 interface Choice {
@@ -92,7 +105,9 @@ async function openUnread(engine: RunningEngine, stream: Stream): Promise<Socket
   const socket = connect(Number(port), hostname);
   await once(socket, "connect");
   socket.pause();
-  socket.write(`POST ${path} HTTP/1.1\r\nhost: engine\r\n${headers.join("\r\n")}\r\ncontent-length: ${Buffer.byteLength(body!)}\r\n\r\n${body!}`);
+  socket.write(
+    `POST ${path} HTTP/1.1\r\nhost: engine\r\n${headers.join("\r\n")}\r\ncontent-length: ${Buffer.byteLength(body!)}\r\n\r\n${body!}`,
+  );
   return socket;
 }
 
@@ -114,7 +129,12 @@ export function describeRepeatable(name: string, engines: RepeatableEngines): vo
 
     before(async () => {
       await using engine = await engines.start();
-      const greedy = textsOf(await eventsOf(engine, { path: "/v1/chat/completions", body: { messages: [{ role: "user", content: engines.prompt }], temperature: 0 } }));
+      const greedy = textsOf(
+        await eventsOf(engine, {
+          path: "/v1/chat/completions",
+          body: { messages: [{ role: "user", content: engines.prompt }], temperature: 0 },
+        }),
+      );
       // Begins in the middle of the answer and of a token.
       const stop = greedy.slice(20).join("").slice(1, 8);
       streams = streamsOf(engines.prompt, stop);
@@ -138,11 +158,26 @@ export function describeRepeatable(name: string, engines: RepeatableEngines): vo
       await using engine = await engines.start();
       const left = new AbortController();
       const others = [
-        post(engine, "/v1/completions", { prompt: `${engines.prompt} `.repeat(20), max_tokens: 60, temperature: 1, ignore_eos: true }),
-        post(engine, "/v1/completions", { prompt: engines.prompt, n: 3, max_tokens: 60, temperature: 1, seed: 5, ignore_eos: true }),
-        post(engine, "/v1/completions", { prompt: "gone", max_tokens: 300, ignore_eos: true }, {}, left.signal).catch(() => "left"),
+        post(engine, "/v1/completions", {
+          prompt: `${engines.prompt} `.repeat(20),
+          max_tokens: 60,
+          temperature: 1,
+          ignore_eos: true,
+        }),
+        post(engine, "/v1/completions", {
+          prompt: engines.prompt,
+          n: 3,
+          max_tokens: 60,
+          temperature: 1,
+          seed: 5,
+          ignore_eos: true,
+        }),
+        post(engine, "/v1/completions", { prompt: "gone", max_tokens: 300, ignore_eos: true }, {}, left.signal).catch(
+          () => "left",
+        ),
       ];
-      for (let round = 0; round < 2; round++) assert.deepEqual(await allAtOnce(streams, (stream) => eventsOf(engine, stream)), alone);
+      for (let round = 0; round < 2; round++)
+        assert.deepEqual(await allAtOnce(streams, (stream) => eventsOf(engine, stream)), alone);
       left.abort();
       await Promise.all(others);
     });
@@ -151,7 +186,12 @@ export function describeRepeatable(name: string, engines: RepeatableEngines): vo
       await using pair = await engines.startPair();
       const apart = async (stream: Stream): Promise<string[]> => {
         const id = pairedId(pair.prefill, pair.decode);
-        const { status, json } = await post(pair.prefill, stream.path, { ...stream.body, stop: null, echo: false, max_tokens: 1, stream_options: null }, { "x-request-id": id });
+        const { status, json } = await post(
+          pair.prefill,
+          stream.path,
+          { ...stream.body, stop: null, echo: false, max_tokens: 1, stream_options: null },
+          { "x-request-id": id },
+        );
         assert.equal(status, 200, JSON.stringify(json));
         return eventsOf(pair.decode, stream, [`x-request-id: ${id}`]);
       };
@@ -163,15 +203,31 @@ export function describeRepeatable(name: string, engines: RepeatableEngines): vo
 
     it("is the same bytes for a client that reads late", async () => {
       await using engine = await engines.start();
-      const long: Stream = { path: "/v1/chat/completions", body: {
-        messages: [{ role: "user", content: engines.prompt }], ...SEEDED, max_tokens: engines.manyTokens, logprobs: true, top_logprobs: 20, ...CONTINUOUS,
-      } };
+      const long: Stream = {
+        path: "/v1/chat/completions",
+        body: {
+          messages: [{ role: "user", content: engines.prompt }],
+          ...SEEDED,
+          max_tokens: engines.manyTokens,
+          logprobs: true,
+          top_logprobs: 20,
+          ...CONTINUOUS,
+        },
+      };
       const read = comparable(await readWhole(await openUnread(engine, long)));
       assert.equal(textsOf(read).length, engines.manyTokens);
       const before = engine.state();
       const socket = await openUnread(engine, long);
-      await eventually("its last token", () => engine.state().generation_tokens === before.generation_tokens + engines.manyTokens, 30_000);
-      assert.equal(engine.state().outcomes.finished, before.outcomes.finished, "all of it fitted into the sockets, so this shows nothing");
+      await eventually(
+        "its last token",
+        () => engine.state().generation_tokens === before.generation_tokens + engines.manyTokens,
+        30_000,
+      );
+      assert.equal(
+        engine.state().outcomes.finished,
+        before.outcomes.finished,
+        "all of it fitted into the sockets, so this shows nothing",
+      );
       const late = comparable(await readWhole(socket));
       // Not deepEqual: of megabytes it would print the difference for minutes.
       assert.equal(late.length, read.length);

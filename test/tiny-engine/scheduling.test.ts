@@ -10,9 +10,12 @@ import { complete, startFast } from "./client.ts";
 
 /** Until that many sequences are there: requests travel over real sockets, the clock stands still. */
 async function arrived(engine: RunningEngine, count: number): Promise<void> {
-  await within((async () => {
-    while (engine.state().running + engine.state().waiting < count) await new Promise(setImmediate);
-  })(), `${count} requests to arrive`);
+  await within(
+    (async () => {
+      while (engine.state().running + engine.state().waiting < count) await new Promise(setImmediate);
+    })(),
+    `${count} requests to arrive`,
+  );
 }
 
 setFlagsFromString("--expose-gc");
@@ -51,7 +54,9 @@ describe("the sim's clock", () => {
   it("gives every running sequence its token in the same step, with one timer for all", async () => {
     const clock = manualClock();
     await using engine = await startFast({ clock, decodeMsPerToken: 10 });
-    const answers = Array.from({ length: 30 }, (_, index) => complete(engine, `prompt ${index}`, { max_tokens: 5, ignore_eos: true }));
+    const answers = Array.from({ length: 30 }, (_, index) =>
+      complete(engine, `prompt ${index}`, { max_tokens: 5, ignore_eos: true }),
+    );
     await arrived(engine, 30);
     await clock.pass(0);
     assert.equal(engine.state().generation_tokens, 30);
@@ -66,12 +71,19 @@ describe("the sim's clock", () => {
     const answer = complete(engine, [1, 10], { max_tokens: 50, ignore_eos: true });
     await arrived(engine, 1);
     await clock.pass(2);
-    const long = complete(engine, Array.from({ length: 60 }, (_, index) => 10 + index), { max_tokens: 1 });
+    const long = complete(
+      engine,
+      Array.from({ length: 60 }, (_, index) => 10 + index),
+      { max_tokens: 1 },
+    );
     await arrived(engine, 2);
     await clock.pass(10);
     const before = engine.state().generation_tokens;
     // Three steps of 20 prompt tokens and one decode each: 30 ms a token instead of 10.
-    assert.deepEqual((await progress(engine, clock, 30, 3)).map((tokens) => tokens - before), [1, 2, 4]);
+    assert.deepEqual(
+      (await progress(engine, clock, 30, 3)).map((tokens) => tokens - before),
+      [1, 2, 4],
+    );
     await long;
     await clock.pass(1000);
     await answer;
@@ -99,14 +111,19 @@ describe("the sim's limits", () => {
     await clock.pass(20);
     assert.deepEqual([engine.state().running, engine.state().waiting], [1, 0]);
     await clock.pass(30);
-    assert.deepEqual((await Promise.all(answers)).map(({ status }) => status), [200, 200, 200]);
+    assert.deepEqual(
+      (await Promise.all(answers)).map(({ status }) => status),
+      [200, 200, 200],
+    );
   });
 
   it("preempts the newest sequence when the KV cache is full, and finishes it later all the same", async () => {
     await using engine = await startFast({ kvTokenLimit: 64, kvSlots: 4 });
     await using roomy = await startFast();
     const options = { max_tokens: 40, ignore_eos: true };
-    const answers = await Promise.all(["the sea", "the sun", "the sky"].map((prompt) => complete(engine, prompt, options)));
+    const answers = await Promise.all(
+      ["the sea", "the sun", "the sky"].map((prompt) => complete(engine, prompt, options)),
+    );
     for (const [index, prompt] of ["the sea", "the sun", "the sky"].entries()) {
       assert.equal(answers[index]!.json.choices[0].text, (await complete(roomy, prompt, options)).json.choices[0].text);
     }
@@ -121,7 +138,9 @@ describe("the sim's limits", () => {
       const outcome = engine.nextOutcome();
       const leave = new AbortController();
       const asked = fetch(`${engine.url}/v1/completions`, {
-        method: "POST", signal: leave.signal, headers: { "content-type": "application/json" },
+        method: "POST",
+        signal: leave.signal,
+        headers: { "content-type": "application/json" },
         body: JSON.stringify({ prompt: "a", max_tokens: 8000, ignore_eos: true, stream }),
       }).catch(() => {});
       while (engine.state().generation_tokens === 0) await new Promise(setImmediate);
@@ -140,20 +159,32 @@ describe("the sim's limits", () => {
     const socket = connect(Number(port), hostname);
     const body = JSON.stringify({ prompt: "a", temperature: 0, max_tokens: 50_000, ignore_eos: true, stream: true });
     socket.pause();
-    socket.write(`POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ${body.length}\r\n\r\n${body}`);
+    socket.write(
+      `POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
+    );
     const beforeBytes = liveBytes();
-    await within((async () => { while (engine.state().generation_tokens < 100_000) await new Promise((resolve) => setTimeout(resolve, 5)); })(), "the answer to be generated", 15_000);
+    await within(
+      (async () => {
+        while (engine.state().generation_tokens < 100_000) await new Promise((resolve) => setTimeout(resolve, 5));
+      })(),
+      "the answer to be generated",
+      15_000,
+    );
     // As events they are 12 MB, of which the sockets take 4.
     const keptBytes = liveBytes() - beforeBytes;
     assert.ok(keptBytes < 5_000_000, String(keptBytes));
     let received = "";
     socket.setEncoding("utf8");
-    socket.on("data", (text: string) => { received += text; });
+    socket.on("data", (text: string) => {
+      received += text;
+    });
     socket.resume();
     await once(socket, "end");
     assert.equal(await outcome, "finished");
     assert.equal(received.endsWith("data: [DONE]\n\n\r\n0\r\n\r\n"), true);
-    const text = [...received.matchAll(/"text":("(?:[^"\\]|\\.)*")/g)].map((match) => JSON.parse(match[1]!) as string).join("");
+    const text = [...received.matchAll(/"text":("(?:[^"\\]|\\.)*")/g)]
+      .map((match) => JSON.parse(match[1]!) as string)
+      .join("");
     assert.equal(text, whole.json.choices[0].text);
   });
 });

@@ -3,7 +3,16 @@ import { tokenizer, wordToken } from "../../services/tiny-engine/sim/tokenizer.t
 
 describe("the sim's tokenizer", () => {
   it("loses nothing, whatever the text", () => {
-    for (const text of ["", " ", "Tell me a story about the sea.", "theory the then", "naïve 🌊\u0000\r\n\ttabs", "the".repeat(500), "<|eos|>", "日本語"]) {
+    for (const text of [
+      "",
+      " ",
+      "Tell me a story about the sea.",
+      "theory the then",
+      "naïve 🌊\u0000\r\n\ttabs",
+      "the".repeat(500),
+      "<|eos|>",
+      "日本語",
+    ]) {
       assert.equal(tokenizer.decode(tokenizer.encode(text)), text);
     }
   });

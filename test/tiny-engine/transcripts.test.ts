@@ -15,7 +15,13 @@ const WITH_FLAGS = /^extra-/;
 describe("the sim answers the recorded requests as vLLM 0.32 did", () => {
   let engine: RunningEngine;
   before(async () => {
-    engine = await startSimEngine({ modelName: "tiny", maxLength: 512, kvBlockSize: 32, decodeMsPerToken: 0, prefillMsPerToken: 0 });
+    engine = await startSimEngine({
+      modelName: "tiny",
+      maxLength: 512,
+      kvBlockSize: 32,
+      decodeMsPerToken: 0,
+      prefillMsPerToken: 0,
+    });
   });
   after(() => engine[Symbol.asyncDispose]());
 
@@ -24,7 +30,9 @@ describe("the sim answers the recorded requests as vLLM 0.32 did", () => {
       const recorded = recordedResponse(name);
       const answered = await exchange(engine.url, recordedRequest(name));
       const options = { endingVaries: ENDING_VARIES.test(name) };
-      const [ours, theirs] = [essence(answered, options), essence(recorded, options)] as { body: Record<string, unknown> }[];
+      const [ours, theirs] = [essence(answered, options), essence(recorded, options)] as {
+        body: Record<string, unknown>;
+      }[];
       if (ONE_EVENT.has(name)) {
         for (const { body } of [ours!, theirs!]) delete body["0"];
       }
@@ -39,7 +47,13 @@ describe("the sim answers the recorded requests as vLLM 0.32 did", () => {
   });
 
   it("reports cached tokens where it was told to, as with --enable-prompt-tokens-details", async () => {
-    await using telling = await startSimEngine({ modelName: "tiny", maxLength: 512, kvBlockSize: 32, decodeMsPerToken: 0, reportCachedTokens: true });
+    await using telling = await startSimEngine({
+      modelName: "tiny",
+      maxLength: 512,
+      kvBlockSize: 32,
+      decodeMsPerToken: 0,
+      reportCachedTokens: true,
+    });
     for (const name of ["extra-cached-tokens-1", "extra-cached-tokens-2", "extra-cached-tokens-3-stream"]) {
       const { body, ...answered } = essence(await exchange(telling.url, recordedRequest(name))) as { body: unknown };
       assert.deepEqual(body, (essence(recordedResponse(name)) as { body: unknown }).body, name);

@@ -94,6 +94,7 @@ async function refusal(response: Response): Promise<string> {
 /** Of fetch's errors the cause alone says anything. */
 export function unreachable(url: string, error: Error): string {
   const { code } = (error.cause ?? {}) as { code?: string };
-  return code === "ECONNREFUSED" ? `Nothing listens at ${url}. Start Tandem with \`tandem up\`, or name a router with --router URL.`
+  return code === "ECONNREFUSED"
+    ? `Nothing listens at ${url}. Start Tandem with \`tandem up\`, or name a router with --router URL.`
     : `The connection to ${url} broke: ${error.cause instanceof Error ? error.cause.message : error.message}`;
 }

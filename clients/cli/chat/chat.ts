@@ -14,11 +14,18 @@ export async function runChat(argv: readonly string[]): Promise<void> {
   const model = config.model ?? (await firstModel(target.url, config.api_key));
   // Without a terminal the answers alone are the output, for whatever reads them.
   const onTerminal = process.stdin.isTTY === true && process.stdout.isTTY === true;
-  const dim = (text: string): string => (onTerminal && (process.env["NO_COLOR"] ?? "") === "" ? `\x1b[2m${text}\x1b[0m` : text);
+  const dim = (text: string): string =>
+    onTerminal && (process.env["NO_COLOR"] ?? "") === "" ? `\x1b[2m${text}\x1b[0m` : text;
   const note = (text: string): unknown => (onTerminal ? process.stdout : process.stderr).write(`${dim(text)}\n`);
-  note(`${introduction(model)} at ${target.url}. /new forgets the conversation, Ctrl-C stops an answer, and again leaves.`);
+  note(
+    `${introduction(model)} at ${target.url}. /new forgets the conversation, Ctrl-C stops an answer, and again leaves.`,
+  );
 
-  const lines = createInterface({ input: process.stdin, ...(onTerminal ? { output: process.stdout, prompt: "> " } : {}), terminal: onTerminal });
+  const lines = createInterface({
+    input: process.stdin,
+    ...(onTerminal ? { output: process.stdout, prompt: "> " } : {}),
+    terminal: onTerminal,
+  });
   const beginning: Message[] = config.system === undefined ? [] : [{ role: "system", content: config.system }];
   let history = beginning;
   let answering: AbortController | null = null;
@@ -46,7 +53,12 @@ export async function runChat(argv: readonly string[]): Promise<void> {
     try {
       const messages: Message[] = [...history, { role: "user", content: line }];
       const turn = await ask({
-        url: target.url, apiKey: config.api_key, model, messages, sampling: samplingOf(config), stop: answering.signal,
+        url: target.url,
+        apiKey: config.api_key,
+        model,
+        messages,
+        sampling: samplingOf(config),
+        stop: answering.signal,
         onText: (text) => void process.stdout.write(text),
       });
       if (turn.text !== "") process.stdout.write("\n");
@@ -98,16 +110,20 @@ async function firstModel(url: string, apiKey: string): Promise<string> {
   } catch (error) {
     throw new StartError(unreachable(url, error as Error));
   }
-  if (response.status === 401) throw new StartError(`The router at ${url} wants an API key: give --api-key, or set OPENAI_API_KEY.`);
+  if (response.status === 401)
+    throw new StartError(`The router at ${url} wants an API key: give --api-key, or set OPENAI_API_KEY.`);
   const listed = (await response.json().catch(() => ({}))) as { data?: { id: string }[] };
   const first = listed.data?.[0]?.id;
-  if (first === undefined) throw new StartError(`The router at ${url} serves no model now. \`tandem status\` shows its instances.`);
+  if (first === undefined)
+    throw new StartError(`The router at ${url} serves no model now. \`tandem status\` shows its instances.`);
   return first;
 }
 
 /** The model that ships says what it is wherever it is shown. */
 function introduction(model: string): string {
-  return model === "tandem-tiny" ? "tandem-tiny, a very small model that knows Tandem's documentation and little else," : model;
+  return model === "tandem-tiny"
+    ? "tandem-tiny, a very small model that knows Tandem's documentation and little else,"
+    : model;
 }
 
 function samplingOf(config: ChatConfig): Record<string, number> {

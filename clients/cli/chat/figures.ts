@@ -29,7 +29,8 @@ export async function kvBytesOf(url: string, token: string, requestId: string): 
 export function figures(turn: Turn, kvBytes: number | undefined): string {
   const parts: string[] = [];
   if (!Number.isNaN(turn.ttftMs)) parts.push(`TTFT ${turn.ttftMs.toFixed(0)} ms`);
-  if (turn.tokens > 1 && turn.writingMs > 0) parts.push(`${((turn.tokens - 1) / (turn.writingMs / 1000)).toFixed(0)} tokens/s`);
+  if (turn.tokens > 1 && turn.writingMs > 0)
+    parts.push(`${((turn.tokens - 1) / (turn.writingMs / 1000)).toFixed(0)} tokens/s`);
   if (!Number.isNaN(turn.tokens)) parts.push(`${turn.tokens} ${turn.tokens === 1 ? "token" : "tokens"}`);
   if (kvBytes !== undefined) parts.push(`KV moved ${bytesText(kvBytes)}`);
   if (turn.stopped) parts.push("stopped");

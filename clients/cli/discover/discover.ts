@@ -17,26 +17,48 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   const log = createLog({ name: "discover" });
   const wrappers = new Map<string, Child>();
   const main = fileURLToPath(new URL(`../main${extname(import.meta.url)}`, import.meta.url));
-  const env = { ...process.env, TANDEM_PARENT_PIPE: "1", ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }) };
+  const env = {
+    ...process.env,
+    TANDEM_PARENT_PIPE: "1",
+    ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }),
+  };
   if (!/^(127\.|\[::1\]|localhost)/.test(config.listen)) {
-    log.warn("pings are taken from beyond this machine, and nobody proves who he is", { listen: config.listen, cure: "let only the engines' network reach it" });
+    log.warn("pings are taken from beyond this machine, and nobody proves who he is", {
+      listen: config.listen,
+      cure: "let only the engines' network reach it",
+    });
   }
 
   const adopt = (engine: PingedEngine): void => {
     const { role, httpAddress, kvAddress } = engine;
     const flags = [
-      "--grpc.listen", "127.0.0.1:0", "--registry.address", config["registry.address"], "--engine.attach", `http://${httpAddress}`,
-      "--engine.kind", "vllm", "--connector", "p2p-nccl", "--engine.kv_address", kvAddress, "--drain.grace_ms", String(config["drain.grace_ms"]),
+      "--grpc.listen",
+      "127.0.0.1:0",
+      "--registry.address",
+      config["registry.address"],
+      "--engine.attach",
+      `http://${httpAddress}`,
+      "--engine.kind",
+      "vllm",
+      "--connector",
+      "p2p-nccl",
+      "--engine.kv_address",
+      kvAddress,
+      "--drain.grace_ms",
+      String(config["drain.grace_ms"]),
       ...(config.model === undefined ? [] : ["--model", config.model]),
     ];
     log.info("adopting an engine", { ...engine });
     const spec = { name: `${role} ${httpAddress}`, role, argv: [...process.execArgv, main, role, ...flags], env };
-    wrappers.set(httpAddress, startChild(spec, passedOn, {
-      died(child, { how }, restartInMs) {
-        log.warn("the wrapper of an adopted engine died; it starts again", { wrapper: child.name, how, restartInMs });
-        return true;
-      },
-    }));
+    wrappers.set(
+      httpAddress,
+      startChild(spec, passedOn, {
+        died(child, { how }, restartInMs) {
+          log.warn("the wrapper of an adopted engine died; it starts again", { wrapper: child.name, how, restartInMs });
+          return true;
+        },
+      }),
+    );
   };
   const letGo = ({ httpAddress }: PingedEngine): void => {
     const wrapper = wrappers.get(httpAddress);
@@ -49,7 +71,9 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   process.once("exit", () => wrappers.forEach((wrapper) => wrapper.kill()));
   process.stdout.write(`discover ready on ${listener.address}\n`);
   await onceAborted(stop);
-  await Promise.all([...wrappers.values()].map((wrapper) => wrapper.stop(stop.reason === "SIGTERM" ? "SIGTERM" : "SIGINT")));
+  await Promise.all(
+    [...wrappers.values()].map((wrapper) => wrapper.stop(stop.reason === "SIGTERM" ? "SIGTERM" : "SIGINT")),
+  );
 }
 
 /** What wrappers write is what this process writes. */

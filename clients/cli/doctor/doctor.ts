@@ -15,7 +15,10 @@ export async function runDoctor(argv: readonly string[]): Promise<void> {
   try {
     const answer = await routerOverRest(url, { token }).diagnose({ withoutCanaries: !config.canaries });
     const text = config.json
-      ? toJsonString(DiagnoseResponseSchema, create(DiagnoseResponseSchema, answer), { alwaysEmitImplicit: true, prettySpaces: 2 })
+      ? toJsonString(DiagnoseResponseSchema, create(DiagnoseResponseSchema, answer), {
+          alwaysEmitImplicit: true,
+          prettySpaces: 2,
+        })
       : renderReport(answer.diagnoses, config.verbose);
     process.stdout.write(`${text}\n`);
     if (hasError(answer.diagnoses)) process.exitCode = 1;

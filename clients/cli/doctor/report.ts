@@ -22,12 +22,18 @@ export function renderReport(diagnoses: readonly Diagnosis[], verbose: boolean):
     const { finding } = diagnosis;
     if (finding === undefined) return [];
     const head = `${WORDS[finding.level] ?? "WARNING"}  ${[subject(diagnosis), finding.check].filter((part) => part !== "").join("  ")}`;
-    return [head, `  ${finding.message}`, ...(finding.cure === "" || finding.level === FindingLevel.OK ? [] : [`  → ${finding.cure}`])];
+    return [
+      head,
+      `  ${finding.message}`,
+      ...(finding.cure === "" || finding.level === FindingLevel.OK ? [] : [`  → ${finding.cure}`]),
+    ];
   });
   const count = (level: FindingLevel): number => diagnoses.filter(({ finding }) => finding?.level === level).length;
   const sum = [
-    `${count(FindingLevel.ERROR)} errors`, `${count(FindingLevel.WARNING)} warnings`,
-    `${count(FindingLevel.UNKNOWN)} not known`, `${count(FindingLevel.OK)} fine`,
+    `${count(FindingLevel.ERROR)} errors`,
+    `${count(FindingLevel.WARNING)} warnings`,
+    `${count(FindingLevel.UNKNOWN)} not known`,
+    `${count(FindingLevel.OK)} fine`,
   ].join(", ");
   return [...lines, ...(lines.length > 0 ? [""] : []), `${sum}.`].join("\n");
 }

@@ -20,16 +20,20 @@ export async function explain(argv: readonly string[], env: NodeJS.ProcessEnv): 
   const named = first !== undefined && !first.startsWith("-");
   const config = loadConfig(explainConfig, { argv: named ? rest : argv, env });
   const requestId = named ? first : config.request;
-  if (requestId === undefined) throw new ConfigError("Which request? tandem explain ID, with the x-request-id of its answer.");
+  if (requestId === undefined)
+    throw new ConfigError("Which request? tandem explain ID, with the x-request-id of its answer.");
   const { url, token, runCount } = findRouter(config);
   try {
     const { receipt } = await routerOverRest(url, { token }).getReceipt({ requestId });
     if (receipt === undefined) throw new StartError(`The router at ${url} gave no receipt.`);
-    return config.json ? toJsonString(ReceiptSchema, receipt, { alwaysEmitImplicit: true, prettySpaces: 2 }) : storyOf(receipt);
+    return config.json
+      ? toJsonString(ReceiptSchema, receipt, { alwaysEmitImplicit: true, prettySpaces: 2 })
+      : storyOf(receipt);
   } catch (error) {
     if (!(error instanceof ConnectError)) throw error;
     // The router itself says so; without its service the answer would be of another kind.
-    if (error.code === Code.NotFound && error.rawMessage.startsWith("No request")) throw new StartError(`${url}: ${error.rawMessage} Each router keeps its own: name another with --router URL.`);
+    if (error.code === Code.NotFound && error.rawMessage.startsWith("No request"))
+      throw new StartError(`${url}: ${error.rawMessage} Each router keeps its own: name another with --router URL.`);
     throw new StartError(explainRouterError(error, url, runCount));
   }
 }

@@ -38,13 +38,17 @@ export function storyOf(receipt: Receipt): string {
   const event = (atMs: number, text: string): void => void lines.push(`${ms(atMs).padStart(10)}  ${text}`);
   event(0, `arrived at ${new Date(Number(receipt.startedUnixMs)).toISOString()}${scheduling(receipt)}`);
   if (queueMs >= 0.05) event(queueMs, "let in, after the queue");
-  const events: [number, string][] = legs.map((leg, index) => [leg.startedMs, attempt(leg, index, legs.length, receipt.stream)]);
+  const events: [number, string][] = legs.map((leg, index) => [
+    leg.startedMs,
+    attempt(leg, index, legs.length, receipt.stream),
+  ]);
   if (ttftMs > 0) events.push([ttftMs, receipt.stream ? "first bytes to the client" : "answer to the client"]);
   for (const [atMs, text] of events.sort(([a], [b]) => a - b)) event(atMs, text);
   if (totalMs > 0) event(totalMs, `ended${receipt.error === "" ? "" : `: ${receipt.errorCode}: ${receipt.error}`}`);
   if (receipt.fallbacks.length > 0) {
     lines.push("", "Otherwise than planned:");
-    for (const text of receipt.fallbacks) lines.push(`  ${text}: ${MEANINGS[text] ?? MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`);
+    for (const text of receipt.fallbacks)
+      lines.push(`  ${text}: ${MEANINGS[text] ?? MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`);
   }
   if (legs.length > 0) lines.push("", ...timeline(receipt));
   return lines.join("\n");
@@ -55,7 +59,9 @@ function heading({ requestId, path, model, stream }: Receipt): string {
 }
 
 function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string {
-  const parts = [`${OUTCOMES[outcome] ?? "Ended"}${status > 0 ? ` with status ${status}` : ""}${totalMs > 0 ? ` after ${ms(totalMs)}` : ""}`];
+  const parts = [
+    `${OUTCOMES[outcome] ?? "Ended"}${status > 0 ? ` with status ${status}` : ""}${totalMs > 0 ? ` after ${ms(totalMs)}` : ""}`,
+  ];
   // Attempts that failed left nothing in the answer. Where none came through, the last tells how far it got.
   const whole = legs.filter((leg) => leg.error === "");
   const counted = whole.length > 0 ? whole : legs.slice(-1);
@@ -63,11 +69,16 @@ function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string
   if (last !== undefined && last.promptTokens > 0) {
     const cached = last.cachedTokens === undefined ? "" : ` (${last.cachedTokens} cached)`;
     const written = counted.reduce((sum, leg) => sum + leg.completionTokens, 0);
-    parts.push(counted.length === 1 ? `${last.promptTokens} prompt tokens${cached}, ${written} of answer` : `${counted.length} answers, ${written} tokens together`);
+    parts.push(
+      counted.length === 1
+        ? `${last.promptTokens} prompt tokens${cached}, ${written} of answer`
+        : `${counted.length} answers, ${written} tokens together`,
+    );
   }
   // What failed attempts moved was moved all the same.
   const moved = legs.filter((leg) => leg.kvBytes !== undefined);
-  if (moved.length > 0) parts.push(`${bytesText(moved.reduce((sum, leg) => sum + Number(leg.kvBytes), 0))} of KV moved`);
+  if (moved.length > 0)
+    parts.push(`${bytesText(moved.reduce((sum, leg) => sum + Number(leg.kvBytes), 0))} of KV moved`);
   parts.push(`${bodyBytes} bytes sent`);
   return `${parts.join("; ")}.`;
 }
@@ -79,7 +90,9 @@ function scheduling({ tenant, priority }: Receipt): string {
 
 /** One line what became of it, and below that where it ran and where its time went. */
 function attempt(leg: Leg, index: number, count: number, stream: boolean): string {
-  const times = partsOf(leg, stream).filter(({ tookMs }) => tookMs > 0).map(({ name, tookMs }) => `${name} ${ms(tookMs)}`);
+  const times = partsOf(leg, stream)
+    .filter(({ tookMs }) => tookMs > 0)
+    .map(({ name, tookMs }) => `${name} ${ms(tookMs)}`);
   const lines = [
     `${count === 1 ? "leg" : `leg ${index + 1} of ${count}`}${leg.error === "" ? "" : `: ended by ${leg.error}`}`,
     leg.prefillInstanceId === "" ? "no prefill: decode alone" : `prefill on ${leg.prefillInstanceId}`,
@@ -91,15 +104,27 @@ function attempt(leg: Leg, index: number, count: number, stream: boolean): strin
 
 /** An answer in one piece has no first token that anyone sees: transfer and decode are one part then. */
 function partsOf({ reserveMs, prefillMs, handoverMs, decodeMs }: Leg, stream: boolean): Part[] {
-  const before: Part[] = [{ name: "reserve", letter: "r", tookMs: reserveMs }, { name: "prefill", letter: "P", tookMs: prefillMs }];
-  return stream ? [...before, { name: "transfer", letter: "t", tookMs: handoverMs }, { name: "decode", letter: "D", tookMs: decodeMs }]
+  const before: Part[] = [
+    { name: "reserve", letter: "r", tookMs: reserveMs },
+    { name: "prefill", letter: "P", tookMs: prefillMs },
+  ];
+  return stream
+    ? [
+        ...before,
+        { name: "transfer", letter: "t", tookMs: handoverMs },
+        { name: "decode", letter: "D", tookMs: decodeMs },
+      ]
     : [...before, { name: "transfer and decode", letter: "D", tookMs: handoverMs + decodeMs }];
 }
 
 /** One row an attempt, all on the same scale. */
 function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
   const parts = legs.map((leg) => partsOf(leg, stream));
-  const endMs = Math.max(totalMs, ...legs.map((leg, index) => leg.startedMs + parts[index]!.reduce((sum, { tookMs }) => sum + tookMs, 0)), 0.001);
+  const endMs = Math.max(
+    totalMs,
+    ...legs.map((leg, index) => leg.startedMs + parts[index]!.reduce((sum, { tookMs }) => sum + tookMs, 0)),
+    0.001,
+  );
   const column = (atMs: number): number => Math.min(WIDTH, Math.round((atMs / endMs) * WIDTH));
   const rows: string[] = [];
   if (column(queueMs) > 0) rows.push(`${"queue".padEnd(8)}|${"q".repeat(column(queueMs)).padEnd(WIDTH, ".")}|`);

@@ -8,17 +8,25 @@ const COLUMNS: readonly Column<Instance>[] = [
   { title: "ROLE", cell: (instance) => word(Role, instance.info?.role) },
   { title: "STATE", cell: (instance) => word(State, instance.load?.state) },
   { title: "MODEL", cell: (instance) => instance.info?.model ?? "" },
-  { title: "ENGINE", cell: (instance) => [instance.info?.engine, instance.info?.engineVersion].filter(Boolean).join(" ") },
+  {
+    title: "ENGINE",
+    cell: (instance) => [instance.info?.engine, instance.info?.engineVersion].filter(Boolean).join(" "),
+  },
   { title: "GRPC", cell: (instance) => instance.info?.grpcAddress ?? "" },
   { title: "KV", cell: (instance) => instance.info?.kvAddress ?? "" },
   { title: "LEGS", align: "right", cell: (instance) => `${instance.legs}` },
   { title: "SLOTS", align: "right", cell: slots },
-  { title: "LOAD AGE", align: "right", cell: (instance) => (instance.load === undefined ? "" : `${instance.loadAgeMs} ms`) },
+  {
+    title: "LOAD AGE",
+    align: "right",
+    cell: (instance) => (instance.load === undefined ? "" : `${instance.loadAgeMs} ms`),
+  },
   { title: "REASON", cell: (instance) => instance.reason },
 ];
 
 export function renderInstances(instances: readonly Instance[]): string {
-  if (instances.length === 0) return "No instances. Start some with `tandem prefill` and `tandem decode`, or all at once with `tandem up`.";
+  if (instances.length === 0)
+    return "No instances. Start some with `tandem prefill` and `tandem decode`, or all at once with `tandem up`.";
   return renderTable(instances, COLUMNS, true);
 }
 

@@ -19,7 +19,9 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
       const message = create(ListInstancesResponseSchema, { instances, routerId });
       // Zero values included: a script should not have to know protobuf's defaults.
       const space = config.watch ? {} : { prettySpaces: 2 };
-      process.stdout.write(`${toJsonString(ListInstancesResponseSchema, message, { alwaysEmitImplicit: true, ...space })}\n`);
+      process.stdout.write(
+        `${toJsonString(ListInstancesResponseSchema, message, { alwaysEmitImplicit: true, ...space })}\n`,
+      );
     } else {
       process.stdout.write(`${heading(url, pid)}\n\n${renderInstances(instances)}\n`);
     }

@@ -15,7 +15,11 @@ export interface BannerInput {
 }
 
 export function banner(input: BannerInput): string {
-  const body = JSON.stringify({ model: input.model, stream: true, messages: [{ role: "user", content: "What is Tandem?" }] });
+  const body = JSON.stringify({
+    model: input.model,
+    stream: true,
+    messages: [{ role: "user", content: "What is Tandem?" }],
+  });
   const key = input.apiKeyText === undefined ? "" : ` -H "authorization: Bearer ${input.apiKeyText}"`;
   return `
 Ready after ${input.readyS.toFixed(2)} s.

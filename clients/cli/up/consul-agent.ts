@@ -39,7 +39,10 @@ export async function useConsul(env: Env): Promise<ConsulAgent> {
   const given = (env["CONSUL_HTTP_ADDR"] ?? "") !== "";
   // What speaks TLS, or listens on a socket file, is only found by who has the settings for it: the processes we start.
   if (/^(https|unix):/.test(address) || (await leaderAt(address)) !== undefined) return running(address);
-  if (given) throw new StartError(`--consul: no Consul agent answers at CONSUL_HTTP_ADDR=${address}. Start it, or unset the variable to have one started.`);
+  if (given)
+    throw new StartError(
+      `--consul: no Consul agent answers at CONSUL_HTTP_ADDR=${address}. Start it, or unset the variable to have one started.`,
+    );
   const program = findProgram(env);
   if (program === undefined) {
     throw new StartError(
@@ -98,13 +101,29 @@ function start(program: string): ConsulAgent {
 }
 
 /** Ends the program when our end of its standard input closes, which it does even when we are killed. */
-const LIVES_WITH_PARENT = 'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill "$child"; } 2>/dev/null & wait "$child"';
+const LIVES_WITH_PARENT =
+  'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill "$child"; } 2>/dev/null & wait "$child"';
 
 const DEV_FLAGS = [
-  "agent", "-dev", "-node", "tandem", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-dns-port", "-1", "-grpc-port", "-1",
-  "-grpc-tls-port", "-1", "-log-level", "warn",
+  "agent",
+  "-dev",
+  "-node",
+  "tandem",
+  "-bind",
+  "127.0.0.1",
+  "-client",
+  "127.0.0.1",
+  "-dns-port",
+  "-1",
+  "-grpc-port",
+  "-1",
+  "-grpc-tls-port",
+  "-1",
+  "-log-level",
+  "warn",
   // Each instance holds one or two connections, and all of them come from one address.
-  "-hcl", "limits { http_max_conns_per_client = 2000 }",
+  "-hcl",
+  "limits { http_max_conns_per_client = 2000 }",
 ];
 
 function addressOf(env: Env): string {
@@ -121,7 +140,11 @@ function uiOf(address: string): string {
 function findProgram(env: Env): string | undefined {
   const named = env["CONSUL"] ?? "";
   const cache = env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
-  const places = [named, ...(env["PATH"] ?? "").split(delimiter).map((folder) => join(folder, "consul")), join(cache, "tandem/bin/consul")];
+  const places = [
+    named,
+    ...(env["PATH"] ?? "").split(delimiter).map((folder) => join(folder, "consul")),
+    join(cache, "tandem/bin/consul"),
+  ];
   return places.find((path) => path !== "" && isExecutable(path));
 }
 
@@ -143,7 +166,9 @@ function leaderAt(address: string): Promise<string | undefined> {
       let text = "";
       response.setEncoding("utf8").on("data", (piece: string) => (text = (text + piece).slice(0, 200)));
       response.on("error", () => resolve(undefined));
-      response.on("end", () => resolve(response.statusCode === 200 && /^"[^"]*"\s*$/.test(text) ? text.trim().slice(1, -1) : undefined));
+      response.on("end", () =>
+        resolve(response.statusCode === 200 && /^"[^"]*"\s*$/.test(text) ? text.trim().slice(1, -1) : undefined),
+      );
     });
     call.on("timeout", () => call.destroy(new Error("no answer")));
     call.on("error", () => resolve(undefined));
@@ -152,5 +177,10 @@ function leaderAt(address: string): Promise<string | undefined> {
 }
 
 function lastLines(text: string): string {
-  return text.trim().split("\n").slice(-5).map((line) => `    ${line}`).join("\n");
+  return text
+    .trim()
+    .split("\n")
+    .slice(-5)
+    .map((line) => `    ${line}`)
+    .join("\n");
 }

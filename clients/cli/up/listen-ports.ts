@@ -13,8 +13,12 @@ export interface ListenPorts {
 /** @throws StartError when one can't be listened on; the message names the flag that changes it. */
 export async function listenPorts(rest: string, grpc: string, stateDir: string): Promise<ListenPorts> {
   const ports = { rest: await withPort(rest), grpc: await withPort(grpc) };
-  if (ports.rest === ports.grpc) throw new StartError(`--port and --grpc-port are both ${ports.rest}; give two different ports.`);
-  for (const [flag, listen] of [["--port", ports.rest], ["--grpc-port", ports.grpc]] as const) {
+  if (ports.rest === ports.grpc)
+    throw new StartError(`--port and --grpc-port are both ${ports.rest}; give two different ports.`);
+  for (const [flag, listen] of [
+    ["--port", ports.rest],
+    ["--grpc-port", ports.grpc],
+  ] as const) {
     const { host, port } = splitAddress(listen);
     const problem = await listenProblem(host, port);
     if (problem === undefined) continue;
@@ -26,8 +30,13 @@ export async function listenPorts(rest: string, grpc: string, stateDir: string):
 
 function taken(listen: string, flag: string, stateDir: string): string {
   const { port } = splitAddress(listen);
-  const owner = liveRuns(stateDir).find((run) => run.restUrl.endsWith(`:${port}`) || run.grpcAddress.endsWith(`:${port}`));
-  const who = owner === undefined ? "another program listens there" : `another \`tandem up\` (pid ${owner.pid}) listens there; \`tandem status\` shows it`;
+  const owner = liveRuns(stateDir).find(
+    (run) => run.restUrl.endsWith(`:${port}`) || run.grpcAddress.endsWith(`:${port}`),
+  );
+  const who =
+    owner === undefined
+      ? "another program listens there"
+      : `another \`tandem up\` (pid ${owner.pid}) listens there; \`tandem status\` shows it`;
   return `${listen} is taken: ${who}. Stop it, or start this one elsewhere with ${flag} PORT (0 takes a free one).`;
 }
 

@@ -18,11 +18,16 @@ export function makeLogFolder(stateDir: string, port: number): string {
     mkdirSync(stateDir, { recursive: true, mode: 0o700 });
     mkdirSync(path, { recursive: true, mode: 0o700 });
     // The names begin with the time, so they sort by age.
-    const old = readdirSync(logs).sort().slice(0, -KEPT_RUNS).map((name) => join(logs, name));
+    const old = readdirSync(logs)
+      .sort()
+      .slice(0, -KEPT_RUNS)
+      .map((name) => join(logs, name));
     const inUse = new Set(old.length === 0 ? [] : liveRuns(stateDir).map((run) => run.logDir));
     for (const folder of old) if (!inUse.has(folder)) rmSync(folder, { recursive: true, force: true });
   } catch (error) {
-    throw new StartError(`The folder for logs can't be made: ${(error as Error).message}. Name another with --state.dir.`);
+    throw new StartError(
+      `The folder for logs can't be made: ${(error as Error).message}. Name another with --state.dir.`,
+    );
   }
   return path;
 }

@@ -25,15 +25,21 @@ export function renderLogLine(line: string, colour: boolean, plainIsLoud = true)
   const level = String(parsed.level);
   // An engine may take minutes to load: whoever waits sees how far it is.
   if (parsed.event === "engine loading") return { text: String(parsed["phase"]), isLoud: true };
-  if (parsed.event === "engine loaded") return { text: `engine works after ${String(parsed["seconds"])} s: ${String(parsed["phases"])}`, isLoud: true };
-  if (parsed.event === "adopting an engine") return { text: `adopts the ${String(parsed["role"])} engine at ${String(parsed["httpAddress"])}`, isLoud: true };
+  if (parsed.event === "engine loaded")
+    return { text: `engine works after ${String(parsed["seconds"])} s: ${String(parsed["phases"])}`, isLoud: true };
+  if (parsed.event === "adopting an engine")
+    return { text: `adopts the ${String(parsed["role"])} engine at ${String(parsed["httpAddress"])}`, isLoud: true };
   const on = colour ? (LEVEL_COLOURS[level] ?? "") : "";
   let text = `${on}${level}${on === "" ? "" : "\x1b[0m"} ${String(parsed.event)}`;
   for (const key in parsed) {
     if (HIDDEN.has(key) || parsed[key] === undefined) continue;
     text += ` ${key}=${shown(parsed[key])}`;
   }
-  return { text, isLoud: level === "warn" || level === "error", ...(parsed.event === "settings" ? { isSettings: true } : {}) };
+  return {
+    text,
+    isLoud: level === "warn" || level === "error",
+    ...(parsed.event === "settings" ? { isSettings: true } : {}),
+  };
 }
 
 function parse(line: string): Line | undefined {

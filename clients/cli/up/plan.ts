@@ -29,7 +29,8 @@ export function planChildren(input: PlanInput): ChildSpec[] {
     return Array.from({ length: count }, (_, index) =>
       spec(`${role}-${index + 1}`, role, [
         // Any free port: the instance registers the one it got, and two runs on one machine don't get in each other's way.
-        "--grpc.listen", "127.0.0.1:0",
+        "--grpc.listen",
+        "127.0.0.1:0",
         ...(config.consul ? ["--registry.kind", "consul"] : ["--registry.address", dialable(input.grpcListen)]),
         ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", engineKind(config)]),
         ...[...config["engine.flag"], ...config[`${role}.engine_flag`]].map((flag) => `--engine.flag=${flag}`),
@@ -37,19 +38,30 @@ export function planChildren(input: PlanInput): ChildSpec[] {
         ...(config["engine.kind"] === "vllm" && !isAttached(config) ? vllmFlags(config, role, index, input.env) : []),
         ...(config.connector === undefined ? [] : ["--connector", config.connector]),
         ...(config.model === undefined ? [] : ["--model", config.model]),
-        "--kv.port", String(config[`${role}.kv_port`] + index),
+        "--kv.port",
+        String(config[`${role}.kv_port`] + index),
       ]),
     );
   };
   const discover = (listen: string): ChildSpec =>
-    spec("discover", "discover", ["--listen", listen, "--registry.address", dialable(input.grpcListen), ...(config.model === undefined ? [] : ["--model", config.model])]);
+    spec("discover", "discover", [
+      "--listen",
+      listen,
+      "--registry.address",
+      dialable(input.grpcListen),
+      ...(config.model === undefined ? [] : ["--model", config.model]),
+    ]);
   return [
     spec("router", "router", [
-      "--rest.listen", input.restListen,
-      "--grpc.listen", input.grpcListen,
+      "--rest.listen",
+      input.restListen,
+      "--grpc.listen",
+      input.grpcListen,
       ...(config.consul ? ["--registry.kind", "consul"] : []),
     ]),
-    ...(config.discover === undefined ? [...instances("prefill"), ...instances("decode")] : [discover(config.discover)]),
+    ...(config.discover === undefined
+      ? [...instances("prefill"), ...instances("decode")]
+      : [discover(config.discover)]),
   ];
 }
 
@@ -57,7 +69,8 @@ function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, 
   const nth = role === "prefill" ? index : config.prefill + index;
   // With one GPU an instance nobody has to say so; a list that the user made visible is dealt out in its order.
   const visible = env["CUDA_VISIBLE_DEVICES"]?.split(",").filter((one) => one !== "");
-  const gpus = gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
+  const gpus =
+    gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
   return [
     ...(config["vllm.command"] === undefined ? [] : [`--vllm.command=${config["vllm.command"]}`]),
     ...(gpus === undefined ? [] : [`--gpus=${gpus}`]),

@@ -8,7 +8,15 @@ import { loadConfig, settingsOf, StartError } from "../../../services/common/con
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
-import { defaultStateDir, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
+import {
+  defaultStateDir,
+  processStart,
+  removeRun,
+  removeStaleRuns,
+  runFilePath,
+  writeRun,
+  type Run,
+} from "../run-file.ts";
 import { banner } from "./banner.ts";
 import type { Child, Death } from "./child.ts";
 import { runningConsul, useConsul } from "./consul-agent.ts";
@@ -61,15 +69,30 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const readiness = createReadiness(() => fleet.children, {
     ready(child, instance) {
       const seconds = (performance.now() - child.startedMs) / 1000;
-      const where = child.role === "router" ? restUrl : child.role === "discover" ? `pings at ${config.discover ?? ""}` : `gRPC ${instance?.info?.grpcAddress ?? ""}`;
-      terminal.say(`  ${child.name.padEnd(10)} ready${child.restarts > 0 ? " again" : ""}  ${seconds.toFixed(2)} s  ${where}`);
+      const where =
+        child.role === "router"
+          ? restUrl
+          : child.role === "discover"
+            ? `pings at ${config.discover ?? ""}`
+            : `gRPC ${instance?.info?.grpcAddress ?? ""}`;
+      terminal.say(
+        `  ${child.name.padEnd(10)} ready${child.restarts > 0 ? " again" : ""}  ${seconds.toFixed(2)} s  ${where}`,
+      );
       recordRun();
     },
     allReady() {
       const model = specs.length < 2 ? "" : modelOf(fleet, (child) => readiness.instanceOf(child)?.info?.model);
       terminal.print(
-        banner({ restUrl, grpcAddress, model, tokenText: textOf(config, "token", token), apiKeyText: apiKeyText(config), logDir,
-          consulUi: consul?.uiUrl, readyS: performance.now() / 1000 }),
+        banner({
+          restUrl,
+          grpcAddress,
+          model,
+          tokenText: textOf(config, "token", token),
+          apiKeyText: apiKeyText(config),
+          logDir,
+          consulUi: consul?.uiUrl,
+          readyS: performance.now() / 1000,
+        }),
       );
       if (consul === undefined) void mentionConsul(terminal);
     },
@@ -93,7 +116,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
         const aliveS = (death.aliveMs / 1000).toFixed(1);
         // Whoever was killed by another had nothing to say of it: its last lines are those of its start.
         const words = death.how.startsWith("SIG") ? "" : tail(death);
-        terminal.warn(`${child.name} died (${death.how}) after ${aliveS} s; it starts again in ${restartInMs / 1000} s.${words}`);
+        terminal.warn(
+          `${child.name} died (${death.how}) after ${aliveS} s; it starts again in ${restartInMs / 1000} s.${words}`,
+        );
         return true;
       },
     },
@@ -113,19 +138,28 @@ export async function runUp(argv: readonly string[]): Promise<void> {
       grpcAddress,
       token,
       logDir,
-      processes: fleet.children.filter((child) => child.pid !== undefined).map((child) => ({ name: child.name, role: child.role, pid: child.pid! })),
+      processes: fleet.children
+        .filter((child) => child.pid !== undefined)
+        .map((child) => ({ name: child.name, role: child.role, pid: child.pid! })),
     };
     try {
       writeRun(runFile, run);
     } catch (error) {
       // Serving goes on; only other commands don't find it.
-      terminal.warn(`${runFile} can't be written, so \`tandem status\` won't find this run: ${(error as Error).message}`);
+      terminal.warn(
+        `${runFile} can't be written, so \`tandem status\` won't find this run: ${(error as Error).message}`,
+      );
     }
   };
   recordRun();
 
   const watching = new AbortController();
-  watchSeenInstances({ url: restUrl, token, onInstances: (instances) => readiness.seen(instances), stop: watching.signal });
+  watchSeenInstances({
+    url: restUrl,
+    token,
+    onInstances: (instances) => readiness.seen(instances),
+    stop: watching.signal,
+  });
   const late = setInterval(() => {
     if (!readiness.allReady) terminal.warn(`Not ready yet:\n  ${readiness.missing().join("\n  ")}`);
   }, READY_LIMIT_MS);
@@ -151,17 +185,21 @@ export async function runUp(argv: readonly string[]): Promise<void> {
 
 async function mentionConsul(terminal: ReturnType<typeof createTerminal>): Promise<void> {
   const address = await runningConsul(process.env);
-  if (address !== undefined) terminal.say(`A Consul agent answers at ${address}. To register there: tandem up --consul`);
+  if (address !== undefined)
+    terminal.say(`A Consul agent answers at ${address}. To register there: tandem up --consul`);
 }
 
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {
   const count = (role: string): number => specs.filter((spec) => spec.role === role).length;
   const kind = engineKind(config);
   if (config.discover !== undefined) return `router; vLLM engines that ping ${config.discover} are adopted`;
-  const engines = isAttached(config) ? "attached vLLM servers"
-    : kind === "vllm" ? `vLLM, ${config.model}`
-    : kind === "sim" ? "simulated engines (no model: answers are canned prose)"
-    : `embedded engines, ${config.model ?? "tandem-tiny (a small model that knows Tandem's documentation and little else)"}`;
+  const engines = isAttached(config)
+    ? "attached vLLM servers"
+    : kind === "vllm"
+      ? `vLLM, ${config.model}`
+      : kind === "sim"
+        ? "simulated engines (no model: answers are canned prose)"
+        : `embedded engines, ${config.model ?? "tandem-tiny (a small model that knows Tandem's documentation and little else)"}`;
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
 }
 

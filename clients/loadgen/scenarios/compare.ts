@@ -11,21 +11,34 @@ import { formatMib, formatMs, writeJson } from "./output.ts";
 export const compareConfig = defineConfig(
   "bench",
   {
-    "streams": integer({ default: 64, min: 1, max: 4096, doc: "Streams at a time." }),
-    "requests": integer({ default: 192, min: 1, max: 1_000_000, doc: "Requests in one round." }),
-    "rounds": integer({ default: 3, min: 1, max: 100, doc: "Rounds through each of the two." }),
-    "tokens": integer({ default: 64, min: 1, max: 100_000, unit: "tokens", doc: "Length of an answer." }),
+    streams: integer({ default: 64, min: 1, max: 4096, doc: "Streams at a time." }),
+    requests: integer({ default: 192, min: 1, max: 1_000_000, doc: "Requests in one round." }),
+    rounds: integer({ default: 3, min: 1, max: 100, doc: "Rounds through each of the two." }),
+    tokens: integer({ default: 64, min: 1, max: 100_000, unit: "tokens", doc: "Length of an answer." }),
     "prompt.words": integer({ default: 32, min: 1, max: 100_000, unit: "words", doc: "Length of a prompt." }),
-    "rate": number({ default: 0, min: 0, unit: "requests/s", doc: "Poisson arrivals at this rate instead of a fixed number of streams. 0: off." }),
-    "ramp_ms": integer({ default: 500, min: 0, unit: "ms", doc: "The streams of a round start within this time. 0: all at once, which measures a burst." }),
-    "decode_ms": number({ default: 25, min: 0, unit: "ms", doc: "The simulated engines' time for a token." }),
-    "prefill": integer({ default: 1, min: 1, max: 64, doc: "Prefill instances." }),
-    "decode": integer({ default: 1, min: 1, max: 64, doc: "Decode instances." }),
-    "seed": integer({ default: 1, min: 0, doc: "Of prompts and arrivals." }),
-    "json": text({ optional: true, doc: "File to write all figures to." }),
-    "quiet": boolean({ default: false, doc: "No progress on standard error." }),
+    rate: number({
+      default: 0,
+      min: 0,
+      unit: "requests/s",
+      doc: "Poisson arrivals at this rate instead of a fixed number of streams. 0: off.",
+    }),
+    ramp_ms: integer({
+      default: 500,
+      min: 0,
+      unit: "ms",
+      doc: "The streams of a round start within this time. 0: all at once, which measures a burst.",
+    }),
+    decode_ms: number({ default: 25, min: 0, unit: "ms", doc: "The simulated engines' time for a token." }),
+    prefill: integer({ default: 1, min: 1, max: 64, doc: "Prefill instances." }),
+    decode: integer({ default: 1, min: 1, max: 64, doc: "Decode instances." }),
+    seed: integer({ default: 1, min: 0, doc: "Of prompts and arrivals." }),
+    json: text({ optional: true, doc: "File to write all figures to." }),
+    quiet: boolean({ default: false, doc: "No progress on standard error." }),
   },
-  { summary: "Compares Tandem with the bare engine: added time, CPU and memory, and whether every answer is the same.", usage: "npm run bench -- [compare] [--streams 64] [--json FILE]" },
+  {
+    summary: "Compares Tandem with the bare engine: added time, CPU and memory, and whether every answer is the same.",
+    usage: "npm run bench -- [compare] [--streams 64] [--json FILE]",
+  },
 );
 
 interface CompareResult {
@@ -33,7 +46,11 @@ interface CompareResult {
   readonly tandem: LoadReport;
   readonly answers: Comparison;
   /** By process: CPU milliseconds for 1,000 chunks, and PSS in bytes after the load. */
-  readonly processes: readonly { readonly name: string; readonly cpuMsPer1000Chunks: number; readonly pssBytes: number }[];
+  readonly processes: readonly {
+    readonly name: string;
+    readonly cpuMsPer1000Chunks: number;
+    readonly pssBytes: number;
+  }[];
 }
 
 export async function runCompare(argv: readonly string[]): Promise<void> {
@@ -43,8 +60,16 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
   const slots = Math.max(64, config.streams * 2);
   say("starting tandem up and one engine ...");
   await using engine = await startEngine([pace, `--kv.slots=${slots}`]);
-  await using up = await startUp(["--engine", "sim", "--prefill", `${config.prefill}`, "--decode", `${config.decode}`, `--engine.flag=${pace}`], { TANDEM_SLOTS: `${slots}` });
-  const workload = { model: await modelOf(up.url), promptWords: config["prompt.words"], outputTokens: config.tokens, seed: config.seed };
+  await using up = await startUp(
+    ["--engine", "sim", "--prefill", `${config.prefill}`, "--decode", `${config.decode}`, `--engine.flag=${pace}`],
+    { TANDEM_SLOTS: `${slots}` },
+  );
+  const workload = {
+    model: await modelOf(up.url),
+    promptWords: config["prompt.words"],
+    outputTokens: config.tokens,
+    seed: config.seed,
+  };
   const shape = { requests: config.requests, streams: config.streams, ratePerS: config.rate, rampMs: config.ramp_ms };
 
   say("warming up ...");
@@ -60,7 +85,8 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
       const before = processes.map(({ pid }) => cpuMs(pid));
       const result = await runLoad(which === "direct" ? engine.url : up.url, "", workload, shape);
       rounds[which].push(result);
-      if (which === "tandem") processes.forEach(({ pid }, index) => cpu.set(pid, cpu.get(pid)! + cpuMs(pid) - before[index]!));
+      if (which === "tandem")
+        processes.forEach(({ pid }, index) => cpu.set(pid, cpu.get(pid)! + cpuMs(pid) - before[index]!));
       say(`round ${round + 1} ${which}: ${(result.elapsedMs / 1000).toFixed(1)} s`);
     }
   }
@@ -74,7 +100,11 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
       rounds.tandem.flatMap((round) => round.results),
       rounds.tandem.flatMap(() => rounds.direct[0]!.results),
     ),
-    processes: processes.map(({ pid, name }) => ({ name, cpuMsPer1000Chunks: (cpu.get(pid)! * 1000) / tandem.chunks, pssBytes: pssBytes(pid) })),
+    processes: processes.map(({ pid, name }) => ({
+      name,
+      cpuMsPer1000Chunks: (cpu.get(pid)! * 1000) / tandem.chunks,
+      pssBytes: pssBytes(pid),
+    })),
   };
   process.stdout.write(render(result, config.streams));
   writeJson(config.json, { scenario: "compare", settings: config, ...result });
@@ -88,7 +118,11 @@ async function modelOf(url: string): Promise<string> {
 
 function render({ direct, tandem, answers, processes }: CompareResult, streams: number): string {
   const times = (["ttft", "itl", "tpot", "endToEnd"] as const).flatMap((name) =>
-    (["p50", "p95", "p99"] as const).map((share) => ({ name: `${LABELS[name]} ${share}`, direct: direct[name][share], tandem: tandem[name][share] })),
+    (["p50", "p95", "p99"] as const).map((share) => ({
+      name: `${LABELS[name]} ${share}`,
+      direct: direct[name][share],
+      tandem: tandem[name][share],
+    })),
   );
   const lines = [
     `${streams} streams, ${tandem.requests} requests each way, ${tandem.chunks} chunks through Tandem; milliseconds`,

@@ -18,14 +18,25 @@ import { formatMs, writeJson } from "./output.ts";
 export const engineBenchConfig = defineConfig(
   "bench engine",
   {
-    "rounds": integer({ default: 5, min: 1, max: 100, doc: "How often each figure is taken; the best counts, since everything else on the machine only slows it down." }),
-    "streams": integer({ default: 4, min: 1, max: 64, doc: "Answers that are running while long prompts come." }),
-    "prompts": integer({ default: 4, min: 1, max: 100, doc: "Long prompts, one after the other." }),
+    rounds: integer({
+      default: 5,
+      min: 1,
+      max: 100,
+      doc: "How often each figure is taken; the best counts, since everything else on the machine only slows it down.",
+    }),
+    streams: integer({ default: 4, min: 1, max: 64, doc: "Answers that are running while long prompts come." }),
+    prompts: integer({ default: 4, min: 1, max: 100, doc: "Long prompts, one after the other." }),
     "prompt.tokens": integer({ default: 1_000, min: 16, max: 1_900, unit: "tokens", doc: "Length of such a prompt." }),
-    "svg": text({ optional: true, doc: "File to draw the gaps between tokens to, such as docs/prefill-interruption.svg." }),
-    "json": text({ optional: true, doc: "File to write all figures to." }),
+    svg: text({
+      optional: true,
+      doc: "File to draw the gaps between tokens to, such as docs/prefill-interruption.svg.",
+    }),
+    json: text({ optional: true, doc: "File to write all figures to." }),
   },
-  { summary: "Measures the embedded engine, and what prefill does to running answers.", usage: "npm run bench -- engine [--svg FILE.svg]" },
+  {
+    summary: "Measures the embedded engine, and what prefill does to running answers.",
+    usage: "npm run bench -- engine [--svg FILE.svg]",
+  },
 );
 
 interface Speed {
@@ -61,15 +72,33 @@ export async function runEngineBench(argv: readonly string[]): Promise<void> {
   try {
     const small = randomFile(folder, "0.9M", SMALL);
     const shipped = shippedModel() ?? randomFile(folder, "shipped-size", SHIPPED);
-    const speeds = [await speedOf("0.9M parameters", small, config.rounds, agent), await speedOf("shipped size", shipped, config.rounds, agent)];
+    const speeds = [
+      await speedOf("0.9M parameters", small, config.rounds, agent),
+      await speedOf("shipped size", shipped, config.rounds, agent),
+    ];
     const shape = { streams: config.streams, prompts: config.prompts, promptTokens: config["prompt.tokens"] };
     const { plain, tandem, engines } = await sideBySide(shipped, shape, agent);
     const figures = figuresOf(speeds, engines);
     process.stdout.write(render(figures, plain, tandem, shape.promptTokens));
-    if (config.svg !== undefined) writeFileSync(config.svg, interruptionSvg([
-      { title: "one engine", run: plain }, { title: "prefill and decode apart", run: tandem },
-    ], shape.promptTokens));
-    writeJson(config.json, { scenario: "engine", settings: config, speeds, engines, plain: plain.summary, tandem: tandem.summary });
+    if (config.svg !== undefined)
+      writeFileSync(
+        config.svg,
+        interruptionSvg(
+          [
+            { title: "one engine", run: plain },
+            { title: "prefill and decode apart", run: tandem },
+          ],
+          shape.promptTokens,
+        ),
+      );
+    writeJson(config.json, {
+      scenario: "engine",
+      settings: config,
+      speeds,
+      engines,
+      plain: plain.summary,
+      tandem: tandem.summary,
+    });
     if (figures.some(missed)) process.exitCode = 1;
   } finally {
     agent.destroy();
@@ -108,7 +137,9 @@ function tokensPerS(answers: readonly StreamResult[]): number {
 /** A token that is text by itself, so that every token is an event with text. */
 async function printableToken(url: string): Promise<number> {
   const response = await fetch(`${url}/tokenize`, {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ prompt: " a", add_special_tokens: false }),
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ prompt: " a", add_special_tokens: false }),
   });
   return ((await response.json()) as { tokens: number[] }).tokens.at(-1)!;
 }
@@ -122,13 +153,20 @@ async function generate(target: Target, word: number, promptTokens: number, toke
 
 function bodyOf(word: number, promptTokens: number, tokens: number): string {
   return JSON.stringify({
-    prompt: Array.from({ length: promptTokens }, (_, at) => 10 + ((at * 37) % 900)), max_tokens: tokens, temperature: 0, ignore_eos: true,
-    logit_bias: { [word]: 100 }, stream: true, stream_options: { include_usage: true },
+    prompt: Array.from({ length: promptTokens }, (_, at) => 10 + ((at * 37) % 900)),
+    max_tokens: tokens,
+    temperature: 0,
+    ignore_eos: true,
+    logit_bias: { [word]: 100 },
+    stream: true,
+    stream_options: { include_usage: true },
   });
 }
 
 async function sideBySide(
-  model: string, shape: { streams: number; prompts: number; promptTokens: number }, agent: Agent,
+  model: string,
+  shape: { streams: number; prompts: number; promptTokens: number },
+  agent: Agent,
 ): Promise<{ plain: Interruption; tandem: Interruption; engines: EngineMemory[] }> {
   await using engine = await startEngine(["--model", model]);
   await using up = await startUp(["--model", model]);
@@ -138,12 +176,23 @@ async function sideBySide(
   const run = (url: string): Promise<Interruption> =>
     interruption({ ...shape, request: (promptTokens, tokens) => generate({ url, agent }, word, promptTokens, tokens) });
   // Each once for nothing: code is compiled and connections are made.
-  for (const url of [engine.url, up.url]) await interruption({ ...shape, prompts: 1, request: (prompt, tokens) => generate({ url, agent }, word, prompt, tokens) });
+  for (const url of [engine.url, up.url])
+    await interruption({
+      ...shape,
+      prompts: 1,
+      request: (prompt, tokens) => generate({ url, agent }, word, prompt, tokens),
+    });
   const plain = await run(engine.url);
   const tandem = await run(up.url);
   return {
-    plain, tandem,
-    engines: engines.map(({ name, pid }, index) => ({ name, freshRssBytes: freshRss[index]!, rssBytes: rssBytes(pid), pssBytes: pssBytes(pid) })),
+    plain,
+    tandem,
+    engines: engines.map(({ name, pid }, index) => ({
+      name,
+      freshRssBytes: freshRss[index]!,
+      rssBytes: rssBytes(pid),
+      pssBytes: pssBytes(pid),
+    })),
   };
 }
 
@@ -151,15 +200,34 @@ function figuresOf(speeds: readonly Speed[], engines: readonly EngineMemory[]): 
   const decodeTarget = [3_000, 1_000];
   return [
     ...speeds.flatMap((speed, index): Figure[] => [
-      { name: `decode, ${speed.name}, one answer`, value: speed.decodeOne, unit: "tokens/s", target: { atLeast: decodeTarget[index]! } },
+      {
+        name: `decode, ${speed.name}, one answer`,
+        value: speed.decodeOne,
+        unit: "tokens/s",
+        target: { atLeast: decodeTarget[index]! },
+      },
       { name: `decode, ${speed.name}, eight at once`, value: speed.decodeEight, unit: "tokens/s" },
       // The issue names one figure for both; the small one is what it was measured at.
-      { name: `prefill, ${speed.name}`, value: speed.prefill, unit: "tokens/s", ...(index === 0 ? { target: { atLeast: 3_000 } } : {}) },
+      {
+        name: `prefill, ${speed.name}`,
+        value: speed.prefill,
+        unit: "tokens/s",
+        ...(index === 0 ? { target: { atLeast: 3_000 } } : {}),
+      },
       { name: `first token of 500, ${speed.name}`, value: speed.firstToken500Ms, unit: "ms", target: { atMost: 300 } },
     ]),
     ...engines.flatMap((engine): Figure[] => [
-      { name: `resident memory, ${engine.name}, before the first request`, value: engine.freshRssBytes / 1e6, unit: "MB", target: { atMost: 80 } },
-      { name: `resident memory, ${engine.name}, after all of them, KV included`, value: engine.rssBytes / 1e6, unit: "MB" },
+      {
+        name: `resident memory, ${engine.name}, before the first request`,
+        value: engine.freshRssBytes / 1e6,
+        unit: "MB",
+        target: { atMost: 80 },
+      },
+      {
+        name: `resident memory, ${engine.name}, after all of them, KV included`,
+        value: engine.rssBytes / 1e6,
+        unit: "MB",
+      },
       { name: `the same without what it shares with other processes`, value: engine.pssBytes / 1e6, unit: "MB" },
     ]),
   ];
@@ -170,14 +238,21 @@ function missed({ value, target }: Figure): boolean {
 }
 
 function targetText({ target }: Figure): string {
-  return target === undefined ? "" : target.atLeast === undefined ? `at most ${target.atMost}` : `at least ${target.atLeast}`;
+  return target === undefined
+    ? ""
+    : target.atLeast === undefined
+      ? `at most ${target.atMost}`
+      : `at least ${target.atLeast}`;
 }
 
 function render(figures: readonly Figure[], plain: Interruption, tandem: Interruption, promptTokens: number): string {
-  const rows = (["before", "during"] as const).flatMap((when) => (["p50", "p99", "max"] as const).map((share) => ({
-    name: `${when === "before" ? "undisturbed" : `while ${promptTokens} tokens are prefilled`}, ${share}`,
-    plain: plain.summary[when][share], tandem: tandem.summary[when][share],
-  })));
+  const rows = (["before", "during"] as const).flatMap((when) =>
+    (["p50", "p99", "max"] as const).map((share) => ({
+      name: `${when === "before" ? "undisturbed" : `while ${promptTokens} tokens are prefilled`}, ${share}`,
+      plain: plain.summary[when][share],
+      tandem: tandem.summary[when][share],
+    })),
+  );
   return `${[
     renderTable(figures, [
       { title: "", cell: (row) => row.name },

@@ -38,18 +38,32 @@ export function interruptionSvg(panels: readonly Panel[], promptTokens: number):
 
 const spread = ({ p50, p99 }: Summary): string => `${p50.toFixed(1)} ms (p99 ${p99.toFixed(1)} ms)`;
 
-function panelSvg({ title, run, originMs, inside }: Panel & { originMs: number; inside: Interruption["gaps"] }, top: number, promptTokens: number): string {
+function panelSvg(
+  { title, run, originMs, inside }: Panel & { originMs: number; inside: Interruption["gaps"] },
+  top: number,
+  promptTokens: number,
+): string {
   const [left, right] = [MARGIN.left, WIDTH - MARGIN.right];
   const [high, low] = [top + MARGIN.top, top + PANEL_HEIGHT - MARGIN.bottom];
   const x = (ms: number): number => left + ((ms - originMs) / SHOWN_MS) * (right - left);
-  const y = (ms: number): number => low - (Math.log(Math.max(LEAST_MS, ms) / LEAST_MS) / Math.log(MOST_MS / LEAST_MS)) * (low - high);
+  const y = (ms: number): number =>
+    low - (Math.log(Math.max(LEAST_MS, ms) / LEAST_MS) / Math.log(MOST_MS / LEAST_MS)) * (low - high);
   const at = (value: number): string => value.toFixed(1);
-  const windows = run.windows.filter(({ fromMs }) => fromMs < originMs + SHOWN_MS).map(({ fromMs, toMs }) =>
-    `<rect x="${at(x(fromMs))}" y="${high}" width="${at(Math.min(right, x(toMs)) - x(fromMs))}" height="${low - high}" fill="#dbeafe"/>`);
-  const ticks = [1, 10, 100, 1_000].map((ms) =>
-    `<line x1="${left}" x2="${right}" y1="${at(y(ms))}" y2="${at(y(ms))}" stroke="#d1d5db"/><text x="${left - 6}" y="${at(y(ms) + 4)}" text-anchor="end" fill="#374151">${ms} ms</text>`);
-  const seconds = Array.from({ length: SHOWN_MS / 500 + 1 }, (_, index) =>
-    `<text x="${at(x(originMs + index * 500))}" y="${low + 16}" text-anchor="middle" fill="#374151">${(index / 2).toFixed(1)} s</text>`);
+  const windows = run.windows
+    .filter(({ fromMs }) => fromMs < originMs + SHOWN_MS)
+    .map(
+      ({ fromMs, toMs }) =>
+        `<rect x="${at(x(fromMs))}" y="${high}" width="${at(Math.min(right, x(toMs)) - x(fromMs))}" height="${low - high}" fill="#dbeafe"/>`,
+    );
+  const ticks = [1, 10, 100, 1_000].map(
+    (ms) =>
+      `<line x1="${left}" x2="${right}" y1="${at(y(ms))}" y2="${at(y(ms))}" stroke="#d1d5db"/><text x="${left - 6}" y="${at(y(ms) + 4)}" text-anchor="end" fill="#374151">${ms} ms</text>`,
+  );
+  const seconds = Array.from(
+    { length: SHOWN_MS / 500 + 1 },
+    (_, index) =>
+      `<text x="${at(x(originMs + index * 500))}" y="${low + 16}" text-anchor="middle" fill="#374151">${(index / 2).toFixed(1)} s</text>`,
+  );
   const dots = inside.map(({ atMs, gapMs }) => `M${at(x(atMs))} ${at(y(gapMs))}h0`).join("");
   const { before, during } = run.summary;
   return [

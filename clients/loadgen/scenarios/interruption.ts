@@ -25,7 +25,12 @@ const ANSWER_TOKENS = 300;
 const SETTLE_MS = 300;
 const PAUSE_MS = 250;
 
-export async function interruption({ streams, prompts, promptTokens, request }: InterruptionOptions): Promise<Interruption> {
+export async function interruption({
+  streams,
+  prompts,
+  promptTokens,
+  request,
+}: InterruptionOptions): Promise<Interruption> {
   const startMs = performance.now();
   const gaps: { atMs: number; gapMs: number }[] = [];
   let running = true;
@@ -52,10 +57,14 @@ export async function interruption({ streams, prompts, promptTokens, request }: 
   await sleep(PAUSE_MS);
   running = false;
   await Promise.all(all);
-  const touches = (atMs: number, gapMs: number): boolean => windows.some(({ fromMs, toMs }) => atMs >= fromMs && atMs - gapMs <= toMs);
-  const of = (during: boolean): Summary => summarise(gaps.filter(({ atMs, gapMs }) => touches(atMs, gapMs) === during).map(({ gapMs }) => gapMs));
+  const touches = (atMs: number, gapMs: number): boolean =>
+    windows.some(({ fromMs, toMs }) => atMs >= fromMs && atMs - gapMs <= toMs);
+  const of = (during: boolean): Summary =>
+    summarise(gaps.filter(({ atMs, gapMs }) => touches(atMs, gapMs) === during).map(({ gapMs }) => gapMs));
   return {
-    gaps: gaps.sort((a, b) => a.atMs - b.atMs), windows, summary: { before: of(false), during: of(true) },
+    gaps: gaps.sort((a, b) => a.atMs - b.atMs),
+    windows,
+    summary: { before: of(false), during: of(true) },
     prefillMs: windows.reduce((sum, { fromMs, toMs }) => sum + toMs - fromMs, 0) / windows.length,
   };
 }

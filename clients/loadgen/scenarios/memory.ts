@@ -9,9 +9,9 @@ import { formatMib, writeJson } from "./output.ts";
 export const memoryConfig = defineConfig(
   "bench memory",
   {
-    "chats": integer({ default: 100, min: 0, max: 1_000_000, doc: "Requests before the weighing." }),
-    "limit_mb": integer({ default: 350, min: 1, unit: "MB", doc: "More than this, guardians left out, is exit code 1." }),
-    "json": text({ optional: true, doc: "File to write all figures to." }),
+    chats: integer({ default: 100, min: 0, max: 1_000_000, doc: "Requests before the weighing." }),
+    limit_mb: integer({ default: 350, min: 1, unit: "MB", doc: "More than this, guardians left out, is exit code 1." }),
+    json: text({ optional: true, doc: "File to write all figures to." }),
   },
   { summary: "Weighs the six processes of a small system.", usage: "npm run bench -- memory" },
 );
@@ -20,7 +20,12 @@ export async function runMemory(argv: readonly string[]): Promise<void> {
   const config = loadConfig(memoryConfig, { argv, env: process.env });
   await using up = await startUp([]);
   const workload = { model: "", promptWords: 32, outputTokens: 64, seed: 1 };
-  const load = await runLoad(up.url, "", { ...workload, model: await modelOf(up.url) }, { requests: config.chats, streams: 8, ratePerS: 0, rampMs: 0 });
+  const load = await runLoad(
+    up.url,
+    "",
+    { ...workload, model: await modelOf(up.url) },
+    { requests: config.chats, streams: 8, ratePerS: 0, rampMs: 0 },
+  );
   const rows = processesOf(up.run).map(({ name, pid }) => ({ name, pid, pssBytes: pssBytes(pid) }));
   const six = rows.filter((row) => !row.name.endsWith("guardian"));
   const sum = (list: readonly { pssBytes: number }[]): number => list.reduce((total, row) => total + row.pssBytes, 0);

@@ -14,9 +14,9 @@ import { formatMs, writeJson } from "./output.ts";
 export const startConfig = defineConfig(
   "bench start",
   {
-    "runs": integer({ default: 5, min: 1, max: 100, doc: "Starts to time." }),
-    "limit_ms": integer({ default: 2_500, min: 1, unit: "ms", doc: "A median above this is exit code 1." }),
-    "json": text({ optional: true, doc: "File to write all figures to." }),
+    runs: integer({ default: 5, min: 1, max: 100, doc: "Starts to time." }),
+    limit_ms: integer({ default: 2_500, min: 1, unit: "ms", doc: "A median above this is exit code 1." }),
+    json: text({ optional: true, doc: "File to write all figures to." }),
   },
   { summary: "Times `npm start` to the first token.", usage: "npm run bench -- start" },
 );
@@ -34,7 +34,9 @@ export async function runStart(argv: readonly string[]): Promise<void> {
     process.stdout.write(`first token after ${formatMs(ms)} ms${built ? ", with a build: not counted" : ""}\n`);
   }
   const summary = summarise(times);
-  process.stdout.write(`median ${formatMs(summary.p50)} ms, slowest ${formatMs(summary.max)} ms; limit ${config.limit_ms} ms\n`);
+  process.stdout.write(
+    `median ${formatMs(summary.p50)} ms, slowest ${formatMs(summary.max)} ms; limit ${config.limit_ms} ms\n`,
+  );
   writeJson(config.json, { scenario: "start", firstTokenMs: times, summary });
   if (summary.p50 > config.limit_ms) process.exitCode = 1;
 }
@@ -66,7 +68,10 @@ async function oneStart(): Promise<{ ms: number; built: boolean }> {
       const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true });
       const result = await streamRequest(target, "/v1/completions", body);
       if (result.completed && !Number.isNaN(result.ttftMs)) {
-        return { ms: sentMs + result.ttftMs - startMs, built: /^tandem: (installing|generating|building)/m.test(errors) };
+        return {
+          ms: sentMs + result.ttftMs - startMs,
+          built: /^tandem: (installing|generating|building)/m.test(errors),
+        };
       }
       await sleep(TRY_MS);
     }

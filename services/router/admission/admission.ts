@@ -118,7 +118,8 @@ export function createAdmission(o: AdmissionOptions): Admission {
 
   // Only the first is asked: a large request must not be overtaken for ever by small ones.
   function pokeOne(model: string): void {
-    for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model)) first.admit();
+    for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model))
+      first.admit();
   }
 
   function poke(): void {
@@ -179,7 +180,10 @@ export function createAdmission(o: AdmissionOptions): Admission {
     const leftMs = deadlineMs - nowMs;
     if (waitMs !== undefined && waitMs > leftMs) {
       const message = `The request can't start before its deadline: about ${Math.round(waitMs)} ms of waiting are before it, and it has ${Math.round(leftMs)}.`;
-      throw told({ because: "deadline_foreseen", error: new ServiceError("queue_full", message, { retryAfterS: seconds(waitMs - leftMs) }) });
+      throw told({
+        because: "deadline_foreseen",
+        error: new ServiceError("queue_full", message, { retryAfterS: seconds(waitMs - leftMs) }),
+      });
     }
     if (queue.size < o.queueLimit) return;
     const displaced = o.queueLimit === 0 ? undefined : queue.displacedBy(wanted);

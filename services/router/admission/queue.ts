@@ -39,7 +39,9 @@ interface Line {
 export class FairQueue<W extends Waiter> {
   readonly #lines = new Map<string, Line>();
   readonly #tenants = new Map<string, Tenant>();
-  readonly #heaviest = new Heap<Tenant>((a, b) => a.waiting.size > b.waiting.size || (a.waiting.size === b.waiting.size && a.name > b.name));
+  readonly #heaviest = new Heap<Tenant>(
+    (a, b) => a.waiting.size > b.waiting.size || (a.waiting.size === b.waiting.size && a.name > b.name),
+  );
   readonly #entries = new Map<W, Entry>();
   #index = 0;
 
@@ -104,7 +106,8 @@ export class FairQueue<W extends Waiter> {
     const own = this.#tenants.get(tenant);
     const heaviest = this.#heaviest.first;
     if (heaviest === undefined) return undefined;
-    if (heaviest !== own && heaviest.waiting.size > (own?.waiting.size ?? 0) + 1) return heaviest.waiting.first!.waiter as W;
+    if (heaviest !== own && heaviest.waiting.size > (own?.waiting.size ?? 0) + 1)
+      return heaviest.waiting.first!.waiter as W;
     const worst = own?.waiting.first?.waiter;
     return worst !== undefined && worst.priority > priority ? (worst as W) : undefined;
   }

@@ -13,7 +13,20 @@ const ROLES: Readonly<Record<Speaker, string>> = {
 };
 
 /** Fields that only the typed request may set, and those whose answers its messages can't carry. */
-const OWN = ["model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "n"];
+const OWN = [
+  "model",
+  "prompt",
+  "messages",
+  "max_tokens",
+  "max_completion_tokens",
+  "temperature",
+  "top_p",
+  "seed",
+  "stop",
+  "stream",
+  "stream_options",
+  "n",
+];
 
 /** Fields of extra_json. */
 const EXTRA_LIMIT = 900;
@@ -63,7 +76,8 @@ function decimal(value: number, param: string): string {
 /** The members of `extra_json`, byte for byte. */
 function extraMembers(json: string): string[] {
   if (json.trim() === "") return [];
-  const bad = (why: string): ServiceError => new ServiceError("invalid_request", `extra_json ${why}.`, { param: "extra_json" });
+  const bad = (why: string): ServiceError =>
+    new ServiceError("invalid_request", `extra_json ${why}.`, { param: "extra_json" });
   const bytes = Buffer.from(json);
   checkParts(bytes);
   let members: Member[];
@@ -78,7 +92,11 @@ function extraMembers(json: string): string[] {
   if (members.length > EXTRA_LIMIT) throw bad(`must not hold more than ${EXTRA_LIMIT} fields`);
   const own = members.find((member) => OWN.includes(member.key));
   if (own !== undefined) {
-    throw bad(`must not hold \`${own.key}\`: ${own.key === "n" ? "this call gives one answer" : "the request has a field for it, or sets it"}`);
+    throw bad(
+      `must not hold \`${own.key}\`: ${own.key === "n" ? "this call gives one answer" : "the request has a field for it, or sets it"}`,
+    );
   }
-  return members.map((member) => `${JSON.stringify(member.key)}:${bytes.toString("utf8", member.valueStart, member.valueEnd)}`);
+  return members.map(
+    (member) => `${JSON.stringify(member.key)}:${bytes.toString("utf8", member.valueStart, member.valueEnd)}`,
+  );
 }

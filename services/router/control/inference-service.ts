@@ -33,7 +33,12 @@ export function inferenceService(o: InferenceOptions): RpcService {
         let served;
         try {
           const scheduling = schedulingOf((name) => context.header(name));
-          served = o.serving.open({ label: LABEL, ...generateBody(request), deadlineMs: context.deadlineMs, scheduling });
+          served = o.serving.open({
+            label: LABEL,
+            ...generateBody(request),
+            deadlineMs: context.deadlineMs,
+            scheduling,
+          });
         } catch (error) {
           o.metrics.refused(LABEL, asServiceError(error).code);
           throw error;
@@ -60,7 +65,10 @@ export function inferenceService(o: InferenceOptions): RpcService {
         let outcome: { ending: Ending } | { error: unknown } | undefined;
         served
           .run(inbox.sink)
-          .then((ending) => (outcome = { ending }), (error: unknown) => (outcome = { error }))
+          .then(
+            (ending) => (outcome = { ending }),
+            (error: unknown) => (outcome = { error }),
+          )
           .finally(inbox.ring);
         let first = true;
         try {
@@ -97,7 +105,10 @@ export function inferenceService(o: InferenceOptions): RpcService {
   );
 }
 
-function finishOf(reader: ReturnType<typeof createEventReader>, ending: Ending): MessageInitShape<typeof GenerateResponseSchema>["finish"] {
+function finishOf(
+  reader: ReturnType<typeof createEventReader>,
+  ending: Ending,
+): MessageInitShape<typeof GenerateResponseSchema>["finish"] {
   const cachedTokens = ending.cachedTokens ?? reader.usage?.cachedTokens;
   return {
     reason: reader.finishReason === "" ? "stop" : reader.finishReason,

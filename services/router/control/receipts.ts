@@ -69,7 +69,10 @@ export function createReceipts(o: { limit: number; watcherLimit: number }): Rece
     find: (id) => running.get(id) ?? ended.get(id) ?? byClientId.get(id),
     async *watch(signal) {
       if (watchers.size >= o.watcherLimit) {
-        throw new ServiceError("queue_full", `Too many watchers: ${watchers.size} watch requests already. Try again later.`);
+        throw new ServiceError(
+          "queue_full",
+          `Too many watchers: ${watchers.size} watch requests already. Try again later.`,
+        );
       }
       const watcher: Watcher = { backlog: [], missed: 0, wake: undefined };
       const onAbort = (): void => watcher.wake?.();

@@ -52,7 +52,10 @@ export function routerService(o: RouterServiceOptions): RpcService {
 
       async *watchInstances(_request, context) {
         if (watchers >= o.watcherLimit) {
-          throw new ServiceError("queue_full", `Too many watchers: ${watchers} watch instances already. Try again later.`);
+          throw new ServiceError(
+            "queue_full",
+            `Too many watchers: ${watchers} watch instances already. Try again later.`,
+          );
         }
         const stop = anySignal(context.signal, context.closing);
         const bell = createBell();
@@ -84,7 +87,10 @@ export function routerService(o: RouterServiceOptions): RpcService {
       async getReceipt({ requestId }) {
         const draft = receipts.find(requestId);
         if (draft === undefined) {
-          throw new ServiceError("not_found", `No request \`${requestId}\` among those that run and the last that ended.`);
+          throw new ServiceError(
+            "not_found",
+            `No request \`${requestId}\` among those that run and the last that ended.`,
+          );
         }
         return { receipt: receiptMessage(draft) };
       },

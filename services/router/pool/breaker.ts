@@ -18,9 +18,7 @@ export interface BreakerLimits {
 
 export const BREAKER_LIMITS: BreakerLimits = { failureLimit: 5, canaryEveryMs: 500 };
 
-type State =
-  | { readonly kind: "closed"; score: number }
-  | { readonly kind: "open"; probeAtMs: number; probes: number };
+type State = { readonly kind: "closed"; score: number } | { readonly kind: "open"; probeAtMs: number; probes: number };
 
 /** A failure weighs less the older it is: half after so long. */
 const HALF_LIFE_MS = 5_000;

@@ -5,7 +5,11 @@ import type { Member } from "./member.ts";
 
 export interface FirstPrefill {
   /** Models that have a decode instance and never had a prefill instance that took legs, while one may still come. */
-  awaited(prefill: readonly Member[], decode: readonly Member[], models: ReadonlyMap<string, unknown>): ReadonlySet<string>;
+  awaited(
+    prefill: readonly Member[],
+    decode: readonly Member[],
+    models: ReadonlyMap<string, unknown>,
+  ): ReadonlySet<string>;
   /** Whether the time of one that was awaited is over. */
   readonly isOver: boolean;
 }
@@ -19,7 +23,8 @@ export function awaitFirstPrefill(clock: Clock, waitMs: number): FirstPrefill {
     awaited(prefill, decode, models) {
       for (const { eligible, info } of prefill) if (eligible) had.add(info.model);
       const nowMs = clock.nowMs();
-      for (const { eligible, info } of decode) if (eligible && !decodeSinceMs.has(info.model)) decodeSinceMs.set(info.model, nowMs);
+      for (const { eligible, info } of decode)
+        if (eligible && !decodeSinceMs.has(info.model)) decodeSinceMs.set(info.model, nowMs);
       // A model that nobody has any more starts afresh.
       for (const model of had) if (!models.has(model)) had.delete(model);
       const awaited = new Set<string>();

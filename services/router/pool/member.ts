@@ -11,7 +11,16 @@ import type { Candidate } from "../policy/index.ts";
  * `doubted`: its registry takes it for dead or gone, and it says that it serves; or it is not heard, for less long than
  * would make it `silent`. `left`: not registered any more, and here only until its last leg has ended.
  */
-export type Condition = "serving" | "starting" | "draining" | "stopped" | "silent" | "unreachable" | "failing" | "doubted" | "left";
+export type Condition =
+  | "serving"
+  | "starting"
+  | "draining"
+  | "stopped"
+  | "silent"
+  | "unreachable"
+  | "failing"
+  | "doubted"
+  | "left";
 
 /** Does not change, but for the counts of legs, which are those of the moment. */
 export interface Member {
@@ -57,8 +66,13 @@ export function candidateOf(member: Member): Candidate {
     instanceId: member.info.instanceId,
     legs,
     // On decode these are prompts that still wait for their prefill elsewhere: no work there, and no reason to prefer another.
-    queuedTokens: member.info.role === Role.DECODE ? 0 : (load?.queuedTokens ?? 0) + member.placedTokens + Math.round(suspicion * SUSPECT_TOKENS),
-    running: Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since) + Math.round(suspicion * SUSPECT_LEGS),
+    queuedTokens:
+      member.info.role === Role.DECODE
+        ? 0
+        : (load?.queuedTokens ?? 0) + member.placedTokens + Math.round(suspicion * SUSPECT_TOKENS),
+    running:
+      Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since) +
+      Math.round(suspicion * SUSPECT_LEGS),
     freeSlots: Math.max(0, (load?.freeSlots ?? 0) - since),
   };
 }

@@ -47,7 +47,10 @@ export async function sendPairCanary(
     }
   } catch (error) {
     const { code, message } = asServiceError(error);
-    return { kind: "failed", message: deadline.aborted ? `nothing came within ${o.timeoutMs / 1_000} s` : `${message} (${code})` };
+    return {
+      kind: "failed",
+      message: deadline.aborted ? `nothing came within ${o.timeoutMs / 1_000} s` : `${message} (${code})`,
+    };
   }
   const ms = performance.now() - startMs;
   if (worstDelta === undefined) return { kind: "through", ms };
@@ -59,20 +62,32 @@ export async function sendPairCanary(
 async function once(prefill: PairMember, decode: PairMember, signal: AbortSignal): Promise<number | undefined> {
   const { traits } = CONNECTORS[prefill.info.connector as ConnectorName];
   const legId = randomBytes(16).toString("hex");
-  const longest = Math.min(...[prefill.info.maxModelLen, decode.info.maxModelLen].filter((length) => length > 0), Infinity);
-  const prompt = Array.from({ length: Math.max(1, Math.min(PROMPT_TOKENS, Math.floor(longest / 2))) }, () => randomInt(...TOKEN_IDS));
+  const longest = Math.min(
+    ...[prefill.info.maxModelLen, decode.info.maxModelLen].filter((length) => length > 0),
+    Infinity,
+  );
+  const prompt = Array.from({ length: Math.max(1, Math.min(PROMPT_TOKENS, Math.floor(longest / 2))) }, () =>
+    randomInt(...TOKEN_IDS),
+  );
   const body = JSON.stringify({ model: prefill.info.model, prompt, max_tokens: 1, temperature: 0, logprobs: 1 });
 
   let handed!: (answer: PrefillResponse | undefined) => void;
   const prefilled = new Promise<PrefillResponse | undefined>((resolve) => (handed = resolve));
   async function* steps(): AsyncGenerator<DecodeRequest> {
     const reserve = {
-      legId, path: PATH, body, prefillKvAddress: traits.pairedId ? prefill.info.kvAddress : "", prefillGrpcAddress: prefill.info.grpcAddress,
+      legId,
+      path: PATH,
+      body,
+      prefillKvAddress: traits.pairedId ? prefill.info.kvAddress : "",
+      prefillGrpcAddress: prefill.info.grpcAddress,
       face: { id: `canary-${legId}`, created: 1, choiceIndex: 0 },
     };
     yield create(DecodeRequestSchema, { step: { case: "reserve", value: reserve } });
     const answer = await prefilled;
-    if (answer === undefined) yield create(DecodeRequestSchema, { step: { case: "abandon", value: { reason: "the canary's prefill failed" } } });
+    if (answer === undefined)
+      yield create(DecodeRequestSchema, {
+        step: { case: "abandon", value: { reason: "the canary's prefill failed" } },
+      });
     else yield create(DecodeRequestSchema, { step: { case: "start", value: { ticket: answer.ticket } } });
   }
 
@@ -84,7 +99,8 @@ async function once(prefill: PairMember, decode: PairMember, signal: AbortSignal
       text += message.events;
       if (message.reserved === undefined || answer !== undefined) continue;
       // Only now: no prefill is paid before decode has a slot for its KV.
-      answer = await prefill.control.client(PrefillService)
+      answer = await prefill.control
+        .client(PrefillService)
         .prefill({ legId, path: PATH, body, decodeKvAddress: traits.pairedId ? decode.info.kvAddress : "" }, { signal })
         .catch((error: unknown) => void (failed = error));
       handed(answer);

@@ -17,7 +17,12 @@ const AGAIN = { minMs: 1_000, maxMs: 30_000 };
 const OPEN_LIMIT = 4;
 
 export function needsCheck(prefill: Info, decode: Info): boolean {
-  return prefill.engine === "vllm" && decode.engine === "vllm" && prefill.connector !== "p2p-zmq" && pairable(prefill, decode);
+  return (
+    prefill.engine === "vllm" &&
+    decode.engine === "vllm" &&
+    prefill.connector !== "p2p-zmq" &&
+    pairable(prefill, decode)
+  );
 }
 
 export interface PairCheckerOptions {
@@ -66,7 +71,9 @@ export function startPairChecker({ pool, send, clock, log }: PairCheckerOptions)
     open++;
     pair.state = "running";
     const names = { prefill: prefill.info.instanceId, decode: decode.info.instanceId };
-    const result = await send(prefill, decode).catch((error: unknown): CanaryResult => ({ kind: "failed", message: (error as Error).message }));
+    const result = await send(prefill, decode).catch(
+      (error: unknown): CanaryResult => ({ kind: "failed", message: (error as Error).message }),
+    );
     open--;
     if (stopped) return;
     // Forgotten meanwhile: the verdict is about engines that are gone.

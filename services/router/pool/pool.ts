@@ -92,9 +92,29 @@ const SWEEP_MS = 250;
 /** A sweep that comes so late shows that this process stood still, or its machine: it could hear nobody meanwhile. */
 const OWN_PAUSE_MS = 500;
 const DRAIN_TIMEOUT_MS = 2_000;
-const CONDITIONS = ["serving", "starting", "draining", "stopped", "silent", "unreachable", "failing", "doubted", "left"] as const;
+const CONDITIONS = [
+  "serving",
+  "starting",
+  "draining",
+  "stopped",
+  "silent",
+  "unreachable",
+  "failing",
+  "doubted",
+  "left",
+] as const;
 
-export function createPool({ token, log, clock, metrics, limit = 1024, breaker = BREAKER_LIMITS, connectTimeoutMs, firstPrefillMs = 0, checks }: PoolOptions): Pool {
+export function createPool({
+  token,
+  log,
+  clock,
+  metrics,
+  limit = 1024,
+  breaker = BREAKER_LIMITS,
+  connectTimeoutMs,
+  firstPrefillMs = 0,
+  checks,
+}: PoolOptions): Pool {
   const tracked = new Set<Tracked>();
   const byMember = new WeakMap<Member, Tracked>();
   const listeners = new Set<() => void>();
@@ -129,7 +149,9 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
       if (!one.registered) continue;
       const { model, maxModelLen } = one.info;
       const known = models.get(model)?.maxModelLen ?? 0;
-      models.set(model, { maxModelLen: known === 0 || maxModelLen === 0 ? known + maxModelLen : Math.min(known, maxModelLen) });
+      models.set(model, {
+        maxModelLen: known === 0 || maxModelLen === 0 ? known + maxModelLen : Math.min(known, maxModelLen),
+      });
     }
     const barredPairs = barred(prefill, decode);
     for (const members of [prefill, decode]) {
@@ -182,7 +204,15 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
         log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
         continue;
       }
-      const added: Tracked = new Tracked(info, { token, log, clock, breaker, connectTimeoutMs, onChange, onDoubt: () => doubted(added) });
+      const added: Tracked = new Tracked(info, {
+        token,
+        log,
+        clock,
+        breaker,
+        connectTimeoutMs,
+        onChange,
+        onDoubt: () => doubted(added),
+      });
       added.doubt = doubt;
       tracked.add(added);
       log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
@@ -275,7 +305,8 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
     canaryCame({ prefill, decode }) {
       const [prefillId, decodeId] = [prefill.info.instanceId, decode.info.instanceId];
       const closed = [prefill, decode].filter((member) => byMember.get(member)!.breaker.close());
-      for (const { info } of closed) log.info("a canary came through: instance is back", { instanceId: info.instanceId });
+      for (const { info } of closed)
+        log.info("a canary came through: instance is back", { instanceId: info.instanceId });
       const paired = pairs.close(prefillId, decodeId);
       if (paired) log.info("a canary came through: pair is back", { prefill: prefillId, decode: decodeId });
       if (paired || closed.length > 0) onChange();
@@ -294,13 +325,18 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
     },
   };
 
-  metrics?.gauge("tandem_pool_instances", "Instances this router knows, by what it takes them for.", ["role", "state"], (gauge) => {
-    for (const role of ["prefill", "decode"] as const) {
-      for (const state of CONDITIONS) {
-        gauge.set({ role, state }, pool.snapshot[role].filter(({ condition }) => condition === state).length);
+  metrics?.gauge(
+    "tandem_pool_instances",
+    "Instances this router knows, by what it takes them for.",
+    ["role", "state"],
+    (gauge) => {
+      for (const role of ["prefill", "decode"] as const) {
+        for (const state of CONDITIONS) {
+          gauge.set({ role, state }, pool.snapshot[role].filter(({ condition }) => condition === state).length);
+        }
       }
-    }
-  });
+    },
+  );
   metrics?.gauge("tandem_breakers_open", "Breakers that are open: instances by role, and pairs.", ["of"], (gauge) => {
     const { prefill, decode, brokenPairs } = pool.snapshot;
     gauge.set({ of: "prefill" }, prefill.filter(isFailing).length);
@@ -308,10 +344,15 @@ export function createPool({ token, log, clock, metrics, limit = 1024, breaker =
     gauge.set({ of: "pair" }, brokenPairs.size);
   });
   // Instance ids are new after every start, so the old ones are taken off.
-  metrics?.gauge("tandem_kv_orphans", "Pushed KV whose request is gone and that is not settled yet, by instance.", ["instance"], (gauge) => {
-    gauge.reset();
-    for (const { info, load } of pool.snapshot.decode) gauge.set({ instance: info.instanceId }, load?.kvOrphans ?? 0);
-  });
+  metrics?.gauge(
+    "tandem_kv_orphans",
+    "Pushed KV whose request is gone and that is not settled yet, by instance.",
+    ["instance"],
+    (gauge) => {
+      gauge.reset();
+      for (const { info, load } of pool.snapshot.decode) gauge.set({ instance: info.instanceId }, load?.kvOrphans ?? 0);
+    },
+  );
   return pool;
 }
 

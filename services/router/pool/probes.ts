@@ -16,7 +16,12 @@ export interface Probe {
  *
  * @param breakerOf Of an instance.
  */
-export function takeDue(snapshot: PoolSnapshot, pairs: Pairs, breakerOf: (member: Member) => Breaker, nowMs: number): Probe[] {
+export function takeDue(
+  snapshot: PoolSnapshot,
+  pairs: Pairs,
+  breakerOf: (member: Member) => Breaker,
+  nowMs: number,
+): Probe[] {
   const probes: Probe[] = [];
   /** Neither serves nor may be reached: a canary would tell nothing. */
   const reachable = (member: Member): boolean => member.condition === "serving" || member.condition === "failing";
@@ -35,7 +40,8 @@ export function takeDue(snapshot: PoolSnapshot, pairs: Pairs, breakerOf: (member
     for (const member of snapshot[side]) {
       if (member.condition !== "failing" || !breakerOf(member).due(nowMs)) continue;
       const fits = (other: Member): boolean =>
-        reachable(other) && (side === "prefill" ? pairable(member.info, other.info) : pairable(other.info, member.info));
+        reachable(other) &&
+        (side === "prefill" ? pairable(member.info, other.info) : pairable(other.info, member.info));
       const fitting = others.filter(fits);
       const sound = fitting.filter(({ eligible }) => eligible);
       const partners = sound.length > 0 ? sound : fitting;

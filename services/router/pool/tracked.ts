@@ -127,7 +127,9 @@ export class Tracked {
     const nowMs = this.#o.clock.nowMs();
     // Legs that fall with an instance that is out already say nothing new.
     if (this.#judge().condition === "serving" && this.breaker.judge(verdict, nowMs)) {
-      this.#log.warn("instance is out until a canary comes through", { because: verdict === "wedged" ? "a leg stood still on it" : "leg after leg failed on it" });
+      this.#log.warn("instance is out until a canary comes through", {
+        because: verdict === "wedged" ? "a leg stood still on it" : "leg after leg failed on it",
+      });
     }
     this.#closeIfLeft();
     this.#o.onChange();
@@ -215,8 +217,10 @@ export class Tracked {
     const reason = this.#load?.reason ?? "";
     switch (this.#load?.state) {
       case State.SERVING:
-        if (this.breaker.open) return { condition: "failing", reason: "Legs failed on it; it is out until a canary comes through." };
-        if (this.hesitant && !lastResort) return { condition: "doubted", reason: "It has not been heard for a second." };
+        if (this.breaker.open)
+          return { condition: "failing", reason: "Legs failed on it; it is out until a canary comes through." };
+        if (this.hesitant && !lastResort)
+          return { condition: "doubted", reason: "It has not been heard for a second." };
         if (doubt === undefined) return { condition: "serving", reason: "" };
         return lastResort
           ? { condition: "serving", reason: `${doubt.reason} It says that it serves, and no other does.` }

@@ -18,7 +18,12 @@ const NOTHING_SENT: ReadonlySet<string> = new Set<FailureCode>([
 ]);
 
 /** Failures that speak against the instance itself, whatever the request was. */
-const BLAMED: ReadonlySet<string> = new Set<FailureCode>(["instance_unavailable", "instance_lost", "engine_failed", "internal"]);
+const BLAMED: ReadonlySet<string> = new Set<FailureCode>([
+  "instance_unavailable",
+  "instance_lost",
+  "engine_failed",
+  "internal",
+]);
 
 export function sentNothing(error: ServiceError): boolean {
   return NOTHING_SENT.has(error.code);

@@ -30,11 +30,21 @@ export interface CanaryOptions {
 
 export function startCanaries({ context, metrics, watch }: CanaryOptions): { stop(): void } {
   const { pool, clock, limits, log } = context;
-  const sent = metrics.counter("tandem_canaries_total", "Canaries to instances and pairs that were out, by how they ended.", ["outcome"]);
+  const sent = metrics.counter(
+    "tandem_canaries_total",
+    "Canaries to instances and pairs that were out, by how they ended.",
+    ["outcome"],
+  );
   const live = new Set<RelayLeg>();
   // The breakers are told once, by the canary's own end, and users' figures not at all.
   const quiet: RelayMetrics = {
-    leg() {}, retry() {}, retryRefused() {}, fallback() {}, completed() {}, kvBytes() {}, replay() {},
+    leg() {},
+    retry() {},
+    retryRefused() {},
+    fallback() {},
+    completed() {},
+    kvBytes() {},
+    replay() {},
     interTokenMs() {},
   };
   const quietPool: Pool = Object.create(pool, {
@@ -55,10 +65,20 @@ export function startCanaries({ context, metrics, watch }: CanaryOptions): { sto
     const { prefill, decode } = probe;
     const { traits } = CONNECTORS[prefill.info.connector as ConnectorName];
     const legId = context.mintLegId();
-    const body = Buffer.from(JSON.stringify({ model: prefill.info.model, prompt: promptOf(legId), max_tokens: 1, temperature: 0 }));
+    const body = Buffer.from(
+      JSON.stringify({ model: prefill.info.model, prompt: promptOf(legId), max_tokens: 1, temperature: 0 }),
+    );
     const request = {
-      id: `canary-${legId}`, path: "/v1/completions" as const, model: prefill.info.model, body, stream: false, choices: 1,
-      prompts: 1, promptIsList: false, includeUsage: false, createdUnixS: Math.floor(Date.now() / 1000),
+      id: `canary-${legId}`,
+      path: "/v1/completions" as const,
+      model: prefill.info.model,
+      body,
+      stream: false,
+      choices: 1,
+      prompts: 1,
+      promptIsList: false,
+      includeUsage: false,
+      createdUnixS: Math.floor(Date.now() / 1000),
     };
     const owner: LegOwner = {
       deliver: () => true,
@@ -70,17 +90,28 @@ export function startCanaries({ context, metrics, watch }: CanaryOptions): { sto
       finished(leg, outcome) {
         late.cancel();
         sent.inc({ outcome: nameOf(outcome) });
-        log.debug("canary ended", { prefill: prefill.info.instanceId, decode: decode.info.instanceId, outcome: leg.task.draft.error || "completed" });
+        log.debug("canary ended", {
+          prefill: prefill.info.instanceId,
+          decode: decode.info.instanceId,
+          outcome: leg.task.draft.error || "completed",
+        });
         if (outcome.kind === "completed") pool.canaryCame(probe);
       },
     };
     const task = {
-      request, draft: createLegDraft(legId, 0), promptIndex: undefined, sampleIndex: 0, traits, prefill,
+      request,
+      draft: createLegDraft(legId, 0),
+      promptIndex: undefined,
+      sampleIndex: 0,
+      traits,
+      prefill,
       decode: traits.decodeFirst ? decode : undefined,
     };
     const leg = new RelayLeg(legContext, task, owner);
     const late = clock.setTimer(limits.canaryTimeoutMs, () => {
-      leg.overdue(new ServiceError("leg_stalled", `The canary did not come through within ${limits.canaryTimeoutMs} ms.`));
+      leg.overdue(
+        new ServiceError("leg_stalled", `The canary did not come through within ${limits.canaryTimeoutMs} ms.`),
+      );
     });
     live.add(leg);
     leg.begin();
@@ -92,7 +123,11 @@ export function startCanaries({ context, metrics, watch }: CanaryOptions): { sto
     for (const { task } of live) {
       const { prefillInstanceId, decodeInstanceId } = task.draft;
       // A leg that has found no decode instance yet may be for any.
-      if (prefillInstanceId === prefill.info.instanceId && (decodeInstanceId === "" || decodeInstanceId === decode.info.instanceId)) count += 1;
+      if (
+        prefillInstanceId === prefill.info.instanceId &&
+        (decodeInstanceId === "" || decodeInstanceId === decode.info.instanceId)
+      )
+        count += 1;
     }
     return count;
   }

@@ -100,7 +100,8 @@ export class Choice implements LegOwner {
   /** Called every now and then: gives up a wait for a busy instance. */
   check(nowMs: number): void {
     const broken = this.#broken;
-    if (broken !== undefined && nowMs - broken.sinceMs >= this.#context.limits.replayTimeoutMs) return this.#replayFailed(broken, "failed");
+    if (broken !== undefined && nowMs - broken.sinceMs >= this.#context.limits.replayTimeoutMs)
+      return this.#replayFailed(broken, "failed");
     const wait = this.#wait;
     if (wait === undefined) return;
     if (this.#owner.othersRun(this.index)) wait.sinceMs = nowMs;
@@ -163,7 +164,13 @@ export class Choice implements LegOwner {
         const { error, phase, side } = outcome;
         const { task } = leg;
         const delivered = this.#sentMs !== undefined;
-        const failed = { code: error.code, side, delivered, repeatable: this.#canCatchUp(), decodeFirst: task.traits.decodeFirst };
+        const failed = {
+          code: error.code,
+          side,
+          delivered,
+          repeatable: this.#canCatchUp(),
+          decodeFirst: task.traits.decodeFirst,
+        };
         const next = afterFailure(failed, this.#retries, this.#rules());
         if (next.kind === "give-up") return this.#giveUp(next, error);
         if (next.kind === "wait") {
@@ -188,14 +195,23 @@ export class Choice implements LegOwner {
   #mayReplay(): boolean {
     const { request } = this.#owner;
     const { replayMode, retryLimit } = this.#context.limits;
-    if (!request.stream || request.repeatable !== true || request.strict === true || retryLimit === 0 || replayMode === "never") return false;
+    if (
+      !request.stream ||
+      request.repeatable !== true ||
+      request.strict === true ||
+      retryLimit === 0 ||
+      replayMode === "never"
+    )
+      return false;
     return replayMode === "always" || REPEATABLE_ENGINES.has(this.#leg?.decode?.info.engine ?? "");
   }
 
   /** What took longer to write than there is time to write it again isn't tried. */
   #canCatchUp(): boolean {
     if (this.#sent === undefined || this.#sentMs === undefined) return false;
-    return this.#broken !== undefined || this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.replayTimeoutMs;
+    return (
+      this.#broken !== undefined || this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.replayTimeoutMs
+    );
   }
 
   #replay(error: ServiceError): void {
@@ -237,7 +253,11 @@ export class Choice implements LegOwner {
     if (fallback !== undefined) this.#note(fallback, fallback);
     const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;
     const sampleIndex = this.index % request.choices;
-    this.#leg = new RelayLeg(this.#context, { request, draft, promptIndex, sampleIndex, traits, prefill, decode }, this);
+    this.#leg = new RelayLeg(
+      this.#context,
+      { request, draft, promptIndex, sampleIndex, traits, prefill, decode },
+      this,
+    );
     this.#leg.begin();
   }
 
@@ -274,10 +294,12 @@ export class Choice implements LegOwner {
   }
 
   #find<T>(pick: () => T, found: (place: T) => void, fail: (error: ServiceError) => void): void {
-    const over = <V>(then: (value: V) => void) => (value: V): void => {
-      this.#wait = undefined;
-      then(value);
-    };
+    const over =
+      <V>(then: (value: V) => void) =>
+      (value: V): void => {
+        this.#wait = undefined;
+        then(value);
+      };
     const waiting = this.#context.waitRoom.find(pick, over(found), over(fail));
     if (waiting !== undefined) this.#wait = { waiting, sinceMs: this.#context.clock.nowMs(), fail };
   }

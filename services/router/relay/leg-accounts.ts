@@ -56,6 +56,7 @@ export class LegAccounts {
     const { error, phase } = outcome;
     if (error.code === "kv_transfer_failed") this.#pool.pairEnded(prefill, decode, "bad");
     // Whose fault it is that the KV does not come, nobody here can tell; the two together it is for sure.
-    else if (error.code === "leg_stalled" && (phase === "transfer" || phase === "prefill")) this.#pool.pairEnded(prefill, decode, "wedged");
+    else if (error.code === "leg_stalled" && (phase === "transfer" || phase === "prefill"))
+      this.#pool.pairEnded(prefill, decode, "wedged");
   }
 }

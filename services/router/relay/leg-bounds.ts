@@ -14,7 +14,11 @@ export function waitingTokens(prefill: Member): number {
  *
  * @param tokens Of this prompt and all that wait before it.
  */
-export function prefillBoundMs({ prefillTimeoutMs, prefillFloorMs, prefillSlack }: RelayLimits, prefill: Member, tokens: number): number {
+export function prefillBoundMs(
+  { prefillTimeoutMs, prefillFloorMs, prefillSlack }: RelayLimits,
+  prefill: Member,
+  tokens: number,
+): number {
   if (prefillSlack === 0 || prefill.tokensPerMs === 0) return prefillTimeoutMs;
   return Math.min(prefillTimeoutMs, Math.ceil(prefillFloorMs + (prefillSlack * tokens) / prefill.tokensPerMs));
 }
@@ -67,7 +71,10 @@ export function stalled(part: QuietPart, limitMs: number, where: string): Servic
 }
 
 export function answerStalled(limitMs: number, where: string): ServiceError {
-  return new ServiceError("leg_stalled", `The answer, wanted in one piece, was not complete within ${limitMs} ms (${where}).`);
+  return new ServiceError(
+    "leg_stalled",
+    `The answer, wanted in one piece, was not complete within ${limitMs} ms (${where}).`,
+  );
 }
 
 export function prefillStalled(boundMs: number, where: string, cause: unknown): ServiceError {

@@ -12,7 +12,16 @@ import type { Member, Pool } from "../pool/pool.ts";
 import { endedEarly, fromInstance, sentNothing } from "./blame.ts";
 import { DecodeFrame } from "./decode-frame.ts";
 import { LegAccounts } from "./leg-accounts.ts";
-import { answerStalled, prefillBoundMs, prefillStalled, quietLimitMs, stalled, waitingTokens, type AnswerPaces, type QuietPart } from "./leg-bounds.ts";
+import {
+  answerStalled,
+  prefillBoundMs,
+  prefillStalled,
+  quietLimitMs,
+  stalled,
+  waitingTokens,
+  type AnswerPaces,
+  type QuietPart,
+} from "./leg-bounds.ts";
 import type { LegTask } from "./leg-task.ts";
 import { LegTimes } from "./leg-times.ts";
 import { IDLE, step } from "./legs.ts";
@@ -205,7 +214,8 @@ export class RelayLeg {
     else if (event.kind === "prefillDone") {
       this.#times.prefilled(nowMs);
       this.#quietSinceMs = nowMs;
-    } else if (event.kind === "decodeChunk" && (kind === "handover" || kind === "opening")) this.#times.firstToken(nowMs);
+    } else if (event.kind === "decodeChunk" && (kind === "handover" || kind === "opening"))
+      this.#times.firstToken(nowMs);
     else if (event.kind === "decodeEnd" && kind !== "settling") this.#times.ended(nowMs);
   }
 
@@ -325,36 +335,44 @@ export class RelayLeg {
     const timeoutMs = prefillBoundMs(limits, prefill, tokens);
     this.#accounts.prefillCalled = true;
     // Once it was cancelled, neither handler has anything to say any more.
-    this.#cancelPrefill = callPrefill(this.task, prefill, { decodeKvAddress, timeoutMs }, {
-      onDone: ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
-        if (!this.#accounts.holdsPrefill) return;
-        this.#accounts.prefillEnded("completed");
-        draft.promptTokens = promptTokens;
-        if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
-        if (kvBytes !== undefined) {
-          draft.kvBytes = kvBytes;
-          metrics.kvBytes(kvBytes);
-        }
-        this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
-        // What was found in the cache cost nothing, and would make the instance look faster than it is.
-        if (cachedTokens === undefined || cachedTokens * 2 < promptTokens) pool.prefilled(prefill, tokens, draft.prefillMs);
+    this.#cancelPrefill = callPrefill(
+      this.task,
+      prefill,
+      { decodeKvAddress, timeoutMs },
+      {
+        onDone: ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
+          if (!this.#accounts.holdsPrefill) return;
+          this.#accounts.prefillEnded("completed");
+          draft.promptTokens = promptTokens;
+          if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
+          if (kvBytes !== undefined) {
+            draft.kvBytes = kvBytes;
+            metrics.kvBytes(kvBytes);
+          }
+          this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
+          // What was found in the cache cost nothing, and would make the instance look faster than it is.
+          if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
+            pool.prefilled(prefill, tokens, draft.prefillMs);
+        },
+        onFailed: (failure) => {
+          if (!this.#accounts.holdsPrefill) return;
+          // What ran out is the time of this call: the deadline of the request is watched elsewhere and comes first.
+          const late = failure.code === "deadline_exceeded";
+          const error = late ? prefillStalled(timeoutMs, this.where(clock.nowMs()), failure) : failure;
+          // Where prefill pushes the KV it may as well be decode that doesn't take it: that speaks against the pair alone.
+          this.#accounts.prefillEnded(error.code, late && traits.decodeFirst ? "none" : undefined);
+          this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
+        },
+        onBug: (error) => log.error("relay failed unexpectedly", { legId: draft.legId, error }),
       },
-      onFailed: (failure) => {
-        if (!this.#accounts.holdsPrefill) return;
-        // What ran out is the time of this call: the deadline of the request is watched elsewhere and comes first.
-        const late = failure.code === "deadline_exceeded";
-        const error = late ? prefillStalled(timeoutMs, this.where(clock.nowMs()), failure) : failure;
-        // Where prefill pushes the KV it may as well be decode that doesn't take it: that speaks against the pair alone.
-        this.#accounts.prefillEnded(error.code, late && traits.decodeFirst ? "none" : undefined);
-        this.#dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
-      },
-      onBug: (error) => log.error("relay failed unexpectedly", { legId: draft.legId, error }),
-    });
+    );
   }
 
   #timeLeftMs(): number | undefined {
     const { deadlineMs } = this.task.request;
-    return deadlineMs === undefined ? undefined : Math.max(0, deadlineMs - this.#context.clock.nowMs()) + DEADLINE_SLACK_MS;
+    return deadlineMs === undefined
+      ? undefined
+      : Math.max(0, deadlineMs - this.#context.clock.nowMs()) + DEADLINE_SLACK_MS;
   }
 
   #cut(): void {

@@ -48,7 +48,11 @@ export type LegState =
   | { readonly kind: "handover" }
   | { readonly kind: "streaming" }
   /** Finished for the client; what was set going is being brought to its end. */
-  | { readonly kind: "settling"; readonly prefill: "running" | "ended"; readonly decode: "reserved" | "abandoned" | "ended" }
+  | {
+      readonly kind: "settling";
+      readonly prefill: "running" | "ended";
+      readonly decode: "reserved" | "abandoned" | "ended";
+    }
   | { readonly kind: "ended" };
 
 export type LegEvent =

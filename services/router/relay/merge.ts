@@ -72,7 +72,8 @@ type Figures = Record<string, unknown>;
 function withUsage(bodies: readonly Buffer[], choices: number, changes: Map<string, string | Buffer>): Buffer {
   const usages = bodies.map((body) => {
     const member = memberOf(body, "usage");
-    const value = member === undefined ? undefined : JSON.parse(body.toString("utf8", member.valueStart, member.valueEnd));
+    const value =
+      member === undefined ? undefined : JSON.parse(body.toString("utf8", member.valueStart, member.valueEnd));
     return typeof value === "object" && value !== null ? (value as Figures) : undefined;
   });
   // An engine that counts nothing for one leg can't be summed up; the first leg's absence stands.
@@ -102,7 +103,8 @@ export function sumUsage(usages: readonly Figures[], choices: number): Figures {
 function add(values: readonly unknown[]): unknown {
   const present = values.filter((value) => value !== null && value !== undefined);
   if (present.length === 0) return values[0];
-  if (present.every((value) => typeof value === "number")) return present.reduce((sum: number, value) => sum + (value as number), 0);
+  if (present.every((value) => typeof value === "number"))
+    return present.reduce((sum: number, value) => sum + (value as number), 0);
   if (present.every((value) => typeof value === "object" && !Array.isArray(value))) {
     const objects = present as Figures[];
     const keys = new Set(objects.flatMap((object) => Object.keys(object)));

@@ -31,23 +31,52 @@ export interface RelayMetrics {
 }
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
-const TOKEN_SECONDS = [0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1];
+const TOKEN_SECONDS = [
+  0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1,
+];
 
 /** @param settling Legs whose request is gone and that are still being brought to their end. */
 export function createRelayMetrics(metrics: Metrics, settling: () => number): RelayMetrics {
   const legs = metrics.counter("tandem_legs_total", "Legs that ended, by side and outcome.", ["leg", "outcome"]);
-  const retries = metrics.counter("tandem_retries_total", "Pairs of legs that were tried again, by the failure.", ["reason"]);
+  const retries = metrics.counter("tandem_retries_total", "Pairs of legs that were tried again, by the failure.", [
+    "reason",
+  ]);
   const fallbacks = metrics.counter("tandem_fallbacks_total", "What was done otherwise than planned.", ["reason"]);
-  const refused = metrics.counter("tandem_retries_refused_total", "Retries that were not made for want of budget, or because the request was strict.", ["because"]);
-  const replays = metrics.counter("tandem_replays_total", "Streams that broke after their first byte and were written again on another pair, by how that ended.", ["outcome"]);
-  const kvBytes = metrics.counter("tandem_kv_transfer_bytes_total", "KV cache bytes handed from prefill to decode, as far as engines tell.");
+  const refused = metrics.counter(
+    "tandem_retries_refused_total",
+    "Retries that were not made for want of budget, or because the request was strict.",
+    ["because"],
+  );
+  const replays = metrics.counter(
+    "tandem_replays_total",
+    "Streams that broke after their first byte and were written again on another pair, by how that ended.",
+    ["outcome"],
+  );
+  const kvBytes = metrics.counter(
+    "tandem_kv_transfer_bytes_total",
+    "KV cache bytes handed from prefill to decode, as far as engines tell.",
+  );
   const reserve = metrics.histogram("tandem_reserve_seconds", "Until a decode slot was reserved.", SECONDS);
   const prefill = metrics.histogram("tandem_prefill_seconds", "Until prefill had answered.", SECONDS);
-  const handover = metrics.histogram("tandem_kv_transfer_seconds", "Prefill's answer to the first token: KV transfer and first decode step.", SECONDS);
+  const handover = metrics.histogram(
+    "tandem_kv_transfer_seconds",
+    "Prefill's answer to the first token: KV transfer and first decode step.",
+    SECONDS,
+  );
   // vLLM has it as vllm:request_time_per_output_token_seconds.
-  const tpot = metrics.histogram("tandem_request_time_per_output_token_seconds", "Mean time of a token after the first, one value a leg.", TOKEN_SECONDS);
-  const itl = metrics.tally("tandem_inter_token_latency_seconds", "Between two writes of tokens of one stream, without pauses that a slow client made.", TOKEN_SECONDS);
-  metrics.gauge("tandem_legs_settling", "Legs whose request is gone and whose KV is being settled.", [], (gauge) => gauge.set(settling()));
+  const tpot = metrics.histogram(
+    "tandem_request_time_per_output_token_seconds",
+    "Mean time of a token after the first, one value a leg.",
+    TOKEN_SECONDS,
+  );
+  const itl = metrics.tally(
+    "tandem_inter_token_latency_seconds",
+    "Between two writes of tokens of one stream, without pauses that a slow client made.",
+    TOKEN_SECONDS,
+  );
+  metrics.gauge("tandem_legs_settling", "Legs whose request is gone and whose KV is being settled.", [], (gauge) =>
+    gauge.set(settling()),
+  );
   return {
     leg: (leg, outcome) => legs.inc({ leg, outcome }),
     retry: (reason) => retries.inc({ reason }),

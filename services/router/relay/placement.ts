@@ -132,9 +132,13 @@ export function createPlacer(
         if (place !== undefined) return place;
         throw prefills.length > 0 ? allTried("prefill") : noInstance(pool.snapshot, model);
       }
-      const partnered = usable.filter((prefill) => partners.get(prefill)!.some((decode) => !avoid.isBusy(decode) && !avoid.isWedged(decode)));
+      const partnered = usable.filter((prefill) =>
+        partners.get(prefill)!.some((decode) => !avoid.isBusy(decode) && !avoid.isWedged(decode)),
+      );
       if (partnered.length === 0) {
-        const decodes = new Set(usable.flatMap((prefill) => partners.get(prefill)!).filter((decode) => !avoid.isWedged(decode)));
+        const decodes = new Set(
+          usable.flatMap((prefill) => partners.get(prefill)!).filter((decode) => !avoid.isWedged(decode)),
+        );
         // No prefill is paid while its KV has nowhere to go.
         throw decodes.size === 0 ? allTried("decode") : allBusy("decode", decodes.size);
       }
@@ -150,7 +154,9 @@ export function createPlacer(
         if (solo.length === 0) throw noInstance(snapshot, prefill);
         return pick(policies.decode, "decode", solo, avoid);
       }
-      const partners = snapshot.decode.filter((decode) => decode.eligible && fault(prefill, decode, snapshot) === undefined);
+      const partners = snapshot.decode.filter(
+        (decode) => decode.eligible && fault(prefill, decode, snapshot) === undefined,
+      );
       if (partners.length === 0) throw noInstance(snapshot, prefill.info.model);
       return pick(policies.decode, "decode", partners, avoid);
     },
@@ -206,7 +212,9 @@ function allBusy(side: Side, count: number): ServiceError {
 }
 
 function allTried(side: Side): ServiceError {
-  return new ServiceError("no_instance", `No ${side} instance is left to try. Try again in a second.`, { retryAfterS: 1 });
+  return new ServiceError("no_instance", `No ${side} instance is left to try. Try again in a second.`, {
+    retryAfterS: 1,
+  });
 }
 
 function noInstance(snapshot: PoolSnapshot, model: string): ServiceError {
@@ -216,9 +224,12 @@ function noInstance(snapshot: PoolSnapshot, model: string): ServiceError {
     if (known.some((member) => member.eligible)) continue;
     lacks.push(`no ${side} instance is ready for model "${model}" (${census(known)})`);
   }
-  if (lacks.length === 0) lacks.push(`no prefill and decode instance of model "${model}" fit each other: ${misfit(snapshot, model)}`);
+  if (lacks.length === 0)
+    lacks.push(`no prefill and decode instance of model "${model}" fit each other: ${misfit(snapshot, model)}`);
   const text = lacks.join(", and ");
-  return new ServiceError("no_instance", `${text[0]!.toUpperCase()}${text.slice(1)}. Try again in a second.`, { retryAfterS: 1 });
+  return new ServiceError("no_instance", `${text[0]!.toUpperCase()}${text.slice(1)}. Try again in a second.`, {
+    retryAfterS: 1,
+  });
 }
 
 /** "2 known: 1 draining, 1 starting" */

@@ -107,7 +107,9 @@ export function createRelay(o: RelayOptions): RunningRelay {
       const count = request.choices * request.prompts;
       const { legsLimit } = config;
       if (count > legsLimit) {
-        throw new ServiceError("invalid_request", `The request asks for ${count} answers; ${legsLimit} is the most.`, { param: "n" });
+        throw new ServiceError("invalid_request", `The request asks for ${count} answers; ${legsLimit} is the most.`, {
+          param: "n",
+        });
       }
       if (gone.aborted) throw clientLeft();
       context.budget.earn();
@@ -241,7 +243,8 @@ class Run implements ChoiceOwner {
 
   check(nowMs: number): void {
     const { deadlineMs } = this.request;
-    if (deadlineMs !== undefined && nowMs >= deadlineMs) return this.failed(this.#tooLate("The request ran past its deadline", nowMs));
+    if (deadlineMs !== undefined && nowMs >= deadlineMs)
+      return this.failed(this.#tooLate("The request ran past its deadline", nowMs));
     if (!this.#started && nowMs - this.#beganMs >= this.#firstTokenTimeoutMs) {
       return this.failed(this.#tooLate(`No token came within ${this.#firstTokenTimeoutMs} ms`, nowMs));
     }

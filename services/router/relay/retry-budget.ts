@@ -14,7 +14,11 @@ export interface RetryBudget {
 const SAVED_S = 2;
 const SAVED_REQUESTS = 500;
 
-export function createRetryBudget(o: { readonly ratio: number; readonly perS: number; readonly clock: Clock }): RetryBudget {
+export function createRetryBudget(o: {
+  readonly ratio: number;
+  readonly perS: number;
+  readonly clock: Clock;
+}): RetryBudget {
   const { ratio, perS, clock } = o;
   const timedLimit = perS * SAVED_S;
   const earnedLimit = ratio * SAVED_REQUESTS;

@@ -32,7 +32,11 @@ export type Next =
   | { readonly kind: "wait"; readonly busy: Side }
   | { readonly kind: "retry"; readonly shun: Readonly<Partial<Record<Side, Shun>>> };
 
-export function afterFailure({ code, side, delivered, repeatable, decodeFirst }: Failed, retries: number, rules: RetryRules): Next {
+export function afterFailure(
+  { code, side, delivered, repeatable, decodeFirst }: Failed,
+  retries: number,
+  rules: RetryRules,
+): Next {
   if (delivered && !repeatable) return giveUp("delivered");
   if (side === undefined) return giveUp("request");
   if (code === "instance_busy") {

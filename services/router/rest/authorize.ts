@@ -18,7 +18,8 @@ export function authorizer(apiKey: string): (authorization: string | undefined) 
         "You didn't provide an API key. Send it in a header: `Authorization: Bearer YOUR_KEY`.",
       );
     }
-    if (!timingSafeEqual(hash(given.trim()), expected)) throw new ServiceError("unauthenticated", "Incorrect API key provided.");
+    if (!timingSafeEqual(hash(given.trim()), expected))
+      throw new ServiceError("unauthenticated", "Incorrect API key provided.");
   };
 }
 

@@ -26,9 +26,13 @@ export function createBodyBudget(limitBytes: number, onRefused: () => void = () 
         take(bytes) {
           if (heldBytes + bytes > limitBytes) {
             onRefused();
-            throw new ServiceError("queue_full", "Too many requests: their bodies fill the server's memory for them. Try again in a second.", {
-              retryAfterS: 1,
-            });
+            throw new ServiceError(
+              "queue_full",
+              "Too many requests: their bodies fill the server's memory for them. Try again in a second.",
+              {
+                retryAfterS: 1,
+              },
+            );
           }
           // A body whose request was cut meanwhile takes nothing.
           if (released) return;

@@ -84,8 +84,12 @@ export function completionsHandler(
         served.abandon(new ServiceError("cancelled", `The client took nothing for ${o.stallMs} ms and was cut.`));
       },
       headers: () => {
-        const headers: Record<string, string> = { "x-request-id": clientId ?? request.id, "server-timing": serverTiming(draft) };
-        if (draft.fallbacks.length > 0) headers["x-tandem-degraded"] = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
+        const headers: Record<string, string> = {
+          "x-request-id": clientId ?? request.id,
+          "server-timing": serverTiming(draft),
+        };
+        if (draft.fallbacks.length > 0)
+          headers["x-tandem-degraded"] = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
         if (o.serving.draining) headers["connection"] = "close";
         return headers;
       },

@@ -57,7 +57,9 @@ function refuseOthers(names: ReadonlySet<string>, secret: string): HostCheck {
  * under localhost up (RFC 6761, 6.3).
  */
 function isOwn(name: string): boolean {
-  return isLoopbackHost(name) || name.endsWith(".localhost") || name.startsWith("[") || /^\d{1,3}(\.\d{1,3}){3}$/.test(name);
+  return (
+    isLoopbackHost(name) || name.endsWith(".localhost") || name.startsWith("[") || /^\d{1,3}(\.\d{1,3}){3}$/.test(name)
+  );
 }
 
 /** `host` or `host:port` without the port, in lower case; an IPv6 address keeps its brackets. */

@@ -22,9 +22,13 @@ export function modelList(snapshot: PoolSnapshot, createdS: number): { object: "
 export function modelOf(snapshot: PoolSnapshot, id: string, createdS: number): ModelCard {
   const model = snapshot.models.get(id);
   if (model !== undefined) return card(id, model.maxModelLen, createdS);
-  throw new ServiceError("model_not_found", `The model \`${id}\` does not exist. Valid aliases: ${[...snapshot.models.keys()].join(", ")}.`, {
-    param: "model",
-  });
+  throw new ServiceError(
+    "model_not_found",
+    `The model \`${id}\` does not exist. Valid aliases: ${[...snapshot.models.keys()].join(", ")}.`,
+    {
+      param: "model",
+    },
+  );
 }
 
 function card(id: string, maxModelLen: number, created: number): ModelCard {

@@ -95,13 +95,24 @@ function row({ info, eligible, reason, legs, legsTotal }: Member): string {
 
 function commands({ restAddress, grpcAddress, keyed }: PageView, model: string): string {
   const key = keyed ? ` -H "authorization: Bearer $OPENAI_API_KEY"` : "";
-  const chat = shellQuoted(JSON.stringify({ model, stream: true, temperature: 0, messages: [{ role: "user", content: "What is Tandem?" }] }));
+  const chat = shellQuoted(
+    JSON.stringify({ model, stream: true, temperature: 0, messages: [{ role: "user", content: "What is Tandem?" }] }),
+  );
   const completion = shellQuoted(JSON.stringify({ model, prompt: "The router", max_tokens: 64, temperature: 0 }));
   const generate = shellQuoted(JSON.stringify({ prompt: "The router", max_tokens: 64, temperature: 0 }));
   const lines = [
-    ["Chat, streamed", `curl -N http://${restAddress}/v1/chat/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${chat}`],
-    ["A completion", `curl http://${restAddress}/v1/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${completion}`],
-    ["The same over gRPC", `grpcurl -plaintext${key} -d ${generate} \\\n  ${grpcAddress} tandem.inference.v1.InferenceService/Generate`],
+    [
+      "Chat, streamed",
+      `curl -N http://${restAddress}/v1/chat/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${chat}`,
+    ],
+    [
+      "A completion",
+      `curl http://${restAddress}/v1/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${completion}`,
+    ],
+    [
+      "The same over gRPC",
+      `grpcurl -plaintext${key} -d ${generate} \\\n  ${grpcAddress} tandem.inference.v1.InferenceService/Generate`,
+    ],
   ];
   return lines.map(([title, line]) => `<h3>${title}</h3><pre><code>${escape(line!)}</code></pre>`).join("\n");
 }

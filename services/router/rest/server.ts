@@ -138,9 +138,11 @@ function refuseBroken(error: NodeJS.ErrnoException, socket: Socket): void {
     return;
   }
   const [code, message] =
-    error.code === "HPE_HEADER_OVERFLOW" ? [431, "The headers are too large."] as const
-    : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? [408, "The request took too long to arrive."] as const
-    : [400, "This is not an HTTP/1.1 request."] as const;
+    error.code === "HPE_HEADER_OVERFLOW"
+      ? ([431, "The headers are too large."] as const)
+      : error.code === "ERR_HTTP_REQUEST_TIMEOUT"
+        ? ([408, "The request took too long to arrive."] as const)
+        : ([400, "This is not an HTTP/1.1 request."] as const);
   const body = JSON.stringify({ error: { message, type: FAILURES.invalid_request.type, param: null, code } });
   socket.end(
     `HTTP/1.1 ${code} ${STATUS_CODES[code]}\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
@@ -149,9 +151,11 @@ function refuseBroken(error: NodeJS.ErrnoException, socket: Socket): void {
 
 function startError(listen: string, cause: NodeJS.ErrnoException): StartError {
   const why =
-    cause.code === "EADDRINUSE" ? "another process listens there. Stop it, or choose another port with --port"
-    : cause.code === "EACCES" ? "that needs more rights. Choose a port above 1023 with --port"
-    : `${cause.message}. Check --rest.listen`;
+    cause.code === "EADDRINUSE"
+      ? "another process listens there. Stop it, or choose another port with --port"
+      : cause.code === "EACCES"
+        ? "that needs more rights. Choose a port above 1023 with --port"
+        : `${cause.message}. Check --rest.listen`;
   return new StartError(`Can't listen on ${listen} for REST: ${why}.`, { cause });
 }
 

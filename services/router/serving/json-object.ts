@@ -49,17 +49,28 @@ export function parseJsonObject(body: Buffer): Fields {
   }
   const members = scanObject(body);
   if (members.length > FIELDS_LIMIT) {
-    throw new ServiceError("invalid_request", `The body has ${members.length} fields, more than the ${FIELDS_LIMIT} that this server takes.`);
+    throw new ServiceError(
+      "invalid_request",
+      `The body has ${members.length} fields, more than the ${FIELDS_LIMIT} that this server takes.`,
+    );
   }
   const twice = duplicateKey(members);
   if (twice !== undefined) {
-    throw new ServiceError("invalid_request", `The field \`${shown(twice)}\` is given twice. Give it once.`, { param: shown(twice) });
+    throw new ServiceError("invalid_request", `The field \`${shown(twice)}\` is given twice. Give it once.`, {
+      param: shown(twice),
+    });
   }
   return withTrueKeys(parsed as Fields, body, members);
 }
 
 function jsonInvalid(position: number | undefined, reason: string): ServiceError {
-  return malformed("json_invalid", position === undefined ? "body" : `body.${position}`, "JSON decode error", {}, reason);
+  return malformed(
+    "json_invalid",
+    position === undefined ? "body" : `body.${position}`,
+    "JSON decode error",
+    {},
+    reason,
+  );
 }
 
 /** Where and why V8 gave up. Some of its messages quote the text around, which may be half a prompt: that is left out. */

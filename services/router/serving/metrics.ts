@@ -16,22 +16,48 @@ export interface ServingMetrics {
 
 const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
 
-export function createServingMetrics(metrics: Metrics, admission: Pick<Admission, "running" | "waiting">): ServingMetrics {
+export function createServingMetrics(
+  metrics: Metrics,
+  admission: Pick<Admission, "running" | "waiting">,
+): ServingMetrics {
   let open = 0;
-  const requests = metrics.counter("tandem_requests_total", "Requests that ended, by outcome and code of the failure.", ["path", "outcome", "code"]);
+  const requests = metrics.counter(
+    "tandem_requests_total",
+    "Requests that ended, by outcome and code of the failure.",
+    ["path", "outcome", "code"],
+  );
   const noPlace = metrics.counter("tandem_refusals_total", "Requests that got no place to run, by why.", ["because"]);
   // There from the start, so that the first of a kind is a rise too.
   for (const because of REFUSALS) noPlace.inc({ because }, 0);
-  const ttft = metrics.histogram("tandem_time_to_first_token_seconds", "Body read to first byte of the answer written.", SECONDS, ["path"]);
-  const duration = metrics.histogram("tandem_request_duration_seconds", "Body read to the end of the answer.", SECONDS, ["path"]);
+  const ttft = metrics.histogram(
+    "tandem_time_to_first_token_seconds",
+    "Body read to first byte of the answer written.",
+    SECONDS,
+    ["path"],
+  );
+  const duration = metrics.histogram(
+    "tandem_request_duration_seconds",
+    "Body read to the end of the answer.",
+    SECONDS,
+    ["path"],
+  );
   const queue = metrics.histogram("tandem_request_queue_seconds", "Time in the waiting queue.", SECONDS);
   const promptTokens = metrics.counter("tandem_prompt_tokens_total", "Prompt tokens of completed requests.");
   const outputTokens = metrics.counter("tandem_generation_tokens_total", "Tokens generated for completed requests.");
-  metrics.gauge("tandem_legs_running", "Legs of requests that were admitted and run.", [], (gauge) => gauge.set(admission.running));
-  metrics.gauge("tandem_requests_waiting", "Requests in the waiting queue.", [], (gauge) => gauge.set(admission.waiting));
-  metrics.gauge("tandem_requests_running", "Requests that have not ended, without those that wait in the queue.", [], (gauge) => {
-    gauge.set(Math.max(0, open - admission.waiting));
-  });
+  metrics.gauge("tandem_legs_running", "Legs of requests that were admitted and run.", [], (gauge) =>
+    gauge.set(admission.running),
+  );
+  metrics.gauge("tandem_requests_waiting", "Requests in the waiting queue.", [], (gauge) =>
+    gauge.set(admission.waiting),
+  );
+  metrics.gauge(
+    "tandem_requests_running",
+    "Requests that have not ended, without those that wait in the queue.",
+    [],
+    (gauge) => {
+      gauge.set(Math.max(0, open - admission.waiting));
+    },
+  );
   return {
     opened() {
       open += 1;

@@ -45,21 +45,28 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   for (const flag of ["echo", "use_beam_search"]) booleanField(fields, flag);
   const refusal = refusedField(fields);
   if (refusal !== undefined) {
-    throw new ServiceError(refusal.reserved ? "invalid_request" : "not_supported", refusal.message, { param: refusal.param });
+    throw new ServiceError(refusal.reserved ? "invalid_request" : "not_supported", refusal.message, {
+      param: refusal.param,
+    });
   }
   const asked = stringField(fields, "model");
   const stream = booleanField(fields, "stream");
   const options = objectField(fields, "stream_options");
-  const includeUsage = options !== undefined && booleanField(options, "include_usage", "body.stream_options.include_usage");
+  const includeUsage =
+    options !== undefined && booleanField(options, "include_usage", "body.stream_options.include_usage");
   const choices = integerField(fields, "n") ?? 1;
   const chat = path === "/v1/chat/completions";
   // In completions vLLM doesn't know max_completion_tokens; in chat it wins.
-  const maxTokens = (chat ? integerField(fields, "max_completion_tokens") : undefined) ?? integerField(fields, "max_tokens");
+  const maxTokens =
+    (chat ? integerField(fields, "max_completion_tokens") : undefined) ?? integerField(fields, "max_tokens");
   const minTokens = integerField(fields, "min_tokens") ?? 0;
   const prompts = chat ? undefined : promptList(fields);
   if (chat) checkMessages(fields);
   if (options !== undefined && !stream) {
-    throw refused("Stream options can only be defined when `stream=True`. (parameter=stream_options)", "stream_options");
+    throw refused(
+      "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+      "stream_options",
+    );
   }
   const model = modelOf(asked, limits.models);
   checkTokens(maxTokens, minTokens, limits.models.get(model)?.maxModelLen ?? 0);
@@ -67,7 +74,13 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   // What is no text or number here, the engine refuses.
   const { user, priority } = fields;
   return {
-    model, stream, repeatable: isGreedy(fields) || Number.isInteger(fields["seed"]), choices, prompts: prompts ?? 1, promptIsList: prompts !== undefined, includeUsage,
+    model,
+    stream,
+    repeatable: isGreedy(fields) || Number.isInteger(fields["seed"]),
+    choices,
+    prompts: prompts ?? 1,
+    promptIsList: prompts !== undefined,
+    includeUsage,
     ...answerLimit(maxTokens, chat),
     user: typeof user === "string" ? user.slice(0, USER_LIMIT) : "",
     priority: typeof priority === "number" && Number.isInteger(priority) ? priority : 0,
@@ -82,7 +95,11 @@ function answerLimit(maxTokens: number | undefined, chat: boolean): { maxTokens?
 
 function modelOf(asked: string | undefined, models: RequestLimits["models"]): string {
   if (models.size === 0) {
-    throw new ServiceError("no_instance", "No model is served yet: no instance has registered. Try again in a second.", { retryAfterS: 1 });
+    throw new ServiceError(
+      "no_instance",
+      "No model is served yet: no instance has registered. Try again in a second.",
+      { retryAfterS: 1 },
+    );
   }
   const names = [...models.keys()];
   // vLLM takes a request without a model for its only one.
@@ -92,16 +109,23 @@ function modelOf(asked: string | undefined, models: RequestLimits["models"]): st
   }
   if (models.has(asked)) return asked;
   const shown = asked.length > 200 ? `${asked.slice(0, 200)}…` : asked;
-  throw new ServiceError("model_not_found", `The model \`${shown}\` does not exist. Valid aliases: ${names.join(", ")}.`, {
-    param: "model",
-  });
+  throw new ServiceError(
+    "model_not_found",
+    `The model \`${shown}\` does not exist. Valid aliases: ${names.join(", ")}.`,
+    {
+      param: "model",
+    },
+  );
 }
 
 function checkTokens(maxTokens: number | undefined, minTokens: number, maxModelLen: number): void {
   if (minTokens < 0) throw refused(`min_tokens must be greater than or equal to 0, got ${minTokens}.`);
   if (maxTokens === undefined) return;
   if (maxTokens < 1) {
-    throw refused(`max_tokens must be at least 1, got ${maxTokens}. (parameter=max_tokens, value=${maxTokens})`, "max_tokens");
+    throw refused(
+      `max_tokens must be at least 1, got ${maxTokens}. (parameter=max_tokens, value=${maxTokens})`,
+      "max_tokens",
+    );
   }
   if (maxModelLen > 0 && maxTokens > maxModelLen) {
     throw refused(
@@ -160,11 +184,19 @@ function promptList(fields: Fields): number | undefined {
   if (typeof prompt === "string") return undefined;
   if (Array.isArray(prompt)) {
     if (isTokenList(prompt)) return undefined;
-    if (prompt.every((item) => typeof item === "string") || prompt.every((item) => Array.isArray(item) && isTokenList(item))) {
+    if (
+      prompt.every((item) => typeof item === "string") ||
+      prompt.every((item) => Array.isArray(item) && isTokenList(item))
+    ) {
       return prompt.length;
     }
   }
-  throw malformed("prompt_type", "body.prompt", "Input should be a string, a list of strings, a list of token ids or a list of such lists", prompt);
+  throw malformed(
+    "prompt_type",
+    "body.prompt",
+    "Input should be a string, a list of strings, a list of token ids or a list of such lists",
+    prompt,
+  );
 }
 
 function isTokenList(items: readonly unknown[]): boolean {

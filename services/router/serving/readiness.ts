@@ -9,7 +9,8 @@ import type { Member, PoolSnapshot } from "../pool/pool.ts";
  */
 export function lackOf(snapshot: PoolSnapshot, model: string, aggregate = false): string | undefined {
   const lacks: string[] = [];
-  const isAlone = ({ eligible, info }: Member): boolean => eligible && info.model === model && servesUnpaired(info.connector);
+  const isAlone = ({ eligible, info }: Member): boolean =>
+    eligible && info.model === model && servesUnpaired(info.connector);
   if (aggregate && snapshot.awaitsPrefill?.has(model) !== true && snapshot.decode.some(isAlone)) return undefined;
   for (const role of ["prefill", "decode"] as const) {
     let known = 0;
@@ -21,9 +22,11 @@ export function lackOf(snapshot: PoolSnapshot, model: string, aggregate = false)
     }
     if (eligible > 0) continue;
     lacks.push(
-      known === 0 ? `no ${role} instance is registered`
-      : known === 1 ? `its only ${role} instance takes no requests now`
-      : `none of its ${known} ${role} instances takes requests now`,
+      known === 0
+        ? `no ${role} instance is registered`
+        : known === 1
+          ? `its only ${role} instance takes no requests now`
+          : `none of its ${known} ${role} instances takes requests now`,
     );
   }
   return lacks.length === 0 ? undefined : `The model \`${model}\` can't be served: ${lacks.join(", and ")}.`;

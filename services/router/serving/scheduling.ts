@@ -26,7 +26,8 @@ export function schedulingOf(header: (name: string) => string | undefined): Sche
   const timeoutMs = integer(header, "x-tandem-timeout-ms", 1, TIMEOUT_LIMIT_MS);
   const tenant = header("x-tandem-tenant")?.slice(0, NAME_LIMIT);
   const strict = header("x-tandem-strict");
-  if (strict !== undefined && strict !== "true" && strict !== "false") throw refused("x-tandem-strict", "true or false");
+  if (strict !== undefined && strict !== "true" && strict !== "false")
+    throw refused("x-tandem-strict", "true or false");
   return {
     ...(priority === undefined ? {} : { priority }),
     ...(timeoutMs === undefined ? {} : { timeoutMs }),
@@ -40,7 +41,12 @@ export function clampedPriority(priority: number): number {
   return Math.max(-PRIORITY_LIMIT, Math.min(PRIORITY_LIMIT, priority));
 }
 
-function integer(header: (name: string) => string | undefined, name: string, min: number, max: number): number | undefined {
+function integer(
+  header: (name: string) => string | undefined,
+  name: string,
+  min: number,
+  max: number,
+): number | undefined {
   const text = header(name);
   if (text === undefined) return undefined;
   const value = Number(text);

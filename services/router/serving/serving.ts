@@ -95,15 +95,24 @@ export function createServing(o: ServingOptions): Serving {
   function openOne(incoming: Incoming): Served {
     const openedMs = o.clock.nowMs();
     if (draining) {
-      throw new ServiceError("instance_unavailable", "The server is stopping and takes no new request. Try again.", { retryAfterS: 1 });
+      throw new ServiceError("instance_unavailable", "The server is stopping and takes no new request. Try again.", {
+        retryAfterS: 1,
+      });
     }
     const { snapshot } = o.pool;
     const { path, body, label, scheduling = {} } = incoming;
-    const { user, priority: bodyPriority, ...asked } = readOpenAiRequest(path, body, { models: snapshot.models, legsLimit: o.legsLimit });
+    const {
+      user,
+      priority: bodyPriority,
+      ...asked
+    } = readOpenAiRequest(path, body, { models: snapshot.models, legsLimit: o.legsLimit });
     const tenant = scheduling.tenant ?? user;
     const priority = scheduling.priority ?? clampedPriority(bodyPriority);
     const strict = scheduling.strict ?? o.strict ?? false;
-    const deadlineMs = Math.min(openedMs + Math.min(o.deadlineMs, scheduling.timeoutMs ?? Infinity), incoming.deadlineMs ?? Infinity);
+    const deadlineMs = Math.min(
+      openedMs + Math.min(o.deadlineMs, scheduling.timeoutMs ?? Infinity),
+      incoming.deadlineMs ?? Infinity,
+    );
     const id = `${path === "/v1/completions" ? "cmpl" : "chatcmpl"}-${randomUUID().replaceAll("-", "")}`;
     const request: RelayRequest = {
       ...asked,
@@ -138,7 +147,13 @@ export function createServing(o: ServingOptions): Serving {
           const lack = lackOf(snapshot, asked.model, o.aggregate === true && !strict);
           if (lack !== undefined) throw noPlace("no_instance", `${lack} Try again in a second.`);
           if (stale && strict) throw noPlace("stale_registry", STALE);
-          place = await o.admission.acquire(gone.signal, { legs: asked.choices * asked.prompts, model: asked.model, tenant, priority, deadlineMs });
+          place = await o.admission.acquire(gone.signal, {
+            legs: asked.choices * asked.prompts,
+            model: asked.model,
+            tenant,
+            priority,
+            deadlineMs,
+          });
           draft.queueMs = place.waitedMs;
           return await o.relay.run(request, sink, draft, gone.signal);
         } catch (error) {

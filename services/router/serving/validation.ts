@@ -31,11 +31,21 @@ export function integerField(fields: Fields, key: string): number | undefined {
   if (value === undefined || value === null) return undefined;
   if (typeof value === "number") {
     if (Number.isInteger(value)) return value;
-    throw malformed("int_from_float", `body.${key}`, "Input should be a valid integer, got a number with a fractional part", value);
+    throw malformed(
+      "int_from_float",
+      `body.${key}`,
+      "Input should be a valid integer, got a number with a fractional part",
+      value,
+    );
   }
   if (typeof value === "string") {
     if (/^\s*[+-]?\d{1,15}\s*$/.test(value)) return Number(value);
-    throw malformed("int_parsing", `body.${key}`, "Input should be a valid integer, unable to parse string as an integer", value);
+    throw malformed(
+      "int_parsing",
+      `body.${key}`,
+      "Input should be a valid integer, unable to parse string as an integer",
+      value,
+    );
   }
   throw malformed("int_type", `body.${key}`, "Input should be a valid integer", value);
 }
@@ -64,7 +74,12 @@ export function objectField(fields: Fields, key: string): Fields | undefined {
   const value = fields[key];
   if (value === undefined || value === null) return undefined;
   if (typeof value === "object" && !Array.isArray(value)) return value as Fields;
-  throw malformed("model_attributes_type", `body.${key}`, "Input should be a valid dictionary or object to extract fields from", value);
+  throw malformed(
+    "model_attributes_type",
+    `body.${key}`,
+    "Input should be a valid dictionary or object to extract fields from",
+    value,
+  );
 }
 
 /** How vLLM shows a value in an error: never its inside. */

@@ -43,7 +43,13 @@ export class Answer {
   #tokenCount = 0;
   #over = false;
 
-  constructor(res: ServerResponse, plan: AnswerPlan, faults: RequestFaults | null, onOutcome: (outcome: Outcome) => void, die: () => void) {
+  constructor(
+    res: ServerResponse,
+    plan: AnswerPlan,
+    faults: RequestFaults | null,
+    onOutcome: (outcome: Outcome) => void,
+    die: () => void,
+  ) {
     this.#res = res;
     this.#plan = plan;
     this.#faults = faults;
@@ -53,9 +59,14 @@ export class Answer {
 
   start(engine: Engine): void {
     const { prompts, n, samplings, stops, includeStop, kvTransferParams, promptLogprobs, stream } = this.#plan;
-    const pace = this.#faults === null || (this.#faults.extraMsPerToken === 0 && this.#faults.stallAfterTokens === Infinity) ? null : this.#faults;
+    const pace =
+      this.#faults === null || (this.#faults.extraMsPerToken === 0 && this.#faults.stallAfterTokens === Infinity)
+        ? null
+        : this.#faults;
     this.#open = prompts.length * n;
-    this.#res.once("close", () => { if (!this.#res.writableFinished) this.#abort(); });
+    this.#res.once("close", () => {
+      if (!this.#res.writableFinished) this.#abort();
+    });
     prompts.forEach((prompt, promptIndex) => {
       for (let child = 0; child < n && !this.#over; child++) {
         const sampling = samplings[child]!;
@@ -64,7 +75,16 @@ export class Answer {
         this.#choices.push(choice);
         // vLLM's ids of choices; the KV of a paired request travels under them.
         const id = n > 1 ? `${child}_${prompt.id}` : prompt.id;
-        const request = { id, prompt: prompt.tokens, choice: child, choiceCount: n, sampling, kvTransferParams, promptLogprobs, pace };
+        const request = {
+          id,
+          prompt: prompt.tokens,
+          choice: child,
+          choiceCount: n,
+          sampling,
+          kvTransferParams,
+          promptLogprobs,
+          pace,
+        };
         this.#handles.push(engine.submit(request, choice));
       }
     });
@@ -123,7 +143,14 @@ export class Answer {
     if (!this.#end("finished")) return;
     const format = this.#format!;
     if (this.#writer === null) {
-      sendJson(this.#res, 200, format.body(this.#choices.map((choice) => choice.whole()), this.#usage()));
+      sendJson(
+        this.#res,
+        200,
+        format.body(
+          this.#choices.map((choice) => choice.whole()),
+          this.#usage(),
+        ),
+      );
       return;
     }
     if (this.#plan.stream.includeUsage) this.#writer.write(format.usageEvent(this.#usage()));
@@ -162,7 +189,15 @@ export class Answer {
     } else if (this.#tokenCount >= halfEventAfterTokens) {
       this.#end("failed");
       if (this.#writer !== null) {
-        const half = { text: " half", tokens: [], logprobs: [], finish: null, first: false, index: 0, completionTokens: this.#tokenCount };
+        const half = {
+          text: " half",
+          tokens: [],
+          logprobs: [],
+          finish: null,
+          first: false,
+          index: 0,
+          completionTokens: this.#tokenCount,
+        };
         this.#writer.breakOff(this.#format!.event(half));
       } else {
         this.#res.writeHead(200, { "content-type": "application/json", "content-length": "1000" });
@@ -223,13 +258,24 @@ class Choice implements TokenSink {
     const first = this.#writtenCount++ === 0;
     const logprobs = this.#logprobs.shift();
     return {
-      index: this.#index, text: this.#texts.shift()!, tokens: [this.#tokens.shift()!], logprobs: logprobs === undefined ? [] : [logprobs],
-      finish: this.#writtenCount === this.completionTokens ? this.finish : null, first, completionTokens: this.#writtenCount,
+      index: this.#index,
+      text: this.#texts.shift()!,
+      tokens: [this.#tokens.shift()!],
+      logprobs: logprobs === undefined ? [] : [logprobs],
+      finish: this.#writtenCount === this.completionTokens ? this.finish : null,
+      first,
+      completionTokens: this.#writtenCount,
     };
   }
 
   /** All of it. */
   whole(): WholeChoice {
-    return { index: this.#index, text: this.#texts.join(""), tokens: this.#tokens, logprobs: this.#logprobs, finish: this.finish! };
+    return {
+      index: this.#index,
+      text: this.#texts.join(""),
+      tokens: this.#tokens,
+      logprobs: this.#logprobs,
+      finish: this.finish!,
+    };
   }
 }

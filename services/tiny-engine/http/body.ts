@@ -15,8 +15,10 @@ export interface Complaint {
 }
 
 export function validationError(complaints: readonly Complaint[]): HttpError {
-  const lines = complaints.map(({ type, loc, msg, input, context }) =>
-    `\n  {'type': '${type}', 'loc': '${loc}', 'msg': '${msg}', 'input': ${input}${context === undefined ? "" : `, 'ctx': {'error': '${context}'}`}}`);
+  const lines = complaints.map(
+    ({ type, loc, msg, input, context }) =>
+      `\n  {'type': '${type}', 'loc': '${loc}', 'msg': '${msg}', 'input': ${input}${context === undefined ? "" : `, 'ctx': {'error': '${context}'}`}}`,
+  );
   const message = `${complaints.length} validation error${complaints.length === 1 ? "" : "s"}:${lines.join("")}`;
   return new HttpError(400, "Bad Request", message, complaints[0]!.loc);
 }
@@ -24,7 +26,11 @@ export function validationError(complaints: readonly Complaint[]): HttpError {
 /** @throws HttpError as FastAPI answers: wrong content type, no body, broken JSON, not an object. */
 export function parseObject(text: string, contentType: string | undefined): JsonObject {
   if ((contentType ?? "").toLowerCase().split(";")[0]!.trim() !== "application/json") {
-    throw new HttpError(400, "Bad Request", "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed");
+    throw new HttpError(
+      400,
+      "Bad Request",
+      "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed",
+    );
   }
   if (text === "") throw validationError([{ type: "missing", loc: "body", msg: "Field required", input: "'None'" }]);
   let value: Json;
@@ -32,12 +38,25 @@ export function parseObject(text: string, contentType: string | undefined): Json
     value = JSON.parse(text) as Json;
   } catch (error) {
     const { position, complaint } = pythonJsonError(text, error as SyntaxError);
-    throw validationError([{ type: "json_invalid", loc: `body.${position}`, msg: "JSON decode error", input: "'<dict of 0 items>'", context: complaint }]);
+    throw validationError([
+      {
+        type: "json_invalid",
+        loc: `body.${position}`,
+        msg: "JSON decode error",
+        input: "'<dict of 0 items>'",
+        context: complaint,
+      },
+    ]);
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw validationError([{
-      type: "model_attributes_type", loc: "body", msg: "Input should be a valid dictionary or object to extract fields from", input: summary(value),
-    }]);
+    throw validationError([
+      {
+        type: "model_attributes_type",
+        loc: "body",
+        msg: "Input should be a valid dictionary or object to extract fields from",
+        input: summary(value),
+      },
+    ]);
   }
   return value as JsonObject;
 }
@@ -47,14 +66,21 @@ function pythonJsonError(text: string, error: SyntaxError): { position: number; 
   const found = /at position (\d+)/.exec(error.message);
   const position = found === null ? text.length : Number(found[1]);
   const { message } = error;
-  const complaint = message.includes("property name") ? "Expecting property name enclosed in double quotes"
-    : message.includes("Expected ':'") ? "Expecting ':' delimiter"
-    : message.includes("Expected ','") ? "Expecting ',' delimiter"
-    : message.includes("Unterminated string") ? "Unterminated string starting at"
-    : message.includes("after JSON") ? "Extra data"
-    : message.includes("control character") ? "Invalid control character at"
-    : message.includes("escape") ? "Invalid \\escape"
-    : "Expecting value";
+  const complaint = message.includes("property name")
+    ? "Expecting property name enclosed in double quotes"
+    : message.includes("Expected ':'")
+      ? "Expecting ':' delimiter"
+      : message.includes("Expected ','")
+        ? "Expecting ',' delimiter"
+        : message.includes("Unterminated string")
+          ? "Unterminated string starting at"
+          : message.includes("after JSON")
+            ? "Extra data"
+            : message.includes("control character")
+              ? "Invalid control character at"
+              : message.includes("escape")
+                ? "Invalid \\escape"
+                : "Expecting value";
   return { position, complaint };
 }
 
@@ -68,8 +94,17 @@ export function summary(value: Json): string {
 export type FieldType = "integer" | "number" | "boolean" | "string" | "any";
 
 /** Known fields, as pydantic would hand them on; absent and null fields are null. */
-export type Fields<Spec> = { readonly [Key in keyof Spec]: (
-  Spec[Key] extends "integer" | "number" ? number : Spec[Key] extends "boolean" ? boolean : Spec[Key] extends "string" ? string : Json) | null };
+export type Fields<Spec> = {
+  readonly [Key in keyof Spec]:
+    | (Spec[Key] extends "integer" | "number"
+        ? number
+        : Spec[Key] extends "boolean"
+          ? boolean
+          : Spec[Key] extends "string"
+            ? string
+            : Json)
+    | null;
+};
 
 /**
  * Reads the fields of `spec` with pydantic's lax conversions ("10" is an integer, 1 is true).
@@ -77,14 +112,21 @@ export type Fields<Spec> = { readonly [Key in keyof Spec]: (
  *
  * @throws HttpError naming every field that does not fit.
  */
-export function readFields<Spec extends Readonly<Record<string, FieldType>>>(body: JsonObject, spec: Spec): Fields<Spec> {
+export function readFields<Spec extends Readonly<Record<string, FieldType>>>(
+  body: JsonObject,
+  spec: Spec,
+): Fields<Spec> {
   const complaints: Complaint[] = [];
   const fields: Record<string, Json> = {};
   for (const [name, type] of Object.entries(spec)) {
     const value = body[name] ?? null;
     const read = value === null || type === "any" ? value : READERS[type](value);
     if (typeof read === "object" && read !== null && type !== "any") {
-      complaints.push({ ...(read as unknown as { type: string; msg: string }), loc: `body.${name}`, input: summary(value) });
+      complaints.push({
+        ...(read as unknown as { type: string; msg: string }),
+        loc: `body.${name}`,
+        input: summary(value),
+      });
     } else {
       fields[name] = read as Json;
     }
@@ -99,16 +141,20 @@ const READERS: Readonly<Record<Exclude<FieldType, "any">, (value: Json) => numbe
   integer(value) {
     if (typeof value === "boolean") return Number(value);
     if (typeof value === "string") {
-      return /^\s*[+-]?\d+\s*$/.test(value) ? Number(value)
+      return /^\s*[+-]?\d+\s*$/.test(value)
+        ? Number(value)
         : { type: "int_parsing", msg: "Input should be a valid integer, unable to parse string as an integer" };
     }
     if (typeof value !== "number") return { type: "int_type", msg: "Input should be a valid integer" };
-    return Number.isInteger(value) ? value : { type: "int_from_float", msg: "Input should be a valid integer, got a number with a fractional part" };
+    return Number.isInteger(value)
+      ? value
+      : { type: "int_from_float", msg: "Input should be a valid integer, got a number with a fractional part" };
   },
   number(value) {
     if (typeof value === "boolean") return Number(value);
     if (typeof value === "string") {
-      return value.trim() !== "" && Number.isFinite(Number(value)) ? Number(value)
+      return value.trim() !== "" && Number.isFinite(Number(value))
+        ? Number(value)
         : { type: "float_parsing", msg: "Input should be a valid number, unable to parse string as a number" };
     }
     return typeof value === "number" ? value : { type: "float_type", msg: "Input should be a valid number" };
@@ -117,10 +163,13 @@ const READERS: Readonly<Record<Exclude<FieldType, "any">, (value: Json) => numbe
     if (typeof value === "boolean") return value;
     if (value === 0 || value === 1) return value === 1;
     if (typeof value === "string" || typeof value === "number") {
-      const known = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }[String(value).toLowerCase()];
+      const known = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }[
+        String(value).toLowerCase()
+      ];
       return known ?? { type: "bool_parsing", msg: "Input should be a valid boolean, unable to interpret input" };
     }
     return { type: "bool_type", msg: "Input should be a valid boolean" };
   },
-  string: (value) => typeof value === "string" ? value : { type: "string_type", msg: "Input should be a valid string" },
+  string: (value) =>
+    typeof value === "string" ? value : { type: "string_type", msg: "Input should be a valid string" },
 };

@@ -12,16 +12,35 @@ import { checkModel, clampMaxTokens, readSampling, readSamplingFields, readStops
  * @param requestId From the header, if there was one.
  * @throws HttpError where vLLM would refuse.
  */
-export function planChat(engine: Engine, body: JsonObject, requestId: string | null, newId: () => string, reportCached: boolean): AnswerPlan {
+export function planChat(
+  engine: Engine,
+  body: JsonObject,
+  requestId: string | null,
+  newId: () => string,
+  reportCached: boolean,
+): AnswerPlan {
   if (body["messages"] === undefined) {
-    throw validationError([{ type: "missing", loc: "body.messages", msg: "Field required", input: `'<dict of ${Object.keys(body).length} items>'` }]);
+    throw validationError([
+      {
+        type: "missing",
+        loc: "body.messages",
+        msg: "Field required",
+        input: `'<dict of ${Object.keys(body).length} items>'`,
+      },
+    ]);
   }
   const fields = readSamplingFields(body, {
-    messages: "any", logprobs: "boolean", top_logprobs: "integer", max_completion_tokens: "integer", tools: "any", tool_choice: "any",
-    add_generation_prompt: "boolean", continue_final_message: "boolean",
+    messages: "any",
+    logprobs: "boolean",
+    top_logprobs: "integer",
+    max_completion_tokens: "integer",
+    tools: "any",
+    tool_choice: "any",
+    add_generation_prompt: "boolean",
+    continue_final_message: "boolean",
   });
   const stream = readStream(fields);
-  const logprobs = fields.logprobs === true ? fields.top_logprobs ?? 0 : null;
+  const logprobs = fields.logprobs === true ? (fields.top_logprobs ?? 0) : null;
   if ((fields.top_logprobs ?? 0) > 0 && logprobs === null) {
     throw badValue("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs");
   }
@@ -30,41 +49,57 @@ export function planChat(engine: Engine, body: JsonObject, requestId: string | n
     throw badRequest('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set');
   }
   const { model } = engine;
-  const prompt = engine.chatTokens(readMessages(fields.messages), fields.add_generation_prompt ?? true, fields.continue_final_message ?? false);
+  const prompt = engine.chatTokens(
+    readMessages(fields.messages),
+    fields.add_generation_prompt ?? true,
+    fields.continue_final_message ?? false,
+  );
   const asked = fields.max_completion_tokens ?? fields.max_tokens;
   const maxTokens = clampMaxTokens(asked, model.maxLength, prompt.length, model.maxLength);
   const { sampling, n } = readSampling(fields, maxTokens, logprobs, engine);
   // In chat, echo gives the prompt's logprobs and not its text.
-  const promptLogprobs = fields.prompt_logprobs ?? (fields.echo === true ? fields.top_logprobs ?? 0 : null);
+  const promptLogprobs = fields.prompt_logprobs ?? (fields.echo === true ? (fields.top_logprobs ?? 0) : null);
   const id = `chatcmpl-${requestId ?? fields.request_id ?? newId()}`;
   return {
     prompts: [{ id, tokens: prompt }],
     n,
-    samplings: Array.from({ length: n }, (_, child) => ({ ...sampling, seed: sampling.seed === null ? null : sampling.seed + child })),
+    samplings: Array.from({ length: n }, (_, child) => ({
+      ...sampling,
+      seed: sampling.seed === null ? null : sampling.seed + child,
+    })),
     stops: readStops(fields),
     includeStop: fields.include_stop_str_in_output ?? false,
     stream,
     kvTransferParams: fields.kv_transfer_params as JsonObject | null,
     promptLogprobs,
     reportCached,
-    format: (handles) => new ChatFormat(engine, id, handles, {
-      prompt, promptLogprobs,
-      returnTokenIds: fields.return_token_ids ?? false, includeUsage: stream.includeUsage, continuousUsage: stream.continuousUsage,
-    }),
+    format: (handles) =>
+      new ChatFormat(engine, id, handles, {
+        prompt,
+        promptLogprobs,
+        returnTokenIds: fields.return_token_ids ?? false,
+        includeUsage: stream.includeUsage,
+        continuousUsage: stream.continuousUsage,
+      }),
   };
 }
 
 /** @throws HttpError for what is no list of messages. Any role is let through, as vLLM does. */
 export function readMessages(messages: Json): Message[] {
   if (!Array.isArray(messages)) {
-    throw validationError([{ type: "list_type", loc: "body.messages", msg: "Input should be a valid list", input: `'${String(messages)}'` }]);
+    throw validationError([
+      { type: "list_type", loc: "body.messages", msg: "Input should be a valid list", input: `'${String(messages)}'` },
+    ]);
   }
-  if (messages.length === 0) throw badRequest("Cannot apply chat template to an empty conversation. Provide at least one message.");
+  if (messages.length === 0)
+    throw badRequest("Cannot apply chat template to an empty conversation. Provide at least one message.");
   return messages.map((message: Json) => {
     const { role, content } = (message ?? {}) as { role?: Json; content?: Json };
     const parts = Array.isArray(content) ? content : [];
-    const text = typeof content === "string" ? content
-      : parts.map((part: Json) => String((part as { text?: Json } | null)?.text ?? "")).join("\n");
+    const text =
+      typeof content === "string"
+        ? content
+        : parts.map((part: Json) => String((part as { text?: Json } | null)?.text ?? "")).join("\n");
     return { role: String(role ?? "user"), content: text };
   });
 }
@@ -99,19 +134,30 @@ class ChatFormat implements AnswerFormat {
   opening(choiceCount: number): string[] {
     const { prompt, returnTokenIds, continuousUsage } = this.#options;
     const usage = continuousUsage ? `,${usageHead(prompt.length, 0)},"completion_tokens_details":null}` : "";
-    return Array.from({ length: choiceCount }, (_, index) =>
-      `data: ${this.#head}{"index":${index},"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]${usage},`
-      + `"prompt_token_ids":${returnTokenIds ? JSON.stringify(prompt) : "null"},"prompt_text":null}\n\n`);
+    return Array.from(
+      { length: choiceCount },
+      (_, index) =>
+        `data: ${this.#head}{"index":${index},"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]${usage},` +
+        `"prompt_token_ids":${returnTokenIds ? JSON.stringify(prompt) : "null"},"prompt_text":null}\n\n`,
+    );
   }
 
   event(delta: Delta): string {
     const { returnTokenIds, includeUsage, continuousUsage, prompt } = this.#options;
     const { finish } = delta;
-    const ending = finish === null ? '"finish_reason":null' : `"finish_reason":"${finish.reason}","stop_reason":${JSON.stringify(finish.stopReason)}`;
-    const tail = continuousUsage ? `,${usageHead(prompt.length, delta.completionTokens)},"completion_tokens_details":null}`
-      : finish !== null && !includeUsage ? `,${this.#fingerprint}` : "";
-    return `data: ${this.#head}{"index":${delta.index},"delta":{"content":${JSON.stringify(delta.text)}},"logprobs":${this.#logprobsJson(delta)},`
-      + `${ending},"token_ids":${returnTokenIds ? JSON.stringify(delta.tokens) : "null"}}]${tail}}\n\n`;
+    const ending =
+      finish === null
+        ? '"finish_reason":null'
+        : `"finish_reason":"${finish.reason}","stop_reason":${JSON.stringify(finish.stopReason)}`;
+    const tail = continuousUsage
+      ? `,${usageHead(prompt.length, delta.completionTokens)},"completion_tokens_details":null}`
+      : finish !== null && !includeUsage
+        ? `,${this.#fingerprint}`
+        : "";
+    return (
+      `data: ${this.#head}{"index":${delta.index},"delta":{"content":${JSON.stringify(delta.text)}},"logprobs":${this.#logprobsJson(delta)},` +
+      `${ending},"token_ids":${returnTokenIds ? JSON.stringify(delta.tokens) : "null"}}]${tail}}\n\n`
+    );
   }
 
   usageEvent({ promptTokens, completionTokens, cachedTokens }: Usage): string {
@@ -121,19 +167,29 @@ class ChatFormat implements AnswerFormat {
 
   body(choices: readonly WholeChoice[], usage: Usage): string {
     const { prompt, promptLogprobs, returnTokenIds } = this.#options;
-    const kvTransferParams = choices.map(({ finish }) => finish.kvTransferParams).filter((params) => params !== null).at(-1) ?? null;
-    const ofPrompt = promptLogprobs === null ? "null"
-      : promptLogprobsJson(this.#engine.tokenizer, prompt, this.#handles[0]!.promptLogprobs(promptLogprobs));
-    return `${this.#id}"chat.completion"${this.#rest}${choices.map((choice) => this.#choiceJson(choice)).join(",")}],"service_tier":null,`
-      + `${this.#fingerprint},${usageJson(usage)},"prompt_logprobs":${ofPrompt},`
-      + `"prompt_token_ids":${returnTokenIds ? JSON.stringify(prompt) : "null"},"prompt_text":null,`
-      + `"kv_transfer_params":${JSON.stringify(kvTransferParams)},"ec_transfer_params":null,"metrics":null}`;
+    const kvTransferParams =
+      choices
+        .map(({ finish }) => finish.kvTransferParams)
+        .filter((params) => params !== null)
+        .at(-1) ?? null;
+    const ofPrompt =
+      promptLogprobs === null
+        ? "null"
+        : promptLogprobsJson(this.#engine.tokenizer, prompt, this.#handles[0]!.promptLogprobs(promptLogprobs));
+    return (
+      `${this.#id}"chat.completion"${this.#rest}${choices.map((choice) => this.#choiceJson(choice)).join(",")}],"service_tier":null,` +
+      `${this.#fingerprint},${usageJson(usage)},"prompt_logprobs":${ofPrompt},` +
+      `"prompt_token_ids":${returnTokenIds ? JSON.stringify(prompt) : "null"},"prompt_text":null,` +
+      `"kv_transfer_params":${JSON.stringify(kvTransferParams)},"ec_transfer_params":null,"metrics":null}`
+    );
   }
 
   #choiceJson(choice: WholeChoice): string {
     const message = `{"role":"assistant","content":${JSON.stringify(choice.text)},"refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null}`;
-    return `{"index":${choice.index},"message":${message},"logprobs":${this.#logprobsJson(choice)},"finish_reason":"${choice.finish.reason}",`
-      + `"stop_reason":${JSON.stringify(choice.finish.stopReason)},"token_ids":${this.#options.returnTokenIds ? JSON.stringify(choice.tokens) : "null"},"routed_experts":null}`;
+    return (
+      `{"index":${choice.index},"message":${message},"logprobs":${this.#logprobsJson(choice)},"finish_reason":"${choice.finish.reason}",` +
+      `"stop_reason":${JSON.stringify(choice.finish.stopReason)},"token_ids":${this.#options.returnTokenIds ? JSON.stringify(choice.tokens) : "null"},"routed_experts":null}`
+    );
   }
 
   #logprobsJson({ tokens, logprobs }: Pick<Delta, "tokens" | "logprobs">): string {

@@ -13,17 +13,27 @@ const DEFAULT_MAX_TOKENS = 16;
  * @param requestId From the header, if there was one.
  * @throws HttpError where vLLM would refuse.
  */
-export function planCompletions(engine: Engine, body: JsonObject, requestId: string | null, newId: () => string, reportCached: boolean): AnswerPlan {
+export function planCompletions(
+  engine: Engine,
+  body: JsonObject,
+  requestId: string | null,
+  newId: () => string,
+  reportCached: boolean,
+): AnswerPlan {
   const fields = readSamplingFields(body, { prompt: "any", suffix: "string", logprobs: "integer" });
   const stream = readStream(fields);
   const texts = readPrompts(fields.prompt);
   checkModel(fields.model, engine.model.name);
   if (fields.suffix) throw badRequest("suffix is only supported for models with FIM completion rendering", "suffix");
   const { tokenizer, model } = engine;
-  const tokens = texts.map((prompt) => typeof prompt === "string"
-    ? tokenizer.encodePrompt(prompt, fields.add_special_tokens !== false)
-    : checkIds(prompt, tokenizer.vocabularySize));
-  const limits = tokens.map((prompt) => clampMaxTokens(fields.max_tokens, DEFAULT_MAX_TOKENS, prompt.length, model.maxLength));
+  const tokens = texts.map((prompt) =>
+    typeof prompt === "string"
+      ? tokenizer.encodePrompt(prompt, fields.add_special_tokens !== false)
+      : checkIds(prompt, tokenizer.vocabularySize),
+  );
+  const limits = tokens.map((prompt) =>
+    clampMaxTokens(fields.max_tokens, DEFAULT_MAX_TOKENS, prompt.length, model.maxLength),
+  );
   const { sampling, n } = readSampling(fields, Math.min(...limits), fields.logprobs, engine);
   const id = `cmpl-${requestId ?? fields.request_id ?? newId()}`;
   const echo = fields.echo ?? false;
@@ -31,19 +41,29 @@ export function planCompletions(engine: Engine, body: JsonObject, requestId: str
   return {
     prompts: tokens.map((prompt, index) => ({ id: `${id}-${index}`, tokens: prompt })),
     n,
-    samplings: Array.from({ length: n }, (_, child) => ({ ...sampling, seed: sampling.seed === null ? null : sampling.seed + child })),
+    samplings: Array.from({ length: n }, (_, child) => ({
+      ...sampling,
+      seed: sampling.seed === null ? null : sampling.seed + child,
+    })),
     stops: readStops(fields),
     includeStop: fields.include_stop_str_in_output ?? false,
     stream,
     kvTransferParams: fields.kv_transfer_params as JsonObject | null,
     promptLogprobs,
     reportCached,
-    format: (handles) => new CompletionsFormat(engine, id, handles, {
-      n, tokens, texts: texts.map((prompt) => typeof prompt === "string" ? prompt : tokenizer.decode(prompt)), echo,
-      logprobs: fields.logprobs,
-      promptLogprobs,
-      returnTokenIds: fields.return_token_ids ?? false, includeUsage: stream.includeUsage, continuousUsage: stream.continuousUsage, reportCached,
-    }),
+    format: (handles) =>
+      new CompletionsFormat(engine, id, handles, {
+        n,
+        tokens,
+        texts: texts.map((prompt) => (typeof prompt === "string" ? prompt : tokenizer.decode(prompt))),
+        echo,
+        logprobs: fields.logprobs,
+        promptLogprobs,
+        returnTokenIds: fields.return_token_ids ?? false,
+        includeUsage: stream.includeUsage,
+        continuousUsage: stream.continuousUsage,
+        reportCached,
+      }),
   };
 }
 
@@ -52,11 +72,13 @@ function readPrompts(prompt: Json): (string | readonly number[])[] {
   const missing = badValue("Either prompt or prompt_embeds must be provided and non-empty.", "prompt");
   if (prompt === null || prompt === "" || (Array.isArray(prompt) && prompt.length === 0)) throw missing;
   if (typeof prompt === "string") return [prompt];
-  if (!Array.isArray(prompt)) throw badRequest("prompt must be a string, array of strings, array of tokens, or array of token arrays", "prompt");
+  if (!Array.isArray(prompt))
+    throw badRequest("prompt must be a string, array of strings, array of tokens, or array of token arrays", "prompt");
   if (prompt.every((item) => typeof item === "number")) return [prompt];
   return prompt.map((item: Json) => {
     if (typeof item === "string" ? item === "" : Array.isArray(item) && item.length === 0) throw missing;
-    if (typeof item === "string" || (Array.isArray(item) && item.every((id) => typeof id === "number"))) return item as string | number[];
+    if (typeof item === "string" || (Array.isArray(item) && item.every((id) => typeof id === "number")))
+      return item as string | number[];
     throw badRequest("prompt must be a string, array of strings, array of tokens, or array of token arrays", "prompt");
   });
 }
@@ -96,7 +118,8 @@ class CompletionsFormat implements AnswerFormat {
     const created = Math.floor(Date.now() / 1000);
     this.#head = `{"id":${JSON.stringify(id)},"object":"text_completion","created":${created},"model":${JSON.stringify(engine.model.name)},"choices":[`;
     this.#fingerprint = `"system_fingerprint":${JSON.stringify(engine.model.fingerprint)}`;
-    this.#logprobs = options.logprobs === null ? [] : handles.map(() => new CompletionLogprobs(engine.tokenizer, options.logprobs!));
+    this.#logprobs =
+      options.logprobs === null ? [] : handles.map(() => new CompletionLogprobs(engine.tokenizer, options.logprobs!));
   }
 
   opening(): string[] {
@@ -111,11 +134,16 @@ class CompletionsFormat implements AnswerFormat {
     // vLLM lists the prompt's ids in the first chunk of an echo too, asked for or not.
     const promptIds = delta.first && (returnTokenIds || echo) ? JSON.stringify(this.#options.tokens[prompt]) : "null";
     const ids = returnTokenIds ? JSON.stringify(delta.tokens) : "null";
-    const tail = continuousUsage ? `,${usageHead(this.#options.tokens[prompt]!.length, delta.completionTokens)}}`
-      : finish !== null && !includeUsage ? `,${this.#fingerprint}` : "";
-    return `data: ${this.#head}{"index":${delta.index},"text":${JSON.stringify(text)},"logprobs":${this.#logprobsJson(delta, prompt, delta.first)},`
-      + `"finish_reason":${finish === null ? "null" : `"${finish.reason}"`},"stop_reason":${finish === null ? "null" : JSON.stringify(finish.stopReason)},`
-      + `"prompt_token_ids":${promptIds},"token_ids":${ids}}]${tail}}\n\n`;
+    const tail = continuousUsage
+      ? `,${usageHead(this.#options.tokens[prompt]!.length, delta.completionTokens)}}`
+      : finish !== null && !includeUsage
+        ? `,${this.#fingerprint}`
+        : "";
+    return (
+      `data: ${this.#head}{"index":${delta.index},"text":${JSON.stringify(text)},"logprobs":${this.#logprobsJson(delta, prompt, delta.first)},` +
+      `"finish_reason":${finish === null ? "null" : `"${finish.reason}"`},"stop_reason":${finish === null ? "null" : JSON.stringify(finish.stopReason)},` +
+      `"prompt_token_ids":${promptIds},"token_ids":${ids}}]${tail}}\n\n`
+    );
   }
 
   usageEvent({ promptTokens, completionTokens, cachedTokens }: Usage): string {
@@ -124,21 +152,35 @@ class CompletionsFormat implements AnswerFormat {
   }
 
   body(choices: readonly WholeChoice[], usage: Usage): string {
-    const kvTransferParams = choices.map(({ finish }) => finish.kvTransferParams).filter((params) => params !== null).at(-1) ?? null;
-    return `${this.#head}${choices.map((choice) => this.#choiceJson(choice)).join(",")}],"service_tier":null,${this.#fingerprint},`
-      + `${usageJson(usage)},"kv_transfer_params":${JSON.stringify(kvTransferParams)},"ec_transfer_params":null,"metrics":null}`;
+    const kvTransferParams =
+      choices
+        .map(({ finish }) => finish.kvTransferParams)
+        .filter((params) => params !== null)
+        .at(-1) ?? null;
+    return (
+      `${this.#head}${choices.map((choice) => this.#choiceJson(choice)).join(",")}],"service_tier":null,${this.#fingerprint},` +
+      `${usageJson(usage)},"kv_transfer_params":${JSON.stringify(kvTransferParams)},"ec_transfer_params":null,"metrics":null}`
+    );
   }
 
   #choiceJson(choice: WholeChoice): string {
     const { n, echo, texts, tokens, returnTokenIds, promptLogprobs } = this.#options;
     const prompt = Math.floor(choice.index / n);
     const text = echo ? texts[prompt]! + choice.text : choice.text;
-    const ofPrompt = promptLogprobs === null ? "null"
-      : promptLogprobsJson(this.#engine.tokenizer, tokens[prompt]!, this.#handles[choice.index]!.promptLogprobs(promptLogprobs));
-    return `{"index":${choice.index},"text":${JSON.stringify(text)},"logprobs":${this.#logprobsJson(choice, prompt, true)},`
-      + `"finish_reason":"${choice.finish.reason}","stop_reason":${JSON.stringify(choice.finish.stopReason)},`
-      + `"token_ids":${returnTokenIds ? JSON.stringify(choice.tokens) : "null"},"prompt_logprobs":${ofPrompt},`
-      + `"prompt_token_ids":${returnTokenIds ? JSON.stringify(tokens[prompt]) : "null"},"routed_experts":null}`;
+    const ofPrompt =
+      promptLogprobs === null
+        ? "null"
+        : promptLogprobsJson(
+            this.#engine.tokenizer,
+            tokens[prompt]!,
+            this.#handles[choice.index]!.promptLogprobs(promptLogprobs),
+          );
+    return (
+      `{"index":${choice.index},"text":${JSON.stringify(text)},"logprobs":${this.#logprobsJson(choice, prompt, true)},` +
+      `"finish_reason":"${choice.finish.reason}","stop_reason":${JSON.stringify(choice.finish.stopReason)},` +
+      `"token_ids":${returnTokenIds ? JSON.stringify(choice.tokens) : "null"},"prompt_logprobs":${ofPrompt},` +
+      `"prompt_token_ids":${returnTokenIds ? JSON.stringify(tokens[prompt]) : "null"},"routed_experts":null}`
+    );
   }
 
   #logprobsJson(delta: Pick<Delta, "index" | "tokens" | "logprobs">, prompt: number, first: boolean): string {

@@ -32,7 +32,9 @@ export function badValue(message: string, param: string, value?: string): HttpEr
 type ErrorFacts = Pick<HttpError, "message" | "type" | "param" | "status">;
 
 export function errorBody(error: ErrorFacts): string {
-  return JSON.stringify({ error: { message: error.message, type: error.type, param: error.param, code: error.status } });
+  return JSON.stringify({
+    error: { message: error.message, type: error.type, param: error.param, code: error.status },
+  });
 }
 
 /** The same as the data of an SSE event: there Python's own JSON writer is at work, with spaces. */
@@ -44,7 +46,13 @@ export function errorEvent({ message, type, param, status }: ErrorFacts): string
 export type Headers = readonly (readonly [string, string])[];
 
 /** @param before Headers that vLLM puts before the length. */
-export function send(res: ServerResponse, status: number, body: string, contentType: string | null, before: Headers = []): void {
+export function send(
+  res: ServerResponse,
+  status: number,
+  body: string,
+  contentType: string | null,
+  before: Headers = [],
+): void {
   const bytes = Buffer.from(body, "utf8");
   const type: Headers = contentType === null ? [] : [["content-type", contentType]];
   head(res, status, [...before, ["content-length", String(bytes.length)], ...type]);
@@ -90,7 +98,8 @@ export async function readBody(req: IncomingMessage): Promise<string> {
   let bytes = 0;
   for await (const chunk of req as AsyncIterable<Buffer>) {
     bytes += chunk.length;
-    if (bytes > BODY_LIMIT_BYTES) throw new HttpError(413, "BadRequestError", `the body is longer than ${BODY_LIMIT_BYTES} bytes`);
+    if (bytes > BODY_LIMIT_BYTES)
+      throw new HttpError(413, "BadRequestError", `the body is longer than ${BODY_LIMIT_BYTES} bytes`);
     chunks.push(chunk);
   }
   return (chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks)).toString("utf8");

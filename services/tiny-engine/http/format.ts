@@ -48,7 +48,10 @@ export interface AnswerFormat {
 
 /** `"usage":{...}` of a whole answer. */
 export function usageJson({ promptTokens, completionTokens, cachedTokens }: Usage): string {
-  const details = cachedTokens === null ? "null" : `{"cached_tokens":${cachedTokens},"created_cache_tokens":null,"multimodal_tokens":null}`;
+  const details =
+    cachedTokens === null
+      ? "null"
+      : `{"cached_tokens":${cachedTokens},"created_cache_tokens":null,"multimodal_tokens":null}`;
   return `"usage":{"prompt_tokens":${promptTokens},"total_tokens":${promptTokens + completionTokens},"completion_tokens":${completionTokens},"prompt_tokens_details":${details},"completion_tokens_details":null}`;
 }
 

@@ -51,7 +51,11 @@ export class CompletionLogprobs {
   }
 }
 
-export function chatLogprobsJson(tokenizer: Tokenizer, tokens: readonly number[], logprobs: readonly TokenLogprobs[]): string {
+export function chatLogprobsJson(
+  tokenizer: Tokenizer,
+  tokens: readonly number[],
+  logprobs: readonly TokenLogprobs[],
+): string {
   const entry = (token: number, logprob: number): string =>
     `"token":${JSON.stringify(tokenText(tokenizer, token))},"logprob":${logprob},"bytes":${JSON.stringify([...tokenizer.bytes(token)])}`;
   const content = tokens.map((token, index) => {
@@ -62,7 +66,11 @@ export function chatLogprobsJson(tokenizer: Tokenizer, tokens: readonly number[]
 }
 
 /** Keyed by token id, in order of mention: the prompt's own token first. */
-export function promptLogprobsJson(tokenizer: Tokenizer, prompt: readonly number[], logprobs: readonly (TokenLogprobs | null)[]): string {
+export function promptLogprobsJson(
+  tokenizer: Tokenizer,
+  prompt: readonly number[],
+  logprobs: readonly (TokenLogprobs | null)[],
+): string {
   const entry = (token: number, logprob: number, rank: number): string =>
     `"${token}":{"logprob":${logprob},"rank":${rank},"decoded_token":${JSON.stringify(tokenText(tokenizer, token))}}`;
   const items = logprobs.map((one, index) => {

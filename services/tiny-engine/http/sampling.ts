@@ -4,11 +4,33 @@ import { readFields, type Fields, type FieldType, type Json, type JsonObject } f
 import { badRequest, badValue, HttpError } from "./exchange.ts";
 
 export const SAMPLING_FIELDS = {
-  model: "string", stream: "boolean", stream_options: "any", n: "integer", seed: "integer", temperature: "number", top_p: "number",
-  top_k: "integer", min_p: "number", presence_penalty: "number", frequency_penalty: "number", repetition_penalty: "number",
-  max_tokens: "integer", min_tokens: "integer", stop: "any", stop_token_ids: "any", ignore_eos: "boolean",
-  include_stop_str_in_output: "boolean", echo: "boolean", prompt_logprobs: "integer", return_token_ids: "boolean",
-  logit_bias: "any", response_format: "any", structured_outputs: "any", add_special_tokens: "boolean", request_id: "string", kv_transfer_params: "any",
+  model: "string",
+  stream: "boolean",
+  stream_options: "any",
+  n: "integer",
+  seed: "integer",
+  temperature: "number",
+  top_p: "number",
+  top_k: "integer",
+  min_p: "number",
+  presence_penalty: "number",
+  frequency_penalty: "number",
+  repetition_penalty: "number",
+  max_tokens: "integer",
+  min_tokens: "integer",
+  stop: "any",
+  stop_token_ids: "any",
+  ignore_eos: "boolean",
+  include_stop_str_in_output: "boolean",
+  echo: "boolean",
+  prompt_logprobs: "integer",
+  return_token_ids: "boolean",
+  logit_bias: "any",
+  response_format: "any",
+  structured_outputs: "any",
+  add_special_tokens: "boolean",
+  request_id: "string",
+  kv_transfer_params: "any",
 } as const;
 
 export type SamplingFields = Fields<typeof SAMPLING_FIELDS>;
@@ -25,7 +47,8 @@ export interface StreamChoice {
 export function readStream(fields: SamplingFields): StreamChoice {
   const options = fields.stream_options as JsonObject | null;
   const stream = fields.stream ?? false;
-  if (options !== null && !stream) throw badValue("Stream options can only be defined when `stream=True`.", "stream_options");
+  if (options !== null && !stream)
+    throw badValue("Stream options can only be defined when `stream=True`.", "stream_options");
   const includeUsage = options?.["include_usage"] === true;
   return { stream, includeUsage, continuousUsage: includeUsage && options?.["continuous_usage_stats"] === true };
 }
@@ -33,13 +56,19 @@ export function readStream(fields: SamplingFields): StreamChoice {
 /** @throws HttpError 404. A missing model means the one that is served. */
 export function checkModel(asked: string | null, served: string): void {
   if (asked === null || asked === served) return;
-  throw new HttpError(404, "NotFoundError", `The model \`${asked}\` does not exist. Valid aliases: ${served}.`, "model");
+  throw new HttpError(
+    404,
+    "NotFoundError",
+    `The model \`${asked}\` does not exist. Valid aliases: ${served}.`,
+    "model",
+  );
 }
 
 export function readStops(fields: SamplingFields): readonly string[] {
   const { stop } = fields;
   const stops = stop === null ? [] : Array.isArray(stop) ? stop : [stop];
-  if (stops.some((one) => typeof one !== "string")) throw badRequest("stop must be a string or a list of strings", "stop");
+  if (stops.some((one) => typeof one !== "string"))
+    throw badRequest("stop must be a string or a list of strings", "stop");
   if (stops.includes("")) throw badRequest("stop cannot contain an empty string.");
   return stops as string[];
 }
@@ -49,7 +78,12 @@ export function readStops(fields: SamplingFields): readonly string[] {
  *
  * @throws HttpError when the prompt leaves no room, or more is asked for than the model can ever give.
  */
-export function clampMaxTokens(asked: number | null, fallback: number, promptTokens: number, maxLength: number): number {
+export function clampMaxTokens(
+  asked: number | null,
+  fallback: number,
+  promptTokens: number,
+  maxLength: number,
+): number {
   if (asked !== null && asked > maxLength) {
     const why = `max_tokens=${asked} cannot be greater than max_model_len=${maxLength}. Please request fewer output tokens.`;
     throw badValue(why, "max_tokens", String(asked));
@@ -57,12 +91,17 @@ export function clampMaxTokens(asked: number | null, fallback: number, promptTok
   // vLLM stops tokenizing one token past the limit, so that is all it knows of longer prompts.
   if (promptTokens >= maxLength) {
     const seen = Math.min(promptTokens, maxLength + 1);
-    const why = promptTokens > maxLength
-      ? `your prompt contains at least ${seen} input tokens, which exceeds this limit even without any output tokens. `
-        + "Please reduce the length of the input prompt."
-      : `you requested 1 output tokens and your prompt contains at least ${seen} input tokens, for a total of at least `
-        + `${seen + 1} tokens. Please reduce the length of the input prompt or the number of requested output tokens.`;
-    throw badValue(`This model's maximum context length is ${maxLength} tokens. However, ${why}`, "input_tokens", String(seen));
+    const why =
+      promptTokens > maxLength
+        ? `your prompt contains at least ${seen} input tokens, which exceeds this limit even without any output tokens. ` +
+          "Please reduce the length of the input prompt."
+        : `you requested 1 output tokens and your prompt contains at least ${seen} input tokens, for a total of at least ` +
+          `${seen + 1} tokens. Please reduce the length of the input prompt or the number of requested output tokens.`;
+    throw badValue(
+      `This model's maximum context length is ${maxLength} tokens. However, ${why}`,
+      "input_tokens",
+      String(seen),
+    );
   }
   return Math.min(asked ?? fallback, maxLength - promptTokens);
 }
@@ -72,26 +111,44 @@ export function clampMaxTokens(asked: number | null, fallback: number, promptTok
  * @param logprobs Alternatives per token; null for none.
  * @throws HttpError for the first value out of range.
  */
-export function readSampling(fields: SamplingFields, maxTokens: number, logprobs: number | null, engine: Engine): { sampling: Sampling; n: number } {
+export function readSampling(
+  fields: SamplingFields,
+  maxTokens: number,
+  logprobs: number | null,
+  engine: Engine,
+): { sampling: Sampling; n: number } {
   const n = fields.n ?? 1;
   const temperature = fields.temperature ?? 1;
   const minTokens = fields.min_tokens ?? 0;
   if (n < 1) throw badRequest(`n must be at least 1, got ${n}.`);
   within("presence_penalty", fields.presence_penalty, -2, 2);
   within("frequency_penalty", fields.frequency_penalty, -2, 2);
-  if ((fields.repetition_penalty ?? 1) <= 0) throw badRequest(`repetition_penalty must be greater than zero, got ${python(fields.repetition_penalty!)}.`);
-  if (temperature < 0) throw badValue(`temperature must be non-negative, got ${python(temperature)}.`, "temperature", python(temperature));
+  if ((fields.repetition_penalty ?? 1) <= 0)
+    throw badRequest(`repetition_penalty must be greater than zero, got ${python(fields.repetition_penalty!)}.`);
+  if (temperature < 0)
+    throw badValue(`temperature must be non-negative, got ${python(temperature)}.`, "temperature", python(temperature));
   const topP = fields.top_p ?? 1;
   if (topP <= 0 || topP > 1) throw badValue(`top_p must be in (0, 1], got ${python(topP)}.`, "top_p", python(topP));
   if ((fields.top_k ?? 0) < -1) throw badRequest(`top_k must be 0 (disable), or at least 1, got ${fields.top_k!}.`);
-  if ((fields.min_p ?? 0) < 0 || (fields.min_p ?? 0) > 1) throw badRequest(`min_p must be in [0, 1], got ${python(fields.min_p!)}.`);
-  if (maxTokens < 1) throw badValue(`max_tokens must be at least 1, got ${maxTokens}.`, "max_tokens", String(maxTokens));
+  if ((fields.min_p ?? 0) < 0 || (fields.min_p ?? 0) > 1)
+    throw badRequest(`min_p must be in [0, 1], got ${python(fields.min_p!)}.`);
+  if (maxTokens < 1)
+    throw badValue(`max_tokens must be at least 1, got ${maxTokens}.`, "max_tokens", String(maxTokens));
   if (minTokens < 0) throw badRequest(`min_tokens must be greater than or equal to 0, got ${minTokens}.`);
-  if (minTokens > maxTokens) throw badRequest(`min_tokens must be less than or equal to max_tokens=${maxTokens}, got ${minTokens}.`);
-  for (const [param, value, kind] of [["logprobs", logprobs, "sample"], ["prompt_logprobs", fields.prompt_logprobs, "prompt"]] as const) {
-    if (value !== null && value < 0) throw badValue(`${param} must be non-negative, got ${value}.`, param, String(value));
+  if (minTokens > maxTokens)
+    throw badRequest(`min_tokens must be less than or equal to max_tokens=${maxTokens}, got ${minTokens}.`);
+  for (const [param, value, kind] of [
+    ["logprobs", logprobs, "sample"],
+    ["prompt_logprobs", fields.prompt_logprobs, "prompt"],
+  ] as const) {
+    if (value !== null && value < 0)
+      throw badValue(`${param} must be non-negative, got ${value}.`, param, String(value));
     if (value !== null && value > MAX_LOGPROBS) {
-      throw badValue(`Requested ${kind} logprobs of ${value}, which is greater than max allowed: ${MAX_LOGPROBS}`, param, String(value));
+      throw badValue(
+        `Requested ${kind} logprobs of ${value}, which is greater than max allowed: ${MAX_LOGPROBS}`,
+        param,
+        String(value),
+      );
     }
   }
   refuseGrammars(fields, engine);
@@ -99,34 +156,59 @@ export function readSampling(fields: SamplingFields, maxTokens: number, logprobs
   return {
     n,
     sampling: {
-      temperature, topP, topK: Math.max(0, fields.top_k ?? 0), minP: fields.min_p ?? 0,
-      presencePenalty: fields.presence_penalty ?? 0, frequencyPenalty: fields.frequency_penalty ?? 0,
-      repetitionPenalty: fields.repetition_penalty ?? 1, logitBias: readLogitBias(fields.logit_bias, engine.tokenizer.vocabularySize),
-      seed: fields.seed, maxTokens, minTokens, ignoreEos: fields.ignore_eos ?? false, logprobs,
+      temperature,
+      topP,
+      topK: Math.max(0, fields.top_k ?? 0),
+      minP: fields.min_p ?? 0,
+      presencePenalty: fields.presence_penalty ?? 0,
+      frequencyPenalty: fields.frequency_penalty ?? 0,
+      repetitionPenalty: fields.repetition_penalty ?? 1,
+      logitBias: readLogitBias(fields.logit_bias, engine.tokenizer.vocabularySize),
+      seed: fields.seed,
+      maxTokens,
+      minTokens,
+      ignoreEos: fields.ignore_eos ?? false,
+      logprobs,
       stopTokenIds: readTokenIds(fields.stop_token_ids),
     },
   };
 }
 
 /** vLLM's shortest word for what it cannot constrain. */
-function refuseGrammars({ response_format: format, structured_outputs: structured }: SamplingFields, engine: Engine): void {
+function refuseGrammars(
+  { response_format: format, structured_outputs: structured }: SamplingFields,
+  engine: Engine,
+): void {
   if (engine.model.takesGrammars) return;
   const type = (format as { type?: Json } | null)?.type ?? "text";
-  if (type !== "text") throw badRequest(`response_format ${JSON.stringify(type)} is not supported: this engine has no structured outputs.`, "response_format");
-  if (structured !== null) throw badRequest("structured_outputs is not supported by this engine.", "structured_outputs");
+  if (type !== "text")
+    throw badRequest(
+      `response_format ${JSON.stringify(type)} is not supported: this engine has no structured outputs.`,
+      "response_format",
+    );
+  if (structured !== null)
+    throw badRequest("structured_outputs is not supported by this engine.", "structured_outputs");
 }
 
 function readLogitBias(value: Json, vocabularySize: number): ReadonlyMap<number, number> | null {
   if (value === null || typeof value !== "object" || Array.isArray(value)) return null;
   const entries = Object.entries(value).map(([token, bias]) => [Number(token), Number(bias)] as const);
   if (entries.some(([token, bias]) => !Number.isInteger(token) || Number.isNaN(bias))) {
-    throw badRequest(`Found token_id in logit_bias but token_id must be an integer or string representing an integer`, "logit_bias");
+    throw badRequest(
+      `Found token_id in logit_bias but token_id must be an integer or string representing an integer`,
+      "logit_bias",
+    );
   }
   const outside = entries.map(([token]) => token).filter((token) => token < 0 || token >= vocabularySize);
   if (outside.length > 0) {
-    throw badRequest(`token_id(s) [${outside.join(", ")}] in logit_bias contain out-of-vocab token ids. Vocabulary size: ${vocabularySize}`, "logit_bias");
+    throw badRequest(
+      `token_id(s) [${outside.join(", ")}] in logit_bias contain out-of-vocab token ids. Vocabulary size: ${vocabularySize}`,
+      "logit_bias",
+    );
   }
-  return entries.length === 0 ? null : new Map(entries.map(([token, bias]) => [token, Math.max(-100, Math.min(100, bias))]));
+  return entries.length === 0
+    ? null
+    : new Map(entries.map(([token, bias]) => [token, Math.max(-100, Math.min(100, bias))]));
 }
 
 function readTokenIds(value: Json): ReadonlySet<number> | null {
@@ -135,7 +217,8 @@ function readTokenIds(value: Json): ReadonlySet<number> | null {
 }
 
 function within(param: string, value: number | null, low: number, high: number): void {
-  if (value !== null && (value < low || value > high)) throw badRequest(`${param} must be in [${low}, ${high}], got ${python(value)}.`);
+  if (value !== null && (value < low || value > high))
+    throw badRequest(`${param} must be in [${low}, ${high}], got ${python(value)}.`);
 }
 
 /** A float as Python prints it. */

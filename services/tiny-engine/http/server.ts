@@ -24,52 +24,97 @@ export interface ServerOptions {
   /** The fault "die" struck. */
   readonly die: () => void;
   /** Routes beside vLLM's. Null: not one of them. */
-  readonly admin: (method: string, path: string, body: string) => { readonly status: number; readonly json: string } | null;
+  readonly admin: (
+    method: string,
+    path: string,
+    body: string,
+  ) => { readonly status: number; readonly json: string } | null;
 }
 
 type Handler = (req: IncomingMessage, res: ServerResponse) => void | Promise<void>;
-type Planner = (engine: Engine, body: JsonObject, requestId: string | null, newId: () => string, reportCached: boolean) => AnswerPlan;
+type Planner = (
+  engine: Engine,
+  body: JsonObject,
+  requestId: string | null,
+  newId: () => string,
+  reportCached: boolean,
+) => AnswerPlan;
 
 export function createEngineServer(options: ServerOptions): Server {
   const { engine, faults, onOutcome } = options;
   const startedSeconds = Math.floor(Date.now() / 1000);
 
-  const generate = (plan: Planner): Handler => async (req, res) => {
-    const body = parseObject(await readBody(req), req.headers["content-type"]);
-    const suffered = faults.takeForRequest();
-    if (suffered !== null && suffered.refuseStatus !== null) {
-      onOutcome("refused");
-      sendError(res, new HttpError(suffered.refuseStatus, "ServiceUnavailableError", "refused by the fault \"refuse\""));
-      return;
-    }
-    let planned: AnswerPlan;
-    try {
-      planned = plan(engine, body, headerId(req), () => randomBytes(8).toString("hex"), options.reportCached);
-    } catch (error) {
-      onOutcome("refused");
-      throw error;
-    }
-    new Answer(res, planned, suffered, onOutcome, options.die).start(engine);
-  };
+  const generate =
+    (plan: Planner): Handler =>
+    async (req, res) => {
+      const body = parseObject(await readBody(req), req.headers["content-type"]);
+      const suffered = faults.takeForRequest();
+      if (suffered !== null && suffered.refuseStatus !== null) {
+        onOutcome("refused");
+        sendError(
+          res,
+          new HttpError(suffered.refuseStatus, "ServiceUnavailableError", 'refused by the fault "refuse"'),
+        );
+        return;
+      }
+      let planned: AnswerPlan;
+      try {
+        planned = plan(engine, body, headerId(req), () => randomBytes(8).toString("hex"), options.reportCached);
+      } catch (error) {
+        onOutcome("refused");
+        throw error;
+      }
+      new Answer(res, planned, suffered, onOutcome, options.die).start(engine);
+    };
   const models = (): string => {
     const { name, root, maxLength } = engine.model;
     const permission = {
-      id: `modelperm-${randomBytes(8).toString("hex")}`, object: "model_permission", created: Math.floor(Date.now() / 1000),
-      allow_create_engine: false, allow_sampling: true, allow_logprobs: true, allow_search_indices: false, allow_view: true,
-      allow_fine_tuning: false, organization: "*", group: null, is_blocking: false,
+      id: `modelperm-${randomBytes(8).toString("hex")}`,
+      object: "model_permission",
+      created: Math.floor(Date.now() / 1000),
+      allow_create_engine: false,
+      allow_sampling: true,
+      allow_logprobs: true,
+      allow_search_indices: false,
+      allow_view: true,
+      allow_fine_tuning: false,
+      organization: "*",
+      group: null,
+      is_blocking: false,
     };
-    return JSON.stringify({ object: "list", data: [{
-      id: name, object: "model", created: startedSeconds, owned_by: "vllm", root, parent: null, max_model_len: maxLength, permission: [permission],
-    }] });
+    return JSON.stringify({
+      object: "list",
+      data: [
+        {
+          id: name,
+          object: "model",
+          created: startedSeconds,
+          owned_by: "vllm",
+          root,
+          parent: null,
+          max_model_len: maxLength,
+          permission: [permission],
+        },
+      ],
+    });
   };
   const health: Handler = (_, res) => send(res, engine.alive ? 200 : 503, "", null);
-  const fixed = (json: () => string): Handler => (_, res) => sendJson(res, 200, json());
+  const fixed =
+    (json: () => string): Handler =>
+    (_, res) =>
+      sendJson(res, 200, json());
   const routes: Readonly<Record<string, Readonly<Record<string, Handler>>>> = {
     "/v1/completions": { POST: generate(planCompletions) },
     "/v1/chat/completions": { POST: generate(planChat) },
     "/v1/models": { GET: fixed(models) },
-    "/tokenize": { POST: async (req, res) => sendJson(res, 200, tokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))) },
-    "/detokenize": { POST: async (req, res) => sendJson(res, 200, detokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))) },
+    "/tokenize": {
+      POST: async (req, res) =>
+        sendJson(res, 200, tokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))),
+    },
+    "/detokenize": {
+      POST: async (req, res) =>
+        sendJson(res, 200, detokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))),
+    },
     "/health": { GET: health },
     "/ping": { GET: health, POST: health },
     "/version": { GET: fixed(() => JSON.stringify({ version: engine.model.version })) },

@@ -9,17 +9,29 @@ import { checkModel } from "./sampling.ts";
 export function tokenize(engine: Engine, body: JsonObject): string {
   const input = `'<dict of ${Object.keys(body).length} items>'`;
   if (body["prompt"] === undefined && body["messages"] === undefined) {
-    throw validationError(["prompt", "messages"].map((field) => ({ type: "missing", loc: `body.${field}`, msg: "Field required", input })));
+    throw validationError(
+      ["prompt", "messages"].map((field) => ({ type: "missing", loc: `body.${field}`, msg: "Field required", input })),
+    );
   }
   const fields = readFields(body, {
-    model: "string", prompt: "string", messages: "any", add_special_tokens: "boolean", return_token_strs: "boolean",
-    add_generation_prompt: "boolean", continue_final_message: "boolean",
+    model: "string",
+    prompt: "string",
+    messages: "any",
+    add_special_tokens: "boolean",
+    return_token_strs: "boolean",
+    add_generation_prompt: "boolean",
+    continue_final_message: "boolean",
   });
   checkModel(fields.model, engine.model.name);
   const { tokenizer, model } = engine;
-  const tokens = fields.prompt !== null
-    ? tokenizer.encodePrompt(fields.prompt, fields.add_special_tokens !== false)
-    : engine.chatTokens(readMessages(fields.messages), fields.add_generation_prompt ?? true, fields.continue_final_message ?? false);
+  const tokens =
+    fields.prompt !== null
+      ? tokenizer.encodePrompt(fields.prompt, fields.add_special_tokens !== false)
+      : engine.chatTokens(
+          readMessages(fields.messages),
+          fields.add_generation_prompt ?? true,
+          fields.continue_final_message ?? false,
+        );
   const texts = fields.return_token_strs === true ? tokens.map((token) => pieceOf(engine, token)) : null;
   return JSON.stringify({ count: tokens.length, max_model_len: model.maxLength, tokens, token_strs: texts });
 }
@@ -28,11 +40,20 @@ export function tokenize(engine: Engine, body: JsonObject): string {
 export function detokenize(engine: Engine, body: JsonObject): string {
   const fields = readFields(body, { model: "string", tokens: "any" });
   if (fields.tokens === null) {
-    throw validationError([{ type: "missing", loc: "body.tokens", msg: "Field required", input: `'<dict of ${Object.keys(body).length} items>'` }]);
+    throw validationError([
+      {
+        type: "missing",
+        loc: "body.tokens",
+        msg: "Field required",
+        input: `'<dict of ${Object.keys(body).length} items>'`,
+      },
+    ]);
   }
   checkModel(fields.model, engine.model.name);
-  const tokens = Array.isArray(fields.tokens) ? fields.tokens as unknown[] : [];
-  const bad = tokens.find((token) => !Number.isInteger(token) || Number(token) < 0 || Number(token) >= engine.tokenizer.vocabularySize);
+  const tokens = Array.isArray(fields.tokens) ? (fields.tokens as unknown[]) : [];
+  const bad = tokens.find(
+    (token) => !Number.isInteger(token) || Number(token) < 0 || Number(token) >= engine.tokenizer.vocabularySize,
+  );
   if (bad !== undefined) throw badRequest(`Token id ${String(bad)} is out of vocabulary`);
   return JSON.stringify({ prompt: engine.tokenizer.decode(tokens as number[]) });
 }

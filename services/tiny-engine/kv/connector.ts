@@ -25,7 +25,11 @@ export interface Connector {
   /** Begins to send a prompt's KV away; its token is given out once that has settled. Null: nothing to send. */
   push(request: SequenceRequest, signal: AbortSignal): KvOutflow | null;
   /** Keeps the KV of a finished sequence for a decode engine, and says how it is to be had. Null: it was not asked to. */
-  offer(request: SequenceRequest, kvTokens: readonly number[], cachedTokens: number | null): Readonly<Record<string, unknown>> | null;
+  offer(
+    request: SequenceRequest,
+    kvTokens: readonly number[],
+    cachedTokens: number | null,
+  ): Readonly<Record<string, unknown>> | null;
   /** Drops KV held under an engine-level id, or under the request id inside one. Returns how many were dropped. */
   release(id: string): number;
   /** Where other engines reach this one, as `host:port`. */
@@ -45,7 +49,13 @@ export interface KvOutflow {
 }
 
 export interface ConnectorState {
-  readonly held: readonly { readonly id: string; readonly tokens: number; readonly bytes: number; readonly stage: string; readonly age_ms: number }[];
+  readonly held: readonly {
+    readonly id: string;
+    readonly tokens: number;
+    readonly bytes: number;
+    readonly stage: string;
+    readonly age_ms: number;
+  }[];
   readonly leasesExpired: number;
   readonly sentBytes: number;
   readonly receivedBytes: number;

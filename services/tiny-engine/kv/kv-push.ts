@@ -52,7 +52,11 @@ export class KvPusher {
   open(address: string, { id, header, corrupt }: PushOptions, signal: AbortSignal): Push {
     const link = this.#links.get(address) ?? this.#dial(address);
     if (link.pending.has(id)) {
-      const refused = { kind: "refused", reason: "duplicate_id", message: `KV under id ${id} is already on its way` } as const;
+      const refused = {
+        kind: "refused",
+        reason: "duplicate_id",
+        message: `KV under id ${id} is already on its way`,
+      } as const;
       return { write() {}, end() {}, settled: Promise.resolve(refused) };
     }
     let peer: KvPeer | null = null;
@@ -72,12 +76,19 @@ export class KvPusher {
       done(result);
     };
     const giveUp = (message: string): void => {
-      void link.peer.then((known) => { if (!known.lost) known.send(["RELEASE", id]); }, () => {});
+      void link.peer.then(
+        (known) => {
+          if (!known.lost) known.send(["RELEASE", id]);
+        },
+        () => {},
+      );
       settle({ kind: "lost", message });
     };
     const onAbort = (): void => giveUp("the request was aborted");
     const awaitAnswer = (): void => {
-      timer = this.#clock.setTimer(this.#timeoutMs, () => giveUp(`${address} did not answer for ${this.#timeoutMs} ms`));
+      timer = this.#clock.setTimer(this.#timeoutMs, () =>
+        giveUp(`${address} did not answer for ${this.#timeoutMs} ms`),
+      );
     };
     /** What waits goes out as soon as there is a place for it. */
     const flush = (): void => {
@@ -102,7 +113,10 @@ export class KvPusher {
     });
     signal.addEventListener("abort", onAbort, { once: true });
     awaitAnswer();
-    link.peer.then((known) => known.send(["RESERVE", id, JSON.stringify(header)]), (error: unknown) => settle({ kind: "lost", message: String(error) }));
+    link.peer.then(
+      (known) => known.send(["RESERVE", id, JSON.stringify(header)]),
+      (error: unknown) => settle({ kind: "lost", message: String(error) }),
+    );
     return {
       settled,
       write(blocks) {
@@ -119,7 +133,11 @@ export class KvPusher {
   }
 
   close(): void {
-    for (const link of this.#links.values()) void link.peer.then((peer) => peer.close(), () => {});
+    for (const link of this.#links.values())
+      void link.peer.then(
+        (peer) => peer.close(),
+        () => {},
+      );
     this.#links.clear();
   }
 
@@ -127,11 +145,15 @@ export class KvPusher {
     const pending = new Map<string, Pending>();
     const link: Link = {
       pending,
-      peer: dialKv(address, (message) => onMessage(pending, message), (reason) => {
-        // The next push dials afresh: the engine may be back, and nothing sent to the old one counts.
-        if (this.#links.get(address) === link) this.#links.delete(address);
-        for (const { settle } of [...pending.values()]) settle({ kind: "lost", message: reason });
-      }),
+      peer: dialKv(
+        address,
+        (message) => onMessage(pending, message),
+        (reason) => {
+          // The next push dials afresh: the engine may be back, and nothing sent to the old one counts.
+          if (this.#links.get(address) === link) this.#links.delete(address);
+          for (const { settle } of [...pending.values()]) settle({ kind: "lost", message: reason });
+        },
+      ),
     };
     this.#links.set(address, link);
     return link;

@@ -48,7 +48,10 @@ export class KvStore {
   reserve(id: string, header: KvHeader): Refusal | null {
     const { modelHash, blockSize, bytesPerToken, layout, maxLength, holdSlot } = this.#options;
     if (header.model_hash !== modelHash()) {
-      return { reason: "wrong_model", message: `the KV was made by model ${header.model_hash}, this engine runs ${modelHash()}` };
+      return {
+        reason: "wrong_model",
+        message: `the KV was made by model ${header.model_hash}, this engine runs ${modelHash()}`,
+      };
     }
     if (header.block_size !== blockSize || header.bytes_per_token !== bytesPerToken) {
       const theirs = `blocks of ${header.block_size} tokens and ${header.bytes_per_token} bytes a token`;
@@ -61,12 +64,19 @@ export class KvStore {
       return { reason: "bad_message", message: "token_count must be a positive integer" };
     }
     if (header.token_count > maxLength) {
-      return { reason: "wrong_shape", message: `the KV has ${header.token_count} tokens, this engine takes ${maxLength}` };
+      return {
+        reason: "wrong_shape",
+        message: `the KV has ${header.token_count} tokens, this engine takes ${maxLength}`,
+      };
     }
     if (this.#entries.has(id)) return { reason: "duplicate_id", message: `KV under id ${id} is already held` };
     if (!holdSlot(header.token_count)) return { reason: "no_slots", message: "no KV slot is free" };
     const entry: Entry = {
-      header, ready: false, damaged: false, sinceMs: this.#options.clock.nowMs(), endLease: () => {},
+      header,
+      ready: false,
+      damaged: false,
+      sinceMs: this.#options.clock.nowMs(),
+      endLease: () => {},
       blocks: new Array<Buffer | undefined>(Math.ceil(header.token_count / blockSize)).fill(undefined),
     };
     this.#entries.set(id, entry);

@@ -37,7 +37,13 @@ export class NixlBlocks {
   lease(requestId: string, tokens: readonly number[]): readonly number[] | null {
     const count = Math.ceil(tokens.length / this.#model.blockSize);
     if (count > this.#free.length) return null;
-    const owner: Owner = { requestId, tokens, blockIds: this.#free.splice(0, count), sinceMs: this.#clock.nowMs(), endLease: () => {} };
+    const owner: Owner = {
+      requestId,
+      tokens,
+      blockIds: this.#free.splice(0, count),
+      sinceMs: this.#clock.nowMs(),
+      endLease: () => {},
+    };
     owner.blockIds.forEach((id, index) => this.#content.set(id, { owner, index }));
     this.#leased.set(requestId, owner);
     this.#space.holdTokens(tokens.length);
@@ -71,14 +77,19 @@ export class NixlBlocks {
   read(blockId: number): Buffer | null {
     const place = this.#content.get(blockId);
     if (place === undefined) return null;
-    if (this.#made?.owner !== place.owner) this.#made = { owner: place.owner, blocks: [...this.#model.blocksOf(place.owner.tokens)] };
+    if (this.#made?.owner !== place.owner)
+      this.#made = { owner: place.owner, blocks: [...this.#model.blocksOf(place.owner.tokens)] };
     return this.#made.blocks[place.index] ?? null;
   }
 
   held(): { id: string; tokens: number; bytes: number; stage: string; age_ms: number }[] {
     const nowMs = this.#clock.nowMs();
     return [...this.#leased.values()].map(({ requestId, tokens, sinceMs }) => ({
-      id: requestId, tokens: tokens.length, bytes: tokens.length * this.#model.bytesPerToken, stage: "ready", age_ms: Math.round(nowMs - sinceMs),
+      id: requestId,
+      tokens: tokens.length,
+      bytes: tokens.length * this.#model.bytesPerToken,
+      stage: "ready",
+      age_ms: Math.round(nowMs - sinceMs),
     }));
   }
 

@@ -42,7 +42,7 @@ export class NixlPuller {
   /** @throws Error saying why the blocks cannot be had. */
   async pull(remote: Remote, signal: AbortSignal): Promise<readonly Buffer[]> {
     const known = this.#links.get(remote.engineId);
-    const link = known ?? await this.#handshakeInTurn(remote);
+    const link = known ?? (await this.#handshakeInTurn(remote));
     if (link.peer.lost) throw new Error(`engine ${remote.engineId} is gone`);
     const pullId = String(++this.#pullCount);
     return new Promise((resolve, reject) => {
@@ -57,8 +57,13 @@ export class NixlPuller {
       };
       const onAbort = (): void => settle(new Error("aborted"));
       const timer = this.#clock.setTimer(this.#timeoutMs, () =>
-        settle(new Error(`engine ${remote.engineId} did not answer for ${this.#timeoutMs} ms`)));
-      link.pulls.set(pullId, { blocks: new Array<Buffer | undefined>(remote.blockIds.length).fill(undefined), damaged: false, settle });
+        settle(new Error(`engine ${remote.engineId} did not answer for ${this.#timeoutMs} ms`)),
+      );
+      link.pulls.set(pullId, {
+        blocks: new Array<Buffer | undefined>(remote.blockIds.length).fill(undefined),
+        damaged: false,
+        settle,
+      });
       signal.addEventListener("abort", onAbort, { once: true });
       link.peer.send(["PULL", pullId, JSON.stringify({ block_ids: remote.blockIds })]);
     });
@@ -80,12 +85,16 @@ export class NixlPuller {
     if (known !== undefined) return known;
     const pulls = new Map<string, Pull>();
     let onFacts: (facts: Record<string, unknown> | null) => void = () => {};
-    const peer = await dialKv(remote.address, (message) => {
-      if (message.type === "FACTS") onFacts(parseJson(message.rest[0]));
-      else this.#onMessage(pulls, message);
-    }, (reason) => {
-      for (const { settle } of [...pulls.values()]) settle(new Error(reason));
-    });
+    const peer = await dialKv(
+      remote.address,
+      (message) => {
+        if (message.type === "FACTS") onFacts(parseJson(message.rest[0]));
+        else this.#onMessage(pulls, message);
+      },
+      (reason) => {
+        for (const { settle } of [...pulls.values()]) settle(new Error(reason));
+      },
+    );
     let timer: Timer | null = null;
     try {
       const facts = new Promise<Record<string, unknown> | null>((resolve, reject) => {
@@ -97,7 +106,8 @@ export class NixlPuller {
       peer.send(["HELLO", remote.engineId, JSON.stringify({ engine_id: remote.engineId })]);
       const theirs = await facts;
       const theirId = theirs?.["engine_id"];
-      if (theirs === null || theirId !== remote.engineId) throw new Error(`${remote.address} is engine ${String(theirId)}, not ${remote.engineId}`);
+      if (theirs === null || theirId !== remote.engineId)
+        throw new Error(`${remote.address} is engine ${String(theirId)}, not ${remote.engineId}`);
       if (theirs["model_hash"] !== this.#modelHash()) throw new Error(`${remote.address} runs another model`);
     } catch (error) {
       peer.close();
@@ -122,7 +132,8 @@ export class NixlPuller {
     } else if (message.type === "END") {
       const blocks = pull.blocks.filter((block) => block !== undefined);
       if (pull.damaged) pull.settle(new Error("a block arrived damaged"));
-      else if (blocks.length < pull.blocks.length) pull.settle(new Error(`${pull.blocks.length - blocks.length} blocks are gone`));
+      else if (blocks.length < pull.blocks.length)
+        pull.settle(new Error(`${pull.blocks.length - blocks.length} blocks are gone`));
       else pull.settle(blocks);
     }
   }

@@ -41,10 +41,17 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       reply(["FACTS", message.id, JSON.stringify({ engine_id: engineId, model_hash: modelHash })]);
     } else if (message.type === "PULL") {
       const ids = parseJson(message.rest[0])?.["block_ids"];
-      const found = (Array.isArray(ids) ? ids : []).map((id) => blocks.read(Number(id))).filter((block) => block !== null);
+      const found = (Array.isArray(ids) ? ids : [])
+        .map((id) => blocks.read(Number(id)))
+        .filter((block) => block !== null);
       // Copies where a byte will be spoilt: the blocks themselves may be read again.
       const corrupt = faults.take("corrupt-kv") !== null;
-      for (const frames of blockMessages(message.id, corrupt ? found.map((block) => Buffer.from(block)) : found, corrupt)) reply(frames);
+      for (const frames of blockMessages(
+        message.id,
+        corrupt ? found.map((block) => Buffer.from(block)) : found,
+        corrupt,
+      ))
+        reply(frames);
       for (const block of found) sentBytes += block.length;
       reply(["END", message.id]);
     } else if (message.type === "DONE") {
@@ -61,7 +68,10 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       const received = await puller.pull(remote, signal);
       observe(metrics.transferSeconds, (clock.nowMs() - startMs) / 1000);
       observe(metrics.postSeconds, 0);
-      observe(metrics.transferBytes, received.reduce((sum, block) => sum + block.length, 0));
+      observe(
+        metrics.transferBytes,
+        received.reduce((sum, block) => sum + block.length, 0),
+      );
       observe(metrics.transferDescriptors, received.length);
       return { kind: "blocks", blocks: received };
     } catch (error) {
@@ -83,8 +93,10 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
         return { kind: "fetch", fetch: (signal) => fetch(fitting, signal) };
       }
       if (!faults.has("tame")) return { kind: "kill" };
-      const why = remote === null ? "remote_block_ids, remote_engine_id, remote_request_id, remote_host and remote_port are needed"
-        : `the prompt needs ${needed} blocks, ${remote.blockIds.length} were prefilled`;
+      const why =
+        remote === null
+          ? "remote_block_ids, remote_engine_id, remote_request_id, remote_host and remote_port are needed"
+          : `the prompt needs ${needed} blocks, ${remote.blockIds.length} were prefilled`;
       return { kind: "refuse", failure: kvFailure(400, `kv_transfer_params do not fit: ${why}`, "kv_transfer_params") };
     },
     push: () => null,
@@ -96,16 +108,31 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       if (faults.take("drop-kv") !== null) blocks.lose(requestId);
       metrics.expiredLeases = blocks.expiredLeases;
       return {
-        do_remote_prefill: true, do_remote_decode: false, remote_block_ids: [blockIds], remote_engine_id: engineId,
-        remote_request_id: requestId, remote_host: host, remote_port: port, tp_size: 1, dcp_size: 1, pp_size: 1,
-        remote_num_tokens: kvTokens.length, remote_blocks_expiry_time: null, transfer_mode: "pull",
+        do_remote_prefill: true,
+        do_remote_decode: false,
+        remote_block_ids: [blockIds],
+        remote_engine_id: engineId,
+        remote_request_id: requestId,
+        remote_host: host,
+        remote_port: port,
+        tp_size: 1,
+        dcp_size: 1,
+        pp_size: 1,
+        remote_num_tokens: kvTokens.length,
+        remote_blocks_expiry_time: null,
+        transfer_mode: "pull",
         ...(cachedTokens === null ? {} : { remote_prefill_cached_tokens: cachedTokens }),
       };
     },
     release: (id) => blocks.held().filter((held) => held.id.includes(id) && blocks.drop(held.id)).length,
     state() {
       metrics.expiredLeases = blocks.expiredLeases;
-      return { held: blocks.held(), leasesExpired: blocks.expiredLeases, sentBytes, receivedBytes: puller.receivedBytes };
+      return {
+        held: blocks.held(),
+        leasesExpired: blocks.expiredLeases,
+        sentBytes,
+        receivedBytes: puller.receivedBytes,
+      };
     },
     close() {
       puller.close();
@@ -117,9 +144,21 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
 
 /** Null where a field is missing or of another type. */
 function remoteOf(params: Readonly<Record<string, unknown>>): Remote | null {
-  const { remote_engine_id: engineId, remote_request_id: requestId, remote_host: host, remote_port: port, remote_block_ids: groups } = params;
+  const {
+    remote_engine_id: engineId,
+    remote_request_id: requestId,
+    remote_host: host,
+    remote_port: port,
+    remote_block_ids: groups,
+  } = params;
   const blockIds: unknown = Array.isArray(groups) ? groups[0] : null;
-  if (typeof engineId !== "string" || typeof requestId !== "string" || typeof host !== "string" || typeof port !== "number") return null;
+  if (
+    typeof engineId !== "string" ||
+    typeof requestId !== "string" ||
+    typeof host !== "string" ||
+    typeof port !== "number"
+  )
+    return null;
   if (!Array.isArray(blockIds) || !blockIds.every((id) => Number.isInteger(id))) return null;
   return { engineId, requestId, address: joinAddress(host, port), blockIds: blockIds as number[] };
 }

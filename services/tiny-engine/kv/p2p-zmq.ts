@@ -28,8 +28,15 @@ const LIE = "0000000000000000";
 export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
   const { role, model, space, faults, clock } = options;
   const store = new KvStore({
-    modelHash: () => model.modelHash, blockSize: model.blockSize, bytesPerToken: model.bytesPerToken, layout: model.layout,
-    maxLength: model.maxLength, leaseMs: options.leaseMs, clock, holdSlot: (tokens) => space.holdSlot(tokens), releaseSlot: (tokens) => space.releaseSlot(tokens),
+    modelHash: () => model.modelHash,
+    blockSize: model.blockSize,
+    bytesPerToken: model.bytesPerToken,
+    layout: model.layout,
+    maxLength: model.maxLength,
+    leaseMs: options.leaseMs,
+    clock,
+    holdSlot: (tokens) => space.holdSlot(tokens),
+    releaseSlot: (tokens) => space.releaseSlot(tokens),
   });
   const pusher = new KvPusher(options.pushTimeoutMs, clock);
   // A prefill engine listens too: its address is half of the id, so it has to be its own.
@@ -42,7 +49,10 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
     if (request.sampling.maxTokens > 1) {
       // vLLM's connector asserts here in the second step; nobody would get the other tokens anyway.
       if (faults.has("upstream")) return { kind: "kill" };
-      return { kind: "refuse", failure: kvFailure(400, "a p2p prefill engine computes one token: max_tokens must be 1", "max_tokens") };
+      return {
+        kind: "refuse",
+        failure: kvFailure(400, "a p2p prefill engine computes one token: max_tokens must be 1", "max_tokens"),
+      };
     }
     return { kind: "compute" };
   };
@@ -54,9 +64,12 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       return { kind: "refuse", failure: kvFailure(500, `kv_missing: no KV is held under id ${request.id}`, "kv") };
     }
     const { header, blocks } = claimed;
-    const unfit = header.token_count !== request.prompt.length ? `the KV has ${header.token_count} tokens, the prompt ${request.prompt.length}`
-      : header.prompt_hash !== model.promptHash(request.prompt) ? "the KV is that of another prompt"
-      : null;
+    const unfit =
+      header.token_count !== request.prompt.length
+        ? `the KV has ${header.token_count} tokens, the prompt ${request.prompt.length}`
+        : header.prompt_hash !== model.promptHash(request.prompt)
+          ? "the KV is that of another prompt"
+          : null;
     // vLLM compares nothing and answers from the wrong KV, so "upstream" lets it through.
     if (unfit !== null && !faults.has("upstream")) {
       space.releaseSlot(header.token_count);
@@ -64,8 +77,17 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
     }
     return { kind: "claim", blocks, tokens: header.token_count };
   };
-  const unpaired = (part: string): Arrival => faults.has("upstream") ? { kind: "kill" }
-    : { kind: "refuse", failure: kvFailure(400, `kv_unpaired: this engine runs p2p-zmq and needs X-Request-Id to hold ${part}`, "request_id") };
+  const unpaired = (part: string): Arrival =>
+    faults.has("upstream")
+      ? { kind: "kill" }
+      : {
+          kind: "refuse",
+          failure: kvFailure(
+            400,
+            `kv_unpaired: this engine runs p2p-zmq and needs X-Request-Id to hold ${part}`,
+            "request_id",
+          ),
+        };
 
   return {
     address: listener.address,
@@ -75,17 +97,28 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       if (address === null) return null;
       const header: KvHeader = {
         model_hash: faults.take("wrong-model") === null ? model.modelHash : LIE,
-        block_size: model.blockSize, bytes_per_token: model.bytesPerToken,
-        layout: model.layout, token_count: request.prompt.length, prompt_hash: model.promptHash(request.prompt),
+        block_size: model.blockSize,
+        bytes_per_token: model.bytesPerToken,
+        layout: model.layout,
+        token_count: request.prompt.length,
+        prompt_hash: model.promptHash(request.prompt),
       };
-      const push = pusher.open(address, { id: request.id, header, corrupt: faults.take("corrupt-kv") !== null }, signal);
+      const push = pusher.open(
+        address,
+        { id: request.id, header, corrupt: faults.take("corrupt-kv") !== null },
+        signal,
+      );
       return { write: push.write, end: push.end, settled: push.settled.then(failureOf) };
     },
     // How much moved, for the receipt of the request.
-    offer: (request) => role === "prefill" ? { kv_bytes: request.prompt.length * model.bytesPerToken } : null,
-    release: (id) => store.held().filter((held) => (held.id === id || belongsTo(held.id, id)) && store.release(held.id)).length,
+    offer: (request) => (role === "prefill" ? { kv_bytes: request.prompt.length * model.bytesPerToken } : null),
+    release: (id) =>
+      store.held().filter((held) => (held.id === id || belongsTo(held.id, id)) && store.release(held.id)).length,
     state: () => ({
-      held: store.held(), leasesExpired: store.leasesExpired, sentBytes: pusher.sentBytes, receivedBytes: store.receivedBytes,
+      held: store.held(),
+      leasesExpired: store.leasesExpired,
+      sentBytes: pusher.sentBytes,
+      receivedBytes: store.receivedBytes,
     }),
     close() {
       pusher.close();
@@ -113,8 +146,12 @@ function answer(message: KvMessage, reply: Reply, store: KvStore, faults: FaultB
     reply(refusal === null ? [good, id] : ["REFUSE", id, JSON.stringify(refusal)]);
   if (type === "RESERVE") {
     const header = parseJson(rest[0]);
-    settle("GRANT", header === null ? { reason: "bad_message", message: "RESERVE needs a JSON header" }
-      : store.reserve(id, header as unknown as KvHeader));
+    settle(
+      "GRANT",
+      header === null
+        ? { reason: "bad_message", message: "RESERVE needs a JSON header" }
+        : store.reserve(id, header as unknown as KvHeader),
+    );
   } else if (type === "BLOCK") {
     const blocks = parseBlocks(rest);
     if (blocks !== null) store.fill(id, blocks);

@@ -12,7 +12,10 @@ export interface KvListener {
 export type Reply = (frames: Frame[]) => void;
 
 /** @throws Error when the address cannot be bound. */
-export async function listenForKv(address: string, onMessage: (message: KvMessage, reply: Reply) => void): Promise<KvListener> {
+export async function listenForKv(
+  address: string,
+  onMessage: (message: KvMessage, reply: Reply) => void,
+): Promise<KvListener> {
   const { Router } = await import("zeromq");
   const router = new Router({ linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0 });
   await router.bind(`tcp://${address}`);
@@ -20,9 +23,12 @@ export async function listenForKv(address: string, onMessage: (message: KvMessag
   void (async () => {
     for await (const [identity, ...frames] of router) {
       const message = parseMessage(frames);
-      if (identity !== undefined && message !== null) onMessage(message, (answer) => outbox.send([identity, ...answer]));
+      if (identity !== undefined && message !== null)
+        onMessage(message, (answer) => outbox.send([identity, ...answer]));
     }
-  })().catch(() => { /* The socket was closed: the loop's only end. */ });
+  })().catch(() => {
+    /* The socket was closed: the loop's only end. */
+  });
   return {
     address: (router.lastEndpoint ?? `tcp://${address}`).slice("tcp://".length),
     close: () => router.close(),
@@ -37,7 +43,11 @@ export interface KvPeer {
 }
 
 /** Connects lazily, as ZeroMQ does: a peer that nobody listens for is reported lost after its first failed try. */
-export async function dialKv(address: string, onMessage: (message: KvMessage) => void, onLost: (reason: string) => void): Promise<KvPeer> {
+export async function dialKv(
+  address: string,
+  onMessage: (message: KvMessage) => void,
+  onLost: (reason: string) => void,
+): Promise<KvPeer> {
   const { Dealer } = await import("zeromq");
   const dealer = new Dealer({ linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0, reconnectInterval: 100 });
   const outbox = new Outbox(dealer);
@@ -56,10 +66,14 @@ export async function dialKv(address: string, onMessage: (message: KvMessage) =>
       const message = parseMessage(frames);
       if (message !== null) onMessage(message);
     }
-  })().catch(() => { /* Closed. */ });
+  })().catch(() => {
+    /* Closed. */
+  });
   return {
     send: (frames) => outbox.send(frames),
-    get lost() { return lost; },
+    get lost() {
+      return lost;
+    },
     close: () => {
       lost = true;
       dealer.close();
@@ -85,7 +99,8 @@ class Outbox {
   async #drain(): Promise<void> {
     this.#sending = true;
     try {
-      for (let frames = this.#queue.shift(); frames !== undefined; frames = this.#queue.shift()) await this.#socket.send(frames);
+      for (let frames = this.#queue.shift(); frames !== undefined; frames = this.#queue.shift())
+        await this.#socket.send(frames);
     } catch {
       // The socket was closed, or the peer of a ROUTER left: whoever waits for an answer has a timeout.
       this.#queue.length = 0;

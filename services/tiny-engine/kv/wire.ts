@@ -29,8 +29,16 @@ export interface KvHeader {
   readonly prompt_hash: string;
 }
 
-export const REFUSALS = ["wrong_model", "wrong_shape", "no_slots", "duplicate_id", "unknown_id", "missing_blocks", "bad_checksum",
-  "bad_message"] as const;
+export const REFUSALS = [
+  "wrong_model",
+  "wrong_shape",
+  "no_slots",
+  "duplicate_id",
+  "unknown_id",
+  "missing_blocks",
+  "bad_checksum",
+  "bad_message",
+] as const;
 
 export interface Refusal {
   readonly reason: (typeof REFUSALS)[number];
@@ -96,7 +104,9 @@ export function parseBlocks(rest: readonly Buffer[]): Block[] | null {
 export function parseJson(frame: Buffer | undefined): Record<string, unknown> | null {
   try {
     const value: unknown = JSON.parse(frame?.toString("utf8") ?? "");
-    return typeof value === "object" && value !== null && !Array.isArray(value) ? value as Record<string, unknown> : null;
+    return typeof value === "object" && value !== null && !Array.isArray(value)
+      ? (value as Record<string, unknown>)
+      : null;
   } catch {
     return null;
   }

@@ -32,7 +32,8 @@ const USER_DEFINED = 4;
 /** @throws GgufError where the tokenizer is of another kind or malformed. */
 export function createBpe(gguf: Gguf): Bpe {
   const kind = gguf.metadata.get("tokenizer.ggml.model");
-  if (kind !== "gpt2") throw new GgufError(`the tokenizer is "${String(kind)}"; this engine has byte-level BPE ("gpt2") only`);
+  if (kind !== "gpt2")
+    throw new GgufError(`the tokenizer is "${String(kind)}"; this engine has byte-level BPE ("gpt2") only`);
   const pre = gguf.metadata.get("tokenizer.ggml.pre") ?? "gpt-2";
   if (pre !== "gpt-2" && pre !== "default") {
     throw new GgufError(`the tokenizer cuts words as "${String(pre)}" does; this engine knows "gpt-2" only`);
@@ -47,11 +48,15 @@ export function createBpe(gguf: Gguf): Bpe {
   const ids = new Map(tokens.map((token, id) => [token, id]));
   const ranks = new Map(strings(gguf, "tokenizer.ggml.merges").map((merge, rank) => [merge, rank]));
   const bytesOf = tokens.map((token, id) =>
-    special[id]! ? Buffer.from(token) : Uint8Array.from(token, (character) => toByte.get(character) ?? malformed(token)));
+    special[id]!
+      ? Buffer.from(token)
+      : Uint8Array.from(token, (character) => toByte.get(character) ?? malformed(token)),
+  );
   const specials = tokens.map((text, id) => ({ text, id })).filter(({ id }) => special[id]!);
-  const specialPattern = specials.length === 0
-    ? undefined
-    : new RegExp(`(${specials.map(({ text }) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`);
+  const specialPattern =
+    specials.length === 0
+      ? undefined
+      : new RegExp(`(${specials.map(({ text }) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`);
   const eosToken = gguf.metadata.get("tokenizer.ggml.eos_token_id");
   const turnEnd = gguf.metadata.get("tokenizer.ggml.eot_token_id");
   const bos = gguf.metadata.get("tokenizer.ggml.bos_token_id");
@@ -61,7 +66,10 @@ export function createBpe(gguf: Gguf): Bpe {
   const word = (text: string): readonly number[] => {
     const before = known.get(text);
     if (before !== undefined) return before;
-    const found = merge(Array.from(Buffer.from(text), (byte) => toCharacter[byte]!), ranks).map((piece) => {
+    const found = merge(
+      Array.from(Buffer.from(text), (byte) => toCharacter[byte]!),
+      ranks,
+    ).map((piece) => {
       const id = ids.get(piece);
       if (id === undefined) throw new GgufError(`the vocabulary lacks the piece ${JSON.stringify(piece)}`);
       return id;
@@ -82,7 +90,9 @@ export function createBpe(gguf: Gguf): Bpe {
     addBos: gguf.metadata.get("tokenizer.ggml.add_bos_token") === true,
     encode: (text, withSpecials) => (withSpecials ? encodeParts(split(text)) : plain(text)),
     hideSpecials: (text, mark) =>
-      split(text).map((part, index) => (index % 2 === 1 ? part.slice(0, 1) + mark + part.slice(1) : part)).join(""),
+      split(text)
+        .map((part, index) => (index % 2 === 1 ? part.slice(0, 1) + mark + part.slice(1) : part))
+        .join(""),
     encodeHidden: (text, mark) => encodeParts(split(text).map((part) => part.replaceAll(mark, ""))),
     bytes: (token) => bytesOf[token]!,
     isSpecial: (token) => special[token]!,
@@ -125,7 +135,8 @@ function byteAlphabet(): { toByte: Map<string, number>; toCharacter: string[] } 
 
 function strings(gguf: Gguf, key: string): string[] {
   const value = gguf.metadata.get(key);
-  if (!Array.isArray(value) || !value.every((item) => typeof item === "string")) throw new GgufError(`the file has no ${key}`);
+  if (!Array.isArray(value) || !value.every((item) => typeof item === "string"))
+    throw new GgufError(`the file has no ${key}`);
   return value as string[];
 }
 

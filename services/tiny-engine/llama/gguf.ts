@@ -27,10 +27,23 @@ export class GgufError extends Error {
 }
 
 // ggml's type numbers. Only those that the engine computes with; the names of others make the refusal readable.
-const TYPES: ReadonlyMap<number, TensorType> = new Map([[0, "F32"], [1, "F16"], [8, "Q8_0"]]);
+const TYPES: ReadonlyMap<number, TensorType> = new Map([
+  [0, "F32"],
+  [1, "F16"],
+  [8, "Q8_0"],
+]);
 const OTHER_TYPES: ReadonlyMap<number, string> = new Map([
-  [2, "Q4_0"], [3, "Q4_1"], [6, "Q5_0"], [7, "Q5_1"], [10, "Q2_K"], [11, "Q3_K"], [12, "Q4_K"], [13, "Q5_K"], [14, "Q6_K"],
-  [15, "Q8_K"], [30, "BF16"],
+  [2, "Q4_0"],
+  [3, "Q4_1"],
+  [6, "Q5_0"],
+  [7, "Q5_1"],
+  [10, "Q2_K"],
+  [11, "Q3_K"],
+  [12, "Q4_K"],
+  [13, "Q5_K"],
+  [14, "Q6_K"],
+  [15, "Q8_K"],
+  [30, "BF16"],
 ]);
 
 const LIMIT = { metadata: 10_000, tensors: 10_000, dimensions: 4 };
@@ -55,7 +68,8 @@ export function readGguf(file: Uint8Array): Gguf {
     headers.push({ name, dimensions, typeNumber: reader.u32(), offset: reader.u64() });
   }
   const alignment = metadata.get("general.alignment") ?? 32;
-  if (typeof alignment !== "number" || alignment < 1 || alignment > 65_536) throw new GgufError("the alignment is malformed");
+  if (typeof alignment !== "number" || alignment < 1 || alignment > 65_536)
+    throw new GgufError("the alignment is malformed");
   const base = Math.ceil(reader.at / alignment) * alignment;
 
   const tensors = new Map<string, Tensor>();
@@ -69,7 +83,8 @@ export function readGguf(file: Uint8Array): Gguf {
     }
     const length = byteLength(type, dimensions, name);
     const start = base + offset;
-    if (!(start >= base && start + length <= file.byteLength)) throw new GgufError(`the file is cut off within tensor ${name}`);
+    if (!(start >= base && start + length <= file.byteLength))
+      throw new GgufError(`the file is cut off within tensor ${name}`);
     tensors.set(name, { name, dimensions, type, bytes: file.subarray(start, start + length) });
   }
   return { metadata, tensors };
@@ -128,20 +143,34 @@ class Reader {
 
   value(type: number): GgufValue {
     switch (type) {
-      case 0: return this.#view.getUint8(this.#take(1));
-      case 1: return this.#view.getInt8(this.#take(1));
-      case 2: return this.#view.getUint16(this.#take(2), true);
-      case 3: return this.#view.getInt16(this.#take(2), true);
-      case 4: return this.u32();
-      case 5: return this.#view.getInt32(this.#take(4), true);
-      case 6: return this.#view.getFloat32(this.#take(4), true);
-      case 7: return this.#view.getUint8(this.#take(1)) !== 0;
-      case 8: return this.string();
-      case 9: return this.#array();
-      case 10: return this.u64();
-      case 11: return safe(this.#view.getBigInt64(this.#take(8), true));
-      case 12: return this.#view.getFloat64(this.#take(8), true);
-      default: throw new GgufError(`metadata of type ${type} is not known`);
+      case 0:
+        return this.#view.getUint8(this.#take(1));
+      case 1:
+        return this.#view.getInt8(this.#take(1));
+      case 2:
+        return this.#view.getUint16(this.#take(2), true);
+      case 3:
+        return this.#view.getInt16(this.#take(2), true);
+      case 4:
+        return this.u32();
+      case 5:
+        return this.#view.getInt32(this.#take(4), true);
+      case 6:
+        return this.#view.getFloat32(this.#take(4), true);
+      case 7:
+        return this.#view.getUint8(this.#take(1)) !== 0;
+      case 8:
+        return this.string();
+      case 9:
+        return this.#array();
+      case 10:
+        return this.u64();
+      case 11:
+        return safe(this.#view.getBigInt64(this.#take(8), true));
+      case 12:
+        return this.#view.getFloat64(this.#take(8), true);
+      default:
+        throw new GgufError(`metadata of type ${type} is not known`);
     }
   }
 

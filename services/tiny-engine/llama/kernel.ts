@@ -10,8 +10,16 @@ export interface KernelFunctions {
   rope(x: number, positions: number, angles: number, rows: number, heads: number, headDim: number): void;
   store_kv(k: number, v: number, positions: number, tables: number, rows: number, layer: number, kvDim: number): void;
   attend(
-    out: number, q: number, scores: number, positions: number, tables: number, rows: number, layer: number,
-    heads: number, kvHeads: number, headDim: number,
+    out: number,
+    q: number,
+    scores: number,
+    positions: number,
+    tables: number,
+    rows: number,
+    layer: number,
+    heads: number,
+    kvHeads: number,
+    headDim: number,
   ): void;
   silu_gate(gate: number, up: number, n: number): void;
   add(x: number, y: number, n: number): void;
@@ -36,7 +44,10 @@ const GROWTH_PAGES = 16;
 
 /** @param limitBytes No allocation goes beyond it. @throws RangeError then, or when the system has no memory. */
 export function createKernel(limitBytes: number): Kernel {
-  const memory = new WebAssembly.Memory({ initial: 2, maximum: Math.min(65_536, Math.ceil(limitBytes / PAGE) + 2 + GROWTH_PAGES) });
+  const memory = new WebAssembly.Memory({
+    initial: 2,
+    maximum: Math.min(65_536, Math.ceil(limitBytes / PAGE) + 2 + GROWTH_PAGES),
+  });
   const module = new WebAssembly.Module(Buffer.from(KERNEL_WASM, "base64"));
   const { exports } = new WebAssembly.Instance(module, { env: { memory } });
   let used = (exports["__heap_base"] as WebAssembly.Global<"i32">).value;

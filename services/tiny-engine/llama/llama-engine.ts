@@ -3,7 +3,16 @@
 import { createHash } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import { TANDEM_VERSION } from "../../common/version.ts";
-import type { Engine, EngineFailure, Finish, ModelFacts, SequenceHandle, SequenceRequest, Tokenizer, TokenSink } from "../engine.ts";
+import type {
+  Engine,
+  EngineFailure,
+  Finish,
+  ModelFacts,
+  SequenceHandle,
+  SequenceRequest,
+  Tokenizer,
+  TokenSink,
+} from "../engine.ts";
 import { kvFailure, type Connector, type KvModel, type KvSpace } from "../kv/connector.ts";
 import { measureArrival, measureEnd, measureToken } from "../measure.ts";
 import type { Message } from "../message.ts";
@@ -35,7 +44,9 @@ export interface LlamaEngineOptions {
 
 /** vLLM's words for a request that the dying engine core takes with it. */
 const CORE_DEAD: EngineFailure = {
-  status: 500, type: "InternalServerError", param: null,
+  status: 500,
+  type: "InternalServerError",
+  param: null,
   message: "EngineCore encountered an issue. See stack trace (above) for the root cause.",
 };
 
@@ -68,26 +79,48 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     this.layout = kvLayout(file.shape);
     this.maxLength = maxLength;
     this.model = {
-      name: modelName, root: file.name, maxLength, fingerprint: `tandem-${TANDEM_VERSION}-${file.hash.slice(0, 8)}`,
-      version: TANDEM_VERSION, takesGrammars: false,
+      name: modelName,
+      root: file.name,
+      maxLength,
+      fingerprint: `tandem-${TANDEM_VERSION}-${file.hash.slice(0, 8)}`,
+      version: TANDEM_VERSION,
+      takesGrammars: false,
     };
     const blockCount = Math.floor(kvTokenLimit / KV_BLOCK_TOKENS);
     this.#room = createRoom(slots, blockCount);
-    this.metrics = new EngineMetrics(modelName, { blockSize: KV_BLOCK_TOKENS, blockCount, maxLength, bytesPerToken: this.bytesPerToken }, false);
+    this.metrics = new EngineMetrics(
+      modelName,
+      { blockSize: KV_BLOCK_TOKENS, blockCount, maxLength, bytesPerToken: this.bytesPerToken },
+      false,
+    );
     worker.onReport = (report) => this.#onReport(report);
     worker.onDeath = (cause) => this.die(cause);
   }
 
-  get alive(): boolean { return this.#alive; }
-  get load(): number { return this.#runs.size; }
-  get runningCount(): number { return this.#runs.size - this.#waiting.length; }
-  get waitingCount(): number { return this.#waiting.length; }
-  get kvTokens(): number { return this.#room.takenTokens; }
+  get alive(): boolean {
+    return this.#alive;
+  }
+  get load(): number {
+    return this.#runs.size;
+  }
+  get runningCount(): number {
+    return this.#runs.size - this.#waiting.length;
+  }
+  get waitingCount(): number {
+    return this.#waiting.length;
+  }
+  get kvTokens(): number {
+    return this.#room.takenTokens;
+  }
 
-  useConnector(connector: Connector): void { this.#connector = connector; }
+  useConnector(connector: Connector): void {
+    this.#connector = connector;
+  }
 
   // Of KV that is pushed here nobody knows yet how long its answer may become.
-  holdSlot(): boolean { return this.#room.take(this.maxLength); }
+  holdSlot(): boolean {
+    return this.#room.take(this.maxLength);
+  }
 
   releaseSlot(): void {
     this.#room.give(this.maxLength);
@@ -106,12 +139,16 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     return this.#options.file.chatTokens(messages, openTurn, continueFinal);
   }
 
-  metricsText(): string { return this.metrics.text(); }
+  metricsText(): string {
+    return this.metrics.text();
+  }
 
   submit(request: SequenceRequest, sink: TokenSink): SequenceHandle {
     const run = newRun(++this.#count, request, sink, this.#options.clock.nowMs());
     const handle: SequenceHandle = {
-      get cachedTokens() { return run.cachedTokens; },
+      get cachedTokens() {
+        return run.cachedTokens;
+      },
       promptLogprobs: () => run.promptLogprobs ?? request.prompt.map(() => null),
       abort: () => this.#abort(run),
     };
@@ -168,7 +205,8 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
   /** The first of those that wait goes first, also where a later one would fit already. */
   #admit(): void {
     if (this.#hung || this.#wedged || !this.#alive) return;
-    while (this.#waiting.length > 0 && this.#room.take(tokenLimit(this.#waiting[0]!.request))) this.#start(this.#waiting.shift()!);
+    while (this.#waiting.length > 0 && this.#room.take(tokenLimit(this.#waiting[0]!.request)))
+      this.#start(this.#waiting.shift()!);
     this.#setGauges();
   }
 
@@ -226,8 +264,11 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
 
   #give(run: Run, { token, finish: reason, logprobs }: GivenToken): void {
     const { request, sink } = run;
-    const stopReason = reason === "stop" && request.sampling.stopTokenIds?.has(token) === true && !this.#endsText(run, token) ? token : null;
-    const kvTransferParams = reason === null ? null : this.#connector?.offer(request, request.prompt, null) ?? null;
+    const stopReason =
+      reason === "stop" && request.sampling.stopTokenIds?.has(token) === true && !this.#endsText(run, token)
+        ? token
+        : null;
+    const kvTransferParams = reason === null ? null : (this.#connector?.offer(request, request.prompt, null) ?? null);
     const finish: Finish | null = reason === null ? null : { reason, stopReason, kvTransferParams };
     const stopString = sink.token(token, finish, logprobs);
     if (reason !== null) this.#end(run, reason);

@@ -15,7 +15,10 @@ export function llamaTokenizer(bpe: Bpe): Tokenizer {
   };
   return {
     vocabularySize: bpe.vocabularySize,
-    encodePrompt: (text, withStart) => [...(withStart && bpe.addBos && bpe.bos !== undefined ? [bpe.bos] : []), ...bpe.encode(text, false)],
+    encodePrompt: (text, withStart) => [
+      ...(withStart && bpe.addBos && bpe.bos !== undefined ? [bpe.bos] : []),
+      ...bpe.encode(text, false),
+    ],
     decode: (tokens) => Buffer.concat(tokens.map((token) => bpe.bytes(token))).toString("utf8"),
     bytes: (token) => bpe.bytes(token),
     text(token) {

@@ -63,13 +63,18 @@ function readChecked(path: string): Uint8Array {
 /** What the weights take in the kernel: F16 is widened there. */
 function weightBytes(tensors: Iterable<{ readonly type: string; readonly bytes: Uint8Array }>): number {
   let sum = 0;
-  for (const { type, bytes } of tensors) sum += type === "F16" ? bytes.byteLength * 2 : type === "Q8_0" ? (bytes.byteLength / 34) * 36 : bytes.byteLength;
+  for (const { type, bytes } of tensors)
+    sum += type === "F16" ? bytes.byteLength * 2 : type === "Q8_0" ? (bytes.byteLength / 34) * 36 : bytes.byteLength;
   return sum;
 }
 
 function checkSize(bytes: number): void {
   const memory = Math.min(totalmem(), process.constrainedMemory?.() || Infinity);
   const mib = (count: number): string => `${Math.ceil(count / 1024 ** 2)} MiB`;
-  if (bytes > ADDRESSABLE_BYTES) throw new GgufError(`the weights take ${mib(bytes)}; this engine can hold ${mib(ADDRESSABLE_BYTES)}`);
-  if (bytes * 1.5 > memory) throw new GgufError(`the weights take ${mib(bytes)}, which is too much for this machine's ${mib(memory)} of memory`);
+  if (bytes > ADDRESSABLE_BYTES)
+    throw new GgufError(`the weights take ${mib(bytes)}; this engine can hold ${mib(ADDRESSABLE_BYTES)}`);
+  if (bytes * 1.5 > memory)
+    throw new GgufError(
+      `the weights take ${mib(bytes)}, which is too much for this machine's ${mib(memory)} of memory`,
+    );
 }

@@ -101,7 +101,14 @@ export function createModel(gguf: Gguf, limits: { readonly kvBytes: number }): M
       }
       const count = rows.length - logitsOf;
       if (count === 0) return new Float32Array(0);
-      kernel.call.rms_norm(scratch.normed, scratch.x + logitsOf * shape.dim * 4, weights.outputNorm, count, shape.dim, shape.epsilon);
+      kernel.call.rms_norm(
+        scratch.normed,
+        scratch.x + logitsOf * shape.dim * 4,
+        weights.outputNorm,
+        count,
+        shape.dim,
+        shape.epsilon,
+      );
       multiply(kernel, scratch, scratch.logits, scratch.normed, count, [weights.output]);
       return kernel.floats(scratch.logits, count * shape.vocab);
     },
@@ -138,23 +145,50 @@ function allocateScratch(shape: LlamaShape, kernel: Kernel): Scratch {
   const kvDim = shape.kvHeads * shape.headDim;
   const widest = Math.max(shape.dim, shape.ffDim, qDim);
   return {
-    x: floats(shape.dim), normed: floats(shape.dim), q: floats(qDim), k: floats(kvDim), v: floats(kvDim), mixed: floats(qDim),
-    gate: floats(shape.ffDim), up: floats(shape.ffDim), logits: floats(shape.vocab),
+    x: floats(shape.dim),
+    normed: floats(shape.dim),
+    q: floats(qDim),
+    k: floats(kvDim),
+    v: floats(kvDim),
+    mixed: floats(qDim),
+    gate: floats(shape.ffDim),
+    up: floats(shape.ffDim),
+    logits: floats(shape.vocab),
     scores: kernel.allocate((shape.maxContext + 4) * 4),
-    quantized: kernel.allocate(MAX_ROWS * widest * 2), quantizedScales: kernel.allocate((MAX_ROWS * widest) / 8),
-    positions: integers(), tables: integers(),
+    quantized: kernel.allocate(MAX_ROWS * widest * 2),
+    quantizedScales: kernel.allocate((MAX_ROWS * widest) / 8),
+    positions: integers(),
+    tables: integers(),
   };
 }
 
 function attention(
-  kernel: Kernel, shape: LlamaShape, weights: Weights, s: Scratch, layer: number, rows: number, positions: number,
-  tables: number, angles: number,
+  kernel: Kernel,
+  shape: LlamaShape,
+  weights: Weights,
+  s: Scratch,
+  layer: number,
+  rows: number,
+  positions: number,
+  tables: number,
+  angles: number,
 ): void {
   const { call } = kernel;
   const w = weights.layers[layer]!;
   const { heads, kvHeads, headDim } = shape;
   call.rms_norm(s.normed, s.x, w.attentionNorm, rows, shape.dim, shape.epsilon);
-  multiply(kernel, s, s.q, s.normed, rows, [w.q], [[w.k, s.k], [w.v, s.v]]);
+  multiply(
+    kernel,
+    s,
+    s.q,
+    s.normed,
+    rows,
+    [w.q],
+    [
+      [w.k, s.k],
+      [w.v, s.v],
+    ],
+  );
   call.rope(s.q, positions, angles, rows, heads, headDim);
   call.rope(s.k, positions, angles, rows, kvHeads, headDim);
   call.store_kv(s.k, s.v, positions, tables, rows, layer, kvHeads * headDim);
@@ -163,7 +197,14 @@ function attention(
   call.add(s.x, s.normed, rows * shape.dim);
 }
 
-function feedForward(kernel: Kernel, shape: LlamaShape, weights: Weights, s: Scratch, layer: number, rows: number): void {
+function feedForward(
+  kernel: Kernel,
+  shape: LlamaShape,
+  weights: Weights,
+  s: Scratch,
+  layer: number,
+  rows: number,
+): void {
   const { call } = kernel;
   const w = weights.layers[layer]!;
   call.rms_norm(s.normed, s.x, w.ffNorm, rows, shape.dim, shape.epsilon);
@@ -175,7 +216,12 @@ function feedForward(kernel: Kernel, shape: LlamaShape, weights: Weights, s: Scr
 
 /** out = x * matrix^T, and the same x with `others`, whose rounding it shares. */
 function multiply(
-  kernel: Kernel, s: Scratch, out: number, x: number, rows: number, [first]: readonly [Matrix],
+  kernel: Kernel,
+  s: Scratch,
+  out: number,
+  x: number,
+  rows: number,
+  [first]: readonly [Matrix],
   others: readonly (readonly [Matrix, number])[] = [],
 ): void {
   const { call } = kernel;

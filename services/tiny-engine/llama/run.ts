@@ -24,8 +24,21 @@ export interface Run extends Measured {
 
 export function newRun(id: number, request: SequenceRequest, sink: TokenSink, nowMs: number): Run {
   return {
-    id, request, sink, arrivedMs: nowMs, state: "waiting", scheduledMs: 0, firstTokenMs: 0, lastTokenMs: 0, outputCount: 0,
-    cachedTokens: 0, preemptions: 0, kv: null, outflow: null, promptLogprobs: null, cancel: new AbortController(),
+    id,
+    request,
+    sink,
+    arrivedMs: nowMs,
+    state: "waiting",
+    scheduledMs: 0,
+    firstTokenMs: 0,
+    lastTokenMs: 0,
+    outputCount: 0,
+    cachedTokens: 0,
+    preemptions: 0,
+    kv: null,
+    outflow: null,
+    promptLogprobs: null,
+    cancel: new AbortController(),
   };
 }
 
@@ -42,14 +55,29 @@ export function addCommand({ id, request, kv, outflow }: Run, eos: ReadonlySet<n
   const { temperature, topP, topK, minP, presencePenalty, frequencyPenalty, repetitionPenalty } = sampling;
   const seed = sampling.seed === null ? randomBytes(8).readBigUInt64LE() : BigInt(sampling.seed);
   return {
-    kind: "add", id, prompt, promptLogprobs, kv, givesKv: outflow !== null,
+    kind: "add",
+    id,
+    prompt,
+    promptLogprobs,
+    kv,
+    givesKv: outflow !== null,
     // Of the request's faults the worker needs these two.
     pace: pace === null ? null : { extraMsPerToken: pace.extraMsPerToken, stallAfterTokens: pace.stallAfterTokens },
     params: {
-      temperature, topP, topK, minP, seed, presencePenalty, frequencyPenalty, repetitionPenalty,
+      temperature,
+      topP,
+      topK,
+      minP,
+      seed,
+      presencePenalty,
+      frequencyPenalty,
+      repetitionPenalty,
       logitBias: sampling.logitBias ?? undefined,
     },
-    maxTokens: sampling.maxTokens, minTokens: sampling.minTokens, logprobs: sampling.logprobs,
-    eos: sampling.ignoreEos ? NONE : eos, stopTokenIds: sampling.stopTokenIds ?? NONE,
+    maxTokens: sampling.maxTokens,
+    minTokens: sampling.minTokens,
+    logprobs: sampling.logprobs,
+    eos: sampling.ignoreEos ? NONE : eos,
+    stopTokenIds: sampling.stopTokenIds ?? NONE,
   };
 }

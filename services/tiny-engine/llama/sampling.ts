@@ -33,7 +33,11 @@ export interface TokenHistory {
  * @param banned Tokens that may not come now, such as the end before `min_tokens`.
  */
 export function sample(
-  logits: Float32Array, params: SamplingParams, history: TokenHistory, position: number, banned: Iterable<number>,
+  logits: Float32Array,
+  params: SamplingParams,
+  history: TokenHistory,
+  position: number,
+  banned: Iterable<number>,
 ): number {
   for (const [token, bias] of params.logitBias ?? []) {
     if (token < logits.length) logits[token] = logits[token]! + bias;
@@ -116,7 +120,11 @@ export interface Logprob {
 }
 
 /** Logprobs of raw logits: of `token`, and of the `count` likeliest, likeliest first. */
-export function logprobs(logits: Float32Array, token: number, count: number): { readonly chosen: Logprob; readonly top: Logprob[] } {
+export function logprobs(
+  logits: Float32Array,
+  token: number,
+  count: number,
+): { readonly chosen: Logprob; readonly top: Logprob[] } {
   const best = logits[argmax(logits)]!;
   let total = 0;
   let rank = 1;

@@ -30,7 +30,8 @@ export function readShape(gguf: Gguf): LlamaShape {
     return value;
   };
   const embedding = gguf.tensors.get("token_embd.weight");
-  if (embedding === undefined || embedding.dimensions.length !== 2) throw new GgufError("the token embeddings are missing");
+  if (embedding === undefined || embedding.dimensions.length !== 2)
+    throw new GgufError("the token embeddings are missing");
   const dim = number("llama.embedding_length");
   const heads = number("llama.attention.head_count");
   const shape: LlamaShape = {
@@ -46,7 +47,8 @@ export function readShape(gguf: Gguf): LlamaShape {
     epsilon: number("llama.attention.layer_norm_rms_epsilon", 1e-5),
   };
   const rotated = number("llama.rope.dimension_count", shape.headDim);
-  if (rotated !== shape.headDim) throw new GgufError("only part of each head is rotated, which this engine doesn't compute");
+  if (rotated !== shape.headDim)
+    throw new GgufError("only part of each head is rotated, which this engine doesn't compute");
   if (gguf.metadata.has("llama.expert_count") && gguf.metadata.get("llama.expert_count") !== 0) {
     throw new GgufError("this is a mixture of experts, which this engine doesn't compute");
   }
@@ -55,8 +57,11 @@ export function readShape(gguf: Gguf): LlamaShape {
     throw new GgufError("the model scales its rotary positions, which this engine doesn't compute");
   }
   for (const [name, value, multiple] of [
-    ["embedding_length", dim, 32], ["feed_forward_length", shape.ffDim, 32], ["the head size", shape.headDim, 4],
-    ["attention.head_count", heads, shape.kvHeads], ["heads times head size", heads * shape.headDim, 32],
+    ["embedding_length", dim, 32],
+    ["feed_forward_length", shape.ffDim, 32],
+    ["the head size", shape.headDim, 4],
+    ["attention.head_count", heads, shape.kvHeads],
+    ["heads times head size", heads * shape.headDim, 32],
   ] as const) {
     if (value % multiple !== 0) throw new GgufError(`${name} is ${value}, which is no multiple of ${multiple}`);
   }

@@ -44,23 +44,36 @@ const GIB = 1024 ** 3;
 /** @throws GgufError where the model can't be run here, RangeError for options that contradict each other. */
 export async function startLlamaEngine(options: LlamaEngineStart): Promise<RunningEngine> {
   const { role = "none", connector: connectorName = "none", host = "127.0.0.1", kvSlots = 64 } = options;
-  if (connectorName === "nixl") throw new RangeError("the embedded engine moves KV by p2p-zmq; nixl is for the sim and for vLLM");
-  if ((connectorName === "none") !== (role === "none")) throw new RangeError("a role needs connector p2p-zmq, and that a role");
+  if (connectorName === "nixl")
+    throw new RangeError("the embedded engine moves KV by p2p-zmq; nixl is for the sim and for vLLM");
+  if ((connectorName === "none") !== (role === "none"))
+    throw new RangeError("a role needs connector p2p-zmq, and that a role");
   const { bytes, ...file } = openModelFile(options.model);
   const maxLength = Math.min(options.maxLength ?? Infinity, file.shape.maxContext);
   const kvTokenLimit = options.kvTokenLimit ?? defaultTokenLimit(file.shape, kvSlots, maxLength);
   if (kvTokenLimit < maxLength) {
-    throw new RangeError(`kv.token_limit ${kvTokenLimit} has no room for one sequence of ${maxLength} tokens: raise it, or lower model.max_len`);
+    throw new RangeError(
+      `kv.token_limit ${kvTokenLimit} has no room for one sequence of ${maxLength} tokens: raise it, or lower model.max_len`,
+    );
   }
   const clock = engineClock;
   const kvBytes = Math.floor(kvTokenLimit / KV_BLOCK_TOKENS) * kvBlockBytes(file.shape);
   const worker = await startLlamaWorker({ file: bytes, kvBytes });
   let kill: () => void = () => {};
-  const faults = new FaultBoard((options.faults ?? []).map((fault) => typeof fault === "string" ? parseFault(fault) : fault),
-    () => core.setHung(faults.has("hang")));
+  const faults = new FaultBoard(
+    (options.faults ?? []).map((fault) => (typeof fault === "string" ? parseFault(fault) : fault)),
+    () => core.setHung(faults.has("hang")),
+  );
   const core = new LlamaEngine({
-    file, worker, modelName: options.modelName ?? file.name, maxLength, slots: kvSlots, kvTokenLimit,
-    claimedHash: options.claimedHash ?? null, clock, onDeath: () => void clock.setTimer(options.deathMs ?? 200, () => kill()),
+    file,
+    worker,
+    modelName: options.modelName ?? file.name,
+    maxLength,
+    slots: kvSlots,
+    kvTokenLimit,
+    claimedHash: options.claimedHash ?? null,
+    clock,
+    onDeath: () => void clock.setTimer(options.deathMs ?? 200, () => kill()),
   });
   if (faults.has("hang")) core.setHung(true);
   let connector: Connector | null = null;
@@ -69,8 +82,14 @@ export async function startLlamaEngine(options: LlamaEngineStart): Promise<Runni
       // Loaded here: an engine alone has no use for sockets.
       const { startP2pZmq } = await import("../kv/p2p-zmq.ts");
       connector = await startP2pZmq({
-        role: role === "prefill" ? "prefill" : "decode", listen: options.kvListen ?? "127.0.0.1:0", model: core, space: core, faults, clock,
-        leaseMs: options.kvLeaseMs ?? 30_000, pushTimeoutMs: options.kvPushTimeoutMs ?? 5_000,
+        role: role === "prefill" ? "prefill" : "decode",
+        listen: options.kvListen ?? "127.0.0.1:0",
+        model: core,
+        space: core,
+        faults,
+        clock,
+        leaseMs: options.kvLeaseMs ?? 30_000,
+        pushTimeoutMs: options.kvPushTimeoutMs ?? 5_000,
       });
     } catch (error) {
       core.close();
@@ -79,7 +98,15 @@ export async function startLlamaEngine(options: LlamaEngineStart): Promise<Runni
     core.useConnector(connector);
   }
   const running = await serveEngine({
-    kind: "embedded", core, connector, connectorName, role, faults, reportCached: false, host, port: options.port ?? 0,
+    kind: "embedded",
+    core,
+    connector,
+    connectorName,
+    role,
+    faults,
+    reportCached: false,
+    host,
+    port: options.port ?? 0,
     ...(options.onDeath === undefined ? {} : { onDeath: options.onDeath }),
   });
   kill = running.kill;

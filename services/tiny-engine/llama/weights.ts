@@ -44,7 +44,8 @@ export function loadWeights(gguf: Gguf, shape: LlamaShape, kernel: Kernel): Weig
     }
     return found;
   };
-  const matrix = (name: string, outs: number, n: number): Matrix => loadMatrix(tensor(name, [n, outs]), outs, n, kernel);
+  const matrix = (name: string, outs: number, n: number): Matrix =>
+    loadMatrix(tensor(name, [n, outs]), outs, n, kernel);
   const vector = (name: string, n: number): number => loadMatrix(widened(tensor(name, [n])), 1, n, kernel).data;
 
   const layers = Array.from({ length: shape.layers }, (_, layer): LayerWeights => {

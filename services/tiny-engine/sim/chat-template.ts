@@ -3,7 +3,12 @@ import type { Message } from "../message.ts";
 import type { SimTokenizer } from "./tokenizer.ts";
 
 /** @param continueFinal The last message is the beginning of the answer: its turn is not closed. */
-export function chatTokens(tokenizer: SimTokenizer, messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[] {
+export function chatTokens(
+  tokenizer: SimTokenizer,
+  messages: readonly Message[],
+  openTurn: boolean,
+  continueFinal: boolean,
+): number[] {
   const tokens = [tokenizer.bos];
   messages.forEach(({ role, content }, index) => {
     tokens.push(...tokenizer.encode(`${role}: ${content}`));

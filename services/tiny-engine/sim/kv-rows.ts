@@ -27,7 +27,7 @@ class Fold {
 
   add(hash: number, token: number): void {
     this.a = mix(this.a ^ hash);
-    this.b = (Math.imul(this.b, 0x01000193) ^ hash) + token | 0;
+    this.b = ((Math.imul(this.b, 0x01000193) ^ hash) + token) | 0;
   }
 
   get state(): PromptState {
@@ -58,7 +58,12 @@ export function blockHashes(tokens: readonly number[], blockSize: number, modelS
 }
 
 /** Rows of `tokens`, cut into blocks of `blockSize` rows; the last may be shorter. */
-export function* blocksOf(tokens: readonly number[], blockSize: number, rowBytes: number, modelSeed: number): Generator<Buffer> {
+export function* blocksOf(
+  tokens: readonly number[],
+  blockSize: number,
+  rowBytes: number,
+  modelSeed: number,
+): Generator<Buffer> {
   const rowWords = rowBytes >>> 2;
   let hash = modelSeed;
   for (let from = 0; from < tokens.length; from += blockSize) {
@@ -86,7 +91,11 @@ export function* blocksOf(tokens: readonly number[], blockSize: number, rowBytes
  * The state and the tokens that `blocks` carry, at most `count` rows.
  * Rows that are missing are simply not folded in: the caller decides whether that is an error.
  */
-export function readRows(blocks: readonly Buffer[], rowBytes: number, count: number): { state: PromptState; tokens: number[] } {
+export function readRows(
+  blocks: readonly Buffer[],
+  rowBytes: number,
+  count: number,
+): { state: PromptState; tokens: number[] } {
   const fold = new Fold();
   const tokens: number[] = [];
   for (const block of blocks) {

@@ -6,9 +6,17 @@ import { mix, type PromptState } from "./kv-rows.ts";
 
 const ids = (words: readonly string[]): readonly number[] => [...new Set(words)].map(wordToken);
 const opening = wordToken(OPENING);
-const openers = ids(OPENERS), nouns = ids(NOUNS), verbs = ids(VERBS), adjectives = ids(ADJECTIVES), adverbs = ids(ADVERBS);
-const links = ids(LINKS), prepositions = ids(PREPOSITIONS), articles = ids(ARTICLES);
-const you = wordToken(" You"), said = wordToken(" said"), and = wordToken(" and");
+const openers = ids(OPENERS),
+  nouns = ids(NOUNS),
+  verbs = ids(VERBS),
+  adjectives = ids(ADJECTIVES),
+  adverbs = ids(ADVERBS);
+const links = ids(LINKS),
+  prepositions = ids(PREPOSITIONS),
+  articles = ids(ARTICLES);
+const you = wordToken(" You"),
+  said = wordToken(" said"),
+  and = wordToken(" and");
 
 /** Only the end of a long prompt is searched for words: the state already covers all of it. */
 const SEARCHED_TOKENS = 400;
@@ -68,15 +76,26 @@ export class Prose {
   #makeSentence(): number[] {
     const sentence = [this.#pick(openers), this.#pick(adjectives), this.#pick(nouns), this.#pick(verbs)];
     if (this.#draw(2) === 0) sentence.push(this.#pick(articles), this.#pick(nouns));
-    if (this.#draw(3) === 0) sentence.push(this.#pick(prepositions), this.#pick(articles), this.#pick(adjectives), this.#pick(nouns));
-    if (this.#draw(3) === 0) sentence.push(this.#comma, this.#pick(links), this.#pick(articles), this.#pick(nouns), this.#pick(verbs), this.#pick(adverbs));
+    if (this.#draw(3) === 0)
+      sentence.push(this.#pick(prepositions), this.#pick(articles), this.#pick(adjectives), this.#pick(nouns));
+    if (this.#draw(3) === 0)
+      sentence.push(
+        this.#comma,
+        this.#pick(links),
+        this.#pick(articles),
+        this.#pick(nouns),
+        this.#pick(verbs),
+        this.#pick(adverbs),
+      );
     sentence.push(this.#period);
     return sentence;
   }
 
   /** " You said sea and story." with words of the prompt, or nothing where it has none. */
   #mention(promptTokens: readonly number[]): number[] {
-    const text = this.#tokenizer.decode(promptTokens.slice(-SEARCHED_TOKENS).filter((token) => !this.#tokenizer.isSpecial(token)));
+    const text = this.#tokenizer.decode(
+      promptTokens.slice(-SEARCHED_TOKENS).filter((token) => !this.#tokenizer.isSpecial(token)),
+    );
     const found = [...new Set(text.match(/\p{L}{3,}/gu) ?? [])].filter((word) => !TEMPLATE_WORDS.has(word));
     if (found.length === 0) return [];
     const first = this.#draw(found.length);

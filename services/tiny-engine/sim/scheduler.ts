@@ -49,11 +49,21 @@ export class Scheduler {
     this.#options = options;
   }
 
-  get runningCount(): number { return this.#running.length; }
-  get waitingCount(): number { return this.#waiting.length + this.#deferred; }
-  get usedTokens(): number { return this.#usedTokens; }
-  get freeSlots(): number { return this.#options.slots - this.#running.length - this.#heldSlots; }
-  get wedged(): boolean { return this.#wedged; }
+  get runningCount(): number {
+    return this.#running.length;
+  }
+  get waitingCount(): number {
+    return this.#waiting.length + this.#deferred;
+  }
+  get usedTokens(): number {
+    return this.#usedTokens;
+  }
+  get freeSlots(): number {
+    return this.#options.slots - this.#running.length - this.#heldSlots;
+  }
+  get wedged(): boolean {
+    return this.#wedged;
+  }
 
   enqueue(sequence: Sequence): void {
     sequence.state = "waiting";
@@ -84,7 +94,9 @@ export class Scheduler {
   }
 
   /** KV that outlives its sequence without keeping a slot: nixl's blocks under lease. */
-  holdTokens(tokens: number): void { this.#usedTokens += tokens; }
+  holdTokens(tokens: number): void {
+    this.#usedTokens += tokens;
+  }
   releaseTokens(tokens: number): void {
     this.#usedTokens -= tokens;
     this.#wake();
@@ -94,7 +106,9 @@ export class Scheduler {
   defer(): () => void {
     this.#deferred++;
     this.#setGauges();
-    return () => { this.#deferred--; };
+    return () => {
+      this.#deferred--;
+    };
   }
 
   /** The sequence is over: frees what it holds. */

@@ -36,8 +36,26 @@ export interface Sequence {
 
 export function newSequence(request: SequenceRequest, sink: TokenSink, nowMs: number): Sequence {
   return {
-    request, sink, arrivedMs: nowMs, source: "compute", prose: null, promptTokens: request.prompt, prefillLeft: request.prompt.length,
-    kvTokens: 0, cachedTokens: 0, outputCount: 0, outputTokens: [], ended: false, planned: "nothing", plannedPrefill: 0, notBeforeMs: 0, scheduledMs: 0,
-    firstTokenMs: 0, lastTokenMs: 0, preemptions: 0, state: "waiting", cancel: new AbortController(),
+    request,
+    sink,
+    arrivedMs: nowMs,
+    source: "compute",
+    prose: null,
+    promptTokens: request.prompt,
+    prefillLeft: request.prompt.length,
+    kvTokens: 0,
+    cachedTokens: 0,
+    outputCount: 0,
+    outputTokens: [],
+    ended: false,
+    planned: "nothing",
+    plannedPrefill: 0,
+    notBeforeMs: 0,
+    scheduledMs: 0,
+    firstTokenMs: 0,
+    lastTokenMs: 0,
+    preemptions: 0,
+    state: "waiting",
+    cancel: new AbortController(),
   };
 }

@@ -1,7 +1,15 @@
 // The sim: an Engine whose arithmetic is a clock and a hash. What is real: the queue, the slots, the KV
 // bytes and their way from prefill to decode, and that the answer is computed from the KV alone.
 import type { Clock } from "../../common/clock.ts";
-import type { Engine, EngineFailure, Finish, ModelFacts, SequenceHandle, SequenceRequest, TokenSink } from "../engine.ts";
+import type {
+  Engine,
+  EngineFailure,
+  Finish,
+  ModelFacts,
+  SequenceHandle,
+  SequenceRequest,
+  TokenSink,
+} from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import type { Connector, Fetched, KvSpace, RepeatableKv } from "../kv/connector.ts";
 import { measureArrival, measureEnd, measureToken } from "../measure.ts";
@@ -38,7 +46,9 @@ const VLLM_VERSION = "0.32.0";
 
 /** vLLM's words for a request that the dying engine core takes with it. */
 const CORE_DEAD: EngineFailure = {
-  status: 500, type: "InternalServerError", param: null,
+  status: 500,
+  type: "InternalServerError",
+  param: null,
   message: "EngineCore encountered an issue. See stack trace (above) for the root cause.",
 };
 
@@ -63,41 +73,83 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
 
   constructor(options: SimOptions) {
     this.#options = options;
-    this.#seed = [...`${options.modelName}\n${options.hashSalt}`].reduce((hash, letter) => mix(hash ^ letter.codePointAt(0)!), 1);
+    this.#seed = [...`${options.modelName}\n${options.hashSalt}`].reduce(
+      (hash, letter) => mix(hash ^ letter.codePointAt(0)!),
+      1,
+    );
     this.modelHash = hex32(this.#seed) + hex32(mix(this.#seed + 1));
     this.blockSize = options.blockSize;
     this.bytesPerToken = options.bytesPerToken;
     this.maxLength = options.maxLength;
     this.model = {
-      name: options.modelName, root: options.modelName, maxLength: options.maxLength, fingerprint: `vllm-${VLLM_VERSION}-${hex32(this.#seed)}`,
-      version: VLLM_VERSION, takesGrammars: true,
+      name: options.modelName,
+      root: options.modelName,
+      maxLength: options.maxLength,
+      fingerprint: `vllm-${VLLM_VERSION}-${hex32(this.#seed)}`,
+      version: VLLM_VERSION,
+      takesGrammars: true,
     };
     const blockCount = Math.ceil(options.kvTokenLimit / options.blockSize);
-    this.metrics = new EngineMetrics(options.modelName, {
-      blockSize: options.blockSize, blockCount, maxLength: options.maxLength, bytesPerToken: options.bytesPerToken,
-    }, options.withNixl);
+    this.metrics = new EngineMetrics(
+      options.modelName,
+      {
+        blockSize: options.blockSize,
+        blockCount,
+        maxLength: options.maxLength,
+        bytesPerToken: options.bytesPerToken,
+      },
+      options.withNixl,
+    );
     this.#prefixCache = new PrefixCache(blockCount);
     this.#scheduler = new Scheduler({
-      slots: options.slots, kvTokenLimit: options.kvTokenLimit, timing: options.timing, clock: options.clock, metrics: this.metrics,
+      slots: options.slots,
+      kvTokenLimit: options.kvTokenLimit,
+      timing: options.timing,
+      clock: options.clock,
+      metrics: this.metrics,
       onAdmit: (sequence) => this.#lookUpPrefix(sequence),
       onToken: (sequence, nowMs) => this.#onToken(sequence, nowMs),
     });
   }
 
-  get alive(): boolean { return this.#alive; }
-  get load(): number { return this.#scheduler.runningCount + this.#scheduler.waitingCount; }
-  get runningCount(): number { return this.#scheduler.runningCount; }
-  get waitingCount(): number { return this.#scheduler.waitingCount; }
-  get kvTokens(): number { return this.#scheduler.usedTokens; }
+  get alive(): boolean {
+    return this.#alive;
+  }
+  get load(): number {
+    return this.#scheduler.runningCount + this.#scheduler.waitingCount;
+  }
+  get runningCount(): number {
+    return this.#scheduler.runningCount;
+  }
+  get waitingCount(): number {
+    return this.#scheduler.waitingCount;
+  }
+  get kvTokens(): number {
+    return this.#scheduler.usedTokens;
+  }
 
   /** The connector needs the engine to exist; it is set once, before the first request. */
-  useConnector(connector: Connector): void { this.#connector = connector; }
-  holdSlot(tokens: number): boolean { return this.#scheduler.holdSlot(tokens); }
-  releaseSlot(tokens: number): void { this.#scheduler.releaseSlot(tokens); }
-  holdTokens(tokens: number): void { this.#scheduler.holdTokens(tokens); }
-  releaseTokens(tokens: number): void { this.#scheduler.releaseTokens(tokens); }
-  promptHash(tokens: readonly number[]): string { return stateName(promptState(tokens, this.#seed)); }
-  blocksOf(tokens: readonly number[]): Iterable<Buffer> { return blocksOf(tokens, this.blockSize, this.bytesPerToken, this.#seed); }
+  useConnector(connector: Connector): void {
+    this.#connector = connector;
+  }
+  holdSlot(tokens: number): boolean {
+    return this.#scheduler.holdSlot(tokens);
+  }
+  releaseSlot(tokens: number): void {
+    this.#scheduler.releaseSlot(tokens);
+  }
+  holdTokens(tokens: number): void {
+    this.#scheduler.holdTokens(tokens);
+  }
+  releaseTokens(tokens: number): void {
+    this.#scheduler.releaseTokens(tokens);
+  }
+  promptHash(tokens: readonly number[]): string {
+    return stateName(promptState(tokens, this.#seed));
+  }
+  blocksOf(tokens: readonly number[]): Iterable<Buffer> {
+    return blocksOf(tokens, this.blockSize, this.bytesPerToken, this.#seed);
+  }
 
   chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[] {
     return chatTokens(tokenizer, messages, openTurn, continueFinal);
@@ -111,7 +163,9 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   submit(request: SequenceRequest, sink: TokenSink): SequenceHandle {
     const sequence = newSequence(request, sink, this.#options.clock.nowMs());
     const handle: SequenceHandle = {
-      get cachedTokens() { return sequence.cachedTokens; },
+      get cachedTokens() {
+        return sequence.cachedTokens;
+      },
       promptLogprobs: (alternatives) => promptLogprobs(request.prompt, this.#seed, alternatives),
       abort: () => this.#abort(sequence),
     };
@@ -150,7 +204,8 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   die(also: readonly Sequence[] = []): void {
     if (!this.#alive) return;
     this.#alive = false;
-    for (const sequence of [...also, ...this.#transferring, ...this.#scheduler.sequences()]) this.#fail(sequence, CORE_DEAD);
+    for (const sequence of [...also, ...this.#transferring, ...this.#scheduler.sequences()])
+      this.#fail(sequence, CORE_DEAD);
     this.#scheduler.close();
     this.#options.onDeath();
   }
@@ -205,7 +260,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
 
   #prose(sequence: Sequence, state: PromptState, tokens: readonly number[]): Prose {
     const { temperature, seed } = sequence.request.sampling;
-    const lane = temperature === 0 ? 0 : seed === null ? Math.random() * 0x7fffffff | 1 : mix(seed + 1) | 1;
+    const lane = temperature === 0 ? 0 : seed === null ? (Math.random() * 0x7fffffff) | 1 : mix(seed + 1) | 1;
     return new Prose(this.tokenizer, state, tokens, lane);
   }
 
@@ -225,7 +280,8 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     sequence.outputCount++;
     sequence.outputTokens.push(token);
     const stopped = sequence.outputCount >= sampling.minTokens && sampling.stopTokenIds?.has(token) === true;
-    const reason = token === this.tokenizer.eos || stopped ? "stop" : sequence.outputCount >= sampling.maxTokens ? "length" : null;
+    const reason =
+      token === this.tokenizer.eos || stopped ? "stop" : sequence.outputCount >= sampling.maxTokens ? "length" : null;
     measureToken(this.metrics, sequence, nowMs);
     const sending = sequence.outputCount === 1 ? this.#push(sequence) : null;
     if (sending === null) this.#give(sequence, token, reason, stopped ? token : null);
@@ -262,9 +318,17 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
 
   #give(sequence: Sequence, token: number, reason: "stop" | "length" | null, stopReason: number | null): void {
     const { request, sink } = sequence;
-    const logprobs = request.sampling.logprobs === null ? null
-      : outputLogprobs(token, sequence.outputCount, this.#seed ^ (sequence.prose?.basis ?? 0), request.sampling.logprobs);
-    const finish: Finish | null = reason === null ? null : { reason, stopReason, kvTransferParams: this.#offer(sequence) };
+    const logprobs =
+      request.sampling.logprobs === null
+        ? null
+        : outputLogprobs(
+            token,
+            sequence.outputCount,
+            this.#seed ^ (sequence.prose?.basis ?? 0),
+            request.sampling.logprobs,
+          );
+    const finish: Finish | null =
+      reason === null ? null : { reason, stopReason, kvTransferParams: this.#offer(sequence) };
     const stopString = sink.token(token, finish, logprobs);
     if (reason !== null) this.#end(sequence, reason);
     else if (stopString) this.#end(sequence, "stop");

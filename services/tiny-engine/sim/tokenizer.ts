@@ -1,7 +1,18 @@
 // A lossless tokenizer without files: one token per byte, and the words of vocabulary.ts on top,
 // longest match first. Ids: specials, then the 256 bytes, then the words.
 import type { Tokenizer } from "../engine.ts";
-import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, OTHERS, PREPOSITIONS, VERBS } from "./vocabulary.ts";
+import {
+  ADJECTIVES,
+  ADVERBS,
+  ARTICLES,
+  LINKS,
+  NOUNS,
+  OPENERS,
+  OPENING,
+  OTHERS,
+  PREPOSITIONS,
+  VERBS,
+} from "./vocabulary.ts";
 
 export interface SimTokenizer extends Tokenizer {
   readonly bos: number;
@@ -18,8 +29,20 @@ const ROOT = 0;
 // Node ids of the trie and token ids both fit 16 bits with room to spare.
 const ALPHABET = 128;
 
-const pieces = [...new Set([OPENING, ...OPENERS, ...NOUNS, ...VERBS, ...ADJECTIVES, ...ADVERBS, ...LINKS,
-  ...PREPOSITIONS, ...ARTICLES, ...OTHERS])];
+const pieces = [
+  ...new Set([
+    OPENING,
+    ...OPENERS,
+    ...NOUNS,
+    ...VERBS,
+    ...ADJECTIVES,
+    ...ADVERBS,
+    ...LINKS,
+    ...PREPOSITIONS,
+    ...ARTICLES,
+    ...OTHERS,
+  ]),
+];
 const wordIds = new Map(pieces.map((piece, index) => [piece, FIRST_WORD + index]));
 const vocabularySize = FIRST_WORD + pieces.length;
 
@@ -46,10 +69,10 @@ function buildTrie(): { child: Uint16Array; accepts: Uint16Array } {
 function encode(text: string): number[] {
   const bytes = Buffer.from(text, "utf8");
   const tokens: number[] = [];
-  for (let at = 0; at < bytes.length;) {
+  for (let at = 0; at < bytes.length; ) {
     let token = FIRST_BYTE + bytes[at]!;
     let end = at + 1;
-    for (let node = ROOT, next = at; next < bytes.length && bytes[next]! < ALPHABET;) {
+    for (let node = ROOT, next = at; next < bytes.length && bytes[next]! < ALPHABET; ) {
       node = child[node * ALPHABET + bytes[next]!]!;
       if (node === ROOT) break;
       next++;
@@ -65,11 +88,15 @@ function encode(text: string): number[] {
 }
 
 const tokenBytes: readonly Uint8Array[] = Array.from({ length: vocabularySize }, (_, token) =>
-  token < FIRST_BYTE ? Buffer.from(SPECIALS[token]!)
-    : token < FIRST_WORD ? Uint8Array.of(token - FIRST_BYTE)
-    : Buffer.from(pieces[token - FIRST_WORD]!));
+  token < FIRST_BYTE
+    ? Buffer.from(SPECIALS[token]!)
+    : token < FIRST_WORD
+      ? Uint8Array.of(token - FIRST_BYTE)
+      : Buffer.from(pieces[token - FIRST_WORD]!),
+);
 const tokenTexts: readonly (string | null)[] = tokenBytes.map((bytes, token) =>
-  token >= FIRST_BYTE && token < FIRST_WORD && bytes[0]! >= ALPHABET ? null : Buffer.from(bytes).toString("utf8"));
+  token >= FIRST_BYTE && token < FIRST_WORD && bytes[0]! >= ALPHABET ? null : Buffer.from(bytes).toString("utf8"),
+);
 
 export const tokenizer: SimTokenizer = {
   vocabularySize,
@@ -77,7 +104,7 @@ export const tokenizer: SimTokenizer = {
   eos: 2,
   turnEnd: 3,
   encode,
-  encodePrompt: (text, withStart) => withStart ? [1, ...encode(text)] : encode(text),
+  encodePrompt: (text, withStart) => (withStart ? [1, ...encode(text)] : encode(text)),
   decode: (tokens) => Buffer.concat(tokens.map((token) => tokenBytes[token]!)).toString("utf8"),
   bytes: (token) => tokenBytes[token]!,
   text: (token) => tokenTexts[token]!,

@@ -1,7 +1,11 @@
 // The words that the sim speaks in, by their place in a sentence. Every word is one token with its
 // leading space; prompts made of them cost about one token a word, as with a real tokenizer.
 
-const words = (list: string): readonly string[] => list.trim().split(/\s+/).map((word) => ` ${word}`);
+const words = (list: string): readonly string[] =>
+  list
+    .trim()
+    .split(/\s+/)
+    .map((word) => ` ${word}`);
 
 /** How every answer begins, so that nobody takes it for a model's. */
 export const OPENING = "(simulated)";
@@ -28,7 +32,9 @@ export const ADVERBS = words(`
   slowly quickly quietly again always never often sometimes today tomorrow together alone later soon
   here there almost nearly carefully gladly perhaps`);
 export const LINKS = words("and but while because when before after until so although");
-export const PREPOSITIONS = words("in on at by with under over near behind between through across along from to for of about");
+export const PREPOSITIONS = words(
+  "in on at by with under over near behind between through across along from to for of about",
+);
 export const ARTICLES = words("the a this that its his her every");
 
 /** Common in prompts; the sim itself says few of them. */

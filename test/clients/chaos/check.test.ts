@@ -9,20 +9,57 @@ const RIGHT = { text: "one two three", tokens: 3, finishReason: "stop" };
 const LEG = "0123456789abcdef0123456789abcdef";
 
 const record = (o: Partial<RequestRecord> = {}): RequestRecord => ({
-  number: 1, router: "router-1", ask: 0, stream: true, id: "cmpl-1", sentMs: 1_000, firstMs: 1_100, lastMs: 1_500, endMs: 1_510,
-  ending: "completed", status: 200, message: "", text: RIGHT.text, tokens: 3, finishReason: "stop", gapsMs: [10], slow: false, ...o,
+  number: 1,
+  router: "router-1",
+  ask: 0,
+  stream: true,
+  id: "cmpl-1",
+  sentMs: 1_000,
+  firstMs: 1_100,
+  lastMs: 1_500,
+  endMs: 1_510,
+  ending: "completed",
+  status: 200,
+  message: "",
+  text: RIGHT.text,
+  tokens: 3,
+  finishReason: "stop",
+  gapsMs: [10],
+  slow: false,
+  ...o,
 });
-const failed = (o: Partial<RequestRecord> = {}): RequestRecord => record({ ending: "error", text: "one", message: "lost", ...o });
+const failed = (o: Partial<RequestRecord> = {}): RequestRecord =>
+  record({ ending: "error", text: "one", message: "lost", ...o });
 const fault = (o: Partial<Fault> = {}): Fault => ({
-  index: 0, atMs: 0, kind: "kill-engine", target: "decode-1", durationMs: 0, beganMs: 1_400, healedMs: 3_000, skipped: undefined, ...o,
+  index: 0,
+  atMs: 0,
+  kind: "kill-engine",
+  target: "decode-1",
+  durationMs: 0,
+  beganMs: 1_400,
+  healedMs: 3_000,
+  skipped: undefined,
+  ...o,
 });
 const receipt: SeenReceipt = {
-  requestId: "cmpl-1", router: "router-1", errorCode: "engine_failed", error: "", fallbacks: [],
+  requestId: "cmpl-1",
+  router: "router-1",
+  errorCode: "engine_failed",
+  error: "",
+  fallbacks: [],
   legs: [{ legId: LEG, prefill: "prefill-1", decode: "decode-1", error: "" }],
 };
 const rules = (o: Partial<CheckInput>): string[] =>
-  check({ records: [], faults: [], receipts: new Map([["cmpl-1", receipt]]), answers: [RIGHT], kv: [], stallMs: 2_000, slackMs: 0, ...o })
-    .violations.map(({ rule }) => rule);
+  check({
+    records: [],
+    faults: [],
+    receipts: new Map([["cmpl-1", receipt]]),
+    answers: [RIGHT],
+    kv: [],
+    stallMs: 2_000,
+    slackMs: 0,
+    ...o,
+  }).violations.map(({ rule }) => rule);
 
 describe("the checker of chaos", () => {
   it("finds nothing in answers that are right, and in clients that left", () => {
@@ -36,7 +73,10 @@ describe("the checker of chaos", () => {
   });
 
   it("finds what hangs and what ends without its end", () => {
-    assert.deepEqual(rules({ records: [record({ ending: "hung", text: "" }), record({ ending: "malformed", text: "" })] }), ["hung", "malformed"]);
+    assert.deepEqual(
+      rules({ records: [record({ ending: "hung", text: "" }), record({ ending: "malformed", text: "" })] }),
+      ["hung", "malformed"],
+    );
   });
 
   it("takes an error for what a fault did, where the request was and when it was there", () => {
@@ -47,10 +87,18 @@ describe("the checker of chaos", () => {
   });
 
   it("gives a stream that is written again its time, and takes other words for wrong", () => {
-    const again = (...fallbacks: string[]): Partial<CheckInput> => ({ faults: [fault()], receipts: new Map([["cmpl-1", { ...receipt, fallbacks }]]) });
+    const again = (...fallbacks: string[]): Partial<CheckInput> => ({
+      faults: [fault()],
+      receipts: new Map([["cmpl-1", { ...receipt, fallbacks }]]),
+    });
     assert.deepEqual(rules({ records: [failed({ endMs: 9_000 })], faults: [fault()] }), ["late"]);
-    assert.deepEqual(rules({ records: [failed({ endMs: 9_000 })], ...again("replay:decode:instance_lost", "replay:failed") }), []);
-    assert.deepEqual(rules({ records: [failed()], ...again("replay:decode:instance_lost", "replay:diverged") }), ["wrong answer"]);
+    assert.deepEqual(
+      rules({ records: [failed({ endMs: 9_000 })], ...again("replay:decode:instance_lost", "replay:failed") }),
+      [],
+    );
+    assert.deepEqual(rules({ records: [failed()], ...again("replay:decode:instance_lost", "replay:diverged") }), [
+      "wrong answer",
+    ]);
   });
 
   it("takes a drain, or a restart, for no excuse", () => {
@@ -82,7 +130,11 @@ describe("the checker of chaos", () => {
 
 describe("a quantile of a histogram", () => {
   it("lies inside its bucket", () => {
-    const counts = new Map([[0.01, 50], [0.02, 100], [Infinity, 100]]);
+    const counts = new Map([
+      [0.01, 50],
+      [0.02, 100],
+      [Infinity, 100],
+    ]);
     assert.equal(quantile(counts, 0.5), 0.01);
     assert.equal(quantile(counts, 0.75), 0.015);
     assert.ok(Number.isNaN(quantile(new Map(), 0.5)));

@@ -15,7 +15,12 @@ describe("the proxy of chaos", () => {
     server.listen(0, "127.0.0.1");
     await once(server, "listening");
     const port = await freePort();
-    proxy = await startProxy([{ listen: { host: "127.0.0.1", port }, target: { host: "127.0.0.1", port: (server.address() as AddressInfo).port } }]);
+    proxy = await startProxy([
+      {
+        listen: { host: "127.0.0.1", port },
+        target: { host: "127.0.0.1", port: (server.address() as AddressInfo).port },
+      },
+    ]);
     near = connect(port, "127.0.0.1").on("error", () => {});
     far = await within(met.promise, "the connection");
   });

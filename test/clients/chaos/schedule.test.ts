@@ -17,7 +17,8 @@ describe("the schedule of chaos", () => {
   it("comes to every fault in time, in order, and to nothing in the last rest", () => {
     const plan = planFaults(1, 3_600_000, FLEET, { restMs: 10_000 });
     assert.equal(new Set(plan.map(({ kind }) => kind)).size, 14);
-    for (const [index, fault] of plan.entries()) assert.ok(fault.index === index && fault.atMs >= (plan[index - 1]?.atMs ?? 0));
+    for (const [index, fault] of plan.entries())
+      assert.ok(fault.index === index && fault.atMs >= (plan[index - 1]?.atMs ?? 0));
     assert.ok(plan.at(-1)!.atMs < 3_590_000);
   });
 
@@ -26,13 +27,18 @@ describe("the schedule of chaos", () => {
     for (const [index, { target, atMs, durationMs }] of plan.entries()) {
       if (target.startsWith("decode")) continue;
       const role = target.split("-")[0]!;
-      const over = plan.slice(index + 1).filter((other) => other.atMs <= atMs + durationMs && other.target.startsWith(role));
+      const over = plan
+        .slice(index + 1)
+        .filter((other) => other.atMs <= atMs + durationMs && other.target.startsWith(role));
       assert.deepEqual(over, []);
     }
   });
 
   it("may be held to some kinds", () => {
-    assert.deepEqual([...new Set(planFaults(1, 600_000, FLEET, { kinds: ["drain"] }).map(({ kind }) => kind))], ["drain"]);
+    assert.deepEqual(
+      [...new Set(planFaults(1, 600_000, FLEET, { kinds: ["drain"] }).map(({ kind }) => kind))],
+      ["drain"],
+    );
     assert.deepEqual(planFaults(1, 60_000, FLEET, { kinds: ["none of them"] }), []);
   });
 });

@@ -38,7 +38,8 @@ async function startRouter(endless = false): Promise<Router> {
   const server = createServer((req, res) => void answer(req, res)).listen(0, "127.0.0.1");
   await once(server, "listening");
   return {
-    asked, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    asked,
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
     async [Symbol.asyncDispose]() {
       server.closeAllConnections();
       await new Promise((done) => server.close(done));
@@ -46,10 +47,17 @@ async function startRouter(endless = false): Promise<Router> {
   };
 }
 
-function startChat(url: string, ...flags: string[]): { child: ChildProcess; output: Promise<{ stdout: string; stderr: string; code: number | null }> } {
-  const child = spawn(process.execPath, [CLI, "chat", "--router", url, "--state.dir", join(tmpdir(), "tandem-no-runs"), ...flags], {
-    env: { ...process.env, OPENAI_API_KEY: "" },
-  });
+function startChat(
+  url: string,
+  ...flags: string[]
+): { child: ChildProcess; output: Promise<{ stdout: string; stderr: string; code: number | null }> } {
+  const child = spawn(
+    process.execPath,
+    [CLI, "chat", "--router", url, "--state.dir", join(tmpdir(), "tandem-no-runs"), ...flags],
+    {
+      env: { ...process.env, OPENAI_API_KEY: "" },
+    },
+  );
   let stdout = "";
   let stderr = "";
   child.stdout.on("data", (text) => (stdout += String(text)));
@@ -64,9 +72,14 @@ describe("tandem chat", () => {
     child.stdin!.end("first\n\nsecond\n/new\nthird\n");
     const { stdout, stderr, code } = await within(output, "the end of the chat", 15_000);
     assert.deepEqual([stdout, code], ["one two\none two\none two\n", 0]);
-    assert.deepEqual(router.asked.map(({ messages }) => messages.map(({ content }) => content)), [
-      ["Be brief.", "first"], ["Be brief.", "first", "one two", "second"], ["Be brief.", "third"],
-    ]);
+    assert.deepEqual(
+      router.asked.map(({ messages }) => messages.map(({ content }) => content)),
+      [
+        ["Be brief.", "first"],
+        ["Be brief.", "first", "one two", "second"],
+        ["Be brief.", "third"],
+      ],
+    );
     assert.match(stderr, /TTFT \d+ ms.*2 tokens, KV moved 2\.0 KiB/);
   });
 
@@ -94,9 +107,19 @@ describe("tandem chat", () => {
 
 describe("the figures of a turn", () => {
   it("leave out what is not known", () => {
-    const turn = { requestId: "", text: "", ttftMs: Number.NaN, writingMs: Number.NaN, tokens: Number.NaN, stopped: true };
+    const turn = {
+      requestId: "",
+      text: "",
+      ttftMs: Number.NaN,
+      writingMs: Number.NaN,
+      tokens: Number.NaN,
+      stopped: true,
+    };
     assert.equal(figures(turn, undefined), "stopped");
-    assert.equal(figures({ ...turn, ttftMs: 41.6, writingMs: 100, tokens: 11, stopped: false }, 3 * 1024 ** 2), "TTFT 42 ms, 100 tokens/s, 11 tokens, KV moved 3.0 MiB");
+    assert.equal(
+      figures({ ...turn, ttftMs: 41.6, writingMs: 100, tokens: 11, stopped: false }, 3 * 1024 ** 2),
+      "TTFT 42 ms, 100 tokens/s, 11 tokens, KV moved 3.0 MiB",
+    );
   });
 
   it("give bytes in a unit that fits", () => {

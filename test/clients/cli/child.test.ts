@@ -12,7 +12,11 @@ interface Died {
 }
 
 /** A child that runs `script`, and its deaths in order. */
-function run(script: string, output: OutputSink, again: (deaths: readonly Died[]) => boolean): { child: Child; deaths: Died[]; over: Promise<void> } {
+function run(
+  script: string,
+  output: OutputSink,
+  again: (deaths: readonly Died[]) => boolean,
+): { child: Child; deaths: Died[]; over: Promise<void> } {
   const deaths: Died[] = [];
   const over = deferred();
   const child = startChild({ name: "prefill-1", role: "prefill", argv: ["-e", script], env: process.env }, output, {
@@ -34,7 +38,13 @@ describe("a child of `tandem up`", () => {
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), "tandem-child-"));
     printed = [];
-    output = createOutput({ name: "prefill-1", logFile: join(folder, "prefill-1.log"), verbose: false, colour: false, print: (line) => printed.push(line) });
+    output = createOutput({
+      name: "prefill-1",
+      logFile: join(folder, "prefill-1.log"),
+      verbose: false,
+      colour: false,
+      print: (line) => printed.push(line),
+    });
   });
   afterEach(async () => {
     await output.close();
@@ -42,9 +52,16 @@ describe("a child of `tandem up`", () => {
   });
 
   it("that ends by itself is started again after a pause that doubles, with its last words kept", async () => {
-    const { deaths, over, child } = run(`console.error('{"level":"info","event":"out of luck ' + process.pid + '"}'); process.exit(7)`, output, (all) => all.length < 3);
+    const { deaths, over, child } = run(
+      `console.error('{"level":"info","event":"out of luck ' + process.pid + '"}'); process.exit(7)`,
+      output,
+      (all) => all.length < 3,
+    );
     await within(over, "three deaths");
-    assert.deepEqual(deaths.map((died) => died.restartInMs), [200, 400, 800]);
+    assert.deepEqual(
+      deaths.map((died) => died.restartInMs),
+      [200, 400, 800],
+    );
     for (const { death } of deaths) {
       assert.equal(death.how, "exit code 7");
       assert.equal(death.unprinted.length, 1, "each process's own words only");
@@ -73,7 +90,11 @@ describe("a child of `tandem up`", () => {
   });
 
   it("that ignores a signal is ended by kill()", async () => {
-    const { child } = run(`process.on("SIGTERM", () => console.error("never")); setInterval(() => {}, 1000); console.error("up")`, output, () => false);
+    const { child } = run(
+      `process.on("SIGTERM", () => console.error("never")); setInterval(() => {}, 1000); console.error("up")`,
+      output,
+      () => false,
+    );
     await eventually("the child is up", () => printed.includes("up"));
     const stopped = child.stop("SIGTERM");
     await eventually("the child ignored the signal", () => printed.includes("never"));
@@ -82,11 +103,21 @@ describe("a child of `tandem up`", () => {
   });
 
   it("writes all to its log file, and only warnings and plain errors to the terminal", async () => {
-    const lines = [{ level: "info", event: "quiet" }, { level: "warn", event: "loud", left: 3 }].map((line) => JSON.stringify(line));
-    const { over } = run(`console.error(${JSON.stringify(lines.join("\n"))}); console.error("a crash"); console.log("an answer")`, output, () => false);
+    const lines = [
+      { level: "info", event: "quiet" },
+      { level: "warn", event: "loud", left: 3 },
+    ].map((line) => JSON.stringify(line));
+    const { over } = run(
+      `console.error(${JSON.stringify(lines.join("\n"))}); console.error("a crash"); console.log("an answer")`,
+      output,
+      () => false,
+    );
     await within(over, "the end");
     await output.close();
     assert.deepEqual([...printed].sort(), ["a crash", "warn loud left=3"]);
-    assert.deepEqual(readFileSync(join(folder, "prefill-1.log"), "utf8").trim().split("\n").sort(), [...lines, "a crash", "an answer"].sort());
+    assert.deepEqual(
+      readFileSync(join(folder, "prefill-1.log"), "utf8").trim().split("\n").sort(),
+      [...lines, "a crash", "an answer"].sort(),
+    );
   });
 });

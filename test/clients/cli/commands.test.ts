@@ -18,7 +18,10 @@ interface Run {
 
 function tandem(argv: readonly string[], env: Record<string, string> = {}): Promise<Run> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [CLI, ...argv], { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(process.execPath, [CLI, ...argv], {
+      env: { ...process.env, ...env },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
     let stdout = "";
     let stderr = "";
     child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
@@ -33,7 +36,8 @@ describe("the tandem command", () => {
     for (const argv of [[], ["--help"], ["help"]]) {
       const { code, stdout } = await tandem(argv);
       assert.equal(code, 0);
-      for (const name of ["up", "status", "router", "prefill", "decode", "engine"]) assert.match(stdout, new RegExp(`^  ${name} `, "m"));
+      for (const name of ["up", "status", "router", "prefill", "decode", "engine"])
+        assert.match(stdout, new RegExp(`^  ${name} `, "m"));
     }
   });
 
@@ -80,19 +84,33 @@ describe("tandem status", () => {
     const { code, stderr, stdout } = await tandem(["status", "--router", `127.0.0.1:${port}`, "--state.dir", folder]);
     assert.equal(code, 1);
     assert.equal(stdout, "");
-    assert.equal(stderr, `Nothing listens at http://127.0.0.1:${port}. No \`tandem up\` of this user runs here. Start one with \`tandem up\`, or name a router with --router URL.\n`);
+    assert.equal(
+      stderr,
+      `Nothing listens at http://127.0.0.1:${port}. No \`tandem up\` of this user runs here. Start one with \`tandem up\`, or name a router with --router URL.\n`,
+    );
   });
 
   it("says that an address is the gRPC one", async () => {
     await using server = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog });
     const { code, stderr } = await tandem(["status", "--router", server.address, "--state.dir", folder]);
-    assert.deepEqual([code, stderr], [1, `http://${server.address} speaks gRPC. Give the router's REST address with --router.\n`]);
+    assert.deepEqual(
+      [code, stderr],
+      [1, `http://${server.address} speaks gRPC. Give the router's REST address with --router.\n`],
+    );
   });
 
   it("passes over the file of a run that was killed", async () => {
     const port = await freePort();
     // A pid that no process has: above the largest that Linux gives.
-    const stale = { pid: 2 ** 22 + 1, startedUnixMs: 1, restUrl: `http://127.0.0.1:${port}`, grpcAddress: "", token: "x", logDir: "", processes: [] };
+    const stale = {
+      pid: 2 ** 22 + 1,
+      startedUnixMs: 1,
+      restUrl: `http://127.0.0.1:${port}`,
+      grpcAddress: "",
+      token: "x",
+      logDir: "",
+      processes: [],
+    };
     writeFileSync(join(folder, `run-${port}.json`), JSON.stringify(stale));
     const { stderr } = await tandem(["status", "--router", `127.0.0.1:${port}`, "--state.dir", folder]);
     assert.match(stderr, /No `tandem up` of this user runs here/);

@@ -5,7 +5,11 @@ import { DiagnosisSchema, type Diagnosis } from "#gen/tandem/router/v1/router_pb
 import { hasError, renderReport } from "../../../clients/cli/doctor/report.ts";
 
 const diagnosis = (level: FindingLevel, check: string, message: string, cure = "", decodeInstanceId = ""): Diagnosis =>
-  create(DiagnosisSchema, { decodeInstanceId, prefillInstanceId: decodeInstanceId === "" ? "" : "p-1", finding: { check, level, message, cure } });
+  create(DiagnosisSchema, {
+    decodeInstanceId,
+    prefillInstanceId: decodeInstanceId === "" ? "" : "p-1",
+    finding: { check, level, message, cure },
+  });
 
 describe("the doctor's report", () => {
   const found = [

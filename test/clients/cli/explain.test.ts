@@ -11,19 +11,54 @@ import { logSink } from "../../support/log-sink.ts";
 import { eventually } from "../../support/waits.ts";
 
 const receipt = (init: MessageInitShape<typeof ReceiptSchema>): string =>
-  storyOf(create(ReceiptSchema, { requestId: "cmpl-1", startedUnixMs: 0n, path: "/v1/completions", model: "m", stream: true, ...init }));
+  storyOf(
+    create(ReceiptSchema, {
+      requestId: "cmpl-1",
+      startedUnixMs: 0n,
+      path: "/v1/completions",
+      model: "m",
+      stream: true,
+      ...init,
+    }),
+  );
 
 describe("the story of a request", () => {
   it("tells each attempt, what ended it and where the time went", () => {
     const story = receipt({
-      outcome: Outcome.COMPLETED, status: 200, queueMs: 100, ttftMs: 700, totalMs: 1_000, bodyBytes: 99n, tenant: "team-a", priority: -5,
+      outcome: Outcome.COMPLETED,
+      status: 200,
+      queueMs: 100,
+      ttftMs: 700,
+      totalMs: 1_000,
+      bodyBytes: 99n,
+      tenant: "team-a",
+      priority: -5,
       fallbacks: ["retry:transfer:leg_stalled"],
       legs: [
-        { prefillInstanceId: "p1", decodeInstanceId: "d1", startedMs: 100, reserveMs: 1, prefillMs: 199, error: "leg_stalled: No token came." },
-        { prefillInstanceId: "p2", decodeInstanceId: "d2", startedMs: 500, prefillMs: 150, handoverMs: 50, decodeMs: 300, promptTokens: 7, completionTokens: 3, cachedTokens: 2 },
+        {
+          prefillInstanceId: "p1",
+          decodeInstanceId: "d1",
+          startedMs: 100,
+          reserveMs: 1,
+          prefillMs: 199,
+          error: "leg_stalled: No token came.",
+        },
+        {
+          prefillInstanceId: "p2",
+          decodeInstanceId: "d2",
+          startedMs: 500,
+          prefillMs: 150,
+          handoverMs: 50,
+          decodeMs: 300,
+          promptTokens: 7,
+          completionTokens: 3,
+          cachedTokens: 2,
+        },
       ],
     });
-    assert.equal(story, `cmpl-1: /v1/completions, model m, streamed
+    assert.equal(
+      story,
+      `cmpl-1: /v1/completions, model m, streamed
 Completed with status 200 after 1000 ms; 7 prompt tokens (2 cached), 3 of answer; 99 bytes sent.
 
     0.0 ms  arrived at 1970-01-01T00:00:00.000Z (tenant team-a, priority -5)
@@ -46,23 +81,46 @@ queue   |qqqqqq......................................................|
 leg 1   |......PPPPPPPPPPPP..........................................|
 leg 2   |..............................PPPPPPPPPtttDDDDDDDDDDDDDDDDDD|
          0                                                    1000 ms
-         q queue, r reserve, P prefill, t transfer, D decode`);
+         q queue, r reserve, P prefill, t transfer, D decode`,
+    );
   });
 
   it("counts all answers of a request, and takes transfer and decode together where nothing was streamed", () => {
-    const leg = { prefillInstanceId: "p1", decodeInstanceId: "d1", prefillMs: 20, handoverMs: 79, decodeMs: 1, promptTokens: 7, completionTokens: 3, kvBytes: 1024n };
+    const leg = {
+      prefillInstanceId: "p1",
+      decodeInstanceId: "d1",
+      prefillMs: 20,
+      handoverMs: 79,
+      decodeMs: 1,
+      promptTokens: 7,
+      completionTokens: 3,
+      kvBytes: 1024n,
+    };
     const story = receipt({
-      outcome: Outcome.COMPLETED, status: 200, ttftMs: 100, totalMs: 100, stream: false,
+      outcome: Outcome.COMPLETED,
+      status: 200,
+      ttftMs: 100,
+      totalMs: 100,
+      stream: false,
       legs: [{ ...leg, error: "instance_lost: gone.", completionTokens: 2 }, leg, leg],
     });
-    assert.match(story, /^Completed with status 200 after 100 ms; 2 answers, 6 tokens together; 3\.0 KiB of KV moved; 0 bytes sent\.$/m);
+    assert.match(
+      story,
+      /^Completed with status 200 after 100 ms; 2 answers, 6 tokens together; 3\.0 KiB of KV moved; 0 bytes sent\.$/m,
+    );
     assert.match(story, /leg 3 of 3\n +prefill on p1\n +decode on d1\n +prefill 20 ms, transfer and decode 80 ms$/m);
     assert.match(story, /^leg 3   \|P{12}D{48}\|$/m);
     assert.match(story, /q queue, r reserve, P prefill, D transfer and decode$/);
   });
 
   it("tells why a request was refused, and needs no legs for it", () => {
-    const story = receipt({ outcome: Outcome.REFUSED, status: 429, totalMs: 3, errorCode: "queue_full", error: "Too many requests." });
+    const story = receipt({
+      outcome: Outcome.REFUSED,
+      status: 429,
+      totalMs: 3,
+      errorCode: "queue_full",
+      error: "Too many requests.",
+    });
     assert.match(story, /^Refused with status 429 after 3.0 ms; 0 bytes sent\.$/m);
     assert.match(story, /ended: queue_full: Too many requests\./);
     assert.doesNotMatch(story, /\|/);
@@ -85,15 +143,31 @@ describe("tandem explain", () => {
     await response.text();
     const story = await explain(["mine-1", "--router", router.restUrl], {});
     assert.match(story, /^cmpl-[0-9a-f]{32}: \/v1\/completions, model tandem-sim, streamed\nCompleted with status 200/);
-    assert.match(story, /leg\n +prefill on prefill-\S+\n +decode on decode-\S+\n +reserve [\d.]+ ms, prefill [\d.]+ ms, transfer [\d.]+ ms, decode [\d.]+ ms\n/);
-    const json = JSON.parse(await explain([story.split(":")[0]!, "--json", "--router", router.restUrl], {})) as { legs: unknown[] };
+    assert.match(
+      story,
+      /leg\n +prefill on prefill-\S+\n +decode on decode-\S+\n +reserve [\d.]+ ms, prefill [\d.]+ ms, transfer [\d.]+ ms, decode [\d.]+ ms\n/,
+    );
+    const json = JSON.parse(await explain([story.split(":")[0]!, "--json", "--router", router.restUrl], {})) as {
+      legs: unknown[];
+    };
     assert.equal(json.legs.length, 1);
-    await assert.rejects(explain(["nobody", "--router", router.restUrl], {}), /^StartError: http:\/\/\S+: No request `nobody` among those that run/);
+    await assert.rejects(
+      explain(["nobody", "--router", router.restUrl], {}),
+      /^StartError: http:\/\/\S+: No request `nobody` among those that run/,
+    );
     await assert.rejects(explain([], {}), /Which request\?/);
     const metrics = await (await fetch(`${router.restUrl}/metrics`)).text();
     for (const name of [
-      "tandem_time_to_first_token_seconds_count", "tandem_inter_token_latency_seconds_count", "tandem_request_time_per_output_token_seconds_count",
-      "tandem_kv_transfer_seconds_count", "tandem_legs_total", "tandem_kv_orphans", "tandem_breakers_open", "tandem_requests_waiting", "tandem_request_queue_seconds_count",
-    ]) assert.match(metrics, new RegExp(`^${name}(\\{.*\\})? [\\d.]+$`, "m"), name);
+      "tandem_time_to_first_token_seconds_count",
+      "tandem_inter_token_latency_seconds_count",
+      "tandem_request_time_per_output_token_seconds_count",
+      "tandem_kv_transfer_seconds_count",
+      "tandem_legs_total",
+      "tandem_kv_orphans",
+      "tandem_breakers_open",
+      "tandem_requests_waiting",
+      "tandem_request_queue_seconds_count",
+    ])
+      assert.match(metrics, new RegExp(`^${name}(\\{.*\\})? [\\d.]+$`, "m"), name);
   });
 });

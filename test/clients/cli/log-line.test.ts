@@ -3,12 +3,23 @@ import { renderLogLine } from "../../../clients/cli/up/log-line.ts";
 
 describe("a line that a child wrote", () => {
   it("shows level, event and fields, and is quiet at info", () => {
-    const line = JSON.stringify({ time: "2026-11-22T10:00:00Z", level: "info", name: "router", event: "request ended", id: "cmpl-1", ms: 3 });
+    const line = JSON.stringify({
+      time: "2026-11-22T10:00:00Z",
+      level: "info",
+      name: "router",
+      event: "request ended",
+      id: "cmpl-1",
+      ms: 3,
+    });
     assert.deepEqual(renderLogLine(line, false), { text: "info request ended id=cmpl-1 ms=3", isLoud: false });
   });
 
   it("is loud at warn and above, and shows an error by its message", () => {
-    const line = JSON.stringify({ level: "warn", event: "leg failed", error: { message: "engine gone", stack: "Error: ..." } });
+    const line = JSON.stringify({
+      level: "warn",
+      event: "leg failed",
+      error: { message: "engine gone", stack: "Error: ..." },
+    });
     assert.deepEqual(renderLogLine(line, false), { text: 'warn leg failed error="engine gone"', isLoud: true });
   });
 

@@ -52,7 +52,10 @@ describe("readiness of a run", () => {
     ]);
     readiness.seen([instance(2, false, "The engine is loading.")]);
     children[2]!.pid = undefined;
-    assert.deepEqual(readiness.missing(), ["prefill-1: The engine is loading.", "decode-1: not running, waits for its restart"]);
+    assert.deepEqual(readiness.missing(), [
+      "prefill-1: The engine is loading.",
+      "decode-1: not running, waits for its restart",
+    ]);
   });
 
   it("is told again for a process that was started again", () => {

@@ -2,12 +2,28 @@ import assert from "node:assert/strict";
 import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { defaultStateDir, liveRuns, processStart, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../../../clients/cli/run-file.ts";
+import {
+  defaultStateDir,
+  liveRuns,
+  processStart,
+  removeRun,
+  removeStaleRuns,
+  runFilePath,
+  writeRun,
+  type Run,
+} from "../../../clients/cli/run-file.ts";
 
 const NOBODY = 2 ** 22 + 1; // Above the largest pid of Linux.
 
 const run = (pid: number, startedUnixMs: number, more: Partial<Run> = {}): Run => ({
-  pid, startedUnixMs, restUrl: "http://127.0.0.1:1", grpcAddress: "127.0.0.1:2", token: "t", logDir: "/l", processes: [], ...more,
+  pid,
+  startedUnixMs,
+  restUrl: "http://127.0.0.1:1",
+  grpcAddress: "127.0.0.1:2",
+  token: "t",
+  logDir: "/l",
+  processes: [],
+  ...more,
 });
 
 describe("files of runs", () => {
@@ -22,7 +38,10 @@ describe("files of runs", () => {
     writeRun(runFilePath(folder, 2), run(process.ppid, 200));
     writeRun(runFilePath(folder, 3), run(NOBODY, 300));
     assert.equal(statSync(runFilePath(folder, 1)).mode & 0o777, 0o600);
-    assert.deepEqual(liveRuns(folder).map((found) => found.pid), [process.ppid, process.pid]);
+    assert.deepEqual(
+      liveRuns(folder).map((found) => found.pid),
+      [process.ppid, process.pid],
+    );
   });
 
   it("are stale when another process has the pid now", function () {

@@ -33,10 +33,18 @@ export function spawnUp(argv: readonly string[], env: Readonly<Record<string, st
   const stateDir = mkdtempSync(join(tmpdir(), "tandem-up-"));
   const ports = argv.some((word) => word.includes("port")) ? [] : ["--port", "0", "--grpc-port", "0"];
   // Where nothing else is said: what happens to processes is tested here, and the sim starts fastest.
-  const engine = argv.some((word) => /^--(engine|attach)/.test(word) && !word.startsWith("--engine.flag")) ? [] : ["--engine=sim"];
+  const engine = argv.some((word) => /^--(engine|attach)/.test(word) && !word.startsWith("--engine.flag"))
+    ? []
+    : ["--engine=sim"];
   const child = spawn(process.execPath, [CLI, "up", "--state.dir", stateDir, ...ports, ...engine, ...argv], {
     stdio: ["ignore", "pipe", "pipe"],
-    env: { ...process.env, OPENAI_API_KEY: "", ...env, [mark.split("=")[0]!]: mark.split("=")[1], XDG_STATE_HOME: stateDir },
+    env: {
+      ...process.env,
+      OPENAI_API_KEY: "",
+      ...env,
+      [mark.split("=")[0]!]: mark.split("=")[1],
+      XDG_STATE_HOME: stateDir,
+    },
   });
   let output = "";
   const listeners = new Set<() => void>();
@@ -46,7 +54,10 @@ export function spawnUp(argv: readonly string[], env: Readonly<Record<string, st
       for (const listener of listeners) listener();
     });
   }
-  const exited = once(child, "close").then(([code, signal]) => ({ code: code as number | null, signal: signal as NodeJS.Signals | null }));
+  const exited = once(child, "close").then(([code, signal]) => ({
+    code: code as number | null,
+    signal: signal as NodeJS.Signals | null,
+  }));
   const says = (pattern: RegExp, limitMs = START_LIMIT_MS): Promise<void> => {
     const said = new Promise<void>((resolve, reject) => {
       const look = (): void => {
@@ -78,7 +89,10 @@ export function spawnUp(argv: readonly string[], env: Readonly<Record<string, st
 }
 
 /** Ready to serve. */
-export async function startUp(argv: readonly string[] = [], env: Readonly<Record<string, string>> = {}): Promise<RunningUp> {
+export async function startUp(
+  argv: readonly string[] = [],
+  env: Readonly<Record<string, string>> = {},
+): Promise<RunningUp> {
   const up = spawnUp(argv, env);
   try {
     await up.says(/^Ready after/m);

@@ -18,7 +18,8 @@ describe("messages of a Connect stream", () => {
     const all = Buffer.concat([framed({ instances: [{ eligible: true }] }), framed({}), framed({ error: {} }, 2)]);
     const seen: (readonly SeenInstance[])[] = [];
     let rest = Buffer.alloc(0);
-    for (const byte of all) rest = Buffer.from(takeMessages(Buffer.concat([rest, Buffer.of(byte)]), (instances) => seen.push(instances)));
+    for (const byte of all)
+      rest = Buffer.from(takeMessages(Buffer.concat([rest, Buffer.of(byte)]), (instances) => seen.push(instances)));
     assert.deepEqual(seen, [[{ eligible: true }], []]);
     assert.equal(rest.length, 0);
   });
@@ -29,10 +30,15 @@ describe("watching a router", () => {
     const answers: ((request: IncomingMessage, response: ServerResponse) => void)[] = [
       (_, response) => response.destroy(),
       (_, response) => response.writeHead(404).end("not Tandem"),
-      (_, response) => response.writeHead(200, { "content-type": "application/connect+json" }).end(framed({ instances: [{ info: { pid: 1 } }] })),
+      (_, response) =>
+        response
+          .writeHead(200, { "content-type": "application/connect+json" })
+          .end(framed({ instances: [{ info: { pid: 1 } }] })),
       (request, response) => {
         assert.equal(request.headers.authorization, "Bearer t0k3n");
-        response.writeHead(200, { "content-type": "application/connect+json" }).write(framed({ instances: [{ info: { pid: 2 } }] }));
+        response
+          .writeHead(200, { "content-type": "application/connect+json" })
+          .write(framed({ instances: [{ info: { pid: 2 } }] }));
       },
     ];
     const server = createServer((request, response) => {

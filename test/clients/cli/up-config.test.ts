@@ -12,7 +12,14 @@ function read(argv: string[], env: Record<string, string> = {}): UpConfig {
 
 function plan(argv: string[], env: Record<string, string> = {}): ReturnType<typeof planChildren> {
   const config = read(argv, env);
-  return planChildren({ config, restListen: config["rest.listen"], grpcListen: config["grpc.listen"], token: "t0k3n", self: ["main.js"], env });
+  return planChildren({
+    config,
+    restListen: config["rest.listen"],
+    grpcListen: config["grpc.listen"],
+    token: "t0k3n",
+    self: ["main.js"],
+    env,
+  });
 }
 
 /** Value of a flag in a command line. */
@@ -23,7 +30,10 @@ function flag(argv: readonly string[], name: string): string | undefined {
 
 describe("settings of `tandem up`", () => {
   it("start one instance of each role where nothing is said, on the model that ships where there is one", () => {
-    assert.deepEqual(plan([]).map((child) => child.name), ["router", "prefill-1", "decode-1"]);
+    assert.deepEqual(
+      plan([]).map((child) => child.name),
+      ["router", "prefill-1", "decode-1"],
+    );
     assert.equal(flag(plan([])[1]!.argv, "--engine.kind"), shippedModel() === undefined ? "sim" : "embedded");
     assert.equal(flag(plan(["--engine", "sim"])[1]!.argv, "--engine.kind"), "sim");
   });
@@ -36,11 +46,25 @@ describe("settings of `tandem up`", () => {
   });
 
   it("take the names of the BentoML example", () => {
-    const env = { MODEL_ID: "m", PROXY_PORT: "4000", PREFILL_KV_PORT: "5001", DECODE_KV_PORT: "6001", num_prefill: "2", NUM_DECODE: "3", HF_TOKEN: "hf" };
+    const env = {
+      MODEL_ID: "m",
+      PROXY_PORT: "4000",
+      PREFILL_KV_PORT: "5001",
+      DECODE_KV_PORT: "6001",
+      num_prefill: "2",
+      NUM_DECODE: "3",
+      HF_TOKEN: "hf",
+    };
     const children = plan(["--engine", "sim"], env);
-    assert.deepEqual(children.map((child) => child.name), ["router", "prefill-1", "prefill-2", "decode-1", "decode-2", "decode-3"]);
+    assert.deepEqual(
+      children.map((child) => child.name),
+      ["router", "prefill-1", "prefill-2", "decode-1", "decode-2", "decode-3"],
+    );
     assert.equal(flag(children[0]!.argv, "--rest.listen"), "127.0.0.1:4000");
-    assert.deepEqual(children.slice(1).map((child) => flag(child.argv, "--kv.port")), ["5001", "5002", "6001", "6002", "6003"]);
+    assert.deepEqual(
+      children.slice(1).map((child) => flag(child.argv, "--kv.port")),
+      ["5001", "5002", "6001", "6002", "6003"],
+    );
     assert.ok(children.slice(1).every((child) => flag(child.argv, "--model") === "m"));
     assert.ok(children.every((child) => child.env["HF_TOKEN"] === "hf"));
   });
@@ -59,33 +83,72 @@ describe("settings of `tandem up`", () => {
   });
 
   it("make one instance of every attached server", () => {
-    const children = plan(["--attach-prefill", "http://a:1", "--attach-prefill", "http://b:1", "--attach-decode", "http://c:1", "--connector", "nixl"]);
-    assert.deepEqual(children.map((child) => [child.name, flag(child.argv, "--engine.attach")]), [
-      ["router", undefined],
-      ["prefill-1", "http://a:1"],
-      ["prefill-2", "http://b:1"],
-      ["decode-1", "http://c:1"],
+    const children = plan([
+      "--attach-prefill",
+      "http://a:1",
+      "--attach-prefill",
+      "http://b:1",
+      "--attach-decode",
+      "http://c:1",
+      "--connector",
+      "nixl",
     ]);
+    assert.deepEqual(
+      children.map((child) => [child.name, flag(child.argv, "--engine.attach")]),
+      [
+        ["router", undefined],
+        ["prefill-1", "http://a:1"],
+        ["prefill-2", "http://b:1"],
+        ["decode-1", "http://c:1"],
+      ],
+    );
     assert.equal(flag(children[1]!.argv, "--connector"), "nixl");
     assert.equal(flag(children[1]!.argv, "--engine.kind"), undefined);
   });
 
   const refusals: [string, string[], RegExp][] = [
     ["a model for the sim", ["--engine", "sim", "--model", "x.gguf"], /runs no model/],
-    ["what is no GGUF file for the embedded engine", ["--engine", "embedded", "--model", "meta-llama/Llama-3.1-8B"], /GGUF/],
+    [
+      "what is no GGUF file for the embedded engine",
+      ["--engine", "embedded", "--model", "meta-llama/Llama-3.1-8B"],
+      /GGUF/,
+    ],
     ["a model that nobody said how to run", ["--model", "meta-llama/Llama-3.1-8B"], /--engine vllm.*--engine sim/],
     ["vLLM without a model", ["--engine", "vllm"], /--model/],
-    ["vLLM with a connector it doesn't have", ["--engine", "vllm", "--model", "m", "--connector", "p2p-zmq"], /nixl.*p2p-nccl/],
-    ["fewer GPUs than instances", ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"], /2 of 3 instances/],
+    [
+      "vLLM with a connector it doesn't have",
+      ["--engine", "vllm", "--model", "m", "--connector", "p2p-zmq"],
+      /nixl.*p2p-nccl/,
+    ],
+    [
+      "fewer GPUs than instances",
+      ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"],
+      /2 of 3 instances/,
+    ],
     ["attached servers of one role alone", ["--attach-prefill", "http://a:1"], /--attach-decode is missing/],
-    ["what is no URL", ["--attach-prefill", "a:1", "--attach-decode", "http://b:1"], /--attach-prefill a:1: expected the URL/],
-    ["a count that disagrees with the URLs", ["--prefill", "2", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"], /disagree/],
-    ["an engine kind beside attached servers", ["--engine", "sim", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"], /exclude each other/],
+    [
+      "what is no URL",
+      ["--attach-prefill", "a:1", "--attach-decode", "http://b:1"],
+      /--attach-prefill a:1: expected the URL/,
+    ],
+    [
+      "a count that disagrees with the URLs",
+      ["--prefill", "2", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"],
+      /disagree/,
+    ],
+    [
+      "an engine kind beside attached servers",
+      ["--engine", "sim", "--attach-prefill", "http://a:1", "--attach-decode", "http://b:1"],
+      /exclude each other/,
+    ],
     ["a connector that the sim doesn't speak", ["--connector", "nixl"], /needs vLLM servers/],
   ];
   for (const [what, argv, message] of refusals) {
     it(`refuse ${what}`, () => {
-      assert.throws(() => read(argv), (error) => error instanceof ConfigError && message.test(error.message));
+      assert.throws(
+        () => read(argv),
+        (error) => error instanceof ConfigError && message.test(error.message),
+      );
     });
   }
 

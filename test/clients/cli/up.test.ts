@@ -73,7 +73,10 @@ describe("tandem up", function () {
     it("leaves a run file that only its owner can read", () => {
       const [name] = readdirSync(up.stateDir).filter((file) => file.startsWith("run-"));
       assert.equal(statSync(join(up.stateDir, name!)).mode & 0o777, 0o600);
-      assert.deepEqual(up.run().processes.map((process_) => process_.name), ["router", "prefill-1", "decode-1"]);
+      assert.deepEqual(
+        up.run().processes.map((process_) => process_.name),
+        ["router", "prefill-1", "decode-1"],
+      );
     });
 
     it("is found by `tandem status`, token included", () => {
@@ -81,9 +84,17 @@ describe("tandem up", function () {
       assert.equal(table.status, 0, table.stderr);
       assert.match(table.stdout, /^prefill-\S+ +prefill +serving +tandem-sim +sim/m);
       assert.match(table.stdout, /^decode-\S+ +decode +serving +tandem-sim +sim/m);
-      const json = spawnSync(process.execPath, [CLI, "status", "--json", "--state.dir", up.stateDir], { encoding: "utf8" });
+      const json = spawnSync(process.execPath, [CLI, "status", "--json", "--state.dir", up.stateDir], {
+        encoding: "utf8",
+      });
       const { instances } = JSON.parse(json.stdout) as { instances: { eligible: boolean; legs: number }[] };
-      assert.deepEqual(instances.map(({ eligible, legs }) => ({ eligible, legs })), [{ eligible: true, legs: 0 }, { eligible: true, legs: 0 }]);
+      assert.deepEqual(
+        instances.map(({ eligible, legs }) => ({ eligible, legs })),
+        [
+          { eligible: true, legs: 0 },
+          { eligible: true, legs: 0 },
+        ],
+      );
     });
 
     it("names the port and the flag to another one that wants the same", async () => {
@@ -124,7 +135,10 @@ describe("tandem up", function () {
     assert.ok(tookMs < 2_000, `took ${tookMs} ms`);
     assert.deepEqual(up.processes(), []);
     assert.match(await stream.text, /"error"/);
-    assert.deepEqual(readdirSync(up.stateDir).filter((name) => name.startsWith("run-")), []);
+    assert.deepEqual(
+      readdirSync(up.stateDir).filter((name) => name.startsWith("run-")),
+      [],
+    );
   });
 
   it("lets a running stream finish after SIGTERM", async () => {
@@ -151,14 +165,20 @@ describe("tandem up", function () {
     await stream.text;
   });
 
-  for (const [flag, other] of [["--port", "--grpc-port"], ["--grpc-port", "--port"]] as const) {
+  for (const [flag, other] of [
+    ["--port", "--grpc-port"],
+    ["--grpc-port", "--port"],
+  ] as const) {
     it(`starts nothing when the port of ${flag} is taken by another program`, async () => {
       const server = createServer();
       await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
       const { port } = server.address() as AddressInfo;
       await using up = spawnUp([flag, `${port}`, other, "0"]);
       assert.equal((await up.exited).code, 1);
-      assert.equal(up.output(), `127.0.0.1:${port} is taken: another program listens there. Stop it, or start this one elsewhere with ${flag} PORT (0 takes a free one).\n`);
+      assert.equal(
+        up.output(),
+        `127.0.0.1:${port} is taken: another program listens there. Stop it, or start this one elsewhere with ${flag} PORT (0 takes a free one).\n`,
+      );
       server.close();
     });
   }

@@ -37,6 +37,9 @@ describe("a closed loop", () => {
       return index;
     });
     assert.equal(most, 3);
-    assert.deepEqual(results, Array.from({ length: 20 }, (_, index) => index));
+    assert.deepEqual(
+      results,
+      Array.from({ length: 20 }, (_, index) => index),
+    );
   });
 });

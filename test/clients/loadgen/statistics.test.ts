@@ -17,7 +17,10 @@ describe("percentiles", () => {
 
   it("sort numbers as numbers", () => {
     const summary = summarise([100, 9, 80]);
-    assert.deepEqual({ count: summary.count, p50: summary.p50, max: summary.max, mean: summary.mean }, { count: 3, p50: 80, max: 100, mean: 63 });
+    assert.deepEqual(
+      { count: summary.count, p50: summary.p50, max: summary.max, mean: summary.mean },
+      { count: 3, p50: 80, max: 100, mean: 63 },
+    );
   });
 });
 
@@ -49,6 +52,9 @@ describe("goodput", () => {
   });
 
   it("does not take a request without a first token for a fast one", () => {
-    assert.equal(goodput([{ completed: true, ttftMs: Number.NaN, tpotMs: Number.NaN }], { ttftMs: 100, tpotMs: undefined }, 1000), 0);
+    assert.equal(
+      goodput([{ completed: true, ttftMs: Number.NaN, tpotMs: Number.NaN }], { ttftMs: 100, tpotMs: undefined }, 1000),
+      0,
+    );
   });
 });

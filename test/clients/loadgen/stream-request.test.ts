@@ -26,7 +26,9 @@ const event = (text: string): string => `data: ${JSON.stringify({ choices: [{ te
 
 describe("the load generator's stream", () => {
   it("reads text, usage and gaps, whatever the pieces it comes in", async () => {
-    const bytes = Buffer.from(`${event("Hé")}${event("llo")}data: {"choices":[],"usage":{"completion_tokens":5}}\n\ndata: [DONE]\n\n`);
+    const bytes = Buffer.from(
+      `${event("Hé")}${event("llo")}data: {"choices":[],"usage":{"completion_tokens":5}}\n\ndata: [DONE]\n\n`,
+    );
     const result = await against(async (response) => {
       response.writeHead(200, { "content-type": "text/event-stream" });
       for (const byte of bytes) {

@@ -3,12 +3,23 @@ import type { StreamResult } from "../../../clients/loadgen/stream-request.ts";
 import { compareAnswers } from "../../../clients/loadgen/verify.ts";
 
 const answer = (text: string, completed = true): StreamResult => ({
-  completed, text, completionTokens: text.split(" ").length, chunks: 3, ttftMs: 1, tpotMs: 1, endToEndMs: 3, gapsMs: [], error: completed ? undefined : "broken",
+  completed,
+  text,
+  completionTokens: text.split(" ").length,
+  chunks: 3,
+  ttftMs: 1,
+  tpotMs: 1,
+  endToEndMs: 3,
+  gapsMs: [],
+  error: completed ? undefined : "broken",
 });
 
 describe("answers compared with the reference", () => {
   it("are right when each is the same text with the same count", () => {
-    const { compared, short, different } = compareAnswers([answer("a b c"), answer("d")], [answer("a b c"), answer("d")]);
+    const { compared, short, different } = compareAnswers(
+      [answer("a b c"), answer("d")],
+      [answer("a b c"), answer("d")],
+    );
     assert.deepEqual({ compared, short, different }, { compared: 2, short: 0, different: 0 });
   });
 

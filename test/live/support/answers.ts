@@ -28,7 +28,10 @@ export async function ask(url: string, { path, body }: Question): Promise<Answer
 
 export function post(url: string, path: string, body: unknown, signal?: AbortSignal): Promise<Response> {
   return fetch(`${url}${path}`, {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), ...(signal === undefined ? {} : { signal }),
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+    ...(signal === undefined ? {} : { signal }),
   });
 }
 
@@ -43,20 +46,31 @@ export function readAnswer(text: string, streamed: boolean): Answer {
   for (const event of events) {
     assert.equal(event.error, undefined, `an error in the answer: ${JSON.stringify(event.error)}`);
     for (const choice of event.choices) {
-      texts[choice.index] = (texts[choice.index] ?? "") + (choice.text ?? choice.message?.content ?? choice.delta?.content ?? "");
+      texts[choice.index] =
+        (texts[choice.index] ?? "") + (choice.text ?? choice.message?.content ?? choice.delta?.content ?? "");
       for (const { function: called } of (choice.message ?? choice.delta)?.tool_calls ?? []) {
         calls[choice.index] = `${calls[choice.index] ?? ""}${called?.name ?? ""}${called?.arguments ?? ""}`;
       }
       if (choice.finish_reason !== null) finishReasons[choice.index] = choice.finish_reason;
       const content: { token: string; logprob: number }[] = choice.logprobs?.content ?? [];
       (tokens[choice.index] ??= []).push(...content.map(({ token }) => token), ...(choice.logprobs?.tokens ?? []));
-      (logprobs[choice.index] ??= []).push(...content.map(({ logprob }) => logprob), ...(choice.logprobs?.token_logprobs ?? []));
+      (logprobs[choice.index] ??= []).push(
+        ...content.map(({ logprob }) => logprob),
+        ...(choice.logprobs?.token_logprobs ?? []),
+      );
     }
     if (event.usage) usage = event.usage;
   }
   assert.ok(usage !== undefined, "no usage in the answer");
   const { prompt_tokens, completion_tokens, total_tokens } = usage;
-  return { texts, calls, finishReasons, tokens: tokens.flat(), logprobs: logprobs.flat(), usage: { prompt_tokens, completion_tokens, total_tokens } };
+  return {
+    texts,
+    calls,
+    finishReasons,
+    tokens: tokens.flat(),
+    logprobs: logprobs.flat(),
+    usage: { prompt_tokens, completion_tokens, total_tokens },
+  };
 }
 
 /** All that agree, logprobs within 1e-4. */
@@ -64,7 +78,10 @@ export function assertSame(answer: Answer, expected: Answer): void {
   assert.deepEqual({ ...answer, logprobs: [] }, { ...expected, logprobs: [] });
   assert.equal(answer.logprobs.length, expected.logprobs.length);
   for (const [index, logprob] of answer.logprobs.entries()) {
-    assert.ok(Math.abs(logprob - expected.logprobs[index]!) <= 1e-4, `logprob ${index}: ${logprob} for ${expected.logprobs[index]}`);
+    assert.ok(
+      Math.abs(logprob - expected.logprobs[index]!) <= 1e-4,
+      `logprob ${index}: ${logprob} for ${expected.logprobs[index]}`,
+    );
   }
 }
 

@@ -24,7 +24,11 @@ export function vllmOf(instancePid: number): { readonly pids: readonly number[];
 
 function childrenOf(pid: number): number[] {
   try {
-    return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter((one) => one !== "").map(Number);
+    return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8")
+      .trim()
+      .split(" ")
+      .filter((one) => one !== "")
+      .map(Number);
   } catch {
     return [];
   }

@@ -17,12 +17,24 @@ export const MODEL_DIR = join(CACHE, "tiny-llama");
 export const VLLM_PROGRAM = join(VENV, "bin", "vllm");
 /** What a small CPU needs, whatever the role. */
 export const CPU_FLAGS = [
-  "--dtype", "float32", "--enforce-eager", "--max-model-len", String(MAX_MODEL_LEN), "--block-size", "32",
-  "--kv-cache-memory-bytes", "64M", "--distributed-executor-backend", "uni",
+  "--dtype",
+  "float32",
+  "--enforce-eager",
+  "--max-model-len",
+  String(MAX_MODEL_LEN),
+  "--block-size",
+  "32",
+  "--kv-cache-memory-bytes",
+  "64M",
+  "--distributed-executor-backend",
+  "uni",
 ];
 export const CPU_ENV = {
-  HF_HUB_OFFLINE: "1", VLLM_NO_USAGE_STATS: "1", DO_NOT_TRACK: "1",
-  OMP_NUM_THREADS: "1", VLLM_CPU_OMP_THREADS_BIND: "nobind",
+  HF_HUB_OFFLINE: "1",
+  VLLM_NO_USAGE_STATS: "1",
+  DO_NOT_TRACK: "1",
+  OMP_NUM_THREADS: "1",
+  VLLM_CPU_OMP_THREADS_BIND: "nobind",
   VLLM_ENABLE_V1_MULTIPROCESSING: "0",
   // The first request with logprobs would compile for 13 s.
   TORCHDYNAMO_DISABLE: "1",
@@ -64,7 +76,14 @@ export async function startVllm(role: VllmRole, options: { readonly flags?: read
   const child = spawn(
     VLLM_PROGRAM,
     [
-      "serve", MODEL_DIR, "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", String(port),
+      "serve",
+      MODEL_DIR,
+      "--served-model-name",
+      MODEL,
+      "--host",
+      "127.0.0.1",
+      "--port",
+      String(port),
       ...CPU_FLAGS,
       ...(role === "plain" ? [] : ["--kv-transfer-config", JSON.stringify(kvConfig)]),
       ...(options.flags ?? []),
@@ -76,7 +95,8 @@ export async function startVllm(role: VllmRole, options: { readonly flags?: read
       env: {
         ...process.env,
         ...CPU_ENV,
-        VLLM_NIXL_SIDE_CHANNEL_HOST: "127.0.0.1", VLLM_NIXL_SIDE_CHANNEL_PORT: String(await freePort()),
+        VLLM_NIXL_SIDE_CHANNEL_HOST: "127.0.0.1",
+        VLLM_NIXL_SIDE_CHANNEL_PORT: String(await freePort()),
       },
     },
   );
@@ -93,7 +113,8 @@ export async function startVllm(role: VllmRole, options: { readonly flags?: read
       const text = await (await fetch(`${url}/metrics`)).text();
       let sum = 0;
       for (const line of text.split("\n")) {
-        if (line.startsWith(`${name}{`) || line.startsWith(`${name} `)) sum += Number(line.slice(line.lastIndexOf(" ")));
+        if (line.startsWith(`${name}{`) || line.startsWith(`${name} `))
+          sum += Number(line.slice(line.lastIndexOf(" ")));
       }
       return sum;
     },

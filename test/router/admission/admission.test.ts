@@ -37,7 +37,10 @@ describe("admission", () => {
   it("lets a request start at once while there is room", async () => {
     const { admission, clock } = setUp({ capacity: 2 });
     const places = [await admission.acquire(never), await admission.acquire(never)];
-    assert.deepEqual(places.map(({ waitedMs }) => waitedMs), [0, 0]);
+    assert.deepEqual(
+      places.map(({ waitedMs }) => waitedMs),
+      [0, 0],
+    );
     assert.equal(admission.running, 2);
     assert.equal(clock.pending, 0, "no timer for a request that does not wait");
   });
@@ -164,7 +167,12 @@ describe("admission", () => {
   it("keeps the room of each model apart", async () => {
     const clock = manualClock();
     const room: Record<string, number> = { big: 1, small: 1 };
-    const admission = createAdmission({ capacity: (model) => room[model]!, queueLimit: 8, queueTimeoutMs: 1000, clock });
+    const admission = createAdmission({
+      capacity: (model) => room[model]!,
+      queueLimit: 8,
+      queueTimeoutMs: 1000,
+      clock,
+    });
     const big = await admission.acquire(never, { model: "big" });
     let behind = false;
     const waits = admission.acquire(never, { model: "big" }).then(() => (behind = true));
@@ -215,11 +223,14 @@ describe("admission", () => {
   it("ends a wait with the request's deadline, and names the queue", async () => {
     const { admission, clock } = setUp();
     await admission.acquire(never);
-    const late = assert.rejects(admission.acquire(never, { deadlineMs: clock.nowMs() + 200 }), (error: ServiceError) => {
-      assert.equal(error.code, "deadline_exceeded");
-      assert.match(error.message, /queue 200 ms/);
-      return true;
-    });
+    const late = assert.rejects(
+      admission.acquire(never, { deadlineMs: clock.nowMs() + 200 }),
+      (error: ServiceError) => {
+        assert.equal(error.code, "deadline_exceeded");
+        assert.match(error.message, /queue 200 ms/);
+        return true;
+      },
+    );
     await clock.pass(200);
     await late;
   });
@@ -241,7 +252,10 @@ describe("admission", () => {
     const running = await admission.acquire(never);
     const client = new AbortController();
     const ask = (tenant: string, o: { signal?: AbortSignal; deadlineMs?: number } = {}): Promise<boolean> =>
-      admission.acquire(o.signal ?? never, { tenant, deadlineMs: o.deadlineMs }).then(() => true, () => false);
+      admission.acquire(o.signal ?? never, { tenant, deadlineMs: o.deadlineMs }).then(
+        () => true,
+        () => false,
+      );
     const asked = [ask("a", { signal: client.signal }), ask("a")];
     asked.push(ask("a")); // One too many.
     asked.push(ask("b")); // Takes the place of the second.
@@ -249,7 +263,10 @@ describe("admission", () => {
     asked.push(ask("c", { deadlineMs: clock.nowMs() + 10 }));
     await clock.pass(10);
     await clock.pass(1000);
-    assert.deepEqual(await Promise.all(asked), asked.map(() => false));
+    assert.deepEqual(
+      await Promise.all(asked),
+      asked.map(() => false),
+    );
     assert.deepEqual(refused, ["queue_full", "displaced", "client_left", "deadline_passed", "queue_timeout"]);
     const next = ask("d");
     running.release();

@@ -7,7 +7,14 @@ interface Named extends Waiter {
   readonly name: string;
 }
 
-const waiter = (name: string, o: Partial<Waiter> = {}): Named => ({ name, model: "m", tenant: "", priority: 0, legs: 1, ...o });
+const waiter = (name: string, o: Partial<Waiter> = {}): Named => ({
+  name,
+  model: "m",
+  tenant: "",
+  priority: 0,
+  legs: 1,
+  ...o,
+});
 
 /** Names in the order in which they would be let in. */
 function drained(queue: FairQueue<Named>): string {
@@ -102,7 +109,9 @@ describe("the waiting queue", () => {
 
   it("forgets models and tenants of which nothing waits", () => {
     const queue = new FairQueue<Named>();
-    const many = Array.from({ length: 100 }, (_, index) => waiter(`${index}`, { tenant: `t${index}`, model: `m${index % 3}` }));
+    const many = Array.from({ length: 100 }, (_, index) =>
+      waiter(`${index}`, { tenant: `t${index}`, model: `m${index % 3}` }),
+    );
     for (const one of many) queue.push(one);
     assert.equal(queue.models().length, 3);
     for (const one of many) queue.remove(one, false);

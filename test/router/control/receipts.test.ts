@@ -10,7 +10,10 @@ describe("receipts", () => {
     const receipts = createReceipts({ limit: 2, watcherLimit: 1 });
     for (const id of ["a", "b", "c", "d"]) receipts.opened(draft(id));
     for (const id of ["a", "b", "c"]) receipts.closed(receipts.find(id)!);
-    assert.deepEqual(receipts.list(10).map(({ requestId }) => requestId), ["d", "c", "b"]);
+    assert.deepEqual(
+      receipts.list(10).map(({ requestId }) => requestId),
+      ["d", "c", "b"],
+    );
     assert.equal(receipts.find("a"), undefined);
   });
 
@@ -42,7 +45,7 @@ describe("receipts", () => {
       if (count === 0) close("late");
     }
     assert.deepEqual(seen.at(-1), ["256", 0]);
-    assert.deepEqual((await watch.next().then(({ value }) => [value!.draft.requestId, value!.missed])), ["late", 44]);
+    assert.deepEqual(await watch.next().then(({ value }) => [value!.draft.requestId, value!.missed]), ["late", 44]);
     stop.abort();
     assert.equal((await watch.next()).done, true);
   });

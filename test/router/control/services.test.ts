@@ -19,7 +19,13 @@ import { eventually } from "../../support/waits.ts";
 import { fakePool, type FakePool } from "../rest/support/pool.ts";
 import { answer, ENDING, fakeRelay, type FakeRelay } from "../rest/support/relay.ts";
 
-const REGISTRY = { kind: "consul", address: "127.0.0.1:8500", up: false, downSinceUnixMs: 1n, error: "Consul does not answer" };
+const REGISTRY = {
+  kind: "consul",
+  address: "127.0.0.1:8500",
+  up: false,
+  downSinceUnixMs: 1n,
+  error: "Consul does not answer",
+};
 
 interface Control {
   readonly pool: FakePool;
@@ -28,7 +34,10 @@ interface Control {
   readonly router: RpcClient<typeof RouterService>;
   readonly inference: RpcClient<typeof InferenceService>;
   /** Calls without token or key. */
-  readonly stranger: { readonly router: RpcClient<typeof RouterService>; readonly inference: RpcClient<typeof InferenceService> };
+  readonly stranger: {
+    readonly router: RpcClient<typeof RouterService>;
+    readonly inference: RpcClient<typeof InferenceService>;
+  };
   [Symbol.asyncDispose](): Promise<void>;
 }
 
@@ -37,23 +46,59 @@ async function startControl(): Promise<Control> {
   const relay = fakeRelay();
   const metrics = createMetrics();
   const clock = systemClock;
-  const admission = createAdmission({ capacity: capacityOf(pool, () => 100), queueLimit: 4, queueTimeoutMs: 1000, clock });
+  const admission = createAdmission({
+    capacity: capacityOf(pool, () => 100),
+    queueLimit: 4,
+    queueTimeoutMs: 1000,
+    clock,
+  });
   const receipts = createReceipts({ limit: 3, watcherLimit: 1 });
   const servingMetrics = createServingMetrics(metrics, admission);
   const serving = createServing({
-    pool, admission, relay, receipts, metrics: servingMetrics, log, clock, legsLimit: 8, deadlineMs: 60_000,
+    pool,
+    admission,
+    relay,
+    receipts,
+    metrics: servingMetrics,
+    log,
+    clock,
+    legsLimit: 8,
+    deadlineMs: 60_000,
   });
-  const settings = [{ key: "token", value: "set", origin: "env TANDEM_TOKEN" }, { key: "queue.limit", value: "4 requests", origin: "default" }];
+  const settings = [
+    { key: "token", value: "set", origin: "env TANDEM_TOKEN" },
+    { key: "queue.limit", value: "4 requests", origin: "default" },
+  ];
   const server = await serveRpc({
-    listen: "127.0.0.1:0", token: "join", apiKey: "sk-key", log, graceMs: 100,
+    listen: "127.0.0.1:0",
+    token: "join",
+    apiKey: "sk-key",
+    log,
+    graceMs: 100,
     services: [
-      routerService({ routerId: "router-1", pool, receipts, settings: () => settings, registry: () => REGISTRY, watcherLimit: 1, canary: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }), clock, log }),
+      routerService({
+        routerId: "router-1",
+        pool,
+        receipts,
+        settings: () => settings,
+        registry: () => REGISTRY,
+        watcherLimit: 1,
+        canary: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }),
+        clock,
+        log,
+      }),
       inferenceService({ serving, metrics: servingMetrics, bufferBytes: 1024, stallMs: 150, clock }),
     ],
   });
-  const channels = [dialRpc(server.address, { token: "join" }), dialRpc(server.address, { token: "sk-key" }), dialRpc(server.address)] as const;
+  const channels = [
+    dialRpc(server.address, { token: "join" }),
+    dialRpc(server.address, { token: "sk-key" }),
+    dialRpc(server.address),
+  ] as const;
   return {
-    pool, relay, serving,
+    pool,
+    relay,
+    serving,
     router: channels[0].client(RouterService),
     inference: channels[1].client(InferenceService),
     stranger: { router: channels[2].client(RouterService), inference: channels[2].client(InferenceService) },
@@ -79,13 +124,23 @@ describe("RouterService", () => {
   });
   afterEach(() => control[Symbol.asyncDispose]());
 
-  const generate = (): Promise<GenerateResponse[]> => collect(control.inference.generate({ input: { case: "prompt", value: "hi" } }));
+  const generate = (): Promise<GenerateResponse[]> =>
+    collect(control.inference.generate({ input: { case: "prompt", value: "hi" } }));
 
   it("lists the instances with what the router thinks of them", async () => {
-    control.pool.set([{ id: "d1", role: "decode", eligible: false, reason: "It drains." }, { id: "p1", role: "prefill" }]);
+    control.pool.set([
+      { id: "d1", role: "decode", eligible: false, reason: "It drains." },
+      { id: "p1", role: "prefill" },
+    ]);
     const { instances, routerId } = await control.router.listInstances({});
     assert.equal(routerId, "router-1");
-    assert.deepEqual(instances.map(({ info, eligible, reason }) => [info!.instanceId, eligible, reason]), [["p1", true, ""], ["d1", false, "It drains."]]);
+    assert.deepEqual(
+      instances.map(({ info, eligible, reason }) => [info!.instanceId, eligible, reason]),
+      [
+        ["p1", true, ""],
+        ["d1", false, "It drains."],
+      ],
+    );
     assert.equal(instances[0]!.legsTotal, 7n);
   });
 
@@ -97,7 +152,11 @@ describe("RouterService", () => {
       seen.push(instances.length);
       if (seen.length === 1) {
         control.pool.set([{ id: "p1", role: "prefill" }]);
-        control.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode" }, { id: "d2", role: "decode" }]);
+        control.pool.set([
+          { id: "p1", role: "prefill" },
+          { id: "d1", role: "decode" },
+          { id: "d2", role: "decode" },
+        ]);
       } else break;
     }
     assert.deepEqual(seen, [2, 3], "changes in quick succession are told as one");
@@ -122,7 +181,11 @@ describe("RouterService", () => {
     const ids: string[] = [];
     for (let count = 0; count < 4; count += 1) ids.push((await generate())[0]!.requestId);
     const { receipts } = await control.router.listRequests({});
-    assert.deepEqual(receipts.map(({ requestId }) => requestId), ids.slice(1).reverse(), "the oldest of four is gone: the limit is three");
+    assert.deepEqual(
+      receipts.map(({ requestId }) => requestId),
+      ids.slice(1).reverse(),
+      "the oldest of four is gone: the limit is three",
+    );
     const { receipt } = await control.router.getReceipt({ requestId: ids[3]! });
     assert.equal(receipt!.outcome, Outcome.COMPLETED);
     assert.equal(receipt!.path, "Generate");
@@ -165,14 +228,21 @@ describe("RouterService", () => {
     assert.equal((await control.router.drainInstance({ instanceId: "d1", reason: "upgrade" })).remaining, 3);
     await control.router.drainInstance({ instanceId: "d1", undrain: true });
     assert.deepEqual(control.pool.drained, [
-      { instanceId: "d1", undrain: false, reason: "upgrade" }, { instanceId: "d1", undrain: true, reason: "" },
+      { instanceId: "d1", undrain: false, reason: "upgrade" },
+      { instanceId: "d1", undrain: true, reason: "" },
     ]);
     await assert.rejects(control.router.drainInstance({ instanceId: "nope" }), code("not_found"));
   });
 
   it("shows its settings in order, secrets hidden, and how the registry does", async () => {
     const { settings, tandemVersion, registry } = await control.router.getConfig({});
-    assert.deepEqual(settings.map(({ key, value }) => [key, value]), [["queue.limit", "4 requests"], ["token", "set"]]);
+    assert.deepEqual(
+      settings.map(({ key, value }) => [key, value]),
+      [
+        ["queue.limit", "4 requests"],
+        ["token", "set"],
+      ],
+    );
     assert.deepEqual([registry!.kind, registry!.up, registry!.error], [REGISTRY.kind, false, REGISTRY.error]);
     assert.match(tandemVersion, /^\d+\.\d+/);
   });
@@ -192,10 +262,17 @@ describe("InferenceService", () => {
   const body = (): string => control.relay.runs.at(-1)!.request.body.toString();
 
   it("answers a prompt with text and a typed end", async () => {
-    const pieces = await collect(control.inference.generate({
-      input: { case: "prompt", value: 'say "hi"' }, maxTokens: 5, temperature: 0, topP: 0.5, seed: 9007199254740993n, stop: ["\n"],
-      extraJson: '{"top_k": 5, "seed_of_nothing": 12345678901234567890}',
-    }));
+    const pieces = await collect(
+      control.inference.generate({
+        input: { case: "prompt", value: 'say "hi"' },
+        maxTokens: 5,
+        temperature: 0,
+        topP: 0.5,
+        seed: 9007199254740993n,
+        stop: ["\n"],
+        extraJson: '{"top_k": 5, "seed_of_nothing": 12345678901234567890}',
+      }),
+    );
     assert.equal(pieces.map(({ text }) => text).join(""), "Hello");
     assert.match(pieces[0]!.requestId, /^cmpl-[0-9a-f]{32}$/);
     assert.ok(pieces.slice(1).every(({ requestId }) => requestId === ""));
@@ -203,26 +280,58 @@ describe("InferenceService", () => {
     const { reason, promptTokens, completionTokens, cachedTokens } = pieces.at(-1)!.finish!;
     assert.deepEqual([reason, promptTokens, completionTokens, cachedTokens], ["stop", 5, 2, 3]);
     assert.equal(control.relay.runs[0]!.request.path, "/v1/completions");
-    assert.equal(body(),
+    assert.equal(
+      body(),
       '{"prompt":"say \\"hi\\"","max_tokens":5,"temperature":0,"top_p":0.5,"seed":9007199254740993,"stop":["\\n"],' +
-      '"stream":true,"stream_options":{"include_usage":true},"top_k":5,"seed_of_nothing":12345678901234567890}');
+        '"stream":true,"stream_options":{"include_usage":true},"top_k":5,"seed_of_nothing":12345678901234567890}',
+    );
   });
 
   it("answers a conversation", async () => {
-    const messages = [{ speaker: Speaker.SYSTEM, text: "Be brief." }, { text: "Hi" }, { speaker: Speaker.ASSISTANT, text: "Yes?" }];
+    const messages = [
+      { speaker: Speaker.SYSTEM, text: "Be brief." },
+      { text: "Hi" },
+      { speaker: Speaker.ASSISTANT, text: "Yes?" },
+    ];
     await collect(control.inference.generate({ model: "tiny", input: { case: "conversation", value: { messages } } }));
     assert.equal(control.relay.runs[0]!.request.path, "/v1/chat/completions");
-    assert.deepEqual(JSON.parse(body()).messages.map(({ role }: { role: string }) => role), ["system", "user", "assistant"]);
+    assert.deepEqual(
+      JSON.parse(body()).messages.map(({ role }: { role: string }) => role),
+      ["system", "user", "assistant"],
+    );
   });
 
-  const REFUSED: readonly (readonly [name: string, request: Parameters<Control["inference"]["generate"]>[0], expected: string])[] = [
+  const REFUSED: readonly (readonly [
+    name: string,
+    request: Parameters<Control["inference"]["generate"]>[0],
+    expected: string,
+  ])[] = [
     ["neither prompt nor conversation", {}, "invalid_request"],
     ["an unknown model", { model: "nope", input: { case: "prompt", value: "x" } }, "model_not_found"],
-    ["extra_json that repeats a field", { input: { case: "prompt", value: "x" }, extraJson: '{"max_\\u0074okens":5}' }, "invalid_request"],
-    ["extra_json that asks for several answers", { input: { case: "prompt", value: "x" }, extraJson: '{"n":2}' }, "invalid_request"],
+    [
+      "extra_json that repeats a field",
+      { input: { case: "prompt", value: "x" }, extraJson: '{"max_\\u0074okens":5}' },
+      "invalid_request",
+    ],
+    [
+      "extra_json that asks for several answers",
+      { input: { case: "prompt", value: "x" }, extraJson: '{"n":2}' },
+      "invalid_request",
+    ],
     ["extra_json that is no object", { input: { case: "prompt", value: "x" }, extraJson: "[1]" }, "invalid_request"],
-    ["extra_json of very many fields", { input: { case: "prompt", value: "x" }, extraJson: JSON.stringify(Object.fromEntries(Array.from({ length: 150_000 }, (_, index) => [`k${index}`, 1]))) }, "invalid_request"],
-    ["extra_json with KV parameters", { input: { case: "prompt", value: "x" }, extraJson: '{"kv_transfer_params":{}}' }, "invalid_request"],
+    [
+      "extra_json of very many fields",
+      {
+        input: { case: "prompt", value: "x" },
+        extraJson: JSON.stringify(Object.fromEntries(Array.from({ length: 150_000 }, (_, index) => [`k${index}`, 1]))),
+      },
+      "invalid_request",
+    ],
+    [
+      "extra_json with KV parameters",
+      { input: { case: "prompt", value: "x" }, extraJson: '{"kv_transfer_params":{}}' },
+      "invalid_request",
+    ],
     ["max_tokens of 0", { input: { case: "prompt", value: "x" }, maxTokens: 0 }, "invalid_request"],
   ];
   for (const [name, request, expected] of REFUSED) {
@@ -241,7 +350,8 @@ describe("InferenceService", () => {
     };
     const texts: string[] = [];
     await assert.rejects(async () => {
-      for await (const { text } of control.inference.generate({ input: { case: "prompt", value: "x" } })) texts.push(text);
+      for await (const { text } of control.inference.generate({ input: { case: "prompt", value: "x" } }))
+        texts.push(text);
     }, code("kv_transfer_failed"));
     assert.deepEqual(texts, ["Hel"]);
     const [receipt] = (await control.router.listRequests({})).receipts;
@@ -252,7 +362,9 @@ describe("InferenceService", () => {
     control.relay.script = (run) => {
       run.sink.start();
       run.write('data: {"choices":[{"text":"Hel"}]}\n\n');
-      return new Promise((_resolve, reject) => run.gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "gone"))));
+      return new Promise((_resolve, reject) =>
+        run.gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "gone"))),
+      );
     };
     for await (const _ of control.inference.generate({ input: { case: "prompt", value: "x" } })) break;
     await eventually("the legs are cancelled", () => control.relay.runs[0]!.gone.aborted);
@@ -271,7 +383,10 @@ describe("InferenceService", () => {
       return ENDING;
     };
     const pieces = await collect(control.inference.generate({ input: { case: "prompt", value: "x" } }));
-    assert.equal(pieces.reduce((sum, { text }) => sum + text.length, 0), 2_000_000);
+    assert.equal(
+      pieces.reduce((sum, { text }) => sum + text.length, 0),
+      2_000_000,
+    );
     assert.ok(held > 0);
   });
 
@@ -279,7 +394,9 @@ describe("InferenceService", () => {
     control.relay.script = async (run) => {
       run.leg();
       run.sink.start();
-      const gone = new Promise<never>((_resolve, reject) => run.gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "gone"))));
+      const gone = new Promise<never>((_resolve, reject) =>
+        run.gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "gone"))),
+      );
       for (;;) {
         if (!run.write(`data: {"choices":[{"text":"${"x".repeat(100_000)}"}]}\n\n`)) {
           await Promise.race([gone, new Promise<void>((resolve) => (run.sink.onDrain = resolve))]);
@@ -295,6 +412,9 @@ describe("InferenceService", () => {
   });
 
   it("is for those who have the API key", async () => {
-    await assert.rejects(collect(control.stranger.inference.generate({ input: { case: "prompt", value: "x" } })), code("unauthenticated"));
+    await assert.rejects(
+      collect(control.stranger.inference.generate({ input: { case: "prompt", value: "x" } })),
+      code("unauthenticated"),
+    );
   });
 });

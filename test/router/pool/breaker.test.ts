@@ -7,7 +7,10 @@ const LIMITS = { failureLimit: 3, canaryEveryMs: 500 };
 describe("a breaker", () => {
   it("opens after so many failures in a row, and only then", () => {
     const breaker = new Breaker(LIMITS);
-    assert.deepEqual([1, 2, 3].map((atMs) => breaker.judge("bad", atMs)), [false, false, true]);
+    assert.deepEqual(
+      [1, 2, 3].map((atMs) => breaker.judge("bad", atMs)),
+      [false, false, true],
+    );
     assert.equal(breaker.open, true);
     assert.equal(breaker.judge("bad", 4), false, "it is open already");
   });

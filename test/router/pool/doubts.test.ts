@@ -10,14 +10,22 @@ import { silentLog } from "../../support/log-sink.ts";
 import { type FakeInstance, startDecode } from "../support/fake-instance.ts";
 import { memberOf, untilCondition, untilPool } from "../support/pool-waits.ts";
 
-async function poolOf(...instances: FakeInstance[]): Promise<Pool & { doubt(doubts: Record<string, Doubt["kind"]>): void }> {
+async function poolOf(
+  ...instances: FakeInstance[]
+): Promise<Pool & { doubt(doubts: Record<string, Doubt["kind"]>): void }> {
   const pool = createPool({ log: silentLog, clock: systemClock });
   const entries = instances.map(({ info }) => info);
   pool.update(entries);
   for (const { instanceId } of entries) await untilCondition(pool, instanceId, "serving");
   const doubt = (doubts: Record<string, Doubt["kind"]>): void =>
-    pool.update(entries, new Map(Object.entries(doubts).map(([id, kind]) => [id, { kind, reason: `It is ${kind} in the registry.` }])));
-  return Object.assign(Object.create(pool) as Pool, { doubt, [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose]() });
+    pool.update(
+      entries,
+      new Map(Object.entries(doubts).map(([id, kind]) => [id, { kind, reason: `It is ${kind} in the registry.` }])),
+    );
+  return Object.assign(Object.create(pool) as Pool, {
+    doubt,
+    [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose](),
+  });
 }
 
 describe("an instance that its registry doubts", () => {
@@ -50,7 +58,8 @@ describe("an instance that its registry doubts", () => {
     const stale = staleness(pool, () => undefined, metrics);
     assert.equal(stale(), false);
     pool.doubt({ d1: "critical", d2: "missing" });
-    for (const id of ["d1", "d2"]) assert.deepEqual([memberOf(pool, id)!.eligible, /no other does/.test(memberOf(pool, id)!.reason)], [true, true]);
+    for (const id of ["d1", "d2"])
+      assert.deepEqual([memberOf(pool, id)!.eligible, /no other does/.test(memberOf(pool, id)!.reason)], [true, true]);
     assert.equal(stale(), true);
     assert.match(await metrics.text(), /tandem_fallbacks_total\{reason="stale-registry"\} 1/);
     // One of another model is no help, one of the same is.

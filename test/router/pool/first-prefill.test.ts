@@ -22,7 +22,10 @@ function served(pool: Pool): string {
   const lack = lackOf(pool.snapshot, "tiny", true);
   try {
     const policies = { prefill: policyOf("least-load"), decode: policyOf("least-load") };
-    const place = createPlacer(pool, policies, { aggregate: true, directTokens: 0 }).place({ model: "tiny", tokens: 10, strict: false }, new Avoid());
+    const place = createPlacer(pool, policies, { aggregate: true, directTokens: 0 }).place(
+      { model: "tiny", tokens: 10, strict: false },
+      new Avoid(),
+    );
     assert.equal(lack, undefined, "placed in spite of the lack");
     return place.fallback ?? "pair";
   } catch (error) {

@@ -30,7 +30,9 @@ describe("a canary through a pair", function () {
       return { ...answer, firstLogprob: answer.firstLogprob! - 0.5 };
     };
     const control = { client: () => ({ ...real, prefill: off }) } as unknown as RpcChannel;
-    const result = await sendPairCanary({ info: prefill.instance.info(), control }, side(decode), { timeoutMs: 10_000 });
+    const result = await sendPairCanary({ info: prefill.instance.info(), control }, side(decode), {
+      timeoutMs: 10_000,
+    });
     assert.equal(result.kind, "wrong", JSON.stringify(result));
     assert.match(canaryFault(result)!, /off by 0\.500.*does not answer from the KV it was sent/);
   });
@@ -43,6 +45,9 @@ describe("a canary through a pair", function () {
     assert.match(canaryFault(failed)!, /prefill engine failed/);
     assert.equal(decode.instance.load().reserved, 0, "its reservation is given back");
     await using stalled = await simDecode("p2p-zmq", {}, { faults: ["stall"] });
-    assert.match(canaryFault(await sendPairCanary(side(good), side(stalled), { timeoutMs: 500 }))!, /nothing came within 0\.5 s/);
+    assert.match(
+      canaryFault(await sendPairCanary(side(good), side(stalled), { timeoutMs: 500 }))!,
+      /nothing came within 0\.5 s/,
+    );
   });
 });

@@ -11,10 +11,17 @@ import { manualClock } from "../../support/manual-clock.ts";
 const RIGHT: CanaryResult = { kind: "right", worstDelta: 0.01, ms: 3 };
 const WRONG: CanaryResult = { kind: "wrong", worstDelta: 0.9, tolerance: 0.2 };
 
-const member = (instanceId: string, condition: Member["condition"] = "serving", engine = "vllm"): Member => ({
-  condition,
-  info: create(InfoSchema, { instanceId, engine, role: instanceId.startsWith("p") ? Role.PREFILL : Role.DECODE, model: "m", connector: "nixl" }),
-} as unknown as Member);
+const member = (instanceId: string, condition: Member["condition"] = "serving", engine = "vllm"): Member =>
+  ({
+    condition,
+    info: create(InfoSchema, {
+      instanceId,
+      engine,
+      role: instanceId.startsWith("p") ? Role.PREFILL : Role.DECODE,
+      model: "m",
+      connector: "nixl",
+    }),
+  }) as unknown as Member;
 
 function setUp(results: Record<string, CanaryResult>) {
   const clock = manualClock();
@@ -23,7 +30,8 @@ function setUp(results: Record<string, CanaryResult>) {
   let listener = (): void => {};
   let snapshot = { prefill: [member("p1")], decode: [member("d1"), member("d2")] } as unknown as PoolSnapshot;
   const checker = startPairChecker({
-    clock, log: silentLog,
+    clock,
+    log: silentLog,
     send: async ({ info: prefill }, { info: decode }) => {
       const key = `${prefill.instanceId}|${decode.instanceId}`;
       sent.push(key);
@@ -41,7 +49,10 @@ function setUp(results: Record<string, CanaryResult>) {
     },
   });
   return {
-    clock, verdicts, sent, checker,
+    clock,
+    verdicts,
+    sent,
+    checker,
     async change(prefill: readonly Member[], decode: readonly Member[]) {
       snapshot = { prefill, decode } as unknown as PoolSnapshot;
       listener();
@@ -55,7 +66,13 @@ describe("pairs of vLLM engines", () => {
     const { clock, verdicts, sent, change } = setUp({});
     await clock.pass(0);
     assert.deepEqual(sent, ["p1|d1", "p1|d2"]);
-    assert.deepEqual([...verdicts], [["p1|d1", ""], ["p1|d2", ""]]);
+    assert.deepEqual(
+      [...verdicts],
+      [
+        ["p1|d1", ""],
+        ["p1|d2", ""],
+      ],
+    );
     await change([member("p1")], [member("d1"), member("d2")]);
     assert.equal(sent.length, 2);
   });
@@ -88,6 +105,9 @@ describe("pairs of vLLM engines", () => {
     const info = (id: string, engine: string) => member(id, "serving", engine).info;
     assert.equal(needsCheck(info("p", "vllm"), info("d", "vllm")), true);
     assert.equal(needsCheck(info("p", "sim"), info("d", "sim")), false);
-    assert.equal(needsCheck(info("p", "vllm"), create(InfoSchema, { ...info("d", "vllm"), engineVersion: "" , dtype: "float32" })), true);
+    assert.equal(
+      needsCheck(info("p", "vllm"), create(InfoSchema, { ...info("d", "vllm"), engineVersion: "", dtype: "float32" })),
+      true,
+    );
   });
 });

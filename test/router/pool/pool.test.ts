@@ -30,7 +30,11 @@ describe("the pool", () => {
     assert.equal(memberOf(pool, "d1")!.reason, "");
   });
 
-  for (const [state, condition] of [[State.STARTING, "starting"], [State.DRAINING, "draining"], [State.STOPPED, "stopped"]] as const) {
+  for (const [state, condition] of [
+    [State.STARTING, "starting"],
+    [State.DRAINING, "draining"],
+    [State.STOPPED, "stopped"],
+  ] as const) {
     it(`takes an instance out that tells that it is ${condition}, and back when it serves`, async () => {
       await using decode = await startDecode();
       await using pool = start();
@@ -178,7 +182,10 @@ describe("the pool", () => {
     await using decode = await startDecode();
     await using pool = start();
     pool.update([prefill.info, decode.info]);
-    for (const [id, instance] of [["p1", prefill], ["d1", decode]] as const) {
+    for (const [id, instance] of [
+      ["p1", prefill],
+      ["d1", decode],
+    ] as const) {
       await untilCondition(pool, id, "serving");
       const loaded = untilPool(pool, "the load", () => memberOf(pool, id)!.load!.running === 3);
       instance.load({ running: 3, reserved: 1, freeSlots: 4, queuedTokens: 100 });
@@ -188,7 +195,13 @@ describe("the pool", () => {
       pool.legStarted(member, 7);
       // Prompts that wait for their prefill are no work of a decode instance.
       const queuedTokens = id === "p1" ? 157 : 0;
-      assert.deepEqual(candidateOf(memberOf(pool, id)!), { instanceId: id, legs: 2, queuedTokens, running: 6, freeSlots: 2 });
+      assert.deepEqual(candidateOf(memberOf(pool, id)!), {
+        instanceId: id,
+        legs: 2,
+        queuedTokens,
+        running: 6,
+        freeSlots: 2,
+      });
       pool.legEnded(member, "good");
       assert.equal(candidateOf(memberOf(pool, id)!).freeSlots, 3);
     }
@@ -207,14 +220,27 @@ describe("the pool", () => {
 
 describe("a pair of instances", () => {
   const info = create(InfoSchema, {
-    model: "tiny", connector: "p2p-nccl", engineVersion: "0.23.0", dtype: "bfloat16", blockSize: 16, tpSize: 1,
+    model: "tiny",
+    connector: "p2p-nccl",
+    engineVersion: "0.23.0",
+    dtype: "bfloat16",
+    blockSize: 16,
+    tpSize: 1,
   });
   it("fits where all facts agree, or one side doesn't say", () => {
     assert.equal(pairable(info, info), true);
-    assert.equal(pairable(info, create(InfoSchema, { ...info, dtype: "", blockSize: 0, tpSize: 0, engineVersion: "" })), true);
+    assert.equal(
+      pairable(info, create(InfoSchema, { ...info, dtype: "", blockSize: 0, tpSize: 0, engineVersion: "" })),
+      true,
+    );
   });
   for (const [key, value] of Object.entries({
-    model: "big", connector: "nixl", engineVersion: "0.24.0", dtype: "float16", blockSize: 32, tpSize: 2,
+    model: "big",
+    connector: "nixl",
+    engineVersion: "0.24.0",
+    dtype: "float16",
+    blockSize: 32,
+    tpSize: 2,
   })) {
     it(`doesn't fit where ${key} differs, and says so`, () => {
       const fault = pairFault(info, create(InfoSchema, { ...info, [key]: value }));

@@ -48,7 +48,18 @@ function reserveOn(pool: Pool, instanceId: string): Promise<{ error: ServiceErro
     onMessage: () => assert.fail("it was answered"),
     onEnd: (error) => end.resolve({ error, condition: memberOf(pool, instanceId)!.condition }),
   });
-  call.write(reserveMessage({ legId: "0".repeat(32), path: "/v1/completions", prefillKvAddress: "", decodeKvAddress: "", prefillGrpcAddress: "" }, Buffer.from("{}")));
+  call.write(
+    reserveMessage(
+      {
+        legId: "0".repeat(32),
+        path: "/v1/completions",
+        prefillKvAddress: "",
+        decodeKvAddress: "",
+        prefillGrpcAddress: "",
+      },
+      Buffer.from("{}"),
+    ),
+  );
   return within(end.promise, "the end of the reservation");
 }
 

@@ -26,7 +26,10 @@ describe("decode alone", () => {
     assert.deepEqual(alone.receipt.fallbacks, ["aggregated"]);
     assert.equal(alone.receipt.legs[0]!.prefillInstanceId, "");
     assert.match(await tandem.metrics.text(), /tandem_fallbacks_total\{reason="aggregated"\} 1/);
-    await assert.rejects(tandem.start({ strict: true }).ending, { code: "no_instance", message: /No prefill instance is ready/ });
+    await assert.rejects(tandem.start({ strict: true }).ending, {
+      code: "no_instance",
+      message: /No prefill instance is ready/,
+    });
     prefill.load({ state: State.SERVING });
     await untilCondition(tandem.pool, "p1", "serving");
     const again = tandem.start();
@@ -51,7 +54,10 @@ describe("decode alone", () => {
     await long.ending;
     const strict = tandem.start({ body: SHORT, strict: true });
     await strict.ending;
-    assert.deepEqual([short, long, strict].map(({ receipt }) => receipt.fallbacks), [["direct"], [], []]);
+    assert.deepEqual(
+      [short, long, strict].map(({ receipt }) => receipt.fallbacks),
+      [["direct"], [], []],
+    );
     assert.equal(prefill.legs.all.length, 2);
   });
 

@@ -33,11 +33,16 @@ describe("the bound of a prefill", () => {
       if (!hangs) leg.done({ promptTokens: 5, cachedTokens: 0 });
     });
     await using decode = await startDecode({}, twoTokens);
-    await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 60_000, prefillFloorMs: 50, prefillSlack: 5, retryLimit: 0 } });
+    await using tandem = await deploy([prefill, decode], {
+      limits: { prefillTimeoutMs: 60_000, prefillFloorMs: 50, prefillSlack: 5, retryLimit: 0 },
+    });
     await tandem.start().ending;
     assert.ok(memberOf(tandem.pool, "p1")!.tokensPerMs > 0);
     hangs = true;
-    await assert.rejects(within(tandem.start().ending, "the end", 2_000), { code: "leg_stalled", message: /Prefill did not end within \d+ ms \(reserve \d+ ms, prefill \d+ ms\)/ });
+    await assert.rejects(within(tandem.start().ending, "the end", 2_000), {
+      code: "leg_stalled",
+      message: /Prefill did not end within \d+ ms \(reserve \d+ ms, prefill \d+ ms\)/,
+    });
   });
 });
 
@@ -69,7 +74,10 @@ describe("the first token", () => {
     const { ending } = tandem.start();
     const leg = await prefill.legs.next("the prefill");
     clock.advance(2_250);
-    await assert.rejects(ending, { code: "deadline_exceeded", message: /No token came within 2000 ms \(queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms\)/ });
+    await assert.rejects(ending, {
+      code: "deadline_exceeded",
+      message: /No token came within 2000 ms \(queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms\)/,
+    });
     leg.done();
     await within(decode.legs.all[0]!.abandoned.promise, "the abandon");
   });
@@ -78,7 +86,10 @@ describe("the first token", () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, (leg) => leg.accept());
-    await using tandem = await deploy([prefill, decode], { clock, limits: { firstTokenTimeoutMs: 2_000, transferTimeoutMs: 1_000, stallMs: 1_000 } });
+    await using tandem = await deploy([prefill, decode], {
+      clock,
+      limits: { firstTokenTimeoutMs: 2_000, transferTimeoutMs: 1_000, stallMs: 1_000 },
+    });
     const { client, ending } = tandem.start({ stream: false });
     await (await decode.legs.next("the leg")).started.promise;
     clock.advance(600_000);
@@ -102,7 +113,11 @@ describe("the bound of an answer in one piece", () => {
     assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 19.6);
     for (let count = 0; count < 200; count += 1) paces.seen(decode, 300, 100);
     assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 3);
-    assert.equal(paces.boundMs(limits, decode, undefined), 1_000 + 10 * 500 * 3, "of as many as the model has room for");
+    assert.equal(
+      paces.boundMs(limits, decode, undefined),
+      1_000 + 10 * 500 * 3,
+      "of as many as the model has room for",
+    );
     assert.equal(paces.boundMs({ ...limits, answerSlack: 0 }, decode, 100), Infinity);
     assert.equal(paces.boundMs(limits, { ...decode, channel: {} } as Member, 100), Infinity, "another instance");
   });
@@ -117,7 +132,10 @@ describe("the bound of an answer in one piece", () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.accept());
-    await using tandem = await deploy([prefill, decode], { clock, limits: { answerFloorMs: 5_000, answerSlack: 10, retryLimit: 0 } });
+    await using tandem = await deploy([prefill, decode], {
+      clock,
+      limits: { answerFloorMs: 5_000, answerSlack: 10, retryLimit: 0 },
+    });
     const first = tandem.start({ stream: false, maxTokens: 20 });
     const leg = await decode.legs.next("the first leg");
     await leg.started.promise;
@@ -130,7 +148,11 @@ describe("the bound of an answer in one piece", () => {
     clock.advance(6_500);
     assert.equal(stuck.seen.includes("cancel"), false);
     clock.advance(1_000);
-    await assert.rejects(ending, { code: "leg_stalled", message: /^The answer, wanted in one piece, was not complete within 7\d\d\d ms \(reserve 0 ms, prefill 0 ms, transfer 7\d\d\d ms\)/ });
+    await assert.rejects(ending, {
+      code: "leg_stalled",
+      message:
+        /^The answer, wanted in one piece, was not complete within 7\d\d\d ms \(reserve 0 ms, prefill 0 ms, transfer 7\d\d\d ms\)/,
+    });
     await within(stuck.cancelled.promise, "the cancel");
     await untilNoLegs(tandem);
   });
@@ -155,7 +177,8 @@ describe("a router's retries", () => {
     await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
     await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
     await using tandem = await deploy([prefill, decode, other], {
-      limits: { retryLimit: 5, retryRatio: 0, retryPerS: 1 }, breaker: { failureLimit: 1_000, canaryEveryMs: 60_000 },
+      limits: { retryLimit: 5, retryRatio: 0, retryPerS: 1 },
+      breaker: { failureLimit: 1_000, canaryEveryMs: 60_000 },
     });
     for (let count = 0; count < 10; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
     const legs = decode.legs.all.length + other.legs.all.length;

@@ -9,8 +9,10 @@ import { untilCondition, untilPool } from "../support/pool-waits.ts";
 const done = (leg: PrefillLeg): void => leg.done();
 const isCanary = (body: string): boolean => body.includes("checks that the way is free");
 /** Instances behave so to canaries, and so to users. */
-const toCanaries = (canary: (leg: DecodeLeg) => void, user: (leg: DecodeLeg) => void) => (leg: DecodeLeg): void =>
-  isCanary(leg.reserve.body) ? canary(leg) : user(leg);
+const toCanaries =
+  (canary: (leg: DecodeLeg) => void, user: (leg: DecodeLeg) => void) =>
+  (leg: DecodeLeg): void =>
+    isCanary(leg.reserve.body) ? canary(leg) : user(leg);
 const BREAKER = { failureLimit: 2, canaryEveryMs: 50 };
 
 for (const connector of ["p2p-zmq", "nixl"]) {
@@ -47,7 +49,9 @@ for (const connector of ["p2p-zmq", "nixl"]) {
       assert.ok(performance.now() - repairedMs < 2_000);
       await tandem.start().ending;
       await untilNoLegs(tandem);
-      const paired = prefill.legs.all.filter(({ request }) => isCanary(request.body)).map(({ request }) => request.legId);
+      const paired = prefill.legs.all
+        .filter(({ request }) => isCanary(request.body))
+        .map(({ request }) => request.legId);
       assert.ok(paired.length > 0 && canaries.includes(paired.at(-1)!), "a canary is a real pair of legs");
       assert.equal(new Set(canaries).size, canaries.length);
       assert.match(await tandem.metrics.text(), /tandem_canaries_total\{outcome="completed"\} 1/);
@@ -60,15 +64,19 @@ describe("an instance that hangs for good", () => {
   it("is not buried under canaries, and keeps none of them from the others", async () => {
     let broken = true;
     await using hung = await startPrefill({ instanceId: "p1" });
-    await using prefill = await startPrefill({ instanceId: "p2" }, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
+    await using prefill = await startPrefill({ instanceId: "p2" }, (leg) =>
+      broken ? leg.fail("engine_failed") : leg.done(),
+    );
     await using decode = await startDecode({}, (leg) => {
       leg.accept();
       void leg.started.promise.then(() => leg.end({}, "{}"));
       // What was abandoned after the hung one is never settled.
-      if (leg.reserve.prefillGrpcAddress === prefill.info.grpcAddress) void leg.abandoned.promise.then(() => leg.close());
+      if (leg.reserve.prefillGrpcAddress === prefill.info.grpcAddress)
+        void leg.abandoned.promise.then(() => leg.close());
     });
     await using tandem = await deploy([hung, prefill, decode], {
-      limits: { retryLimit: 0, prefillTimeoutMs: 50, canaryTimeoutMs: 50 }, breaker: { failureLimit: 1, canaryEveryMs: 20 },
+      limits: { retryLimit: 0, prefillTimeoutMs: 50, canaryTimeoutMs: 50 },
+      breaker: { failureLimit: 1, canaryEveryMs: 20 },
     });
     for (let count = 0; count < 2; count += 1) await tandem.start().ending.catch(() => {});
     // The hung one: it and its only partner, for whose fault it is that prefill pushes in vain can't be told.
@@ -88,7 +96,10 @@ describe("an instance that fails at once", () => {
     // Busy all the time: by load alone the other, always idle, would get every leg.
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
     good.load({ running: 10 });
-    await using tandem = await deploy([prefill, bad, good], { limits: { retryLimit: 3, retryPerS: 100 }, breaker: { failureLimit: 3, canaryEveryMs: 60_000 } });
+    await using tandem = await deploy([prefill, bad, good], {
+      limits: { retryLimit: 3, retryPerS: 100 },
+      breaker: { failureLimit: 3, canaryEveryMs: 60_000 },
+    });
     for (let count = 0; count < 50; count += 1) await tandem.start().ending;
     assert.ok(bad.legs.all.length <= 3, `${bad.legs.all.length} legs went to it`);
   });
@@ -99,7 +110,9 @@ describe("an instance that stands still", () => {
     await using prefill = await startPrefill({}, done);
     await using mute = await startDecode({ instanceId: "d1" });
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
-    await using tandem = await deploy([prefill, mute, good], { limits: { reserveTimeoutMs: 100, stallMs: 200, retryPerS: 100 } });
+    await using tandem = await deploy([prefill, mute, good], {
+      limits: { reserveTimeoutMs: 100, stallMs: 200, retryPerS: 100 },
+    });
     const first = Array.from({ length: 8 }, () => tandem.start());
     await within(Promise.all(first.map(({ ending }) => ending)), "eight answers", 2_000);
     assert.ok(mute.legs.all.length > 0);
@@ -116,7 +129,9 @@ describe("an instance that stands still", () => {
       if (leg.reserve.prefillGrpcAddress === prefill.info.grpcAddress) leg.accept();
       else twoTokens(leg);
     });
-    await using tandem = await deploy([prefill, other, decode], { limits: { transferTimeoutMs: 100, stallMs: 100, retryLimit: 2 } });
+    await using tandem = await deploy([prefill, other, decode], {
+      limits: { transferTimeoutMs: 100, stallMs: 100, retryLimit: 2 },
+    });
     // Round by round, until p1 was picked once.
     let receipt;
     for (let count = 0; count < 2; count += 1) {
@@ -125,9 +140,14 @@ describe("an instance that stands still", () => {
       await started.ending.catch(() => {});
       if (started.receipt.legs[0]!.prefillInstanceId === "p1") receipt = started.receipt;
     }
-    assert.match(receipt!.legs[0]!.error, /leg_stalled: No token came after prefill for 100 ms \(reserve \d+ ms, prefill \d+ ms, transfer \d+ ms\)/);
+    assert.match(
+      receipt!.legs[0]!.error,
+      /leg_stalled: No token came after prefill for 100 ms \(reserve \d+ ms, prefill \d+ ms, transfer \d+ ms\)/,
+    );
     assert.deepEqual([...tandem.pool.snapshot.brokenPairs], ["p1|d1"]);
-    await untilPool(tandem.pool, "both to serve", ({ snapshot }) => [...snapshot.prefill, ...snapshot.decode].every(({ eligible }) => eligible));
+    await untilPool(tandem.pool, "both to serve", ({ snapshot }) =>
+      [...snapshot.prefill, ...snapshot.decode].every(({ eligible }) => eligible),
+    );
     const after = tandem.start();
     await after.ending;
     assert.equal(after.receipt.legs[0]!.prefillInstanceId, "p2");
@@ -144,7 +164,10 @@ describe("when everything was down", () => {
       leg.accept();
       void leg.started.promise.then(() => leg.end({}, "{}"));
     });
-    await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: { failureLimit: 2, canaryEveryMs: 500 } });
+    await using tandem = await deploy([prefill, decode], {
+      limits: { retryLimit: 0 },
+      breaker: { failureLimit: 2, canaryEveryMs: 500 },
+    });
     for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
     await untilCondition(tandem.pool, "d1", "failing");
     broken = false;

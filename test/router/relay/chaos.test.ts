@@ -20,8 +20,20 @@ function seeded(seed: number): () => number {
   };
 }
 
-const PREFILL_FAILURES: FailureCode[] = ["instance_busy", "kv_transfer_failed", "engine_refused", "engine_failed", "instance_unavailable"];
-const DECODE_FAILURES: FailureCode[] = ["instance_busy", "instance_unavailable", "kv_transfer_failed", "engine_failed", "reservation_expired"];
+const PREFILL_FAILURES: FailureCode[] = [
+  "instance_busy",
+  "kv_transfer_failed",
+  "engine_refused",
+  "engine_failed",
+  "instance_unavailable",
+];
+const DECODE_FAILURES: FailureCode[] = [
+  "instance_busy",
+  "instance_unavailable",
+  "kv_transfer_failed",
+  "engine_failed",
+  "reservation_expired",
+];
 
 describe("a relay among unreliable instances", () => {
   for (const connector of ["p2p-zmq", "nixl"]) {
@@ -81,7 +93,10 @@ describe("a relay among unreliable instances", () => {
 
       // Every reservation that was accepted was started or abandoned, and none was started after that. No call was reset.
       for (const { seen } of [...d1.legs.all, ...d2.legs.all]) {
-        assert.ok(["reserve", "reserve,start", "reserve,abandon", "reserve,start,abandon"].includes(seen.join()), seen.join());
+        assert.ok(
+          ["reserve", "reserve,start", "reserve,abandon", "reserve,start,abandon"].includes(seen.join()),
+          seen.join(),
+        );
       }
     });
   }

@@ -10,8 +10,10 @@ const done = (leg: PrefillLeg): void => leg.done();
 
 const usage = (prompt: number, completion: number): string =>
   `{"prompt_tokens":${prompt},"total_tokens":${prompt + completion},"completion_tokens":${completion}}`;
-const usageEvent = (prompt: number, completion: number): string => `data: {"id":"x","choices":[],"usage":${usage(prompt, completion)}}\n\n`;
-const token = (index: number, text: string): string => `data: {"id":"x","choices":[{"index":${index},"text":"${text}"}]}\n\n`;
+const usageEvent = (prompt: number, completion: number): string =>
+  `data: {"id":"x","choices":[],"usage":${usage(prompt, completion)}}\n\n`;
+const token = (index: number, text: string): string =>
+  `data: {"id":"x","choices":[{"index":${index},"text":"${text}"}]}\n\n`;
 
 /** Answers as an engine whose prompt `i` has 10 + i tokens and whose choice `i` has 1 + i. */
 function counted(streams: boolean): (leg: DecodeLeg) => void {
@@ -26,7 +28,10 @@ function counted(streams: boolean): (leg: DecodeLeg) => void {
         leg.events(token(choiceIndex, "a"));
         leg.end(end, token(choiceIndex, "b") + usageEvent(promptTokens, completionTokens));
       } else {
-        leg.end(end, `{"id":"x","choices":[{"index":${choiceIndex}}],"usage":${usage(promptTokens, completionTokens)}}`);
+        leg.end(
+          end,
+          `{"id":"x","choices":[{"index":${choiceIndex}}],"usage":${usage(promptTokens, completionTokens)}}`,
+        );
       }
     });
   };
@@ -40,15 +45,25 @@ describe("a request for several choices", () => {
     await using tandem = await deploy([prefill, one, two]);
     const { client, ending, receipt } = tandem.start({ stream: false, choices: 2, prompts: 2, promptIsList: true });
     assert.deepEqual(await ending, {
-      finishReasons: ["length", "length", "length", "length"], promptTokens: 21, completionTokens: 10, cachedTokens: 4,
+      finishReasons: ["length", "length", "length", "length"],
+      promptTokens: 21,
+      completionTokens: 10,
+      cachedTokens: 4,
     });
     assert.deepEqual(client.chunks, [
       `{"id":"x","choices":[{"index":0},{"index":1},{"index":2},{"index":3}],"usage":${usage(21, 10)}}`,
     ]);
     const legs = [...one.legs.all, ...two.legs.all].map(({ reserve: { face, promptIndex } }) => [
-      face!.choiceIndex, promptIndex, face!.sampleIndex,
+      face!.choiceIndex,
+      promptIndex,
+      face!.sampleIndex,
     ]);
-    assert.deepEqual(legs.sort(), [[0, 0, 0], [1, 0, 1], [2, 1, 0], [3, 1, 1]]);
+    assert.deepEqual(legs.sort(), [
+      [0, 0, 0],
+      [1, 0, 1],
+      [2, 1, 0],
+      [3, 1, 1],
+    ]);
     assert.deepEqual(prefill.legs.all.map(({ request }) => request.promptIndex).sort(), [0, 0, 1, 1]);
     assert.equal(new Set(prefill.legs.all.map(({ request }) => request.legId)).size, 4);
     assert.equal(receipt.legs.length, 4);

@@ -18,7 +18,13 @@ const SAMPLES = [
   encode({
     events: "data: 1\n\ndata: 2\n\n",
     tokenCount: 2,
-    end: { finishReason: FinishReason.LENGTH, promptTokens: 70_000, completionTokens: 2, cachedTokens: 0, firstTokenMs: 1.5 },
+    end: {
+      finishReason: FinishReason.LENGTH,
+      promptTokens: 70_000,
+      completionTokens: 2,
+      cachedTokens: 0,
+      firstTokenMs: 1.5,
+    },
   }),
 ];
 
@@ -94,13 +100,19 @@ describe("the messages to instances", () => {
       assert.deepEqual(prefill, create(PrefillRequestSchema, { legId: "l", promptIndex: 0, body: text }));
       const reserve = { legId: "l", path: "/v1/completions", face: { id: "cmpl-1", choiceIndex: 3 } };
       const decode = fromBinary(DecodeRequestSchema, reserveMessage(reserve, body));
-      assert.deepEqual(decode, create(DecodeRequestSchema, { step: { case: "reserve", value: { ...reserve, body: text } } }));
+      assert.deepEqual(
+        decode,
+        create(DecodeRequestSchema, { step: { case: "reserve", value: { ...reserve, body: text } } }),
+      );
     });
   }
 
   it("start with the ticket, or abandon with a reason", () => {
     const start = fromBinary(DecodeRequestSchema, startMessage({ ticket: "{}", cachedTokens: 0 }));
-    assert.deepEqual(start, create(DecodeRequestSchema, { step: { case: "start", value: { ticket: "{}", cachedTokens: 0 } } }));
+    assert.deepEqual(
+      start,
+      create(DecodeRequestSchema, { step: { case: "start", value: { ticket: "{}", cachedTokens: 0 } } }),
+    );
     const abandon = fromBinary(DecodeRequestSchema, abandonMessage("cancelled", true));
     assert.deepEqual(
       abandon,

@@ -131,7 +131,10 @@ describe("an instance that says nothing", () => {
     clock.advance(500);
     await assert.rejects(ending, (error: Error & { code: string }) => {
       assert.equal(error.code, "leg_stalled");
-      assert.match(error.message, /sent nothing for 4000 ms \(reserve 0 ms, prefill 0 ms, transfer 0 ms, decode 8\d00 ms\)/);
+      assert.match(
+        error.message,
+        /sent nothing for 4000 ms \(reserve 0 ms, prefill 0 ms, transfer 0 ms, decode 8\d00 ms\)/,
+      );
       return true;
     });
     await within(leg.cancelled.promise, "the cancel");
@@ -160,7 +163,10 @@ describe("an instance that says nothing", () => {
     const { ending } = tandem.start({ deadlineMs: clock.nowMs() + 2_000 });
     const leg = await prefill.legs.next("the prefill");
     clock.advance(2_250);
-    await assert.rejects(ending, { code: "deadline_exceeded", message: /queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms/ });
+    await assert.rejects(ending, {
+      code: "deadline_exceeded",
+      message: /queue 0 ms, reserve 0 ms, prefill 2\d\d\d ms/,
+    });
     leg.done();
     await within(decode.legs.all[0]!.abandoned.promise, "the abandon");
   });
@@ -170,7 +176,10 @@ describe("an instance that says nothing", () => {
     await using decode = await startDecode({}, (leg) => leg.accept());
     await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 50 } });
     const { ending } = tandem.start();
-    await assert.rejects(ending, { code: "leg_stalled", message: /Prefill did not end within 50 ms \(reserve \d+ ms, prefill \d+ ms\)/ });
+    await assert.rejects(ending, {
+      code: "leg_stalled",
+      message: /Prefill did not end within 50 ms \(reserve \d+ ms, prefill \d+ ms\)/,
+    });
     assert.equal((await within(decode.legs.all[0]!.abandoned.promise, "the abandon")).nothingSent, false);
   });
 });
@@ -213,7 +222,10 @@ describe("a draining instance", () => {
     await using prefill = await startPrefill({ blockSize: 16 }, done);
     await using decode = await startDecode({ blockSize: 32 });
     await using tandem = await deploy([prefill, decode]);
-    await assert.rejects(tandem.start().ending, { code: "no_instance", message: /KV block size: 16 on prefill, 32 on decode/ });
+    await assert.rejects(tandem.start().ending, {
+      code: "no_instance",
+      message: /KV block size: 16 on prefill, 32 on decode/,
+    });
     assert.equal(decode.legs.all.length, 0);
   });
 });

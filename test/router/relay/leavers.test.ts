@@ -9,7 +9,13 @@ import { startDecode, startPrefill } from "../support/fake-instance.ts";
 import type { FakeInstance, PrefillLeg } from "../support/fake-instance.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
-const ENDLESS = JSON.stringify({ model: "tandem-sim", prompt: "hi", max_tokens: 8_000, ignore_eos: true, stream: true });
+const ENDLESS = JSON.stringify({
+  model: "tandem-sim",
+  prompt: "hi",
+  max_tokens: 8_000,
+  ignore_eos: true,
+  stream: true,
+});
 
 /** A relay over real instances. */
 function relayOver(instances: readonly SimInstance[], aggregate: boolean): Promise<Deployment> {
@@ -39,12 +45,14 @@ describe("clients that leave in mid-answer", () => {
     await stays.client.got(1);
     const long = decode.legs.all[0]!;
     for (let left = 0; left < LEAVERS; left += AT_ONCE) {
-      await Promise.all(Array.from({ length: AT_ONCE }, async () => {
-        const { client, gone, ending } = tandem.start();
-        await client.got(1);
-        gone.abort();
-        await assert.rejects(ending, { code: "cancelled" });
-      }));
+      await Promise.all(
+        Array.from({ length: AT_ONCE }, async () => {
+          const { client, gone, ending } = tandem.start();
+          await client.got(1);
+          gone.abort();
+          await assert.rejects(ending, { code: "cancelled" });
+        }),
+      );
       // Neither may be quiet for seconds, or it would be passed over or taken for stalled.
       decode.load({ freeSlots: 10_000 });
       long.events("data: on\n\n");
@@ -58,7 +66,9 @@ describe("clients that leave in mid-answer", () => {
   it("are stopped in the engine, and their slots are free", async () => {
     await using decode = await simDecode("nixl", {}, { decodeMsPerToken: 20 });
     await using tandem = await relayOver([decode], true);
-    const requests = Array.from({ length: 40 }, () => tandem.start({ model: "tandem-sim", body: Buffer.from(ENDLESS) }));
+    const requests = Array.from({ length: 40 }, () =>
+      tandem.start({ model: "tandem-sim", body: Buffer.from(ENDLESS) }),
+    );
     for (const { client, gone, ending } of requests) {
       await client.got(1);
       gone.abort();
@@ -74,7 +84,9 @@ describe("clients that leave in mid-answer", () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", {}, { decodeMsPerToken: 20 });
     await using tandem = await relayOver([prefill, decode], false);
-    const requests = Array.from({ length: 20 }, () => tandem.start({ model: "tandem-sim", body: Buffer.from(ENDLESS) }));
+    const requests = Array.from({ length: 20 }, () =>
+      tandem.start({ model: "tandem-sim", body: Buffer.from(ENDLESS) }),
+    );
     await requests[0]!.client.got(1);
     for (const { gone } of requests) gone.abort();
     for (const { ending } of requests) await assert.rejects(ending, { code: "cancelled" });

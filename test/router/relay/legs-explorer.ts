@@ -55,11 +55,21 @@ interface Node {
 const START: Node = {
   machine: IDLE,
   world: {
-    prefill: "none", decode: "none", abandonedAs: "none", refusals: 0, stops: 0, finished: "no", decodeEnded: false,
+    prefill: "none",
+    decode: "none",
+    abandonedAs: "none",
+    refusals: 0,
+    stops: 0,
+    finished: "no",
+    decodeEnded: false,
   },
 };
 
-type Move = { readonly event: LegEvent; readonly world: World; /** Of the client or a clock: may never come. */ readonly optional: boolean };
+type Move = {
+  readonly event: LegEvent;
+  readonly world: World /** Of the client or a clock: may never come. */;
+  readonly optional: boolean;
+};
 
 function moves({ machine, world }: Node): Move[] {
   const list: Move[] = [];
@@ -160,10 +170,16 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
       assert.equal(effect.handoff, HANDOFF, "start with another ticket than prefill's");
       return { ...world, decode: "started" };
     case "sendAbandon":
-      assert.ok(["asked", "asked-started", "held", "started"].includes(world.decode), "abandon to a leg that is not held");
+      assert.ok(
+        ["asked", "asked-started", "held", "started"].includes(world.decode),
+        "abandon to a leg that is not held",
+      );
       assert.notEqual(world.prefill, "running", "abandon while it is open what prefill pushes");
       if (effect.nothingSent) {
-        assert.ok(world.prefill === "none" || world.prefill === "nothing-sent", "KV may be there, but abandon denies it");
+        assert.ok(
+          world.prefill === "none" || world.prefill === "nothing-sent",
+          "KV may be there, but abandon denies it",
+        );
       } else if (traits.unpaired !== true) {
         // It would be asked for, and where nobody can answer, an engine restarted for nothing.
         assert.ok(world.prefill !== "none" && world.prefill !== "nothing-sent", "abandon claims KV that never was");
@@ -178,7 +194,10 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
       assert.equal(world.prefill, "running", "cancel of a prefill that does not run");
       return { ...world, prefill: "cut" };
     case "cancelDecode":
-      assert.ok(!["none", "ended", "cut", "cut-late"].includes(world.decode), "cancel of a decode leg that was not opened");
+      assert.ok(
+        !["none", "ended", "cut", "cut-late"].includes(world.decode),
+        "cancel of a decode leg that was not opened",
+      );
       return { ...world, decode: world.decode === "sought" ? "ended" : "cut" };
     case "finish":
       assert.equal(world.finished, "no", "finished twice");
@@ -202,18 +221,25 @@ function check(traits: LegTraits, { machine, world }: Node, event: LegEvent, bef
     }
     if (machine.decode === "abandoned") assert.ok(world.decode.endsWith("abandoned"), "abandoned and not told");
   }
-  if (machine.kind === "opening") assert.equal(world.decode, machine.asked ? "asked-started" : "sought", "what it takes for asked, is");
-  if (machine.kind === "handover" || machine.kind === "streaming") assert.equal(world.decode, "started", "what it takes for started, is");
+  if (machine.kind === "opening")
+    assert.equal(world.decode, machine.asked ? "asked-started" : "sought", "what it takes for asked, is");
+  if (machine.kind === "handover" || machine.kind === "streaming")
+    assert.equal(world.decode, "started", "what it takes for started, is");
   if (event.kind === "decodeChunk" && !over) assert.equal(machine.kind, "streaming", "a token that came is delivered");
-  if (event.kind === "reserved" && !over) assert.notEqual(traits.unpaired === true ? "" : world.prefill, "none", "a reservation is used at once");
-  if (event.kind === "decodeStalled") assert.equal(machine.kind, "ended", "what stands still is left at once, and not waited for again");
-  if (event.kind === "settleTimeout") assert.ok(machine.kind !== "settling" || machine.decode !== "abandoned", "settled for ever");
+  if (event.kind === "reserved" && !over)
+    assert.notEqual(traits.unpaired === true ? "" : world.prefill, "none", "a reservation is used at once");
+  if (event.kind === "decodeStalled")
+    assert.equal(machine.kind, "ended", "what stands still is left at once, and not waited for again");
+  if (event.kind === "settleTimeout")
+    assert.ok(machine.kind !== "settling" || machine.decode !== "abandoned", "settled for ever");
   if (event.kind === "decodeFailed" && !traits.decodeFirst) assert.ok(over, "a lost decode leg is left at once");
   survives(traits, world);
   if (machine.kind !== "ended") return;
   assert.notEqual(world.prefill, "running", "ended while prefill runs");
-  assert.ok(!["sought", "asked", "asked-started", "held", "started", "asked-abandoned", "abandoned"].includes(world.decode),
-    `ended while the decode leg is ${world.decode}`);
+  assert.ok(
+    !["sought", "asked", "asked-started", "held", "started", "asked-abandoned", "abandoned"].includes(world.decode),
+    `ended while the decode leg is ${world.decode}`,
+  );
   const kvMayBeThere = ["done", "unknown", "cut", "cut-late"].includes(world.prefill);
   if (traits.decodeFirst && kvMayBeThere) {
     assert.notEqual(world.abandonedAs, "nothing-sent", "pushed KV is left behind");
@@ -295,4 +321,3 @@ function longestPath(start: string, next: ReadonlyMap<string, ReadonlySet<string
 function key({ machine, world }: Node): string {
   return JSON.stringify([machine, world]);
 }
-

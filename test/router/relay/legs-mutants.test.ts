@@ -21,13 +21,33 @@ interface Mutant {
  * and a leg cut that should be told, or told that should be cut.
  */
 const OPERATORS: readonly (readonly [string, RegExp, (match: RegExpExecArray) => readonly string[]])[] = [
-  ["condition", /if \((.*)\) (?=return|\{|effects)/g, ({ 1: condition }) => [`if (false as boolean && (${condition})) `, `if (true as boolean || (${condition})) `]],
-  ["case", /^ {2,6}case "(?!idle|ended)(\w+)":/gm, ({ 0: line, 1: name }) => [line.replace(`"${name}"`, `"${name}!" as never`)]],
-  ["effect", /\{ kind: "cancel(?:Decode|Prefill)" \}(?:, )?|(?<!function )abandon\([^()]*\)(?:, )?|\{ kind: "(?:sendStart|callPrefill|openDecode)"[^}]*\}/g, () => [""]],
+  [
+    "condition",
+    /if \((.*)\) (?=return|\{|effects)/g,
+    ({ 1: condition }) => [`if (false as boolean && (${condition})) `, `if (true as boolean || (${condition})) `],
+  ],
+  [
+    "case",
+    /^ {2,6}case "(?!idle|ended)(\w+)":/gm,
+    ({ 0: line, 1: name }) => [line.replace(`"${name}"`, `"${name}!" as never`)],
+  ],
+  [
+    "effect",
+    /\{ kind: "cancel(?:Decode|Prefill)" \}(?:, )?|(?<!function )abandon\([^()]*\)(?:, )?|\{ kind: "(?:sendStart|callPrefill|openDecode)"[^}]*\}/g,
+    () => [""],
+  ],
   ["finish", /finish\((?:outcome|stop)\)(?=\])/g, () => [""]],
   ["choice", /(?<=\n.*)(\w[\w. =!]*) \? ("?[\w]+"?) : ("?[\w]+"?)(?=;|\))/g, ({ 2: yes, 3: no }) => [yes!, no!]],
-  ["claim", /(?<!function )(?:abandon|left)\((true|false|event\.nothingSent|nothingSent), /g, ({ 0: text, 1: said }) => [text.replace(said!, "true"), text.replace(said!, "false")]],
-  ["end", /return (?:cut|left\(false, |left\(true, |left\(event\.nothingSent, )\(?(stop|outcome|failed\(.*\))\);/g, ({ 0: text, 1: outcome }) => [text.includes("cut") ? `return left(false, ${outcome});` : `return cut(${outcome});`]],
+  [
+    "claim",
+    /(?<!function )(?:abandon|left)\((true|false|event\.nothingSent|nothingSent), /g,
+    ({ 0: text, 1: said }) => [text.replace(said!, "true"), text.replace(said!, "false")],
+  ],
+  [
+    "end",
+    /return (?:cut|left\(false, |left\(true, |left\(event\.nothingSent, )\(?(stop|outcome|failed\(.*\))\);/g,
+    ({ 0: text, 1: outcome }) => [text.includes("cut") ? `return left(false, ${outcome});` : `return cut(${outcome});`],
+  ],
 ];
 
 /**
@@ -45,7 +65,10 @@ function mutants(): Mutant[] {
       const from = SOURCE.split("\n")[line - 1]!.trim();
       for (const text of change(match)) {
         if (text === match[0]) continue;
-        all.push({ name: `${operator}, ${from} -> ${text.trim() || "nothing"}`, text: SOURCE.slice(0, match.index) + text + SOURCE.slice(match.index + match[0].length) });
+        all.push({
+          name: `${operator}, ${from} -> ${text.trim() || "nothing"}`,
+          text: SOURCE.slice(0, match.index) + text + SOURCE.slice(match.index + match[0].length),
+        });
       }
     }
   }
@@ -84,7 +107,8 @@ describe("the protocol of the two legs without one of its guards", () => {
       const mutant = (await import(pathToFileURL(file).href)) as { step: typeof step };
       const found = fault(mutant.step);
       if (found === undefined && EQUIVALENT[name] === undefined) survivors.push(name);
-      if (found !== undefined && EQUIVALENT[name] !== undefined) survivors.push(`${name}: noticed, and said to be equivalent`);
+      if (found !== undefined && EQUIVALENT[name] !== undefined)
+        survivors.push(`${name}: noticed, and said to be equivalent`);
     }
     assert.deepEqual(survivors, []);
     this.test!.title += ` (${all.length} mutants)`;

@@ -44,7 +44,8 @@ describe("the protocol of the two legs", () => {
     ],
     "denies pushed KV": [
       /denies it/,
-      (taken) => changed(taken, (effect) => [effect.kind === "sendAbandon" ? { ...effect, nothingSent: true } : effect]),
+      (taken) =>
+        changed(taken, (effect) => [effect.kind === "sendAbandon" ? { ...effect, nothingSent: true } : effect]),
     ],
     "starts after a failed prefill": [
       /start without prefill success/,
@@ -53,7 +54,10 @@ describe("the protocol of the two legs", () => {
           ? { state: { kind: "handover" }, effects: [{ kind: "sendStart", handoff: HANDOFF }] }
           : taken,
     ],
-    "does not cut an answer that stands still": [/ended while the decode leg is/, (taken) => without(taken, "cancelDecode")],
+    "does not cut an answer that stands still": [
+      /ended while the decode leg is/,
+      (taken) => without(taken, "cancelDecode"),
+    ],
     "cuts an answer that nobody wants any more": [
       /a reset where a word would do/,
       (taken, event) =>
@@ -63,11 +67,13 @@ describe("the protocol of the two legs", () => {
     ],
     "forgets an answer that it abandoned": [
       /ended while the decode leg is (asked-)?abandoned/,
-      (taken, event) => (event.kind === "unwanted" && taken.state.kind === "settling" ? { ...taken, state: { kind: "ended" } } : taken),
+      (taken, event) =>
+        event.kind === "unwanted" && taken.state.kind === "settling" ? { ...taken, state: { kind: "ended" } } : taken,
     ],
     "waits for ever for an instance that does not end what was abandoned": [
       /settled for ever/,
-      (taken, event) => (event.kind === "settleTimeout" && taken.effects.length > 0 ? { state: SETTLING, effects: [] } : taken),
+      (taken, event) =>
+        event.kind === "settleTimeout" && taken.effects.length > 0 ? { state: SETTLING, effects: [] } : taken,
     ],
     "ignores a client that leaves": [
       /obeyed at once/,

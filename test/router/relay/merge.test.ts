@@ -15,7 +15,8 @@ const usageEvent = (prompt: number, completion: number): string =>
   `data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"tiny","choices":[],"usage":{"prompt_tokens":${prompt},` +
   `"total_tokens":${prompt + completion},"completion_tokens":${completion}},"system_fingerprint":"vllm-0.32.0"}\n\n`;
 
-const token = (text: string): string => `data: {"id":"cmpl-1","choices":[{"index":0,"text":${JSON.stringify(text)}}]}\n\n`;
+const token = (text: string): string =>
+  `data: {"id":"cmpl-1","choices":[{"index":0,"text":${JSON.stringify(text)}}]}\n\n`;
 
 describe("the merged body of several legs", () => {
   it("is the one that a single engine gives for n = 2", () => {
@@ -31,7 +32,10 @@ describe("the merged body of several legs", () => {
     assert.deepEqual(merged.usage.prompt_tokens, 7);
     assert.deepEqual(merged.usage.completion_tokens, 26);
     assert.deepEqual(merged.usage.total_tokens, 33);
-    assert.deepEqual(merged.choices.map((choice: { index: number }) => choice.index), [0, 1, 2, 3]);
+    assert.deepEqual(
+      merged.choices.map((choice: { index: number }) => choice.index),
+      [0, 1, 2, 3],
+    );
   });
 
   it("keeps digits that a parse would change", () => {
@@ -42,18 +46,27 @@ describe("the merged body of several legs", () => {
 
   it("sums cached tokens over prompts, also where one leg has none", () => {
     const cached = '{"cached_tokens":32,"created_cache_tokens":null}';
-    const merged = JSON.parse(mergeBodies([body(0, "a", 43, 2, cached), body(1, "b", 43, 2, cached), body(2, "c", 9, 2)], 1).toString());
+    const merged = JSON.parse(
+      mergeBodies([body(0, "a", 43, 2, cached), body(1, "b", 43, 2, cached), body(2, "c", 9, 2)], 1).toString(),
+    );
     assert.deepEqual(merged.usage.prompt_tokens_details, { cached_tokens: 64, created_cache_tokens: null });
   });
 
   it("stays without usage where an engine gives none", () => {
     const bare = Buffer.from('{"choices":[{"index":0}]}');
-    assert.equal(mergeBodies([bare, Buffer.from('{"choices":[{"index":1}]}')], 2).toString(), '{"choices":[{"index":0},{"index":1}]}');
+    assert.equal(
+      mergeBodies([bare, Buffer.from('{"choices":[{"index":1}]}')], 2).toString(),
+      '{"choices":[{"index":0},{"index":1}]}',
+    );
   });
 
   it("fails with a type where a part is not JSON", () => {
     for (const part of ["", "{", "[]", '{"a":1}', '{"choices":3}']) {
-      assert.throws(() => mergeBodies([body(0, "a", 1, 1), Buffer.from(part)], 2), { name: "ServiceError", code: "engine_failed" }, part);
+      assert.throws(
+        () => mergeBodies([body(0, "a", 1, 1), Buffer.from(part)], 2),
+        { name: "ServiceError", code: "engine_failed" },
+        part,
+      );
     }
   });
 });
@@ -65,7 +78,10 @@ describe("the usage chunk of several legs", () => {
       const messages = [events.slice(0, cut).join(""), events.slice(cut).join("")];
       const split = messages.map((message) => splitUsage(Buffer.from(message)));
       assert.equal(split.map((part) => part.events.toString()).join(""), events.slice(0, 2).join(""));
-      assert.deepEqual(split.map((part) => part.usage?.toString()), [undefined, events[2]]);
+      assert.deepEqual(
+        split.map((part) => part.usage?.toString()),
+        [undefined, events[2]],
+      );
     }
   });
 
@@ -82,7 +98,13 @@ describe("the usage chunk of several legs", () => {
   });
 
   it("has the keys of the first leg in their order", () => {
-    const sum = sumUsage([{ completion_tokens: 1, total_tokens: 3, prompt_tokens: 2, other: "x" }, { completion_tokens: 4, prompt_tokens: 2 }], 2);
+    const sum = sumUsage(
+      [
+        { completion_tokens: 1, total_tokens: 3, prompt_tokens: 2, other: "x" },
+        { completion_tokens: 4, prompt_tokens: 2 },
+      ],
+      2,
+    );
     assert.equal(JSON.stringify(sum), '{"completion_tokens":5,"total_tokens":7,"prompt_tokens":2,"other":"x"}');
   });
 });

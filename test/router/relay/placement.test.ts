@@ -70,7 +70,17 @@ describe("placement", () => {
 
   it("pairs only what fits", () => {
     const [one, two] = [{ info: { blockSize: 16 } }, { info: { blockSize: 32 } }];
-    const placer = placerOf([{ id: "a", ...one }, { id: "b", ...two }, { id: "c", info: { blockSize: 64 } }], [{ id: "x", ...one }, { id: "y", ...two }]);
+    const placer = placerOf(
+      [
+        { id: "a", ...one },
+        { id: "b", ...two },
+        { id: "c", info: { blockSize: 64 } },
+      ],
+      [
+        { id: "x", ...one },
+        { id: "y", ...two },
+      ],
+    );
     assert.equal(ids(placer, 4), "ax by ax by");
   });
 
@@ -109,16 +119,46 @@ describe("placement", () => {
   });
 
   const lacks: [string, readonly Facts[], readonly Facts[], string][] = [
-    ["knows nobody", [], [], 'No prefill instance is ready for model "tiny" (none is known), and no decode instance is ready for model "tiny" (none is known).'],
-    ["has no decode", [{ id: "a" }], [{ id: "x", condition: "draining" }, { id: "y", condition: "starting" }], 'No decode instance is ready for model "tiny" (2 known: 1 draining, 1 starting).'],
-    ["has another model only", [{ id: "a" }], [{ id: "x", info: { model: "big" } }], 'No decode instance is ready for model "tiny" (none is known).'],
-    ["has none that fit", [{ id: "a", info: { dtype: "float16" } }], [{ id: "x", info: { dtype: "bfloat16" } }], 'No prefill and decode instance of model "tiny" fit each other: they differ in the number type: float16 on prefill, bfloat16 on decode.'],
-    ["has a connector of a later version", [{ id: "a", info: { connector: "warp" } }], [{ id: "x", info: { connector: "warp" } }], 'No prefill and decode instance of model "tiny" fit each other: this router doesn\'t know the KV connector warp.'],
+    [
+      "knows nobody",
+      [],
+      [],
+      'No prefill instance is ready for model "tiny" (none is known), and no decode instance is ready for model "tiny" (none is known).',
+    ],
+    [
+      "has no decode",
+      [{ id: "a" }],
+      [
+        { id: "x", condition: "draining" },
+        { id: "y", condition: "starting" },
+      ],
+      'No decode instance is ready for model "tiny" (2 known: 1 draining, 1 starting).',
+    ],
+    [
+      "has another model only",
+      [{ id: "a" }],
+      [{ id: "x", info: { model: "big" } }],
+      'No decode instance is ready for model "tiny" (none is known).',
+    ],
+    [
+      "has none that fit",
+      [{ id: "a", info: { dtype: "float16" } }],
+      [{ id: "x", info: { dtype: "bfloat16" } }],
+      'No prefill and decode instance of model "tiny" fit each other: they differ in the number type: float16 on prefill, bfloat16 on decode.',
+    ],
+    [
+      "has a connector of a later version",
+      [{ id: "a", info: { connector: "warp" } }],
+      [{ id: "x", info: { connector: "warp" } }],
+      'No prefill and decode instance of model "tiny" fit each other: this router doesn\'t know the KV connector warp.',
+    ],
   ];
   for (const [name, prefill, decode, message] of lacks) {
     it(`says what is missing where it ${name}`, () => {
       assert.throws(() => placerOf(prefill, decode).place(TINY, new Avoid()), {
-        code: "no_instance", message: `${message} Try again in a second.`, retryAfterS: 1,
+        code: "no_instance",
+        message: `${message} Try again in a second.`,
+        retryAfterS: 1,
       });
     });
   }
@@ -128,7 +168,9 @@ describe("the wait for a busy instance", () => {
   /** A pool with so many free places that a test can change. */
   function roomOf(free: { count: number }) {
     const listeners = new Set<() => void>();
-    const pool = { onChange: (listener: () => void) => (listeners.add(listener), () => listeners.delete(listener)) } as unknown as Pool;
+    const pool = {
+      onChange: (listener: () => void) => (listeners.add(listener), () => listeners.delete(listener)),
+    } as unknown as Pool;
     const room = createWaitRoom(pool);
     const log: string[] = [];
     const looks = { count: 0 };
@@ -137,7 +179,12 @@ describe("the wait for a busy instance", () => {
       if (free.count === 0) throw new ServiceError("instance_busy", "Busy.");
       return (free.count -= 1);
     };
-    const enter = (name: string) => room.find(pick, () => log.push(name), (error) => log.push(`${name}:${error.code}`));
+    const enter = (name: string) =>
+      room.find(
+        pick,
+        () => log.push(name),
+        (error) => log.push(`${name}:${error.code}`),
+      );
     return { enter, log, looks, listeners, change: () => [...listeners].forEach((listener) => listener()) };
   }
 
@@ -185,7 +232,11 @@ describe("the wait for a busy instance", () => {
     const free = { count: 0 };
     const { log, change, enter } = roomOf(free);
     enter("a");
-    Object.defineProperty(free, "count", { get: () => { throw new ServiceError("no_instance", "Gone."); } });
+    Object.defineProperty(free, "count", {
+      get: () => {
+        throw new ServiceError("no_instance", "Gone.");
+      },
+    });
     change();
     assert.deepEqual(log, ["a:no_instance"]);
   });

@@ -25,7 +25,10 @@ describe("a request, decode first", () => {
     assert.equal(held.reserve.prefillGrpcAddress, prefill.info.grpcAddress);
     assert.equal(held.reserve.promptIndex, undefined);
     const { id, created, choiceIndex, sampleIndex } = held.reserve.face!;
-    assert.deepEqual({ id, created, choiceIndex, sampleIndex }, { id: receipt.requestId, created: 7, choiceIndex: 0, sampleIndex: 0 });
+    assert.deepEqual(
+      { id, created, choiceIndex, sampleIndex },
+      { id: receipt.requestId, created: 7, choiceIndex: 0, sampleIndex: 0 },
+    );
     held.accept();
 
     const leg = await prefill.legs.next("the prefill");
@@ -51,8 +54,15 @@ describe("a request, decode first", () => {
     const [draft] = receipt.legs;
     const { startedMs, reserveMs, prefillMs, handoverMs, decodeMs, ...facts } = draft!;
     assert.deepEqual(facts, {
-      legId: held.reserve.legId, choiceIndex: 0, prefillInstanceId: "p1", decodeInstanceId: "d1", error: "", promptTokens: 5,
-      completionTokens: 2, cachedTokens: 3, kvBytes: 1024n,
+      legId: held.reserve.legId,
+      choiceIndex: 0,
+      prefillInstanceId: "p1",
+      decodeInstanceId: "d1",
+      error: "",
+      promptTokens: 5,
+      completionTokens: 2,
+      cachedTokens: 3,
+      kvBytes: 1024n,
     });
     for (const ms of [startedMs, reserveMs, prefillMs, handoverMs, decodeMs]) assert.ok(ms > 0);
     assert.deepEqual(receipt.fallbacks, []);

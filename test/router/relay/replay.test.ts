@@ -6,7 +6,13 @@ import type { RelayRequest } from "../../../services/router/relay/request.ts";
 import { SentSoFar } from "../../../services/router/relay/sent-so-far.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { deploy, untilNoLegs, type Deployment } from "../support/deployment.ts";
-import { startDecode, startPrefill, type DecodeLeg, type FakeDecode, type PrefillLeg } from "../support/fake-instance.ts";
+import {
+  startDecode,
+  startPrefill,
+  type DecodeLeg,
+  type FakeDecode,
+  type PrefillLeg,
+} from "../support/fake-instance.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
 const GREEDY = { stream: true, repeatable: true };
@@ -17,7 +23,11 @@ interface Scene extends AsyncDisposable {
   next(): Promise<DecodeLeg>;
 }
 
-async function scene(limits: Partial<RelayLimits> = {}, engine = "embedded", clock: Clock = systemClock): Promise<Scene> {
+async function scene(
+  limits: Partial<RelayLimits> = {},
+  engine = "embedded",
+  clock: Clock = systemClock,
+): Promise<Scene> {
   const arrived: DecodeLeg[] = [];
   let wake: (() => void) | undefined;
   const onLeg = (leg: DecodeLeg): void => {
@@ -130,7 +140,9 @@ describe("a stream that breaks after its first byte", () => {
   it("leaves the other choices of its request as they are", async () => {
     await using at = await scene();
     const { client, ending } = at.tandem.start({ ...GREEDY, choices: 2 });
-    const legs = [await at.next(), await at.next()].sort((a, b) => a.reserve.face!.choiceIndex - b.reserve.face!.choiceIndex);
+    const legs = [await at.next(), await at.next()].sort(
+      (a, b) => a.reserve.face!.choiceIndex - b.reserve.face!.choiceIndex,
+    );
     legs[0]!.events("data: a1\n\n");
     await client.got(1);
     legs[1]!.events("data: b1\n\n");
@@ -190,7 +202,9 @@ describe("what was sent so far", () => {
       for (const piece of [text.subarray(0, cut), text.subarray(cut)]) assert.deepEqual(sent.pass(piece), piece);
       sent.repeat();
       const split = text.length - cut;
-      const parts = [text.subarray(0, split), Buffer.concat([text.subarray(split), more])].map((piece) => sent.pass(piece)!);
+      const parts = [text.subarray(0, split), Buffer.concat([text.subarray(split), more])].map(
+        (piece) => sent.pass(piece)!,
+      );
       assert.equal(Buffer.concat(parts).toString(), more.toString());
       assert.equal(sent.repeating, false);
     }

@@ -40,14 +40,25 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
         assert.notEqual(course.shunned[decode], "wedged");
         for (const code of CODES) {
           for (const side of ["prefill", "decode", undefined] as const) {
-            for (const [delivered, repeatable] of [[false, false], [false, true], [true, false], [true, true]] as const) {
+            for (const [delivered, repeatable] of [
+              [false, false],
+              [false, true],
+              [true, false],
+              [true, true],
+            ] as const) {
               courses += 1;
               let taken = 0;
-              const rules: RetryRules = { limit, strict, takeFromBudget: () => course.budget > taken && (taken += 1) > 0 };
+              const rules: RetryRules = {
+                limit,
+                strict,
+                takeFromBudget: () => course.budget > taken && (taken += 1) > 0,
+              };
               const next = afterFailure({ code, side, delivered, repeatable, decodeFirst }, course.retries, rules);
               if (next.kind !== "retry") assert.equal(taken, 0, "the budget pays only for what is tried");
-              if (delivered && !repeatable) assert.equal(next.kind, "give-up", "tried again after the client has a byte");
-              if (side === undefined) assert.equal(next.kind, "give-up", "tried again after the request's own time was up");
+              if (delivered && !repeatable)
+                assert.equal(next.kind, "give-up", "tried again after the client has a byte");
+              if (side === undefined)
+                assert.equal(next.kind, "give-up", "tried again after the request's own time was up");
               if (FAILURES[code].retry === "never") assert.equal(next.kind, "give-up", `${code} is tried again`);
               if (strict) assert.notEqual(next.kind, "retry", "tried again, and strict");
               if (next.kind === "wait") assert.equal(code, "instance_busy");
@@ -59,10 +70,23 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
               assert.equal(taken, 1, "tried again without paying");
               assert.ok(Object.keys(next.shun).length > 0, "tried again as if nothing had been");
               const shunned: Record<string, Shun> = { ...course.shunned };
-              if (next.shun.prefill !== undefined) shunned[prefill] = shunned[prefill] === "wedged" ? "wedged" : next.shun.prefill;
-              if (next.shun.decode !== undefined) shunned[decode] = shunned[decode] === "wedged" ? "wedged" : next.shun.decode;
-              if (code === "leg_stalled") assert.equal(shunned[side === "prefill" ? prefill : decode], "wedged", "asked again where it stood still");
-              walk({ ...course, retries: course.retries + 1, budget: course.budget - 1, shunned, tried: [...course.tried, `${prefill}${decode}`] });
+              if (next.shun.prefill !== undefined)
+                shunned[prefill] = shunned[prefill] === "wedged" ? "wedged" : next.shun.prefill;
+              if (next.shun.decode !== undefined)
+                shunned[decode] = shunned[decode] === "wedged" ? "wedged" : next.shun.decode;
+              if (code === "leg_stalled")
+                assert.equal(
+                  shunned[side === "prefill" ? prefill : decode],
+                  "wedged",
+                  "asked again where it stood still",
+                );
+              walk({
+                ...course,
+                retries: course.retries + 1,
+                budget: course.budget - 1,
+                shunned,
+                tried: [...course.tried, `${prefill}${decode}`],
+              });
             }
           }
         }
@@ -86,11 +110,21 @@ describe("what follows a failed attempt", () => {
 
   it("waits for a busy instance at no cost, and takes a ticket that was refused elsewhere", () => {
     const rules: RetryRules = { limit: 1, strict: false, takeFromBudget: () => true };
-    assert.deepEqual(afterFailure({ code: "instance_busy", side: "decode", delivered: false, repeatable: false, decodeFirst: true }, 9, rules), { kind: "wait", busy: "decode" });
+    assert.deepEqual(
+      afterFailure(
+        { code: "instance_busy", side: "decode", delivered: false, repeatable: false, decodeFirst: true },
+        9,
+        rules,
+      ),
+      { kind: "wait", busy: "decode" },
+    );
     assert.deepEqual(afterRefusal("instance_busy", 9, { ...rules, strict: true }), { kind: "wait", busy: "decode" });
     assert.deepEqual(afterRefusal("instance_unavailable", 0, rules), { kind: "retry", shun: { decode: "failed" } });
     assert.deepEqual(afterRefusal("instance_unavailable", 1, rules), { kind: "give-up", because: "limit" });
-    assert.deepEqual(afterRefusal("instance_unavailable", 0, { ...rules, takeFromBudget: () => false }), { kind: "give-up", because: "budget" });
+    assert.deepEqual(afterRefusal("instance_unavailable", 0, { ...rules, takeFromBudget: () => false }), {
+      kind: "give-up",
+      because: "budget",
+    });
   });
 });
 

@@ -52,7 +52,10 @@ describe("an answer", () => {
     await using rest = await startRest();
     const completion = await rest.post(COMPLETIONS, STREAM);
     assert.match(completion.headers.get("x-request-id")!, /^cmpl-[0-9a-f]{32}$/);
-    assert.match(completion.headers.get("server-timing")!, /^queue;dur=0\.\d, reserve;dur=1\.5, prefill;dur=20\.0, handover;dur=2\.0$/);
+    assert.match(
+      completion.headers.get("server-timing")!,
+      /^queue;dur=0\.\d, reserve;dur=1\.5, prefill;dur=20\.0, handover;dur=2\.0$/,
+    );
     assert.equal(completion.headers.get("x-tandem-degraded"), null);
     assert.equal(completion.headers.get("x-powered-by"), null);
     const chat = await rest.post(CHAT, { messages: [{ role: "user", content: "hi" }] });
@@ -84,7 +87,13 @@ describe("a client's X-Request-Id", () => {
     assert.equal(rest.receipts.find("my-id_1.2")?.requestId, request.id);
   });
 
-  for (const hostile of ["___prefill_addr_10.0.0.9:1___decode_addr_10.0.0.9:2_x", "a___b", "a b", "x".repeat(129), "a:1"]) {
+  for (const hostile of [
+    "___prefill_addr_10.0.0.9:1___decode_addr_10.0.0.9:2_x",
+    "a___b",
+    "a b",
+    "x".repeat(129),
+    "a:1",
+  ]) {
     it(`is ignored when it is ${hostile.slice(0, 20)}`, async () => {
       await using rest = await startRest();
       const response = await rest.post(COMPLETIONS, BODY, { headers: { "x-request-id": hostile } });
@@ -107,7 +116,10 @@ describe("a failure", () => {
       assert.equal(response.headers.get("retry-after"), "3");
       assert.match(response.headers.get("x-request-id")!, /^cmpl-/);
       assert.deepEqual(await errorOf(response), {
-        message: "All decode instances are busy.", type: "ServiceUnavailableError", param: null, code: 503,
+        message: "All decode instances are busy.",
+        type: "ServiceUnavailableError",
+        param: null,
+        code: 503,
       });
     }
   });
@@ -143,7 +155,8 @@ describe("a failure", () => {
   });
 
   it("that is the engine's word comes as the engine said it", async () => {
-    const body = '{"error":{"message":"top_p must be in (0, 1], got 2.0.","type":"BadRequestError","param":"top_p","code":400}}';
+    const body =
+      '{"error":{"message":"top_p must be in (0, 1], got 2.0.","type":"BadRequestError","param":"top_p","code":400}}';
     await using rest = await startRest({
       script: async () => {
         throw new ServiceError("engine_refused", "The engine refused it.", { engineAnswer: { status: 422, body } });
@@ -157,7 +170,9 @@ describe("a failure", () => {
   it("of the engine's about us is not passed on", async () => {
     await using rest = await startRest({
       script: async () => {
-        throw new ServiceError("engine_refused", "The engine refused it.", { engineAnswer: { status: 401, body: '{"error":"Unauthorized"}' } });
+        throw new ServiceError("engine_refused", "The engine refused it.", {
+          engineAnswer: { status: 401, body: '{"error":"Unauthorized"}' },
+        });
       },
     });
     assert.equal((await rest.post(COMPLETIONS, BODY)).status, 400);
@@ -209,7 +224,10 @@ describe("a client that leaves", () => {
 
   it("leaves the queue", async () => {
     await using rest = await startRest({ script: untilGone });
-    rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode", slots: 1 }]);
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode", slots: 1 },
+    ]);
     const first = new AbortController();
     const second = new AbortController();
     const answers = [first, second].map(({ signal }) => rest.post(COMPLETIONS, BODY, { signal }).catch(() => {}));
@@ -225,7 +243,8 @@ describe("a client that leaves", () => {
     await using rest = await startRest();
     const socket = connect(rest.port, "127.0.0.1");
     await once(socket, "connect");
-    const half = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+    const half =
+      "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
     await new Promise((resolve) => socket.write(half, resolve));
     socket.destroy();
     assert.equal((await rest.post(COMPLETIONS, BODY)).status, 200);
@@ -249,7 +268,8 @@ describe("a client that reads too slowly", () => {
           run.gone.addEventListener("abort", () => reject(new ServiceError("cancelled", "gone")));
         });
         for (; state.written < CHUNKS; state.written += 1) {
-          if (!run.write(chunk)) await Promise.race([gone, new Promise<void>((resolve) => (run.sink.onDrain = resolve))]);
+          if (!run.write(chunk))
+            await Promise.race([gone, new Promise<void>((resolve) => (run.sink.onDrain = resolve))]);
         }
         return ENDING;
       }) as Script,
@@ -274,7 +294,9 @@ describe("a client that reads too slowly", () => {
     socket.pause();
     await once(socket, "connect");
     const body = JSON.stringify(STREAM);
-    socket.write(`POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+    socket.write(
+      `POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`,
+    );
     return socket;
   }
 
@@ -327,7 +349,10 @@ describe("a client that reads too slowly", () => {
 describe("a router without room", () => {
   it("refuses with 429 what the queue doesn't hold", async () => {
     await using rest = await startRest({ script: untilGone, queueLimit: 0 });
-    rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode", slots: 1 }]);
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode", slots: 1 },
+    ]);
     const client = new AbortController();
     const first = rest.post(COMPLETIONS, BODY, { signal: client.signal }).catch(() => {});
     await eventually("the first runs", () => rest.relay.runs.length === 1);
@@ -343,7 +368,10 @@ describe("a router without room", () => {
 
   it("refuses with 503 after the queue's timeout, and says so", async () => {
     await using rest = await startRest({ script: untilGone, queueTimeoutMs: 30 });
-    rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode", slots: 1 }]);
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode", slots: 1 },
+    ]);
     const client = new AbortController();
     const first = rest.post(COMPLETIONS, BODY, { signal: client.signal }).catch(() => {});
     await eventually("the first runs", () => rest.relay.runs.length === 1);
@@ -371,7 +399,10 @@ describe("a router without room", () => {
 
   it("says with 503 which side is missing, and names no address", async () => {
     await using rest = await startRest();
-    rest.pool.set([{ id: "p1", role: "prefill", eligible: false, reason: "10.1.2.3:3101 broke" }, { id: "d1", role: "decode" }]);
+    rest.pool.set([
+      { id: "p1", role: "prefill", eligible: false, reason: "10.1.2.3:3101 broke" },
+      { id: "d1", role: "decode" },
+    ]);
     const response = await rest.post(COMPLETIONS, BODY);
     assert.equal(response.status, 503);
     assert.equal(

@@ -19,8 +19,17 @@ interface Answer {
 }
 
 /** fetch would not let us choose the Host header. */
-async function ask(router: Router, method: string, path: string, o: { host?: string; headers?: Record<string, string>; body?: string } = {}): Promise<Answer> {
-  const req = httpRequest(`${router.restUrl}${path}`, { method, agent: false, headers: { ...(o.host === undefined ? {} : { host: o.host }), ...o.headers } });
+async function ask(
+  router: Router,
+  method: string,
+  path: string,
+  o: { host?: string; headers?: Record<string, string>; body?: string } = {},
+): Promise<Answer> {
+  const req = httpRequest(`${router.restUrl}${path}`, {
+    method,
+    agent: false,
+    headers: { ...(o.host === undefined ? {} : { host: o.host }), ...o.headers },
+  });
   req.end(o.body);
   const [res] = (await once(req, "response")) as [IncomingMessage];
   let text = "";
@@ -31,7 +40,10 @@ async function ask(router: Router, method: string, path: string, o: { host?: str
 function start(...argv: string[]): Promise<Router> {
   // Given last, so that a test may listen elsewhere.
   const listen = argv.includes("--rest.listen") ? [] : ["--rest.listen", "127.0.0.1:0"];
-  return startRouter(loadConfig(routerConfig, { argv: ["--grpc.listen", "127.0.0.1:0", ...listen, ...argv], env: {} }), { log: logSink().log });
+  return startRouter(
+    loadConfig(routerConfig, { argv: ["--grpc.listen", "127.0.0.1:0", ...listen, ...argv], env: {} }),
+    { log: logSink().log },
+  );
 }
 
 /** By path, the status of a call under `host`. */
@@ -47,28 +59,62 @@ const OPEN = { models: 200, answers: 400, admin: 200 };
 describe("a name in the Host header", () => {
   it("that a web page may have given this machine is refused on every path, in OpenAI's form, and the message says what to do", async () => {
     await using router = await start();
-    for (const host of ["evil.example", "evil.example:3000", "localhost.evil.example", "127.0.0.1.evil.example", "notlocalhost", "a@127.0.0.1"]) {
+    for (const host of [
+      "evil.example",
+      "evil.example:3000",
+      "localhost.evil.example",
+      "127.0.0.1.evil.example",
+      "notlocalhost",
+      "a@127.0.0.1",
+    ]) {
       assert.deepEqual(await statuses(router, host), { models: 403, answers: 403, admin: 403 }, host);
     }
-    for (const [method, path] of [["GET", "/"], ["GET", "/metrics"], ["GET", "/nowhere"], ["POST", DRAIN], ["OPTIONS", "/v1/models"]] as const) {
+    for (const [method, path] of [
+      ["GET", "/"],
+      ["GET", "/metrics"],
+      ["GET", "/nowhere"],
+      ["POST", DRAIN],
+      ["OPTIONS", "/v1/models"],
+    ] as const) {
       assert.equal((await ask(router, method, path, { host: "evil.example", headers: JSON_TYPE })).status, 403, path);
     }
     const { text } = await ask(router, "GET", "/v1/models", { host: "Evil.Example:80" });
     const { error } = JSON.parse(text) as { error: OpenAiError };
     assert.deepEqual([error.type, error.code], ["PermissionDeniedError", 403]);
-    assert.match(error.message, /without an API key \(--api-key\).* the name evil\.example .*--rest\.hosts evil\.example/);
+    assert.match(
+      error.message,
+      /without an API key \(--api-key\).* the name evil\.example .*--rest\.hosts evil\.example/,
+    );
   });
 
   it("that leads nowhere but here is served: localhost, what is under it, and every address", async () => {
     await using router = await start();
-    for (const host of ["localhost", "LOCALHOST:80", "localhost.", "tandem.localhost:1", "127.0.0.1:9", "127.1.2.3", "[::1]:3000", "192.168.1.7:3000", "[fe80::1]"]) {
+    for (const host of [
+      "localhost",
+      "LOCALHOST:80",
+      "localhost.",
+      "tandem.localhost:1",
+      "127.0.0.1:9",
+      "127.1.2.3",
+      "[::1]:3000",
+      "192.168.1.7:3000",
+      "[fe80::1]",
+    ]) {
       assert.deepEqual(await statuses(router, host), OPEN, host);
     }
   });
 
   it("is served when the router was told of it", async () => {
-    await using router = await start("--rest.hosts", "host.docker.internal", "--rest.hosts", "Proxy.Example:443", "--rest.advertise", "tandem.corp:3000");
-    for (const host of ["host.docker.internal:3000", "proxy.example", "TANDEM.corp"]) assert.deepEqual(await statuses(router, host), OPEN, host);
+    await using router = await start(
+      "--rest.hosts",
+      "host.docker.internal",
+      "--rest.hosts",
+      "Proxy.Example:443",
+      "--rest.advertise",
+      "tandem.corp:3000",
+    );
+    for (const host of ["host.docker.internal:3000", "proxy.example", "TANDEM.corp"])
+      assert.deepEqual(await statuses(router, host), OPEN, host);
     assert.equal((await statuses(router, "other.corp"))["models"], 403);
   });
 
@@ -91,7 +137,10 @@ describe("a name in the Host header", () => {
 describe("a caller of RouterService over HTTP/1.1", () => {
   it("can't make the router hold much before it has shown its token", async () => {
     await using router = await start("--token", "t0ken");
-    const { status, text } = await ask(router, "POST", ADMIN, { headers: JSON_TYPE, body: JSON.stringify({ x: "y".repeat(300_000) }) });
+    const { status, text } = await ask(router, "POST", ADMIN, {
+      headers: JSON_TYPE,
+      body: JSON.stringify({ x: "y".repeat(300_000) }),
+    });
     assert.equal(status, 429);
     assert.match(text, /resource_exhausted/);
   });
@@ -106,19 +155,34 @@ describe("a web page of another origin", () => {
       const { headers } = await ask(router, "OPTIONS", path, {
         headers: { origin, "access-control-request-method": "POST", "access-control-request-headers": "content-type" },
       });
-      assert.deepEqual(Object.keys(headers).filter((name) => name.startsWith("access-control-")), [], path);
+      assert.deepEqual(
+        Object.keys(headers).filter((name) => name.startsWith("access-control-")),
+        [],
+        path,
+      );
     }
   });
 
   it("can't do without one: what it may send without asking is nothing that any call takes", async () => {
     await using router = await start();
-    for (const type of [undefined, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain; application/json"]) {
+    for (const type of [
+      undefined,
+      "text/plain",
+      "application/x-www-form-urlencoded",
+      "multipart/form-data; boundary=x",
+      "text/plain; application/json",
+    ]) {
       const headers = { origin, ...(type === undefined ? {} : { "content-type": type }) };
-      for (const path of [ADMIN, DRAIN]) assert.equal((await ask(router, "POST", path, { headers, body: "{}" })).status, 415, `${path} as ${type}`);
+      for (const path of [ADMIN, DRAIN])
+        assert.equal((await ask(router, "POST", path, { headers, body: "{}" })).status, 415, `${path} as ${type}`);
       assert.equal((await ask(router, "POST", "/v1/completions", { headers, body: '{"prompt":"x"}' })).status, 400);
     }
     for (const path of [ADMIN, DRAIN]) {
-      assert.equal((await ask(router, "GET", `${path}?connect=v1&encoding=json&message=%7B%7D`, { headers: { origin } })).status, 405, path);
+      assert.equal(
+        (await ask(router, "GET", `${path}?connect=v1&encoding=json&message=%7B%7D`, { headers: { origin } })).status,
+        405,
+        path,
+      );
     }
   });
 });

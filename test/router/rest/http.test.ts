@@ -14,7 +14,10 @@ async function raw(rest: Rest, text: string): Promise<string> {
   const socket = connect(rest.port, "127.0.0.1");
   await once(socket, "connect");
   let answer = "";
-  socket.setEncoding("utf8").on("data", (data: string) => (answer += data)).on("error", () => {});
+  socket
+    .setEncoding("utf8")
+    .on("data", (data: string) => (answer += data))
+    .on("error", () => {});
   socket.write(text);
   await once(socket, "close");
   return answer;
@@ -31,7 +34,10 @@ describe("a body that is too large", () => {
 
   it("is a 413 for a client that is still sending it, in chunks without an end in sight", async () => {
     await using rest = await startRest({ bodyLimitBytes: 10_000 });
-    const req = httpRequest(`${rest.url}${COMPLETIONS}`, { method: "POST", headers: { "content-type": "application/json" } });
+    const req = httpRequest(`${rest.url}${COMPLETIONS}`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+    });
     req.on("error", () => {});
     const answered = once(req, "response");
     let sending = true;
@@ -53,7 +59,9 @@ describe("a body that is too large", () => {
   it("is refused before it is sent when the client asks first", async () => {
     await using rest = await startRest({ bodyLimitBytes: 10_000 });
     const socket = connect(rest.port, "127.0.0.1").setEncoding("utf8");
-    socket.write("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 20000000\r\n\r\n");
+    socket.write(
+      "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\ncontent-length: 20000000\r\n\r\n",
+    );
     const [first] = await once(socket, "data");
     assert.match(first as string, /^HTTP\/1\.1 413 /);
     socket.destroy();
@@ -71,7 +79,8 @@ describe("a body that is announced with Expect", () => {
     await using rest = await startRest();
     const body = '{"prompt":"x"}';
     const req = httpRequest(`${rest.url}${COMPLETIONS}`, {
-      method: "POST", headers: { "content-type": "application/json", expect: "100-continue", "content-length": body.length },
+      method: "POST",
+      headers: { "content-type": "application/json", expect: "100-continue", "content-length": body.length },
     });
     req.flushHeaders();
     await once(req, "continue");
@@ -91,14 +100,25 @@ describe("an expectation that nobody here has heard of", () => {
 });
 
 describe("requests that are sent before the answers to others have come", () => {
-  const request = (body: string): string => `POST ${COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
+  const request = (body: string): string =>
+    `POST ${COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
 
   it("are answered in their order, the refused among them too", async () => {
     await using rest = await startRest();
     const last = "GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    const answer = await raw(rest, request('{"prompt":"x","stream":true}') + request("{}") + request('{"prompt":"x"}') + last);
+    const answer = await raw(
+      rest,
+      request('{"prompt":"x","stream":true}') + request("{}") + request('{"prompt":"x"}') + last,
+    );
     assert.deepEqual(answer.match(/HTTP\/1\.1 \d+|\[DONE\]|non-empty|text_completion|"ok"/g), [
-      "HTTP/1.1 200", "[DONE]", "HTTP/1.1 400", "non-empty", "HTTP/1.1 200", "text_completion", "HTTP/1.1 200", '"ok"',
+      "HTTP/1.1 200",
+      "[DONE]",
+      "HTTP/1.1 400",
+      "non-empty",
+      "HTTP/1.1 200",
+      "text_completion",
+      "HTTP/1.1 200",
+      '"ok"',
     ]);
   });
 
@@ -126,7 +146,10 @@ describe("an API key", () => {
   after(() => rest[Symbol.asyncDispose]());
 
   it("is asked for in OpenAI's form", async () => {
-    for (const headers of [{}, { authorization: "Bearer sk-wrong" }, { authorization: "sk-right" }] as Record<string, string>[]) {
+    for (const headers of [{}, { authorization: "Bearer sk-wrong" }, { authorization: "sk-right" }] as Record<
+      string,
+      string
+    >[]) {
       const response = await rest.post(COMPLETIONS, { prompt: "x" }, { headers });
       assert.equal(response.status, 401);
       assert.equal(response.headers.get("www-authenticate"), "Bearer");
@@ -158,15 +181,32 @@ describe("the rest of the API", () => {
     rest = await startRest();
   });
   after(() => rest[Symbol.asyncDispose]());
-  afterEach(() => rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode" }]));
+  afterEach(() =>
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode" },
+    ]),
+  );
 
   const get = (path: string): Promise<Response> => fetch(`${rest.url}${path}`);
 
   it("lists the models with their context length", async () => {
-    rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode", model: "org/other" }]);
-    const list = (await (await get("/v1/models")).json()) as { object: string; data: { id: string; max_model_len: number; object: string }[] };
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode", model: "org/other" },
+    ]);
+    const list = (await (await get("/v1/models")).json()) as {
+      object: string;
+      data: { id: string; max_model_len: number; object: string }[];
+    };
     assert.equal(list.object, "list");
-    assert.deepEqual(list.data.map(({ id, object, max_model_len }) => [id, object, max_model_len]), [["tiny", "model", 512], ["org/other", "model", 512]]);
+    assert.deepEqual(
+      list.data.map(({ id, object, max_model_len }) => [id, object, max_model_len]),
+      [
+        ["tiny", "model", 512],
+        ["org/other", "model", 512],
+      ],
+    );
     for (const path of ["/v1/models/org/other", "/v1/models/org%2Fother"]) {
       assert.equal(((await (await get(path)).json()) as { id: string }).id, "org/other");
     }
@@ -176,7 +216,10 @@ describe("the rest of the API", () => {
   });
 
   it("is alive even when it can't serve, and says what is missing", async () => {
-    rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode", eligible: false }]);
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode", eligible: false },
+    ]);
     assert.equal((await get("/livez")).status, 200);
     assert.equal((await get("/health")).status, 200);
     for (const path of ["/ready", "/readyz"]) {
@@ -192,14 +235,20 @@ describe("the rest of the API", () => {
     await (await rest.post(COMPLETIONS, { prompt: "x" })).text();
     await eventually("the metric", async () => {
       const text = await (await get("/metrics")).text();
-      return /^tandem_requests_total\{path="\/v1\/completions",outcome="completed",code=""\} 1$/m.test(text) && /^tandem_requests_running 0$/m.test(text);
+      return (
+        /^tandem_requests_total\{path="\/v1\/completions",outcome="completed",code=""\} 1$/m.test(text) &&
+        /^tandem_requests_running 0$/m.test(text)
+      );
     });
   });
 
   it("says what there is to a path or method that isn't", async () => {
     const unknown = await get("/v1/nope");
     assert.equal(unknown.status, 404);
-    assert.match((await errorOf(unknown)).message, /There is no \/v1\/nope here\. There are: POST \/v1\/chat\/completions/);
+    assert.match(
+      (await errorOf(unknown)).message,
+      /There is no \/v1\/nope here\. There are: POST \/v1\/chat\/completions/,
+    );
     const wrong = await get(COMPLETIONS);
     assert.equal(wrong.status, 405);
     assert.equal(wrong.headers.get("allow"), "POST");
@@ -215,7 +264,10 @@ describe("the rest of the API", () => {
     const answer = await raw(rest, "NONSENSE\r\n\r\n");
     assert.match(answer, /^HTTP\/1\.1 400 /);
     assert.match(answer, /"type":"BadRequestError"/);
-    assert.match(await raw(rest, `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(40_000)}\r\n\r\n`), /^HTTP\/1\.1 431 Request Header Fields Too Large\r\n.*"code":431/s);
+    assert.match(
+      await raw(rest, `GET / HTTP/1.1\r\nhost: x\r\nx: ${"y".repeat(40_000)}\r\n\r\n`),
+      /^HTTP\/1\.1 431 Request Header Fields Too Large\r\n.*"code":431/s,
+    );
     for (const path of ["/health", COMPLETIONS]) {
       const answer = await raw(rest, `POST ${path} HTTP/1.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n`);
       assert.match(answer, /^HTTP\/1\.1 400 .*"message":"The request has no Host header/s, path);

@@ -12,7 +12,9 @@ const BODY = '{"prompt":"x"}';
 const REQUEST = `${HEAD}content-length: ${BODY.length}\r\n\r\n${BODY}`;
 
 async function open(rest: Rest): Promise<Socket> {
-  const socket = connect(rest.port, "127.0.0.1").setEncoding("utf8").on("error", () => {});
+  const socket = connect(rest.port, "127.0.0.1")
+    .setEncoding("utf8")
+    .on("error", () => {});
   await once(socket, "connect");
   return socket;
 }
@@ -33,7 +35,10 @@ async function drip(socket: Socket, text: string): Promise<string> {
 describe("a client that sends a byte at a time", () => {
   it("is cut with a 408 when its head takes too long", async () => {
     await using rest = await startRest({ headMs: 150 });
-    assert.match(await drip(await open(rest), `${HEAD}x-filler: ${"x".repeat(8_000)}\r\n\r\n`), /^HTTP\/1\.1 408 .*took too long to arrive/s);
+    assert.match(
+      await drip(await open(rest), `${HEAD}x-filler: ${"x".repeat(8_000)}\r\n\r\n`),
+      /^HTTP\/1\.1 408 .*took too long to arrive/s,
+    );
   });
 
   it("is cut when it sends nothing at all", async () => {
@@ -55,7 +60,10 @@ describe("a client that sends a byte at a time", () => {
       assert.match(await drip(socket, text), /HTTP\/1\.1 408 .*took too long to arrive/s);
       await eventually("nothing is held", () => rest.bodyBudget.heldBytes === 0);
       assert.equal(rest.relay.runs.length, 0);
-      assert.match(await rest.metrics.text(), /tandem_requests_total\{path="\/v1\/completions",outcome="refused",code="cancelled"\} 1/);
+      assert.match(
+        await rest.metrics.text(),
+        /tandem_requests_total\{path="\/v1\/completions",outcome="refused",code="cancelled"\} 1/,
+      );
     });
   }
 
@@ -84,15 +92,22 @@ describe("a client that reads nothing", () => {
   });
 
   it("is cut, also where it asks for error after error, or page after page", async () => {
-    for (const text of ["POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", "GET / HTTP/1.1\r\nhost: x\r\n\r\n"]) {
+    for (const text of [
+      "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
+      "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    ]) {
       await using rest = await startRest({ stallMs: 150 });
       const socket = (await open(rest)).pause();
       const before = process.memoryUsage().rss;
       const block = text.repeat(500);
-      await eventually("it is cut", () => {
-        while (!socket.destroyed && socket.writableLength < 1 << 20) socket.write(block);
-        return rest.http.connections === 0;
-      }, 15_000); // The kernel holds megabytes of small answers before anything waits.
+      await eventually(
+        "it is cut",
+        () => {
+          while (!socket.destroyed && socket.writableLength < 1 << 20) socket.write(block);
+          return rest.http.connections === 0;
+        },
+        15_000,
+      ); // The kernel holds megabytes of small answers before anything waits.
       assert.ok(process.memoryUsage().rss - before < 300 << 20, "what waits for it is bounded");
       socket.destroy();
     }

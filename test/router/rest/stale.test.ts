@@ -23,9 +23,13 @@ describe("a request while the registry is away", () => {
       let away = true;
       const refusing: boolean[] = [];
       await using rest = await startRest({ stale: (strict) => (refusing.push(strict), away) });
-      const ask = (strict: string): Promise<Response> => rest.post(COMPLETIONS, { ...BODY, stream }, { headers: { "x-tandem-strict": strict } });
+      const ask = (strict: string): Promise<Response> =>
+        rest.post(COMPLETIONS, { ...BODY, stream }, { headers: { "x-tandem-strict": strict } });
       const response = await ask("true");
-      assert.deepEqual([response.status, response.headers.get("retry-after"), response.headers.get("x-tandem-degraded")], [503, "1", null]);
+      assert.deepEqual(
+        [response.status, response.headers.get("retry-after"), response.headers.get("x-tandem-degraded")],
+        [503, "1", null],
+      );
       const { message, type } = await errorOf(response);
       assert.match(message, /^The registry of instances doesn't answer, .* strict/);
       assert.equal(type, "ServiceUnavailableError");

@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import type { ServiceError } from "../../../services/common/errors.ts";
 import { parseJsonObject } from "../../../services/router/serving/json-object.ts";
 
-const list = (count: number, of: (index: number) => string): string => Array.from({ length: count }, (_, index) => of(index)).join(",");
+const list = (count: number, of: (index: number) => string): string =>
+  Array.from({ length: count }, (_, index) => of(index)).join(",");
 const MANY = 600_000;
 
 describe("a body with very many parts", () => {
@@ -17,7 +18,8 @@ describe("a body with very many parts", () => {
   ] as const) {
     // A parse of the whole would take seconds; of the last one it would say that it is broken.
     it(`is refused before it is parsed: ${name}`, () => {
-      const refusal = (error: ServiceError): boolean => error.code === "invalid_request" && /more than 200000 fields/.test(error.message);
+      const refusal = (error: ServiceError): boolean =>
+        error.code === "invalid_request" && /more than 200000 fields/.test(error.message);
       assert.throws(() => parseJsonObject(Buffer.from(text)), refusal);
     });
   }

@@ -16,7 +16,10 @@ describe("a request's priority, tenant and time", () => {
     const [second, first] = rest.receipts.list(2);
     assert.deepEqual([first!.priority, first!.tenant], [-5, "team-a"]);
     assert.deepEqual([second!.priority, second!.tenant], [100, "u"]);
-    assert.deepEqual(rest.relay.runs.map(({ request }) => request.strict), [true, false]);
+    assert.deepEqual(
+      rest.relay.runs.map(({ request }) => request.strict),
+      [true, false],
+    );
   });
 
   it("bound the request by x-tandem-timeout-ms", async () => {
@@ -27,7 +30,12 @@ describe("a request's priority, tenant and time", () => {
     assert.ok(deadlineMs! - before >= 1_500 && deadlineMs! - systemClock.nowMs() <= 1_500);
   });
 
-  for (const [name, value] of [["x-tandem-priority", "high"], ["x-tandem-priority", "101"], ["x-tandem-timeout-ms", "0"], ["x-tandem-strict", "1"]] as const) {
+  for (const [name, value] of [
+    ["x-tandem-priority", "high"],
+    ["x-tandem-priority", "101"],
+    ["x-tandem-timeout-ms", "0"],
+    ["x-tandem-strict", "1"],
+  ] as const) {
     it(`are refused where they make no sense: ${name}: ${value}`, async () => {
       await using rest = await startRest();
       const response = await rest.post("/v1/completions", BODY, { headers: { [name]: value } });
@@ -46,12 +54,23 @@ describe("a request's priority, tenant and time", () => {
         return answer(run);
       },
     });
-    rest.pool.set([{ id: "p1", role: "prefill" }, { id: "d1", role: "decode", slots: 1 }]);
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode", slots: 1 },
+    ]);
     const send = (tenant: string, priority: number) =>
-      rest.post("/v1/completions", BODY, { headers: { "x-tandem-tenant": tenant, "x-tandem-priority": `${priority}` } }).then((response) => response.text());
+      rest
+        .post("/v1/completions", BODY, { headers: { "x-tandem-tenant": tenant, "x-tandem-priority": `${priority}` } })
+        .then((response) => response.text());
     const all = [send("first", 0)];
     await eventually("the first to run", () => order.length === 1);
-    const crowd: [string, number][] = [["batch", 10], ["a", 0], ["a", 0], ["b", 0], ["urgent", -10]];
+    const crowd: [string, number][] = [
+      ["batch", 10],
+      ["a", 0],
+      ["a", 0],
+      ["b", 0],
+      ["urgent", -10],
+    ];
     for (const [index, [tenant, priority]] of crowd.entries()) {
       all.push(send(tenant, priority));
       await eventually(`${tenant} to wait`, () => rest.serving.count === index + 2);

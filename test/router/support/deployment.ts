@@ -6,7 +6,13 @@ import type { BreakerLimits } from "../../../services/router/pool/breaker.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/relay/receipt.ts";
 import { createRelay } from "../../../services/router/relay/relay.ts";
-import type { AnswerSink, Ending, RelayLimits, RelayRequest, RunningRelay } from "../../../services/router/relay/relay.ts";
+import type {
+  AnswerSink,
+  Ending,
+  RelayLimits,
+  RelayRequest,
+  RunningRelay,
+} from "../../../services/router/relay/relay.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, within, type Deferred } from "../../support/waits.ts";
 import type { DecodeLeg, FakeDecode, FakeInstance } from "./fake-instance.ts";
@@ -65,7 +71,10 @@ export interface Deployment {
 }
 
 /** A request whose client has the first token, and its decode leg, which goes on. */
-export async function inMidAnswer(tandem: Deployment, decode: FakeDecode): Promise<Started & { readonly leg: DecodeLeg }> {
+export async function inMidAnswer(
+  tandem: Deployment,
+  decode: FakeDecode,
+): Promise<Started & { readonly leg: DecodeLeg }> {
   const started = tandem.start();
   const leg = (await decode.legs.next("the reservation")).accept();
   await leg.started.promise;
@@ -76,9 +85,25 @@ export async function inMidAnswer(tandem: Deployment, decode: FakeDecode): Promi
 
 /** Nothing happens by itself for ten seconds. */
 export const LIMITS: RelayLimits = {
-  retryLimit: 1, retryRatio: 0.2, retryPerS: 10, reserveTimeoutMs: 10_000, prefillTimeoutMs: 10_000, prefillFloorMs: 1_000,
-  prefillSlack: 0, transferTimeoutMs: 10_000, firstTokenTimeoutMs: 3_600_000, stallMs: 10_000, queueTimeoutMs: 10_000,
-  canaryTimeoutMs: 1_000, directTokens: 0, answerFloorMs: 60_000, answerSlack: 10, aggregate: false, legsLimit: 64, replayMode: "proven", replayTimeoutMs: 10_000,
+  retryLimit: 1,
+  retryRatio: 0.2,
+  retryPerS: 10,
+  reserveTimeoutMs: 10_000,
+  prefillTimeoutMs: 10_000,
+  prefillFloorMs: 1_000,
+  prefillSlack: 0,
+  transferTimeoutMs: 10_000,
+  firstTokenTimeoutMs: 3_600_000,
+  stallMs: 10_000,
+  queueTimeoutMs: 10_000,
+  canaryTimeoutMs: 1_000,
+  directTokens: 0,
+  answerFloorMs: 60_000,
+  answerSlack: 10,
+  aggregate: false,
+  legsLimit: 64,
+  replayMode: "proven",
+  replayTimeoutMs: 10_000,
 };
 
 let count = 0;
@@ -89,7 +114,12 @@ export async function deploy(
 ): Promise<Deployment> {
   const clock = o.clock ?? systemClock;
   const metrics = createMetrics();
-  const pool = createPool({ log: silentLog, clock: systemClock, metrics, breaker: o.breaker ?? { failureLimit: 5, canaryEveryMs: 60_000 } });
+  const pool = createPool({
+    log: silentLog,
+    clock: systemClock,
+    metrics,
+    breaker: o.breaker ?? { failureLimit: 5, canaryEveryMs: 60_000 },
+  });
   pool.update(instances.map(({ info }) => info));
   await Promise.all(instances.map(({ info }) => untilCondition(pool, info.instanceId, "serving")));
   const relay = createRelay({
@@ -107,11 +137,26 @@ export async function deploy(
     start(request = {}) {
       count += 1;
       const full: RelayRequest = {
-        id: `cmpl-${count}`, path: "/v1/completions", model: "tiny", body: Buffer.from('{"prompt":"hi"}'), stream: true,
-        choices: 1, prompts: 1, promptIsList: false, includeUsage: false, createdUnixS: 7, ...request,
+        id: `cmpl-${count}`,
+        path: "/v1/completions",
+        model: "tiny",
+        body: Buffer.from('{"prompt":"hi"}'),
+        stream: true,
+        choices: 1,
+        prompts: 1,
+        promptIsList: false,
+        includeUsage: false,
+        createdUnixS: 7,
+        ...request,
       };
       const client = new Client();
-      const receipt = createReceiptDraft({ requestId: full.id, startedUnixMs: 0, path: full.path, model: full.model, stream: full.stream });
+      const receipt = createReceiptDraft({
+        requestId: full.id,
+        startedUnixMs: 0,
+        path: full.path,
+        model: full.model,
+        stream: full.stream,
+      });
       const gone = new AbortController();
       const ending = within(relay.run(full, client, receipt, gone.signal), "the end of the request");
       ending.catch(() => {}); // The test looks at it when it is ready to.

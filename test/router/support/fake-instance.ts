@@ -4,10 +4,29 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
-  type Abandon, DecodeRequestSchema, DecodeResponseSchema, DecodeService, type EndSchema, FinishReason, type Reserve, type Start,
+  type Abandon,
+  DecodeRequestSchema,
+  DecodeResponseSchema,
+  DecodeService,
+  type EndSchema,
+  FinishReason,
+  type Reserve,
+  type Start,
 } from "#gen/tandem/decode/v1/decode_pb.js";
-import { type Info, InfoSchema, InstanceService, type LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { type PrefillRequest, PrefillRequestSchema, PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
+import {
+  type Info,
+  InfoSchema,
+  InstanceService,
+  type LoadSchema,
+  Role,
+  State,
+} from "#gen/tandem/instance/v1/instance_pb.js";
+import {
+  type PrefillRequest,
+  PrefillRequestSchema,
+  PrefillResponseSchema,
+  PrefillService,
+} from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { ServiceError, type FailureCode } from "../../../services/common/errors.ts";
 import { serveRpc } from "../../../services/rpc/server.ts";
 import { defineService, type RawCall, type RpcService } from "../../../services/rpc/service.ts";
@@ -67,7 +86,11 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService): P
         if (!muted) yield { load };
         // An instance is heard every second, also when nothing changes.
         const beat = new AbortController();
-        await Promise.race([next, ended.promise, sleep(HEARTBEAT_MS, undefined, { signal: beat.signal }).catch(() => {})]);
+        await Promise.race([
+          next,
+          ended.promise,
+          sleep(HEARTBEAT_MS, undefined, { signal: beat.signal }).catch(() => {}),
+        ]);
         beat.abort();
       }
     },
@@ -84,8 +107,14 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService): P
   });
   const server = await serveRpc({ listen: "127.0.0.1:0", services: [control, service], log: silentLog, graceMs: 0 });
   const full = create(InfoSchema, {
-    role, model: "tiny", connector: "p2p-zmq", engine: "sim", kvAddress: "127.0.0.1:9", maxModelLen: 4096,
-    ...info, grpcAddress: server.address,
+    role,
+    model: "tiny",
+    connector: "p2p-zmq",
+    engine: "sim",
+    kvAddress: "127.0.0.1:9",
+    maxModelLen: 4096,
+    ...info,
+    grpcAddress: server.address,
   });
   return {
     info: full,
@@ -220,7 +249,10 @@ export interface FakePrefill extends FakeInstance {
 }
 
 /** @param auto What to do with each leg as it arrives. */
-export async function startPrefill(info: InfoInit = {}, auto: (leg: PrefillLeg) => void = () => {}): Promise<FakePrefill> {
+export async function startPrefill(
+  info: InfoInit = {},
+  auto: (leg: PrefillLeg) => void = () => {},
+): Promise<FakePrefill> {
   const legs = new Arrivals<PrefillLeg>();
   const prefill = (call: RawCall): void => {
     call.onMessage = (bytes) => {

@@ -1,15 +1,40 @@
 import assert from "node:assert/strict";
 import { readGguf } from "../../../services/tiny-engine/llama/gguf.ts";
 import { createModel, type Model } from "../../../services/tiny-engine/llama/model.ts";
-import { createBatch, PROMPT_ROWS_ALONE, PROMPT_ROWS_BESIDE_ANSWERS, type Batch } from "../../../services/tiny-engine/llama/worker/batch.ts";
+import {
+  createBatch,
+  PROMPT_ROWS_ALONE,
+  PROMPT_ROWS_BESIDE_ANSWERS,
+  type Batch,
+} from "../../../services/tiny-engine/llama/worker/batch.ts";
 import type { Add } from "../../../services/tiny-engine/llama/worker/messages.ts";
 import { tinyFile, tokensOf } from "./engines.ts";
 
 function add(id: number, prompt: readonly number[], over: Partial<Add> = {}): Add {
   return {
-    kind: "add", id, prompt, maxTokens: 100, minTokens: 0, eos: new Set(), stopTokenIds: new Set(), logprobs: null, promptLogprobs: null,
-    kv: null, givesKv: false, pace: null,
-    params: { temperature: 0, topP: 1, topK: 0, minP: 0, seed: 1n, presencePenalty: 0, frequencyPenalty: 0, repetitionPenalty: 1, logitBias: undefined },
+    kind: "add",
+    id,
+    prompt,
+    maxTokens: 100,
+    minTokens: 0,
+    eos: new Set(),
+    stopTokenIds: new Set(),
+    logprobs: null,
+    promptLogprobs: null,
+    kv: null,
+    givesKv: false,
+    pace: null,
+    params: {
+      temperature: 0,
+      topP: 1,
+      topK: 0,
+      minP: 0,
+      seed: 1n,
+      presencePenalty: 0,
+      frequencyPenalty: 0,
+      repetitionPenalty: 1,
+      logitBias: undefined,
+    },
     ...over,
   };
 }
@@ -20,7 +45,7 @@ const load = (): Model => createModel(readGguf(tinyFile()), { kvBytes: 32 << 20 
 function finish(batch: Batch): Map<number, number[]> {
   const tokens = new Map<number, number[]>();
   while (batch.size > 0) {
-    for (const { id, token } of batch.round(0)!.tokens) tokens.set(id, [...tokens.get(id) ?? [], token]);
+    for (const { id, token } of batch.round(0)!.tokens) tokens.set(id, [...(tokens.get(id) ?? []), token]);
   }
   return tokens;
 }
@@ -69,14 +94,20 @@ describe("a round of the batch", () => {
     const batch = createBatch(model);
     prompts.forEach((prompt, id) => batch.add(add(id, prompt, { maxTokens: 20 })));
     const together = finish(batch);
-    assert.deepEqual(prompts.map((_, id) => together.get(id)), alone);
+    assert.deepEqual(
+      prompts.map((_, id) => together.get(id)),
+      alone,
+    );
   });
 
   it("serves more sequences than the model takes rows at once", () => {
     const batch = createBatch(load());
     for (let id = 0; id < 100; id++) batch.add(add(id, tokensOf(3, id), { maxTokens: 4 }));
     const tokens = finish(batch);
-    assert.deepEqual([...tokens.values()].map((list) => list.length), new Array(100).fill(4));
+    assert.deepEqual(
+      [...tokens.values()].map((list) => list.length),
+      new Array(100).fill(4),
+    );
   });
 
   it("leaves no block taken when its sequences have ended or were dropped", () => {
@@ -96,7 +127,13 @@ describe("a round of the batch", () => {
     const batch = createBatch(load());
     batch.add(add(1, tokensOf(100), { maxTokens: 1, givesKv: true }));
     const given = [batch.round(0)!, batch.round(0)!].flatMap(({ kv }) => kv);
-    assert.deepEqual(given.map(({ blocks, last }) => [blocks.length, last]), [[4, false], [3, true]]);
+    assert.deepEqual(
+      given.map(({ blocks, last }) => [blocks.length, last]),
+      [
+        [4, false],
+        [3, true],
+      ],
+    );
     assert.equal(given[1]!.blocks.at(-1)!.length, 4 * 512);
   });
 

@@ -14,18 +14,28 @@ async function tokensFrom(answer: Promise<Answered>): Promise<number[]> {
 }
 
 /** The tokens of one answer through both engines of a pair. */
-async function disaggregated(pair: Pair, prompt: readonly number[], how: Readonly<Record<string, unknown>>): Promise<number[]> {
+async function disaggregated(
+  pair: Pair,
+  prompt: readonly number[],
+  how: Readonly<Record<string, unknown>>,
+): Promise<number[]> {
   const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
   const first = await complete(pair.prefill, prompt, { ...how, max_tokens: 1 }, headers);
   assert.equal(first.status, 200, JSON.stringify(first.json));
   return tokensFrom(complete(pair.decode, prompt, how, headers));
 }
 
-const alone = (engine: RunningEngine, prompt: readonly number[], how: Readonly<Record<string, unknown>>): Promise<number[]> =>
-  tokensFrom(complete(engine, prompt, how));
+const alone = (
+  engine: RunningEngine,
+  prompt: readonly number[],
+  how: Readonly<Record<string, unknown>>,
+): Promise<number[]> => tokensFrom(complete(engine, prompt, how));
 
 describe("a prompt prefilled in one engine and answered by another", () => {
-  for (const [name, how] of [["greedy", GREEDY], ["seeded", SEEDED]] as const) {
+  for (const [name, how] of [
+    ["greedy", GREEDY],
+    ["seeded", SEEDED],
+  ] as const) {
     it(`gives the tokens of one engine that does both, ${name}, at every border of a KV block`, async () => {
       await using pair = await startPair();
       await using engine = await startTiny();
@@ -33,7 +43,10 @@ describe("a prompt prefilled in one engine and answered by another", () => {
         const prompt = tokensOf(length);
         assert.deepEqual(await disaggregated(pair, prompt, how), await alone(engine, prompt, how), `${length} tokens`);
       }
-      assert.deepEqual([pair.decode.state().kv_held, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens], [[], 0, 0]);
+      assert.deepEqual(
+        [pair.decode.state().kv_held, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens],
+        [[], 0, 0],
+      );
     });
 
     it(`gives them, ${name}, also with eight at once`, async () => {
@@ -60,7 +73,9 @@ describe("a prompt prefilled in one engine and answered by another", () => {
     await using pair = await startPair();
     const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
     const prefilled = complete(pair.prefill, tokensOf(1100), { ...GREEDY, max_tokens: 1 }, headers);
-    const part = await eventually("blocks of an unfinished prompt", () => pair.decode.state().kv_held.find(({ stage, bytes }) => stage === "filling" && bytes > 0));
+    const part = await eventually("blocks of an unfinished prompt", () =>
+      pair.decode.state().kv_held.find(({ stage, bytes }) => stage === "filling" && bytes > 0),
+    );
     assert.ok(part.bytes < 1100 * 512, `${part.bytes} bytes`);
     await prefilled;
   });
@@ -68,7 +83,12 @@ describe("a prompt prefilled in one engine and answered by another", () => {
   it("works for chat", async () => {
     await using pair = await startPair();
     await using engine = await startTiny();
-    const body = { messages: [{ role: "user", content: "How deep is the sea?" }], seed: 5, max_tokens: 20, ignore_eos: true };
+    const body = {
+      messages: [{ role: "user", content: "How deep is the sea?" }],
+      seed: 5,
+      max_tokens: 20,
+      ignore_eos: true,
+    };
     const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
     await post(pair.prefill, "/v1/chat/completions", { ...body, max_tokens: 1 }, headers);
     const answer = await post(pair.decode, "/v1/chat/completions", body, headers);
@@ -84,7 +104,10 @@ describe("KV of other weights", () => {
     const { status, json } = await complete(pair.prefill, tokensOf(40), { max_tokens: 1 }, headers);
     assert.equal(status, 500);
     assert.match(json.error.message, /^kv_refused: wrong_model/);
-    assert.deepEqual([pair.decode.state().kv_received_bytes, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens], [0, 0, 0]);
+    assert.deepEqual(
+      [pair.decode.state().kv_received_bytes, pair.decode.state().kv_tokens, pair.prefill.state().kv_tokens],
+      [0, 0, 0],
+    );
   });
 
   it("gives another text where the prefill engine lies about its hash: the answer does come from the KV", async () => {
@@ -108,7 +131,12 @@ describe("room for KV", () => {
     await using pair = await startPair({}, { kvTokenLimit: 1200 });
     const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
     await complete(pair.prefill, tokensOf(20), { ...GREEDY, max_tokens: 1 }, headers);
-    const second = await complete(pair.prefill, tokensOf(20), { max_tokens: 1 }, { "x-request-id": pairedId(pair.prefill, pair.decode) });
+    const second = await complete(
+      pair.prefill,
+      tokensOf(20),
+      { max_tokens: 1 },
+      { "x-request-id": pairedId(pair.prefill, pair.decode) },
+    );
     assert.deepEqual([second.status, second.json.error.message.includes("no_slots")], [503, true]);
     assert.equal((await tokensFrom(complete(pair.decode, tokensOf(20), GREEDY, headers))).length, 12);
     assert.equal(pair.decode.state().kv_tokens, 0);
@@ -120,7 +148,13 @@ describe("room for KV", () => {
     for (const prompt of [tokensOf(1000), tokensOf(5)]) {
       const client = new AbortController();
       const outcome = engine.nextOutcome();
-      const asked = post(engine, "/v1/completions", { prompt, max_tokens: 150, temperature: 0, ignore_eos: true, stream: true }, {}, client.signal);
+      const asked = post(
+        engine,
+        "/v1/completions",
+        { prompt, max_tokens: 150, temperature: 0, ignore_eos: true, stream: true },
+        {},
+        client.signal,
+      );
       asked.catch(() => {});
       await eventually("the request to run", () => engine.state().running === 1);
       client.abort();

@@ -4,7 +4,16 @@ import { startLlamaEngine, type LlamaEngineStart } from "../../../services/tiny-
 import type { RunningEngine } from "../../../services/tiny-engine/serve-engine.ts";
 
 export const TINY: RandomModel = {
-  layers: 2, dim: 64, heads: 4, kvHeads: 2, ffDim: 96, vocab: 512, maxContext: 1200, type: "Q8_0", seed: 3, speaks: true,
+  layers: 2,
+  dim: 64,
+  heads: 4,
+  kvHeads: 2,
+  ffDim: 96,
+  vocab: 512,
+  maxContext: 1200,
+  type: "Q8_0",
+  seed: 3,
+  speaks: true,
 };
 
 const files = new Map<number, Buffer>();
@@ -25,11 +34,15 @@ export interface Pair extends AsyncDisposable {
   readonly decode: RunningEngine;
 }
 
-export async function startPair(prefill: Partial<LlamaEngineStart> = {}, decode: Partial<LlamaEngineStart> = {}): Promise<Pair> {
+export async function startPair(
+  prefill: Partial<LlamaEngineStart> = {},
+  decode: Partial<LlamaEngineStart> = {},
+): Promise<Pair> {
   const p = await startTiny({ role: "prefill", connector: "p2p-zmq", ...prefill });
   const d = await startTiny({ role: "decode", connector: "p2p-zmq", ...decode });
   return {
-    prefill: p, decode: d,
+    prefill: p,
+    decode: d,
     async [Symbol.asyncDispose]() {
       await p[Symbol.asyncDispose]();
       await d[Symbol.asyncDispose]();

@@ -22,7 +22,10 @@ describe("a GGUF file", () => {
 
   it("with impossible counts is refused before memory is taken for them", () => {
     const file = randomGguf(TINY);
-    for (const [at, what] of [[8, "tensors"], [16, "metadata"]] as const) {
+    for (const [at, what] of [
+      [8, "tensors"],
+      [16, "metadata"],
+    ] as const) {
       const hostile = Buffer.from(file);
       hostile.writeBigUInt64LE(1n << 62n, at);
       assert.throws(() => readGguf(hostile), { name: "GgufError" }, what);
@@ -41,7 +44,9 @@ describe("a GGUF file", () => {
   }
 
   it("in a quantisation that this engine doesn't compute is refused by its name", () => {
-    const file = writeGguf({ "general.architecture": "llama" }, [{ name: "x", dimensions: [32], type: 12, bytes: Buffer.alloc(32) }]);
+    const file = writeGguf({ "general.architecture": "llama" }, [
+      { name: "x", dimensions: [32], type: 12, bytes: Buffer.alloc(32) },
+    ]);
     assert.throws(() => readGguf(file), { name: "GgufError", message: /Q4_K.*Q8_0/ });
   });
 });

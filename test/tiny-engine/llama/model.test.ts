@@ -1,11 +1,27 @@
 import assert from "node:assert/strict";
 import { readGguf } from "../../../services/tiny-engine/llama/gguf.ts";
-import { createModel, MAX_ROWS, type BlockTable, type Model, type Row } from "../../../services/tiny-engine/llama/model.ts";
+import {
+  createModel,
+  MAX_ROWS,
+  type BlockTable,
+  type Model,
+  type Row,
+} from "../../../services/tiny-engine/llama/model.ts";
 import { KV_BLOCK_TOKENS } from "../../../services/tiny-engine/llama/shape.ts";
 import { randomGguf, SMALL, type RandomModel } from "../../../clients/common/random-gguf.ts";
 import { referenceLogits } from "./reference.ts";
 
-const TINY: RandomModel = { layers: 2, dim: 64, heads: 4, kvHeads: 2, ffDim: 96, vocab: 96, maxContext: 256, type: "Q8_0", seed: 3 };
+const TINY: RandomModel = {
+  layers: 2,
+  dim: 64,
+  heads: 4,
+  kvHeads: 2,
+  ffDim: 96,
+  vocab: 96,
+  maxContext: 256,
+  type: "Q8_0",
+  seed: 3,
+};
 
 function model(shape: RandomModel): Model {
   return createModel(readGguf(randomGguf(shape)), { kvBytes: 32 << 20 });
@@ -51,7 +67,11 @@ function greedy(m: Model, tokens: readonly number[], count: number): number[] {
 }
 
 describe("the forward pass", () => {
-  for (const [type, tolerance] of [["F32", 1e-4], ["F16", 1e-4], ["Q8_0", 2e-2]] as const) {
+  for (const [type, tolerance] of [
+    ["F32", 1e-4],
+    ["F16", 1e-4],
+    ["Q8_0", 2e-2],
+  ] as const) {
     it(`agrees with a plain one in doubles for ${type} weights`, () => {
       const shape = { ...TINY, type };
       const gguf = readGguf(randomGguf(shape));
@@ -61,7 +81,10 @@ describe("the forward pass", () => {
         const expected = referenceLogits(gguf, m.shape, tokens);
         lastLogits(m, tokens).forEach((logit, token) => {
           const error = Math.abs(logit - expected[token]!);
-          assert.ok(error <= tolerance * Math.max(1, Math.abs(expected[token]!)), `length ${length}, token ${token}: off by ${error}`);
+          assert.ok(
+            error <= tolerance * Math.max(1, Math.abs(expected[token]!)),
+            `length ${length}, token ${token}: off by ${error}`,
+          );
         });
       }
     });
@@ -71,7 +94,8 @@ describe("the forward pass", () => {
     const m = model(TINY);
     const tokens = prompt(61, TINY.vocab);
     const whole = lastLogits(m, tokens);
-    for (const chunk of [1, 2, 3, 4, 5, 15, 16, 17, 33]) assert.deepEqual(lastLogits(m, tokens, chunk), whole, `chunks of ${chunk}`);
+    for (const chunk of [1, 2, 3, 4, 5, 15, 16, 17, 33])
+      assert.deepEqual(lastLogits(m, tokens, chunk), whole, `chunks of ${chunk}`);
   });
 
   it("gives the same bits alone and in company", () => {
@@ -80,8 +104,14 @@ describe("the forward pass", () => {
     const alone = [a, b, c].map((tokens) => lastLogits(m, tokens));
     const tables = [a, b, c].map(() => m.takeTable());
     const all = [a, b, c].map((tokens, index) => rowsOf(m, tables[index]!, tokens));
-    m.forward(all.flatMap((rows) => rows.slice(0, -1)), all.flat().length - 3);
-    const together = m.forward(all.map((rows) => rows.at(-1)!), 0);
+    m.forward(
+      all.flatMap((rows) => rows.slice(0, -1)),
+      all.flat().length - 3,
+    );
+    const together = m.forward(
+      all.map((rows) => rows.at(-1)!),
+      0,
+    );
     alone.forEach((logits, index) => {
       assert.deepEqual(together.slice(index * TINY.vocab, (index + 1) * TINY.vocab), logits);
     });

@@ -20,7 +20,9 @@ export function referenceLogits(gguf: Gguf, shape: LlamaShape, tokens: readonly 
       const out = new Array<number>(heads * headDim).fill(0);
       for (let head = 0; head < heads; head++) {
         const kv = Math.floor(head / (heads / kvHeads)) * headDim;
-        const scores = k.slice(0, at + 1).map((key) => dot(q[at]!, head * headDim, key, kv, headDim) / Math.sqrt(headDim));
+        const scores = k
+          .slice(0, at + 1)
+          .map((key) => dot(q[at]!, head * headDim, key, kv, headDim) / Math.sqrt(headDim));
         const most = Math.max(...scores);
         const weights = scores.map((score) => Math.exp(score - most));
         const total = weights.reduce((sum, weight) => sum + weight, 0);
@@ -35,7 +37,14 @@ export function referenceLogits(gguf: Gguf, shape: LlamaShape, tokens: readonly 
       const normed = norm(x, w("ffn_norm"), shape.epsilon);
       const gate = times(w("ffn_gate"), normed, ffDim);
       const up = times(w("ffn_up"), normed, ffDim);
-      addTo(x, times(w("ffn_down"), gate.map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!), dim));
+      addTo(
+        x,
+        times(
+          w("ffn_down"),
+          gate.map((g, i) => (g / (1 + Math.exp(-g))) * up[i]!),
+          dim,
+        ),
+      );
     });
   }
   return times(embedding, norm(xs.at(-1)!, m("output_norm.weight"), shape.epsilon), shape.vocab);

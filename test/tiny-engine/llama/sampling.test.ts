@@ -3,11 +3,25 @@ import { exp, ln, sin, cos } from "../../../services/tiny-engine/llama/exact-mat
 import { logprobs, sample, uniform, type SamplingParams } from "../../../services/tiny-engine/llama/sampling.ts";
 
 const GREEDY: SamplingParams = {
-  temperature: 0, topP: 1, topK: 0, minP: 0, seed: 0n, presencePenalty: 0, frequencyPenalty: 0, repetitionPenalty: 1, logitBias: undefined,
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  seed: 0n,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  repetitionPenalty: 1,
+  logitBias: undefined,
 };
 const NOTHING = { promptTokens: new Set<number>(), outputCounts: new Map<number, number>() };
 
-function pick(logits: readonly number[], over: Partial<SamplingParams> = {}, history = NOTHING, position = 0, banned: number[] = []): number {
+function pick(
+  logits: readonly number[],
+  over: Partial<SamplingParams> = {},
+  history = NOTHING,
+  position = 0,
+  banned: number[] = [],
+): number {
   return sample(Float32Array.from(logits), { ...GREEDY, ...over }, history, position, banned);
 }
 
@@ -15,7 +29,8 @@ function pick(logits: readonly number[], over: Partial<SamplingParams> = {}, his
 function shares(logits: readonly number[], over: Partial<SamplingParams>): number[] {
   const draws = 20_000;
   const counts = logits.map(() => 0);
-  for (let position = 0; position < draws; position++) counts[pick(logits, { temperature: 1, seed: 5n, ...over }, NOTHING, position)]!++;
+  for (let position = 0; position < draws; position++)
+    counts[pick(logits, { temperature: 1, seed: 5n, ...over }, NOTHING, position)]!++;
   return counts.map((count) => count / draws);
 }
 
@@ -28,7 +43,9 @@ describe("sampling", () => {
     const logits = [0, 1, 2];
     const weights = logits.map(Math.exp);
     const total = weights.reduce((sum, weight) => sum + weight);
-    shares(logits, {}).forEach((share, token) => assert.ok(Math.abs(share - weights[token]! / total) < 0.015, `${token}: ${share}`));
+    shares(logits, {}).forEach((share, token) =>
+      assert.ok(Math.abs(share - weights[token]! / total) < 0.015, `${token}: ${share}`),
+    );
   });
 
   it("sharpens with a low temperature", () => {
@@ -57,7 +74,8 @@ describe("sampling", () => {
 
   it("is a function of seed and position alone", () => {
     const logits = Array.from({ length: 50 }, (_, token) => Math.sin(token * 7));
-    const run = (seed: bigint): number[] => Array.from({ length: 30 }, (_, position) => pick(logits, { temperature: 1, seed }, NOTHING, position));
+    const run = (seed: bigint): number[] =>
+      Array.from({ length: 30 }, (_, position) => pick(logits, { temperature: 1, seed }, NOTHING, position));
     assert.deepEqual(run(7n), run(7n));
     assert.notDeepEqual(run(7n), run(8n));
     assert.notDeepEqual(run(1n), run(1n + (1n << 40n)));
@@ -67,7 +85,13 @@ describe("sampling", () => {
     const { chosen, top } = logprobs(Float32Array.from([0, Math.log(3)]), 0, 2);
     assert.ok(Math.abs(chosen.logprob - Math.log(0.25)) < 1e-6);
     assert.equal(chosen.rank, 2);
-    assert.deepEqual(top.map(({ token, rank }) => [token, rank]), [[1, 1], [0, 2]]);
+    assert.deepEqual(
+      top.map(({ token, rank }) => [token, rank]),
+      [
+        [1, 1],
+        [0, 2],
+      ],
+    );
   });
 });
 
@@ -85,7 +109,8 @@ describe("random numbers", () => {
 
 describe("exact mathematics", () => {
   it("agrees with the usual functions to twelve digits", () => {
-    const close = (a: number, b: number): void => assert.ok(Math.abs(a - b) <= 1e-12 * Math.max(1, Math.abs(b)), `${a} and ${b}`);
+    const close = (a: number, b: number): void =>
+      assert.ok(Math.abs(a - b) <= 1e-12 * Math.max(1, Math.abs(b)), `${a} and ${b}`);
     for (let x = -40; x <= 40; x += 0.37) close(exp(x), Math.exp(x));
     for (let x = 0.001; x <= 1e6; x *= 1.7) close(ln(x), Math.log(x));
     for (let x = -3000; x <= 3000; x += 7.7) {

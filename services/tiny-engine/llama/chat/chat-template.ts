@@ -27,26 +27,39 @@ export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
   try {
     nodes = parseTemplate(source);
     // A trial finds what parsing doesn't: filters and functions that are not known.
-    render(nodes, { bos_token: "", eos_token: "", messages: [{ role: "user", content: "?" }], add_generation_prompt: true });
+    render(nodes, {
+      bos_token: "",
+      eos_token: "",
+      messages: [{ role: "user", content: "?" }],
+      add_generation_prompt: true,
+    });
   } catch (error) {
     if (error instanceof TemplateError) throw new GgufError(error.message);
     if (!(error instanceof RefusedByTemplate)) throw error;
     nodes = parseTemplate(source);
   }
-  const name = (token: number | undefined): string => (token === undefined ? "" : Buffer.from(bpe.bytes(token)).toString("utf8"));
+  const name = (token: number | undefined): string =>
+    token === undefined ? "" : Buffer.from(bpe.bytes(token)).toString("utf8");
   const eosToken = gguf.metadata.get("tokenizer.ggml.eos_token_id");
   const globals = { bos_token: name(bpe.bos), eos_token: name(typeof eosToken === "number" ? eosToken : undefined) };
 
   const write = (messages: readonly Message[], openTurn: boolean): string => {
     try {
-      return render(nodes, { ...globals, messages: messages.map((message) => ({ ...message })), add_generation_prompt: openTurn });
+      return render(nodes, {
+        ...globals,
+        messages: messages.map((message) => ({ ...message })),
+        add_generation_prompt: openTurn,
+      });
     } catch (error) {
-      if (error instanceof RefusedByTemplate || error instanceof TemplateError) throw badRequest(error.message, "messages");
+      if (error instanceof RefusedByTemplate || error instanceof TemplateError)
+        throw badRequest(error.message, "messages");
       throw error;
     }
   };
   return (messages, openTurn, continueFinal) => {
-    const mark = MARKS.find((candidate) => messages.every(({ role, content }) => !`${role}${content}`.includes(candidate)));
+    const mark = MARKS.find((candidate) =>
+      messages.every(({ role, content }) => !`${role}${content}`.includes(candidate)),
+    );
     if (mark === undefined) throw badRequest("The messages hold noncharacters of Unicode.", "messages");
     const tame = (text: string): string => bpe.hideSpecials(text, mark);
     const safe = messages.map(({ role, content }) => ({ role: tame(role), content: tame(content) }));

@@ -10,14 +10,22 @@ export type Node =
   | { readonly kind: "text"; readonly text: string }
   | { readonly kind: "print"; readonly value: Expression }
   | { readonly kind: "set"; readonly target: readonly string[]; readonly value: Expression }
-  | { readonly kind: "if"; readonly branches: readonly { readonly test: Expression | null; readonly body: readonly Node[] }[] }
+  | {
+      readonly kind: "if";
+      readonly branches: readonly { readonly test: Expression | null; readonly body: readonly Node[] }[];
+    }
   | { readonly kind: "for"; readonly name: string; readonly list: Expression; readonly body: readonly Node[] };
 
 export type Expression =
   | { readonly kind: "literal"; readonly value: string | number | boolean | null }
   | { readonly kind: "name"; readonly name: string }
   | { readonly kind: "member"; readonly of: Expression; readonly key: Expression }
-  | { readonly kind: "slice"; readonly of: Expression; readonly from: Expression | null; readonly to: Expression | null }
+  | {
+      readonly kind: "slice";
+      readonly of: Expression;
+      readonly from: Expression | null;
+      readonly to: Expression | null;
+    }
   | { readonly kind: "call"; readonly callee: Expression; readonly args: readonly Expression[] }
   | { readonly kind: "filter"; readonly of: Expression; readonly name: string }
   | { readonly kind: "is"; readonly of: Expression; readonly test: string; readonly negated: boolean }
@@ -34,7 +42,13 @@ export function parseTemplate(source: string): Node[] {
       const text = withoutTagSpace(part, tags[index - 1], tags[index + 1]);
       if (text !== "") pieces.push({ tag: "text", text });
     } else if (!part.startsWith("{#")) {
-      pieces.push({ tag: part.startsWith("{{") ? "print" : "block", text: part.slice(2, -2).replace(/^[-+]|[-+]$/g, "").trim() });
+      pieces.push({
+        tag: part.startsWith("{{") ? "print" : "block",
+        text: part
+          .slice(2, -2)
+          .replace(/^[-+]|[-+]$/g, "")
+          .trim(),
+      });
     }
   });
   let at = 0;
@@ -63,7 +77,8 @@ export function parseTemplate(source: string): Node[] {
       return { kind: "set", target: set[1]!.split("."), value: new Parser(set[2]!).whole() };
     }
     const loop = /^for\s+(\w+)\s+in\s+(.*)$/s.exec(text);
-    if (loop !== null) return { kind: "for", name: loop[1]!, list: new Parser(loop[2]!).whole(), body: body(["endfor"]) };
+    if (loop !== null)
+      return { kind: "for", name: loop[1]!, list: new Parser(loop[2]!).whole(), body: body(["endfor"]) };
     if (word !== "if") throw new TemplateError(`the chat template uses {% ${word} %}, which this engine doesn't know`);
     const branches: { test: Expression | null; body: readonly Node[] }[] = [];
     for (let head = text; ; head = pieces[at++]!.text) {
@@ -79,7 +94,8 @@ export function parseTemplate(source: string): Node[] {
 function withoutTagSpace(part: string, before: string | undefined, after: string | undefined): string {
   let text = part;
   if (after?.[2] === "-") text = text.trimEnd();
-  else if (after?.startsWith("{{") === false) text = text.replace(before === undefined ? /(^|\n)[ \t]+$/ : /(\n)[ \t]+$/, "$1");
+  else if (after?.startsWith("{{") === false)
+    text = text.replace(before === undefined ? /(^|\n)[ \t]+$/ : /(\n)[ \t]+$/, "$1");
   if (before?.at(-3) === "-") text = text.trimStart();
   else if (before?.startsWith("{{") === false) text = text.replace(/^\n/, "");
   return text;
@@ -87,8 +103,21 @@ function withoutTagSpace(part: string, before: string | undefined, after: string
 
 const TOKEN = /\s*(?:("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(\d+)|(\w+)|(==|!=|<=|>=|[-+~<>()[\].,|:%]))/sy;
 /** Loosest first. */
-const LEVELS: readonly (readonly string[])[] = [["or"], ["and"], ["==", "!=", "<", ">", "<=", ">=", "in"], ["+", "-", "~"], ["%"]];
-const NAMED: Readonly<Record<string, boolean | null>> = { true: true, True: true, false: false, False: false, none: null, None: null };
+const LEVELS: readonly (readonly string[])[] = [
+  ["or"],
+  ["and"],
+  ["==", "!=", "<", ">", "<=", ">=", "in"],
+  ["+", "-", "~"],
+  ["%"],
+];
+const NAMED: Readonly<Record<string, boolean | null>> = {
+  true: true,
+  True: true,
+  false: false,
+  False: false,
+  none: null,
+  None: null,
+};
 
 class Parser {
   readonly #tokens: string[] = [];
@@ -112,7 +141,9 @@ class Parser {
   }
 
   #unknown(): TemplateError {
-    return new TemplateError(`the chat template has ${JSON.stringify(this.#source)}, which this engine doesn't understand`);
+    return new TemplateError(
+      `the chat template has ${JSON.stringify(this.#source)}, which this engine doesn't understand`,
+    );
   }
 
   #take(...wanted: string[]): boolean {
@@ -141,7 +172,12 @@ class Parser {
       const isNotIn = level === 2 && operator === "not" && this.#tokens[this.#at + 1] === "in";
       if (!isNotIn && !LEVELS[level]!.includes(operator)) return left;
       this.#at += isNotIn ? 2 : 1;
-      const both: Expression = { kind: "binary", operator: isNotIn ? "in" : operator, left, right: this.#level(level + 1) };
+      const both: Expression = {
+        kind: "binary",
+        operator: isNotIn ? "in" : operator,
+        left,
+        right: this.#level(level + 1),
+      };
       left = isNotIn ? { kind: "not", of: both } : both;
     }
   }
@@ -154,7 +190,8 @@ class Parser {
       this.#need(")");
       return inner;
     }
-    if (token === "-") return { kind: "binary", operator: "-", left: { kind: "literal", value: 0 }, right: this.#postfix(this.#atom()) };
+    if (token === "-")
+      return { kind: "binary", operator: "-", left: { kind: "literal", value: 0 }, right: this.#postfix(this.#atom()) };
     if (/^["']/.test(token)) return { kind: "literal", value: unescape(token.slice(1, -1)) };
     if (/^\d/.test(token)) return { kind: "literal", value: Number(token) };
     if (!/^\w/.test(token)) throw this.#unknown();

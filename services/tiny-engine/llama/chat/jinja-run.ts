@@ -27,8 +27,20 @@ function run(nodes: readonly Node[], scopes: readonly Scope[]): string {
       const list = evaluate(node.list, scopes);
       if (!Array.isArray(list)) throw new TemplateError("the chat template loops over what is no list");
       list.forEach((item: Value, index0: number) => {
-        const loop = { index0, index: index0 + 1, first: index0 === 0, last: index0 === list.length - 1, length: list.length };
-        out += run(node.body, [...scopes, new Map<string, Value>([[node.name, item], ["loop", loop]])]);
+        const loop = {
+          index0,
+          index: index0 + 1,
+          first: index0 === 0,
+          last: index0 === list.length - 1,
+          length: list.length,
+        };
+        out += run(node.body, [
+          ...scopes,
+          new Map<string, Value>([
+            [node.name, item],
+            ["loop", loop],
+          ]),
+        ]);
       });
     }
   }
@@ -49,19 +61,33 @@ function look(name: string, scopes: readonly Scope[]): Value {
 function evaluate(expression: Expression, scopes: readonly Scope[]): Value {
   const get = (inner: Expression): Value => evaluate(inner, scopes);
   switch (expression.kind) {
-    case "literal": return expression.value;
-    case "name": return look(expression.name, scopes);
-    case "member": return member(get(expression.of), get(expression.key));
-    case "not": return !truth(get(expression.of));
-    case "choose": return truth(get(expression.test)) ? get(expression.yes) : expression.no === null ? undefined : get(expression.no);
-    case "filter": return filter(expression.name, get(expression.of));
-    case "is": return test(expression.test, get(expression.of)) !== expression.negated;
-    case "call": return call(expression.callee, expression.args.map(get), scopes);
-    case "binary": return binary(expression.operator, expression.left, expression.right, get);
+    case "literal":
+      return expression.value;
+    case "name":
+      return look(expression.name, scopes);
+    case "member":
+      return member(get(expression.of), get(expression.key));
+    case "not":
+      return !truth(get(expression.of));
+    case "choose":
+      return truth(get(expression.test))
+        ? get(expression.yes)
+        : expression.no === null
+          ? undefined
+          : get(expression.no);
+    case "filter":
+      return filter(expression.name, get(expression.of));
+    case "is":
+      return test(expression.test, get(expression.of)) !== expression.negated;
+    case "call":
+      return call(expression.callee, expression.args.map(get), scopes);
+    case "binary":
+      return binary(expression.operator, expression.left, expression.right, get);
     case "slice": {
       const of = get(expression.of);
-      if (typeof of !== "string" && !Array.isArray(of)) throw new TemplateError("the chat template slices what is neither text nor list");
-      const [from, to] = [expression.from, expression.to].map((end) => end === null ? undefined : Number(get(end)));
+      if (typeof of !== "string" && !Array.isArray(of))
+        throw new TemplateError("the chat template slices what is neither text nor list");
+      const [from, to] = [expression.from, expression.to].map((end) => (end === null ? undefined : Number(get(end))));
       return (of as string).slice(from, to);
     }
   }
@@ -73,17 +99,32 @@ function binary(operator: string, left: Expression, right: Expression, get: (inn
   if (operator === "or") return truth(a) ? a : get(right);
   const b = get(right);
   switch (operator) {
-    case "==": return a === b;
-    case "!=": return a !== b;
-    case "~": return print(a) + print(b);
-    case "+": return typeof a === "string" || typeof b === "string" ? print(a) + print(b) : Number(a) + Number(b);
-    case "-": return Number(a) - Number(b);
-    case "%": return Number(a) % Number(b);
-    case "<": return Number(a) < Number(b);
-    case ">": return Number(a) > Number(b);
-    case "<=": return Number(a) <= Number(b);
-    case ">=": return Number(a) >= Number(b);
-    default: return typeof b === "string" ? b.includes(print(a)) : Array.isArray(b) ? b.includes(a) : isObject(b) && Object.hasOwn(b, print(a));
+    case "==":
+      return a === b;
+    case "!=":
+      return a !== b;
+    case "~":
+      return print(a) + print(b);
+    case "+":
+      return typeof a === "string" || typeof b === "string" ? print(a) + print(b) : Number(a) + Number(b);
+    case "-":
+      return Number(a) - Number(b);
+    case "%":
+      return Number(a) % Number(b);
+    case "<":
+      return Number(a) < Number(b);
+    case ">":
+      return Number(a) > Number(b);
+    case "<=":
+      return Number(a) <= Number(b);
+    case ">=":
+      return Number(a) >= Number(b);
+    default:
+      return typeof b === "string"
+        ? b.includes(print(a))
+        : Array.isArray(b)
+          ? b.includes(a)
+          : isObject(b) && Object.hasOwn(b, print(a));
   }
 }
 
@@ -113,18 +154,25 @@ const METHODS: Readonly<Record<string, (text: string, args: readonly Value[]) =>
 
 function filter(name: string, value: Value): Value {
   const known = FILTERS[name];
-  if (known === undefined) throw new TemplateError(`the chat template uses the filter ${name}, which this engine doesn't know`);
+  if (known === undefined)
+    throw new TemplateError(`the chat template uses the filter ${name}, which this engine doesn't know`);
   return known(value);
 }
 
 function test(name: string, value: Value): boolean {
   switch (name) {
-    case "defined": return value !== undefined;
-    case "none": return value === null;
-    case "string": return typeof value === "string";
-    case "mapping": return isObject(value);
-    case "iterable": return typeof value === "string" || Array.isArray(value) || isObject(value);
-    default: throw new TemplateError(`the chat template uses the test "is ${name}", which this engine doesn't know`);
+    case "defined":
+      return value !== undefined;
+    case "none":
+      return value === null;
+    case "string":
+      return typeof value === "string";
+    case "mapping":
+      return isObject(value);
+    case "iterable":
+      return typeof value === "string" || Array.isArray(value) || isObject(value);
+    default:
+      throw new TemplateError(`the chat template uses the test "is ${name}", which this engine doesn't know`);
   }
 }
 

@@ -106,7 +106,10 @@ function compute(model: Model, parts: readonly Part[], nowMs: number): GivenToke
   for (let at = 0; at < jobs.length; at += MAX_ROWS) {
     const slice = jobs.slice(at, at + MAX_ROWS);
     const logitsOf = Math.min(slice.length, Math.max(0, silent.length - at));
-    const logits = model.forward(slice.map(({ row }) => row), logitsOf);
+    const logits = model.forward(
+      slice.map(({ row }) => row),
+      logitsOf,
+    );
     slice.slice(logitsOf).forEach(({ sequence, row, use }, index) => {
       const own = logits.subarray(index * model.shape.vocab, (index + 1) * model.shape.vocab);
       if (use === "prompt") sequence.takePromptRow(own, row.position);

@@ -15,17 +15,25 @@ export function kvLayout(shape: LlamaShape): string {
 /** Copies the first `rows` rows out of a block of the kernel. */
 export function packRows(block: Uint8Array, rows: number, shape: LlamaShape): Uint8Array<ArrayBuffer> {
   const packed = new Uint8Array(rows * kvRowBytes(shape));
-  eachPlane(shape, rows, (inBlock, inPacked, length) => packed.set(block.subarray(inBlock, inBlock + length), inPacked));
+  eachPlane(shape, rows, (inBlock, inPacked, length) =>
+    packed.set(block.subarray(inBlock, inBlock + length), inPacked),
+  );
   return packed;
 }
 
 /** Copies rows into a block of the kernel. */
 export function unpackRows(block: Uint8Array, packed: Uint8Array, shape: LlamaShape): void {
   const rows = packed.length / kvRowBytes(shape);
-  eachPlane(shape, rows, (inBlock, inPacked, length) => block.set(packed.subarray(inPacked, inPacked + length), inBlock));
+  eachPlane(shape, rows, (inBlock, inPacked, length) =>
+    block.set(packed.subarray(inPacked, inPacked + length), inBlock),
+  );
 }
 
-function eachPlane(shape: LlamaShape, rows: number, copy: (inBlock: number, inPacked: number, length: number) => void): void {
+function eachPlane(
+  shape: LlamaShape,
+  rows: number,
+  copy: (inBlock: number, inPacked: number, length: number) => void,
+): void {
   const lineBytes = shape.kvHeads * shape.headDim * 4;
   for (let plane = 0; plane < shape.layers * 2; plane++) {
     copy(plane * KV_BLOCK_TOKENS * lineBytes, plane * rows * lineBytes, rows * lineBytes);

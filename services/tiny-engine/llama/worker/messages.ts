@@ -9,7 +9,10 @@ export interface WorkerStart {
   readonly kvBytes: number;
 }
 
-export type Command = Add | { readonly kind: "drop"; readonly id: number } | { readonly kind: "hang"; readonly hung: boolean };
+export type Command =
+  | Add
+  | { readonly kind: "drop"; readonly id: number }
+  | { readonly kind: "hang"; readonly hung: boolean };
 
 /** A sequence to run. The engine has made sure that there are blocks for all its tokens. */
 export interface Add {

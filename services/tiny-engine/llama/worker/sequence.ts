@@ -84,14 +84,21 @@ export class Sequence {
     const held = outputs < add.minTokens;
     const raw = add.logprobs === null ? null : logits.slice();
     const banned = held ? [...add.eos, ...add.stopTokenIds] : NONE;
-    const token = sample(logits, add.params, { promptTokens: this.#promptSet, outputCounts: this.#counts }, this.tokens.length, banned);
+    const token = sample(
+      logits,
+      add.params,
+      { promptTokens: this.#promptSet, outputCounts: this.#counts },
+      this.tokens.length,
+      banned,
+    );
     this.tokens.push(token);
     this.#counts.set(token, (this.#counts.get(token) ?? 0) + 1);
     this.#pace(outputs + 1, nowMs);
     const ends = add.eos.has(token) || add.stopTokenIds.has(token);
     const chosen = raw === null ? null : logprobs(raw, token, add.logprobs!);
     return {
-      id: this.id, token,
+      id: this.id,
+      token,
       finish: ends ? "stop" : outputs + 1 >= add.maxTokens ? "length" : null,
       logprobs: chosen === null ? null : { logprob: chosen.chosen.logprob, rank: chosen.chosen.rank, top: chosen.top },
       promptLogprobs: outputs === 0 ? this.#promptLogprobs : null,

@@ -52,8 +52,13 @@ function spawn(start: WorkerStart): Worker {
   if (!import.meta.url.endsWith(".ts")) return new Worker(new URL("./worker.js", import.meta.url), options);
   // Node 20 doesn't hand the loader of TypeScript on to threads, so in development they fetch it themselves.
   // Found this way because import.meta.resolve is missing where tsx runs a module as CommonJS, as it does for mocha.
-  const api = createRequire(import.meta.url).resolve("tsx/esm/api").replace(/\.cjs$/, ".mjs");
+  const api = createRequire(import.meta.url)
+    .resolve("tsx/esm/api")
+    .replace(/\.cjs$/, ".mjs");
   const loader = JSON.stringify(pathToFileURL(api).href);
   const main = JSON.stringify(new URL("./worker.ts", import.meta.url).href);
-  return new Worker(`import(${loader}).then(({ register }) => { register(); return import(${main}); })`, { ...options, eval: true });
+  return new Worker(`import(${loader}).then(({ register }) => { register(); return import(${main}); })`, {
+    ...options,
+    eval: true,
+  });
 }

@@ -49,7 +49,10 @@ function serve(batch: Batch): void {
 }
 
 function post(report: Report): void {
-  port.postMessage(report, report.kv.flatMap(({ blocks }) => blocks.map(({ buffer }) => buffer)));
+  port.postMessage(
+    report,
+    report.kv.flatMap(({ blocks }) => blocks.map(({ buffer }) => buffer)),
+  );
 }
 
 const start = workerData as WorkerStart;

@@ -16,7 +16,11 @@ export interface FakeMember {
 
 export interface FakePool extends Pool {
   set(members: readonly FakeMember[]): void;
-  readonly drained: readonly { readonly instanceId: string; readonly undrain: boolean; readonly reason: string | undefined }[];
+  readonly drained: readonly {
+    readonly instanceId: string;
+    readonly undrain: boolean;
+    readonly reason: string | undefined;
+  }[];
 }
 
 export const ONE_PAIR: readonly FakeMember[] = [
@@ -68,7 +72,15 @@ function snapshotOf(members: readonly FakeMember[]): PoolSnapshot {
   return { prefill: of("prefill"), decode: of("decode"), models, brokenPairs: new Set() };
 }
 
-function memberOf({ id, role, model = "tiny", maxModelLen = 512, slots = 4, eligible = true, reason = "" }: FakeMember): Member {
+function memberOf({
+  id,
+  role,
+  model = "tiny",
+  maxModelLen = 512,
+  slots = 4,
+  eligible = true,
+  reason = "",
+}: FakeMember): Member {
   return {
     info: create(InfoSchema, {
       instanceId: id,

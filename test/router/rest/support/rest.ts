@@ -65,8 +65,15 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const receipts = createReceipts({ limit: 50, watcherLimit: 2 });
   const servingMetrics = createServingMetrics(metrics, admission);
   const serving = createServing({
-    pool, admission, relay, receipts, metrics: servingMetrics, log: logs.log, clock: systemClock,
-    legsLimit: o.legsLimit ?? 64, deadlineMs: 60_000,
+    pool,
+    admission,
+    relay,
+    receipts,
+    metrics: servingMetrics,
+    log: logs.log,
+    clock: systemClock,
+    legsLimit: o.legsLimit ?? 64,
+    deadlineMs: 60_000,
     ...(o.strict === undefined ? {} : { strict: o.strict }),
     ...(o.stale === undefined ? {} : { stale: o.stale }),
   });
@@ -74,7 +81,11 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const http = await serveHttp(
     "127.0.0.1:0",
     restHandler({
-      serving, pool, metrics, servingMetrics, log: logs.log,
+      serving,
+      pool,
+      metrics,
+      servingMetrics,
+      log: logs.log,
       apiKey: o.apiKey ?? "",
       bodyLimitBytes: o.bodyLimitBytes ?? 1_000_000,
       bodyBudget,
@@ -83,14 +94,27 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
       routerService: (_req, _res, next) => next(),
       grpcAddress: "127.0.0.1:3001",
       checkHost: hostChecks({
-        "rest.listen": o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0", "rest.advertise": undefined, "rest.hosts": [], api_key: "", token: "", ...o.hosts,
+        "rest.listen": o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0",
+        "rest.advertise": undefined,
+        "rest.hosts": [],
+        api_key: "",
+        token: "",
+        ...o.hosts,
       }),
     }),
     { connections: 100, headMs: o.headMs ?? 5_000, bodyMs: o.bodyMs ?? 10_000, stallMs: o.stallMs ?? 5_000 },
   );
   const url = `http://${http.address}`;
   return {
-    url, pool, relay, receipts, serving, logs, metrics, http, bodyBudget,
+    url,
+    pool,
+    relay,
+    receipts,
+    serving,
+    logs,
+    metrics,
+    http,
+    bodyBudget,
     port: Number(http.address.split(":").at(-1)),
     post: (path, body, { headers = {}, signal } = {}) =>
       fetch(`${url}${path}`, {
