@@ -12,8 +12,8 @@ import {
   type Config,
 } from "../common/config.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
-import { POLICY_NAMES } from "./policy/index.ts";
-import { REPLAY_MODES } from "./relay/request.ts";
+import { POLICY_NAMES } from "./placement/policies.ts";
+import { REPLAY_MODES } from "./request/request.ts";
 
 export const routerConfig = defineConfig(
   "router",

@@ -4,7 +4,7 @@ import { overlayConfig, settingsOf, type Setting } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import type { Metrics } from "../common/metrics.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
-import { policyOf, type Policy } from "./policy/index.ts";
+import { policyOf, type Policy } from "./placement/policies.ts";
 
 /** What may change. Everything else is read once, at the start. */
 export const CHANGEABLE = [

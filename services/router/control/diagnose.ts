@@ -5,7 +5,7 @@ import type { DiagnosisSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { asServiceError } from "../../common/errors.ts";
 import { pairFault } from "../pool/compat.ts";
 import type { Member } from "../pool/member.ts";
-import { canaryFault, type CanaryResult } from "../pool/pair-canary.ts";
+import { canaryFault, type CanaryResult } from "../probe/pair-canary.ts";
 import type { PoolSnapshot } from "../pool/pool.ts";
 
 type Diagnosis = MessageInitShape<typeof DiagnosisSchema>;

@@ -1,7 +1,7 @@
 // A receipt as RouterService tells it.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Outcome, type ReceiptSchema } from "#gen/tandem/router/v1/router_pb.js";
-import type { ReceiptDraft } from "../relay/receipt.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 
 const OUTCOMES = {
   running: Outcome.UNSPECIFIED,

@@ -1,7 +1,7 @@
 // The receipts of requests: those that run, and the last that ended in a ring. Bounded on every side; a watcher that
 // reads too slowly loses some and is told how many.
 import { ServiceError } from "../../common/errors.ts";
-import type { ReceiptDraft } from "../relay/receipt.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 import type { ReceiptBook } from "../serving/serving.ts";
 
 /** Receipts that one watcher may be behind. */

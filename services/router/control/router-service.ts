@@ -8,7 +8,7 @@ import type { Log } from "../../common/log.ts";
 import { TANDEM_VERSION } from "../../common/version.ts";
 import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
-import type { CanaryResult } from "../pool/pair-canary.ts";
+import type { CanaryResult } from "../probe/pair-canary.ts";
 import type { Member, Pool } from "../pool/pool.ts";
 import { diagnose } from "./diagnose.ts";
 import { receiptMessage } from "./receipt-message.ts";

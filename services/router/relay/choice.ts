@@ -2,20 +2,20 @@
 // further one may. Once a byte of this choice was delivered, a further attempt has to write the same again (sent-so-far.ts).
 import type { ServiceError } from "../../common/errors.ts";
 import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
-import { RelayLeg } from "./leg.ts";
-import type { LegContext, LegOwner, Refusal } from "./leg.ts";
-import type { Handoff, LegOutcome } from "./legs.ts";
+import { RelayLeg } from "../leg/run.ts";
+import type { LegContext, LegOwner, Refusal } from "../leg/run.ts";
+import type { Handoff, LegOutcome } from "../leg/protocol.ts";
 import type { Member } from "../pool/pool.ts";
-import { Avoid } from "./placement.ts";
-import type { Place, Placer } from "./placement.ts";
-import { createLegDraft, FALLBACK_LIMIT } from "./receipt.ts";
+import { Avoid } from "../placement/placement.ts";
+import type { Place, Placer } from "../placement/placement.ts";
+import { createLegDraft, FALLBACK_LIMIT } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
 import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
-import { estimateTokens } from "./estimate-tokens.ts";
+import { estimateTokens } from "../request/estimate-tokens.ts";
 import type { RetryBudget } from "./retry-budget.ts";
-import type { Fallback } from "./metrics.ts";
-import type { ReceiptDraft } from "./receipt.ts";
-import type { RelayRequest } from "./request.ts";
+import type { Fallback } from "../request/metrics.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
+import type { RelayRequest } from "../request/request.ts";
 import type { Waiting, WaitRoom } from "./wait-room.ts";
 
 /** Kinds of engines that write the same bytes again for a greedy or seeded request: test/tiny-engine/llama/repeatable.test.ts. */

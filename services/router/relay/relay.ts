@@ -7,22 +7,22 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
-import type { Policy } from "../policy/index.ts";
+import type { Policy } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Choice } from "./choice.ts";
 import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
-import type { RelayLeg } from "./leg.ts";
-import { AnswerPaces } from "./leg-bounds.ts";
+import type { RelayLeg } from "../leg/run.ts";
+import { AnswerPaces } from "../leg/bounds.ts";
 import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
-import { createRelayMetrics } from "./metrics.ts";
-import { createPlacer } from "./placement.ts";
-import { startCanaries } from "./canaries.ts";
+import { createRelayMetrics } from "../request/metrics.ts";
+import { createPlacer } from "../placement/placement.ts";
+import { startCanaries } from "../probe/canaries.ts";
 import { createRetryBudget } from "./retry-budget.ts";
-import type { ReceiptDraft } from "./receipt.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 import { createWaitRoom } from "./wait-room.ts";
-import type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
+import type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
 
-export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "./request.ts";
+export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
 
 export interface Relay {
   /**

@@ -1,5 +1,5 @@
 // Where the time of a request went, for `curl -i` and a browser's network panel (W3C Server Timing). Milliseconds.
-import type { ReceiptDraft } from "../relay/receipt.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 
 /** What is known of the draft now. Of several legs, the one that took longest in each part. */
 export function serverTiming(draft: ReceiptDraft): string {

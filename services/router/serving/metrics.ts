@@ -2,7 +2,7 @@
 import type { Metrics } from "../../common/metrics.ts";
 import type { Admission } from "../admission/admission.ts";
 import { REFUSALS, type Refusal } from "../admission/refusals.ts";
-import type { ReceiptDraft } from "../relay/receipt.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Ending } from "../relay/relay.ts";
 
 export interface ServingMetrics {

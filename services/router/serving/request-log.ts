@@ -1,6 +1,6 @@
 // The one line that the log gets of a request.
 import type { Log } from "../../common/log.ts";
-import type { ReceiptDraft } from "../relay/receipt.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Ending } from "../relay/relay.ts";
 
 export function logEnded(log: Log, draft: ReceiptDraft, ending: Ending | undefined, error: unknown): void {

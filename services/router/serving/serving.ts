@@ -7,7 +7,7 @@ import type { Log } from "../../common/log.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import type { Admission, Place } from "../admission/admission.ts";
 import type { Pool } from "../pool/pool.ts";
-import { createReceiptDraft, type ReceiptDraft } from "../relay/receipt.ts";
+import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
 import { readOpenAiRequest } from "./openai-request.ts";
 import { lackOf } from "./readiness.ts";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { createReceipts } from "../../../services/router/control/receipts.ts";
-import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/relay/receipt.ts";
+import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/request/receipt.ts";
 
 const draft = (requestId: string, clientId?: string): ReceiptDraft =>
   createReceiptDraft({ requestId, clientId, startedUnixMs: 0, path: "/v1/completions", model: "m", stream: false });

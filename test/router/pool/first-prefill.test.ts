@@ -1,9 +1,9 @@
 // Decode alone makes up for prefill that is gone, and not for prefill that is still to come.
 import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { policyOf } from "../../../services/router/policy/index.ts";
+import { policyOf } from "../../../services/router/placement/policies.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
-import { Avoid, createPlacer } from "../../../services/router/relay/placement.ts";
+import { Avoid, createPlacer } from "../../../services/router/placement/placement.ts";
 import { lackOf } from "../../../services/router/serving/readiness.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";

@@ -4,7 +4,7 @@ import { InfoSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
 import { pairable, pairFault } from "../../../services/router/pool/compat.ts";
-import { candidateOf } from "../../../services/router/pool/member.ts";
+import { candidateOf } from "../../../services/router/placement/candidate.ts";
 import { createPool } from "../../../services/router/pool/pool.ts";
 import type { Pool } from "../../../services/router/pool/pool.ts";
 import { silentLog } from "../../support/log-sink.ts";

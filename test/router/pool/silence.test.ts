@@ -9,7 +9,7 @@ import { type Info, InfoSchema } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
 import type { ServiceError } from "../../../services/common/errors.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
-import { reserveMessage } from "../../../services/router/relay/wire.ts";
+import { reserveMessage } from "../../../services/router/leg/wire.ts";
 import { methodPath } from "../../../services/rpc/service.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, within } from "../../support/waits.ts";

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
 import type { RelayLimits } from "../../../services/router/relay/relay.ts";
-import type { RelayRequest } from "../../../services/router/relay/request.ts";
+import type { RelayRequest } from "../../../services/router/request/request.ts";
 import { SentSoFar } from "../../../services/router/relay/sent-so-far.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { deploy, untilNoLegs, type Deployment } from "../support/deployment.ts";

@@ -1,10 +1,10 @@
 // A pool of scripted instances and a relay over it: all of the router but its doors.
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
 import { createMetrics, type Metrics } from "../../../services/common/metrics.ts";
-import { policyOf } from "../../../services/router/policy/index.ts";
+import { policyOf } from "../../../services/router/placement/policies.ts";
 import type { BreakerLimits } from "../../../services/router/pool/breaker.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
-import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/relay/receipt.ts";
+import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/request/receipt.ts";
 import { createRelay } from "../../../services/router/relay/relay.ts";
 import type {
   AnswerSink,

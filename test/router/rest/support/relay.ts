@@ -1,6 +1,6 @@
 // A relay that does what the test says, through the real interface.
 import { ServiceError } from "../../../../services/common/errors.ts";
-import { createLegDraft, type ReceiptDraft } from "../../../../services/router/relay/receipt.ts";
+import { createLegDraft, type ReceiptDraft } from "../../../../services/router/request/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../../../../services/router/relay/relay.ts";
 
 /** One request as the relay got it. */

@@ -6,10 +6,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { CONNECTORS } from "../../../services/kv/index.ts";
-import type { LegTraits, step } from "../../../services/router/relay/legs.ts";
-import { explore } from "./legs-explorer.ts";
+import type { LegTraits, step } from "../../../services/router/leg/protocol.ts";
+import { explore } from "./explorer.ts";
 
-const SOURCE = readFileSync(fileURLToPath(new URL("../../../services/router/relay/legs.ts", import.meta.url)), "utf8");
+const SOURCE = readFileSync(
+  fileURLToPath(new URL("../../../services/router/leg/protocol.ts", import.meta.url)),
+  "utf8",
+);
 
 interface Mutant {
   readonly name: string;

@@ -11,8 +11,8 @@
 // The space is finite (refusals are bounded), so the search is complete and not sampled.
 import assert from "node:assert/strict";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { IDLE, step } from "../../../services/router/relay/legs.ts";
-import type { Handoff, LegEffect, LegEvent, LegState, LegTraits } from "../../../services/router/relay/legs.ts";
+import { IDLE, step } from "../../../services/router/leg/protocol.ts";
+import type { Handoff, LegEffect, LegEvent, LegState, LegTraits } from "../../../services/router/leg/protocol.ts";
 
 export const ERROR = new ServiceError("engine_failed", "Failed.");
 export const HANDOFF: Handoff = { ticket: "t", cachedTokens: undefined };

@@ -7,10 +7,10 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import type { Log } from "../../common/log.ts";
 import { backoffMs } from "../../common/lifecycle.ts";
 import { canaryFault, type CanaryResult } from "./pair-canary.ts";
-import { pairable } from "./compat.ts";
-import type { Member } from "./member.ts";
-import { pairKey } from "./pairs.ts";
-import type { Pool } from "./pool.ts";
+import { pairable } from "../pool/compat.ts";
+import type { Member } from "../pool/member.ts";
+import { pairKey } from "../pool/pairs.ts";
+import type { Pool } from "../pool/pool.ts";
 
 const AGAIN = { minMs: 1_000, maxMs: 30_000 };
 /** At once; the others wait. A big fleet has many pairs, and canaries are work like any other. */

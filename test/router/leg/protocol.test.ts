@@ -1,9 +1,9 @@
 // The protocol of the two legs, explored in every interleaving for the traits of every connector.
 import assert from "node:assert/strict";
 import { CONNECTORS } from "../../../services/kv/index.ts";
-import { step } from "../../../services/router/relay/legs.ts";
-import type { LegEffect, LegEvent, LegState, LegTraits, Step } from "../../../services/router/relay/legs.ts";
-import { ERROR, explore, HANDOFF } from "./legs-explorer.ts";
+import { step } from "../../../services/router/leg/protocol.ts";
+import type { LegEffect, LegEvent, LegState, LegTraits, Step } from "../../../services/router/leg/protocol.ts";
+import { ERROR, explore, HANDOFF } from "./explorer.ts";
 
 /** Of every connector, and alone where its engines serve so. */
 const TRAITS: Record<string, LegTraits> = {};

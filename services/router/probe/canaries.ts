@@ -7,12 +7,12 @@ import type { Metrics } from "../../common/metrics.ts";
 import { CONNECTORS } from "../../kv/index.ts";
 import type { ConnectorName } from "../../kv/connector.ts";
 import type { Pool, Probe } from "../pool/pool.ts";
-import { RelayLeg } from "./leg.ts";
-import type { LegOwner } from "./leg.ts";
-import type { LegOutcome } from "./legs.ts";
-import type { ChoiceContext } from "./choice.ts";
-import type { RelayMetrics } from "./metrics.ts";
-import { createLegDraft } from "./receipt.ts";
+import { RelayLeg } from "../leg/run.ts";
+import type { LegOwner } from "../leg/run.ts";
+import type { LegOutcome } from "../leg/protocol.ts";
+import type { ChoiceContext } from "../relay/choice.ts";
+import type { RelayMetrics } from "../request/metrics.ts";
+import { createLegDraft } from "../request/receipt.ts";
 
 /** Fine enough that what is repaired is back well within two seconds. */
 const TICK_MS = 100;

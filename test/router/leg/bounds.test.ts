@@ -1,6 +1,6 @@
 // How long each part of a request may take, over real gRPC, and that its error names the part.
 import assert from "node:assert/strict";
-import { AnswerPaces, prefillBoundMs } from "../../../services/router/relay/leg-bounds.ts";
+import { AnswerPaces, prefillBoundMs } from "../../../services/router/leg/bounds.ts";
 import type { Member } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { within } from "../../support/waits.ts";

@@ -1,8 +1,8 @@
 // What one attempt is to do: for which choice of which request, on which instances, under which id.
 import type { Member } from "../pool/pool.ts";
-import type { LegTraits } from "./legs.ts";
-import type { LegDraft } from "./receipt.ts";
-import type { RelayRequest } from "./request.ts";
+import type { LegTraits } from "./protocol.ts";
+import type { LegDraft } from "../request/receipt.ts";
+import type { RelayRequest } from "../request/request.ts";
 
 export interface LegTask {
   readonly request: RelayRequest;

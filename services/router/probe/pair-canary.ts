@@ -10,7 +10,7 @@ import { PrefillService, type PrefillResponse } from "#gen/tandem/prefill/v1/pre
 import { asServiceError } from "../../common/errors.ts";
 import { CONNECTORS } from "../../kv/index.ts";
 import type { ConnectorName } from "../../kv/connector.ts";
-import type { Member } from "./member.ts";
+import type { Member } from "../pool/member.ts";
 
 export type CanaryResult =
   | { readonly kind: "right"; readonly worstDelta: number; readonly ms: number }

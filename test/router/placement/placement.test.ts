@@ -2,9 +2,9 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { policyOf } from "../../../services/router/policy/index.ts";
+import { policyOf } from "../../../services/router/placement/policies.ts";
 import type { Condition, Member, Pool } from "../../../services/router/pool/pool.ts";
-import { Avoid, createPlacer, type Placer } from "../../../services/router/relay/placement.ts";
+import { Avoid, createPlacer, type Placer } from "../../../services/router/placement/placement.ts";
 import { createWaitRoom } from "../../../services/router/relay/wait-room.ts";
 
 const TINY = { model: "tiny", tokens: 10, strict: false };

@@ -2,7 +2,7 @@
 import { ServiceError } from "../../common/errors.ts";
 import type { FailureCode } from "../../common/errors.ts";
 import type { Verdict } from "../pool/pool.ts";
-import type { Side } from "./legs.ts";
+import type { Side } from "./protocol.ts";
 
 /** Refused before anything ran: a prefill that fails so has sent no KV. */
 const NOTHING_SENT: ReadonlySet<string> = new Set<FailureCode>([

@@ -2,7 +2,7 @@
 // Two orders. Decode first (P2P): reserve on decode, prefill, then start or abandon the reservation. Prefill first
 // (NIXL): prefill, then reserve and start on decode together; a decode instance that refuses is replaced by another.
 // Unpaired is prefill first without the prefill.
-// What it promises, and test/router/relay/legs.test.ts explores in every interleaving: it finishes exactly once and at
+// What it promises, and test/router/leg/protocol.test.ts explores in every interleaving: it finishes exactly once and at
 // once when told to stop; nothing starts without a prefill that succeeded; a reservation is started, abandoned or cut;
 // nothing is sent to a leg that has ended; and it always comes to `ended`. An answer that nobody wants any more is
 // abandoned as well: only an instance that owed a word for too long is cut off, for a cut call costs a reset, and nghttp2

@@ -6,7 +6,7 @@ import { asServiceError, type ServiceError } from "../../common/errors.ts";
 import { methodPath } from "../../rpc/service.ts";
 import type { Member } from "../pool/pool.ts";
 import { fromInstance } from "./blame.ts";
-import type { LegTask } from "./leg-task.ts";
+import type { LegTask } from "./task.ts";
 import { prefillMessage } from "./wire.ts";
 
 const PATH = methodPath(PrefillService, PrefillService.method.prefill);

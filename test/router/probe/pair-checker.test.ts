@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { CanaryResult } from "../../../services/router/pool/pair-canary.ts";
-import { needsCheck, startPairChecker } from "../../../services/router/pool/pair-checker.ts";
+import type { CanaryResult } from "../../../services/router/probe/pair-canary.ts";
+import { needsCheck, startPairChecker } from "../../../services/router/probe/pair-checker.ts";
 import type { Member } from "../../../services/router/pool/member.ts";
 import type { PoolSnapshot } from "../../../services/router/pool/pool.ts";
 import { silentLog } from "../../support/log-sink.ts";

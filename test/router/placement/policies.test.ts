@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
-import { POLICY_NAMES, policyOf } from "../../../services/router/policy/index.ts";
-import type { Candidate } from "../../../services/router/policy/index.ts";
+import { POLICY_NAMES, policyOf } from "../../../services/router/placement/policies.ts";
+import type { Candidate } from "../../../services/router/placement/policies.ts";
 
 function candidate(instanceId: string, figures: Partial<Candidate> = {}): Candidate {
   return { instanceId, legs: 0, queuedTokens: 0, running: 0, freeSlots: 8, ...figures };

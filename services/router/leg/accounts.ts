@@ -1,8 +1,8 @@
 // What one leg holds of its two instances, in the pool's books: given back once each, with what its end says of them.
 import type { Member, Pool } from "../pool/pool.ts";
 import { verdictOf } from "./blame.ts";
-import type { LegOutcome } from "./legs.ts";
-import type { LegEnd, RelayMetrics } from "./metrics.ts";
+import type { LegOutcome } from "./protocol.ts";
+import type { LegEnd, RelayMetrics } from "../request/metrics.ts";
 
 export class LegAccounts {
   readonly #pool: Pool;

@@ -4,14 +4,14 @@ import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../../common/errors.ts";
 import { CONNECTORS, servesUnpaired } from "../../kv/index.ts";
 import type { ConnectorName } from "../../kv/connector.ts";
-import type { Policy } from "../policy/index.ts";
+import type { Policy } from "./policies.ts";
 import { pairFault } from "../pool/compat.ts";
-import { candidateOf } from "../pool/member.ts";
+import { candidateOf } from "./candidate.ts";
 import type { Member } from "../pool/member.ts";
 import type { Pool, PoolSnapshot } from "../pool/pool.ts";
 import { pairKey } from "../pool/pairs.ts";
-import type { LegTraits, Side } from "./legs.ts";
-import type { Shun } from "./retry.ts";
+import type { LegTraits, Side } from "../leg/protocol.ts";
+import type { Shun } from "../relay/retry.ts";
 
 /** What is to be placed. */
 export interface Wanted {

@@ -1,7 +1,7 @@
 // How long each part of a leg may take. An error that one of them makes says which, and where the time went.
 import { ServiceError } from "../../common/errors.ts";
 import type { Member } from "../pool/pool.ts";
-import type { RelayLimits } from "./request.ts";
+import type { RelayLimits } from "../request/request.ts";
 
 /** Prompt tokens that `prefill` has to compute before the next one is done, as far as is known. */
 export function waitingTokens(prefill: Member): number {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import type { RpcChannel } from "../../../services/rpc/client.ts";
-import { canaryFault, sendPairCanary } from "../../../services/router/pool/pair-canary.ts";
+import { canaryFault, sendPairCanary } from "../../../services/router/probe/pair-canary.ts";
 import { simDecode, simPrefill, type SimInstance } from "../../instance/legs.ts";
 
 const side = ({ instance, channel }: SimInstance) => ({ info: instance.info(), control: channel });

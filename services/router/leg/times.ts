@@ -1,5 +1,5 @@
 // When things happened on one leg: for its receipt, and for deadline errors that say where the time went.
-import type { LegDraft } from "./receipt.ts";
+import type { LegDraft } from "../request/receipt.ts";
 
 export class LegTimes {
   readonly #draft: LegDraft;

@@ -1,4 +1,4 @@
-// One attempt at one choice: runs the protocol of legs.ts over the channels of two instances. It may outlive its
+// One attempt at one choice: runs the protocol of protocol.ts over the channels of two instances. It may outlive its
 // request: what was set going is settled also when nobody waits for the answer any more.
 import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeService, EndSchema } from "#gen/tandem/decode/v1/decode_pb.js";
@@ -11,7 +11,7 @@ import type { ThinCall } from "../../rpc/thin-client.ts";
 import type { Member, Pool } from "../pool/pool.ts";
 import { endedEarly, fromInstance, sentNothing } from "./blame.ts";
 import { DecodeFrame } from "./decode-frame.ts";
-import { LegAccounts } from "./leg-accounts.ts";
+import { LegAccounts } from "./accounts.ts";
 import {
   answerStalled,
   prefillBoundMs,
@@ -21,15 +21,15 @@ import {
   waitingTokens,
   type AnswerPaces,
   type QuietPart,
-} from "./leg-bounds.ts";
-import type { LegTask } from "./leg-task.ts";
-import { LegTimes } from "./leg-times.ts";
-import { IDLE, step } from "./legs.ts";
-import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState } from "./legs.ts";
-import type { RelayMetrics } from "./metrics.ts";
-import type { RelayLimits } from "./request.ts";
+} from "./bounds.ts";
+import type { LegTask } from "./task.ts";
+import { LegTimes } from "./times.ts";
+import { IDLE, step } from "./protocol.ts";
+import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState } from "./protocol.ts";
+import type { RelayMetrics } from "../request/metrics.ts";
+import type { RelayLimits } from "../request/request.ts";
 import { callPrefill } from "./prefill-call.ts";
-import { estimateTokens } from "./estimate-tokens.ts";
+import { estimateTokens } from "../request/estimate-tokens.ts";
 import { abandonMessage, reserveMessage, startMessage } from "./wire.ts";
 
 const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
