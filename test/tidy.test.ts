@@ -117,14 +117,7 @@ describe("imports", () => {
   });
 
   it("point from main to rest and control, to relay, to leg and probe, to placement, to admission and pool inside the router", () => {
-    // Still to be turned round.
-    const known = [
-      "services/router/placement/placement.ts imports services/router/leg/protocol.ts",
-      "services/router/placement/placement.ts imports services/router/relay/retry.ts",
-      "services/router/probe/canaries.ts imports services/router/relay/choice.ts",
-    ];
-    const left = imports.filter((one) => pointsLeft(ROUTER_LAYERS, one)).map(show);
-    assert.deepEqual(left, known);
+    none(imports.filter((one) => pointsLeft(ROUTER_LAYERS, one)).map(show));
   });
 
   it("leave policy and kv pure: no I/O, no packages", () => {

@@ -69,7 +69,7 @@ function graphs({ role, facts }: VllmChecked): Finding {
     return finding(
       "cuda_graphs",
       "unknown",
-      "An attached engine doesn't tell its CUDA-graph mode; the canary of each pair shows what it does.",
+      "An attached engine doesn't tell its CUDA-graph mode; the probe of each pair shows what it does.",
       cure,
     );
   }

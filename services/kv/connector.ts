@@ -22,6 +22,8 @@ export interface Traits {
   readonly abandoned: "drain" | "release" | "lease";
   /** Engines also serve requests that belong to no pair. Where false, such a request is refused, or kills the engine. */
   readonly servesUnpaired: boolean;
+  /** The first transfer between two engines sets up a connection of its own, which may take many seconds. */
+  readonly warmsPairs: boolean;
   /** A prefill engine whose decode engine dies while it sends waits for it for ever, and serves nobody any more. */
   readonly wedgedByPartner: boolean;
 }

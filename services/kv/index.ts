@@ -18,6 +18,11 @@ export function connectorOf(name: string): Connector {
   throw new ServiceError("invalid_request", `Unknown connector "${name}". There are: ${CONNECTOR_NAMES.join(", ")}.`);
 }
 
+/** Whether the first transfer between two engines is to be made before users come. False for one that isn't known. */
+export function warmsPairs(name: string): boolean {
+  return Object.hasOwn(CONNECTORS, name) && CONNECTORS[name as ConnectorName].traits.warmsPairs;
+}
+
 /** Whether engines of this connector also serve requests that belong to no pair. False for one that isn't known. */
 export function servesUnpaired(name: string): boolean {
   return Object.hasOwn(CONNECTORS, name) && CONNECTORS[name as ConnectorName].traits.servesUnpaired;

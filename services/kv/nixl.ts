@@ -18,6 +18,7 @@ export const nixl: Connector = {
     prefillCancellable: true,
     abandoned: "lease",
     servesUnpaired: true,
+    warmsPairs: true,
     wedgedByPartner: false,
   },
   prefillRequest: (context) => request(context, prefillBody(context, new Map([["kv_transfer_params", ASK_TO_KEEP]]))),

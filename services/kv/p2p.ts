@@ -13,6 +13,7 @@ export const p2pNccl: Connector = {
     prefillCancellable: false,
     abandoned: "drain",
     servesUnpaired: false,
+    warmsPairs: true,
     // Seen on vLLM 0.23: after its decode was killed, prefill answered nobody, also for a decode that lived.
     wedgedByPartner: true,
   },
@@ -27,7 +28,7 @@ export const p2pNccl: Connector = {
 
 export const p2pZmq: Connector = {
   ...p2pNccl,
-  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release", wedgedByPartner: false },
+  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release", warmsPairs: false, wedgedByPartner: false },
   settleRequest: (context) => ({
     path: "/kv/release",
     headers: { "content-type": "application/json" },

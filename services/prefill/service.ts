@@ -207,7 +207,7 @@ interface EngineAnswer {
   readonly choices?: readonly { readonly logprobs?: { readonly token_logprobs?: readonly unknown[] } | null }[];
 }
 
-/** Of a completion that asked for logprobs: a canary does. */
+/** Of a completion that asked for logprobs: a probe does. */
 function firstLogprobOf(answer: EngineAnswer): number | undefined {
   const first = answer.choices?.[0]?.logprobs?.token_logprobs?.[0];
   return typeof first === "number" ? first : undefined;

@@ -253,25 +253,11 @@ export const routerConfig = defineConfig(
       unit: "legs",
       doc:
         "Legs in a row that fail on an instance, or on a pair, before it gets no more. One that stands still is enough. " +
-        "A canary brings it back.",
+        "A probe brings it back.",
     }),
     "pair.check": boolean({
       default: true,
-      doc: "Send canaries through each pair of vLLM engines before it takes traffic, and use none whose decode does not answer from the KV it was sent.",
-    }),
-    "canary.every_ms": integer({
-      default: 500,
-      min: 50,
-      max: 600_000,
-      unit: "ms",
-      doc: "From one canary to the next to an instance or pair that is out: a request of 1 token that the router makes itself.",
-    }),
-    "canary.timeout_ms": integer({
-      default: 2_000,
-      min: 50,
-      max: 600_000,
-      unit: "ms",
-      doc: "For a canary to come through.",
+      doc: "Probe vLLM engines before they take traffic, and use none whose decode does not answer from the KV it was sent.",
     }),
     "fallback.aggregated": boolean({
       default: true,

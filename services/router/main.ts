@@ -12,7 +12,6 @@ import { staticRegistry } from "../discovery/static.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import { createAdmission } from "./admission/admission.ts";
-import { capacityOf } from "./capacity.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
 import { relayLimits } from "./relay-limits.ts";
 import { inferenceService } from "./control/inference-service.ts";
@@ -21,26 +20,21 @@ import { routerService } from "./control/router-service.ts";
 import { watchAll } from "./directories.ts";
 import { keepIdleSmall } from "./idle-memory.ts";
 import { createLiveSettings } from "./live-settings.ts";
-import type { Member } from "./pool/member.ts";
-import { sendPairCanary, type CanaryResult } from "./probe/pair-canary.ts";
-import { needsCheck, startPairChecker } from "./probe/pair-checker.ts";
+import { provesByProbe, startProbes } from "./probe/schedule.ts";
+import { BREAKER_LIMITS } from "./pool/breaker.ts";
 import { createPool } from "./pool/pool.ts";
 import { openRegistry, registryStatus } from "./registry.ts";
-import { staleness } from "./staleness.ts";
 import { createRelay } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
 import { hostChecks } from "./rest/host-check.ts";
 import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
-import { lackOf } from "./serving/readiness.ts";
 import { createServing } from "./serving/serving.ts";
 import { createServingMetrics } from "./serving/metrics.ts";
 import { drainAndStop } from "./stop.ts";
 
 /** What SIGINT, or the death of the parent, leaves to running requests. */
 const QUICK_GRACE_MS = 500;
-/** The first use of a pair sets up its NCCL communicators, and may compile kernels. */
-const PAIR_CANARY_MS = 60_000;
 /** Requests have ended before gRPC is closed; this is for the last messages of watchers. */
 const RPC_GRACE_MS = 300;
 
@@ -96,10 +90,11 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     clock,
     metrics,
     limit: config["registry.limit"],
-    breaker: { failureLimit: config["breaker.failures"], canaryEveryMs: config["canary.every_ms"] },
+    breaker: { ...BREAKER_LIMITS, failureLimit: config["breaker.failures"] },
     connectTimeoutMs: config["connect.timeout_ms"],
     firstPrefillMs: config["fallback.first_prefill_ms"],
-    ...(config["pair.check"] ? { checks: needsCheck } : {}),
+    aggregate: config["fallback.aggregated"],
+    ...(config["pair.check"] ? { proves: provesByProbe } : {}),
   });
   const hub = registryHub({ limit: config["registry.limit"], routerId });
   const registry = await openRegistry(config, hub, { log, metrics });
@@ -127,10 +122,10 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     log,
     clock,
   });
-  const aggregate = config["fallback.aggregated"] && !config.strict;
+  const probes = startProbes({ pool, prober: relay.prober, clock, metrics });
   const admission = createAdmission({
-    capacity: capacityOf(pool, () => live.config["admission.limit"]),
-    lack: (model) => lackOf(pool.snapshot, model, aggregate),
+    capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, live.config["admission.limit"]),
+    lack: (model) => pool.view.models.get(model)?.lack(config.strict),
     get queueLimit() {
       return live.config["queue.limit"];
     },
@@ -158,16 +153,13 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
       return live.config["request.deadline_ms"];
     },
     strict: config.strict,
-    aggregate,
-    stale: staleness(pool, () => registry.health, metrics),
+    registryIsAway: () => registry.health?.up === false,
   });
   const closing = new AbortController();
-  const canary = (prefill: Member, decode: Member): Promise<CanaryResult> =>
-    sendPairCanary(prefill, decode, { timeoutMs: PAIR_CANARY_MS, signal: closing.signal });
   const routerCalls = routerService({
     routerId,
     pool,
-    canary,
+    probes,
     receipts,
     settings: () => live.settings,
     registry: () => registryStatus(registry, live),
@@ -225,8 +217,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     await registry[Symbol.asyncDispose]();
     throw error;
   }
-  const pairChecker = config["pair.check"] ? startPairChecker({ pool, send: canary, clock, log }) : undefined;
-  closing.signal.addEventListener("abort", () => pairChecker?.stop());
+  closing.signal.addEventListener("abort", probes.stop);
   const directories = watchAll(
     [...registry.directories, staticRegistry(config.instances, { token, log })],
     pool.update,

@@ -20,8 +20,6 @@ export function relayLimits(config: RouterConfig): RelayLimits {
     stallMs: config.stall_ms,
     queueTimeoutMs: config["queue.timeout_ms"],
     legsLimit: config["legs.limit"],
-    canaryTimeoutMs: config["canary.timeout_ms"],
     directTokens: config["fallback.direct_tokens"],
-    aggregate: config["fallback.aggregated"],
   };
 }

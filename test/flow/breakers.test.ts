@@ -1,5 +1,5 @@
 // Whole requests over real instances and their real engines (sims) that are told to fail: users are led around what is
-// broken, and canaries, real requests through both legs, bring it back.
+// broken, and probes, real requests through both legs, bring it back.
 import assert from "node:assert/strict";
 import { loadConfig } from "../../services/common/config.ts";
 import { routerConfig } from "../../services/router/config.ts";
@@ -49,7 +49,7 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
   describe(`engines that fail (${connector})`, function () {
     this.timeout(4 * LONG_MS);
 
-    it("all at once, are back in service after their repair, by a canary", async () => {
+    it("all at once, are back in service after their repair, by a probe", async () => {
       await using router = await start("--breaker.failures", "2", "--retry.limit", "0", "--no-fallback.aggregated");
       const registry = { "registry.address": router.grpcAddress };
       await using prefill = await simPrefill(connector, registry);
@@ -61,15 +61,15 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
       const out = await ask(router);
       assert.equal(out.status, 503);
       assert.equal(out.headers.get("retry-after"), "1");
-      assert.match(await out.text(), /prefill instance takes no requests now/);
+      assert.match(await out.text(), /its only prefill instance is out \(failing\)/);
       await eventually(
-        "a canary that fails",
-        async () => (await metric(router, /tandem_canaries_total\{outcome="engine_failed"\} (\d+)/)) > 0,
+        "a probe that fails",
+        async () => (await metric(router, /tandem_probes_total\{outcome="refused"\} (\d+)/)) > 0,
       );
       await repair(prefill);
       await ready(router);
       assert.equal((await ask(router)).status, 200);
-      assert.ok((await metric(router, /tandem_canaries_total\{outcome="completed"\} (\d+)/)) >= 1);
+      assert.ok((await metric(router, /tandem_probes_total\{outcome="succeeded"\} (\d+)/)) >= 1);
     });
 
     it("by standing still, cost eight clients a second try and the next eight nothing", async () => {

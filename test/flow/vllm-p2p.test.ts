@@ -90,7 +90,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     assert.doesNotMatch(tandem.output(), /did not ping|another KV address/);
   });
 
-  it("passes the doctor, whose canaries went through each pair", () => {
+  it("passes the doctor, whose probes went through each pair", () => {
     const run = spawnSync(process.execPath, [CLI, "doctor", "--json", "--router", tandem.url], {
       env: { ...process.env, TANDEM_TOKEN: tandem.token },
       encoding: "utf8",
@@ -103,7 +103,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     assert.deepEqual(bad, []);
     assert.equal(
       diagnoses.filter(
-        ({ finding }) => finding.check === "canary" && finding.level.endsWith(FindingLevel[FindingLevel.OK]!),
+        ({ finding }) => finding.check === "probe" && finding.level.endsWith(FindingLevel[FindingLevel.OK]!),
       ).length,
       2,
     );

@@ -245,16 +245,16 @@ describe("vLLM started by Tandem", function () {
     }
   });
 
-  it("was checked by canaries through each pair, and the doctor has nothing against it", async () => {
+  it("was checked by probes through each pair, and the doctor has nothing against it", async () => {
     const { diagnoses } = await routerOverRest(tandem.url, { token: tandem.token }).diagnose({});
     const bad = diagnoses.filter(({ finding }) => finding?.level !== FindingLevel.OK);
     assert.deepEqual(
       bad.map(({ finding }) => finding),
       [],
     );
-    const canaries = diagnoses.filter(({ finding }) => finding?.check === "canary");
-    assert.equal(canaries.length, 2);
-    for (const { finding } of canaries) assert.match(finding!.message, /first token was that of prefill alone/);
+    const probes = diagnoses.filter(({ finding }) => finding?.check === "probe");
+    assert.equal(probes.length, 2);
+    for (const { finding } of probes) assert.match(finding!.message, /first token was that of prefill alone/);
   });
 
   it("answers 100 prompts, 8 at once, as a plain vLLM does", async () => {

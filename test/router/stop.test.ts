@@ -31,7 +31,7 @@ function stop(rest: Rest, graceMs: number): { stopped: Promise<void>; order: str
     {
       serving: rest.serving,
       http: rest.http,
-      relay: { ...part("relay"), idle: async () => {}, legs: 0, run: rest.relay.run },
+      relay: { ...part("relay"), idle: async () => {}, legs: 0, run: rest.relay.run, prober: undefined as never },
       rpc: { ...part("rpc"), address: "", setServing: (serving) => void order.push(`serving ${serving}`) },
       directories: part("directories"),
       registry: part("registry"),

@@ -1,4 +1,4 @@
-// What a pair's canary compares: every answer of the sim begins with the same word, so its log probability has to tell
+// What a pair's probe compares: every answer of the sim begins with the same word, so its log probability has to tell
 // from which KV it was computed.
 import assert from "node:assert/strict";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";

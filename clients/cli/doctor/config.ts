@@ -10,9 +10,9 @@ export const doctorConfig = defineConfig(
       doc: "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user that was started last.",
     }),
     token: secret({ doc: "Join token of that router. Left out: that of the `tandem up` that runs there." }),
-    canaries: boolean({
+    probes: boolean({
       default: true,
-      doc: "Send small requests through each pair. --no-canaries: look at facts alone.",
+      doc: "Send a small request of our own through each pair. --no-probes: report facts only.",
     }),
     json: boolean({ default: false, doc: "Print JSON, as RouterService.Diagnose gives it." }),
     verbose: boolean({ default: false, doc: "Show also what is fine." }),

@@ -1,4 +1,4 @@
-// `tandem doctor`: asks a router to look at its instances and to send canaries through each pair.
+// `tandem doctor`: asks a router to look at its instances and to send a probe through each pair.
 import { create, toJsonString } from "@bufbuild/protobuf";
 import { ConnectError } from "@connectrpc/connect";
 import { DiagnoseResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
@@ -13,7 +13,7 @@ export async function runDoctor(argv: readonly string[]): Promise<void> {
   const config = loadConfig(doctorConfig, { argv, env: process.env });
   const { url, token, runCount } = findRouter(config);
   try {
-    const answer = await routerOverRest(url, { token }).diagnose({ withoutCanaries: !config.canaries });
+    const answer = await routerOverRest(url, { token }).diagnose({ withoutProbes: !config.probes });
     const text = config.json
       ? toJsonString(DiagnoseResponseSchema, create(DiagnoseResponseSchema, answer), {
           alwaysEmitImplicit: true,

@@ -1,12 +1,12 @@
 // The instances of a router as a table.
-import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
-import { Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Instance, Standing } from "#gen/tandem/router/v1/router_pb.js";
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { renderTable, type Column } from "../../common/table.ts";
 
 const COLUMNS: readonly Column<Instance>[] = [
   { title: "ID", cell: (instance) => instance.info?.instanceId ?? "" },
   { title: "ROLE", cell: (instance) => word(Role, instance.info?.role) },
-  { title: "STATE", cell: (instance) => word(State, instance.load?.state) },
+  { title: "STATE", cell: (instance) => word(Standing, instance.standing) },
   { title: "MODEL", cell: (instance) => instance.info?.model ?? "" },
   {
     title: "ENGINE",

@@ -1,134 +1,156 @@
-// The doctor: what is wrong with the instances, alone and in pairs, or would go wrong. Each finding says what to do.
+// The doctor: what is wrong with the models, the instances and the pairs, or would go wrong. It reports what the router
+// has decided, and a probe that it sends counts like any other: the two can't contradict each other. Each finding says
+// what to do.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { FindingLevel, InstanceService, type FindingSchema } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { DiagnosisSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { asServiceError } from "../../common/errors.ts";
-import { pairFault } from "../pool/compat.ts";
-import type { Member } from "../pool/member.ts";
-import { canaryFault, type CanaryResult } from "../probe/pair-canary.ts";
-import type { PoolSnapshot } from "../pool/pool.ts";
+import type { Instance, ModelView, Pool, Reason, Seen } from "../pool/pool.ts";
+import type { Probes } from "../probe/schedule.ts";
 
 type Diagnosis = MessageInitShape<typeof DiagnosisSchema>;
 type FindingInit = MessageInitShape<typeof FindingSchema>;
 
 const ASK_TIMEOUT_MS = 5_000;
+/** Pairs that are probed one by one; of a larger fleet each instance is, with one partner. 8 x 8. */
+const PAIR_LIMIT = 64;
 
 export interface DiagnoseOptions {
-  /** Left out: no canaries are sent. */
-  readonly canary?: (prefill: Member, decode: Member) => Promise<CanaryResult>;
+  /** Left out: no probes are sent. */
+  readonly probes?: Pick<Probes, "now">;
   readonly signal: AbortSignal;
 }
 
-export async function diagnose({ prefill, decode }: PoolSnapshot, o: DiagnoseOptions): Promise<Diagnosis[]> {
-  const ofInstances = await Promise.all(
-    [...prefill, ...decode].map(async (member) =>
-      (await examine(member, o.signal)).map((finding) => ({ ...nameOf(member, prefill), finding })),
+export async function diagnose(pool: Pick<Pool, "view">, o: DiagnoseOptions): Promise<Diagnosis[]> {
+  const { view } = pool;
+  const models = [...view.models.values()];
+  const ofInstances = await Promise.all([
+    ...view.prefill.map(async (seen) =>
+      (await examine(seen, o.signal)).map((finding) => ({ prefillInstanceId: seen.instance.instanceId, finding })),
     ),
-  );
-  // One after another: canaries that wait for each other would be measured as slow.
+    ...view.decode.map(async (seen) =>
+      (await examine(seen, o.signal)).map((finding) => ({ decodeInstanceId: seen.instance.instanceId, finding })),
+    ),
+  ]);
+  // One after another: probes that wait for each other would be measured as slow.
   const ofPairs: Diagnosis[] = [];
-  for (const one of prefill) {
-    for (const other of decode) {
-      const finding = await examinePair(one, other, o);
-      ofPairs.push({ prefillInstanceId: one.info.instanceId, decodeInstanceId: other.info.instanceId, finding });
+  for (const model of models) {
+    for (const [prefill, decode] of pairsToProbe(model)) {
+      const finding = await examinePair(pool, prefill, decode, o);
+      ofPairs.push({ prefillInstanceId: prefill.instanceId, decodeInstanceId: decode.instanceId, finding });
     }
   }
-  return [...examineAll(prefill, decode).map((finding) => ({ finding })), ...ofInstances.flat(), ...ofPairs];
+  const ofModels = models.length === 0 ? [NO_INSTANCES] : models.flatMap(examineModel);
+  return [...ofModels.map((finding) => ({ finding })), ...ofInstances.flat(), ...ofPairs];
 }
 
-function examineAll(prefill: readonly Member[], decode: readonly Member[]): FindingInit[] {
+const NO_INSTANCES: FindingInit = {
+  check: "instances",
+  level: FindingLevel.ERROR,
+  message: "No instance is registered.",
+  cure: "Start a prefill and a decode instance with tandem prefill and tandem decode, or all at once with tandem up.",
+};
+
+function examineModel(model: ModelView): FindingInit[] {
+  const { name, prefill, decode } = model;
+  const lack = model.lack(false);
   const found: FindingInit[] = [];
-  for (const [role, members] of [
-    ["prefill", prefill],
-    ["decode", decode],
-  ] as const) {
-    if (members.length > 0) continue;
-    const cure = `Start one: tandem ${role}, or all at once with tandem up.`;
-    found.push({ check: "instances", level: FindingLevel.ERROR, message: `No ${role} instance is known.`, cure });
+  if (lack !== undefined) {
+    const cure = "See the findings of its instances below; start what is missing with tandem prefill or tandem decode.";
+    found.push({ check: "model", level: FindingLevel.ERROR, message: lack, cure });
+  } else {
+    const pairs = model.prefills.reduce((sum, one) => sum + model.partnersOf(one).length, 0);
+    const message = `The model \`${name}\` is served by ${prefill.length} prefill and ${decode.length} decode instances (${pairs} pairs).`;
+    found.push({ check: "model", level: FindingLevel.OK, message });
   }
-  if (prefill.length === 1 && prefill[0]!.info.connector === "p2p-nccl") {
+  if (prefill.length === 1 && prefill[0]!.instance.info.connector === "p2p-nccl") {
     found.push({
       check: "spare_prefill",
       level: FindingLevel.WARNING,
-      message:
-        "One prefill instance alone, and P2P NCCL: a decode engine that dies wedges it, and nothing is served until it has been started again.",
+      message: `The model \`${name}\` has one prefill instance, and P2P NCCL: a decode engine that dies wedges it, and nothing is served until it has restarted.`,
       cure: "Run two prefill instances or more.",
     });
   }
-  if (found.length === 0)
-    found.push({
-      check: "instances",
-      level: FindingLevel.OK,
-      message: `${prefill.length} prefill and ${decode.length} decode are known.`,
-    });
   return found;
 }
 
-async function examine(member: Member, signal: AbortSignal): Promise<FindingInit[]> {
-  const state: FindingInit = member.eligible
-    ? { check: "serving", level: FindingLevel.OK, message: "It serves." }
-    : {
-        check: "serving",
-        level:
-          member.condition === "starting" || member.condition === "draining"
-            ? FindingLevel.WARNING
-            : FindingLevel.ERROR,
-        message: `It gets no requests: ${member.reason}`,
-        cure: "See its log; what is found below may say why.",
-      };
+/** Ends by itself, or was meant. */
+const PASSING: ReadonlySet<Reason> = new Set(["starting", "draining", "suspect", "left"]);
+
+const CURES: Readonly<Partial<Record<Reason, string>>> = {
+  draining: "Take it back with RouterService.DrainInstance and undrain, or let it end.",
+  unreachable: "See whether its process runs, and whether this router can reach its address.",
+  denied: "Start router and instance with the same token and of the same version.",
+  silent: "See whether its process or its host stands still.",
+  unlisted: "See what the registry has against it.",
+  unmatched: "Start both roles alike in that.",
+  unproven:
+    "See the logs of both engines. If decode does not answer from the KV it was sent, look at its CUDA graphs, and whether both run the same weights and number type.",
+};
+
+async function examine({ instance, standing }: Seen, signal: AbortSignal): Promise<FindingInit[]> {
+  const state: FindingInit =
+    standing.kind === "serves"
+      ? {
+          check: "standing",
+          level: FindingLevel.OK,
+          message: standing.text === "" ? "It serves." : `It serves. ${standing.text}`,
+        }
+      : {
+          check: "standing",
+          level: PASSING.has(standing.reason) ? FindingLevel.WARNING : FindingLevel.ERROR,
+          message: `It gets no requests (${standing.reason}): ${standing.text}`,
+          cure: CURES[standing.reason] ?? "See its log; the findings below may say why.",
+        };
   try {
-    const { findings } = await member.control
-      .client(InstanceService)
-      .diagnose({}, { timeoutMs: ASK_TIMEOUT_MS, signal });
-    return [state, ...findings];
+    const client = instance.control.client(InstanceService);
+    return [state, ...(await client.diagnose({}, { timeoutMs: ASK_TIMEOUT_MS, signal })).findings];
   } catch (error) {
-    return [
-      state,
-      {
-        check: "asked",
-        level: FindingLevel.UNKNOWN,
-        message: `It could not be asked: ${asServiceError(error).message}`,
-      },
-    ];
+    const message = `It could not be asked: ${asServiceError(error).message}`;
+    return [state, { check: "asked", level: FindingLevel.UNKNOWN, message }];
   }
 }
 
-async function examinePair(prefill: Member, decode: Member, { canary }: DiagnoseOptions): Promise<FindingInit> {
-  const misfit = pairFault(prefill.info, decode.info);
-  if (misfit !== undefined) {
-    return {
-      check: "pair",
-      level: FindingLevel.ERROR,
-      message: `They are not paired: ${misfit}.`,
-      cure: "Start both alike in that.",
-    };
-  }
-  if (prefill.condition !== "serving" || decode.condition !== "serving") {
-    return { check: "pair", level: FindingLevel.UNKNOWN, message: "One of them doesn't serve, so no canary was sent." };
-  }
-  if (canary === undefined)
-    return { check: "pair", level: FindingLevel.UNKNOWN, message: "They fit by their facts; no canary was sent." };
-  const result = await canary(prefill, decode);
-  const fault = canaryFault(result);
+function pairsToProbe({ prefill, decode }: ModelView): (readonly [Instance, Instance])[] {
+  const all = prefill.flatMap(({ instance }) => decode.map((other) => [instance, other.instance] as const));
+  if (all.length <= PAIR_LIMIT || prefill.length === 0 || decode.length === 0) return all;
+  const count = Math.max(prefill.length, decode.length);
+  return Array.from({ length: count }, (_, index) => [
+    prefill[index % prefill.length]!.instance,
+    decode[index % decode.length]!.instance,
+  ]);
+}
+
+async function examinePair(
+  pool: Pick<Pool, "view">,
+  prefill: Instance,
+  decode: Instance,
+  { probes, signal }: DiagnoseOptions,
+): Promise<FindingInit> {
+  const fault = pool.view.pairFault(prefill, decode);
   if (fault !== undefined) {
-    const cure =
-      result.kind === "wrong"
-        ? "Look at decode's CUDA graphs, and whether both run the same weights and number type."
-        : "See the logs of both; with P2P NCCL a pair that hangs once stays so until both engines are started again.";
-    return { check: "canary", level: FindingLevel.ERROR, message: `They are not used: ${fault}.`, cure };
+    return { check: "pair", level: FindingLevel.WARNING, message: `The pair gets no requests: ${fault}.` };
   }
-  const how =
-    result.kind === "right"
-      ? `and decode's first token was that of prefill alone (log probability off by ${result.worstDelta.toPrecision(2)})`
-      : "but the engines tell no log probabilities, so it can't be said whether the answer was right";
-  return {
-    check: "canary",
-    level: result.kind === "right" ? FindingLevel.OK : FindingLevel.UNKNOWN,
-    message: `Canaries came through in ${Math.round((result as { ms: number }).ms)} ms, ${how}.`,
-  };
-}
-
-function nameOf(member: Member, prefill: readonly Member[]): Diagnosis {
-  const { instanceId } = member.info;
-  return prefill.includes(member) ? { prefillInstanceId: instanceId } : { decodeInstanceId: instanceId };
+  if (probes === undefined) {
+    return { check: "pair", level: FindingLevel.OK, message: "The pair gets requests; no probe was sent." };
+  }
+  const result = await probes.now(prefill, decode, signal);
+  switch (result.kind) {
+    case "failed":
+      return {
+        check: "probe",
+        level: FindingLevel.ERROR,
+        message: `The pair gets no more requests until a probe succeeds. ${result.text}`,
+        cure: "See the logs of both engines; with P2P NCCL a pair that hangs once stays so until both engines have restarted.",
+      };
+    case "right": {
+      const delta = result.worstDelta.toPrecision(2);
+      const message = `A probe succeeded in ${Math.round(result.ms)} ms; decode's first token was that of prefill alone (log probability off by ${delta}).`;
+      return { check: "probe", level: FindingLevel.OK, message };
+    }
+    case "unjudged": {
+      const message = `A probe succeeded in ${Math.round(result.ms)} ms; the engines report no log probabilities, so the answer can't be judged.`;
+      return { check: "probe", level: FindingLevel.UNKNOWN, message };
+    }
+  }
 }

@@ -1,6 +1,6 @@
 // RouterService: what the router shows of itself and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { type InstanceSchema, type RegistryStatusSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
+import { type RegistryStatusSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import type { Clock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
@@ -8,9 +8,10 @@ import type { Log } from "../../common/log.ts";
 import { TANDEM_VERSION } from "../../common/version.ts";
 import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
-import type { CanaryResult } from "../probe/pair-canary.ts";
-import type { Member, Pool } from "../pool/pool.ts";
+import type { Pool } from "../pool/pool.ts";
+import type { Probes } from "../probe/schedule.ts";
 import { diagnose } from "./diagnose.ts";
+import { fleetMessage } from "./fleet-message.ts";
 import { receiptMessage } from "./receipt-message.ts";
 import type { Receipts } from "./receipts.ts";
 
@@ -18,14 +19,13 @@ import type { Receipts } from "./receipts.ts";
 const WATCH_PAUSE_MS = 200;
 const DEFAULT_LIST_LIMIT = 100;
 const LIST_LIMIT = 1000;
-const UINT32_MAX = 2 ** 32 - 1;
 
 export interface RouterServiceOptions {
   readonly routerId: string;
   readonly pool: Pool;
   readonly receipts: Receipts;
-  /** Of the doctor: through one pair. */
-  readonly canary: (prefill: Member, decode: Member) => Promise<CanaryResult>;
+  /** For the doctor. */
+  readonly probes: Pick<Probes, "now">;
   /** Every setting, secrets hidden. */
   settings(): readonly { readonly key: string; readonly value: string; readonly origin: string }[];
   registry(): MessageInitShape<typeof RegistryStatusSchema>;
@@ -38,17 +38,12 @@ export function routerService(o: RouterServiceOptions): RpcService {
   const { pool, receipts, clock } = o;
   let watchers = 0;
 
-  const instances = (): MessageInitShape<typeof InstanceSchema>[] => {
-    const nowMs = clock.nowMs();
-    return [...pool.snapshot.prefill, ...pool.snapshot.decode]
-      .sort((a, b) => a.info.role - b.info.role || (a.info.instanceId < b.info.instanceId ? -1 : 1))
-      .map((member) => instanceMessage(member, nowMs));
-  };
+  const fleet = (): ReturnType<typeof fleetMessage> => fleetMessage(pool.view, clock.nowMs());
 
   return defineService(
     RouterService,
     {
-      listInstances: async () => ({ instances: instances(), routerId: o.routerId }),
+      listInstances: async () => ({ ...fleet(), routerId: o.routerId }),
 
       async *watchInstances(_request, context) {
         if (watchers >= o.watcherLimit) {
@@ -65,7 +60,7 @@ export function routerService(o: RouterServiceOptions): RpcService {
           while (!stop.aborted) {
             // Asked before the look, so that no change falls between the two.
             const changed = bell.next(stop);
-            yield { instances: instances() };
+            yield fleet();
             await pause(clock, WATCH_PAUSE_MS, stop);
             await changed;
           }
@@ -106,24 +101,12 @@ export function routerService(o: RouterServiceOptions): RpcService {
         registry: o.registry(),
       }),
 
-      diagnose: async ({ withoutCanaries }, { signal }) => ({
-        diagnoses: await diagnose(pool.snapshot, { ...(withoutCanaries ? {} : { canary: o.canary }), signal }),
+      diagnose: async ({ withoutProbes }, { signal }) => ({
+        diagnoses: await diagnose(pool, { ...(withoutProbes ? {} : { probes: o.probes }), signal }),
       }),
     },
     { access: "token" },
   );
-}
-
-function instanceMessage(member: Member, nowMs: number): MessageInitShape<typeof InstanceSchema> {
-  return {
-    info: member.info,
-    ...(member.load === undefined ? {} : { load: member.load }),
-    eligible: member.eligible,
-    reason: member.reason,
-    legs: member.legs,
-    legsTotal: member.legsTotal,
-    loadAgeMs: member.load === undefined ? 0 : Math.min(UINT32_MAX, Math.max(0, Math.round(nowMs - member.loadAtMs))),
-  };
 }
 
 function pause(clock: Clock, ms: number, stop: AbortSignal): Promise<void> {

@@ -1,18 +1,19 @@
 // What one leg holds of its two instances, in the pool's books: given back once each, with what its end says of them.
-import type { Member, Pool } from "../pool/pool.ts";
+import type { Instance } from "../pool/pool.ts";
+import type { LegContext } from "./run.ts";
 import { verdictOf } from "./blame.ts";
 import type { LegOutcome } from "./protocol.ts";
 import type { LegEnd, RelayMetrics } from "../request/metrics.ts";
 
 export class LegAccounts {
-  readonly #pool: Pool;
+  readonly #pool: LegContext["pool"];
   readonly #metrics: RelayMetrics;
-  #prefill: Member | undefined;
-  #decode: Member | undefined;
+  #prefill: Instance | undefined;
+  #decode: Instance | undefined;
   /** Whether the prefill instance was called; one that wasn't has no outcome. */
   prefillCalled = false;
 
-  constructor(pool: Pool, metrics: RelayMetrics) {
+  constructor(pool: LegContext["pool"], metrics: RelayMetrics) {
     this.#pool = pool;
     this.#metrics = metrics;
   }
@@ -22,12 +23,12 @@ export class LegAccounts {
   }
 
   /** @param tokens Prompt tokens, estimated. */
-  holdPrefill(prefill: Member, tokens: number): void {
+  holdPrefill(prefill: Instance, tokens: number): void {
     this.#prefill = prefill;
     this.#pool.legStarted(prefill, tokens);
   }
 
-  holdDecode(decode: Member): void {
+  holdDecode(decode: Instance): void {
     this.#decode = decode;
     this.#pool.legStarted(decode);
   }
@@ -49,7 +50,7 @@ export class LegAccounts {
   }
 
   /** What the leg's outcome says of the two together. */
-  judgePair(prefill: Member | undefined, decode: Member | undefined, outcome: LegOutcome): void {
+  judgePair(prefill: Instance | undefined, decode: Instance | undefined, outcome: LegOutcome): void {
     if (prefill === undefined || decode === undefined) return;
     if (outcome.kind === "completed") return this.#pool.pairEnded(prefill, decode, "good");
     if (outcome.kind !== "failed") return;

@@ -1,10 +1,10 @@
 // How long each part of a leg may take. An error that one of them makes says which, and where the time went.
 import { ServiceError } from "../../common/errors.ts";
-import type { Member } from "../pool/pool.ts";
+import type { Instance } from "../pool/pool.ts";
 import type { RelayLimits } from "../request/request.ts";
 
 /** Prompt tokens that `prefill` has to compute before the next one is done, as far as is known. */
-export function waitingTokens(prefill: Member): number {
+export function waitingTokens(prefill: Instance): number {
   return (prefill.load?.queuedTokens ?? 0) + prefill.placedTokens;
 }
 
@@ -16,7 +16,7 @@ export function waitingTokens(prefill: Member): number {
  */
 export function prefillBoundMs(
   { prefillTimeoutMs, prefillFloorMs, prefillSlack }: RelayLimits,
-  prefill: Member,
+  prefill: Instance,
   tokens: number,
 ): number {
   if (prefillSlack === 0 || prefill.tokensPerMs === 0) return prefillTimeoutMs;
@@ -34,19 +34,18 @@ const PACE_TOKENS = 16;
  * it may have, at the slowest pace seen lately on that instance.
  */
 export class AnswerPaces {
-  // By the channel, which lives as long as the instance is known; a Member is a view of it, made anew.
-  readonly #msPerToken = new WeakMap<Member["channel"], number>();
+  readonly #msPerToken = new WeakMap<Instance, number>();
 
   /** @param ms From prefill's answer to the last token. */
-  seen(decode: Member, ms: number, tokens: number): void {
+  seen(decode: Instance, ms: number, tokens: number): void {
     if (tokens < PACE_TOKENS) return;
-    const known = this.#msPerToken.get(decode.channel) ?? 0;
-    this.#msPerToken.set(decode.channel, Math.max(ms / tokens, known * (1 - PACE_FORGOTTEN)));
+    const known = this.#msPerToken.get(decode) ?? 0;
+    this.#msPerToken.set(decode, Math.max(ms / tokens, known * (1 - PACE_FORGOTTEN)));
   }
 
   /** Infinity where no pace is known, or no limit of its tokens: then only the request's deadline holds. */
-  boundMs({ answerFloorMs, answerSlack }: RelayLimits, decode: Member, maxTokens: number | undefined): number {
-    const msPerToken = this.#msPerToken.get(decode.channel);
+  boundMs({ answerFloorMs, answerSlack }: RelayLimits, decode: Instance, maxTokens: number | undefined): number {
+    const msPerToken = this.#msPerToken.get(decode);
     const tokens = maxTokens ?? (decode.info.maxModelLen > 0 ? decode.info.maxModelLen : Infinity);
     if (answerSlack === 0 || msPerToken === undefined) return Infinity;
     return Math.ceil(answerFloorMs + answerSlack * tokens * msPerToken);

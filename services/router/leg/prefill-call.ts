@@ -4,7 +4,7 @@ import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/pr
 import type { PrefillResponse } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { asServiceError, type ServiceError } from "../../common/errors.ts";
 import { methodPath } from "../../rpc/service.ts";
-import type { Member } from "../pool/pool.ts";
+import type { Instance } from "../pool/pool.ts";
 import { fromInstance } from "./blame.ts";
 import type { LegTask } from "./task.ts";
 import { prefillMessage } from "./wire.ts";
@@ -21,7 +21,7 @@ export interface PrefillHandlers {
 /** Calls exactly one of the handlers, later. Returns what cancels the call, which then fails. */
 export function callPrefill(
   { request, draft, promptIndex }: LegTask,
-  prefill: Member,
+  prefill: Instance,
   { decodeKvAddress, timeoutMs }: { decodeKvAddress: string; timeoutMs: number },
   handlers: PrefillHandlers,
 ): () => void {

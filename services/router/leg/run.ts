@@ -8,7 +8,7 @@ import type { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import { methodPath } from "../../rpc/service.ts";
 import type { ThinCall } from "../../rpc/thin-client.ts";
-import type { Member, Pool } from "../pool/pool.ts";
+import type { Instance, Pool } from "../pool/pool.ts";
 import { endedEarly, fromInstance, sentNothing } from "./blame.ts";
 import { DecodeFrame } from "./decode-frame.ts";
 import { LegAccounts } from "./accounts.ts";
@@ -42,7 +42,7 @@ const frame = new DecodeFrame();
 
 /** What all legs of a relay share. */
 export interface LegContext {
-  readonly pool: Pool;
+  readonly pool: Pick<Pool, "legStarted" | "legEnded" | "pairEnded" | "prefilled">;
   readonly limits: RelayLimits;
   readonly metrics: RelayMetrics;
   readonly clock: Clock;
@@ -54,7 +54,7 @@ export interface LegContext {
 
 /** A decode instance that would not take the leg. */
 export interface Refusal {
-  readonly by: Member;
+  readonly by: Instance;
   readonly error: ServiceError;
 }
 
@@ -74,9 +74,11 @@ export interface LegOwner {
 export class RelayLeg {
   readonly task: LegTask;
   /** The decode instance it is on, or was last. */
-  decode: Member | undefined;
+  decode: Instance | undefined;
   /** Set once completed. */
   end: End | undefined;
+  /** Of the token that prefill wrote, where its engine reports it. */
+  prefillLogprob: number | undefined;
   /** Whether any of the answer was delivered. */
   delivered = false;
   paused = false;
@@ -128,7 +130,7 @@ export class RelayLeg {
   }
 
   /** The instance that `findDecode` found. */
-  openOn(decode: Member, handoff: Handoff): void {
+  openOn(decode: Instance, handoff: Handoff): void {
     this.#endSearch = undefined;
     this.#holdDecode(decode);
     this.#open(decode, handoff);
@@ -250,7 +252,7 @@ export class RelayLeg {
     }
   }
 
-  #open(decode: Member, handoff: Handoff | undefined): void {
+  #open(decode: Instance, handoff: Handoff | undefined): void {
     const { request, draft, promptIndex, sampleIndex, prefill, traits } = this.task;
     const reserve = {
       legId: draft.legId,
@@ -340,8 +342,9 @@ export class RelayLeg {
       prefill,
       { decodeKvAddress, timeoutMs },
       {
-        onDone: ({ ticket, cachedTokens, promptTokens, kvBytes }) => {
+        onDone: ({ ticket, cachedTokens, promptTokens, kvBytes, firstLogprob }) => {
           if (!this.#accounts.holdsPrefill) return;
+          this.prefillLogprob = firstLogprob;
           this.#accounts.prefillEnded("completed");
           draft.promptTokens = promptTokens;
           if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
@@ -399,7 +402,7 @@ export class RelayLeg {
     this.#owner.finished(this, outcome);
   }
 
-  #holdDecode(decode: Member): void {
+  #holdDecode(decode: Instance): void {
     this.decode = decode;
     this.task.draft.decodeInstanceId = decode.info.instanceId;
     this.#accounts.holdDecode(decode);

@@ -1,5 +1,5 @@
 // What one attempt is to do: for which choice of which request, on which instances, under which id.
-import type { Member } from "../pool/pool.ts";
+import type { Instance } from "../pool/pool.ts";
 import type { LegTraits } from "./protocol.ts";
 import type { LegDraft } from "../request/receipt.ts";
 import type { RelayRequest } from "../request/request.ts";
@@ -11,7 +11,7 @@ export interface LegTask {
   readonly sampleIndex: number;
   readonly traits: LegTraits;
   /** Undefined where the leg is unpaired. */
-  readonly prefill: Member | undefined;
+  readonly prefill: Instance | undefined;
   /** Undefined where it is picked after prefill. */
-  readonly decode: Member | undefined;
+  readonly decode: Instance | undefined;
 }

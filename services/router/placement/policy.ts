@@ -4,6 +4,8 @@
 /** One instance as a policy sees it. All figures are estimates for this moment. */
 export interface Candidate {
   readonly instanceId: string;
+  /** Differs from instance to instance, and stays: in this order they take turns. Above 0. */
+  readonly ordinal: number;
   /** Legs of this router that run on it. */
   readonly legs: number;
   /** Prompt tokens that wait for, or are in, prefill on it: its own figure plus what was placed on it since. 0 on decode. */
@@ -16,6 +18,6 @@ export interface Candidate {
 
 export interface Policy {
   readonly name: string;
-  /** @param candidates At least one, sorted by `instanceId`. */
-  pick(candidates: readonly Candidate[]): Candidate;
+  /** @param candidates At least one, in any order. */
+  pick<T extends Candidate>(candidates: readonly T[]): T;
 }

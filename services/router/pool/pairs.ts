@@ -1,6 +1,7 @@
 // Breakers of pairs: two instances that serve well with others may fail with each other, because the network between
-// them is cut or one wedges the other. Only pairs with something against them are remembered.
-import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
+// them is cut or one wedges the other. Only pairs with something against them are remembered, and those that must be
+// probed before users come (`expect`).
+import { Breaker, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 
 export interface PairEntry {
   readonly prefillId: string;
@@ -11,59 +12,91 @@ export interface PairEntry {
 /** Above it the oldest is forgotten. */
 const PAIR_LIMIT = 4_096;
 
-export function pairKey(prefillId: string, decodeId: string): string {
-  return `${prefillId}|${decodeId}`;
-}
-
 export class Pairs {
   readonly #limits: BreakerLimits;
   readonly #entries = new Map<string, PairEntry>();
+  /** Pairs through which a probe has gone since both of them started. */
+  readonly #warm = new Set<string>();
 
   constructor(limits: BreakerLimits) {
     this.#limits = limits;
   }
 
+  /** Whether any pair is remembered: none is on most days. */
+  get any(): boolean {
+    return this.#entries.size > 0;
+  }
+
+  /** Its breaker, where the pair is out. */
+  outOf(prefillId: string, decodeId: string): Breaker | undefined {
+    if (this.#entries.size === 0) return undefined;
+    const breaker = this.#entries.get(keyOf(prefillId, decodeId))?.breaker;
+    return breaker?.open === true ? breaker : undefined;
+  }
+
   /** A leg of the pair has ended. True where that opened its breaker. */
   judge(prefillId: string, decodeId: string, verdict: Verdict, nowMs: number): boolean {
-    const key = pairKey(prefillId, decodeId);
-    let entry = this.#entries.get(key);
-    if (entry === undefined) {
-      // All that is remembered is failures; most pairs never have one.
-      if (verdict === "good" || verdict === "none") return false;
-      entry = { prefillId, decodeId, breaker: new Breaker(this.#limits) };
-      if (this.#entries.size >= PAIR_LIMIT) this.#entries.delete(this.#entries.keys().next().value!);
-      this.#entries.set(key, entry);
-    }
-    const opened = entry.breaker.judge(verdict, nowMs);
-    if (entry.breaker.spotless) this.#entries.delete(key);
+    const entry = this.#entries.get(keyOf(prefillId, decodeId));
+    // All that is remembered is failures; most pairs never have one.
+    if (entry === undefined && (verdict === "good" || verdict === "none")) return false;
+    const { breaker } = entry ?? this.#add(prefillId, decodeId);
+    const opened = breaker.judge(verdict, nowMs);
+    if (breaker.spotless) this.#entries.delete(keyOf(prefillId, decodeId));
     return opened;
   }
 
-  /** A canary came through. True where the pair was out. */
+  /** A probe of the pair failed, though both of them work with others: they are out with each other. */
+  probeFailed(prefillId: string, decodeId: string, failure: ProbeFailure, text: string, nowMs: number): void {
+    const { breaker } = this.#entries.get(keyOf(prefillId, decodeId)) ?? this.#add(prefillId, decodeId);
+    breaker.distrust(nowMs);
+    breaker.probeFailed(failure, text, nowMs);
+  }
+
+  /** The pair takes no users before a probe has succeeded, unless one has. */
+  expect(prefillId: string, decodeId: string, nowMs: number): void {
+    if (this.#warm.has(keyOf(prefillId, decodeId)) || this.outOf(prefillId, decodeId) !== undefined) return;
+    (this.#entries.get(keyOf(prefillId, decodeId)) ?? this.#add(prefillId, decodeId)).breaker.distrust(nowMs);
+  }
+
+  /** A probe succeeded. True where the pair was out. */
   close(prefillId: string, decodeId: string): boolean {
-    return this.#entries.get(pairKey(prefillId, decodeId))?.breaker.close() ?? false;
+    const key = keyOf(prefillId, decodeId);
+    const { breaker } = this.#entries.get(key) ?? {};
+    const closed = breaker?.close() ?? false;
+    if (this.#warm.size < PAIR_LIMIT) this.#warm.add(key);
+    if (breaker?.spotless === true) this.#entries.delete(key);
+    return closed;
   }
 
-  get someBroken(): boolean {
-    for (const { breaker } of this.#entries.values()) if (breaker.open) return true;
-    return false;
+  /** Those that take no users. */
+  *open(): Generator<PairEntry> {
+    for (const entry of this.#entries.values()) if (entry.breaker.open) yield entry;
   }
 
-  /** Keys of those that get no leg. */
-  broken(): ReadonlySet<string> {
-    const keys = new Set<string>();
-    for (const [key, { breaker }] of this.#entries) if (breaker.open) keys.add(key);
-    return keys;
-  }
-
-  open(): PairEntry[] {
-    return [...this.#entries.values()].filter(({ breaker }) => breaker.open);
+  /** Its engine started again: what it had set up with others is gone. A pair that is out stays out, with its back-off. */
+  cool(instanceId: string, nowMs: number): void {
+    for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
+    for (const entry of this.#entries.values()) if (names(entry, instanceId)) entry.breaker.probeSoon(nowMs);
   }
 
   /** An instance is gone, and its id with it. */
   forget(instanceId: string): void {
-    for (const [key, { prefillId, decodeId }] of this.#entries) {
-      if (prefillId === instanceId || decodeId === instanceId) this.#entries.delete(key);
-    }
+    for (const [key, entry] of this.#entries) if (names(entry, instanceId)) this.#entries.delete(key);
+    for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
   }
+
+  #add(prefillId: string, decodeId: string): PairEntry {
+    const entry = { prefillId, decodeId, breaker: new Breaker(this.#limits) };
+    if (this.#entries.size >= PAIR_LIMIT) this.#entries.delete(this.#entries.keys().next().value!);
+    this.#entries.set(keyOf(prefillId, decodeId), entry);
+    return entry;
+  }
+}
+
+function names({ prefillId, decodeId }: PairEntry, instanceId: string): boolean {
+  return prefillId === instanceId || decodeId === instanceId;
+}
+
+function keyOf(prefillId: string, decodeId: string): string {
+  return `${prefillId}|${decodeId}`;
 }

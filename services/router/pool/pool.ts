@@ -1,6 +1,6 @@
-// What the router knows of the instances. Discovery says who there is; the instances say how they are; policies and
-// placement read one immutable snapshot. An instance that is gone from discovery keeps its channels until the last leg
-// on it has ended: the registry's word ends no stream.
+// What the router knows of the instances. Discovery says who there is; the instances say how they are; the rest of the
+// router reads one view of them. An instance that is gone from discovery keeps its channels until the last leg on it has
+// ended: the registry's word ends no stream.
 import { InstanceService, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
@@ -8,45 +8,34 @@ import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Doubt } from "../../discovery/registry.ts";
-import { servesUnpaired } from "../../kv/index.ts";
-import { BREAKER_LIMITS, type BreakerLimits, type Verdict } from "./breaker.ts";
+import { warmsPairs } from "../../kv/index.ts";
+import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
+import { misfitOf } from "./compat.ts";
 import { awaitFirstPrefill } from "./first-prefill.ts";
-import type { Member } from "./member.ts";
-import { lastResorts } from "./last-resort.ts";
-import { pairable } from "./compat.ts";
-import { Pairs, pairKey } from "./pairs.ts";
-import { type Probe, takeDue } from "./probes.ts";
-import { Tracked } from "./tracked.ts";
+import { fleetOf, lastResortsOf, SIDES, sideOf, type FleetView } from "./fleet.ts";
+import { type Instance, TrackedInstance } from "./instance.ts";
+import { registerPoolMetrics } from "./metrics.ts";
+import { Pairs, type PairEntry } from "./pairs.ts";
+import { claimsToServe } from "./standing.ts";
 
-export type { Verdict } from "./breaker.ts";
-export type { Condition, Member } from "./member.ts";
-export type { Probe } from "./probes.ts";
-
-/** Sorted by instance id. */
-export interface PoolSnapshot {
-  readonly prefill: readonly Member[];
-  readonly decode: readonly Member[];
-  /** Of all known instances, whether or not they serve now. `maxModelLen` is the shortest, 0 where none says. */
-  readonly models: ReadonlyMap<string, { readonly maxModelLen: number }>;
-  /** `pairKey` of the pairs that fail with each other, and get no leg until a canary comes through. */
-  readonly brokenPairs: ReadonlySet<string>;
-  /** Why pairs that must be checked before they take traffic take none: not yet, or the check failed. By `pairKey`. */
-  readonly barredPairs?: ReadonlyMap<string, string>;
-  /** Models whose first prefill instance may still come: decode does not make up for it yet. */
-  readonly awaitsPrefill?: ReadonlySet<string>;
-}
+export type { FleetView, ModelView, Seen, Side } from "./fleet.ts";
+export type { Instance } from "./instance.ts";
+export type { Reason, Standing } from "./standing.ts";
+export type { ProbeFailure, Verdict } from "./breaker.ts";
 
 export interface Pool {
-  /** The same object until something changes. Counts of legs in it are live. */
-  readonly snapshot: PoolSnapshot;
+  /** The same object until a standing, a pair or a fact changes. */
+  readonly view: FleetView;
   /**
    * All instances that discovery knows now.
    *
    * @param doubts What it has against some of them, by instance id.
    */
   update(entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>): void;
-  /** After every change: an instance, its facts, its load, or a leg that ended. Returns what ends it. */
+  /** After every change: of the view, of figures, or a leg that ended. Returns what ends it. */
   onChange(listener: () => void): () => void;
+  /** After changes of the view alone. */
+  onView(listener: () => void): () => void;
   /**
    * Tells an instance to take no new leg, or to take them again; this router obeys at once. Returns the legs that still
    * run on it, of all routers.
@@ -55,20 +44,27 @@ export interface Pool {
    */
   drain(instanceId: string, undrain: boolean, reason?: string): Promise<number>;
   /** @param tokens Prompt tokens of it, where they are still to be computed. */
-  legStarted(member: Member, tokens?: number): void;
-  legEnded(member: Member, verdict: Verdict): void;
+  legStarted(instance: Instance, tokens?: number): void;
+  legEnded(instance: Instance, verdict: Verdict): void;
   /** What the same leg says of the two together. */
-  pairEnded(prefill: Member, decode: Member, verdict: Verdict): void;
+  pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
   /** @param tokens That were computed, or waited for, in `ms`. */
-  prefilled(member: Member, tokens: number, ms: number): void;
-  /** Whether anything is out for its failures, and may be due for a canary. */
-  readonly ailing: boolean;
-  /** Canaries to send now, each to be told by `canaryCame` when it has come through. */
-  takeProbes(): readonly Probe[];
-  canaryCame(probe: Probe): void;
-  /** What the check of a pair said: "" where it may be used; undefined where it must be checked again. */
-  pairChecked(key: string, fault: string | undefined): void;
+  prefilled(instance: Instance, tokens: number, ms: number): void;
+  readonly probes: ProbeBooks;
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** What is out until a probe succeeds; for probe/, which sends them. */
+export interface ProbeBooks {
+  /** When the next probe is due, by the pool's clock; Infinity while nothing is out. */
+  readonly dueMs: number;
+  /** Instances and pairs that are due now, whether or not they can be reached. */
+  due(nowMs: number): { readonly instances: readonly Instance[]; readonly pairs: readonly PairEntry[] };
+  /** One is sent through the two: neither of them, nor the pair, is due again before its pause is over. */
+  sending(prefill: Instance, decode: Instance): void;
+  succeeded(prefill: Instance, decode: Instance): void;
+  /** @param text Why, as one sentence for people. */
+  failed(prefill: Instance, decode: Instance, failure: ProbeFailure, text: string): void;
 }
 
 export interface PoolOptions {
@@ -81,106 +77,79 @@ export interface PoolOptions {
   readonly breaker?: BreakerLimits;
   /** For a connection to be made. */
   readonly connectTimeoutMs?: number;
+  /** Whether decode serves alone while no prefill instance is left, where the connector allows it. */
+  readonly aggregate?: boolean;
   /** How long the first prefill instance of a model is waited for, once it has a decode instance. Default 0. */
   readonly firstPrefillMs?: number;
-  /** Whether a pair takes traffic only after `pairChecked` said that it may. Left out: none needs that. */
-  readonly checks?: (prefill: Info, decode: Info) => boolean;
+  /** Whether an instance takes users only after a probe has succeeded with it. Left out: none needs that. */
+  readonly proves?: (info: Info) => boolean;
 }
 
 const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
 const SWEEP_MS = 250;
-/** A sweep that comes so late shows that this process stood still, or its machine: it could hear nobody meanwhile. */
+/** A sweep that is this late shows that this process or its machine stood still: it could hear nothing meanwhile. */
 const OWN_PAUSE_MS = 500;
 const DRAIN_TIMEOUT_MS = 2_000;
-const CONDITIONS = [
-  "serving",
-  "starting",
-  "draining",
-  "stopped",
-  "silent",
-  "unreachable",
-  "failing",
-  "doubted",
-  "left",
-] as const;
+/** 8 x 8. */
+const WARMED_PAIRS = 64;
 
-export function createPool({
-  token,
-  log,
-  clock,
-  metrics,
-  limit = 1024,
-  breaker = BREAKER_LIMITS,
-  connectTimeoutMs,
-  firstPrefillMs = 0,
-  checks,
-}: PoolOptions): Pool {
-  const tracked = new Set<Tracked>();
-  const byMember = new WeakMap<Member, Tracked>();
+export function createPool(o: PoolOptions): Pool {
+  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, aggregate = false } = o;
+  const proves = o.proves ?? (() => false);
+  const tracked = new Set<TrackedInstance>();
   const listeners = new Set<() => void>();
+  const viewListeners = new Set<() => void>();
   const pairs = new Pairs(breaker);
-  const checked = new Map<string, string>();
-  const firstPrefill = awaitFirstPrefill(clock, firstPrefillMs);
-  let snapshot: PoolSnapshot | undefined;
+  const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
+  let view: FleetView | undefined;
+  let ordinal = 0;
   let closed = false;
 
-  const find = (instanceId: string): Tracked | undefined => {
-    for (const one of tracked) if (one.registered && one.info.instanceId === instanceId) return one;
+  const find = (instanceId: string): TrackedInstance | undefined => {
+    for (const one of tracked) if (one.registered && one.instanceId === instanceId) return one;
     return undefined;
   };
+  // All instances that the router sees are of this pool's making.
+  const own = (instance: Instance): TrackedInstance => instance as TrackedInstance;
 
-  function onChange(): void {
+  function onFigures(): void {
     if (closed) return;
-    snapshot = undefined;
+    for (const listener of listeners) listener();
+  }
+
+  function onStanding(): void {
+    if (closed) return;
+    view = undefined;
     for (const one of tracked) if (!one.registered && one.legs === 0) tracked.delete(one);
-    for (const listener of [...listeners]) listener();
+    for (const listener of viewListeners) listener();
+    onFigures();
   }
 
-  function build(): PoolSnapshot {
-    const prefill: Member[] = [];
-    const decode: Member[] = [];
-    const models = new Map<string, { maxModelLen: number }>();
-    const sorted = [...tracked].sort((a, b) => (a.info.instanceId < b.info.instanceId ? -1 : 1));
-    const trusted = lastResorts(tracked);
-    for (const one of sorted) {
-      const member = one.member(trusted.has(one));
-      byMember.set(member, one);
-      (one.info.role === Role.PREFILL ? prefill : decode).push(member);
-      if (!one.registered) continue;
-      const { model, maxModelLen } = one.info;
-      const known = models.get(model)?.maxModelLen ?? 0;
-      models.set(model, {
-        maxModelLen: known === 0 || maxModelLen === 0 ? known + maxModelLen : Math.min(known, maxModelLen),
-      });
-    }
-    const barredPairs = barred(prefill, decode);
-    for (const members of [prefill, decode]) {
-      members.forEach((member, index) => {
-        const reason = barredReason(member, prefill, decode, barredPairs);
-        if (reason === undefined) return;
-        // Its counts stay live: only the verdict is another.
-        const out = Object.create(member, { eligible: { value: false }, reason: { value: reason } }) as Member;
-        byMember.set(out, byMember.get(member)!);
-        members[index] = out;
-      });
-    }
-    const awaitsPrefill = firstPrefill.awaited(prefill, decode, models);
-    return { prefill, decode, models, brokenPairs: pairs.broken(), barredPairs, awaitsPrefill };
+  function makeView(): FleetView {
+    firstPrefill.look(tracked);
+    expectPairs();
+    return fleetOf(tracked, pairs, { aggregate, awaitsPrefill: firstPrefill.isAwaited });
   }
 
-  /** Of the pairs that must be checked, those that were not, or were found wrong. */
-  function barred(prefills: readonly Member[], decodes: readonly Member[]): ReadonlyMap<string, string> {
-    const found = new Map<string, string>();
-    if (checks === undefined) return found;
-    for (const { info: prefill } of prefills) {
-      for (const { info: decode } of decodes) {
-        if (!checks(prefill, decode)) continue;
-        const key = pairKey(prefill.instanceId, decode.instanceId);
-        const fault = checked.get(key);
-        if (fault !== "") found.set(key, fault ?? "it is being checked by a canary");
-      }
+  /**
+   * The first transfer of a pair sets up its connection, which may take many seconds. In small fleets a probe pays for
+   * that; in large ones only instances are proven, and the first user of a pair waits.
+   */
+  function expectPairs(): void {
+    if (o.proves === undefined) return;
+    const nowMs = clock.nowMs();
+    const sound = [...tracked].filter(
+      (one) => claimsToServe(one) && proves(one.info) && warmsPairs(one.info.connector),
+    );
+    for (const model of new Set(sound.map(({ info }) => info.model))) {
+      const [prefill, decode] = SIDES.map((side) =>
+        sound.filter((one) => one.info.model === model && sideOf(one) === side),
+      ) as [TrackedInstance[], TrackedInstance[]];
+      if (prefill.length * decode.length > WARMED_PAIRS) continue;
+      for (const one of prefill)
+        for (const other of decode)
+          if (misfitOf(one.info, other.info) === undefined) pairs.expect(one.instanceId, other.instanceId, nowMs);
     }
-    return found;
   }
 
   function update(entries: readonly Info[], doubts: ReadonlyMap<string, Doubt> = NO_DOUBTS): void {
@@ -191,53 +160,61 @@ export function createPool({
       const known = find(info.instanceId);
       const doubt = doubts.get(info.instanceId);
       // Gone for the registry, and by its own word too.
-      if (doubt?.kind === "missing" && known?.serves !== true) continue;
-      if (known !== undefined) known.doubt = doubt;
+      if (doubt?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
       named.add(info.instanceId);
-      if (known !== undefined && known.info.grpcAddress === info.grpcAddress) {
-        known.info = info;
-        continue;
+      if (known !== undefined) {
+        known.doubt = doubt;
+        if (known.info.grpcAddress === info.grpcAddress) {
+          known.info = info;
+          continue;
+        }
+        // Reached at another address now: legs over the old one end there.
+        known.registered = false;
       }
-      // Reached elsewhere now: what runs over the old address ends there.
-      if (known !== undefined) known.registered = false;
       if (tracked.size >= limit) {
         log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
         continue;
       }
-      const added: Tracked = new Tracked(info, {
-        token,
-        log,
-        clock,
-        breaker,
-        connectTimeoutMs,
-        onChange,
-        onDoubt: () => doubted(added),
-      });
-      added.doubt = doubt;
-      tracked.add(added);
-      log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
+      track(info).doubt = doubt;
     }
-    for (const one of tracked) {
-      if (!one.registered || named.has(one.info.instanceId)) continue;
-      leave(one);
-    }
-    onChange();
+    for (const one of tracked) if (one.registered && !named.has(one.instanceId)) leave(one);
+    onStanding();
   }
 
-  function leave(one: Tracked): void {
-    log.info("instance left", { instanceId: one.info.instanceId, legs: one.legs });
+  function track(info: Info): TrackedInstance {
+    ordinal += 1;
+    const one: TrackedInstance = new TrackedInstance(info, {
+      token,
+      log,
+      clock,
+      breaker,
+      ordinal,
+      connectTimeoutMs: o.connectTimeoutMs,
+      proves,
+      onStanding,
+      onFigures,
+      onServing: () => pairs.cool(one.instanceId, clock.nowMs()),
+      onSuspect: () => suspected(one),
+    });
+    tracked.add(one);
+    log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
+    return one;
+  }
+
+  function leave(one: TrackedInstance): void {
+    log.info("instance left", { instanceId: one.instanceId, legs: one.legs });
     one.registered = false;
-    pairs.forget(one.info.instanceId);
+    pairs.forget(one.instanceId);
   }
 
-  /** What it was just given and has not answered is tried elsewhere now, and not when it is given up. */
-  function doubted(one: Tracked): void {
+  /** Calls that it has not answered are made elsewhere now, and not when it is given up. */
+  function suspected(one: TrackedInstance): void {
     if (closed) return;
-    onChange();
-    if (one.hesitant && !lastResorts(tracked).has(one)) one.channel.dropUnanswered();
+    onStanding();
+    if (one.suspect && !lastResortsOf(tracked).has(one)) one.channel.dropUnanswered();
   }
 
-  // An instance that falls silent changes without telling.
+  // An instance that falls silent changes without a word.
   let sweepTimer: Timer;
   let sweptMs = clock.nowMs();
   const sweep = (): void => {
@@ -250,26 +227,70 @@ export function createPool({
       if (!one.registered) continue;
       one.checkHeartbeat(nowMs, pausedMs);
       // Its registry let it go before; now it has ended too.
-      if (one.doubt?.kind !== "missing" || one.serves) continue;
+      if (one.doubt?.kind !== "missing" || claimsToServe(one)) continue;
       leave(one);
       left = true;
     }
-    if (left || firstPrefill.isOver) onChange();
+    if (left || firstPrefill.isOver) onStanding();
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);
 
+  const listen = (to: Set<() => void>, listener: () => void): (() => void) => {
+    // Wrapped, so that the same function may listen twice.
+    const entry = (): void => listener();
+    to.add(entry);
+    return () => to.delete(entry);
+  };
+
+  const probes: ProbeBooks = {
+    get dueMs() {
+      let dueMs = Infinity;
+      for (const { breaker: one } of tracked) dueMs = Math.min(dueMs, one.dueMs);
+      for (const { breaker: one } of pairs.open()) dueMs = Math.min(dueMs, one.dueMs);
+      return dueMs;
+    },
+    due: (nowMs) => ({
+      instances: [...tracked].filter((one) => one.registered && one.breaker.due(nowMs)),
+      pairs: [...pairs.open()].filter((pair) => pair.breaker.due(nowMs)),
+    }),
+    sending(prefill, decode) {
+      const nowMs = clock.nowMs();
+      for (const one of [prefill, decode]) own(one).breaker.probing(nowMs);
+      pairs.outOf(prefill.instanceId, decode.instanceId)?.probing(nowMs);
+    },
+    succeeded(prefill, decode) {
+      let changed = false;
+      for (const one of [prefill, decode]) {
+        if (!own(one).breaker.close()) continue;
+        changed = true;
+        log.info("a probe succeeded: instance takes requests", { instanceId: one.instanceId });
+      }
+      if (pairs.close(prefill.instanceId, decode.instanceId)) {
+        changed = true;
+        log.info("a probe succeeded: pair takes requests", pairFields(prefill, decode));
+      }
+      if (changed) onStanding();
+    },
+    failed(prefill, decode, failure, text) {
+      const nowMs = clock.nowMs();
+      const open = [own(prefill), own(decode)].filter((one) => one.breaker.open);
+      for (const one of open) one.breaker.probeFailed(failure, text, nowMs);
+      // Both work with others, so it is the two together that don't.
+      if (open.length === 0) pairs.probeFailed(prefill.instanceId, decode.instanceId, failure, text, nowMs);
+      else pairs.outOf(prefill.instanceId, decode.instanceId)?.probeFailed(failure, text, nowMs);
+      log.warn("a probe failed", { ...pairFields(prefill, decode), failure, why: text });
+      onStanding();
+    },
+  };
+
   const pool: Pool = {
-    get snapshot() {
-      return (snapshot ??= build());
+    get view() {
+      return (view ??= makeView());
     },
     update,
-    onChange(listener) {
-      // Wrapped, so that the same function may listen twice.
-      const entry = (): void => listener();
-      listeners.add(entry);
-      return () => listeners.delete(entry);
-    },
+    onChange: (listener) => listen(listeners, listener),
+    onView: (listener) => listen(viewListeners, listener),
     async drain(instanceId, undrain, reason = "") {
       const one = find(instanceId);
       if (one === undefined) throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
@@ -282,41 +303,24 @@ export function createPool({
       } catch (thrown) {
         const error = asServiceError(thrown);
         if (error.code === "failed_precondition") throw error;
-        const done = undrain ? "" : " This router gives it no new leg all the same.";
+        const done = undrain ? "" : " This router gives it no new leg anyway.";
         throw new ServiceError("instance_unavailable", `The instance could not be told.${done}`, { cause: error });
       }
     },
-    legStarted: (member, tokens = 0) => byMember.get(member)!.legStarted(tokens),
-    legEnded: (member, verdict) => byMember.get(member)!.legEnded(verdict),
+    legStarted: (instance, tokens = 0) => own(instance).legStarted(tokens),
+    legEnded(instance, verdict) {
+      const one = own(instance);
+      const opened = one.legEnded(verdict);
+      if (opened || (!one.registered && one.legs === 0)) onStanding();
+      else onFigures();
+    },
     pairEnded(prefill, decode, verdict) {
-      const [prefillId, decodeId] = [prefill.info.instanceId, decode.info.instanceId];
-      if (!pairs.judge(prefillId, decodeId, verdict, clock.nowMs())) return;
-      log.warn("pair is out until a canary comes through", { prefill: prefillId, decode: decodeId });
-      onChange();
+      if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;
+      log.warn("pair is out until a probe succeeds", pairFields(prefill, decode));
+      onStanding();
     },
-    prefilled: (member, tokens, ms) => byMember.get(member)!.prefilled(tokens, ms),
-    // Asked after every change, most of which nobody needs a snapshot for.
-    get ailing() {
-      if (pairs.someBroken) return true;
-      for (const one of tracked) if (one.failing) return true;
-      return false;
-    },
-    takeProbes: () => takeDue(pool.snapshot, pairs, (member) => byMember.get(member)!.breaker, clock.nowMs()),
-    canaryCame({ prefill, decode }) {
-      const [prefillId, decodeId] = [prefill.info.instanceId, decode.info.instanceId];
-      const closed = [prefill, decode].filter((member) => byMember.get(member)!.breaker.close());
-      for (const { info } of closed)
-        log.info("a canary came through: instance is back", { instanceId: info.instanceId });
-      const paired = pairs.close(prefillId, decodeId);
-      if (paired) log.info("a canary came through: pair is back", { prefill: prefillId, decode: decodeId });
-      if (paired || closed.length > 0) onChange();
-    },
-    pairChecked(key, fault) {
-      if (checked.get(key) === fault) return;
-      if (fault === undefined) checked.delete(key);
-      else checked.set(key, fault);
-      onChange();
-    },
+    prefilled: (instance, tokens, ms) => own(instance).prefilled(tokens, ms),
+    probes,
     async [Symbol.asyncDispose]() {
       if (closed) return;
       closed = true;
@@ -324,60 +328,10 @@ export function createPool({
       await Promise.all([...tracked].map((one) => one.close()));
     },
   };
-
-  metrics?.gauge(
-    "tandem_pool_instances",
-    "Instances this router knows, by what it takes them for.",
-    ["role", "state"],
-    (gauge) => {
-      for (const role of ["prefill", "decode"] as const) {
-        for (const state of CONDITIONS) {
-          gauge.set({ role, state }, pool.snapshot[role].filter(({ condition }) => condition === state).length);
-        }
-      }
-    },
-  );
-  metrics?.gauge("tandem_breakers_open", "Breakers that are open: instances by role, and pairs.", ["of"], (gauge) => {
-    const { prefill, decode, brokenPairs } = pool.snapshot;
-    gauge.set({ of: "prefill" }, prefill.filter(isFailing).length);
-    gauge.set({ of: "decode" }, decode.filter(isFailing).length);
-    gauge.set({ of: "pair" }, brokenPairs.size);
-  });
-  // Instance ids are new after every start, so the old ones are taken off.
-  metrics?.gauge(
-    "tandem_kv_orphans",
-    "Pushed KV whose request is gone and that is not settled yet, by instance.",
-    ["instance"],
-    (gauge) => {
-      gauge.reset();
-      for (const { info, load } of pool.snapshot.decode) gauge.set({ instance: info.instanceId }, load?.kvOrphans ?? 0);
-    },
-  );
+  if (o.metrics !== undefined) registerPoolMetrics(o.metrics, pool);
   return pool;
 }
 
-function isFailing({ condition }: Member): boolean {
-  return condition === "failing";
-}
-
-/** Why an instance that serves gets no legs: each of its pairs is barred. Undefined where one is not, or it has none. */
-function barredReason(
-  member: Member,
-  prefills: readonly Member[],
-  decodes: readonly Member[],
-  barredPairs: ReadonlyMap<string, string>,
-): string | undefined {
-  if (barredPairs.size === 0 || !member.eligible) return undefined;
-  const isPrefill = member.info.role === Role.PREFILL;
-  // It may still serve alone, while its pairs are being checked: a prefill instance that comes back must not cost requests.
-  if (!isPrefill && servesUnpaired(member.info.connector)) return undefined;
-  let reason: string | undefined;
-  for (const other of isPrefill ? decodes : prefills) {
-    if (other.condition !== "serving") continue;
-    const [prefill, decode] = isPrefill ? [member, other] : [other, member];
-    const fault = barredPairs.get(pairKey(prefill.info.instanceId, decode.info.instanceId));
-    if (fault === undefined && pairable(prefill.info, decode.info)) return undefined;
-    if (fault !== undefined) reason ??= `With ${other.info.instanceId}: ${fault}.`;
-  }
-  return reason;
+function pairFields(prefill: Instance, decode: Instance): Record<string, string> {
+  return { prefill: prefill.instanceId, decode: decode.instanceId };
 }

@@ -5,8 +5,8 @@ import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
 import { RelayLeg } from "../leg/run.ts";
 import type { LegContext, LegOwner, Refusal } from "../leg/run.ts";
 import type { Handoff, LegOutcome } from "../leg/protocol.ts";
-import type { Member } from "../pool/pool.ts";
-import { Avoid } from "../placement/placement.ts";
+import type { Instance } from "../pool/pool.ts";
+import { Exclusions } from "../placement/placement.ts";
 import type { Place, Placer } from "../placement/placement.ts";
 import { createLegDraft, FALLBACK_LIMIT } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
@@ -51,7 +51,7 @@ export class Choice implements LegOwner {
   readonly index: number;
   readonly #context: ChoiceContext;
   readonly #owner: ChoiceOwner;
-  readonly #avoid = new Avoid();
+  readonly #exclusions = new Exclusions();
   #leg: RelayLeg | undefined;
   #wait: { readonly waiting: Waiting; sinceMs: number; readonly fail: (error: ServiceError) => void } | undefined;
   #retries = 0;
@@ -79,7 +79,7 @@ export class Choice implements LegOwner {
     const { request } = this.#owner;
     const wanted = { model: request.model, tokens: estimateTokens(request), strict: request.strict === true };
     this.#find(
-      () => this.#context.placer.place(wanted, this.#avoid),
+      () => this.#context.placer.place(wanted, this.#exclusions),
       (place) => this.#attempt(place),
       // What went wrong first tells more than that nothing is left to try.
       (error) => this.#fail(this.#failure ?? error),
@@ -143,7 +143,7 @@ export class Choice implements LegOwner {
       return () => {};
     }
     this.#find(
-      () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#avoid),
+      () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
       (decode) => leg.openOn(decode, handoff),
       (error) => leg.noDecode(refusal?.error.code === "instance_busy" ? error : (refusal?.error ?? error)),
     );
@@ -174,10 +174,10 @@ export class Choice implements LegOwner {
         const next = afterFailure(failed, this.#retries, this.#rules());
         if (next.kind === "give-up") return this.#giveUp(next, error);
         if (next.kind === "wait") {
-          this.#avoid.busy(next.busy === "prefill" ? task.prefill! : leg.decode!);
+          this.#exclusions.busy(next.busy === "prefill" ? task.prefill! : leg.decode!);
           this.#note("busy", `busy:${next.busy}`);
         } else {
-          this.#shun(next, task.prefill, leg.decode);
+          this.#exclude(next, task.prefill, leg.decode);
           this.#retry(error, phase);
           this.#failure = error;
         }
@@ -241,9 +241,13 @@ export class Choice implements LegOwner {
     this.#fail(error);
   }
 
-  #shun({ shun }: Extract<Next, { kind: "retry" }>, prefill: Member | undefined, decode: Member | undefined): void {
-    if (shun.prefill !== undefined && prefill !== undefined) this.#avoid.shun(prefill, shun.prefill);
-    if (shun.decode !== undefined && decode !== undefined) this.#avoid.shun(decode, shun.decode);
+  #exclude(
+    { exclude }: Extract<Next, { kind: "retry" }>,
+    prefill: Instance | undefined,
+    decode: Instance | undefined,
+  ): void {
+    if (exclude.prefill !== undefined && prefill !== undefined) this.#exclusions.exclude(prefill, exclude.prefill);
+    if (exclude.decode !== undefined && decode !== undefined) this.#exclusions.exclude(decode, exclude.decode);
   }
 
   #attempt({ traits, prefill, decode, fallback }: Place): void {
@@ -269,10 +273,10 @@ export class Choice implements LegOwner {
       return false;
     }
     if (next.kind === "wait") {
-      this.#avoid.busy(by);
+      this.#exclusions.busy(by);
       this.#note("busy", "busy:decode");
     } else {
-      this.#shun(next, undefined, by);
+      this.#exclude(next, undefined, by);
       this.#retry(error, "transfer");
     }
     return true;

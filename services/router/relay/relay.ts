@@ -16,7 +16,7 @@ import { AnswerPaces } from "../leg/bounds.ts";
 import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
-import { startCanaries } from "../probe/canaries.ts";
+import { createProber, type Prober } from "../probe/probe.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import { createWaitRoom } from "./wait-room.ts";
@@ -36,6 +36,8 @@ export interface Relay {
 
 /** The relay as whoever created it has it. */
 export interface RunningRelay extends Relay {
+  /** Sends requests of our own over the same legs. */
+  readonly prober: Prober;
   /** Legs that run or settle. A leg settles when its request is gone and its KV is not yet. */
   readonly legs: number;
   /** Resolves when the last leg has ended. */
@@ -87,7 +89,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
   let timer: Timer | undefined;
   let onIdle: (() => void)[] = [];
 
-  const canaries = startCanaries({ context, metrics: o.metrics, watch });
+  const prober = createProber({ context, mintLegId: context.mintLegId, watch });
 
   // Runs only while there is something to watch.
   function watch(): void {
@@ -103,6 +105,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
   }
 
   return {
+    prober,
     async run(request, sink, receipt, gone) {
       const count = request.choices * request.prompts;
       const { legsLimit } = config;
@@ -136,7 +139,6 @@ export function createRelay(o: RelayOptions): RunningRelay {
     },
     async [Symbol.asyncDispose]() {
       timer?.cancel();
-      canaries.stop();
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
     },
   };

@@ -2,6 +2,7 @@
 // test/router/relay/retry.test.ts explores every course that a choice can take.
 import { FAILURES, type FailureCode } from "../../common/errors.ts";
 import type { Side } from "../leg/protocol.ts";
+import type { Exclusion } from "../placement/placement.ts";
 
 /** An attempt that failed. */
 export interface Failed {
@@ -23,14 +24,11 @@ export interface RetryRules {
   takeFromBudget(): boolean;
 }
 
-/** How an instance is treated in further attempts: asked where nobody else is left, or never again. */
-export type Shun = "failed" | "wedged";
-
 export type Next =
   | { readonly kind: "give-up"; readonly because: "delivered" | "request" | "never" | "strict" | "limit" | "budget" }
   /** Refused before anything was paid: not a retry but a wait, for that side. */
   | { readonly kind: "wait"; readonly busy: Side }
-  | { readonly kind: "retry"; readonly shun: Readonly<Partial<Record<Side, Shun>>> };
+  | { readonly kind: "retry"; readonly exclude: Readonly<Partial<Record<Side, Exclusion>>> };
 
 export function afterFailure(
   { code, side, delivered, repeatable, decodeFirst }: Failed,
@@ -47,17 +45,17 @@ export function afterFailure(
   const refusal = refused(retry === "never", retries, rules);
   if (refusal !== undefined) return refusal;
   const both = retry === "both legs";
-  const shun: Partial<Record<Side, Shun>> = {};
-  if (side === "prefill" || both) shun.prefill = "failed";
-  if (side === "decode" || both) shun.decode = "failed";
-  if (code === "leg_stalled") shun[side] = "wedged";
-  return { kind: "retry", shun };
+  const exclude: Partial<Record<Side, Exclusion>> = {};
+  if (side === "prefill" || both) exclude.prefill = "failed";
+  if (side === "decode" || both) exclude.decode = "failed";
+  if (code === "leg_stalled") exclude[side] = "wedged";
+  return { kind: "retry", exclude };
 }
 
 /** Prefill first: a decode instance would not take the KV, which is as good for another one. */
 export function afterRefusal(code: FailureCode, retries: number, rules: RetryRules): Next {
   if (code === "instance_busy") return { kind: "wait", busy: "decode" };
-  return refused(false, retries, rules) ?? { kind: "retry", shun: { decode: "failed" } };
+  return refused(false, retries, rules) ?? { kind: "retry", exclude: { decode: "failed" } };
 }
 
 function refused(never: boolean, retries: number, { limit, strict, takeFromBudget }: RetryRules): Next | undefined {

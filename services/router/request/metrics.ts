@@ -30,6 +30,8 @@ export interface RelayMetrics {
   interTokenMs(ms: number): void;
 }
 
+export const FALLBACKS_HELP = "Fallbacks: what was done in place of the plan, by kind.";
+
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
 const TOKEN_SECONDS = [
   0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1,
@@ -41,7 +43,7 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
   const retries = metrics.counter("tandem_retries_total", "Pairs of legs that were tried again, by the failure.", [
     "reason",
   ]);
-  const fallbacks = metrics.counter("tandem_fallbacks_total", "What was done otherwise than planned.", ["reason"]);
+  const fallbacks = metrics.counter("tandem_fallbacks_total", FALLBACKS_HELP, ["reason"]);
   const refused = metrics.counter(
     "tandem_retries_refused_total",
     "Retries that were not made for want of budget, or because the request was strict.",

@@ -90,10 +90,6 @@ export interface RelayLimits {
   readonly queueTimeoutMs: number;
   /** Choices times prompts of one request. */
   readonly legsLimit: number;
-  /** For a canary to come through. */
-  readonly canaryTimeoutMs: number;
   /** Prompts that are surely shorter go to decode alone, where the connector allows it. 0: none. In tokens. */
   readonly directTokens: number;
-  /** Whether decode serves alone while no prefill instance is left, where the connector allows it. */
-  readonly aggregate: boolean;
 }

@@ -12,7 +12,7 @@ import { completionsHandler, type CompletionsOptions } from "./completions.ts";
 import type { HostChecks } from "./host-check.ts";
 import { modelList, modelOf } from "./models.ts";
 import { page, PAGE_HEADERS } from "./page.ts";
-import { unreadiness } from "../serving/readiness.ts";
+import { readinessOf } from "../serving/readiness.ts";
 import { writeError } from "./stream-answer.ts";
 
 export type Middleware = (req: IncomingMessage, res: ServerResponse, next: () => void) => void;
@@ -70,26 +70,30 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
     next();
   });
   const startedS = Math.floor(Date.now() / 1000);
-  app.get("/v1/models", (_req, res) => void res.json(modelList(o.pool.snapshot, startedS)));
+  app.get("/v1/models", (_req, res) => void res.json(modelList(o.pool.view, startedS)));
   // Names of models hold slashes, which SDKs escape or not.
   app.get("/v1/models/*id", (req, res) => {
     const id = req.params["id"] as unknown as string[];
-    res.json(modelOf(o.pool.snapshot, id.join("/"), startedS));
+    res.json(modelOf(o.pool.view, id.join("/"), startedS));
   });
   app.get(["/health", "/livez"], (_req, res) => void res.json({ status: "ok" }));
   app.get(["/ready", "/readyz"], (_req, res) => {
-    const reason = o.serving.draining ? "The server is stopping." : unreadiness(o.pool.snapshot, o.serving.aggregate);
-    if (reason === undefined) res.json({ status: "ready" });
-    else res.status(503).json({ status: "not ready", reason });
+    const { lack, models } = readinessOf(o.pool.view, o.serving.strict);
+    const reason = o.serving.draining ? "The server is stopping." : lack;
+    const lacking = Object.fromEntries([...models].filter(([, text]) => text !== ""));
+    const also = Object.keys(lacking).length === 0 ? {} : { not_ready: lacking };
+    if (reason === undefined) res.json({ status: "ready", ...also });
+    else res.status(503).json({ status: "not ready", reason, ...also });
   });
   app.get("/metrics", async (_req, res) => {
     res.setHeader("content-type", o.metrics.contentType);
     res.end(await o.metrics.text());
   });
   app.get("/", (req, res) => {
-    const { snapshot } = o.pool;
-    const { keyed, lack } = { keyed: o.apiKey !== "", lack: unreadiness(snapshot, o.serving.aggregate) };
-    res.set(PAGE_HEADERS).end(page({ snapshot, keyed, lack, restAddress: addressOf(req), grpcAddress: o.grpcAddress }));
+    const { view } = o.pool;
+    const readiness = readinessOf(view, o.serving.strict);
+    const addresses = { restAddress: addressOf(req), grpcAddress: o.grpcAddress };
+    res.set(PAGE_HEADERS).end(page({ view, readiness, keyed: o.apiKey !== "", ...addresses }));
   });
   app.use(o.routerService);
   app.use((req: Request) => {

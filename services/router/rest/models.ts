@@ -1,6 +1,6 @@
 // OpenAI's list of models, with vLLM's max_model_len.
 import { ServiceError } from "../../common/errors.ts";
-import type { PoolSnapshot } from "../pool/pool.ts";
+import type { FleetView, ModelView } from "../pool/pool.ts";
 
 export interface ModelCard {
   readonly id: string;
@@ -11,27 +11,30 @@ export interface ModelCard {
   readonly parent: null;
   /** Longest prompt plus answer, in tokens. */
   readonly max_model_len?: number;
+  /** Only where it can't be served now. */
+  readonly ready?: false;
 }
 
 /** @param createdS Unix time in seconds. */
-export function modelList(snapshot: PoolSnapshot, createdS: number): { object: "list"; data: ModelCard[] } {
-  return { object: "list", data: [...snapshot.models].map(([id, { maxModelLen }]) => card(id, maxModelLen, createdS)) };
+export function modelList(view: FleetView, createdS: number): { object: "list"; data: ModelCard[] } {
+  return { object: "list", data: [...view.models.values()].map((model) => card(model, createdS)) };
 }
 
 /** @throws ServiceError `model_not_found` */
-export function modelOf(snapshot: PoolSnapshot, id: string, createdS: number): ModelCard {
-  const model = snapshot.models.get(id);
-  if (model !== undefined) return card(id, model.maxModelLen, createdS);
+export function modelOf(view: FleetView, id: string, createdS: number): ModelCard {
+  const model = view.models.get(id);
+  if (model !== undefined) return card(model, createdS);
   throw new ServiceError(
     "model_not_found",
-    `The model \`${id}\` does not exist. Valid aliases: ${[...snapshot.models.keys()].join(", ")}.`,
+    `The model \`${id}\` does not exist. Valid aliases: ${[...view.models.keys()].join(", ")}.`,
     {
       param: "model",
     },
   );
 }
 
-function card(id: string, maxModelLen: number, created: number): ModelCard {
+function card(model: ModelView, created: number): ModelCard {
+  const { name: id, maxModelLen } = model;
   return {
     id,
     object: "model",
@@ -40,5 +43,6 @@ function card(id: string, maxModelLen: number, created: number): ModelCard {
     root: id,
     parent: null,
     ...(maxModelLen > 0 ? { max_model_len: maxModelLen } : {}),
+    ...(model.lack(false) === undefined ? {} : { ready: false }),
   };
 }

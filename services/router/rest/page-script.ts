@@ -4,14 +4,15 @@
 export const PAGE_SCRIPT = `
 "use strict";
 const cell = (text, className) => Object.assign(document.createElement("td"), { textContent: text, className: className ?? "" });
-const row = ({ info = {}, eligible, reason, legs = 0, legsTotal = 0 }) => {
+const row = ({ info = {}, eligible, standing = "", reason, legs = 0, legsTotal = 0 }) => {
   const tr = document.createElement("tr");
   const role = info.role === "ROLE_PREFILL" ? "prefill" : "decode";
   const name = cell("");
   name.append(Object.assign(document.createElement("span"), { textContent: role, className: "role " + role }));
   const id = cell("");
   id.append(Object.assign(document.createElement("code"), { textContent: info.instanceId }));
-  const state = cell(eligible ? "serving" : reason || "not serving", "state " + (eligible ? "ready" : "waiting"));
+  const state = cell(standing.replace("STANDING_", "").toLowerCase(), "state " + (eligible ? "ready" : "waiting"));
+  if (reason) state.title = reason;
   tr.append(name, state, id, cell(info.model), cell([info.engine, info.engineVersion].join(" ")), cell(info.connector), cell(legs, "n"),
     cell(info.slotLimit ?? 0, "n"), cell(legsTotal, "n"));
   return tr;
@@ -26,7 +27,7 @@ async function refresh() {
     open = answer.ok;
     if (open) {
       const { instances = [] } = await answer.json();
-      const seen = instances.map(({ info, eligible }) => info.instanceId + info.model + eligible).join();
+      const seen = instances.map(({ info, standing }) => info.instanceId + info.model + standing).join();
       if (instances.length > 0) document.getElementById("instances").replaceChildren(...instances.map(row));
       if (seen === shown) return;
       shown = seen;

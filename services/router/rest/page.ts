@@ -3,7 +3,8 @@
 import { createHash } from "node:crypto";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { TANDEM_VERSION } from "../../common/version.ts";
-import type { Member, PoolSnapshot } from "../pool/pool.ts";
+import type { FleetView, Seen } from "../pool/pool.ts";
+import type { Readiness } from "../serving/readiness.ts";
 import { PAGE_SCRIPT } from "./page-script.ts";
 import { PAGE_STYLE } from "./page-style.ts";
 
@@ -17,19 +18,20 @@ export const PAGE_HEADERS = {
 } as const;
 
 export interface PageView {
-  readonly snapshot: PoolSnapshot;
+  readonly view: FleetView;
   /** host:port under which the reader got here. */
   readonly restAddress: string;
   readonly grpcAddress: string;
   /** Whether clients need an API key. */
   readonly keyed: boolean;
-  /** What is missing for serving; undefined when nothing is. */
-  readonly lack: string | undefined;
+  readonly readiness: Readiness;
 }
 
-export function page(view: PageView): string {
-  const { snapshot, lack } = view;
-  const models = [...snapshot.models.keys()];
+export function page(o: PageView): string {
+  const { view, readiness } = o;
+  const models = [...readiness.models.keys()];
+  // A model that lacks something is no less down while another one serves.
+  const lacks = readiness.lack ?? [...readiness.models.values()].filter((lack) => lack !== "").join(" ");
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -44,21 +46,21 @@ export function page(view: PageView): string {
 <p>Prefill and decode on separate instances, one OpenAI API in front.</p>
 </header>
 <main>
-<p id="status" class="${lack === undefined ? "ready" : "waiting"}">${lack === undefined ? "Ready to serve." : escape(lack)}</p>
+<p id="status" class="${lacks === "" ? "ready" : "waiting"}">${lacks === "" ? "Ready to serve." : escape(lacks)}</p>
 <dl>
 <dt>Models</dt><dd id="models">${models.length === 0 ? "none yet" : models.map((name) => `<code>${escape(name)}</code>`).join(" ")}</dd>
-<dt>OpenAI REST</dt><dd><code>http://${escape(view.restAddress)}/v1</code></dd>
-<dt>gRPC</dt><dd><code>${escape(view.grpcAddress)}</code></dd>
+<dt>OpenAI REST</dt><dd><code>http://${escape(o.restAddress)}/v1</code></dd>
+<dt>gRPC</dt><dd><code>${escape(o.grpcAddress)}</code></dd>
 </dl>
 <h2>Instances</h2>
 <div class="scroll">
 <table>
 <thead><tr><th>Role</th><th>State</th><th>Instance</th><th>Model</th><th>Engine</th><th>KV</th><th class="n">Legs</th><th class="n">Slots</th><th class="n">Served</th></tr></thead>
-<tbody id="instances">${rows(snapshot)}</tbody>
+<tbody id="instances">${rows(view)}</tbody>
 </table>
 </div>
 <h2>Try it</h2>
-${commands(view, models[0] ?? "MODEL")}
+${commands(o, models[0] ?? "MODEL")}
 </main>
 <footer>
 <nav><a href="/v1/models">models</a> <a href="/readyz">readiness</a> <a href="/metrics">metrics</a></nav>
@@ -70,18 +72,23 @@ ${commands(view, models[0] ?? "MODEL")}
 `;
 }
 
-function rows(snapshot: PoolSnapshot): string {
-  const members = [...snapshot.prefill, ...snapshot.decode].filter(({ condition }) => condition !== "left");
-  if (members.length === 0) return `<tr><td colspan="9" class="none">No instance has registered yet.</td></tr>`;
-  return members.map(row).join("");
+function rows({ prefill, decode }: FleetView): string {
+  const seen = [...prefill, ...decode].filter(
+    ({ standing }) => standing.kind === "serves" || standing.reason !== "left",
+  );
+  if (seen.length === 0) return `<tr><td colspan="9" class="none">No instance has registered yet.</td></tr>`;
+  return seen.map(row).join("");
 }
 
-function row({ info, eligible, reason, legs, legsTotal }: Member): string {
+function row({ instance, standing }: Seen): string {
+  const { info, legs, legsTotal } = instance;
   const role = info.role === Role.PREFILL ? "prefill" : "decode";
-  const state = eligible ? "serving" : withoutAddresses(reason === "" ? "not serving" : reason);
+  const serves = standing.kind === "serves";
+  const state = serves ? "serving" : standing.reason;
+  const why = standing.text === "" ? "" : ` title="${escape(withoutAddresses(standing.text))}"`;
   const cells = [
     `<td><span class="role ${role}">${role}</span></td>`,
-    `<td class="state ${eligible ? "ready" : "waiting"}">${escape(state)}</td>`,
+    `<td class="state ${serves ? "ready" : "waiting"}"${why}>${escape(state)}</td>`,
     `<td><code>${escape(info.instanceId)}</code></td>`,
     `<td>${escape(info.model)}</td>`,
     `<td>${escape(`${info.engine} ${info.engineVersion}`)}</td>`,

@@ -2,6 +2,7 @@
 import type { Metrics } from "../../common/metrics.ts";
 import type { Admission } from "../admission/admission.ts";
 import { REFUSALS, type Refusal } from "../admission/refusals.ts";
+import { FALLBACKS_HELP } from "../request/metrics.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Ending } from "../relay/relay.ts";
 
@@ -12,6 +13,8 @@ export interface ServingMetrics {
   refused(path: string, code: string): void;
   /** It got no place to run. Counted beside `refused` or `closed`, which say how it ended. */
   noPlace(because: Refusal): void;
+  /** It was placed though the registry was away, or reported its instances dead. */
+  staleRegistry(): void;
 }
 
 const SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
@@ -29,6 +32,7 @@ export function createServingMetrics(
   const noPlace = metrics.counter("tandem_refusals_total", "Requests that got no place to run, by why.", ["because"]);
   // There from the start, so that the first of a kind is a rise too.
   for (const because of REFUSALS) noPlace.inc({ because }, 0);
+  const fallbacks = metrics.counter("tandem_fallbacks_total", FALLBACKS_HELP, ["reason"]);
   const ttft = metrics.histogram(
     "tandem_time_to_first_token_seconds",
     "Body read to first byte of the answer written.",
@@ -76,5 +80,6 @@ export function createServingMetrics(
       requests.inc({ path, outcome: "refused", code });
     },
     noPlace: (because) => noPlace.inc({ because }),
+    staleRegistry: () => fallbacks.inc({ reason: "stale-registry" }),
   };
 }

@@ -10,7 +10,6 @@ import type { Pool } from "../pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
 import { readOpenAiRequest } from "./openai-request.ts";
-import { lackOf } from "./readiness.ts";
 import { clampedPriority, type Scheduling } from "./scheduling.ts";
 import { logEnded } from "./request-log.ts";
 import type { ServingMetrics } from "./metrics.ts";
@@ -52,8 +51,8 @@ export interface Serving {
   /** Requests that run or wait. */
   readonly count: number;
   readonly draining: boolean;
-  /** Whether decode alone is enough to serve. */
-  readonly aggregate: boolean;
+  /** Every request is strict, unless it says otherwise. */
+  readonly strict: boolean;
   /** From now on `open` refuses. Resolves when the last request is closed. */
   drain(): Promise<void>;
   /** Ends all that run. */
@@ -70,12 +69,10 @@ export interface ServingOptions {
   readonly clock: Clock;
   readonly legsLimit: number;
   readonly deadlineMs: number;
-  /** The registry is away: requests are placed by what was known of the instances before. */
-  readonly stale?: (refusing: boolean) => boolean;
-  /** Every request is strict. */
+  /** Whether the registry is away: requests are placed by what was known of the instances before. */
+  registryIsAway?(): boolean;
+  /** Every request is strict, unless it says otherwise. */
   readonly strict?: boolean;
-  /** Decode may serve alone, where the connector allows it. */
-  readonly aggregate?: boolean;
 }
 
 const STALE =
@@ -99,13 +96,13 @@ export function createServing(o: ServingOptions): Serving {
         retryAfterS: 1,
       });
     }
-    const { snapshot } = o.pool;
+    const { view } = o.pool;
     const { path, body, label, scheduling = {} } = incoming;
     const {
       user,
       priority: bodyPriority,
       ...asked
-    } = readOpenAiRequest(path, body, { models: snapshot.models, legsLimit: o.legsLimit });
+    } = readOpenAiRequest(path, body, { models: view.models, legsLimit: o.legsLimit });
     const tenant = scheduling.tenant ?? user;
     const priority = scheduling.priority ?? clampedPriority(bodyPriority);
     const strict = scheduling.strict ?? o.strict ?? false;
@@ -133,8 +130,11 @@ export function createServing(o: ServingOptions): Serving {
       tenant,
       priority,
     });
-    const stale = o.stale?.(strict) === true;
-    if (stale && !strict) draft.fallbacks.push("stale-registry");
+    const stale = view.overruled || o.registryIsAway?.() === true;
+    if (stale && !strict) {
+      draft.fallbacks.push("stale-registry");
+      o.metrics.staleRegistry();
+    }
     const gone = new AbortController();
     let place: Place | undefined;
     let closed = false;
@@ -144,7 +144,7 @@ export function createServing(o: ServingOptions): Serving {
       draft,
       async run(sink) {
         try {
-          const lack = lackOf(snapshot, asked.model, o.aggregate === true && !strict);
+          const lack = view.models.get(asked.model)?.lack(strict);
           if (lack !== undefined) throw noPlace("no_instance", `${lack} Try again in a second.`);
           if (stale && strict) throw noPlace("stale_registry", STALE);
           place = await o.admission.acquire(gone.signal, {
@@ -193,7 +193,7 @@ export function createServing(o: ServingOptions): Serving {
     get count() {
       return open.size;
     },
-    aggregate: o.aggregate === true && o.strict !== true,
+    strict: o.strict === true,
     get draining() {
       return draining;
     },

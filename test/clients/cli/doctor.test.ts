@@ -15,12 +15,12 @@ describe("the doctor's report", () => {
   const found = [
     diagnosis(FindingLevel.OK, "version", "vLLM 0.32.0."),
     diagnosis(FindingLevel.WARNING, "spare_prefill", "Only one.", "Run two."),
-    diagnosis(FindingLevel.ERROR, "canary", "Garbage.", "Use PIECEWISE.", "d-1"),
+    diagnosis(FindingLevel.ERROR, "probe", "Garbage.", "Use PIECEWISE.", "d-1"),
   ];
   it("has the worst first, each with its cure, and leaves out what is fine", () => {
     assert.equal(
       renderReport(found, false),
-      "ERROR  p-1 with d-1  canary\n  Garbage.\n  → Use PIECEWISE.\nWARNING  spare_prefill\n  Only one.\n  → Run two.\n\n1 errors, 1 warnings, 0 not known, 1 fine.",
+      "ERROR  p-1 with d-1  probe\n  Garbage.\n  → Use PIECEWISE.\nWARNING  spare_prefill\n  Only one.\n  → Run two.\n\n1 errors, 1 warnings, 0 not known, 1 fine.",
     );
     assert.match(renderReport(found, true), /ok {2}version\n {2}vLLM 0\.32\.0\./);
     assert.equal(renderReport([found[0]!], false), "0 errors, 0 warnings, 0 not known, 1 fine.");

@@ -8,7 +8,6 @@ import { createMetrics } from "../../../services/common/metrics.ts";
 import { dialRpc, type RpcClient } from "../../../services/rpc/client.ts";
 import { serveRpc } from "../../../services/rpc/server.ts";
 import { createAdmission } from "../../../services/router/admission/admission.ts";
-import { capacityOf } from "../../../services/router/capacity.ts";
 import { inferenceService } from "../../../services/router/control/inference-service.ts";
 import { createReceipts } from "../../../services/router/control/receipts.ts";
 import { routerService } from "../../../services/router/control/router-service.ts";
@@ -47,7 +46,7 @@ async function startControl(): Promise<Control> {
   const metrics = createMetrics();
   const clock = systemClock;
   const admission = createAdmission({
-    capacity: capacityOf(pool, () => 100),
+    capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
     queueLimit: 4,
     queueTimeoutMs: 1000,
     clock,
@@ -83,7 +82,7 @@ async function startControl(): Promise<Control> {
         settings: () => settings,
         registry: () => REGISTRY,
         watcherLimit: 1,
-        canary: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }),
+        probes: { now: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }) },
         clock,
         log,
       }),
@@ -129,7 +128,7 @@ describe("RouterService", () => {
 
   it("lists the instances with what the router thinks of them", async () => {
     control.pool.set([
-      { id: "d1", role: "decode", eligible: false, reason: "It drains." },
+      { id: "d1", role: "decode", draining: "It drains." },
       { id: "p1", role: "prefill" },
     ]);
     const { instances, routerId } = await control.router.listInstances({});

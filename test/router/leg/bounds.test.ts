@@ -1,19 +1,20 @@
 // How long each part of a request may take, over real gRPC, and that its error names the part.
 import assert from "node:assert/strict";
 import { AnswerPaces, prefillBoundMs } from "../../../services/router/leg/bounds.ts";
-import type { Member } from "../../../services/router/pool/pool.ts";
+import type { Instance } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { within } from "../../support/waits.ts";
 import { deploy, LIMITS, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { PrefillLeg } from "../support/fake-instance.ts";
-import { memberOf } from "../support/pool-waits.ts";
+import { standingIn } from "../support/fleet.ts";
+import { instanceIn } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
 
 describe("the bound of a prefill", () => {
   const limits = { ...LIMITS, prefillTimeoutMs: 120_000, prefillFloorMs: 1_000, prefillSlack: 10 };
-  const rated = (tokensPerMs: number): Member => ({ tokensPerMs }) as Member;
+  const rated = (tokensPerMs: number): Instance => ({ tokensPerMs }) as Instance;
 
   it("grows with the prompt and what waits before it, by the rate that was seen", () => {
     assert.equal(prefillBoundMs(limits, rated(10), 100), 1_100);
@@ -37,7 +38,7 @@ describe("the bound of a prefill", () => {
       limits: { prefillTimeoutMs: 60_000, prefillFloorMs: 50, prefillSlack: 5, retryLimit: 0 },
     });
     await tandem.start().ending;
-    assert.ok(memberOf(tandem.pool, "p1")!.tokensPerMs > 0);
+    assert.ok(instanceIn(tandem.pool, "p1")!.tokensPerMs > 0);
     hangs = true;
     await assert.rejects(within(tandem.start().ending, "the end", 2_000), {
       code: "leg_stalled",
@@ -60,7 +61,7 @@ describe("a prefill that stands still while it pushes its KV", () => {
     const stalled = endings.filter(({ status }) => status === "rejected");
     // More than take an instance out.
     assert.ok(stalled.length >= 6 && stalled.length < 24, `${stalled.length} of 24`);
-    assert.equal(memberOf(tandem.pool, "p1")!.eligible, true);
+    assert.equal(standingIn(tandem.pool.view, "p1"), "serves");
     for (let count = 0; count < 3; count += 1) await tandem.start().ending;
   });
 });
@@ -102,7 +103,7 @@ describe("the first token", () => {
 
 describe("the bound of an answer in one piece", () => {
   const limits = { ...LIMITS, answerFloorMs: 1_000, answerSlack: 10 };
-  const decode = { info: { maxModelLen: 500 }, channel: {} } as Member;
+  const decode = { info: { maxModelLen: 500 }, channel: {} } as Instance;
 
   it("is that of its tokens at the slowest pace seen on its instance, which is forgotten slowly", () => {
     const paces = new AnswerPaces();
@@ -119,7 +120,7 @@ describe("the bound of an answer in one piece", () => {
       "of as many as the model has room for",
     );
     assert.equal(paces.boundMs({ ...limits, answerSlack: 0 }, decode, 100), Infinity);
-    assert.equal(paces.boundMs(limits, { ...decode, channel: {} } as Member, 100), Infinity, "another instance");
+    assert.equal(paces.boundMs(limits, { ...decode, channel: {} } as Instance, 100), Infinity, "another instance");
   });
 
   it("is not learnt from answers that are mostly transfer", () => {
@@ -178,7 +179,7 @@ describe("a router's retries", () => {
     await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
     await using tandem = await deploy([prefill, decode, other], {
       limits: { retryLimit: 5, retryRatio: 0, retryPerS: 1 },
-      breaker: { failureLimit: 1_000, canaryEveryMs: 60_000 },
+      breaker: { failureLimit: 1_000, probeEveryMs: 60_000 },
     });
     for (let count = 0; count < 10; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
     const legs = decode.legs.all.length + other.legs.all.length;

@@ -20,7 +20,7 @@ const ENDLESS = JSON.stringify({
 /** A relay over real instances. */
 function relayOver(instances: readonly SimInstance[], aggregate: boolean): Promise<Deployment> {
   const known = instances.map(({ instance }) => ({ info: instance.info() }) as FakeInstance);
-  return deploy(known, { limits: { aggregate } });
+  return deploy(known, { aggregate });
 }
 
 /** Decode legs that have ended, by how. */
@@ -40,7 +40,7 @@ describe("clients that leave in mid-answer", () => {
       void leg.started.promise.then(() => leg.events("data: 1\n\n"));
     });
     decode.load({ freeSlots: 10_000 });
-    await using tandem = await deploy([decode], { limits: { aggregate: true } });
+    await using tandem = await deploy([decode], { aggregate: true });
     const stays = tandem.start();
     await stays.client.got(1);
     const long = decode.legs.all[0]!;
@@ -160,11 +160,11 @@ describe("an answer that nobody wants any more", () => {
     await within(leg.abandoned.promise, "the abandon");
     clock.advance(29_000);
     assert.equal(tandem.relay.legs, 1);
-    assert.equal(tandem.pool.snapshot.decode[0]!.legs, 1);
+    assert.equal(tandem.pool.view.decode[0]!.instance.legs, 1);
     clock.advance(1_500);
     await within(leg.cancelled.promise, "the cut");
     assert.equal(tandem.relay.legs, 0);
-    assert.equal(tandem.pool.snapshot.decode[0]!.legs, 0);
+    assert.equal(tandem.pool.view.decode[0]!.instance.legs, 0);
   });
 
   it("is over when its instance is lost", async () => {

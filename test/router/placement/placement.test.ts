@@ -1,56 +1,23 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
-import { type Info, InfoSchema, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { LoadSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { policyOf } from "../../../services/router/placement/policies.ts";
-import type { Condition, Member, Pool } from "../../../services/router/pool/pool.ts";
-import { Avoid, createPlacer, type Placer } from "../../../services/router/placement/placement.ts";
+import { createPlacer, Exclusions, type Placer } from "../../../services/router/placement/placement.ts";
+import type { Pool } from "../../../services/router/pool/pool.ts";
 import { createWaitRoom } from "../../../services/router/relay/wait-room.ts";
+import { known, type KnownInit, viewOf } from "../support/fleet.ts";
 
 const TINY = { model: "tiny", tokens: 10, strict: false };
+const policies = () => ({ prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
 
-interface Facts {
-  readonly id: string;
-  readonly condition?: Condition;
-  readonly freeSlots?: number;
-  readonly legs?: number;
-  readonly info?: Partial<Info>;
+function placerOf(prefill: readonly KnownInit[], decode: readonly KnownInit[]): Placer {
+  return createPlacer({ view: viewOf(prefill, decode) }, policies());
 }
 
-function member(role: Role, { id, condition = "serving", freeSlots = 4, legs = 0, info = {} }: Facts): Member {
-  return {
-    info: create(InfoSchema, { instanceId: id, role, model: "tiny", connector: "p2p-nccl", ...info } as Info),
-    load: create(LoadSchema, { state: State.SERVING, freeSlots }),
-    loadAtMs: 1,
-    condition,
-    eligible: condition === "serving",
-    reason: "",
-    legs,
-    legsTotal: 0n,
-    legsAtLoad: legs,
-    placedTokens: 0,
-    tokensPerMs: 0,
-    suspicion: 0,
-  } as Member;
-}
-
-function poolOf(prefill: readonly Facts[], decode: readonly Facts[]): Pool {
-  const snapshot = {
-    prefill: prefill.map((facts) => member(Role.PREFILL, facts)),
-    decode: decode.map((facts) => member(Role.DECODE, facts)),
-    models: new Map(),
-    brokenPairs: new Set<string>(),
-  };
-  return { snapshot } as unknown as Pool;
-}
-
-function placerOf(prefill: readonly Facts[], decode: readonly Facts[]): Placer {
-  return createPlacer(poolOf(prefill, decode), { prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
-}
-
-const ids = (placer: Placer, count: number, avoid = new Avoid()): string =>
+const ids = (placer: Placer, count: number, exclusions = new Exclusions()): string =>
   Array.from({ length: count }, () => {
-    const { prefill, decode } = placer.place(TINY, avoid);
+    const { prefill, decode } = placer.place(TINY, exclusions);
     return `${prefill!.info.instanceId}${decode?.info.instanceId ?? ""}`;
   }).join(" ");
 
@@ -62,10 +29,10 @@ describe("placement", () => {
   it("leaves decode open where the connector picks it after prefill", () => {
     const nixl = { info: { connector: "nixl" } };
     const placer = placerOf([{ id: "a", ...nixl }], [{ id: "x", ...nixl }]);
-    const { prefill, decode, traits } = placer.place(TINY, new Avoid());
+    const { prefill, decode, traits } = placer.place(TINY, new Exclusions());
     assert.equal(decode, undefined);
     assert.equal(traits.decodeFirst, false);
-    assert.equal(placer.placeDecode(prefill!, new Avoid()).info.instanceId, "x");
+    assert.equal(placer.placeDecode(prefill!, new Exclusions()).info.instanceId, "x");
   });
 
   it("pairs only what fits", () => {
@@ -90,78 +57,60 @@ describe("placement", () => {
   });
 
   it("gives one that failed a second chance only where there is no other", () => {
-    const pool = poolOf([{ id: "a" }], [{ id: "x" }, { id: "y" }]);
-    const placer = createPlacer(pool, { prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
-    const avoid = new Avoid();
-    avoid.shun(pool.snapshot.decode[0]!, "failed");
-    avoid.shun(pool.snapshot.prefill[0]!, "failed");
-    assert.equal(ids(placer, 2, avoid), "ay ay");
+    const view = viewOf([{ id: "a" }], [{ id: "x" }, { id: "y" }]);
+    const placer = createPlacer({ view }, policies());
+    const exclusions = new Exclusions();
+    exclusions.exclude(view.decode[0]!.instance, "failed");
+    exclusions.exclude(view.prefill[0]!.instance, "failed");
+    assert.equal(ids(placer, 2, exclusions), "ay ay");
   });
 
   it("leaves a busy one alone until it has news of a free slot", () => {
-    const before = member(Role.DECODE, { id: "x", legs: 3 });
-    const avoid = new Avoid();
-    avoid.busy(before);
-    assert.equal(avoid.isBusy(before), true);
-    assert.equal(avoid.isBusy({ ...before, load: create(LoadSchema, { freeSlots: 0 }) }), true);
-    assert.equal(avoid.isBusy({ ...before, legs: 2 }), false, "a leg of ours ended there");
-    avoid.busy(before);
-    assert.equal(avoid.isBusy({ ...before, load: create(LoadSchema, { freeSlots: 1 }) }), false, "it says so itself");
+    const before = known(Role.DECODE, { id: "x", legs: 3, freeSlots: 1 });
+    const exclusions = new Exclusions();
+    exclusions.busy(before);
+    assert.equal(exclusions.isBusy(before), true);
+    assert.equal(exclusions.isBusy({ ...before, freeSlots: 0, load: create(LoadSchema) }), true);
+    assert.equal(exclusions.isBusy({ ...before, legs: 2 }), false, "a leg of ours ended there");
+    exclusions.busy(before);
+    assert.equal(exclusions.isBusy({ ...before, load: create(LoadSchema) }), false, "it says so itself");
   });
 
   it("pays no prefill while all its partners are busy", () => {
     const nixl = { info: { connector: "nixl" } };
-    const pool = poolOf([{ id: "a", ...nixl }], [{ id: "x", ...nixl }]);
-    const placer = createPlacer(pool, { prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
-    const avoid = new Avoid();
-    avoid.busy(pool.snapshot.decode[0]!);
-    assert.throws(() => placer.place(TINY, avoid), { code: "instance_busy", message: /The decode instance is busy/ });
+    const view = viewOf([{ id: "a", ...nixl }], [{ id: "x", ...nixl }]);
+    const placer = createPlacer({ view }, policies());
+    const exclusions = new Exclusions();
+    exclusions.busy(view.decode[0]!.instance);
+    assert.throws(() => placer.place(TINY, exclusions), {
+      code: "instance_busy",
+      message: /The decode instance is busy/,
+    });
   });
 
-  const lacks: [string, readonly Facts[], readonly Facts[], string][] = [
-    [
-      "knows nobody",
-      [],
-      [],
-      'No prefill instance is ready for model "tiny" (none is known), and no decode instance is ready for model "tiny" (none is known).',
-    ],
-    [
-      "has no decode",
-      [{ id: "a" }],
-      [
-        { id: "x", condition: "draining" },
-        { id: "y", condition: "starting" },
-      ],
-      'No decode instance is ready for model "tiny" (2 known: 1 draining, 1 starting).',
-    ],
-    [
-      "has another model only",
-      [{ id: "a" }],
-      [{ id: "x", info: { model: "big" } }],
-      'No decode instance is ready for model "tiny" (none is known).',
-    ],
-    [
-      "has none that fit",
-      [{ id: "a", info: { dtype: "float16" } }],
-      [{ id: "x", info: { dtype: "bfloat16" } }],
-      'No prefill and decode instance of model "tiny" fit each other: they differ in the number type: float16 on prefill, bfloat16 on decode.',
-    ],
-    [
-      "has a connector of a later version",
-      [{ id: "a", info: { connector: "warp" } }],
-      [{ id: "x", info: { connector: "warp" } }],
-      'No prefill and decode instance of model "tiny" fit each other: this router doesn\'t know the KV connector warp.',
-    ],
-  ];
-  for (const [name, prefill, decode, message] of lacks) {
-    it(`says what is missing where it ${name}`, () => {
-      assert.throws(() => placerOf(prefill, decode).place(TINY, new Avoid()), {
+  it("says what the model lacks where it has no pair", () => {
+    for (const [prefill, decode] of [
+      [[], []],
+      [[{ id: "a" }], [{ id: "x", drained: true }]],
+    ] as const) {
+      const view = viewOf(prefill, decode);
+      const lack =
+        view.models.get("tiny")?.lack(true) ?? "The model `tiny` can't be served: no instance of it is registered.";
+      assert.throws(() => createPlacer({ view }, policies()).place(TINY, new Exclusions()), {
         code: "no_instance",
-        message: `${message} Try again in a second.`,
+        message: `${lack} Try again in a second.`,
         retryAfterS: 1,
       });
-    });
-  }
+    }
+  });
+
+  it("finds a decode instance for KV whose prefill instance is draining by now", () => {
+    const nixl = { info: { connector: "nixl" } };
+    const view = viewOf([{ id: "a", ...nixl, drained: true }], [{ id: "x", ...nixl }]);
+    const placer = createPlacer({ view }, policies());
+    assert.throws(() => placer.place({ ...TINY, strict: true }, new Exclusions()), { code: "no_instance" });
+    assert.equal(placer.placeDecode(view.prefill[0]!.instance, new Exclusions()).instanceId, "x");
+  });
 });
 
 describe("the wait for a busy instance", () => {

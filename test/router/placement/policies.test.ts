@@ -3,7 +3,15 @@ import { POLICY_NAMES, policyOf } from "../../../services/router/placement/polic
 import type { Candidate } from "../../../services/router/placement/policies.ts";
 
 function candidate(instanceId: string, figures: Partial<Candidate> = {}): Candidate {
-  return { instanceId, legs: 0, queuedTokens: 0, running: 0, freeSlots: 8, ...figures };
+  return {
+    instanceId,
+    ordinal: instanceId.charCodeAt(0),
+    legs: 0,
+    queuedTokens: 0,
+    running: 0,
+    freeSlots: 8,
+    ...figures,
+  };
 }
 
 const picks = (policy: ReturnType<typeof policyOf>, candidates: readonly Candidate[], count: number): string =>

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { Breaker } from "../../../services/router/pool/breaker.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 
-const LIMITS = { failureLimit: 3, canaryEveryMs: 500 };
+const LIMITS = { failureLimit: 3, probeEveryMs: 500 };
 
 describe("a breaker", () => {
   it("opens after so many failures in a row, and only then", () => {
@@ -24,35 +24,72 @@ describe("a breaker", () => {
     assert.equal(quarter.open, false);
   });
 
-  it("opens at once for a leg that stood still, and takes no notice of clients that leave", () => {
+  it("opens at once for a leg that stalled, and takes no notice of clients that leave", () => {
     const breaker = new Breaker(LIMITS);
     for (let count = 0; count < 100; count += 1) breaker.judge("none", count);
     assert.equal(breaker.spotless, true);
     assert.equal(breaker.judge("wedged", 1), true);
   });
 
-  it("stays open whatever users' legs bring, and is due for a canary in each pause", () => {
+  it("stays open whatever users' legs bring, and is due for a probe after each pause", () => {
     const breaker = new Breaker(LIMITS);
     breaker.judge("wedged", 1_000);
     breaker.judge("good", 1_001);
-    assert.equal(breaker.open, true);
+    assert.equal(breaker.because, "failing");
     assert.equal(breaker.due(1_499), false);
     assert.equal(breaker.due(1_500), true);
     breaker.probing(1_500);
     assert.equal(breaker.due(1_999), false);
     assert.equal(breaker.due(2_000), true);
     breaker.probing(2_000);
-    breaker.probeNow(2_100);
+    breaker.probeSoon(2_100);
     assert.equal(breaker.due(2_100), true);
   });
 
-  it("is closed by a canary, on probation", () => {
+  it("is closed by a probe, on probation", () => {
     const breaker = new Breaker(LIMITS);
     breaker.judge("wedged", 1);
     assert.equal(breaker.close(), true);
     assert.equal(breaker.close(), false);
     assert.equal(breaker.open, false);
     assert.equal(breaker.judge("bad", 2), true);
+  });
+
+  it("is tried again within a second after probes that were refused, and ever later after those that hung", () => {
+    const pauses = (failure: "refused" | "late" | "wrong"): number[] => {
+      const breaker = new Breaker(LIMITS);
+      breaker.judge("wedged", 0);
+      return Array.from({ length: 8 }, () => {
+        breaker.probeFailed(failure, "It failed.", 0);
+        return breaker.dueMs;
+      });
+    };
+    assert.deepEqual(pauses("refused"), [1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000]);
+    for (const failure of ["late", "wrong"] as const)
+      assert.deepEqual(pauses(failure), [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+  });
+
+  it("is open from the start where answers must be proven, and says what the last probe said", () => {
+    const breaker = new Breaker(LIMITS);
+    breaker.distrust(0);
+    assert.deepEqual([breaker.because, breaker.due(0)], ["unproven", true]);
+    breaker.probeFailed("wrong", "Off by 0.9.", 0);
+    assert.equal(breaker.text, "Off by 0.9.");
+    assert.equal(breaker.close(), true);
+    assert.equal(breaker.spotless, true, "a proof is no probation");
+  });
+
+  it("keeps the verdict of probes that hung beyond the engine that it condemned", () => {
+    const [refused, late] = [new Breaker(LIMITS), new Breaker(LIMITS)];
+    for (const [breaker, failure] of [
+      [refused, "refused"],
+      [late, "late"],
+    ] as const) {
+      breaker.distrust(0);
+      breaker.probeFailed(failure, "It failed.", 0);
+      breaker.distrust(10); // Its engine has restarted.
+    }
+    assert.deepEqual([refused.due(10), late.due(10), late.due(1_000)], [true, false, true]);
   });
 
   it("suspects what failed, less and less", () => {
@@ -67,16 +104,32 @@ describe("a breaker", () => {
 });
 
 describe("the breakers of pairs", () => {
+  const out = (pairs: Pairs): string[] =>
+    [...pairs.open()].map(({ prefillId, decodeId }) => `${prefillId}|${decodeId}`);
+
   it("remember only pairs with something against them", () => {
     const pairs = new Pairs(LIMITS);
     pairs.judge("p1", "d1", "good", 0);
     pairs.judge("p1", "d2", "wedged", 0);
     pairs.judge("p1", "d3", "bad", 0);
-    assert.deepEqual([...pairs.broken()], ["p1|d2"]);
+    assert.deepEqual(out(pairs), ["p1|d2"]);
+    assert.equal(pairs.outOf("p1", "d2")?.because, "failing");
     assert.equal(pairs.close("p1", "d2"), true);
-    assert.deepEqual([...pairs.broken()], []);
+    assert.deepEqual(out(pairs), []);
     pairs.judge("p1", "d2", "wedged", 0);
     pairs.forget("d2");
-    assert.deepEqual([...pairs.broken()], []);
+    assert.deepEqual(out(pairs), []);
+  });
+
+  it("expect a probe once, and again when one of them has restarted", () => {
+    const pairs = new Pairs(LIMITS);
+    pairs.expect("p1", "d1", 0);
+    assert.equal(pairs.outOf("p1", "d1")?.because, "unproven");
+    pairs.close("p1", "d1");
+    pairs.expect("p1", "d1", 0);
+    assert.deepEqual(out(pairs), []);
+    pairs.cool("d1", 0);
+    pairs.expect("p1", "d1", 0);
+    assert.deepEqual(out(pairs), ["p1|d1"]);
   });
 });

@@ -3,29 +3,25 @@ import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { policyOf } from "../../../services/router/placement/policies.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
-import { Avoid, createPlacer } from "../../../services/router/placement/placement.ts";
-import { lackOf } from "../../../services/router/serving/readiness.ts";
+import { createPlacer, Exclusions } from "../../../services/router/placement/placement.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 import { startDecode, startPrefill } from "../support/fake-instance.ts";
-import { untilCondition } from "../support/pool-waits.ts";
+import { untilStanding } from "../support/pool-waits.ts";
 
 const NIXL = { connector: "nixl" };
 
 /** Shorter than an instance may be silent, for the clock stands still for heartbeats. */
 function start(clock: ManualClock): Pool {
-  return createPool({ log: silentLog, clock, firstPrefillMs: 1_500 });
+  return createPool({ log: silentLog, clock, aggregate: true, firstPrefillMs: 1_500 });
 }
 
 /** What a request gets now. */
 function served(pool: Pool): string {
-  const lack = lackOf(pool.snapshot, "tiny", true);
+  const lack = pool.view.models.get("tiny")?.lack(false);
   try {
     const policies = { prefill: policyOf("least-load"), decode: policyOf("least-load") };
-    const place = createPlacer(pool, policies, { aggregate: true, directTokens: 0 }).place(
-      { model: "tiny", tokens: 10, strict: false },
-      new Avoid(),
-    );
+    const place = createPlacer(pool, policies).place({ model: "tiny", tokens: 10, strict: false }, new Exclusions());
     assert.equal(lack, undefined, "placed in spite of the lack");
     return place.fallback ?? "pair";
   } catch (error) {
@@ -41,13 +37,13 @@ describe("decode whose first prefill instance is not there yet", () => {
     await using prefill = await startPrefill(NIXL);
     await using pool = start(clock);
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     assert.equal(served(pool), "no_instance");
     pool.update([decode.info, prefill.info]);
-    await untilCondition(pool, "p1", "serving");
+    await untilStanding(pool, "p1", "serves");
     assert.equal(served(pool), "pair");
     prefill.load({ state: State.DRAINING });
-    await untilCondition(pool, "p1", "draining");
+    await untilStanding(pool, "p1", "draining");
     assert.equal(served(pool), "aggregated");
     pool.update([decode.info]);
     assert.equal(served(pool), "aggregated");
@@ -58,10 +54,10 @@ describe("decode whose first prefill instance is not there yet", () => {
     await using decode = await startDecode(NIXL);
     await using pool = start(clock);
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     assert.equal(served(pool), "no_instance");
     const seen: string[] = [];
-    pool.onChange(() => seen.push(pool.snapshot.awaitsPrefill!.has("tiny") ? "waits" : "alone"));
+    pool.onChange(() => seen.push(pool.view.models.get("tiny")!.mayAggregate ? "alone" : "waits"));
     clock.advance(1_400);
     assert.ok(!seen.includes("alone"));
     clock.advance(400);

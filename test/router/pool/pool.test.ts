@@ -3,15 +3,15 @@ import { create } from "@bufbuild/protobuf";
 import { InfoSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
-import { pairable, pairFault } from "../../../services/router/pool/compat.ts";
-import { candidateOf } from "../../../services/router/placement/candidate.ts";
+import { misfitOf } from "../../../services/router/pool/compat.ts";
 import { createPool } from "../../../services/router/pool/pool.ts";
 import type { Pool } from "../../../services/router/pool/pool.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { freePort } from "../../support/waits.ts";
 import { startDecode, startPrefill } from "../support/fake-instance.ts";
-import { memberOf, untilCondition, untilPool } from "../support/pool-waits.ts";
+import { standingIn } from "../support/fleet.ts";
+import { instanceIn, seenIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const start = (): Pool => createPool({ log: silentLog, clock: systemClock });
 
@@ -21,13 +21,16 @@ describe("the pool", () => {
     await using decode = await startDecode({ maxModelLen: 2048 });
     await using pool = start();
     pool.update([prefill.info, decode.info]);
-    assert.equal(memberOf(pool, "d1")!.eligible, false);
-    assert.match(memberOf(pool, "d1")!.reason, /not told/);
-    await untilCondition(pool, "d1", "serving");
-    await untilCondition(pool, "p1", "serving");
-    assert.deepEqual([...pool.snapshot.models], [["tiny", { maxModelLen: 2048 }]]);
-    assert.equal(memberOf(pool, "d1")!.load!.freeSlots, 64);
-    assert.equal(memberOf(pool, "d1")!.reason, "");
+    assert.equal(standingIn(pool.view, "d1") === "serves", false);
+    assert.match(seenIn(pool, "d1")!.standing.text, /not reported its load/);
+    await untilStanding(pool, "d1", "serves");
+    await untilStanding(pool, "p1", "serves");
+    assert.deepEqual(
+      [...pool.view.models.values()].map(({ name, maxModelLen }) => [name, maxModelLen]),
+      [["tiny", 2048]],
+    );
+    assert.equal(instanceIn(pool, "d1")!.load!.freeSlots, 64);
+    assert.equal(seenIn(pool, "d1")!.standing.text, "");
   });
 
   for (const [state, condition] of [
@@ -39,13 +42,13 @@ describe("the pool", () => {
       await using decode = await startDecode();
       await using pool = start();
       pool.update([decode.info]);
-      await untilCondition(pool, "d1", "serving");
+      await untilStanding(pool, "d1", "serves");
       decode.load({ state, reason: "for a while" });
-      await untilCondition(pool, "d1", condition);
-      assert.equal(memberOf(pool, "d1")!.eligible, false);
-      assert.equal(memberOf(pool, "d1")!.reason, "for a while");
+      await untilStanding(pool, "d1", condition);
+      assert.equal(standingIn(pool.view, "d1") === "serves", false);
+      assert.equal(seenIn(pool, "d1")!.standing.text, "for a while");
       decode.load({ state: State.SERVING, reason: "" });
-      await untilCondition(pool, "d1", "serving");
+      await untilStanding(pool, "d1", "serves");
     });
   }
 
@@ -53,9 +56,9 @@ describe("the pool", () => {
     const decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     await decode[Symbol.asyncDispose]();
-    await untilCondition(pool, "d1", "unreachable");
+    await untilStanding(pool, "d1", "unreachable");
   });
 
   it("takes an instance for silent whose heartbeat stays away for 2 s, and back with the next one", async () => {
@@ -63,14 +66,14 @@ describe("the pool", () => {
     await using decode = await startDecode();
     await using pool = createPool({ log: silentLog, clock });
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     clock.advance(1_900);
-    assert.equal(memberOf(pool, "d1")!.condition, "serving");
+    assert.equal(standingIn(pool.view, "d1"), "serves");
     clock.advance(500);
-    assert.equal(memberOf(pool, "d1")!.condition, "silent");
-    assert.match(memberOf(pool, "d1")!.reason, /2 s/);
+    assert.equal(standingIn(pool.view, "d1"), "silent");
+    assert.match(seenIn(pool, "d1")!.standing.text, /2 s/);
     // It calls again, and hears.
-    const back = untilCondition(pool, "d1", "serving");
+    const back = untilStanding(pool, "d1", "serves");
     const timer = setInterval(() => clock.advance(100), 5);
     await back.finally(() => clearInterval(timer));
   });
@@ -79,102 +82,130 @@ describe("the pool", () => {
     await using pool = start();
     const port = await freePort();
     pool.update([create(InfoSchema, { instanceId: "d9", role: 2, model: "tiny", grpcAddress: `127.0.0.1:${port}` })]);
-    await untilPool(pool, "a refused connection", () => /reached/.test(memberOf(pool, "d9")!.reason));
+    await untilPool(pool, "a refused connection", () => /reached/.test(seenIn(pool, "d9")!.standing.text));
   });
 
   it("takes new facts of an instance without losing its load", async () => {
     await using decode = await startDecode({ kvAddress: "127.0.0.1:1" });
     await using pool = start();
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     pool.update([create(InfoSchema, { ...decode.info, kvAddress: "127.0.0.1:2" })]);
-    assert.equal(memberOf(pool, "d1")!.info.kvAddress, "127.0.0.1:2");
-    assert.equal(memberOf(pool, "d1")!.eligible, true);
+    assert.equal(instanceIn(pool, "d1")!.info.kvAddress, "127.0.0.1:2");
+    assert.equal(standingIn(pool.view, "d1"), "serves");
   });
 
   it("believes an instance before its registry in where its engine takes KV", async () => {
     await using decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
-    assert.equal(memberOf(pool, "d1")!.info.kvAddress, decode.info.kvAddress);
+    await untilStanding(pool, "d1", "serves");
+    assert.equal(instanceIn(pool, "d1")!.info.kvAddress, decode.info.kvAddress);
     decode.load({ kvAddress: "127.0.0.1:9" });
-    await untilPool(pool, "its new address", () => memberOf(pool, "d1")!.info.kvAddress === "127.0.0.1:9");
+    await untilPool(pool, "its new address", () => instanceIn(pool, "d1")!.info.kvAddress === "127.0.0.1:9");
     pool.update([decode.info]);
-    assert.equal(memberOf(pool, "d1")!.info.kvAddress, "127.0.0.1:9");
+    assert.equal(instanceIn(pool, "d1")!.info.kvAddress, "127.0.0.1:9");
   });
 
   it("keeps an instance that left until its last leg has ended, and gives it no new one", async () => {
     await using decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
-    const member = memberOf(pool, "d1")!;
+    await untilStanding(pool, "d1", "serves");
+    const member = instanceIn(pool, "d1")!;
     pool.legStarted(member);
     pool.update([]);
-    assert.equal(memberOf(pool, "d1")!.condition, "left");
-    assert.equal(pool.snapshot.models.size, 0);
+    assert.equal(standingIn(pool.view, "d1"), "left");
+    assert.equal(pool.view.models.size, 0);
     pool.legEnded(member, "good");
-    assert.equal(memberOf(pool, "d1"), undefined);
+    assert.equal(instanceIn(pool, "d1"), undefined);
   });
 
   it("drains by its own flag at once, and by the instance's word after that", async () => {
     await using decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     const drained = pool.drain("d1", false, "upgrade");
-    assert.equal(memberOf(pool, "d1")!.condition, "draining");
+    assert.equal(standingIn(pool.view, "d1"), "draining");
     assert.equal(await drained, 7);
     assert.deepEqual(decode.drains, ["upgrade"]);
-    await untilPool(pool, "the instance's own word", () => memberOf(pool, "d1")!.load!.state === State.DRAINING);
+    await untilPool(pool, "the instance's own word", () => instanceIn(pool, "d1")!.load!.state === State.DRAINING);
     // Somebody else takes it back: this router need not be asked.
     decode.load({ state: State.SERVING });
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
   });
 
   it("gives no leg to an instance that could not be told to drain", async () => {
     const decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
     await decode[Symbol.asyncDispose]();
     await assert.rejects(pool.drain("d1", false), { code: "instance_unavailable" });
-    assert.equal(memberOf(pool, "d1")!.condition, "draining");
+    assert.equal(standingIn(pool.view, "d1"), "draining");
     await assert.rejects(pool.drain("d2", false), { code: "not_found" });
   });
 
-  it("takes an instance out on which leg after leg fails, until a canary comes through", async () => {
+  it("takes an instance out on which leg after leg fails, until a probe comes through", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill();
     await using decode = await startDecode();
-    await using pool = createPool({ log: silentLog, clock, breaker: { failureLimit: 5, canaryEveryMs: 500 } });
+    await using pool = createPool({ log: silentLog, clock, breaker: { failureLimit: 5, probeEveryMs: 500 } });
     pool.update([prefill.info, decode.info]);
-    await untilCondition(pool, "p1", "serving");
-    await untilCondition(pool, "d1", "serving");
-    const member = memberOf(pool, "d1")!;
+    await untilStanding(pool, "p1", "serves");
+    await untilStanding(pool, "d1", "serves");
+    const member = instanceIn(pool, "d1")!;
     for (let count = 0; count < 5; count += 1) {
-      assert.equal(memberOf(pool, "d1")!.condition, "serving");
+      assert.equal(standingIn(pool.view, "d1"), "serves");
       pool.legStarted(member);
       pool.legEnded(member, "bad");
     }
-    assert.equal(memberOf(pool, "d1")!.condition, "failing");
-    assert.equal(pool.ailing, true);
+    assert.equal(standingIn(pool.view, "d1"), "failing");
     // Neither time nor its own word brings it back.
     clock.advance(1_900);
-    const loaded = untilPool(pool, "its next load", () => memberOf(pool, "d1")!.load!.running === 1);
+    const loaded = untilPool(pool, "its next load", () => instanceIn(pool, "d1")!.load!.running === 1);
     decode.load({ running: 1 });
     await loaded;
-    assert.equal(memberOf(pool, "d1")!.condition, "failing");
-    const [probe, ...others] = pool.takeProbes();
-    assert.deepEqual([probe!.prefill.info.instanceId, probe!.decode.info.instanceId, others.length], ["p1", "d1", 0]);
-    assert.deepEqual(pool.takeProbes(), [], "not twice within the pause");
-    pool.canaryCame(probe!);
-    assert.equal(memberOf(pool, "d1")!.condition, "serving");
-    assert.equal(pool.ailing, false);
+    assert.equal(standingIn(pool.view, "d1"), "failing");
+    const due = (): string[] => pool.probes.due(clock.nowMs()).instances.map(({ instanceId }) => instanceId);
+    assert.deepEqual(due(), ["d1"]);
+    pool.probes.sending(instanceIn(pool, "p1")!, member);
+    assert.deepEqual(due(), [], "not twice within the pause");
+    pool.probes.succeeded(instanceIn(pool, "p1")!, member);
+    assert.equal(standingIn(pool.view, "d1"), "serves");
+    assert.equal(pool.probes.dueMs, Infinity);
     pool.legStarted(member);
     pool.legEnded(member, "bad");
-    assert.equal(memberOf(pool, "d1")!.condition, "failing", "it is on probation");
+    assert.equal(standingIn(pool.view, "d1"), "failing", "it is on probation");
+  });
+
+  it("keeps its view while legs come and go and loads are reported, and makes another when a standing changes", async () => {
+    await using decode = await startDecode({ slotLimit: 64 });
+    await using pool = start();
+    pool.update([decode.info]);
+    await untilStanding(pool, "d1", "serves");
+    const { view } = pool;
+    const one = instanceIn(pool, "d1")!;
+    pool.legStarted(one);
+    pool.legEnded(one, "good");
+    const loaded = untilPool(pool, "the load", () => one.load!.running === 3);
+    decode.load({ running: 3, freeSlots: 4 });
+    await loaded;
+    assert.equal(pool.view, view);
+    assert.equal(view.models.get("tiny")!.slots, 4);
+    decode.load({ state: State.DRAINING });
+    await untilStanding(pool, "d1", "draining");
+    assert.notEqual(pool.view, view);
+    assert.equal(standingIn(view, "d1"), "serves", "the old view says what was");
+  });
+
+  it("tells an instance that refuses its token from one that can't be reached", async () => {
+    await using decode = await startDecode({}, undefined, "right");
+    await using pool = createPool({ log: silentLog, clock: systemClock, token: "wrong" });
+    pool.update([decode.info]);
+    await untilStanding(pool, "d1", "denied");
+    assert.match(seenIn(pool, "d1")!.standing.text, /refuses this router's token/);
   });
 
   it("brings the figures for policies up to this moment", async () => {
@@ -186,24 +217,22 @@ describe("the pool", () => {
       ["p1", prefill],
       ["d1", decode],
     ] as const) {
-      await untilCondition(pool, id, "serving");
-      const loaded = untilPool(pool, "the load", () => memberOf(pool, id)!.load!.running === 3);
+      await untilStanding(pool, id, "serves");
+      const loaded = untilPool(pool, "the load", () => instanceIn(pool, id)!.load!.running === 3);
       instance.load({ running: 3, reserved: 1, freeSlots: 4, queuedTokens: 100 });
       await loaded;
-      const member = memberOf(pool, id)!;
+      const member = instanceIn(pool, id)!;
       pool.legStarted(member, 50);
       pool.legStarted(member, 7);
       // Prompts that wait for their prefill are no work of a decode instance.
       const queuedTokens = id === "p1" ? 157 : 0;
-      assert.deepEqual(candidateOf(memberOf(pool, id)!), {
-        instanceId: id,
-        legs: 2,
-        queuedTokens,
-        running: 6,
-        freeSlots: 2,
-      });
+      const { legs, queuedTokens: queued, running, freeSlots } = instanceIn(pool, id)!;
+      assert.deepEqual(
+        { legs, queued, running, freeSlots },
+        { legs: 2, queued: queuedTokens, running: 6, freeSlots: 2 },
+      );
       pool.legEnded(member, "good");
-      assert.equal(candidateOf(memberOf(pool, id)!).freeSlots, 3);
+      assert.equal(instanceIn(pool, id)!.freeSlots, 3);
     }
   });
 
@@ -212,8 +241,8 @@ describe("the pool", () => {
     const metrics = createMetrics();
     await using pool = createPool({ log: silentLog, clock: systemClock, metrics, limit: 1 });
     pool.update([decode.info, create(InfoSchema, { ...decode.info, instanceId: "d2" })]);
-    await untilCondition(pool, "d1", "serving");
-    assert.equal(pool.snapshot.decode.length, 1);
+    await untilStanding(pool, "d1", "serves");
+    assert.equal(pool.view.decode.length, 1);
     assert.match(await metrics.text(), /tandem_pool_instances\{role="decode",state="serving"\} 1/);
   });
 });
@@ -228,10 +257,10 @@ describe("a pair of instances", () => {
     tpSize: 1,
   });
   it("fits where all facts agree, or one side doesn't say", () => {
-    assert.equal(pairable(info, info), true);
+    assert.equal(misfitOf(info, info), undefined);
     assert.equal(
-      pairable(info, create(InfoSchema, { ...info, dtype: "", blockSize: 0, tpSize: 0, engineVersion: "" })),
-      true,
+      misfitOf(info, create(InfoSchema, { ...info, dtype: "", blockSize: 0, tpSize: 0, engineVersion: "" })),
+      undefined,
     );
   });
   for (const [key, value] of Object.entries({
@@ -243,8 +272,8 @@ describe("a pair of instances", () => {
     tpSize: 2,
   })) {
     it(`doesn't fit where ${key} differs, and says so`, () => {
-      const fault = pairFault(info, create(InfoSchema, { ...info, [key]: value }));
-      assert.match(fault!, new RegExp(`${info[key as "dtype"]} on prefill, ${value} on decode`));
+      const misfit = misfitOf(info, create(InfoSchema, { ...info, [key]: value }));
+      assert.match(misfit!.text, new RegExp(`${info[key as "dtype"]} on prefill, ${value} on decode`));
     });
   }
 });

@@ -14,7 +14,8 @@ import { methodPath } from "../../../services/rpc/service.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, within } from "../../support/waits.ts";
 import { startDecode } from "../support/fake-instance.ts";
-import { memberOf, untilCondition, untilPool } from "../support/pool-waits.ts";
+import { standingIn } from "../support/fleet.ts";
+import { instanceIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
 
@@ -42,11 +43,11 @@ async function startChild(instanceId: string): Promise<ChildInstance> {
 const start = (): Pool => createPool({ log: silentLog, clock: systemClock });
 
 /** A reservation that nobody answers. Resolves with how it ends, and what the instance was taken for then. */
-function reserveOn(pool: Pool, instanceId: string): Promise<{ error: ServiceError | undefined; condition: string }> {
-  const end = deferred<{ error: ServiceError | undefined; condition: string }>();
-  const call = memberOf(pool, instanceId)!.channel.open(DECODE_PATH, {
+function reserveOn(pool: Pool, instanceId: string): Promise<{ error: ServiceError | undefined; standing: string }> {
+  const end = deferred<{ error: ServiceError | undefined; standing: string }>();
+  const call = instanceIn(pool, instanceId)!.channel.open(DECODE_PATH, {
     onMessage: () => assert.fail("it was answered"),
-    onEnd: (error) => end.resolve({ error, condition: memberOf(pool, instanceId)!.condition }),
+    onEnd: (error) => end.resolve({ error, standing: standingIn(pool.view, instanceId) }),
   });
   call.write(
     reserveMessage(
@@ -64,35 +65,35 @@ function reserveOn(pool: Pool, instanceId: string): Promise<{ error: ServiceErro
 }
 
 describe("an instance that is not heard", () => {
-  it("is doubted before it is silent: it gets no new leg, and what it has not answered is given up", async () => {
+  it("is suspect before it is silent: it gets no new leg, and what it has not answered is given up", async () => {
     await using child = await startChild("d1");
     await using other = await startDecode({ instanceId: "d2" });
     await using pool = start();
     pool.update([child.info, other.info]);
-    for (const id of ["d1", "d2"]) await untilCondition(pool, id, "serving");
+    for (const id of ["d1", "d2"]) await untilStanding(pool, id, "serves");
     const stoppedMs = performance.now();
     child.signal("SIGSTOP");
-    const { error, condition } = await reserveOn(pool, "d1");
+    const { error, standing } = await reserveOn(pool, "d1");
     const tookMs = performance.now() - stoppedMs;
-    assert.deepEqual([error?.code, condition], ["instance_lost", "doubted"]);
+    assert.deepEqual([error?.code, standing], ["instance_lost", "suspect"]);
     assert.ok(tookMs < 1_500, `it took ${tookMs} ms`);
-    assert.deepEqual([memberOf(pool, "d1")!.eligible, memberOf(pool, "d2")!.eligible], [false, true]);
+    assert.deepEqual([standingIn(pool.view, "d1"), standingIn(pool.view, "d2")], ["suspect", "serves"]);
     child.signal("SIGCONT");
-    await untilCondition(pool, "d1", "serving");
+    await untilStanding(pool, "d1", "serves");
   });
 
   it("keeps its legs, and gets new ones, until it is silent where no other serves", async () => {
     await using child = await startChild("d1");
     await using pool = start();
     pool.update([child.info]);
-    await untilCondition(pool, "d1", "serving");
-    const conditions = new Set<string>();
-    pool.onChange(() => conditions.add(memberOf(pool, "d1")!.condition));
+    await untilStanding(pool, "d1", "serves");
+    const standings = new Set<string>();
+    pool.onChange(() => standings.add(standingIn(pool.view, "d1")));
     child.signal("SIGSTOP");
-    const { error, condition } = await reserveOn(pool, "d1");
+    const { error, standing } = await reserveOn(pool, "d1");
     assert.equal(error?.code, "instance_lost");
-    assert.ok(["silent", "unreachable"].includes(condition), condition);
-    assert.ok(!conditions.has("doubted"));
+    assert.ok(["silent", "unreachable"].includes(standing), standing);
+    assert.ok(!standings.has("suspect"));
   });
 });
 
@@ -102,16 +103,16 @@ describe("a router that stood still itself", () => {
     await using other = await startChild("d2");
     await using pool = start();
     pool.update([child.info, other.info]);
-    for (const id of ["d1", "d2"]) await untilCondition(pool, id, "serving");
+    for (const id of ["d1", "d2"]) await untilStanding(pool, id, "serves");
     for (const id of ["d1", "d2"]) void reserveOn(pool, id).catch(() => {}); // Connects the token path, too.
-    await untilPool(pool, "both connections", () => ["d1", "d2"].every((id) => memberOf(pool, id)!.channel.up));
+    await untilPool(pool, "both connections", () => ["d1", "d2"].every((id) => instanceIn(pool, id)!.channel.up));
     const taken: string[] = [];
     pool.onChange(() => {
-      for (const id of ["d1", "d2"]) taken.push(memberOf(pool, id)!.condition);
+      for (const id of ["d1", "d2"]) taken.push(standingIn(pool.view, id));
     });
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 3_000);
-    const [endedMs, seen] = [systemClock.nowMs(), (id: string): number => memberOf(pool, id)!.loadAtMs];
+    const [endedMs, seen] = [systemClock.nowMs(), (id: string): number => instanceIn(pool, id)!.loadAtMs];
     await untilPool(pool, "news of both", () => ["d1", "d2"].every((id) => seen(id) > endedMs + 500));
-    assert.deepEqual([...new Set(taken)], ["serving"]);
+    assert.deepEqual([...new Set(taken)], ["serves"]);
   });
 });

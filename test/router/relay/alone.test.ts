@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { deploy } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
-import { untilCondition } from "../support/pool-waits.ts";
+import { untilStanding } from "../support/pool-waits.ts";
 
 const NIXL = { connector: "nixl" };
 const SHORT = Buffer.from('{"prompt":"hi"}');
@@ -13,12 +13,12 @@ describe("decode alone", () => {
   it("serves while no prefill instance is left, and says so", async () => {
     await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
     await using decode = await startDecode(NIXL, twoTokens);
-    await using tandem = await deploy([prefill, decode], { limits: { aggregate: true } });
+    await using tandem = await deploy([prefill, decode], { aggregate: true });
     const paired = tandem.start();
     await paired.ending;
     assert.deepEqual(paired.receipt.fallbacks, []);
     prefill.load({ state: State.DRAINING });
-    await untilCondition(tandem.pool, "p1", "draining");
+    await untilStanding(tandem.pool, "p1", "draining");
     const alone = tandem.start();
     await alone.ending;
     assert.equal((await decode.legs.all[1]!.started.promise).unpaired, true);
@@ -28,10 +28,10 @@ describe("decode alone", () => {
     assert.match(await tandem.metrics.text(), /tandem_fallbacks_total\{reason="aggregated"\} 1/);
     await assert.rejects(tandem.start({ strict: true }).ending, {
       code: "no_instance",
-      message: /No prefill instance is ready/,
+      message: /its only prefill instance is out \(draining\)/,
     });
     prefill.load({ state: State.SERVING });
-    await untilCondition(tandem.pool, "p1", "serving");
+    await untilStanding(tandem.pool, "p1", "serves");
     const again = tandem.start();
     await again.ending;
     assert.deepEqual(again.receipt.fallbacks, []);
@@ -39,8 +39,8 @@ describe("decode alone", () => {
 
   it("never serves where its engine would die of it", async () => {
     await using decode = await startDecode({ connector: "p2p-nccl" }, twoTokens);
-    await using tandem = await deploy([decode], { limits: { aggregate: true, directTokens: 1_000 } });
-    await assert.rejects(tandem.start().ending, { code: "no_instance", message: /No prefill instance is ready/ });
+    await using tandem = await deploy([decode], { aggregate: true, limits: { directTokens: 1_000 } });
+    await assert.rejects(tandem.start().ending, { code: "no_instance", message: /no prefill instance is registered/ });
     assert.equal(decode.legs.all.length, 0);
   });
 
@@ -65,7 +65,7 @@ describe("decode alone", () => {
     await using one = await startDecode({ ...NIXL, instanceId: "d1" }, (leg) => leg.fail("instance_busy"));
     await using two = await startDecode({ ...NIXL, instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
     await using three = await startDecode({ ...NIXL, instanceId: "d3" }, twoTokens);
-    await using tandem = await deploy([one, two, three], { limits: { aggregate: true, retryLimit: 3 } });
+    await using tandem = await deploy([one, two, three], { aggregate: true, limits: { retryLimit: 3 } });
     for (let count = 0; count < 3; count += 1) await tandem.start().ending;
     assert.equal(three.legs.all.length, 3);
   });

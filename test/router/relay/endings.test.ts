@@ -7,7 +7,7 @@ import { within } from "../../support/waits.ts";
 import { deploy, inMidAnswer, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { PrefillLeg } from "../support/fake-instance.ts";
-import { untilCondition } from "../support/pool-waits.ts";
+import { untilStanding } from "../support/pool-waits.ts";
 
 const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
 const done = (leg: PrefillLeg): void => leg.done();
@@ -210,21 +210,22 @@ describe("a draining instance", () => {
     await using tandem = await deploy([prefill, one, two]);
     one.load({ state: State.DRAINING, reason: "secret" });
     two.load({ state: State.STARTING });
-    await untilCondition(tandem.pool, "d1", "draining");
-    await untilCondition(tandem.pool, "d2", "starting");
+    await untilStanding(tandem.pool, "d1", "draining");
+    await untilStanding(tandem.pool, "d2", "starting");
     await assert.rejects(tandem.start().ending, {
       code: "no_instance",
-      message: 'No decode instance is ready for model "tiny" (2 known: 1 draining, 1 starting). Try again in a second.',
+      message:
+        "The model `tiny` can't be served: all 2 decode instances are out (1 draining, 1 starting). Try again in a second.",
     });
   });
 
   it("leaves an error that says why nothing fits", async () => {
     await using prefill = await startPrefill({ blockSize: 16 }, done);
     await using decode = await startDecode({ blockSize: 32 });
-    await using tandem = await deploy([prefill, decode]);
+    await using tandem = await deploy([prefill, decode], { standing: "unmatched" });
     await assert.rejects(tandem.start().ending, {
       code: "no_instance",
-      message: /KV block size: 16 on prefill, 32 on decode/,
+      message: /fit each other: they differ in the KV block size\./,
     });
     assert.equal(decode.legs.all.length, 0);
   });

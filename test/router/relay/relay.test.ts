@@ -5,7 +5,7 @@ import { within } from "../../support/waits.ts";
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { PrefillLeg } from "../support/fake-instance.ts";
-import { untilCondition } from "../support/pool-waits.ts";
+import { untilStanding } from "../support/pool-waits.ts";
 
 const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
 const done = (leg: PrefillLeg): void => leg.done({ cachedTokens: 3, kvBytes: 1024n });
@@ -281,7 +281,7 @@ describe("a request, prefill first", () => {
     await assert.rejects(ending, { code: "cancelled" });
     await untilNoLegs(tandem);
     decode.load({ freeSlots: 9, running: 1 });
-    await untilCondition(tandem.pool, "d1", "serving");
+    await untilStanding(tandem.pool, "d1", "serves");
     assert.equal(decode.legs.all.length, 1);
   });
 });

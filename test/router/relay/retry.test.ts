@@ -1,7 +1,8 @@
 // What a choice does after each failure, explored: every course of failures of every kind, on a small fleet.
 import assert from "node:assert/strict";
 import { FAILURES, type FailureCode } from "../../../services/common/errors.ts";
-import { afterFailure, afterRefusal, type RetryRules, type Shun } from "../../../services/router/relay/retry.ts";
+import { afterFailure, afterRefusal, type RetryRules } from "../../../services/router/relay/retry.ts";
+import type { Exclusion } from "../../../services/router/placement/placement.ts";
 import { createRetryBudget } from "../../../services/router/relay/retry-budget.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 
@@ -13,7 +14,7 @@ interface Course {
   readonly retries: number;
   readonly budget: number;
   readonly waits: number;
-  readonly shunned: Readonly<Record<string, Shun>>;
+  readonly shunned: Readonly<Record<string, Exclusion>>;
   readonly tried: readonly string[];
 }
 
@@ -68,12 +69,12 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
                 continue;
               }
               assert.equal(taken, 1, "tried again without paying");
-              assert.ok(Object.keys(next.shun).length > 0, "tried again as if nothing had been");
-              const shunned: Record<string, Shun> = { ...course.shunned };
-              if (next.shun.prefill !== undefined)
-                shunned[prefill] = shunned[prefill] === "wedged" ? "wedged" : next.shun.prefill;
-              if (next.shun.decode !== undefined)
-                shunned[decode] = shunned[decode] === "wedged" ? "wedged" : next.shun.decode;
+              assert.ok(Object.keys(next.exclude).length > 0, "tried again as if nothing had been");
+              const shunned: Record<string, Exclusion> = { ...course.shunned };
+              if (next.exclude.prefill !== undefined)
+                shunned[prefill] = shunned[prefill] === "wedged" ? "wedged" : next.exclude.prefill;
+              if (next.exclude.decode !== undefined)
+                shunned[decode] = shunned[decode] === "wedged" ? "wedged" : next.exclude.decode;
               if (code === "leg_stalled")
                 assert.equal(
                   shunned[side === "prefill" ? prefill : decode],
@@ -119,7 +120,7 @@ describe("what follows a failed attempt", () => {
       { kind: "wait", busy: "decode" },
     );
     assert.deepEqual(afterRefusal("instance_busy", 9, { ...rules, strict: true }), { kind: "wait", busy: "decode" });
-    assert.deepEqual(afterRefusal("instance_unavailable", 0, rules), { kind: "retry", shun: { decode: "failed" } });
+    assert.deepEqual(afterRefusal("instance_unavailable", 0, rules), { kind: "retry", exclude: { decode: "failed" } });
     assert.deepEqual(afterRefusal("instance_unavailable", 1, rules), { kind: "give-up", because: "limit" });
     assert.deepEqual(afterRefusal("instance_unavailable", 0, { ...rules, takeFromBudget: () => false }), {
       kind: "give-up",

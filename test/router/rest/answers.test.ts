@@ -400,14 +400,14 @@ describe("a router without room", () => {
   it("says with 503 which side is missing, and names no address", async () => {
     await using rest = await startRest();
     rest.pool.set([
-      { id: "p1", role: "prefill", eligible: false, reason: "10.1.2.3:3101 broke" },
+      { id: "p1", role: "prefill", draining: "10.1.2.3:3101 broke" },
       { id: "d1", role: "decode" },
     ]);
     const response = await rest.post(COMPLETIONS, BODY);
     assert.equal(response.status, 503);
     assert.equal(
       (await errorOf(response)).message,
-      "The model `tiny` can't be served: its only prefill instance takes no requests now. Try again in a second.",
+      "The model `tiny` can't be served: its only prefill instance is out (draining). Try again in a second.",
     );
     rest.pool.set([]);
     assert.match((await errorOf(await rest.post(COMPLETIONS, BODY))).message, /no instance has registered/);

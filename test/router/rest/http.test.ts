@@ -203,8 +203,8 @@ describe("the rest of the API", () => {
     assert.deepEqual(
       list.data.map(({ id, object, max_model_len }) => [id, object, max_model_len]),
       [
-        ["tiny", "model", 512],
         ["org/other", "model", 512],
+        ["tiny", "model", 512],
       ],
     );
     for (const path of ["/v1/models/org/other", "/v1/models/org%2Fother"]) {
@@ -212,20 +212,20 @@ describe("the rest of the API", () => {
     }
     const missing = await get("/v1/models/nope");
     assert.equal(missing.status, 404);
-    assert.match((await errorOf(missing)).message, /Valid aliases: tiny, org\/other\./);
+    assert.match((await errorOf(missing)).message, /Valid aliases: org\/other, tiny\./);
   });
 
   it("is alive even when it can't serve, and says what is missing", async () => {
     rest.pool.set([
       { id: "p1", role: "prefill" },
-      { id: "d1", role: "decode", eligible: false },
+      { id: "d1", role: "decode", draining: "" },
     ]);
     assert.equal((await get("/livez")).status, 200);
     assert.equal((await get("/health")).status, 200);
     for (const path of ["/ready", "/readyz"]) {
       const response = await get(path);
       assert.equal(response.status, 503);
-      assert.match(await response.text(), /its only decode instance takes no requests now/);
+      assert.match(await response.text(), /its only decode instance is out \(draining\)/);
     }
     rest.pool.set([]);
     assert.match(await (await get("/readyz")).text(), /start a prefill and a decode instance/);
@@ -286,7 +286,7 @@ describe("the page", () => {
     await using rest = await startRest();
     rest.pool.set([
       { id: "p1", role: "prefill", model: "<script>alert(1)</script>" },
-      { id: "d1", role: "decode", eligible: false, reason: "10.1.2.3:3201 does not answer" },
+      { id: "d1", role: "decode", draining: "10.1.2.3:3201 does not answer" },
     ]);
     const response = await fetch(`${rest.url}/`);
     const html = await response.text();

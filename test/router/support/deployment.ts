@@ -1,9 +1,11 @@
 // A pool of scripted instances and a relay over it: all of the router but its doors.
+import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
 import { createMetrics, type Metrics } from "../../../services/common/metrics.ts";
 import { policyOf } from "../../../services/router/placement/policies.ts";
 import type { BreakerLimits } from "../../../services/router/pool/breaker.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
+import { startProbes } from "../../../services/router/probe/schedule.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/request/receipt.ts";
 import { createRelay } from "../../../services/router/relay/relay.ts";
 import type {
@@ -15,8 +17,8 @@ import type {
 } from "../../../services/router/relay/relay.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, within, type Deferred } from "../../support/waits.ts";
-import type { DecodeLeg, FakeDecode, FakeInstance } from "./fake-instance.ts";
-import { untilCondition } from "./pool-waits.ts";
+import type { DecodeLeg, FakeDecode } from "./fake-instance.ts";
+import { untilStanding } from "./pool-waits.ts";
 
 /** A client that takes all, or stops reading when told. */
 export class Client implements AnswerSink {
@@ -96,11 +98,9 @@ export const LIMITS: RelayLimits = {
   firstTokenTimeoutMs: 3_600_000,
   stallMs: 10_000,
   queueTimeoutMs: 10_000,
-  canaryTimeoutMs: 1_000,
   directTokens: 0,
   answerFloorMs: 60_000,
   answerSlack: 10,
-  aggregate: false,
   legsLimit: 64,
   replayMode: "proven",
   replayTimeoutMs: 10_000,
@@ -109,8 +109,14 @@ export const LIMITS: RelayLimits = {
 let count = 0;
 
 export async function deploy(
-  instances: readonly FakeInstance[],
-  o: { clock?: Clock; limits?: Partial<RelayLimits>; breaker?: BreakerLimits } = {},
+  instances: readonly { readonly info: Info }[],
+  o: {
+    clock?: Clock;
+    limits?: Partial<RelayLimits>;
+    breaker?: BreakerLimits;
+    aggregate?: boolean;
+    standing?: string;
+  } = {},
 ): Promise<Deployment> {
   const clock = o.clock ?? systemClock;
   const metrics = createMetrics();
@@ -118,10 +124,11 @@ export async function deploy(
     log: silentLog,
     clock: systemClock,
     metrics,
-    breaker: o.breaker ?? { failureLimit: 5, canaryEveryMs: 60_000 },
+    breaker: o.breaker ?? { failureLimit: 5, probeEveryMs: 60_000 },
+    aggregate: o.aggregate ?? false,
   });
   pool.update(instances.map(({ info }) => info));
-  await Promise.all(instances.map(({ info }) => untilCondition(pool, info.instanceId, "serving")));
+  await Promise.all(instances.map(({ info }) => untilStanding(pool, info.instanceId, o.standing ?? "serves")));
   const relay = createRelay({
     pool,
     policies: { prefill: policyOf("least-load"), decode: policyOf("least-load") },
@@ -130,6 +137,7 @@ export async function deploy(
     log: silentLog,
     clock,
   });
+  const probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
   return {
     pool,
     relay,
@@ -163,6 +171,7 @@ export async function deploy(
       return { client, receipt, gone, ending };
     },
     async [Symbol.asyncDispose]() {
+      probes.stop();
       await relay[Symbol.asyncDispose]();
       await pool[Symbol.asyncDispose]();
     },
@@ -171,7 +180,7 @@ export async function deploy(
 
 /** Resolves when this router runs no leg any more, neither on prefill nor on decode. */
 export async function untilNoLegs({ pool }: Deployment): Promise<void> {
-  const busy = (): boolean => [...pool.snapshot.prefill, ...pool.snapshot.decode].some(({ legs }) => legs > 0);
+  const busy = (): boolean => [...pool.view.prefill, ...pool.view.decode].some(({ instance }) => instance.legs > 0);
   if (!busy()) return;
   const idle = deferred();
   const off = pool.onChange(() => {

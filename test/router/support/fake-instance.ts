@@ -66,7 +66,7 @@ export interface FakeInstance {
 
 type InfoInit = MessageInitShape<typeof InfoSchema>;
 
-async function startInstance(role: Role, info: InfoInit, service: RpcService): Promise<FakeInstance> {
+async function startInstance(role: Role, info: InfoInit, service: RpcService, token = ""): Promise<FakeInstance> {
   let load: MessageInitShape<typeof LoadSchema> = { state: State.SERVING, freeSlots: 64 };
   let changed = deferred();
   let muted = false;
@@ -76,36 +76,41 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService): P
     changed.resolve();
     changed = deferred();
   };
-  const control = defineService(InstanceService, {
-    getInfo: async () => ({ info: full, load }),
-    async *watchLoad(_request, { signal, closing }) {
-      const ended = deferred();
-      for (const stop of [signal, closing]) stop.addEventListener("abort", () => ended.resolve());
-      while (!signal.aborted && !closing.aborted) {
-        const next = changed.promise;
-        if (!muted) yield { load };
-        // An instance is heard every second, also when nothing changes.
-        const beat = new AbortController();
-        await Promise.race([
-          next,
-          ended.promise,
-          sleep(HEARTBEAT_MS, undefined, { signal: beat.signal }).catch(() => {}),
-        ]);
-        beat.abort();
-      }
+  const control = defineService(
+    InstanceService,
+    {
+      getInfo: async () => ({ info: full, load }),
+      async *watchLoad(_request, { signal, closing }) {
+        const ended = deferred();
+        for (const stop of [signal, closing]) stop.addEventListener("abort", () => ended.resolve());
+        while (!signal.aborted && !closing.aborted) {
+          const next = changed.promise;
+          if (!muted) yield { load };
+          // An instance is heard every second, also when nothing changes.
+          const beat = new AbortController();
+          await Promise.race([
+            next,
+            ended.promise,
+            sleep(HEARTBEAT_MS, undefined, { signal: beat.signal }).catch(() => {}),
+          ]);
+          beat.abort();
+        }
+      },
+      drain: async ({ reason }) => {
+        drains.push(reason);
+        change({ state: State.DRAINING });
+        return { remaining: 7 };
+      },
+      undrain: async () => {
+        change({ state: State.SERVING });
+        return {};
+      },
+      diagnose: async () => ({ findings: [] }),
     },
-    drain: async ({ reason }) => {
-      drains.push(reason);
-      change({ state: State.DRAINING });
-      return { remaining: 7 };
-    },
-    undrain: async () => {
-      change({ state: State.SERVING });
-      return {};
-    },
-    diagnose: async () => ({ findings: [] }),
-  });
-  const server = await serveRpc({ listen: "127.0.0.1:0", services: [control, service], log: silentLog, graceMs: 0 });
+    { access: token === "" ? "open" : "token" },
+  );
+  const services = [control, service];
+  const server = await serveRpc({ listen: "127.0.0.1:0", services, token, log: silentLog, graceMs: 0 });
   const full = create(InfoSchema, {
     role,
     model: "tiny",
@@ -190,8 +195,12 @@ export interface FakeDecode extends FakeInstance {
   readonly legs: Arrivals<DecodeLeg>;
 }
 
-/** @param auto What to do with each leg as it arrives. */
-export async function startDecode(info: InfoInit = {}, auto: (leg: DecodeLeg) => void = () => {}): Promise<FakeDecode> {
+/** @param auto What to do with each leg as it arrives. @param token That callers must send. */
+export async function startDecode(
+  info: InfoInit = {},
+  auto: (leg: DecodeLeg) => void = () => {},
+  token = "",
+): Promise<FakeDecode> {
   const legs = new Arrivals<DecodeLeg>();
   const decode = (call: RawCall): void => {
     let leg: DecodeLeg | undefined;
@@ -216,7 +225,7 @@ export async function startDecode(info: InfoInit = {}, auto: (leg: DecodeLeg) =>
     };
   };
   const service = defineService<typeof DecodeService, "decode">(DecodeService, {}, { raw: { decode } });
-  const instance = await startInstance(Role.DECODE, { instanceId: "d1", ...info }, service);
+  const instance = await startInstance(Role.DECODE, { instanceId: "d1", ...info }, service, token);
   return { ...instance, legs };
 }
 

@@ -1,6 +1,7 @@
 // Waiting for the pool to see something.
-import type { Member, Pool } from "../../../services/router/pool/pool.ts";
+import type { Instance, Pool, Seen } from "../../../services/router/pool/pool.ts";
 import { deferred, within } from "../../support/waits.ts";
+import { standingIn } from "./fleet.ts";
 
 export async function untilPool(pool: Pool, what: string, look: (pool: Pool) => boolean): Promise<void> {
   if (look(pool)) return;
@@ -15,10 +16,15 @@ export async function untilPool(pool: Pool, what: string, look: (pool: Pool) => 
   }
 }
 
-export function memberOf(pool: Pool, instanceId: string): Member | undefined {
-  return [...pool.snapshot.prefill, ...pool.snapshot.decode].find(({ info }) => info.instanceId === instanceId);
+export function seenIn(pool: Pool, instanceId: string): Seen | undefined {
+  return [...pool.view.prefill, ...pool.view.decode].find(({ instance }) => instance.instanceId === instanceId);
 }
 
-export function untilCondition(pool: Pool, instanceId: string, condition: string): Promise<void> {
-  return untilPool(pool, `${instanceId} to be ${condition}`, () => memberOf(pool, instanceId)?.condition === condition);
+export function instanceIn(pool: Pool, instanceId: string): Instance | undefined {
+  return seenIn(pool, instanceId)?.instance;
+}
+
+/** @param standing `serves`, or why not. */
+export function untilStanding(pool: Pool, instanceId: string, standing: string): Promise<void> {
+  return untilPool(pool, `${instanceId}: ${standing}`, ({ view }) => standingIn(view, instanceId) === standing);
 }

@@ -1,21 +1,24 @@
 // A pool of instances that are nothing but facts.
 import { create } from "@bufbuild/protobuf";
-import { InfoSchema, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { LoadSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../../../../services/common/errors.ts";
-import type { Member, Pool, PoolSnapshot } from "../../../../services/router/pool/pool.ts";
+import type { FleetView, Pool } from "../../../../services/router/pool/pool.ts";
+import { type KnownInit, standingIn, viewOf } from "../../support/fleet.ts";
 
-export interface FakeMember {
+export interface FakeInstance {
   readonly id: string;
   readonly role: "prefill" | "decode";
   readonly model?: string;
   readonly maxModelLen?: number;
   readonly slots?: number;
-  readonly eligible?: boolean;
-  readonly reason?: string;
+  /** Its registry reports it dead: as the last one of its side it serves all the same. */
+  readonly unlisted?: boolean;
+  /** Why it drains. */
+  readonly draining?: string;
 }
 
 export interface FakePool extends Pool {
-  set(members: readonly FakeMember[]): void;
+  set(instances: readonly FakeInstance[]): void;
   readonly drained: readonly {
     readonly instanceId: string;
     readonly undrain: boolean;
@@ -23,30 +26,32 @@ export interface FakePool extends Pool {
   }[];
 }
 
-export const ONE_PAIR: readonly FakeMember[] = [
+export const ONE_PAIR: readonly FakeInstance[] = [
   { id: "p1", role: "prefill" },
   { id: "d1", role: "decode" },
 ];
 
-export function fakePool(members: readonly FakeMember[] = ONE_PAIR): FakePool {
+export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePool {
   const listeners = new Set<() => void>();
   const drained: { instanceId: string; undrain: boolean; reason: string | undefined }[] = [];
-  let snapshot = snapshotOf(members);
+  let view = viewOfAll(instances);
+  const listen = (listener: () => void): (() => void) => {
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  };
   return {
     drained,
-    get snapshot() {
-      return snapshot;
+    get view() {
+      return view;
     },
     set(next) {
-      snapshot = snapshotOf(next);
+      view = viewOfAll(next);
       for (const listener of listeners) listener();
     },
-    onChange(listener) {
-      listeners.add(listener);
-      return () => listeners.delete(listener);
-    },
+    onChange: listen,
+    onView: listen,
     async drain(instanceId, undrain, reason) {
-      if (![...snapshot.prefill, ...snapshot.decode].some(({ info }) => info.instanceId === instanceId)) {
+      if (standingIn(view, instanceId) === "unknown") {
         throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
       }
       drained.push({ instanceId, undrain, reason });
@@ -57,34 +62,26 @@ export function fakePool(members: readonly FakeMember[] = ONE_PAIR): FakePool {
     legEnded() {},
     pairEnded() {},
     prefilled() {},
-    ailing: false,
-    takeProbes: () => [],
-    canaryCame() {},
-    pairChecked() {},
+    probes: {
+      dueMs: Infinity,
+      due: () => ({ instances: [], pairs: [] }),
+      sending() {},
+      succeeded() {},
+      failed() {},
+    },
     async [Symbol.asyncDispose]() {},
   };
 }
 
-function snapshotOf(members: readonly FakeMember[]): PoolSnapshot {
-  const models = new Map<string, { maxModelLen: number }>();
-  for (const { model = "tiny", maxModelLen = 512 } of members) models.set(model, { maxModelLen });
-  const of = (role: "prefill" | "decode"): Member[] => members.filter((member) => member.role === role).map(memberOf);
-  return { prefill: of("prefill"), decode: of("decode"), models, brokenPairs: new Set() };
+function viewOfAll(instances: readonly FakeInstance[]): FleetView {
+  const of = (role: string): KnownInit[] => instances.filter((one) => one.role === role).map(initOf);
+  return viewOf(of("prefill"), of("decode"));
 }
 
-function memberOf({
-  id,
-  role,
-  model = "tiny",
-  maxModelLen = 512,
-  slots = 4,
-  eligible = true,
-  reason = "",
-}: FakeMember): Member {
+function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, draining }: FakeInstance): KnownInit {
   return {
-    info: create(InfoSchema, {
-      instanceId: id,
-      role: role === "prefill" ? Role.PREFILL : Role.DECODE,
+    id,
+    info: {
       model,
       maxModelLen,
       slotLimit: slots,
@@ -93,20 +90,13 @@ function memberOf({
       engineVersion: "0.1",
       grpcAddress: "10.1.2.3:3201",
       kvAddress: "10.1.2.3:21001",
-    }),
+    },
     load: create(LoadSchema, { state: State.SERVING, freeSlots: slots }),
     loadAtMs: 0,
-    condition: eligible ? "serving" : "draining",
-    eligible,
-    reason,
-    legs: 0,
     legsTotal: 7n,
-    legsAtLoad: 0,
-    placedTokens: 0,
-    tokensPerMs: 0,
-    suspicion: 0,
-    // Only the real relay uses them.
-    channel: undefined as never,
-    control: undefined as never,
+    slots,
+    freeSlots: slots,
+    ...(draining === undefined ? {} : { state: State.DRAINING, stateText: draining }),
+    ...(unlisted === true ? { doubt: { kind: "critical", reason: "Its check fails." } } : {}),
   };
 }

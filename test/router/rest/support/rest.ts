@@ -2,7 +2,6 @@
 import { systemClock } from "../../../../services/common/clock.ts";
 import { createMetrics, type Metrics } from "../../../../services/common/metrics.ts";
 import { createAdmission } from "../../../../services/router/admission/admission.ts";
-import { capacityOf } from "../../../../services/router/capacity.ts";
 import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
 import { createBodyBudget, type BodyBudget } from "../../../../services/router/rest/body-budget.ts";
 import { restHandler } from "../../../../services/router/rest/app.ts";
@@ -30,7 +29,7 @@ export interface RestOptions {
   readonly hosts?: Partial<HostSettings>;
   readonly strict?: boolean;
   /** Whether the registry is away. */
-  readonly stale?: (refusing: boolean) => boolean;
+  readonly registryIsAway?: () => boolean;
 }
 
 export interface Rest {
@@ -55,7 +54,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const logs = logSink();
   const metrics = createMetrics();
   const admission = createAdmission({
-    capacity: capacityOf(pool, () => 1000),
+    capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
     queueLimit: o.queueLimit ?? 8,
     queueTimeoutMs: o.queueTimeoutMs ?? 5_000,
     onRefused: (because) => servingMetrics.noPlace(because),
@@ -75,7 +74,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     legsLimit: o.legsLimit ?? 64,
     deadlineMs: 60_000,
     ...(o.strict === undefined ? {} : { strict: o.strict }),
-    ...(o.stale === undefined ? {} : { stale: o.stale }),
+    ...(o.registryIsAway === undefined ? {} : { registryIsAway: o.registryIsAway }),
   });
   const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000, () => servingMetrics.noPlace("body_memory"));
   const http = await serveHttp(

@@ -1,33 +1,33 @@
-// Breakers at work, over real gRPC: users' legs open them, canaries and nothing else close them.
+// Breakers at work, over real gRPC: users' legs open them, probes and nothing else close them.
 import assert from "node:assert/strict";
 import { within } from "../../support/waits.ts";
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
-import { untilCondition, untilPool } from "../support/pool-waits.ts";
+import { instanceIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
-const isCanary = (body: string): boolean => body.includes("checks that the way is free");
-/** Instances behave so to canaries, and so to users. */
-const toCanaries =
-  (canary: (leg: DecodeLeg) => void, user: (leg: DecodeLeg) => void) =>
+const isProbe = (body: string): boolean => body.includes("logprobs");
+/** Instances behave so to probes, and so to users. */
+const toProbes =
+  (probe: (leg: DecodeLeg) => void, user: (leg: DecodeLeg) => void) =>
   (leg: DecodeLeg): void =>
-    isCanary(leg.reserve.body) ? canary(leg) : user(leg);
-const BREAKER = { failureLimit: 2, canaryEveryMs: 50 };
+    isProbe(leg.reserve.body) ? probe(leg) : user(leg);
+const BREAKER = { failureLimit: 2, probeEveryMs: 50 };
 
 for (const connector of ["p2p-zmq", "nixl"]) {
   describe(`an instance that fails leg after leg (${connector})`, () => {
     const info = { connector };
 
-    it("is out after so many, is tried by canaries of both legs, and is back when one comes through", async () => {
+    it("is out after so many, is tried by probes of both legs, and is back when one comes through", async () => {
       let broken = true;
-      const canaries: string[] = [];
+      const probes: string[] = [];
       await using prefill = await startPrefill(info, (leg) => leg.done({ ticket: "{}" }));
       await using decode = await startDecode(
         info,
-        toCanaries(
+        toProbes(
           (leg) => {
-            canaries.push(leg.reserve.legId);
+            probes.push(leg.reserve.legId);
             if (broken) leg.fail("engine_failed");
             else {
               leg.accept();
@@ -39,29 +39,32 @@ for (const connector of ["p2p-zmq", "nixl"]) {
       );
       await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER });
       for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
-      await untilCondition(tandem.pool, "d1", "failing");
-      await assert.rejects(tandem.start().ending, { code: "no_instance", message: /1 known: 1 failing/ });
-      const users = decode.legs.all.filter(({ reserve }) => !isCanary(reserve.body)).length;
+      await untilStanding(tandem.pool, "d1", "failing");
+      await assert.rejects(tandem.start().ending, {
+        code: "no_instance",
+        message: /its only decode instance is out \(failing\)/,
+      });
+      const users = decode.legs.all.filter(({ reserve }) => !isProbe(reserve.body)).length;
       assert.equal(users, 2, "no user's request is the one that tries");
       broken = false;
       const repairedMs = performance.now();
-      await untilCondition(tandem.pool, "d1", "serving");
+      await untilStanding(tandem.pool, "d1", "serves");
       assert.ok(performance.now() - repairedMs < 2_000);
       await tandem.start().ending;
       await untilNoLegs(tandem);
       const paired = prefill.legs.all
-        .filter(({ request }) => isCanary(request.body))
+        .filter(({ request }) => isProbe(request.body))
         .map(({ request }) => request.legId);
-      assert.ok(paired.length > 0 && canaries.includes(paired.at(-1)!), "a canary is a real pair of legs");
-      assert.equal(new Set(canaries).size, canaries.length);
-      assert.match(await tandem.metrics.text(), /tandem_canaries_total\{outcome="completed"\} 1/);
+      assert.ok(paired.length > 0 && probes.includes(paired.at(-1)!), "a probe is a real pair of legs");
+      assert.equal(new Set(probes).size, probes.length);
+      assert.match(await tandem.metrics.text(), /tandem_probes_total\{outcome="succeeded"\} 1/);
       assert.match(await tandem.metrics.text(), /tandem_breakers_open\{of="decode"\} 0/);
     });
   });
 }
 
 describe("an instance that hangs for good", () => {
-  it("is not buried under canaries, and keeps none of them from the others", async () => {
+  it("is not buried under probes, and keeps none of them from the others", async () => {
     let broken = true;
     await using hung = await startPrefill({ instanceId: "p1" });
     await using prefill = await startPrefill({ instanceId: "p2" }, (leg) =>
@@ -75,17 +78,17 @@ describe("an instance that hangs for good", () => {
         void leg.abandoned.promise.then(() => leg.close());
     });
     await using tandem = await deploy([hung, prefill, decode], {
-      limits: { retryLimit: 0, prefillTimeoutMs: 50, canaryTimeoutMs: 50 },
-      breaker: { failureLimit: 1, canaryEveryMs: 20 },
+      limits: { retryLimit: 0, prefillTimeoutMs: 50 },
+      breaker: { failureLimit: 1, probeEveryMs: 20 },
     });
     for (let count = 0; count < 2; count += 1) await tandem.start().ending.catch(() => {});
     // The hung one: it and its only partner, for whose fault it is that prefill pushes in vain can't be told.
-    await untilCondition(tandem.pool, "p2", "failing");
-    for (let count = 0; count < 12; count += 1) await prefill.legs.next("a canary that fails");
+    await untilStanding(tandem.pool, "p2", "failing");
+    for (let count = 0; count < 12; count += 1) await prefill.legs.next("a probe that fails");
     broken = false;
-    await untilCondition(tandem.pool, "p2", "serving");
-    const canaries = hung.legs.all.filter(({ request }) => isCanary(request.body)).length;
-    assert.ok(canaries >= 1 && canaries <= 8, `${canaries} canaries`);
+    await untilStanding(tandem.pool, "p2", "serves");
+    const probes = hung.legs.all.filter(({ request }) => isProbe(request.body)).length;
+    assert.ok(probes >= 1 && probes <= 8, `${probes} probes`);
   });
 });
 
@@ -98,7 +101,7 @@ describe("an instance that fails at once", () => {
     good.load({ running: 10 });
     await using tandem = await deploy([prefill, bad, good], {
       limits: { retryLimit: 3, retryPerS: 100 },
-      breaker: { failureLimit: 3, canaryEveryMs: 60_000 },
+      breaker: { failureLimit: 3, probeEveryMs: 60_000 },
     });
     for (let count = 0; count < 50; count += 1) await tandem.start().ending;
     assert.ok(bad.legs.all.length <= 3, `${bad.legs.all.length} legs went to it`);
@@ -144,9 +147,12 @@ describe("an instance that stands still", () => {
       receipt!.legs[0]!.error,
       /leg_stalled: No token came after prefill for 100 ms \(reserve \d+ ms, prefill \d+ ms, transfer \d+ ms\)/,
     );
-    assert.deepEqual([...tandem.pool.snapshot.brokenPairs], ["p1|d1"]);
-    await untilPool(tandem.pool, "both to serve", ({ snapshot }) =>
-      [...snapshot.prefill, ...snapshot.decode].every(({ eligible }) => eligible),
+    assert.match(
+      tandem.pool.view.pairFault(instanceIn(tandem.pool, "p1")!, instanceIn(tandem.pool, "d1")!)!,
+      /Legs failed/,
+    );
+    await untilPool(tandem.pool, "both to serve", ({ view }) =>
+      [...view.prefill, ...view.decode].every(({ standing }) => standing.kind === "serves"),
     );
     const after = tandem.start();
     await after.ending;
@@ -166,13 +172,13 @@ describe("when everything was down", () => {
     });
     await using tandem = await deploy([prefill, decode], {
       limits: { retryLimit: 0 },
-      breaker: { failureLimit: 2, canaryEveryMs: 500 },
+      breaker: { failureLimit: 2, probeEveryMs: 500 },
     });
     for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
-    await untilCondition(tandem.pool, "d1", "failing");
+    await untilStanding(tandem.pool, "d1", "failing");
     broken = false;
     const repairedMs = performance.now();
-    await untilPool(tandem.pool, "the service", ({ ailing }) => !ailing);
+    await untilPool(tandem.pool, "the service", ({ probes }) => probes.dueMs === Infinity);
     await tandem.start().ending;
     assert.ok(performance.now() - repairedMs < 2_000);
   });

@@ -1,0 +1,63 @@
+// The view of the fleet as RouterService tells it.
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { type InstanceSchema, type ModelSchema, Standing } from "#gen/tandem/router/v1/router_pb.js";
+import type { FleetView, ModelView, Reason, Seen } from "../pool/pool.ts";
+
+const STANDINGS: Readonly<Record<Reason, Standing>> = {
+  missing: Standing.MISSING,
+  left: Standing.LEFT,
+  draining: Standing.DRAINING,
+  starting: Standing.STARTING,
+  stopped: Standing.STOPPED,
+  unreachable: Standing.UNREACHABLE,
+  denied: Standing.DENIED,
+  silent: Standing.SILENT,
+  failing: Standing.FAILING,
+  suspect: Standing.SUSPECT,
+  unlisted: Standing.UNLISTED,
+  unproven: Standing.UNPROVEN,
+  unmatched: Standing.UNMATCHED,
+};
+
+const UINT32_MAX = 2 ** 32 - 1;
+
+/** @param nowMs By the pool's clock. */
+export function fleetMessage(
+  view: FleetView,
+  nowMs: number,
+): { instances: MessageInitShape<typeof InstanceSchema>[]; models: MessageInitShape<typeof ModelSchema>[] } {
+  return {
+    instances: [...view.prefill, ...view.decode].map((seen) => instanceMessage(seen, nowMs)),
+    models: [...view.models.values()].map(modelMessage),
+  };
+}
+
+function instanceMessage({ instance, standing }: Seen, nowMs: number): MessageInitShape<typeof InstanceSchema> {
+  const { info, load, loadAtMs, legs, legsTotal } = instance;
+  return {
+    info,
+    ...(load === undefined ? {} : { load }),
+    eligible: standing.kind === "serves",
+    reason: standing.text,
+    standing: standing.kind === "serves" ? Standing.SERVING : STANDINGS[standing.reason],
+    legs,
+    legsTotal,
+    loadAgeMs: load === undefined ? 0 : Math.min(UINT32_MAX, Math.max(0, Math.round(nowMs - loadAtMs))),
+  };
+}
+
+function modelMessage(model: ModelView): MessageInitShape<typeof ModelSchema> {
+  const lack = model.lack(false);
+  const serving = (seen: readonly Seen[]): number => seen.filter(({ standing }) => standing.kind === "serves").length;
+  return {
+    name: model.name,
+    ready: lack === undefined,
+    lack: lack ?? "",
+    prefillServing: serving(model.prefill),
+    prefillKnown: model.prefill.length,
+    decodeServing: serving(model.decode),
+    decodeKnown: model.decode.length,
+    slots: model.slots,
+    maxModelLen: model.maxModelLen,
+  };
+}

@@ -1,0 +1,364 @@
+// One known instance: the link to it, what it last told, and the legs that this router runs on it. Whether it gets more
+// of them is decided in standing.ts, from what is gathered here.
+import { equals } from "@bufbuild/protobuf";
+import { InstanceService, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Clock } from "../../common/clock.ts";
+import { asServiceError, type ServiceError } from "../../common/errors.ts";
+import { backoffMs } from "../../common/lifecycle.ts";
+import type { Log } from "../../common/log.ts";
+import type { Doubt } from "../../discovery/registry.ts";
+import { dialRpc } from "../../rpc/client.ts";
+import type { RpcChannel } from "../../rpc/client.ts";
+import { connectThin } from "../../rpc/thin-client.ts";
+import type { ThinChannel } from "../../rpc/thin-client.ts";
+import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
+import { claimsToServe, standingOf, type Facts, type Link } from "./standing.ts";
+
+/** The heartbeat comes once a second. */
+const SILENCE_MS = 2_000;
+const REDIAL = { minMs: 50, maxMs: 1_000 };
+/** Weight of the latest prefill in the observed rate. */
+const RATE_WEIGHT = 0.2;
+/** A leg that failed a moment ago counts as this many running ones, and as this many waiting prompt tokens. */
+const SUSPECT_LEGS = 4;
+const SUSPECT_TOKENS = 2_048;
+
+/** An instance as the rest of the router sees it. The figures are those of the moment: they change in place. */
+export interface Instance {
+  readonly info: Info;
+  /** `info.instanceId`. */
+  readonly instanceId: string;
+  /** In the order in which the instances were found, from 1. */
+  readonly ordinal: number;
+  /** Its last word about itself. Undefined before the first. */
+  readonly load: Load | undefined;
+  /** When `load` came, by the pool's clock. 0 before. */
+  readonly loadAtMs: number;
+  /** Legs of this router that run on it. */
+  readonly legs: number;
+  /** Legs that this router ever gave it. */
+  readonly legsTotal: bigint;
+  /** Prompt tokens placed on it since `load` came, estimated. */
+  readonly placedTokens: number;
+  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first. */
+  readonly tokensPerMs: number;
+  /** Legs it can hold beside those of other routers, by its own word: this router's legs and what was free. */
+  readonly slots: number;
+  /** Slots that are free: its own figure, less what was placed on it since. */
+  readonly freeSlots: number;
+  /** Legs and reservations of all routers: its own figure, and what was placed on it since. Failed legs weigh in. */
+  readonly running: number;
+  /** Prompt tokens that wait for or are in prefill, with those placed since and failed legs. 0 on decode, where prompts do no work. */
+  readonly queuedTokens: number;
+  /** The token path. */
+  readonly channel: ThinChannel;
+  /** All other calls. */
+  readonly control: RpcChannel;
+}
+
+export interface InstanceOptions {
+  readonly token: string | undefined;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly breaker: BreakerLimits;
+  readonly ordinal: number;
+  readonly connectTimeoutMs?: number | undefined;
+  /** Whether probes must prove it before users come. */
+  readonly proves: (info: Info) => boolean;
+  /** Its standing or its facts may have changed. */
+  onStanding(): void;
+  /** Only its figures have: a load came. */
+  onFigures(): void;
+  /** It serves, and did not before: its engine may be another one. */
+  onServing(): void;
+  /** `suspect` has changed. */
+  onSuspect(): void;
+}
+
+/** The pool's side of an instance. */
+export class TrackedInstance implements Instance, Facts {
+  readonly instanceId: string;
+  readonly ordinal: number;
+  readonly channel: ThinChannel;
+  readonly control: RpcChannel;
+  readonly breaker: Breaker;
+  doubt: Doubt | undefined;
+  load: Load | undefined;
+  loadAtMs = 0;
+  legs = 0;
+  legsTotal = 0n;
+  placedTokens = 0;
+  tokensPerMs = 0;
+  link: Link = { kind: "down", reason: "unreachable", text: "It has not reported its load yet." };
+
+  #info: Info;
+  #legsAtLoad = 0;
+  #heardAtMs: number;
+  #registered = true;
+  #drained = false;
+  #closed = false;
+  #watch = new AbortController();
+  #wake: (() => void) | undefined;
+  readonly #isDecode: boolean;
+  readonly #o: InstanceOptions;
+  readonly #log: Log;
+
+  constructor(info: Info, o: InstanceOptions) {
+    this.#info = info;
+    this.instanceId = info.instanceId;
+    this.ordinal = o.ordinal;
+    this.#isDecode = info.role === Role.DECODE;
+    this.#o = o;
+    this.#log = o.log.child({ instanceId: info.instanceId });
+    this.breaker = new Breaker(o.breaker);
+    this.#heardAtMs = o.clock.nowMs();
+    if (o.proves(info)) this.breaker.distrust(this.#heardAtMs);
+    const token = o.token === undefined ? {} : { token: o.token };
+    this.control = dialRpc(info.grpcAddress, token);
+    this.channel = connectThin(info.grpcAddress, {
+      ...token,
+      ...(o.connectTimeoutMs === undefined ? {} : { connectTimeoutMs: o.connectTimeoutMs }),
+      log: this.#log,
+      onState: (up) => {
+        if (!up) this.#down({ kind: "down", reason: "unreachable", text: "The connection to it broke." });
+      },
+      onDoubt: () => {
+        this.#log.info(
+          this.suspect ? "instance is suspect: no byte came for a second" : "instance is no longer suspect",
+        );
+        o.onSuspect();
+      },
+    });
+    void this.#watchLoad();
+  }
+
+  /** With what it says itself of its KV address: a registry may learn later that its engine was started again. */
+  get info(): Info {
+    return this.#info;
+  }
+
+  set info(info: Info) {
+    const kvAddress = this.load?.kvAddress ?? "";
+    this.#info = kvAddress === "" || kvAddress === info.kvAddress ? info : { ...info, kvAddress };
+  }
+
+  get registered(): boolean {
+    return this.#registered;
+  }
+
+  set registered(registered: boolean) {
+    this.#registered = registered;
+    this.#closeIfLeft();
+  }
+
+  /** Drained through this router; holds until the instance itself says so. */
+  get drained(): boolean {
+    return this.#drained;
+  }
+
+  set drained(drained: boolean) {
+    this.#drained = drained;
+    this.#o.onStanding();
+  }
+
+  get state(): State | undefined {
+    return this.load?.state;
+  }
+
+  get stateText(): string {
+    return this.load?.reason ?? "";
+  }
+
+  get suspect(): boolean {
+    return this.channel.doubted;
+  }
+
+  get slots(): number {
+    const { slotLimit } = this.#info;
+    return this.load === undefined ? slotLimit : Math.min(slotLimit, this.#legsAtLoad + this.load.freeSlots);
+  }
+
+  get freeSlots(): number {
+    return this.load === undefined ? 0 : Math.max(0, this.load.freeSlots - this.#legsSinceLoad);
+  }
+
+  get running(): number {
+    const { load } = this;
+    const told = load === undefined ? 0 : load.running + load.reserved;
+    // An instance that fails at once is always idle; without this it would draw every leg to itself.
+    return Math.max(this.legs, told + this.#legsSinceLoad) + Math.round(this.#suspicion * SUSPECT_LEGS);
+  }
+
+  get queuedTokens(): number {
+    if (this.#isDecode) return 0;
+    return (this.load?.queuedTokens ?? 0) + this.placedTokens + Math.round(this.#suspicion * SUSPECT_TOKENS);
+  }
+
+  legStarted(tokens: number): void {
+    this.legs += 1;
+    this.legsTotal += 1n;
+    this.placedTokens += tokens;
+  }
+
+  /** Returns true where that took it out. */
+  legEnded(verdict: Verdict): boolean {
+    this.legs -= 1;
+    // Legs that fall with an instance that is out already say nothing new.
+    const opened = standingOf(this).kind === "serves" && this.breaker.judge(verdict, this.#o.clock.nowMs());
+    if (opened) {
+      const because = verdict === "wedged" ? "a leg stalled on it" : "leg after leg failed on it";
+      this.#log.warn("instance is out until a probe succeeds", { because });
+    }
+    this.#closeIfLeft();
+    return opened;
+  }
+
+  /** It computed a prompt. */
+  prefilled(tokens: number, ms: number): void {
+    if (tokens <= 0 || ms <= 0) return;
+    const rate = tokens / ms;
+    this.tokensPerMs = this.tokensPerMs === 0 ? rate : this.tokensPerMs + RATE_WEIGHT * (rate - this.tokensPerMs);
+  }
+
+  /**
+   * Called several times a second: takes it for silent when its heartbeat stays away.
+   *
+   * @param pausedMs In this time this router could hear nothing itself.
+   */
+  checkHeartbeat(nowMs: number, pausedMs = 0): void {
+    this.#heardAtMs += pausedMs;
+    if (nowMs - this.#heardAtMs <= SILENCE_MS) return;
+    this.#heardAtMs = nowMs;
+    if (this.link.kind === "up") {
+      this.#down({ kind: "down", reason: "silent", text: `No heartbeat has come from it for ${SILENCE_MS / 1000} s.` });
+    }
+    // A fresh call finds out soonest whether it is back; the old one may hang on a dead connection.
+    this.#watch.abort();
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch.abort();
+    this.#wake?.();
+    await Promise.all([this.channel.close(), this.control[Symbol.asyncDispose]()]);
+  }
+
+  /** Legs that came, less those that went, since it told its load. */
+  get #legsSinceLoad(): number {
+    return this.legs - this.#legsAtLoad;
+  }
+
+  get #suspicion(): number {
+    return this.breaker.suspicion(this.#o.clock.nowMs());
+  }
+
+  #down(link: Link & { readonly kind: "down" }): void {
+    if (this.#closed) return;
+    const known = this.link;
+    if (known.kind === "down" && known.reason === link.reason && known.text === link.text) return;
+    this.link = link;
+    this.#log.warn("instance is out", { reason: link.reason, why: link.text });
+    this.#o.onStanding();
+  }
+
+  #heard(load: Load): void {
+    const before = this.load;
+    const nowMs = this.#o.clock.nowMs();
+    const served = claimsToServe(this);
+    const nothingNew = this.link.kind === "up" && this.legs === 0 && isSameIdle(before, load);
+    this.load = load;
+    this.loadAtMs = this.#heardAtMs = nowMs;
+    this.#legsAtLoad = this.legs;
+    this.placedTokens = 0;
+    if (before?.kvAddress !== load.kvAddress) this.info = this.#info;
+    // From here on its own word holds, and whoever undrains it need not know of this router.
+    const undrained = this.#drained && load.state === State.DRAINING;
+    if (undrained) this.#drained = false;
+    if (this.link.kind === "down") this.#log.info("instance reports its load", { state: State[load.state] });
+    const news =
+      this.link.kind === "down" ||
+      undrained ||
+      before?.state !== load.state ||
+      before.reason !== load.reason ||
+      before.kvAddress !== load.kvAddress;
+    this.link = { kind: "up" };
+    if (!served && claimsToServe(this)) this.#isBack(nowMs);
+    if (news) this.#o.onStanding();
+    // Heartbeats of hundreds of idle instances shall wake nothing.
+    else if (!nothingNew) this.#o.onFigures();
+  }
+
+  /** From its start, a restart of its engine or a cut link: it may be sound again, or another one. */
+  #isBack(nowMs: number): void {
+    if (this.#o.proves(this.#info)) this.breaker.distrust(nowMs);
+    else this.breaker.probeSoon(nowMs);
+    this.#o.onServing();
+  }
+
+  async #watchLoad(): Promise<void> {
+    const client = this.control.client(InstanceService);
+    for (let attempt = 0; !this.#closed; attempt += 1) {
+      this.#watch = new AbortController();
+      try {
+        for await (const { load } of client.watchLoad({}, { signal: this.#watch.signal })) {
+          if (this.#closed) return;
+          attempt = 0;
+          if (load !== undefined) this.#heard(load);
+        }
+        this.#down({ kind: "down", reason: "unreachable", text: "It stopped reporting its load." });
+      } catch (thrown) {
+        if (this.#closed) return;
+        const error = asServiceError(thrown);
+        // One that was aborted here is silent already, and says more than "cancelled".
+        if (!this.#watch.signal.aborted) this.#down(refusedLink(error));
+        this.#log.debug("load watch ended", { error });
+      }
+      await this.#pause(backoffMs(attempt, REDIAL));
+    }
+  }
+
+  #pause(ms: number): Promise<void> {
+    if (this.#closed) return Promise.resolve();
+    return new Promise((resolve) => {
+      const timer = this.#o.clock.setTimer(ms, resolve);
+      this.#wake = () => {
+        timer.cancel();
+        resolve();
+      };
+    });
+  }
+
+  #closeIfLeft(): void {
+    if (!this.#registered && this.legs === 0) void this.close();
+  }
+}
+
+/** Keeps the class of a refusal: what an operator has to mend differs. */
+function refusedLink({ code }: ServiceError): Link & { readonly kind: "down" } {
+  switch (code) {
+    case "unauthenticated":
+    case "permission_denied":
+      return {
+        kind: "down",
+        reason: "denied",
+        text: "It refuses this router's token. Start both with the same token.",
+      };
+    case "method_not_allowed":
+      return {
+        kind: "down",
+        reason: "denied",
+        text: "It does not know this router's calls. Run the same version on both.",
+      };
+    case "deadline_exceeded":
+      return { kind: "down", reason: "unreachable", text: "It did not answer in time." };
+    default:
+      return { kind: "down", reason: "unreachable", text: "It can't be reached." };
+  }
+}
+
+/** Whether an instance without work says again what it said before. */
+function isSameIdle(before: Load | undefined, now: Load): boolean {
+  return before !== undefined && now.running === 0 && now.reserved === 0 && equals(LoadSchema, before, now);
+}

@@ -1,0 +1,42 @@
+// What the view of the fleet shows to Prometheus.
+import type { Metrics } from "../../common/metrics.ts";
+import { SIDES, type Seen } from "./fleet.ts";
+import type { Pool } from "./pool.ts";
+import { REASONS } from "./standing.ts";
+
+export function registerPoolMetrics(metrics: Metrics, pool: Pick<Pool, "view">): void {
+  const stateOf = ({ standing }: Seen): string => (standing.kind === "serves" ? "serving" : standing.reason);
+  const inState = (seen: readonly Seen[], state: string): number => seen.filter((one) => stateOf(one) === state).length;
+  metrics.gauge(
+    "tandem_pool_instances",
+    "Instances that this router knows, by role and standing.",
+    ["role", "state"],
+    (gauge) => {
+      for (const role of SIDES)
+        for (const state of ["serving", ...REASONS]) gauge.set({ role, state }, inState(pool.view[role], state));
+    },
+  );
+  metrics.gauge("tandem_breakers_open", "Open breakers: of instances by role, and of pairs.", ["of"], (gauge) => {
+    for (const role of SIDES) gauge.set({ of: role }, inState(pool.view[role], "failing"));
+    gauge.set({ of: "pair" }, pool.view.pairsOut);
+  });
+  metrics.gauge("tandem_model_ready", "1 where a request for the model can be served now.", ["model"], (gauge) => {
+    gauge.reset();
+    for (const [model, { lack }] of models(pool)) gauge.set({ model }, lack === undefined ? 1 : 0);
+  });
+  // Instance ids are new after every start, so the old ones are taken off.
+  metrics.gauge(
+    "tandem_kv_orphans",
+    "Pushed KV whose request is gone and that is not settled yet, by instance.",
+    ["instance"],
+    (gauge) => {
+      gauge.reset();
+      for (const { instance } of pool.view.decode)
+        gauge.set({ instance: instance.instanceId }, instance.load?.kvOrphans ?? 0);
+    },
+  );
+}
+
+function* models({ view }: Pick<Pool, "view">): Generator<[string, { readonly lack: string | undefined }]> {
+  for (const [name, model] of view.models) yield [name, { lack: model.lack(false) }];
+}

@@ -1,0 +1,200 @@
+// A probe: a tiny request of our own through one pair, over the same legs as users' requests and in the same order. It
+// finds out whether the pair works and whether decode really answers from the KV that prefill sent. Prefill writes one
+// token that no client sees, having computed the whole prompt itself: decode's first token is compared with that one, by
+// log probability and not by text: on a GPU numbers differ a little with the batch, and ties fall either way. Seen on vLLM
+// 0.23, bfloat16: 0.12 at most where all is well, 0.27 and more where decode answers from KV it never loaded. Prompts are
+// random token ids, so that no cache can answer for the transfer.
+import { randomInt } from "node:crypto";
+import { ServiceError } from "../../common/errors.ts";
+import { CONNECTORS } from "../../kv/index.ts";
+import type { ConnectorName } from "../../kv/connector.ts";
+import { RelayLeg, type LegContext, type LegOwner } from "../leg/run.ts";
+import type { LegOutcome } from "../leg/protocol.ts";
+import type { Instance, ProbeFailure } from "../pool/pool.ts";
+import { createLegDraft } from "../request/receipt.ts";
+import type { RelayRequest } from "../request/request.ts";
+
+export type ProbeResult =
+  | { readonly kind: "right"; readonly worstDelta: number; readonly ms: number }
+  /** It succeeded and can't be judged: the engines report no log probabilities. */
+  | { readonly kind: "unjudged"; readonly ms: number }
+  | { readonly kind: "failed"; readonly failure: ProbeFailure; readonly text: string };
+
+export interface ProbeOptions {
+  /** One alone may look right by chance: garbage of a small model is now and then near the truth. */
+  readonly prompts: number;
+  /** For all of them. */
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal;
+}
+
+export interface Prober {
+  /** Never rejects. Books nothing but the legs of the two: what the result means for them is for the caller. */
+  probe(prefill: Instance, decode: Instance, o: ProbeOptions): Promise<ProbeResult>;
+  /** Legs of probes through the two that have not come to their end, KV settled and all. */
+  unsettled(prefill: Instance, decode: Instance): number;
+}
+
+export interface ProberOptions {
+  /** Of users' legs. */
+  readonly context: LegContext;
+  readonly mintLegId: () => string;
+  /** Sees to it that legs are watched. */
+  watch(): void;
+}
+
+/** Longer than a KV block, so that some KV moves. */
+const PROMPT_TOKENS = 160;
+/** Ids that every vocabulary has, above the special ones of most. */
+const TOKEN_IDS = [10, 240] as const;
+const TOLERANCE = 0.2;
+const TOLERANCE_FLOAT32 = 0.01;
+
+export function createProber({ context, mintLegId, watch }: ProberOptions): Prober {
+  const { pool, metrics, clock, limits } = context;
+  const live = new Set<RelayLeg>();
+  // A probe's result is booked once, by whoever sent it; users' figures say nothing of probes.
+  const books: LegContext["pool"] = {
+    legStarted: pool.legStarted,
+    legEnded: (instance) => pool.legEnded(instance, "none"),
+    pairEnded() {},
+    prefilled() {},
+  };
+  const uncounted: LegContext["metrics"] = { ...metrics, leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
+
+  /** How far the two are apart; undefined where one of them doesn't tell. */
+  function once(
+    prefill: Instance,
+    decode: Instance,
+    timeoutMs: number,
+    signal?: AbortSignal,
+  ): Promise<number | undefined> {
+    const { traits } = CONNECTORS[prefill.info.connector as ConnectorName];
+    const legId = mintLegId();
+    const request = requestThrough(prefill, decode, legId);
+    return new Promise((resolve, reject) => {
+      const answer: Buffer[] = [];
+      const owner: LegOwner = {
+        deliver(events) {
+          answer.push(Buffer.from(events));
+          return true;
+        },
+        findDecode(found, handoff, refusal) {
+          if (refusal === undefined) found.openOn(decode, handoff);
+          else found.noDecode(refusal.error);
+          return () => {};
+        },
+        finished(ended, outcome) {
+          late.cancel();
+          signal?.removeEventListener("abort", onAbort);
+          if (outcome.kind === "completed") resolve(deltaOf(ended.prefillLogprob, Buffer.concat(answer)));
+          else reject(errorOf(outcome));
+        },
+      };
+      const prefillTimeoutMs = Math.min(limits.prefillTimeoutMs, timeoutMs);
+      const leg = new RelayLeg(
+        { ...context, pool: books, metrics: uncounted, limits: { ...limits, prefillTimeoutMs } },
+        {
+          request,
+          draft: createLegDraft(legId, 0),
+          promptIndex: undefined,
+          sampleIndex: 0,
+          traits,
+          prefill,
+          decode: traits.decodeFirst ? decode : undefined,
+        },
+        owner,
+      );
+      const onAbort = (): void => leg.unwanted();
+      const late = clock.setTimer(timeoutMs, () =>
+        leg.overdue(new ServiceError("leg_stalled", `The probe did not end within ${timeoutMs / 1000} s.`)),
+      );
+      signal?.addEventListener("abort", onAbort, { once: true });
+      live.add(leg);
+      leg.begin();
+      watch();
+    });
+  }
+
+  return {
+    async probe(prefill, decode, { prompts, timeoutMs, signal }) {
+      const startMs = clock.nowMs();
+      let worstDelta: number | undefined;
+      try {
+        for (let count = 0; count < prompts; count += 1) {
+          const leftMs = Math.max(1, startMs + timeoutMs - clock.nowMs());
+          const delta = await once(prefill, decode, leftMs, signal);
+          if (delta !== undefined) worstDelta = Math.max(worstDelta ?? 0, delta);
+        }
+      } catch (thrown) {
+        const { code, message } = thrown as ServiceError;
+        const failure = code === "leg_stalled" ? "late" : "refused";
+        return { kind: "failed", failure, text: `The last probe failed: ${message}` };
+      }
+      const ms = clock.nowMs() - startMs;
+      if (worstDelta === undefined) return { kind: "unjudged", ms };
+      const exact = decode.info.dtype === "float32" && prefill.info.dtype === "float32";
+      const tolerance = exact ? TOLERANCE_FLOAT32 : TOLERANCE;
+      return worstDelta > tolerance
+        ? { kind: "failed", failure: "wrong", text: wrongText(worstDelta, tolerance) }
+        : { kind: "right", worstDelta, ms };
+    },
+    unsettled(prefill, decode) {
+      let count = 0;
+      for (const leg of live) {
+        if (!context.live.has(leg)) live.delete(leg);
+        // A leg that has found no decode instance yet counts for each.
+        else if (leg.task.prefill === prefill && (leg.decode === undefined || leg.decode === decode)) count += 1;
+      }
+      return count;
+    },
+  };
+}
+
+function requestThrough(prefill: Instance, decode: Instance, legId: string): RelayRequest {
+  const longest = Math.min(
+    ...[prefill, decode].map(({ info }) => (info.maxModelLen > 0 ? info.maxModelLen : Infinity)),
+  );
+  const length = Math.max(1, Math.min(PROMPT_TOKENS, Math.floor(longest / 2)));
+  const prompt = Array.from({ length }, () => randomInt(...TOKEN_IDS));
+  const { model } = prefill.info;
+  return {
+    id: `probe-${legId}`,
+    path: "/v1/completions",
+    model,
+    body: Buffer.from(JSON.stringify({ model, prompt, max_tokens: 1, temperature: 0, logprobs: 1 })),
+    stream: false,
+    choices: 1,
+    maxTokens: 1,
+    prompts: 1,
+    promptIsList: false,
+    includeUsage: false,
+    createdUnixS: 1,
+  };
+}
+
+function errorOf(outcome: LegOutcome): ServiceError {
+  return outcome.kind === "failed" ? outcome.error : new ServiceError("cancelled", "The probe was given up.");
+}
+
+function wrongText(delta: number, tolerance: number): string {
+  return (
+    `Decode's first token is off by ${delta.toFixed(3)} in log probability (up to ${tolerance} is noise): ` +
+    "it does not answer from the KV it was sent."
+  );
+}
+
+function deltaOf(own: number | undefined, answer: Buffer): number | undefined {
+  const told = firstLogprobOf(answer.toString());
+  return own === undefined || told === undefined ? undefined : Math.abs(own - told);
+}
+
+function firstLogprobOf(text: string): number | undefined {
+  try {
+    const parsed = JSON.parse(text) as { choices?: { logprobs?: { token_logprobs?: unknown[] } | null }[] };
+    const first = parsed.choices?.[0]?.logprobs?.token_logprobs?.[0];
+    return typeof first === "number" ? first : undefined;
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,213 @@
+// Who serves, and why not: by all that is known of an instance, and by its partners.
+import assert from "node:assert/strict";
+import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
+import { Pairs } from "../../../services/router/pool/pairs.ts";
+import { REASONS } from "../../../services/router/pool/standing.ts";
+import { type KnownInit, standingIn, type ViewOptions, viewOf } from "../support/fleet.ts";
+
+type Init = Omit<KnownInit, "id">;
+
+const NIXL: Init = { info: { connector: "nixl" } };
+const CRITICAL: Init = { doubt: { kind: "critical", reason: "Its check fails." } };
+const MISSING: Init = { doubt: { kind: "missing", reason: "It is no longer listed." } };
+const MAINTENANCE: Init = { doubt: { kind: "maintenance", reason: "An operator took it out." } };
+const down = (reason: "unreachable" | "denied" | "silent"): Init => ({
+  link: { kind: "down", reason, text: `It is ${reason}.` },
+});
+const SIXTEEN: Init = { info: { blockSize: 16 } };
+const THIRTY_TWO: Init = { info: { blockSize: 32 } };
+
+function pairsWith(change: (pairs: Pairs) => void): Pairs {
+  const pairs = new Pairs(BREAKER_LIMITS);
+  change(pairs);
+  return pairs;
+}
+
+/** [what, the decode instance d1, another decode instance d2 (or none), how d1 stands] */
+const ONE_INSTANCE: readonly (readonly [string, Init, Init | undefined, string])[] = [
+  ["all is well", {}, undefined, "serves"],
+  // Its own word.
+  ["it has not reported yet", { state: undefined }, undefined, "starting"],
+  ["it starts", { state: State.STARTING }, undefined, "starting"],
+  ["it drains", { state: State.DRAINING }, undefined, "draining"],
+  ["it has stopped", { state: State.STOPPED }, undefined, "stopped"],
+  // Operators.
+  ["it was drained here", { drained: true }, undefined, "draining"],
+  ["it was drained here, and the link broke", { drained: true, ...down("unreachable") }, undefined, "draining"],
+  ["it is in maintenance, and it is the last one", MAINTENANCE, undefined, "draining"],
+  // The link.
+  ["the connection broke", down("unreachable"), undefined, "unreachable"],
+  ["it refuses the token", down("denied"), undefined, "denied"],
+  ["its heartbeat stays away", down("silent"), undefined, "silent"],
+  ["it is suspect", { suspect: true }, {}, "suspect"],
+  ["it is suspect, and no other serves", { suspect: true }, undefined, "serves"],
+  ["it is suspect, and the other one is too", { suspect: true }, { suspect: true }, "serves"],
+  ["it is suspect, and the other one drains", { suspect: true }, { drained: true }, "serves"],
+  ["it is suspect, and the other one serves another model", { suspect: true }, { info: { model: "big" } }, "serves"],
+  // Its registry.
+  ["its check fails", CRITICAL, {}, "unlisted"],
+  ["its check fails, and no other serves", CRITICAL, undefined, "serves"],
+  ["it is no longer listed", MISSING, {}, "unlisted"],
+  ["it is no longer listed, and says that it drains", { ...MISSING, state: State.DRAINING }, {}, "draining"],
+  ["it left, and runs legs", { registered: false, legs: 1 }, undefined, "left"],
+  ["it left and drains", { registered: false, state: State.DRAINING }, undefined, "left"],
+  // How legs on it end.
+  ["legs fail on it", { failing: true }, {}, "failing"],
+  ["legs fail on it, and no other serves", { failing: true }, undefined, "failing"],
+  ["legs fail on it, and it drains", { failing: true, drained: true }, {}, "draining"],
+  ["legs fail on it, and its check fails", { failing: true, ...CRITICAL }, {}, "failing"],
+  // Proofs.
+  ["no probe has succeeded", { unproven: true }, {}, "unproven"],
+  ["no probe has succeeded, and it serves without prefill too", { unproven: true, ...NIXL }, { ...NIXL }, "serves"],
+];
+
+/** [what, prefill p1, decode d1, options, how p1 stands, how d1 stands, whether they are a pair] */
+const TWO_INSTANCES: readonly (readonly [string, Init, Init, ViewOptions, string, string, boolean])[] = [
+  ["all is well", {}, {}, {}, "serves", "serves", true],
+  ["their facts differ", SIXTEEN, THIRTY_TWO, {}, "unmatched", "unmatched", false],
+  ["one of them does not report a fact", SIXTEEN, {}, {}, "serves", "serves", true],
+  [
+    "their facts differ, and decode serves alone too",
+    { info: { connector: "nixl", tpSize: 1 } },
+    { info: { connector: "nixl", tpSize: 2 } },
+    {},
+    "unmatched",
+    "serves",
+    false,
+  ],
+  [
+    "they have a connector of a later version",
+    { info: { connector: "warp" } },
+    { info: { connector: "warp" } },
+    {},
+    "unmatched",
+    "unmatched",
+    false,
+  ],
+  ["they serve different models", {}, { info: { model: "big" } }, {}, "serves", "serves", false],
+  ["the other one drains", {}, { drained: true }, {}, "serves", "draining", false],
+  ["the other one is unproven", {}, { unproven: true }, {}, "serves", "unproven", false],
+  ["the other one is unproven, and serves alone", NIXL, { unproven: true, ...NIXL }, {}, "serves", "serves", false],
+  [
+    "legs of the pair fail",
+    {},
+    {},
+    { pairs: pairsWith((pairs) => pairs.judge("p1", "d1", "wedged", 0)) },
+    "serves",
+    "serves",
+    false,
+  ],
+  [
+    "no probe has gone through the pair",
+    {},
+    {},
+    { pairs: pairsWith((pairs) => pairs.expect("p1", "d1", 0)) },
+    "unproven",
+    "serves",
+    false,
+  ],
+];
+
+describe("the standing of an instance", () => {
+  for (const [what, first, second, expected] of ONE_INSTANCE) {
+    it(`${second === undefined ? "alone" : "beside another"}, where ${what}: ${expected}`, () => {
+      const decodes = [{ id: "d1", ...first }, ...(second === undefined ? [] : [{ id: "d2", ...second }])];
+      const view = viewOf([{ id: "p1", ...(first.info?.connector === "nixl" ? NIXL : {}) }], decodes);
+      assert.equal(standingIn(view, "d1"), expected);
+      const { standing } = view.decode.find(({ instance }) => instance.instanceId === "d1")!;
+      assert.ok(standing.kind === "serves" || standing.text.endsWith("."), "it says why, in a sentence");
+    });
+  }
+
+  for (const [what, prefill, decode, options, ofPrefill, ofDecode, paired] of TWO_INSTANCES) {
+    it(`in a pair, where ${what}: ${ofPrefill} and ${ofDecode}`, () => {
+      const view = viewOf([{ id: "p1", ...prefill }], [{ id: "d1", ...decode }], options);
+      assert.deepEqual([standingIn(view, "p1"), standingIn(view, "d1")], [ofPrefill, ofDecode]);
+      const [{ instance: p1 }, { instance: d1 }] = [view.prefill[0]!, view.decode[0]!];
+      const model = view.models.get("tiny")!;
+      assert.equal(model.prefills.includes(p1) && model.partnersOf(p1).includes(d1), paired);
+      assert.equal(view.pairFault(p1, d1) === undefined, paired, "the text agrees");
+    });
+  }
+
+  it("has no reason twice", () => {
+    assert.equal(new Set(REASONS).size, REASONS.length);
+  });
+});
+
+describe("a model", () => {
+  it("has the slots of the decode instances that serve it", () => {
+    const view = viewOf(
+      [{ id: "p1" }],
+      [
+        { id: "d1", slots: 3 },
+        { id: "d2", slots: 4 },
+        { id: "d3", slots: 5, drained: true },
+      ],
+    );
+    assert.equal(view.models.get("tiny")!.slots, 7);
+  });
+
+  it("stays ready while another one lost its last decode instance", () => {
+    const big = { info: { model: "big" } };
+    const view = viewOf([{ id: "p1" }, { id: "p2", ...big }], [{ id: "d1" }, { id: "d2", ...big, ...down("silent") }]);
+    assert.equal(view.models.get("tiny")!.lack(false), undefined);
+    assert.equal(
+      view.models.get("big")!.lack(false),
+      "The model `big` can't be served: its only decode instance is out (silent).",
+    );
+  });
+
+  const lacks: readonly (readonly [string, readonly KnownInit[], readonly KnownInit[], string])[] = [
+    ["decode", [{ id: "a" }], [], "no decode instance is registered"],
+    [
+      "decode that serves",
+      [{ id: "a" }],
+      [
+        { id: "x", drained: true },
+        { id: "y", state: State.STARTING },
+        { id: "z", drained: true },
+      ],
+      "all 3 decode instances are out (2 draining, 1 starting)",
+    ],
+    [
+      "both",
+      [{ id: "a", failing: true }],
+      [{ id: "x", drained: true }],
+      "its only prefill instance is out (failing), and its only decode instance is out (draining)",
+    ],
+    [
+      "instances that fit",
+      [{ id: "a", ...SIXTEEN }],
+      [{ id: "x", ...THIRTY_TWO }],
+      "its prefill and decode instances don't fit each other: they differ in the KV block size",
+    ],
+  ];
+  for (const [what, prefill, decode, lack] of lacks) {
+    it(`says that it lacks ${what}, and names no instance`, () => {
+      const model = viewOf(prefill, decode).models.get("tiny")!;
+      assert.equal(model.lack(false), `The model \`tiny\` can't be served: ${lack}.`);
+    });
+  }
+
+  it("that decode serves alone lacks nothing but a pair, once prefill may no longer come", () => {
+    const alone = (o: ViewOptions) => viewOf([], [{ id: "x", ...NIXL }], o).models.get("tiny")!;
+    const allowed = alone({ aggregate: true });
+    assert.equal(allowed.lack(false), undefined);
+    assert.match(allowed.lack(true)!, /no prefill instance is registered/);
+    for (const options of [{}, { aggregate: true, awaitsPrefill: () => true }])
+      assert.match(alone(options).lack(false)!, /no prefill instance is registered/);
+  });
+
+  it("shares one list of partners among instances of one build", () => {
+    const ids = Array.from({ length: 64 }, (_, index) => String(index));
+    const view = viewOf(
+      ids.map((id) => ({ id: `p${id}` })),
+      ids.map((id) => ({ id: `d${id}` })),
+    );
+    const { prefills, partnersOf } = view.models.get("tiny")!;
+    const lists = new Set(prefills.map((one) => partnersOf.call(view.models.get("tiny")!, one)));
+    assert.deepEqual([prefills.length, lists.size, [...lists][0]!.length], [64, 1, 64]);
+  });
+});

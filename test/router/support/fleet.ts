@@ -1,0 +1,65 @@
+// Fleets of instances that are not there, in whatever standing a test wants them.
+import { create } from "@bufbuild/protobuf";
+import { type Info, InfoSchema, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { BREAKER_LIMITS, Breaker } from "../../../services/router/pool/breaker.ts";
+import { type FleetRules, type FleetView, fleetOf, type Known } from "../../../services/router/pool/fleet.ts";
+import { Pairs } from "../../../services/router/pool/pairs.ts";
+
+export interface KnownInit extends Partial<Omit<Known, "info">> {
+  readonly id: string;
+  readonly info?: Partial<Info>;
+  /** Legs of users failed on it. */
+  readonly failing?: boolean;
+  /** No probe has succeeded with it. */
+  readonly unproven?: boolean;
+}
+
+let found = 0;
+
+/** Serves, unless `init` says otherwise. */
+export function known(role: Role, { id, info, failing, unproven, ...init }: KnownInit): Known {
+  const breaker = new Breaker(BREAKER_LIMITS);
+  if (failing === true) breaker.judge("wedged", 0);
+  if (unproven === true) breaker.distrust(0);
+  found += 1;
+  return {
+    info: create(InfoSchema, { instanceId: id, role, model: "tiny", connector: "p2p-nccl", ...info } as Info),
+    instanceId: id,
+    ordinal: found,
+    load: create(LoadSchema, { state: State.SERVING }),
+    loadAtMs: 1,
+    legs: 0,
+    legsTotal: 0n,
+    placedTokens: 0,
+    tokensPerMs: 0,
+    slots: 4,
+    freeSlots: 4,
+    running: 0,
+    queuedTokens: 0,
+    registered: true,
+    drained: false,
+    doubt: undefined,
+    link: { kind: "up" },
+    state: State.SERVING,
+    stateText: "",
+    suspect: false,
+    breaker,
+    ...init,
+  } as Known;
+}
+
+export interface ViewOptions extends Partial<FleetRules> {
+  readonly pairs?: Pairs;
+}
+
+export function viewOf(prefill: readonly KnownInit[], decode: readonly KnownInit[], o: ViewOptions = {}): FleetView {
+  const all = [...prefill.map((init) => known(Role.PREFILL, init)), ...decode.map((init) => known(Role.DECODE, init))];
+  const { pairs = new Pairs(BREAKER_LIMITS), aggregate = false, awaitsPrefill = () => false } = o;
+  return fleetOf(all, pairs, { aggregate, awaitsPrefill });
+}
+
+/** `serves`, or why not. */
+export function standingIn(view: FleetView, id: string): string {
+  const standing = [...view.prefill, ...view.decode].find(({ instance }) => instance.instanceId === id)?.standing;
+  return standing === undefined ? "unknown" : standing.kind === "serves" ? "serves" : standing.reason;
+}
