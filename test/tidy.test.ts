@@ -102,7 +102,9 @@ describe("imports", () => {
     // The CLI starts the services: by a lazy import of their main.ts, and of nothing else of them. Clients share rpc,
     // discovery and common.
     const isCliStart = ({ file, target, lazy }: Import): boolean =>
-      lazy && within(file, "clients/cli") && /^services\/[a-z-]+\/main\.ts$/.test(target);
+      (lazy && within(file, "clients/cli") && /^services\/[a-z-]+\/main\.ts$/.test(target)) ||
+      // A benchmark of parts of the router reaches for what it measures.
+      (lazy && file === "clients/loadgen/scenarios/fleet.ts");
     none(imports.filter((one) => pointsLeft(LAYERS, one) && !isCliStart(one)).map(show));
     const shared = ["services/common", "services/rpc", "services/discovery", "clients"];
     const clients = imports.filter(({ file, target }) => within(file, "clients") && /^(services|test)\//.test(target));

@@ -16,6 +16,10 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     summary: "The embedded engine: tokens/s, memory, and what a long prompt does to running answers.",
     load: async () => (await import("./scenarios/engine.ts")).runEngineBench,
   },
+  fleet: {
+    summary: "What the router's view of the fleet costs a request, by the fleet's size.",
+    load: async () => (await import("./scenarios/fleet.ts")).runFleetBench,
+  },
   load: {
     summary: "One load against any OpenAI server: TTFT, ITL, TPOT, goodput.",
     load: async () => (await import("./scenarios/load.ts")).runLoadScenario,

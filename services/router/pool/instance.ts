@@ -90,6 +90,10 @@ export class TrackedInstance implements Instance, Facts {
   legsTotal = 0n;
   placedTokens = 0;
   tokensPerMs = 0;
+  slots = 0;
+  freeSlots = 0;
+  running = 0;
+  queuedTokens = 0;
   link: Link = { kind: "down", reason: "unreachable", text: "It has not reported its load yet." };
 
   #info: Info;
@@ -113,6 +117,7 @@ export class TrackedInstance implements Instance, Facts {
     this.#log = o.log.child({ instanceId: info.instanceId });
     this.breaker = new Breaker(o.breaker);
     this.#heardAtMs = o.clock.nowMs();
+    this.#tally();
     if (o.proves(info)) this.breaker.distrust(this.#heardAtMs);
     const token = o.token === undefined ? {} : { token: o.token };
     this.control = dialRpc(info.grpcAddress, token);
@@ -141,6 +146,7 @@ export class TrackedInstance implements Instance, Facts {
   set info(info: Info) {
     const kvAddress = this.load?.kvAddress ?? "";
     this.#info = kvAddress === "" || kvAddress === info.kvAddress ? info : { ...info, kvAddress };
+    this.#tally();
   }
 
   get registered(): boolean {
@@ -174,31 +180,11 @@ export class TrackedInstance implements Instance, Facts {
     return this.channel.doubted;
   }
 
-  get slots(): number {
-    const { slotLimit } = this.#info;
-    return this.load === undefined ? slotLimit : Math.min(slotLimit, this.#legsAtLoad + this.load.freeSlots);
-  }
-
-  get freeSlots(): number {
-    return this.load === undefined ? 0 : Math.max(0, this.load.freeSlots - this.#legsSinceLoad);
-  }
-
-  get running(): number {
-    const { load } = this;
-    const told = load === undefined ? 0 : load.running + load.reserved;
-    // An instance that fails at once is always idle; without this it would draw every leg to itself.
-    return Math.max(this.legs, told + this.#legsSinceLoad) + Math.round(this.#suspicion * SUSPECT_LEGS);
-  }
-
-  get queuedTokens(): number {
-    if (this.#isDecode) return 0;
-    return (this.load?.queuedTokens ?? 0) + this.placedTokens + Math.round(this.#suspicion * SUSPECT_TOKENS);
-  }
-
   legStarted(tokens: number): void {
     this.legs += 1;
     this.legsTotal += 1n;
     this.placedTokens += tokens;
+    this.#tally();
   }
 
   /** Returns true where that took it out. */
@@ -210,6 +196,7 @@ export class TrackedInstance implements Instance, Facts {
       const because = verdict === "wedged" ? "a leg stalled on it" : "leg after leg failed on it";
       this.#log.warn("instance is out until a probe succeeds", { because });
     }
+    this.#tally();
     this.#closeIfLeft();
     return opened;
   }
@@ -245,13 +232,24 @@ export class TrackedInstance implements Instance, Facts {
     await Promise.all([this.channel.close(), this.control[Symbol.asyncDispose]()]);
   }
 
-  /** Legs that came, less those that went, since it told its load. */
-  get #legsSinceLoad(): number {
-    return this.legs - this.#legsAtLoad;
-  }
-
-  get #suspicion(): number {
-    return this.breaker.suspicion(this.#o.clock.nowMs());
+  /**
+   * Brings the figures for placing up to date, after every change. They are fields and not computed when read: each
+   * placement reads them of every candidate.
+   */
+  #tally(): void {
+    const { load, legs, breaker } = this;
+    const { slotLimit } = this.#info;
+    const since = legs - this.#legsAtLoad;
+    // An instance that fails at once is always idle; without this it would draw every leg to itself.
+    const suspicion = breaker.suspicion(this.#o.clock.nowMs());
+    this.running =
+      Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since) +
+      Math.round(suspicion * SUSPECT_LEGS);
+    this.freeSlots = load === undefined ? 0 : Math.max(0, load.freeSlots - since);
+    this.slots = load === undefined ? slotLimit : Math.min(slotLimit, this.#legsAtLoad + load.freeSlots);
+    this.queuedTokens = this.#isDecode
+      ? 0
+      : (load?.queuedTokens ?? 0) + this.placedTokens + Math.round(suspicion * SUSPECT_TOKENS);
   }
 
   #down(link: Link & { readonly kind: "down" }): void {
@@ -272,6 +270,7 @@ export class TrackedInstance implements Instance, Facts {
     this.loadAtMs = this.#heardAtMs = nowMs;
     this.#legsAtLoad = this.legs;
     this.placedTokens = 0;
+    this.#tally();
     if (before?.kvAddress !== load.kvAddress) this.info = this.#info;
     // From here on its own word holds, and whoever undrains it need not know of this router.
     const undrained = this.#drained && load.state === State.DRAINING;
