@@ -2,6 +2,7 @@
 // skipped when its inputs are those it ran for; all three being fresh takes some tens of milliseconds.
 import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { sourceCommit, writeCommit } from "./build-commit.mjs";
 import { isFresh, stampOf, writeStamp } from "./fingerprint.mjs";
 import { ROOT, say } from "./process.mjs";
 
@@ -21,6 +22,11 @@ const STEPS = {
  * @param force A step that is done again even when it is fresh.
  */
 export async function setUp(last, { force } = {}) {
+  await bringUpTo(last, force);
+  if (last === "build") writeCommit(join(ROOT, "dist"), sourceCommit(ROOT));
+}
+
+async function bringUpTo(last, force) {
   const names = Object.keys(STEPS);
   const wanted = names.slice(0, names.indexOf(last) + 1);
   if (force === undefined && wanted.every((name) => STEPS[name].isDone())) return;
@@ -75,16 +81,15 @@ async function generate() {
   writeStamp(GEN_STAMP, stamp);
 }
 
-/** Into a folder beside, then swapped: a build that fails leaves the last good one. */
+/**
+ * Into a folder beside, then swapped: a build that fails leaves the last good one. At the same depth, because source maps
+ * hold relative paths.
+ */
 async function build() {
   const { runQuietly, tool } = await import("./process.mjs");
-  const { writeFileSync, mkdirSync } = await import("node:fs");
   const [fresh, old, dist] = ["dist.new", "dist.old", "dist"].map((name) => join(ROOT, name));
   rmSync(fresh, { recursive: true, force: true });
   rmSync(old, { recursive: true, force: true });
-  mkdirSync(fresh);
-  // Git ignores dist/ but not this name; source maps hold relative paths, so it has to lie at the same depth.
-  writeFileSync(join(fresh, ".gitignore"), "*\n");
   const stamp = stampOf(buildInputs());
   try {
     await timed("building ...", () =>

@@ -70,7 +70,7 @@ export async function runCommand(argv: readonly string[]): Promise<void> {
     return;
   }
   if (name === "--version" || name === "-V" || name === "version") {
-    process.stdout.write(`${(await import("../../services/common/version.ts")).TANDEM_VERSION}\n`);
+    process.stdout.write(`${(await import("../../services/common/version.ts")).TANDEM_BUILD}\n`);
     return;
   }
   if (name === "help") return (await commandOf(rest[0]!).load())(["--help"]);

@@ -1,6 +1,7 @@
 // The door to prom-client: metrics that belong to an object rather than to the process, so that tests can run several.
 import { createRequire } from "node:module";
 import type * as prom from "prom-client";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "./version.ts";
 
 // File by file: the package's own entry also loads @opentelemetry/api for metrics that we don't use, 5.6 MB of memory.
 const require = createRequire(import.meta.url);
@@ -53,6 +54,9 @@ export function createMetrics(): Metrics {
     contentType: registry.contentType,
   };
 
+  metrics
+    .gauge("tandem_build_info", "1; the labels say which build this is.", ["version", "commit"])
+    .set({ version: TANDEM_VERSION, commit: TANDEM_COMMIT }, 1);
   // Those that every dashboard has. prom-client's own collection also samples the event loop, all the time.
   metrics.gauge("process_resident_memory_bytes", "Resident memory.", [], (gauge) =>
     gauge.set(process.memoryUsage.rss()),

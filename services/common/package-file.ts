@@ -1,11 +1,13 @@
-// Files that come with Tandem beside its code.
+// Files that come with Tandem beside its code, and the one place that knows where the package begins.
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-/**
- * The path of a file, given from the package's root; undefined where this build doesn't have it.
- * The root lies two folders up from the source and three from what tsc writes to dist/.
- */
+/** Two folders up from the source, three from what tsc writes to dist/. */
+const ROOT =
+  ["../../", "../../../"].find((up) => existsSync(new URL(`${up}package.json`, import.meta.url))) ?? "../../";
+
+/** The path of a file, given from the package's root; undefined if this package was installed without it. */
 export function packageFile(path: string): string | undefined {
-  return ["../../", "../../../"].map((up) => fileURLToPath(new URL(up + path, import.meta.url))).find(existsSync);
+  const file = fileURLToPath(new URL(ROOT + path, import.meta.url));
+  return existsSync(file) ? file : undefined;
 }

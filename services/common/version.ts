@@ -1,20 +1,31 @@
-// The version of Tandem, from the one place that states it.
+// Which build of Tandem this is: the version that package.json states, and the commit that it was built from.
 import { readFileSync } from "node:fs";
+import { packageFile } from "./package-file.ts";
 
 export const TANDEM_VERSION: string = readVersion();
 
-/** package.json lies two folders up from the source and three from what tsc writes to dist/. */
+/**
+ * 12 hex digits, followed by `-dirty` if files differed from that commit; `unknown` if the build had no git and was not
+ * told the commit, and for source that runs without a build.
+ */
+export const TANDEM_COMMIT: string = readCommit();
+
+/** Both, for people. */
+export const TANDEM_BUILD = `${TANDEM_VERSION} (commit ${TANDEM_COMMIT})`;
+
 function readVersion(): string {
-  for (const path of ["../../package.json", "../../../package.json"]) {
-    try {
-      const manifest = JSON.parse(readFileSync(new URL(path, import.meta.url), "utf8")) as {
-        name?: string;
-        version?: string;
-      };
-      if (manifest.name === "tandem" && manifest.version !== undefined) return manifest.version;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-    }
+  const manifest = packageFile("package.json");
+  if (manifest === undefined) throw new Error("Tandem's package.json is missing");
+  return (JSON.parse(readFileSync(manifest, "utf8")) as { version: string }).version;
+}
+
+/** Read from beside the built code, where the build writes it: source must not name the commit of an older build. */
+function readCommit(): string {
+  try {
+    return (JSON.parse(readFileSync(new URL("../../build.json", import.meta.url), "utf8")) as { commit: string })
+      .commit;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    return "unknown";
   }
-  throw new Error("package.json of tandem is missing");
 }

@@ -40,6 +40,7 @@ export function instanceRecord(info: Info): ServiceRecord {
     dtype: info.dtype,
     slots: String(info.slotLimit),
     tandem_version: info.tandemVersion,
+    tandem_commit: info.tandemCommit,
     started: new Date(Number(info.startedUnixMs)).toISOString(),
     pid: String(info.pid),
     host: hostname(),
@@ -61,6 +62,7 @@ export function routerRecord(o: {
   readonly restAddress: string;
   readonly grpcAddress: string;
   readonly tandemVersion: string;
+  readonly tandemCommit: string;
   readonly startedUnixMs: number;
 }): ServiceRecord {
   return {
@@ -74,6 +76,7 @@ export function routerRecord(o: {
       rest_address: o.restAddress,
       grpc_address: o.grpcAddress,
       tandem_version: o.tandemVersion,
+      tandem_commit: o.tandemCommit,
       started: new Date(o.startedUnixMs).toISOString(),
       pid: String(process.pid),
       host: hostname(),
@@ -117,6 +120,7 @@ export function infoOf(entry: HealthEntry, role: "prefill" | "decode"): Info {
       engine: meta["engine"] ?? "",
       engineVersion: meta["engine_version"] ?? "",
       tandemVersion: meta["tandem_version"] ?? "",
+      tandemCommit: meta["tandem_commit"] ?? "",
       blockSize: count("block_size"),
       tpSize: count("tp_size"),
       dtype: meta["dtype"] ?? "",

@@ -9,7 +9,7 @@ import { ConfigError, type Config } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
-import { TANDEM_VERSION } from "../common/version.ts";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
 import type { Registration, Standing } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
@@ -126,6 +126,7 @@ export async function startInstance(
       connector: connector.traits.name,
       grpcAddress: config["grpc.advertise"] ?? server?.address ?? config["grpc.listen"],
       tandemVersion: TANDEM_VERSION,
+      tandemCommit: TANDEM_COMMIT,
       slotLimit: config.slots,
       startedUnixMs,
       pid: process.pid,

@@ -4,7 +4,7 @@ import type { RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { ConfigError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import type { Metrics } from "../common/metrics.ts";
-import { TANDEM_VERSION } from "../common/version.ts";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
 import type { RegistryHub } from "../discovery/embedded.ts";
 import type { Directory, Registration, RegistryHealth, Standing } from "../discovery/registry.ts";
 import type { RouterConfig } from "./config.ts";
@@ -82,6 +82,7 @@ export async function openRegistry(
         restAddress: config["rest.advertise"] ?? self.restAddress,
         grpcAddress: config["grpc.advertise"] ?? self.grpcAddress,
         tandemVersion: TANDEM_VERSION,
+        tandemCommit: TANDEM_COMMIT,
         startedUnixMs,
       });
       const registration = registrar.registerService(() => record, over.signal, standing);

@@ -7,6 +7,7 @@ import {
   FileDescriptorSetSchema,
 } from "@bufbuild/protobuf/wkt";
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { packageFile } from "../common/package-file.ts";
 
 export interface DescriptorIndex {
   /** Name of the proto file that declares a full symbol name, such as `tandem.decode.v1.DecodeService`. */
@@ -15,20 +16,11 @@ export interface DescriptorIndex {
   withImports(file: string): Uint8Array[] | undefined;
 }
 
-// From services/rpc/ in the source and from dist/services/rpc/ in the build.
-const PLACES = ["../../gen/descriptors.binpb", "../../../gen/descriptors.binpb"];
-
-/** @throws When the file is in neither place. */
+/** @throws When this package was built without them. */
 export async function readDescriptors(): Promise<DescriptorIndex> {
-  let problem: unknown;
-  for (const place of PLACES) {
-    try {
-      return indexDescriptors(await readFile(new URL(place, import.meta.url)));
-    } catch (error) {
-      problem = error;
-    }
-  }
-  throw problem;
+  const file = packageFile("gen/descriptors.binpb");
+  if (file === undefined) throw new Error("gen/descriptors.binpb is missing: `npm run gen` writes it");
+  return indexDescriptors(await readFile(file));
 }
 
 export function indexDescriptors(descriptorSet: Uint8Array): DescriptorIndex {

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { createMetrics } from "../../services/common/metrics.ts";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "../../services/common/version.ts";
 
 describe("metrics", () => {
   it("are printed as Prometheus reads them", async () => {
@@ -44,6 +45,14 @@ describe("metrics", () => {
     b.counter("tandem_x_total", "X.");
     assert.match(await a.text(), /^tandem_x_total 2$/m);
     assert.match(await b.text(), /^tandem_x_total 0$/m);
+  });
+
+  it("say which build this is", async () => {
+    const text = await createMetrics().text();
+    assert.match(
+      text,
+      new RegExp(`^tandem_build_info\\{version="${TANDEM_VERSION}",commit="${TANDEM_COMMIT}"\\} 1$`, "m"),
+    );
   });
 
   it("tell memory, processor time and start of the process", async () => {

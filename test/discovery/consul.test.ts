@@ -45,6 +45,7 @@ async function register(registrar: ConsulRegistrar, instanceId: string, change: 
     engine: "vllm",
     engineVersion: "0.24.0",
     tandemVersion: "0.1.0",
+    tandemCommit: "0123456789ab",
     slotLimit: 64,
     blockSize: 16,
     tpSize: 2,
@@ -140,6 +141,7 @@ describe("Consul as the registry", function () {
       dtype: "bfloat16",
       slots: "64",
       tandem_version: "0.1.0",
+      tandem_commit: "0123456789ab",
       started: "2023-11-14T22:13:20.123Z",
       pid: "42",
     });

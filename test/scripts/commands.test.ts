@@ -84,6 +84,7 @@ describe("npm test", () => {
     assert.deepEqual(selectTests(root, [], { CI: "true" }).left, []);
     assert.deepEqual(selectTests(root, ["--all"], { CI: "false" }).left, []);
     assert.deepEqual(selectTests(root, ["test/scripts/"], {}).files, [
+      "test/scripts/build-commit.test.ts",
       "test/scripts/commands.test.ts",
       "test/scripts/set-up.test.ts",
     ]);

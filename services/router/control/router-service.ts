@@ -5,7 +5,7 @@ import type { Clock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
 import type { Log } from "../../common/log.ts";
-import { TANDEM_VERSION } from "../../common/version.ts";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
 import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { Pool } from "../pool/pool.ts";
@@ -98,6 +98,7 @@ export function routerService(o: RouterServiceOptions): RpcService {
       getConfig: async () => ({
         settings: [...o.settings()].sort((a, b) => (a.key < b.key ? -1 : 1)),
         tandemVersion: TANDEM_VERSION,
+        tandemCommit: TANDEM_COMMIT,
         registry: o.registry(),
       }),
 

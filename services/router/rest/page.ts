@@ -2,7 +2,7 @@
 // addresses but those that clients use. Readable without scripts; with them, the instances stay up to date.
 import { createHash } from "node:crypto";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { TANDEM_VERSION } from "../../common/version.ts";
+import { TANDEM_BUILD } from "../../common/version.ts";
 import type { FleetView, Seen } from "../pool/pool.ts";
 import type { Readiness } from "../serving/readiness.ts";
 import { PAGE_SCRIPT } from "./page-script.ts";
@@ -64,7 +64,7 @@ ${commands(o, models[0] ?? "MODEL")}
 </main>
 <footer>
 <nav><a href="/v1/models">models</a> <a href="/readyz">readiness</a> <a href="/metrics">metrics</a></nav>
-<span>Tandem ${escape(TANDEM_VERSION)}</span>
+<span>Tandem ${escape(TANDEM_BUILD)}</span>
 </footer>
 <script>${PAGE_SCRIPT}</script>
 </body>

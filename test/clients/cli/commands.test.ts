@@ -41,8 +41,9 @@ describe("the tandem command", () => {
     }
   });
 
-  it("says its version", async () => {
-    assert.match((await tandem(["--version"])).stdout, /^\d+\.\d+\.\d+\S*\n$/);
+  it("says its version and the commit it was built from", async () => {
+    const { stdout } = await tandem(["--version"]);
+    assert.match(stdout, /^\d+\.\d+\.\d+\S* \(commit ([0-9a-f]{12}(-dirty)?|unknown)\)\n$/);
   });
 
   it("names the command that was likely meant", async () => {

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { request as httpRequest } from "node:http";
 import { connect } from "node:net";
+import { TANDEM_BUILD } from "../../../services/common/version.ts";
 import { eventually } from "../../support/waits.ts";
 import { untilGone } from "./support/relay.ts";
 import { errorOf, startRest, type Rest } from "./support/rest.ts";
@@ -294,6 +295,7 @@ describe("the page", () => {
     assert.match(response.headers.get("content-security-policy")!, /default-src 'none'/);
     assert.doesNotMatch(html, /<script>alert|10\.1\.2\.3|https?:\/\/(?!127\.0\.0\.1)/);
     assert.match(html, /does not answer/);
+    assert.ok(html.includes(`Tandem ${TANDEM_BUILD}`));
     assert.match(html, new RegExp(`curl -N http://127\\.0\\.0\\.1:${rest.port}/v1/chat/completions`));
   });
 
