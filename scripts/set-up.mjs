@@ -1,6 +1,6 @@
 // Brings a clone to the point where a command can run: packages installed, code generated, dist built. Each step is
 // skipped when its inputs are those it ran for; all three being fresh takes some tens of milliseconds.
-import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { chmodSync, existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { sourceCommit, writeCommit } from "./build-commit.mjs";
 import { isFresh, stampOf, writeStamp } from "./fingerprint.mjs";
@@ -81,10 +81,7 @@ async function generate() {
   writeStamp(GEN_STAMP, stamp);
 }
 
-/**
- * Into a folder beside, then swapped: a build that fails leaves the last good one. At the same depth, because source maps
- * hold relative paths.
- */
+/** Into a folder beside, then swapped: a build that fails leaves the last good one. */
 async function build() {
   const { runQuietly, tool } = await import("./process.mjs");
   const [fresh, old, dist] = ["dist.new", "dist.old", "dist"].map((name) => join(ROOT, name));
@@ -105,6 +102,8 @@ async function build() {
     rmSync(fresh, { recursive: true, force: true });
     throw error;
   }
+  // npm makes a program executable when it links it, which `npx tandem` in a clone does once and not after each build.
+  chmodSync(join(fresh, "clients/cli/main.js"), 0o755);
   writeStamp(join(fresh, ".tandem-stamp"), stamp);
   if (existsSync(dist)) renameSync(dist, old);
   renameSync(fresh, dist);

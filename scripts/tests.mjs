@@ -23,11 +23,16 @@ const WITH_VALUE = new Set([
  * @returns Exit code.
  */
 export async function runTests(args, env = process.env) {
-  const { files, left, flags } = selectTests(ROOT, args, env);
+  const { files, left, flags, all } = selectTests(ROOT, args, env);
   const resultFile = join(ROOT, `.tandem/test-result-${process.pid}.json`);
   mkdirSync(join(ROOT, ".tandem"), { recursive: true });
   if (isSet(env.CI)) flags.push("--forbid-only");
-  const code = await mocha([...flags, ...files], { ...env, TANDEM_TEST_RESULT: resultFile });
+  const code = await mocha([...flags, ...files], {
+    ...env,
+    TANDEM_TEST_RESULT: resultFile,
+    // Tests may fetch and build what they need (test/support/tools.ts).
+    ...(all ? { TANDEM_TEST_ALL: "1" } : {}),
+  });
   for (const file of left)
     console.log(
       `not run: ${file} (may need grpcurl, Python, Consul, vLLM or GPUs; CI=true or \`npm test -- --all\` runs it)`,
@@ -37,7 +42,7 @@ export async function runTests(args, env = process.env) {
   return failed ? 1 : 0;
 }
 
-/** Which files to run, which were left out, and what goes to mocha. */
+/** Which files to run, which were left out, what goes to mocha, and whether all was asked for. */
 export function selectTests(root, args, env) {
   const paths = [];
   const flags = [];
@@ -50,7 +55,7 @@ export function selectTests(root, args, env) {
   }
   const chosen = (paths.length === 0 ? ["test"] : paths).flatMap((path) => testFilesIn(root, path.replace(/\/+$/, "")));
   const isLeft = (file) => !all && paths.length === 0 && file.startsWith("test/live/");
-  return { files: chosen.filter((file) => !isLeft(file)), left: chosen.filter(isLeft), flags };
+  return { files: chosen.filter((file) => !isLeft(file)), left: chosen.filter(isLeft), flags, all };
 }
 
 function testFilesIn(root, path) {

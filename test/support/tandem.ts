@@ -24,14 +24,26 @@ function withEngine(flags: readonly string[]): readonly string[] {
     : ["--engine", "sim", ...flags];
 }
 
-/** Resolves when the router can serve. `flags` are those of `tandem up`; where they name no engine, it is the sim. */
-export async function startTandem(flags: readonly string[], env: Record<string, string> = {}): Promise<Tandem> {
+/**
+ * Resolves when the router can serve. `flags` are those of `tandem up`; where they name no engine, it is the sim.
+ *
+ * @param program The build under test and its Node; this clone's, if not given.
+ */
+export async function startTandem(
+  flags: readonly string[],
+  env: Record<string, string> = {},
+  program: { readonly node: string; readonly cli: string; readonly cwd?: string } = {
+    node: process.execPath,
+    cli: CLI,
+  },
+): Promise<Tandem> {
   const [port, grpcPort] = [await freePort(), await freePort()];
   const token = "token-of-the-tests";
   const child = spawn(
-    process.execPath,
-    [CLI, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...withEngine(flags)],
+    program.node,
+    [program.cli, "up", "--port", String(port), "--grpc-port", String(grpcPort), ...withEngine(flags)],
     {
+      cwd: program.cwd,
       stdio: ["ignore", "pipe", "pipe"],
       env: { ...process.env, TANDEM_TOKEN: token, OPENAI_API_KEY: "", ...env },
     },

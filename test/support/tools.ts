@@ -11,6 +11,7 @@ const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "
 const GRPCURL_VERSION = "v1.9.4";
 const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
+const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
 
 /** Tests may install things only when asked to: CI=true or `npm test -- --all`. */
 export const MAY_FETCH = process.env["CI"] === "true" || process.env["TANDEM_TEST_ALL"] === "1";
@@ -91,6 +92,26 @@ export async function pythonWithOpenai(): Promise<{ path: string } | { missing: 
   await exec("python3", ["-m", "venv", venv]);
   await exec(python, ["-m", "pip", "install", "-q", `openai==${OPENAI_PYTHON_VERSION}`]);
   return { path: python };
+}
+
+/** Path of Node in this major version, or why there is none. npm has Node's own binaries as packages of their platform. */
+export async function node(major: keyof typeof NODE_VERSIONS): Promise<{ path: string } | { missing: string }> {
+  if (process.versions.node.startsWith(`${major}.`)) return { path: process.execPath };
+  const version = NODE_VERSIONS[major];
+  const name = `node-${process.platform}-${process.arch}`;
+  const folder = join(CACHE, `node-${version}`);
+  const path = join(folder, "node_modules", name, "bin", "node");
+  const works = () =>
+    exec(path, ["--version"]).then(
+      () => true,
+      () => false,
+    );
+  if (await works()) return { path };
+  if (!MAY_FETCH) return { missing: `Node ${major} is not installed` };
+  if (process.platform !== "linux") return { missing: `Node ${major} is not installed, and fetched on Linux only` };
+  await mkdir(folder, { recursive: true });
+  await exec("npm", ["install", "--prefix", folder, "--no-save", "--ignore-scripts", `${name}@${version}`]);
+  return { path };
 }
 
 function searchPath(name: string): string[] {

@@ -1,5 +1,8 @@
 // What `tandem up` says once everything is ready: where things are, and lines to paste.
 
+/** Outside of a clone `npx tandem` could fetch a package of that name, which is another's. */
+const TANDEM = import.meta.url.includes("/node_modules/") ? "npx @tandem-llm/tandem" : "npx tandem";
+
 export interface BannerInput {
   readonly restUrl: string;
   readonly grpcAddress: string;
@@ -31,11 +34,11 @@ Ready after ${input.readyS.toFixed(2)} s.
 
 Ask something:
   curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quote(body)}
-  npx tandem chat
+  ${TANDEM} chat
 
 Look inside:
   grpcurl -plaintext -H "authorization: Bearer ${input.tokenText}" ${input.grpcAddress} tandem.router.v1.RouterService/ListInstances
-  npx tandem status
+  ${TANDEM} status
 
 Ctrl-C stops everything.
 `;
