@@ -5,6 +5,9 @@ import { pathToFileURL } from "node:url";
 import { ROOT, StepFailed } from "./process.mjs";
 import { setUp } from "./set-up.mjs";
 
+/** The contracts as the last release has them. A file, because a clone may have no history to compare with. */
+const PROTO_BASELINE = "test/fixtures/proto-baseline.binpb";
+
 const COMMANDS = { start, test, gen, format, lint, typecheck, build, bench, chaos, check };
 
 /** @throws StepFailed when a step failed; it has printed why. */
@@ -73,6 +76,7 @@ async function lint() {
   const { run, tool } = await import("./process.mjs");
   await run("biome", tool("@biomejs/biome/bin/biome"), ["format", "."]);
   await run("buf lint", tool("@bufbuild/buf/bin/buf"), ["lint"]);
+  await run("buf breaking", tool("@bufbuild/buf/bin/buf"), ["breaking", "--against", PROTO_BASELINE]);
   await run("oxlint", tool("oxlint/bin/oxlint"), ["--deny-warnings", "services", "clients", "test", "scripts"]);
 }
 

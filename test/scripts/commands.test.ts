@@ -86,6 +86,7 @@ describe("npm test", () => {
     assert.deepEqual(selectTests(root, ["test/scripts/"], {}).files, [
       "test/scripts/build-commit.test.ts",
       "test/scripts/commands.test.ts",
+      "test/scripts/contracts.test.ts",
       "test/scripts/package.test.ts",
       "test/scripts/set-up.test.ts",
     ]);
