@@ -9,7 +9,7 @@ RUN npm ci --ignore-scripts
 COPY . .
 # The build has no git here: `docker build --build-arg SOURCE_COMMIT=$(git rev-parse HEAD) ...` tells it.
 ARG SOURCE_COMMIT
-RUN SOURCE_COMMIT=$SOURCE_COMMIT npm run build
+RUN npm run build
 
 FROM node:24-slim AS dependencies
 WORKDIR /app

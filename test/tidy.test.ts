@@ -229,6 +229,16 @@ describe("the repository", () => {
     );
   });
 
+  it("names only files and folders that exist in its README and in CONTRIBUTING", () => {
+    const named = ["README.md", "CONTRIBUTING.md"].flatMap((file) =>
+      [...textOf(file).matchAll(/`((?:services|clients|scripts|test|proto|docs|models)\/[\w./-]*)`/g)].map(
+        ([, path]) => path!,
+      ),
+    );
+    assert.ok(named.length > 20);
+    none(named.filter((path) => !path.includes("NAME") && !existsSync(join(ROOT, path))));
+  });
+
   it("tells in every decision what was chosen, what was measured and what would change our mind", () => {
     const records = filesUnder("docs/adr").filter((file) => file.endsWith(".md") && !file.endsWith("README.md"));
     none(records.filter((file) => !/\/\d{4}-[a-z0-9-]+\.md$/.test(file)));
