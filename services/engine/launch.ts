@@ -43,7 +43,7 @@ export interface Launch extends GuardedCommand {
   readonly learned?: () => Partial<EngineFacts>;
 }
 
-/** @throws ConfigError for a kind that Tandem can't start. */
+/** @throws ConfigError for a kind that Tandem can't start, or a flag that it gives the engine itself. */
 export function launcherOf(
   kind: EngineKind,
   o: LaunchOptions,
@@ -54,6 +54,7 @@ export function launcherOf(
       throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, or the path of a folder.");
     return vllmLauncher(o, vllm);
   }
+  checkEngineFlags(o.flags);
   const model =
     kind === "sim"
       ? ["--sim", ...(o.model === "" ? [] : [`--model.name=${o.model}`])]
@@ -69,7 +70,7 @@ export function launcherOf(
       ...model,
       `--listen=${ENGINE_HOST}:${ports.httpPort}`,
       `--kv.listen=${ports.kvHost}:${ports.kvPort}`,
-      // Whoever set kv.host meant partners on other machines to reach it.
+      // A kv.host other than loopback is there for partners on other machines.
       ...(ports.kvHost === ENGINE_HOST ? [] : ["--expose"]),
       `--role=${o.role}`,
       `--connector=${o.connector}`,
@@ -77,6 +78,29 @@ export function launcherOf(
       ...o.flags,
     ],
   });
+}
+
+/** The flags of `tandem engine` that are Tandem's own here, and what decides them. Aliases included. */
+const OWN_FLAGS: Readonly<Record<string, string>> = {
+  "--sim": "--engine decides that",
+  "--model.file": "give it with --model",
+  "--model": "give it with --model",
+  "--model.name": "give it with --served_name, or with --model for the sim",
+  "--listen": "Tandem gives the engine a port on loopback, where clients can't reach it",
+  "--port": "Tandem gives the engine a port on loopback, where clients can't reach it",
+  "--kv.listen": "give it with --kv.host and --kv.port",
+  "--expose": "Tandem adds it where --kv.host is not 127.0.0.1",
+  "--role": "the instance decides that",
+  "--connector": "give it with --connector",
+  "--kv.slots": "give it with --slots",
+};
+
+function checkEngineFlags(words: readonly string[]): void {
+  for (const word of words) {
+    const name = word.split("=", 1)[0]!.replace(/^--no-/, "--");
+    if (Object.hasOwn(OWN_FLAGS, name))
+      throw new ConfigError(`The engine's ${name} can't be given: ${OWN_FLAGS[name]}.`);
+  }
 }
 
 // An embedded engine lives among five other processes on a laptop. Its arithmetic is in WebAssembly, so that a small heap
