@@ -1,27 +1,35 @@
-// compose.yaml without containers: every command and health check of it, run on loopback as its container would.
+// compose.yaml without containers: every command and health check of it, run as its container would, in a network where
+// each process has an address of its own. test/live/compose.test.ts runs the file itself.
 import assert from "node:assert/strict";
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { load, YAML11_SCHEMA } from "js-yaml";
-import { startConsul } from "../support/consul.ts";
+import { VLLM_VERSION } from "../live/support/vllm.ts";
 import { skip } from "../support/skip.ts";
-import { consul } from "../support/tools.ts";
-import { eventually, freePort } from "../support/waits.ts";
+import { CONSUL_VERSION } from "../support/tools.ts";
+import { eventually } from "../support/waits.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const CLI = join(ROOT, "dist/clients/cli/main.js");
 
 interface Service {
-  readonly command: string[];
+  readonly image?: string;
+  readonly command?: string[];
   readonly entrypoint?: string[];
   readonly environment?: Record<string, string>;
   readonly healthcheck?: { readonly test: string[] };
   readonly ports?: string[];
-  readonly profiles?: string[];
+  readonly cap_drop?: string[];
+  readonly security_opt?: string[];
+  readonly read_only?: boolean;
+  readonly pid?: string;
+  readonly ipc?: string;
+  readonly network_mode?: string;
 }
 
 /** With the merge keys (`<<`) of YAML 1.1, which Compose knows. */
@@ -33,32 +41,78 @@ function compose(): Record<string, Service> {
   ).services;
 }
 
-/** HEALTHCHECK and ENTRYPOINT of the Dockerfile, for services that have no own. */
-function imageDefault(instruction: "ENTRYPOINT" | "CMD"): string[] {
-  const text = readFileSync(join(ROOT, "Dockerfile"), "utf8");
-  const found =
-    instruction === "ENTRYPOINT" ? /^ENTRYPOINT (\[.*\])$/m.exec(text) : /^HEALTHCHECK [^[]*CMD (\[.*\])$/m.exec(text);
-  return JSON.parse(found![1]!) as string[];
+interface Network {
+  /** What to put before a command that runs in it. */
+  readonly enter: readonly string[];
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** A network that no other process of this machine is in, where `addresses` are local; or why there is none. */
+async function privateNetwork(addresses: readonly string[]): Promise<Network | { readonly missing: string }> {
+  if (process.platform !== "linux") return { missing: "needs the network namespaces of Linux" };
+  // Anyone may have one below a user namespace of their own, where the system allows that.
+  const isRoot = process.getuid!() === 0;
+  const setUp = ["ip link set lo up", ...addresses.map((address) => `ip address add ${address}/32 dev lo`)];
+  const holder = spawn(
+    "unshare",
+    [...(isRoot ? [] : ["--map-root-user"]), "--net", "/bin/sh", "-ec", `${setUp.join("; ")}; echo up; exec cat`],
+    { stdio: ["pipe", "pipe", "pipe"] },
+  );
+  let said = "";
+  holder.stderr.on("data", (text: Buffer) => (said += text.toString()));
+  const gone = new Promise<void>((resolve) => {
+    holder.once("error", (error) => resolve(void (said += error.message))).once("close", () => resolve());
+  });
+  await Promise.race([once(holder.stdout, "data"), gone]);
+  if (holder.exitCode !== null || holder.pid === undefined) return { missing: `no network namespace: ${said.trim()}` };
+  return {
+    enter: ["nsenter", `--target=${holder.pid}`, "--net", ...(isRoot ? [] : ["--user", "--preserve-credentials"])],
+    async [Symbol.asyncDispose]() {
+      holder.stdin.end();
+      await gone;
+    },
+  };
 }
 
 describe("compose.yaml", () => {
+  const tandems = Object.entries(compose()).filter(([, { command }]) =>
+    command?.some((word) => word.includes("main.js")),
+  );
+
   it("publishes ports on loopback only, and starts nothing without a join token", () => {
+    for (const [name, { ports = [] }] of Object.entries(compose()))
+      for (const port of ports) assert.match(port, /^127\.0\.0\.1:/, name);
+    assert.deepEqual(
+      tandems.map(([name]) => name),
+      ["router", "prefill", "decode", "prefill-gpu", "decode-gpu"],
+    );
+    for (const [name, service] of tandems)
+      assert.match(service.environment!["TANDEM_TOKEN"]!, /^\$\{TANDEM_TOKEN:\?/, name);
+  });
+
+  it("gives no container more rights than it needs, and shares none of the host's namespaces", () => {
     for (const [name, service] of Object.entries(compose())) {
-      for (const port of service.ports ?? []) assert.match(port, /^127\.0\.0\.1:/, name);
-      if (name !== "consul") assert.match(service.environment!["TANDEM_TOKEN"]!, /^\$\{TANDEM_TOKEN:\?/, name);
+      assert.deepEqual([service.cap_drop, service.security_opt], [["ALL"], ["no-new-privileges:true"]], name);
+      assert.equal(service.read_only, !["prefill-gpu", "decode-gpu"].includes(name), name);
+      for (const mode of [service.pid, service.ipc, service.network_mode]) assert.notEqual(mode, "host", name);
     }
   });
 
   it("registers everything in Consul, under addresses that others can dial", () => {
-    for (const [name, service] of Object.entries(compose())) {
-      if (name === "consul") continue;
+    for (const [name, service] of tandems) {
       assert.deepEqual(
         [service.environment!["TANDEM_REGISTRY_KIND"], service.environment!["CONSUL_HTTP_ADDR"]],
         ["consul", "consul:8500"],
         name,
       );
-      assert.match(service.command[0]!, /--grpc\.advertise "\$\$self:\d+"/, name);
+      assert.match(service.command![0]!, /--grpc\.advertise "\$\$self:\d+"/, name);
     }
+  });
+
+  it("has the vLLM and the Consul that tests run", () => {
+    const dockerfile = readFileSync(join(ROOT, "Dockerfile"), "utf8");
+    assert.equal(/^ARG VLLM_IMAGE=\S+:v(\S+)$/m.exec(dockerfile)?.[1], VLLM_VERSION);
+    assert.equal(`v${compose()["consul"]!.image!.split(":")[1]}`, CONSUL_VERSION);
   });
 
   it("gives each vLLM instance a GPU of its own, and none when all are taken", async function () {
@@ -97,46 +151,37 @@ describe("compose.yaml", () => {
 
   it("runs a router and instances that answer a request, all healthy, and end at SIGTERM", async function () {
     this.timeout(60_000);
-    const ports = {
-      rest: await freePort(),
-      grpc: await freePort(),
-      prefill: await freePort(),
-      decode: await freePort(),
-    };
+    const addresses = { router: "10.77.0.2", prefill: "10.77.0.3", decode: "10.77.0.4" } as const;
+    const names = ["router", "prefill", "decode"] as const;
+    const found = await privateNetwork(Object.values(addresses));
+    if ("missing" in found) return skip(this, found.missing);
+    await using network = found;
     const folder = mkdtempSync(join(tmpdir(), "tandem-compose-"));
-    // Without Consul the router's own registry stands in for it.
-    const agent = "missing" in (await consul()) ? undefined : await startConsul();
-    const registry =
-      agent === undefined
-        ? { TANDEM_REGISTRY_ADDRESS: `127.0.0.1:${ports.grpc}` }
-        : { TANDEM_REGISTRY_KIND: "consul", CONSUL_HTTP_ADDR: agent.address };
     const env = {
       ...process.env,
-      ...registry,
+      // In place of Consul, which test/live/compose.test.ts has.
+      TANDEM_REGISTRY_ADDRESS: `${addresses.router}:3001`,
       TANDEM_TOKEN: "token-of-the-test",
       TANDEM_API_KEY: "",
       TANDEM_ENGINE_KIND: "sim",
       OPENAI_API_KEY: "",
       XDG_STATE_HOME: folder,
     };
-    /** A line of the file as it stands on this machine: our build, loopback, free ports. */
-    const local = (service: "router" | "prefill" | "decode", text: string): string =>
-      text
-        .replaceAll("$$", "$")
-        .replaceAll("/app/dist/clients/cli/main.js", CLI)
-        .replaceAll("$(hostname -i)", "127.0.0.1")
-        .replaceAll("0.0.0.0", "127.0.0.1")
-        .replaceAll(":3000", `:${ports.rest}`)
-        .replaceAll(":3001", `:${ports.grpc}`)
-        .replaceAll(":3101", `:${service === "router" ? 0 : ports[service]}`);
-    const run = (service: "router" | "prefill" | "decode", words: readonly string[]): ChildProcess => {
-      const [command, ...argv] = words.map((word) => local(service, word));
-      return spawn(command === "node" ? process.execPath : command!, argv, { env, stdio: ["ignore", "pipe", "pipe"] });
+    const run = (words: readonly string[]): ChildProcess => {
+      const [command, ...args] = [...network.enter, ...words];
+      return spawn(command!, args, { env, stdio: ["ignore", "pipe", "pipe"] });
     };
+    /** Words of the file as they stand on this machine: our build, and one address where the container has all of its own. */
+    const local = (service: (typeof names)[number], words: readonly string[]): string[] =>
+      words.map((word) =>
+        word
+          .replaceAll("$$", "$")
+          .replaceAll("/app/dist/clients/cli/main.js", CLI)
+          .replaceAll(/\$\(hostname -i\)|0\.0\.0\.0|127\.0\.0\.1/g, addresses[service]),
+      );
     const services = compose();
-    const names = ["router", "prefill", "decode"] as const;
     const processes = names.map((name) =>
-      run(name, [...(services[name]!.entrypoint ?? imageDefault("ENTRYPOINT")), ...services[name]!.command]),
+      run(local(name, [...services[name]!.entrypoint!, ...services[name]!.command!])),
     );
     let said = "";
     for (const child of processes)
@@ -145,34 +190,40 @@ describe("compose.yaml", () => {
     try {
       // A check is a process: asked only once there is something to find.
       await eventually(
-        "the instances say that they are ready",
-        () => /prefill ready on/.test(said) && /decode ready on/.test(said),
+        "the instances say that they are ready, or a process has ended",
+        () =>
+          (/prefill ready on/.test(said) && /decode ready on/.test(said)) ||
+          processes.some((child) => child.exitCode !== null),
         30_000,
+      );
+      assert.ok(
+        processes.every((child) => child.exitCode === null),
+        said,
       );
       await eventually(
         "every health check passes",
         async () => {
-          const checks = names.map((name) =>
-            run(name, services[name]!.healthcheck?.test.slice(1) ?? imageDefault("CMD")),
-          );
+          const checks = names.map((name) => run(local(name, services[name]!.healthcheck!.test.slice(1))));
           const codes = await Promise.all(checks.map(async (check) => (await once(check, "exit"))[0] as number));
           return codes.every((code) => code === 0);
         },
         30_000,
       );
-      const answer = await fetch(`http://127.0.0.1:${ports.rest}/v1/completions`, {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        body: JSON.stringify({ model: "tandem-sim", prompt: "Hello", max_tokens: 8 }),
-      });
-      assert.equal(answer.status, 200, said);
+      const ask = `
+        const answer = await fetch("http://${addresses.router}:3000/v1/completions", {
+          method: "POST",
+          headers: { "content-type": "application/json" },
+          body: JSON.stringify({ model: "tandem-sim", prompt: "Hello", max_tokens: 8 }),
+        });
+        console.log(answer.status, answer.headers.get("x-tandem-degraded"));`;
+      const asking = run([process.execPath, "--input-type=module", "--eval", ask]);
+      assert.equal(await text(asking.stdout!), "200 null\n", said);
     } finally {
       const ends = processes.map(async (child) =>
         child.exitCode === null ? ((await once(child, "exit")) as [number | null]) : [child.exitCode],
       );
       for (const child of processes) child.kill("SIGTERM");
       const codes = (await Promise.all(ends)).map(([code]) => code);
-      await agent?.kill();
       rmSync(folder, { recursive: true, force: true });
       assert.deepEqual(codes, [0, 0, 0], said);
     }

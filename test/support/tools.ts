@@ -6,10 +6,10 @@ import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 
 const exec = promisify(execFile);
-const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "tandem");
+export const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "tandem");
 
 const GRPCURL_VERSION = "v1.9.4";
-const CONSUL_VERSION = "v1.22.0";
+export const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
 const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
 
