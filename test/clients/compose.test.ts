@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 import { load, YAML11_SCHEMA } from "js-yaml";
 import { VLLM_VERSION } from "../live/support/vllm.ts";
 import { skip } from "../support/skip.ts";
-import { CONSUL_VERSION } from "../support/tools.ts";
+import { CONSUL_VERSION, NODE_VERSIONS } from "../support/tools.ts";
 import { eventually } from "../support/waits.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -109,8 +109,9 @@ describe("compose.yaml", () => {
     }
   });
 
-  it("has the vLLM and the Consul that tests run", () => {
+  it("has the Node, the vLLM and the Consul that tests run", () => {
     const dockerfile = readFileSync(join(ROOT, "Dockerfile"), "utf8");
+    assert.equal(/^ARG NODE_IMAGE=\S+:([\d.]+)-\w+-slim$/m.exec(dockerfile)?.[1], NODE_VERSIONS[24]);
     assert.equal(/^ARG VLLM_IMAGE=\S+:v(\S+)$/m.exec(dockerfile)?.[1], VLLM_VERSION);
     assert.equal(`v${compose()["consul"]!.image!.split(":")[1]}`, CONSUL_VERSION);
   });

@@ -11,7 +11,7 @@ export const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cac
 const GRPCURL_VERSION = "v1.9.4";
 export const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
-const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
+export const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
 
 /** Tests may install things only when asked to: CI=true or `npm test -- --all`. */
 export const MAY_FETCH = process.env["CI"] === "true" || process.env["TANDEM_TEST_ALL"] === "1";
