@@ -103,7 +103,7 @@ function attempt(leg: Leg, index: number, count: number, stream: boolean): strin
 }
 
 /** An answer in one piece has no first token that anyone sees: transfer and decode are one part then. */
-function partsOf({ reserveMs, prefillMs, handoverMs, decodeMs }: Leg, stream: boolean): Part[] {
+function partsOf({ reserveMs, prefillMs, transferMs, decodeMs }: Leg, stream: boolean): Part[] {
   const before: Part[] = [
     { name: "reserve", letter: "r", tookMs: reserveMs },
     { name: "prefill", letter: "P", tookMs: prefillMs },
@@ -111,10 +111,10 @@ function partsOf({ reserveMs, prefillMs, handoverMs, decodeMs }: Leg, stream: bo
   return stream
     ? [
         ...before,
-        { name: "transfer", letter: "t", tookMs: handoverMs },
+        { name: "transfer", letter: "t", tookMs: transferMs },
         { name: "decode", letter: "D", tookMs: decodeMs },
       ]
-    : [...before, { name: "transfer and decode", letter: "D", tookMs: handoverMs + decodeMs }];
+    : [...before, { name: "transfer and decode", letter: "D", tookMs: transferMs + decodeMs }];
 }
 
 /** One row an attempt, all on the same scale. */

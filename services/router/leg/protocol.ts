@@ -17,10 +17,10 @@ export interface LegTraits {
   readonly unpaired?: boolean;
 }
 
-/** What prefill hands to decode. */
-export interface Handoff {
+/** What prefill's answer gives decode to start with. */
+export interface Ticket {
   /** Opaque; empty where the connector needs none. */
-  readonly ticket: string;
+  readonly text: string;
   readonly cachedTokens: number | undefined;
   /** There was no prefill. */
   readonly unpaired?: boolean;
@@ -43,9 +43,9 @@ export type LegState =
   | { readonly kind: "reserving" }
   | { readonly kind: "prefilling"; readonly reserved: boolean }
   /** Prefill first: reservation and start are sent to an instance that has not accepted yet, or one is looked for. */
-  | { readonly kind: "opening"; readonly handoff: Handoff; readonly asked: boolean }
+  | { readonly kind: "opening"; readonly ticket: Ticket; readonly asked: boolean }
   /** Started; nothing of the answer is here yet. */
-  | { readonly kind: "handover" }
+  | { readonly kind: "transferring" }
   | { readonly kind: "streaming" }
   /** Finished for the client; what was set going is being brought to its end. */
   | {
@@ -69,7 +69,7 @@ export type LegEvent =
   | { readonly kind: "decodeFailed"; readonly error: ServiceError }
   /** It was quiet for longer than it may be. Its call is still open. */
   | { readonly kind: "decodeStalled"; readonly error: ServiceError }
-  | { readonly kind: "prefillDone"; readonly handoff: Handoff }
+  | { readonly kind: "prefillDone"; readonly ticket: Ticket }
   | { readonly kind: "prefillFailed"; readonly error: ServiceError; readonly nothingSent: boolean }
   /** The client left, or another leg of its request failed. */
   | { readonly kind: "unwanted" }
@@ -79,10 +79,10 @@ export type LegEvent =
   | { readonly kind: "settleTimeout" };
 
 export type LegEffect =
-  /** Reserve a slot, on another instance than those that refused; with a handoff, start it in the same breath. */
-  | { readonly kind: "openDecode"; readonly handoff: Handoff | undefined }
+  /** Reserve a slot, on another instance than those that refused; with a ticket, start it in the same breath. */
+  | { readonly kind: "openDecode"; readonly ticket: Ticket | undefined }
   | { readonly kind: "callPrefill" }
-  | { readonly kind: "sendStart"; readonly handoff: Handoff }
+  | { readonly kind: "sendStart"; readonly ticket: Ticket }
   /** Of a reservation or of a started answer. The instance ends the call. */
   | { readonly kind: "sendAbandon"; readonly nothingSent: boolean; readonly reason: string }
   | { readonly kind: "cancelPrefill" }
@@ -96,7 +96,7 @@ export interface Step {
 }
 
 const ENDED: LegState = { kind: "ended" };
-const UNPAIRED: Handoff = { ticket: "", cachedTokens: undefined, unpaired: true };
+const UNPAIRED: Ticket = { text: "", cachedTokens: undefined, unpaired: true };
 const CANCELLED: LegOutcome = { kind: "cancelled" };
 
 export const IDLE: LegState = { kind: "idle" };
@@ -112,7 +112,7 @@ export function step(traits: LegTraits, state: LegState, event: LegEvent): Step 
       return prefilling(traits, state, event);
     case "opening":
       return opening(state, event);
-    case "handover":
+    case "transferring":
     case "streaming":
       return started(state, event);
     case "settling":
@@ -128,7 +128,7 @@ function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
       return seek(UNPAIRED);
     }
     return traits.decodeFirst
-      ? { state: { kind: "reserving" }, effects: [{ kind: "openDecode", handoff: undefined }] }
+      ? { state: { kind: "reserving" }, effects: [{ kind: "openDecode", ticket: undefined }] }
       : { state: { kind: "prefilling", reserved: false }, effects: [{ kind: "callPrefill" }] };
   }
   const stop = stopped(event, "reserve");
@@ -174,8 +174,8 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
   switch (event.kind) {
     case "prefillDone":
       return state.reserved
-        ? { state: { kind: "handover" }, effects: [{ kind: "sendStart", handoff: event.handoff }] }
-        : seek(event.handoff);
+        ? { state: { kind: "transferring" }, effects: [{ kind: "sendStart", ticket: event.ticket }] }
+        : seek(event.ticket);
     case "prefillFailed": {
       const outcome = failed(event.error, "prefill", "prefill");
       if (!state.reserved) return finished(outcome);
@@ -188,9 +188,9 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
 
 function opening(state: LegState & { kind: "opening" }, event: LegEvent): Step {
   if (event.kind === "decodeAsked") return { state: { ...state, asked: true }, effects: [] };
-  if (event.kind === "reserved") return { state: { kind: "handover" }, effects: [] };
+  if (event.kind === "reserved") return { state: { kind: "transferring" }, effects: [] };
   // The ticket is as good for another decode instance: nobody has used it.
-  if (event.kind === "decodeRefused") return seek(state.handoff);
+  if (event.kind === "decodeRefused") return seek(state.ticket);
   const stop = stopped(event, "transfer");
   if (stop !== undefined && !state.asked) return cut(stop);
   return started(state, event);
@@ -257,8 +257,8 @@ function finished(outcome: LegOutcome): Step {
 }
 
 /** Looks for a decode instance that takes reservation and start together. */
-function seek(handoff: Handoff): Step {
-  return { state: { kind: "opening", handoff, asked: false }, effects: [{ kind: "openDecode", handoff }] };
+function seek(ticket: Ticket): Step {
+  return { state: { kind: "opening", ticket, asked: false }, effects: [{ kind: "openDecode", ticket }] };
 }
 
 /** Finished, with a decode leg that its instance is told to end: at once, or once it has settled what it holds. */

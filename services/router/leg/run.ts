@@ -25,7 +25,7 @@ import {
 import type { LegTask } from "./task.ts";
 import { LegTimes } from "./times.ts";
 import { IDLE, step } from "./protocol.ts";
-import type { Handoff, LegEffect, LegEvent, LegOutcome, LegState } from "./protocol.ts";
+import type { Ticket, LegEffect, LegEvent, LegOutcome, LegState } from "./protocol.ts";
 import type { RelayMetrics } from "../request/metrics.ts";
 import type { RelayLimits } from "../request/request.ts";
 import { callPrefill } from "./prefill-call.ts";
@@ -66,7 +66,7 @@ export interface LegOwner {
    * Picks a decode instance, at once or later, and tells the leg by `openOn` or `noDecode`. Returns what ends the search.
    * @param refusal Where one has refused already.
    */
-  findDecode(leg: RelayLeg, handoff: Handoff, refusal: Refusal | undefined): () => void;
+  findDecode(leg: RelayLeg, ticket: Ticket, refusal: Refusal | undefined): () => void;
   /** Once. The leg may go on settling. */
   finished(leg: RelayLeg, outcome: LegOutcome): void;
 }
@@ -130,10 +130,10 @@ export class RelayLeg {
   }
 
   /** The instance that `findDecode` found. */
-  openOn(decode: Instance, handoff: Handoff): void {
+  openOn(decode: Instance, ticket: Ticket): void {
     this.#endSearch = undefined;
     this.#holdDecode(decode);
-    this.#open(decode, handoff);
+    this.#open(decode, ticket);
     this.#dispatch({ kind: "decodeAsked" });
   }
 
@@ -216,7 +216,7 @@ export class RelayLeg {
     else if (event.kind === "prefillDone") {
       this.#times.prefilled(nowMs);
       this.#quietSinceMs = nowMs;
-    } else if (event.kind === "decodeChunk" && (kind === "handover" || kind === "opening"))
+    } else if (event.kind === "decodeChunk" && (kind === "transferring" || kind === "opening"))
       this.#times.firstToken(nowMs);
     else if (event.kind === "decodeEnd" && kind !== "settling") this.#times.ended(nowMs);
   }
@@ -224,14 +224,14 @@ export class RelayLeg {
   #perform(effect: LegEffect): void {
     switch (effect.kind) {
       case "openDecode":
-        if (effect.handoff === undefined) this.#open(this.decode!, undefined);
-        else this.#endSearch = this.#owner.findDecode(this, effect.handoff, this.#refusal);
+        if (effect.ticket === undefined) this.#open(this.decode!, undefined);
+        else this.#endSearch = this.#owner.findDecode(this, effect.ticket, this.#refusal);
         return;
       case "callPrefill":
         return this.#callPrefill();
       case "sendStart":
         // Not half-closed: it may have to be abandoned yet.
-        this.#call?.write(startMessage(effect.handoff));
+        this.#call?.write(startMessage(effect.ticket));
         return;
       case "sendAbandon":
         this.#quietSinceMs = this.#context.clock.nowMs();
@@ -252,7 +252,7 @@ export class RelayLeg {
     }
   }
 
-  #open(decode: Instance, handoff: Handoff | undefined): void {
+  #open(decode: Instance, ticket: Ticket | undefined): void {
     const { request, draft, promptIndex, sampleIndex, prefill, traits } = this.task;
     const reserve = {
       legId: draft.legId,
@@ -280,7 +280,7 @@ export class RelayLeg {
     );
     this.#call = call;
     call.write(reserveMessage(reserve, request.body));
-    if (handoff !== undefined) call.write(startMessage(handoff));
+    if (ticket !== undefined) call.write(startMessage(ticket));
   }
 
   /** Says the last word, and takes what is under way: a call that is held back for a slow client would not hear its end. */
@@ -352,7 +352,7 @@ export class RelayLeg {
             draft.kvBytes = kvBytes;
             metrics.kvBytes(kvBytes);
           }
-          this.#dispatch({ kind: "prefillDone", handoff: { ticket, cachedTokens } });
+          this.#dispatch({ kind: "prefillDone", ticket: { text: ticket, cachedTokens } });
           // What was found in the cache cost nothing, and would make the instance look faster than it is.
           if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
             pool.prefilled(prefill, tokens, draft.prefillMs);
@@ -393,7 +393,7 @@ export class RelayLeg {
       draft.completionTokens = completionTokens;
       if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
       this.#context.metrics.completed(draft, this.task.request.stream);
-      this.#context.paces.seen(this.decode!, draft.handoverMs + draft.decodeMs, completionTokens);
+      this.#context.paces.seen(this.decode!, draft.transferMs + draft.decodeMs, completionTokens);
     } else {
       this.#times.ended(this.#context.clock.nowMs());
       draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;

@@ -6,32 +6,33 @@ export class LegTimes {
   readonly #decodeFirst: boolean;
   readonly #beganMs: number;
   /** When prefill was called. */
-  #prefillMs: number;
-  /** When prefill had answered; when the first token came. 0 before. */
-  #handoverMs = 0;
+  #prefillCalledMs: number;
+  /** When prefill had answered. 0 before. */
+  #prefilledMs = 0;
+  /** When the first token came. 0 before. */
   #firstMs = 0;
   #reserved = false;
 
   constructor(draft: LegDraft, decodeFirst: boolean, nowMs: number) {
     this.#draft = draft;
     this.#decodeFirst = decodeFirst;
-    this.#beganMs = this.#prefillMs = nowMs;
+    this.#beganMs = this.#prefillCalledMs = nowMs;
   }
 
   /** Decode first: the slot is held. */
   reserved(nowMs: number): void {
     this.#reserved = true;
     this.#draft.reserveMs = nowMs - this.#beganMs;
-    this.#prefillMs = nowMs;
+    this.#prefillCalledMs = nowMs;
   }
 
   prefilled(nowMs: number): void {
-    this.#draft.prefillMs = nowMs - this.#prefillMs;
-    this.#handoverMs = nowMs;
+    this.#draft.prefillMs = nowMs - this.#prefillCalledMs;
+    this.#prefilledMs = nowMs;
   }
 
   firstToken(nowMs: number): void {
-    this.#draft.handoverMs = nowMs - this.#handoverMs;
+    this.#draft.transferMs = nowMs - this.#prefilledMs;
     this.#firstMs = nowMs;
   }
 
@@ -45,9 +46,9 @@ export class LegTimes {
     const add = (name: string, fromMs: number, toMs: number): void => {
       if (fromMs > 0) parts.push(`${name} ${Math.round((toMs > 0 ? toMs : nowMs) - fromMs)} ms`);
     };
-    if (this.#decodeFirst) add("reserve", this.#beganMs, this.#reserved ? this.#prefillMs : 0);
-    if (!this.#decodeFirst || this.#reserved) add("prefill", this.#prefillMs, this.#handoverMs);
-    add("transfer", this.#handoverMs, this.#firstMs);
+    if (this.#decodeFirst) add("reserve", this.#beganMs, this.#reserved ? this.#prefillCalledMs : 0);
+    if (!this.#decodeFirst || this.#reserved) add("prefill", this.#prefillCalledMs, this.#prefilledMs);
+    add("transfer", this.#prefilledMs, this.#firstMs);
     add("decode", this.#firstMs, 0);
     return parts.join(", ");
   }

@@ -4,7 +4,7 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, ReserveSchema } from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillRequestSchema } from "#gen/tandem/prefill/v1/prefill_pb.js";
-import type { Handoff } from "./protocol.ts";
+import type { Ticket } from "./protocol.ts";
 
 /** `body`, in Reserve and PrefillRequest alike: field 3, length-delimited. */
 const BODY_TAG = 0x1a;
@@ -32,7 +32,7 @@ export function reserveMessage(fields: MessageInitShape<typeof ReserveSchema>, b
   return message;
 }
 
-export function startMessage({ ticket, cachedTokens, unpaired = false }: Handoff): Buffer {
+export function startMessage({ text: ticket, cachedTokens, unpaired = false }: Ticket): Buffer {
   const value = cachedTokens === undefined ? { ticket, unpaired } : { ticket, cachedTokens, unpaired };
   return stepMessage({ step: { case: "start", value } });
 }

@@ -79,8 +79,8 @@ export function createProber({ context, mintLegId, watch }: ProberOptions): Prob
           answer.push(Buffer.from(events));
           return true;
         },
-        findDecode(found, handoff, refusal) {
-          if (refusal === undefined) found.openOn(decode, handoff);
+        findDecode(found, ticket, refusal) {
+          if (refusal === undefined) found.openOn(decode, ticket);
           else found.noDecode(refusal.error);
           return () => {};
         },

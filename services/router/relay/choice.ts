@@ -4,7 +4,7 @@ import type { ServiceError } from "../../common/errors.ts";
 import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
 import { RelayLeg } from "../leg/run.ts";
 import type { LegContext, LegOwner, Refusal } from "../leg/run.ts";
-import type { Handoff, LegOutcome } from "../leg/protocol.ts";
+import type { Ticket, LegOutcome } from "../leg/protocol.ts";
 import type { Instance } from "../pool/pool.ts";
 import { Exclusions } from "../placement/placement.ts";
 import type { Place, Placer } from "../placement/placement.ts";
@@ -137,14 +137,14 @@ export class Choice implements LegOwner {
     return fresh.length === 0 || this.#owner.deliver(this.index, fresh);
   }
 
-  findDecode(leg: RelayLeg, handoff: Handoff, refusal: Refusal | undefined): () => void {
+  findDecode(leg: RelayLeg, ticket: Ticket, refusal: Refusal | undefined): () => void {
     if (refusal !== undefined && !this.#another(refusal)) {
       leg.noDecode(refusal.error);
       return () => {};
     }
     this.#find(
       () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
-      (decode) => leg.openOn(decode, handoff),
+      (decode) => leg.openOn(decode, ticket),
       (error) => leg.noDecode(refusal?.error.code === "instance_busy" ? error : (refusal?.error ?? error)),
     );
     return () => this.#endWait();

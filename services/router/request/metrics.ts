@@ -60,7 +60,7 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
   );
   const reserve = metrics.histogram("tandem_reserve_seconds", "Until a decode slot was reserved.", SECONDS);
   const prefill = metrics.histogram("tandem_prefill_seconds", "Until prefill had answered.", SECONDS);
-  const handover = metrics.histogram(
+  const transfer = metrics.histogram(
     "tandem_kv_transfer_seconds",
     "Prefill's answer to the first token: KV transfer and first decode step.",
     SECONDS,
@@ -89,7 +89,7 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
       if (draft.reserveMs > 0) reserve.observe(draft.reserveMs / 1000);
       if (draft.prefillInstanceId !== "") prefill.observe(draft.prefillMs / 1000);
       if (!stream) return;
-      handover.observe(draft.handoverMs / 1000);
+      transfer.observe(draft.transferMs / 1000);
       if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));
     },
     kvBytes: (bytes) => kvBytes.inc(Number(bytes)),

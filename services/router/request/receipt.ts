@@ -23,7 +23,7 @@ export interface LegDraft {
   /** Until prefill had answered. */
   prefillMs: number;
   /** From prefill's answer to the first token. */
-  handoverMs: number;
+  transferMs: number;
   /** From the first to the last token. */
   decodeMs: number;
 }
@@ -107,7 +107,7 @@ export function createLegDraft(legId: string, choiceIndex: number, startedMs = 0
     completionTokens: 0,
     reserveMs: 0,
     prefillMs: 0,
-    handoverMs: 0,
+    transferMs: 0,
     decodeMs: 0,
   };
 }

@@ -5,17 +5,17 @@ import type { ReceiptDraft } from "../request/receipt.ts";
 export function serverTiming(draft: ReceiptDraft): string {
   let reserveMs = 0;
   let prefillMs = 0;
-  let handoverMs = 0;
+  let transferMs = 0;
   for (const leg of draft.legs) {
     if (leg.error !== "") continue;
     reserveMs = Math.max(reserveMs, leg.reserveMs);
     prefillMs = Math.max(prefillMs, leg.prefillMs);
-    handoverMs = Math.max(handoverMs, leg.handoverMs);
+    transferMs = Math.max(transferMs, leg.transferMs);
   }
   let text = `queue;dur=${draft.queueMs.toFixed(1)}`;
   if (reserveMs > 0) text += `, reserve;dur=${reserveMs.toFixed(1)}`;
   if (prefillMs > 0) text += `, prefill;dur=${prefillMs.toFixed(1)}`;
   // Of an answer in one piece nobody saw the first token: what follows prefill is all of decode.
-  if (handoverMs > 0) text += `, ${draft.stream ? "handover" : "decode"};dur=${handoverMs.toFixed(1)}`;
+  if (transferMs > 0) text += `, ${draft.stream ? "transfer" : "decode"};dur=${transferMs.toFixed(1)}`;
   return text;
 }

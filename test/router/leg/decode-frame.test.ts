@@ -108,7 +108,7 @@ describe("the messages to instances", () => {
   }
 
   it("start with the ticket, or abandon with a reason", () => {
-    const start = fromBinary(DecodeRequestSchema, startMessage({ ticket: "{}", cachedTokens: 0 }));
+    const start = fromBinary(DecodeRequestSchema, startMessage({ text: "{}", cachedTokens: 0 }));
     assert.deepEqual(
       start,
       create(DecodeRequestSchema, { step: { case: "start", value: { ticket: "{}", cachedTokens: 0 } } }),

@@ -1,4 +1,4 @@
-// The search behind legs.test.ts. Explores the leg protocol exhaustively: every interleaving of what the two instances, the client and the clock may do,
+// The search behind protocol.test.ts. Explores the leg protocol exhaustively: every interleaving of what the two instances, the client and the clock may do,
 // from every state that can be reached. The world model below knows what each side may still say; the checks know what
 // the machine must never do. What may happen, and as which event it comes here:
 //   reserved, refused (busy, draining, starting), lost, its hold run out: reserved, decodeRefused, decodeFailed
@@ -12,10 +12,10 @@
 import assert from "node:assert/strict";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { IDLE, step } from "../../../services/router/leg/protocol.ts";
-import type { Handoff, LegEffect, LegEvent, LegState, LegTraits } from "../../../services/router/leg/protocol.ts";
+import type { Ticket, LegEffect, LegEvent, LegState, LegTraits } from "../../../services/router/leg/protocol.ts";
 
 export const ERROR = new ServiceError("engine_failed", "Failed.");
-export const HANDOFF: Handoff = { ticket: "t", cachedTokens: undefined };
+export const TICKET: Ticket = { text: "t", cachedTokens: undefined };
 /** Decode instances that may refuse one attempt. */
 const REFUSAL_LIMIT = 3;
 /** Stops (client gone, deadline) that may arrive. More than one, since they race. */
@@ -23,7 +23,7 @@ const STOP_LIMIT = 2;
 
 /** Where the decode instance owes a word. */
 const WAITING: ReadonlySet<string> = new Set(["asked", "asked-started", "started"]);
-const WATCHED: ReadonlySet<string> = new Set(["reserving", "opening", "handover", "streaming"]);
+const WATCHED: ReadonlySet<string> = new Set(["reserving", "opening", "transferring", "streaming"]);
 
 /** What is true outside of the machine. */
 interface World {
@@ -79,12 +79,12 @@ function moves({ machine, world }: Node): Move[] {
   if (machine.kind === "idle") add({ kind: "begin" }, {});
   switch (world.prefill) {
     case "running":
-      add({ kind: "prefillDone", handoff: HANDOFF }, { prefill: "done" });
+      add({ kind: "prefillDone", ticket: TICKET }, { prefill: "done" });
       add({ kind: "prefillFailed", error: ERROR, nothingSent: true }, { prefill: "nothing-sent" });
       add({ kind: "prefillFailed", error: ERROR, nothingSent: false }, { prefill: "unknown" });
       break;
     case "cut": // Its answer was on the way already, or the cut itself is reported.
-      add({ kind: "prefillDone", handoff: HANDOFF }, { prefill: "cut-late" }, true);
+      add({ kind: "prefillDone", ticket: TICKET }, { prefill: "cut-late" }, true);
       add({ kind: "prefillFailed", error: ERROR, nothingSent: false }, { prefill: "cut-late" }, true);
       break;
     default:
@@ -146,11 +146,11 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
     case "openDecode":
       assert.ok(world.decode === "none" || world.decode === "ended", "a second decode call while one is open");
       assert.equal(world.finished, "no", "a decode call for a finished leg");
-      if (effect.handoff !== undefined) {
-        if (traits.unpaired === true) assert.ok(effect.handoff.unpaired, "a leg without prefill that does not say so");
+      if (effect.ticket !== undefined) {
+        if (traits.unpaired === true) assert.ok(effect.ticket.unpaired, "a leg without prefill that does not say so");
         else {
           assert.equal(world.prefill, "done", "start without prefill success");
-          assert.equal(effect.handoff, HANDOFF, "start with another ticket than prefill's");
+          assert.equal(effect.ticket, TICKET, "start with another ticket than prefill's");
         }
         return { ...world, decode: "sought" };
       }
@@ -167,7 +167,7 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
       assert.equal(world.prefill, "done", "start without prefill success");
       assert.equal(world.decode, "held", "start to a leg that is not held");
       assert.equal(world.finished, "no", "start of a finished leg");
-      assert.equal(effect.handoff, HANDOFF, "start with another ticket than prefill's");
+      assert.equal(effect.ticket, TICKET, "start with another ticket than prefill's");
       return { ...world, decode: "started" };
     case "sendAbandon":
       assert.ok(
@@ -223,7 +223,7 @@ function check(traits: LegTraits, { machine, world }: Node, event: LegEvent, bef
   }
   if (machine.kind === "opening")
     assert.equal(world.decode, machine.asked ? "asked-started" : "sought", "what it takes for asked, is");
-  if (machine.kind === "handover" || machine.kind === "streaming")
+  if (machine.kind === "transferring" || machine.kind === "streaming")
     assert.equal(world.decode, "started", "what it takes for started, is");
   if (event.kind === "decodeChunk" && !over) assert.equal(machine.kind, "streaming", "a token that came is delivered");
   if (event.kind === "reserved" && !over)

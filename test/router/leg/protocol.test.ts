@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { CONNECTORS } from "../../../services/kv/index.ts";
 import { step } from "../../../services/router/leg/protocol.ts";
 import type { LegEffect, LegEvent, LegState, LegTraits, Step } from "../../../services/router/leg/protocol.ts";
-import { ERROR, explore, HANDOFF } from "./explorer.ts";
+import { ERROR, explore, TICKET } from "./explorer.ts";
 
 /** Of every connector, and alone where its engines serve so. */
 const TRAITS: Record<string, LegTraits> = {};
@@ -51,7 +51,7 @@ describe("the protocol of the two legs", () => {
       /start without prefill success/,
       (taken, event) =>
         event.kind === "prefillFailed"
-          ? { state: { kind: "handover" }, effects: [{ kind: "sendStart", handoff: HANDOFF }] }
+          ? { state: { kind: "transferring" }, effects: [{ kind: "sendStart", ticket: TICKET }] }
           : taken,
     ],
     "does not cut an answer that stands still": [
@@ -77,7 +77,7 @@ describe("the protocol of the two legs", () => {
     ],
     "ignores a client that leaves": [
       /obeyed at once/,
-      (taken, event) => (event.kind === "unwanted" ? { state: { kind: "handover" }, effects: [] } : taken),
+      (taken, event) => (event.kind === "unwanted" ? { state: { kind: "transferring" }, effects: [] } : taken),
     ],
     "cancels a prefill that can't be": [
       /can't be cancelled/,
@@ -96,17 +96,17 @@ describe("the protocol of the two legs", () => {
     const taken = step(
       { decodeFirst: true, prefillCancellable: false },
       { kind: "prefilling", reserved: true },
-      { kind: "prefillDone", handoff: { ticket: "{}", cachedTokens: 3 } },
+      { kind: "prefillDone", ticket: { text: "{}", cachedTokens: 3 } },
     );
-    assert.deepEqual(taken.effects, [{ kind: "sendStart", handoff: { ticket: "{}", cachedTokens: 3 } }]);
+    assert.deepEqual(taken.effects, [{ kind: "sendStart", ticket: { text: "{}", cachedTokens: 3 } }]);
   });
 
   it("takes the same ticket to another decode instance when one refuses", () => {
     const taken = step(
       { decodeFirst: false, prefillCancellable: true },
-      { kind: "opening", handoff: HANDOFF, asked: true },
+      { kind: "opening", ticket: TICKET, asked: true },
       { kind: "decodeRefused", error: ERROR },
     );
-    assert.deepEqual(taken.effects, [{ kind: "openDecode", handoff: HANDOFF }]);
+    assert.deepEqual(taken.effects, [{ kind: "openDecode", ticket: TICKET }]);
   });
 });

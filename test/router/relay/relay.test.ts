@@ -52,7 +52,7 @@ describe("a request, decode first", () => {
     assert.equal(client.text, "data: 1\n\ndata: 2\n\n");
     assert.equal(receipt.legs.length, 1);
     const [draft] = receipt.legs;
-    const { startedMs, reserveMs, prefillMs, handoverMs, decodeMs, ...facts } = draft!;
+    const { startedMs, reserveMs, prefillMs, transferMs, decodeMs, ...facts } = draft!;
     assert.deepEqual(facts, {
       legId: held.reserve.legId,
       choiceIndex: 0,
@@ -64,7 +64,7 @@ describe("a request, decode first", () => {
       cachedTokens: 3,
       kvBytes: 1024n,
     });
-    for (const ms of [startedMs, reserveMs, prefillMs, handoverMs, decodeMs]) assert.ok(ms > 0);
+    for (const ms of [startedMs, reserveMs, prefillMs, transferMs, decodeMs]) assert.ok(ms > 0);
     assert.deepEqual(receipt.fallbacks, []);
     await untilNoLegs(tandem);
     const metrics = await tandem.metrics.text();
@@ -241,7 +241,7 @@ describe("a request, prefill first", () => {
     assert.equal(leg!.reserve.prefillKvAddress, "");
     assert.equal((await leg!.started.promise).ticket, '{"remote":1}');
     assert.equal(receipt.legs[0]!.reserveMs, 0);
-    assert.ok(receipt.legs[0]!.handoverMs > 0);
+    assert.ok(receipt.legs[0]!.transferMs > 0);
   });
 
   it("takes the same ticket to another decode instance when one is busy", async () => {

@@ -54,7 +54,7 @@ describe("an answer", () => {
     assert.match(completion.headers.get("x-request-id")!, /^cmpl-[0-9a-f]{32}$/);
     assert.match(
       completion.headers.get("server-timing")!,
-      /^queue;dur=0\.\d, reserve;dur=1\.5, prefill;dur=20\.0, handover;dur=2\.0$/,
+      /^queue;dur=0\.\d, reserve;dur=1\.5, prefill;dur=20\.0, transfer;dur=2\.0$/,
     );
     assert.equal(completion.headers.get("x-tandem-degraded"), null);
     assert.equal(completion.headers.get("x-powered-by"), null);

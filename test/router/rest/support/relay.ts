@@ -10,7 +10,7 @@ export interface RelayRun {
   readonly draft: ReceiptDraft;
   readonly gone: AbortSignal;
   /** Notes a leg, as the relay does when it places one. */
-  leg(times?: { reserveMs?: number; prefillMs?: number; handoverMs?: number }): void;
+  leg(times?: { reserveMs?: number; prefillMs?: number; transferMs?: number }): void;
   write(text: string): boolean;
 }
 
@@ -50,11 +50,11 @@ export function fakeRelay(script: Script = answer): FakeRelay {
         sink,
         draft,
         gone,
-        leg({ reserveMs = 1.5, prefillMs = 20, handoverMs = 2 } = {}) {
+        leg({ reserveMs = 1.5, prefillMs = 20, transferMs = 2 } = {}) {
           const leg = createLegDraft("0".repeat(32), 0);
           leg.prefillInstanceId = "p1";
           leg.decodeInstanceId = "d1";
-          Object.assign(leg, { reserveMs, prefillMs, handoverMs });
+          Object.assign(leg, { reserveMs, prefillMs, transferMs });
           draft.legs.push(leg);
         },
         write: (text) => sink.write(Buffer.from(text)),
