@@ -3,7 +3,7 @@
 // Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a request's start tag is where its tenant's
 // earlier ones end, or the present for a tenant that has none; the lowest tag is next. A tenant that brings a thousand
 // requests delays another's first by one.
-import { Heap } from "./heap.ts";
+import { Heap } from "../../common/heap.ts";
 
 export interface Waiter {
   readonly model: string;

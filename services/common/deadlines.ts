@@ -1,0 +1,116 @@
+// Everything that has to happen by a certain time, in one queue with one armed timer: ten thousand running answers cost
+// one timer, and none of them pays for it while tokens come. What moves its own deadline all the time, as a stream does
+// with every token, only notes when that was; the queue asks for it when the old deadline is reached.
+import type { Clock, Timer } from "./clock.ts";
+import { Heap } from "./heap.ts";
+
+export interface Deadline {
+  /** No effect once it is over, or the second time. */
+  cancel(): void;
+}
+
+interface Entry {
+  readonly look: (nowMs: number) => number | undefined;
+  atMs: number;
+  /** Of two that are due at once, the older comes first. */
+  readonly order: number;
+}
+
+/** A timer that fires this late shows that this process was stopped or starved. */
+const OWN_PAUSE_MS = 500;
+/** What came meanwhile is read first: only then is it known who was silent. */
+const CATCH_UP_MS = 50;
+
+export class Deadlines {
+  readonly #clock: Clock;
+  readonly #entries = new Heap<Entry>((a, b) => a.atMs < b.atMs || (a.atMs === b.atMs && a.order < b.order));
+  #added = 0;
+  #armed: { readonly timer: Timer; readonly atMs: number } | undefined;
+  #closed = false;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** Deadlines that are ahead. */
+  get size(): number {
+    return this.#entries.size;
+  }
+
+  /** Calls `fn` once, at `atMs` of the clock. Infinity: never. */
+  at(atMs: number, fn: () => void): Deadline {
+    return this.watch(atMs, () => {
+      fn();
+      return undefined;
+    });
+  }
+
+  /**
+   * Calls `look` at `atMs`.
+   *
+   * @param look Returns when to look again: it is not due yet. Undefined or Infinity: never.
+   */
+  watch(atMs: number, look: (nowMs: number) => number | undefined): Deadline {
+    const entry: Entry = { look, atMs, order: this.#added++ };
+    this.#add(entry);
+    return { cancel: () => this.#remove(entry) };
+  }
+
+  /** Nothing is due any more. */
+  close(): void {
+    this.#closed = true;
+    this.#disarm();
+  }
+
+  #add(entry: Entry): void {
+    if (entry.atMs === Infinity) return;
+    this.#entries.push(entry);
+    this.#arm();
+  }
+
+  #remove(entry: Entry): void {
+    // The timer stands, so that what is set and cancelled with every request sets none; the last one takes it along.
+    if (this.#entries.remove(entry) && this.#entries.size === 0) this.#disarm();
+  }
+
+  #arm(): void {
+    const next = this.#entries.first;
+    if (next === undefined || this.#closed || (this.#armed !== undefined && this.#armed.atMs <= next.atMs)) return;
+    this.#disarm();
+    const { atMs } = next;
+    const timer = this.#clock.setTimer(Math.max(0, atMs - this.#clock.nowMs()), () => this.#fired(atMs));
+    this.#armed = { timer, atMs };
+  }
+
+  #disarm(): void {
+    this.#armed?.timer.cancel();
+    this.#armed = undefined;
+  }
+
+  #fired(armedForMs: number): void {
+    this.#armed = undefined;
+    if (this.#clock.nowMs() - armedForMs <= OWN_PAUSE_MS) return this.#run();
+    const timer = this.#clock.setTimer(CATCH_UP_MS, () => {
+      this.#armed = undefined;
+      this.#run();
+    });
+    this.#armed = { timer, atMs: -Infinity };
+  }
+
+  #run(): void {
+    const nowMs = this.#clock.nowMs();
+    try {
+      for (;;) {
+        const entry = this.#entries.first;
+        if (entry === undefined || entry.atMs > nowMs || this.#closed) return;
+        this.#entries.remove(entry);
+        const againMs = entry.look(nowMs);
+        if (againMs === undefined || againMs === Infinity) continue;
+        entry.atMs = Math.max(againMs, nowMs + 1);
+        this.#entries.push(entry);
+      }
+    } finally {
+      this.#arm();
+    }
+  }
+}
