@@ -1,7 +1,7 @@
 // How long each part of a leg may take. An error that one of them makes says which, and where the time went.
 import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
-import type { RelayLimits } from "../request/request.ts";
+import type { RelayLimits, RelayRequest } from "../request/request.ts";
 
 /** Prompt tokens that `prefill` has to compute before the next one is done, as far as is known. */
 export function waitingTokens(prefill: Instance): number {
@@ -76,6 +76,14 @@ export function answerStalled(limitMs: number, where: string): ServiceError {
   );
 }
 
-export function prefillStalled(boundMs: number, where: string, cause: unknown): ServiceError {
-  return new ServiceError("leg_stalled", `Prefill did not end within ${boundMs} ms (${where}).`, { cause });
+export function prefillStalled(boundMs: number, where: string): ServiceError {
+  return new ServiceError("leg_stalled", `Prefill did not end within ${boundMs} ms (${where}).`);
+}
+
+/** A deadline's own error should come before the one that an instance makes of the same deadline. */
+const DEADLINE_SLACK_MS = 2_000;
+
+/** What an instance is told of the request's deadline; undefined where it has none. */
+export function timeLeftMs({ deadlineMs }: RelayRequest, nowMs: number): number | undefined {
+  return deadlineMs === undefined ? undefined : Math.max(0, deadlineMs - nowMs) + DEADLINE_SLACK_MS;
 }

@@ -4,10 +4,13 @@
 // Unpaired is prefill first without the prefill.
 // What it promises, and test/router/leg/protocol.test.ts explores in every interleaving: it finishes exactly once and at
 // once when told to stop; nothing starts without a prefill that succeeded; a reservation is started, abandoned or cut;
-// nothing is sent to a leg that has ended; and it always comes to `ended`. An answer that nobody wants any more is
-// abandoned as well: only an instance that owed a word for too long is cut off, for a cut call costs a reset, and nghttp2
-// takes more than 33 resets a second, once 1,000 are used up, for an attack and breaks the connection with all its calls.
+// nothing is sent to a leg that has ended; and it always comes to `ended`. An unwanted answer is abandoned as well: only an
+// instance that owed a word for too long is cut off, for a cut call costs a reset, and nghttp2 takes more than 33 resets a
+// second, once 1,000 are used up, for an attack and breaks the connection with all its calls.
+// How the events come about is run.ts' affair: deadlines of the request arrive as `unwanted`, an instance that owes a word
+// for too long as `decodeStalled` or `prefillFailed`.
 import type { ServiceError } from "../../common/errors.ts";
+import type { AnswerEnd } from "../request/request.ts";
 
 /** The part of a connector's traits that decides the order. */
 export interface LegTraits {
@@ -32,17 +35,17 @@ export type Phase = "reserve" | "prefill" | "transfer" | "decode";
 export type Side = "prefill" | "decode";
 
 export type LegOutcome =
-  | { readonly kind: "completed" }
+  | { readonly kind: "completed"; readonly end: AnswerEnd }
   | { readonly kind: "cancelled" }
-  /** `side` is the instance that failed; undefined where the request itself ran out of time. */
-  | { readonly kind: "failed"; readonly error: ServiceError; readonly phase: Phase; readonly side: Side | undefined };
+  /** `side` is the instance that failed. */
+  | { readonly kind: "failed"; readonly error: ServiceError; readonly phase: Phase; readonly side: Side };
 
 export type LegState =
   | { readonly kind: "idle" }
   /** Decode first: the reservation is sent and not answered. */
   | { readonly kind: "reserving" }
   | { readonly kind: "prefilling"; readonly reserved: boolean }
-  /** Prefill first: reservation and start are sent to an instance that has not accepted yet, or one is looked for. */
+  /** Prefill first: an instance is looked for or, once asked, reservation and start are sent and not answered. */
   | { readonly kind: "opening"; readonly ticket: Ticket; readonly asked: boolean }
   /** Started; nothing of the answer is here yet. */
   | { readonly kind: "transferring" }
@@ -57,37 +60,42 @@ export type LegState =
 
 export type LegEvent =
   | { readonly kind: "begin" }
-  /** An instance was found, and reservation and start were sent to it. */
-  | { readonly kind: "decodeAsked" }
+  /** The instance that was looked for. */
+  | { readonly kind: "decodeFound" }
   | { readonly kind: "reserved" }
   /** No slot for this leg there; another decode instance may have one. */
   | { readonly kind: "decodeRefused"; readonly error: ServiceError }
   /** The first bytes of the answer. Later ones don't come by here. */
   | { readonly kind: "decodeChunk" }
-  | { readonly kind: "decodeEnd" }
+  /** The whole answer is here. */
+  | { readonly kind: "decodeEnd"; readonly end: AnswerEnd }
   /** Failed, lost, expired, or ended without its end. */
   | { readonly kind: "decodeFailed"; readonly error: ServiceError }
-  /** It was quiet for longer than it may be. Its call is still open. */
+  /** It was quiet for longer than it may be. Its leg is still open there. */
   | { readonly kind: "decodeStalled"; readonly error: ServiceError }
+  /** It ended what was abandoned. */
+  | { readonly kind: "decodeSettled" }
   | { readonly kind: "prefillDone"; readonly ticket: Ticket }
   | { readonly kind: "prefillFailed"; readonly error: ServiceError; readonly nothingSent: boolean }
-  /** The client left, or another leg of its request failed. */
+  /** The client left, the request's time is up, or another leg of it failed. */
   | { readonly kind: "unwanted" }
-  /** A deadline passed or the answer stalled. */
-  | { readonly kind: "overdue"; readonly error: ServiceError }
   /** The instance did not end an abandoned decode leg in time. */
   | { readonly kind: "settleTimeout" };
 
 export type LegEffect =
-  /** Reserve a slot, on another instance than those that refused; with a ticket, start it in the same breath. */
-  | { readonly kind: "openDecode"; readonly ticket: Ticket | undefined }
+  /** Find a decode instance. `refusal`: what the one before said. */
+  | { readonly kind: "seekDecode"; readonly refusal: ServiceError | undefined }
+  /** Stop looking for one. */
+  | { readonly kind: "endSearch" }
+  /** Reserve a slot on the decode instance; with a ticket, start in the same breath. */
+  | { readonly kind: "reserve"; readonly ticket: Ticket | undefined }
   | { readonly kind: "callPrefill" }
   | { readonly kind: "sendStart"; readonly ticket: Ticket }
-  /** Of a reservation or of a started answer. The instance ends the call. */
+  /** Of a reservation or of a started answer. The instance ends the leg. */
   | { readonly kind: "sendAbandon"; readonly nothingSent: boolean; readonly reason: string }
   | { readonly kind: "cancelPrefill" }
-  /** Break the decode call, or stop looking for an instance to open it on. */
-  | { readonly kind: "cancelDecode" }
+  /** Leave an instance that owes a word for too long. */
+  | { readonly kind: "cutDecode" }
   | { readonly kind: "finish"; readonly outcome: LegOutcome };
 
 export interface Step {
@@ -125,23 +133,20 @@ export function step(traits: LegTraits, state: LegState, event: LegEvent): Step 
 function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
   if (event.kind === "begin") {
     if (traits.unpaired === true) {
-      return seek(UNPAIRED);
+      return seek(UNPAIRED, undefined);
     }
     return traits.decodeFirst
-      ? { state: { kind: "reserving" }, effects: [{ kind: "openDecode", ticket: undefined }] }
+      ? { state: { kind: "reserving" }, effects: [{ kind: "reserve", ticket: undefined }] }
       : { state: { kind: "prefilling", reserved: false }, effects: [{ kind: "callPrefill" }] };
   }
-  const stop = stopped(event, "reserve");
-  return stop === undefined ? { state, effects: [] } : finished(stop);
+  return event.kind === "unwanted" ? finished(CANCELLED) : { state, effects: [] };
 }
 
 function reserving(state: LegState, event: LegEvent): Step {
-  const stop = stopped(event, "reserve");
-  if (stop !== undefined) {
-    // Not cut but abandoned: a broken call would make the instance ask about a prefill that never was.
-    return left(true, stop);
-  }
   switch (event.kind) {
+    case "unwanted":
+      // Not cut but abandoned: a broken call would make the instance ask about a prefill that never was.
+      return left(true, CANCELLED);
     case "reserved":
       return { state: { kind: "prefilling", reserved: true }, effects: [{ kind: "callPrefill" }] };
     case "decodeRefused":
@@ -155,10 +160,9 @@ function reserving(state: LegState, event: LegEvent): Step {
 }
 
 function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" }, event: LegEvent): Step {
-  const stop = stopped(event, "prefill");
-  if (stop !== undefined || event.kind === "decodeFailed") {
-    const outcome = stop ?? failed((event as { error: ServiceError }).error, "prefill", "decode");
-    const decodeHeld = state.reserved && stop !== undefined;
+  if (event.kind === "unwanted" || event.kind === "decodeFailed") {
+    const outcome = event.kind === "unwanted" ? CANCELLED : failed(event.error, "prefill", "decode");
+    const decodeHeld = state.reserved && event.kind === "unwanted";
     const effects: LegEffect[] = [];
     if (traits.prefillCancellable) {
       effects.push({ kind: "cancelPrefill" });
@@ -175,7 +179,7 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
     case "prefillDone":
       return state.reserved
         ? { state: { kind: "transferring" }, effects: [{ kind: "sendStart", ticket: event.ticket }] }
-        : seek(event.ticket);
+        : seek(event.ticket, undefined);
     case "prefillFailed": {
       const outcome = failed(event.error, "prefill", "prefill");
       if (!state.reserved) return finished(outcome);
@@ -187,24 +191,28 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
 }
 
 function opening(state: LegState & { kind: "opening" }, event: LegEvent): Step {
-  if (event.kind === "decodeAsked") return { state: { ...state, asked: true }, effects: [] };
+  if (event.kind === "decodeFound") {
+    return { state: { ...state, asked: true }, effects: [{ kind: "reserve", ticket: state.ticket }] };
+  }
   if (event.kind === "reserved") return { state: { kind: "transferring" }, effects: [] };
   // The ticket is as good for another decode instance: nobody has used it.
-  if (event.kind === "decodeRefused") return seek(state.ticket);
-  const stop = stopped(event, "transfer");
-  if (stop !== undefined && !state.asked) return cut(stop);
+  if (event.kind === "decodeRefused") return seek(state.ticket, event.error);
+  if (event.kind === "decodeStalled") return cut(failed(event.error, "reserve", "decode"));
+  if (event.kind === "unwanted" && !state.asked) {
+    return { state: ENDED, effects: [{ kind: "endSearch" }, finish(CANCELLED)] };
+  }
   return started(state, event);
 }
 
 function started(state: LegState, event: LegEvent): Step {
   const phase: Phase = state.kind === "streaming" ? "decode" : "transfer";
-  const stop = stopped(event, phase);
-  if (stop !== undefined) return left(false, stop);
   switch (event.kind) {
+    case "unwanted":
+      return left(false, CANCELLED);
     case "decodeChunk":
       return { state: { kind: "streaming" }, effects: [] };
     case "decodeEnd":
-      return finished({ kind: "completed" });
+      return finished({ kind: "completed", end: event.end });
     case "decodeFailed":
       return finished(failed(event.error, phase, "decode"));
     case "decodeStalled":
@@ -225,10 +233,11 @@ function settling(state: LegState & { kind: "settling" }, event: LegEvent): Step
     case "decodeRefused":
     case "decodeEnd":
     case "decodeFailed":
+    case "decodeSettled":
       return { state: settle(state.prefill, "ended"), effects: [] };
     case "settleTimeout":
       if (state.decode !== "abandoned") return { state, effects: [] };
-      return { state: settle(state.prefill, "ended"), effects: [{ kind: "cancelDecode" }] };
+      return { state: settle(state.prefill, "ended"), effects: [{ kind: "cutDecode" }] };
     default:
       return { state, effects: [] };
   }
@@ -238,13 +247,7 @@ function settle(prefill: "running" | "ended", decode: "reserved" | "abandoned" |
   return prefill === "ended" && decode === "ended" ? ENDED : { kind: "settling", prefill, decode };
 }
 
-function stopped(event: LegEvent, phase: Phase): LegOutcome | undefined {
-  if (event.kind === "unwanted") return CANCELLED;
-  if (event.kind === "overdue") return failed(event.error, phase, undefined);
-  return undefined;
-}
-
-function failed(error: ServiceError, phase: Phase, side: Side | undefined): LegOutcome {
+function failed(error: ServiceError, phase: Phase, side: Side): LegOutcome {
   return { kind: "failed", error, phase, side };
 }
 
@@ -257,8 +260,8 @@ function finished(outcome: LegOutcome): Step {
 }
 
 /** Looks for a decode instance that takes reservation and start together. */
-function seek(ticket: Ticket): Step {
-  return { state: { kind: "opening", ticket, asked: false }, effects: [{ kind: "openDecode", ticket }] };
+function seek(ticket: Ticket, refusal: ServiceError | undefined): Step {
+  return { state: { kind: "opening", ticket, asked: false }, effects: [{ kind: "seekDecode", refusal }] };
 }
 
 /** Finished, with a decode leg that its instance is told to end: at once, or once it has settled what it holds. */
@@ -269,9 +272,9 @@ function left(nothingSent: boolean, outcome: LegOutcome): Step {
   };
 }
 
-/** Finished, with a decode call that is still open, or is being looked for. Its instance settles what it holds. */
+/** Finished, with a decode leg that is still open. Its instance settles what it holds. */
 function cut(outcome: LegOutcome): Step {
-  return { state: ENDED, effects: [{ kind: "cancelDecode" }, finish(outcome)] };
+  return { state: ENDED, effects: [{ kind: "cutDecode" }, finish(outcome)] };
 }
 
 function abandon(nothingSent: boolean, outcome: LegOutcome): LegEffect {

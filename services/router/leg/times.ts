@@ -1,5 +1,6 @@
 // When things happened on one leg: for its receipt, and for deadline errors that say where the time went.
 import type { LegDraft } from "../request/receipt.ts";
+import type { LegEvent, LegState, LegTraits } from "./protocol.ts";
 
 export class LegTimes {
   readonly #draft: LegDraft;
@@ -8,34 +9,34 @@ export class LegTimes {
   /** When prefill was called. */
   #prefillCalledMs: number;
   /** When prefill had answered. 0 before. */
-  #prefilledMs = 0;
+  #prefilledMs: number;
   /** When the first token came. 0 before. */
   #firstMs = 0;
   #reserved = false;
 
-  constructor(draft: LegDraft, decodeFirst: boolean, nowMs: number) {
+  constructor(draft: LegDraft, { decodeFirst, unpaired }: LegTraits, nowMs: number) {
     this.#draft = draft;
     this.#decodeFirst = decodeFirst;
     this.#beganMs = this.#prefillCalledMs = nowMs;
+    this.#prefilledMs = unpaired === true ? nowMs : 0;
   }
 
-  /** Decode first: the slot is held. */
-  reserved(nowMs: number): void {
-    this.#reserved = true;
-    this.#draft.reserveMs = nowMs - this.#beganMs;
-    this.#prefillCalledMs = nowMs;
+  /** @param before The state that `event` came in. */
+  note(before: LegState, event: LegEvent, nowMs: number): void {
+    if (event.kind === "reserved" && before.kind === "reserving") {
+      this.#reserved = true;
+      this.#draft.reserveMs = nowMs - this.#beganMs;
+      this.#prefillCalledMs = nowMs;
+    } else if (event.kind === "prefillDone") {
+      this.#draft.prefillMs = nowMs - this.#prefillCalledMs;
+      this.#prefilledMs = nowMs;
+    } else if (event.kind === "decodeChunk" && before.kind !== "settling") {
+      this.#draft.transferMs = nowMs - this.#prefilledMs;
+      this.#firstMs = nowMs;
+    }
   }
 
-  prefilled(nowMs: number): void {
-    this.#draft.prefillMs = nowMs - this.#prefillCalledMs;
-    this.#prefilledMs = nowMs;
-  }
-
-  firstToken(nowMs: number): void {
-    this.#draft.transferMs = nowMs - this.#prefilledMs;
-    this.#firstMs = nowMs;
-  }
-
+  /** The leg is finished, well or not. */
   ended(nowMs: number): void {
     if (this.#firstMs > 0) this.#draft.decodeMs = nowMs - this.#firstMs;
   }

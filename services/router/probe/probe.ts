@@ -8,8 +8,9 @@ import { randomInt } from "node:crypto";
 import { ServiceError } from "../../common/errors.ts";
 import { CONNECTORS } from "../../kv/index.ts";
 import type { ConnectorName } from "../../kv/connector.ts";
-import { RelayLeg, type LegContext, type LegOwner } from "../leg/run.ts";
-import type { LegOutcome } from "../leg/protocol.ts";
+import type { Books } from "../leg/books.ts";
+import type { LegContext } from "../leg/context.ts";
+import { LegRun, type LegOwner } from "../leg/run.ts";
 import type { Instance, ProbeFailure } from "../pool/pool.ts";
 import { createLegDraft } from "../request/receipt.ts";
 import type { RelayRequest } from "../request/request.ts";
@@ -39,8 +40,6 @@ export interface ProberOptions {
   /** Of users' legs. */
   readonly context: LegContext;
   readonly mintLegId: () => string;
-  /** Sees to it that legs are watched. */
-  watch(): void;
 }
 
 /** Longer than a KV block, so that some KV moves. */
@@ -50,13 +49,13 @@ const TOKEN_IDS = [10, 240] as const;
 const TOLERANCE = 0.2;
 const TOLERANCE_FLOAT32 = 0.01;
 
-export function createProber({ context, mintLegId, watch }: ProberOptions): Prober {
-  const { pool, metrics, clock, limits } = context;
-  const live = new Set<RelayLeg>();
-  // A probe's result is booked once, by whoever sent it; users' figures say nothing of probes.
-  const books: LegContext["pool"] = {
-    legStarted: pool.legStarted,
-    legEnded: (instance) => pool.legEnded(instance, "none"),
+export function createProber({ context, mintLegId }: ProberOptions): Prober {
+  const { metrics, clock, limits, deadlines } = context;
+  const live = new Set<LegRun>();
+  // A probe's result is booked once, by the sender; users' figures say nothing of probes.
+  const books: Books = {
+    legStarted: (instance, tokens) => context.books.legStarted(instance, tokens),
+    legEnded: (instance) => context.books.legEnded(instance, "none"),
     pairEnded() {},
     prefilled() {},
   };
@@ -79,21 +78,22 @@ export function createProber({ context, mintLegId, watch }: ProberOptions): Prob
           answer.push(Buffer.from(events));
           return true;
         },
-        findDecode(found, ticket, refusal) {
-          if (refusal === undefined) found.openOn(decode, ticket);
-          else found.noDecode(refusal.error);
-          return () => {};
+        findDecode(found, refusal) {
+          if (refusal === undefined) found.decodeFound(decode);
+          else found.noDecode(refusal);
         },
+        endSearch() {},
         finished(ended, outcome) {
           late.cancel();
           signal?.removeEventListener("abort", onAbort);
           if (outcome.kind === "completed") resolve(deltaOf(ended.prefillLogprob, Buffer.concat(answer)));
-          else reject(errorOf(outcome));
+          else reject(outcome.kind === "failed" ? outcome.error : givenUp);
         },
       };
       const prefillTimeoutMs = Math.min(limits.prefillTimeoutMs, timeoutMs);
-      const leg = new RelayLeg(
-        { ...context, pool: books, metrics: uncounted, limits: { ...limits, prefillTimeoutMs } },
+      let givenUp = new ServiceError("cancelled", "The probe was given up.");
+      const leg = new LegRun(
+        { ...context, books, metrics: uncounted, limits: { ...limits, prefillTimeoutMs } },
         {
           request,
           draft: createLegDraft(legId, 0),
@@ -106,13 +106,14 @@ export function createProber({ context, mintLegId, watch }: ProberOptions): Prob
         owner,
       );
       const onAbort = (): void => leg.unwanted();
-      const late = clock.setTimer(timeoutMs, () =>
-        leg.overdue(new ServiceError("leg_stalled", `The probe did not end within ${timeoutMs / 1000} s.`)),
-      );
+      const late = deadlines.at(clock.nowMs() + timeoutMs, () => {
+        const where = leg.where(clock.nowMs());
+        givenUp = new ServiceError("leg_stalled", `The probe did not end within ${timeoutMs / 1000} s (${where}).`);
+        leg.unwanted();
+      });
       signal?.addEventListener("abort", onAbort, { once: true });
       live.add(leg);
       leg.begin();
-      watch();
     });
   }
 
@@ -142,7 +143,7 @@ export function createProber({ context, mintLegId, watch }: ProberOptions): Prob
     unsettled(prefill, decode) {
       let count = 0;
       for (const leg of live) {
-        if (!context.live.has(leg)) live.delete(leg);
+        if (leg.ended) live.delete(leg);
         // A leg that has found no decode instance yet counts for each.
         else if (leg.task.prefill === prefill && (leg.decode === undefined || leg.decode === decode)) count += 1;
       }
@@ -171,10 +172,6 @@ function requestThrough(prefill: Instance, decode: Instance, legId: string): Rel
     includeUsage: false,
     createdUnixS: 1,
   };
-}
-
-function errorOf(outcome: LegOutcome): ServiceError {
-  return outcome.kind === "failed" ? outcome.error : new ServiceError("cancelled", "The probe was given up.");
 }
 
 function wrongText(delta: number, tolerance: number): string {

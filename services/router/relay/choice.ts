@@ -1,10 +1,11 @@
 // One choice of one prompt: attempt after attempt, until one gives the answer or the table of failures says that no
 // further one may. Once a byte of this choice was delivered, a further attempt has to write the same again (sent-so-far.ts).
 import type { ServiceError } from "../../common/errors.ts";
-import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
-import { RelayLeg } from "../leg/run.ts";
-import type { LegContext, LegOwner, Refusal } from "../leg/run.ts";
-import type { Ticket, LegOutcome } from "../leg/protocol.ts";
+import type { Deadline } from "../../common/deadlines.ts";
+import type { LegContext } from "../leg/context.ts";
+import { LegRun } from "../leg/run.ts";
+import type { LegOwner } from "../leg/run.ts";
+import type { LegOutcome } from "../leg/protocol.ts";
 import type { Instance } from "../pool/pool.ts";
 import { Exclusions } from "../placement/placement.ts";
 import type { Place, Placer } from "../placement/placement.ts";
@@ -15,7 +16,7 @@ import { estimateTokens } from "../request/estimate-tokens.ts";
 import type { RetryBudget } from "./retry-budget.ts";
 import type { Fallback } from "../request/metrics.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
-import type { RelayRequest } from "../request/request.ts";
+import type { AnswerEnd, RelayRequest } from "../request/request.ts";
 import type { Waiting, WaitRoom } from "./wait-room.ts";
 
 /** Kinds of engines that write the same bytes again for a greedy or seeded request: test/tiny-engine/llama/repeatable.test.ts. */
@@ -36,15 +37,24 @@ export interface ChoiceOwner {
   elapsedMs(): number;
   /** False holds the choice back until its `resume`. */
   deliver(index: number, events: Buffer): boolean;
-  completed(index: number, end: End): void;
+  completed(index: number, end: AnswerEnd): void;
   failed(error: ServiceError): void;
-  /** Whether another choice of the request holds slots, which will come free. */
-  othersRun(index: number): boolean;
+  /** Since when no other choice of the request holds slots, which would come free. Undefined while one does. */
+  othersIdleSinceMs(index: number): number | undefined;
 }
 
+/** What broke the stream, and until when another attempt may write it again. */
 interface Broken {
   readonly error: ServiceError;
+  readonly due: Deadline;
+}
+
+/** A wait for a busy instance. */
+interface Wait {
+  readonly waiting: Waiting;
   readonly sinceMs: number;
+  readonly due: Deadline;
+  readonly fail: (error: ServiceError) => void;
 }
 
 export class Choice implements LegOwner {
@@ -52,8 +62,10 @@ export class Choice implements LegOwner {
   readonly #context: ChoiceContext;
   readonly #owner: ChoiceOwner;
   readonly #exclusions = new Exclusions();
-  #leg: RelayLeg | undefined;
-  #wait: { readonly waiting: Waiting; sinceMs: number; readonly fail: (error: ServiceError) => void } | undefined;
+  #leg: LegRun | undefined;
+  /** When its last leg ended. 0 before. */
+  #idleSinceMs = 0;
+  #wait: Wait | undefined;
   #retries = 0;
   /** The failure that the running attempt makes up for. */
   #failure: ServiceError | undefined;
@@ -61,7 +73,7 @@ export class Choice implements LegOwner {
   #sent: SentSoFar | undefined;
   /** When the first of it was delivered. */
   #sentMs: number | undefined;
-  /** What broke the stream, while another attempt repeats what the client has. */
+  /** Set while another attempt repeats what the client has. */
   #broken: Broken | undefined;
 
   constructor(index: number, context: ChoiceContext, owner: ChoiceOwner) {
@@ -73,6 +85,10 @@ export class Choice implements LegOwner {
   /** Whether it holds slots. */
   get running(): boolean {
     return this.#leg !== undefined;
+  }
+
+  get idleSinceMs(): number {
+    return this.#idleSinceMs;
   }
 
   begin(): void {
@@ -88,6 +104,7 @@ export class Choice implements LegOwner {
 
   unwanted(): void {
     this.#endWait();
+    this.#mended();
     const leg = this.#leg;
     this.#leg = undefined;
     leg?.unwanted();
@@ -95,20 +112,6 @@ export class Choice implements LegOwner {
 
   resume(): void {
     this.#leg?.resume();
-  }
-
-  /** Called every now and then: gives up a wait for a busy instance. */
-  check(nowMs: number): void {
-    const broken = this.#broken;
-    if (broken !== undefined && nowMs - broken.sinceMs >= this.#context.limits.replayTimeoutMs)
-      return this.#replayFailed(broken, "failed");
-    const wait = this.#wait;
-    if (wait === undefined) return;
-    if (this.#owner.othersRun(this.index)) wait.sinceMs = nowMs;
-    else if (nowMs - wait.sinceMs >= this.#context.limits.queueTimeoutMs) {
-      this.#endWait();
-      wait.fail(wait.waiting.error);
-    }
   }
 
   where(nowMs: number): string {
@@ -131,33 +134,34 @@ export class Choice implements LegOwner {
       return true;
     }
     if (this.#broken !== undefined && !sent.repeating) {
-      this.#broken = undefined;
+      this.#mended();
       this.#context.metrics.replay("exact");
     }
     return fresh.length === 0 || this.#owner.deliver(this.index, fresh);
   }
 
-  findDecode(leg: RelayLeg, ticket: Ticket, refusal: Refusal | undefined): () => void {
-    if (refusal !== undefined && !this.#another(refusal)) {
-      leg.noDecode(refusal.error);
-      return () => {};
-    }
+  findDecode(leg: LegRun, refusal: ServiceError | undefined): void {
+    if (refusal !== undefined && !this.#another(leg.decode!, refusal)) return leg.noDecode(refusal);
     this.#find(
       () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
-      (decode) => leg.openOn(decode, ticket),
-      (error) => leg.noDecode(refusal?.error.code === "instance_busy" ? error : (refusal?.error ?? error)),
+      (decode) => leg.decodeFound(decode),
+      (error) => leg.noDecode(refusal?.code === "instance_busy" ? error : (refusal ?? error)),
     );
-    return () => this.#endWait();
   }
 
-  finished(leg: RelayLeg, outcome: LegOutcome): void {
+  endSearch(): void {
+    this.#endWait();
+  }
+
+  finished(leg: LegRun, outcome: LegOutcome): void {
     if (this.#leg !== leg) return;
     this.#leg = undefined;
+    this.#idleSinceMs = this.#context.clock.nowMs();
     switch (outcome.kind) {
       case "completed":
         // The whole answer is shorter than what the client has of it.
         if (this.#broken !== undefined) return this.#diverged();
-        return this.#owner.completed(this.index, leg.end!);
+        return this.#owner.completed(this.index, outcome.end);
       case "cancelled":
         return; // It was this choice that asked for it.
       case "failed": {
@@ -215,25 +219,36 @@ export class Choice implements LegOwner {
   }
 
   #replay(error: ServiceError): void {
-    this.#broken ??= { error, sinceMs: this.#context.clock.nowMs() };
+    const { deadlines, clock, limits } = this.#context;
+    this.#broken ??= {
+      error,
+      due: deadlines.at(clock.nowMs() + limits.replayTimeoutMs, () => this.#replayFailed("failed")),
+    };
     this.#sent!.repeat();
   }
 
   #fail(error: ServiceError): void {
-    if (this.#broken !== undefined) this.#replayFailed(this.#broken, "failed");
+    if (this.#broken !== undefined) this.#replayFailed("failed");
     else this.#owner.failed(error);
   }
 
   #diverged(): void {
-    if (this.#broken !== undefined) this.#replayFailed(this.#broken, "diverged");
+    if (this.#broken !== undefined) this.#replayFailed("diverged");
   }
 
   /** The client hears why its stream broke, and not why it could not be written again. */
-  #replayFailed({ error }: Broken, outcome: "diverged" | "failed"): void {
+  #replayFailed(outcome: "diverged" | "failed"): void {
+    const { error } = this.#broken!;
+    this.#mended();
     this.#context.metrics.replay(outcome);
     this.#note("replay", `replay:${outcome}`);
     this.#endWait();
     this.#owner.failed(error);
+  }
+
+  #mended(): void {
+    this.#broken?.due.cancel();
+    this.#broken = undefined;
   }
 
   #giveUp({ because }: Extract<Next, { kind: "give-up" }>, error: ServiceError): void {
@@ -257,16 +272,12 @@ export class Choice implements LegOwner {
     if (fallback !== undefined) this.#note(fallback, fallback);
     const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;
     const sampleIndex = this.index % request.choices;
-    this.#leg = new RelayLeg(
-      this.#context,
-      { request, draft, promptIndex, sampleIndex, traits, prefill, decode },
-      this,
-    );
+    this.#leg = new LegRun(this.#context, { request, draft, promptIndex, sampleIndex, traits, prefill, decode }, this);
     this.#leg.begin();
   }
 
-  /** Whether the KV may be offered to another decode instance. */
-  #another({ by, error }: Refusal): boolean {
+  /** Whether the KV may be offered to another decode instance than `by`, which refused it. */
+  #another(by: Instance, error: ServiceError): boolean {
     const next = afterRefusal(error.code, this.#retries, this.#rules());
     if (next.kind === "give-up") {
       if (next.because === "budget" || next.because === "strict") this.#context.metrics.retryRefused(next.because);
@@ -301,15 +312,32 @@ export class Choice implements LegOwner {
     const over =
       <V>(then: (value: V) => void) =>
       (value: V): void => {
-        this.#wait = undefined;
+        this.#endWait();
         then(value);
       };
     const waiting = this.#context.waitRoom.find(pick, over(found), over(fail));
-    if (waiting !== undefined) this.#wait = { waiting, sinceMs: this.#context.clock.nowMs(), fail };
+    if (waiting === undefined) return;
+    const { clock, deadlines, limits } = this.#context;
+    const sinceMs = clock.nowMs();
+    const due = deadlines.watch(sinceMs + limits.queueTimeoutMs, (nowMs) => this.#lookAtWait(nowMs));
+    this.#wait = { waiting, sinceMs, due, fail };
+  }
+
+  /** The wait is over when the queue's time has passed, all of it without another choice that could make room. */
+  #lookAtWait(nowMs: number): number | undefined {
+    const wait = this.#wait!;
+    const { queueTimeoutMs } = this.#context.limits;
+    const idleSinceMs = this.#owner.othersIdleSinceMs(this.index) ?? nowMs;
+    const dueMs = Math.max(wait.sinceMs, idleSinceMs) + queueTimeoutMs;
+    if (nowMs < dueMs) return dueMs;
+    this.#endWait();
+    wait.fail(wait.waiting.error);
+    return undefined;
   }
 
   #endWait(): void {
     this.#wait?.waiting.end();
+    this.#wait?.due.cancel();
     this.#wait = undefined;
   }
 }

@@ -1,9 +1,8 @@
 // One request through its legs, from the admitted body to the last byte: places it, runs the legs, merges them where
 // there are several, and ends every request exactly once. No HTTP, no registry.
 import { randomBytes } from "node:crypto";
-import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
-import type { End } from "#gen/tandem/decode/v1/decode_pb.js";
-import type { Clock, Timer } from "../../common/clock.ts";
+import type { Clock } from "../../common/clock.ts";
+import { type Deadline, Deadlines } from "../../common/deadlines.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
@@ -11,8 +10,9 @@ import type { Policy } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Choice } from "./choice.ts";
 import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
-import type { RelayLeg } from "../leg/run.ts";
 import { AnswerPaces } from "../leg/bounds.ts";
+import type { LegContext, LiveLeg } from "../leg/context.ts";
+import { thinLink } from "../leg/thin-link.ts";
 import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
@@ -20,7 +20,7 @@ import { createProber, type Prober } from "../probe/probe.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import { createWaitRoom } from "./wait-room.ts";
-import type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
+import type { AnswerEnd, AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
 
 export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
 
@@ -53,56 +53,46 @@ export interface RelayOptions {
   readonly metrics: Metrics;
   readonly log: Log;
   readonly clock: Clock;
+  /** How instances are spoken to. Left out: over their channels. */
+  readonly linkTo?: LegContext["linkTo"];
   /** 32 hex digits, never the same twice. */
   readonly mintLegId?: () => string;
 }
 
-const FINISH_REASONS: Readonly<Record<number, string>> = {
-  [FinishReason.STOP]: "stop",
-  [FinishReason.LENGTH]: "length",
-  [FinishReason.TOOL_CALLS]: "tool_calls",
-  [FinishReason.ABORT]: "abort",
-};
-
-/** All deadlines are checked by one timer, this often at most. */
-const TICK_MS = { min: 10, max: 250 };
-
 export function createRelay(o: RelayOptions): RunningRelay {
   const { pool, config, clock } = o;
-  const live = new Set<RelayLeg>();
+  const live = new Set<LiveLeg>();
   const runs = new Set<Run>();
+  const deadlines = new Deadlines(clock);
   const metrics = createRelayMetrics(o.metrics, () => [...live].filter((leg) => leg.settling).length);
+  let onIdle: (() => void)[] = [];
+  const checkIdle = (): void => {
+    if (runs.size > 0 || live.size > 0) return;
+    for (const resolve of onIdle) resolve();
+    onIdle = [];
+  };
   const context: ChoiceContext = {
-    pool,
+    books: pool,
+    linkTo: o.linkTo ?? (({ channel }) => thinLink(channel, o.log)),
     limits: config,
     paces: new AnswerPaces(),
-    metrics,
+    deadlines,
     clock,
-    log: o.log,
-    live,
+    metrics,
+    live: {
+      add: (leg) => live.add(leg),
+      delete(leg) {
+        const known = live.delete(leg);
+        checkIdle();
+        return known;
+      },
+    },
     placer: createPlacer(pool, o.policies, config),
     budget: createRetryBudget({ ratio: config.retryRatio, perS: config.retryPerS, clock }),
     waitRoom: createWaitRoom(pool),
     mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
   };
-  const tickMs = Math.min(TICK_MS.max, Math.max(TICK_MS.min, Math.floor(config.stallMs / 4)));
-  let timer: Timer | undefined;
-  let onIdle: (() => void)[] = [];
-
-  const prober = createProber({ context, mintLegId: context.mintLegId, watch });
-
-  // Runs only while there is something to watch.
-  function watch(): void {
-    timer ??= clock.setTimer(tickMs, () => {
-      timer = undefined;
-      const nowMs = clock.nowMs();
-      for (const run of [...runs]) run.check(nowMs);
-      for (const leg of [...live]) leg.check(nowMs);
-      if (runs.size > 0 || live.size > 0) return watch();
-      for (const resolve of onIdle) resolve();
-      onIdle = [];
-    });
-  }
+  const prober = createProber({ context, mintLegId: context.mintLegId });
 
   return {
     prober,
@@ -120,12 +110,12 @@ export function createRelay(o: RelayOptions): RunningRelay {
       const onGone = (): void => run.failed(clientLeft());
       gone.addEventListener("abort", onGone, { once: true });
       runs.add(run);
-      watch();
       try {
         return await run.begin();
       } finally {
         runs.delete(run);
         gone.removeEventListener("abort", onGone);
+        checkIdle();
       }
     },
     get legs() {
@@ -138,8 +128,8 @@ export function createRelay(o: RelayOptions): RunningRelay {
       });
     },
     async [Symbol.asyncDispose]() {
-      timer?.cancel();
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
+      deadlines.close();
     },
   };
 }
@@ -155,12 +145,13 @@ class Run implements ChoiceOwner {
   readonly receipt: ReceiptDraft;
   readonly #sink: AnswerSink;
   readonly #choices: Choice[] = [];
-  readonly #ends: (End | undefined)[];
+  readonly #ends: (AnswerEnd | undefined)[];
   /** What is held back until all choices are there: their bodies or, streaming, their usage chunks. */
   readonly #held: (Buffer | undefined)[];
   readonly #beganMs: number;
   readonly #clock: Clock;
   readonly #firstTokenTimeoutMs: number;
+  readonly #due: Deadline;
   #started = false;
   #open: number;
   #settle: Settle | undefined;
@@ -178,6 +169,7 @@ class Run implements ChoiceOwner {
     this.#ends = Array.from({ length: count }, () => undefined);
     this.#held = Array.from({ length: count }, () => undefined);
     for (let index = 0; index < count; index += 1) this.#choices.push(new Choice(index, context, this));
+    this.#due = context.deadlines.watch(this.#dueMs(), (nowMs) => this.#look(nowMs));
     sink.onDrain = () => {
       for (const choice of this.#choices) choice.resume();
     };
@@ -213,7 +205,7 @@ class Run implements ChoiceOwner {
     return this.#sink.write(bytes);
   }
 
-  completed(index: number, end: End): void {
+  completed(index: number, end: AnswerEnd): void {
     this.#ends[index] = end;
     this.#open -= 1;
     if (this.#open > 0) return;
@@ -239,18 +231,27 @@ class Run implements ChoiceOwner {
     return this.receipt.queueMs + this.#clock.nowMs() - this.#beganMs;
   }
 
-  othersRun(index: number): boolean {
-    return this.#choices.some((choice) => choice.index !== index && choice.running);
+  othersIdleSinceMs(index: number): number | undefined {
+    const others = this.#choices.filter((choice) => choice.index !== index);
+    if (others.some(({ running }) => running)) return undefined;
+    return others.reduce((last, { idleSinceMs }) => Math.max(last, idleSinceMs), 0);
   }
 
-  check(nowMs: number): void {
-    const { deadlineMs } = this.request;
-    if (deadlineMs !== undefined && nowMs >= deadlineMs)
-      return this.failed(this.#tooLate("The request ran past its deadline", nowMs));
-    if (!this.#started && nowMs - this.#beganMs >= this.#firstTokenTimeoutMs) {
-      return this.failed(this.#tooLate(`No token came within ${this.#firstTokenTimeoutMs} ms`, nowMs));
-    }
-    for (const choice of this.#choices) choice.check(nowMs);
+  /** When the request's own time is up: all of it, or that for its first token. */
+  #dueMs(): number {
+    const firstMs = this.#started ? Infinity : this.#beganMs + this.#firstTokenTimeoutMs;
+    return Math.min(firstMs, this.request.deadlineMs ?? Infinity);
+  }
+
+  #look(nowMs: number): number | undefined {
+    if (nowMs < this.#dueMs()) return this.#dueMs();
+    const { deadlineMs = Infinity } = this.request;
+    const what =
+      nowMs >= deadlineMs
+        ? "The request ran past its deadline"
+        : `No token came within ${this.#firstTokenTimeoutMs} ms`;
+    this.failed(this.#tooLate(what, nowMs));
+    return undefined;
   }
 
   #start(): void {
@@ -269,11 +270,11 @@ class Run implements ChoiceOwner {
   }
 
   #ending(): Ending {
-    const ends = this.#ends as End[];
+    const ends = this.#ends as AnswerEnd[];
     const firsts = ends.filter((_, index) => index % this.request.choices === 0);
     const cached = firsts.map(({ cachedTokens }) => cachedTokens).filter((tokens) => tokens !== undefined);
     return {
-      finishReasons: ends.map(({ finishReason }) => FINISH_REASONS[finishReason] ?? "stop"),
+      finishReasons: ends.map(({ finishReason }) => finishReason),
       promptTokens: firsts.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
       completionTokens: ends.reduce((sum, { completionTokens }) => sum + completionTokens, 0),
       ...(cached.length === 0 ? {} : { cachedTokens: cached.reduce((sum, tokens) => sum + tokens, 0) }),
@@ -283,6 +284,7 @@ class Run implements ChoiceOwner {
   #end(): Settle | undefined {
     const settle = this.#settle;
     this.#settle = undefined;
+    this.#due.cancel();
     this.#sink.onDrain = undefined;
     return settle;
   }

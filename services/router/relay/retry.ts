@@ -7,8 +7,8 @@ import type { Exclusion } from "../placement/placement.ts";
 /** An attempt that failed. */
 export interface Failed {
   readonly code: FailureCode;
-  /** The instance that failed; undefined where the request itself ran out of time. */
-  readonly side: Side | undefined;
+  /** The instance that failed. */
+  readonly side: Side;
   /** Whether any of the answer reached the client. */
   readonly delivered: boolean;
   /** What reached it will be written again byte for byte, as far as can be known beforehand. */
@@ -25,7 +25,7 @@ export interface RetryRules {
 }
 
 export type Next =
-  | { readonly kind: "give-up"; readonly because: "delivered" | "request" | "never" | "strict" | "limit" | "budget" }
+  | { readonly kind: "give-up"; readonly because: "delivered" | "never" | "strict" | "limit" | "budget" }
   /** Refused before anything was paid: not a retry but a wait, for that side. */
   | { readonly kind: "wait"; readonly busy: Side }
   | { readonly kind: "retry"; readonly exclude: Readonly<Partial<Record<Side, Exclusion>>> };
@@ -36,7 +36,6 @@ export function afterFailure(
   rules: RetryRules,
 ): Next {
   if (delivered && !repeatable) return giveUp("delivered");
-  if (side === undefined) return giveUp("request");
   if (code === "instance_busy") {
     // With prefill first, the search for a decode instance has waited already.
     return side === "decode" && !decodeFirst ? giveUp("never") : { kind: "wait", busy: side };

@@ -41,6 +41,16 @@ export interface AnswerSink {
   onDrain: (() => void) | undefined;
 }
 
+/** How one choice of one prompt ended, in the figures of its usage. */
+export interface AnswerEnd {
+  /** In OpenAI's words, as `Ending.finishReasons`. */
+  readonly finishReason: string;
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  /** Absent where nobody said. */
+  readonly cachedTokens?: number | undefined;
+}
+
 /** A whole answer, in the figures of its usage. */
 export interface Ending {
   /** By choice index, in OpenAI's words: `stop`, `length`, `tool_calls`, and vLLM's `abort`. */

@@ -3,22 +3,25 @@
 // the machine must never do. What may happen, and as which event it comes here:
 //   reserved, refused (busy, draining, starting), lost, its hold run out: reserved, decodeRefused, decodeFailed
 //   prefill answers, fails, its outcome unknown (stalled, lost, timed out): prefillDone, prefillFailed with or without KV
-//   decode is looked for, found, not found: decodeAsked, decodeFailed
+//   decode is looked for, found, not found: decodeFound, decodeFailed
 //   decode starts, streams, fails, is lost, stands still: decodeChunk, decodeEnd, decodeFailed, decodeStalled
-//   decode ends what was abandoned, had ended it already, is lost, never does: decodeFailed, decodeEnd, settleTimeout
-//   client leaves, another choice failed, the router drains: unwanted; deadline of the request: overdue
+//   decode ends what was abandoned, had ended it already, is lost, never does: decodeSettled, decodeEnd, decodeFailed,
+//     settleTimeout
+//   client leaves, another choice failed, the request's time is up, the router drains: unwanted
 //   the router is lost: no event, for the machine is gone; `survives` checks at every state what it leaves behind
 // The space is finite (refusals are bounded), so the search is complete and not sampled.
 import assert from "node:assert/strict";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { IDLE, step } from "../../../services/router/leg/protocol.ts";
-import type { Ticket, LegEffect, LegEvent, LegState, LegTraits } from "../../../services/router/leg/protocol.ts";
+import type { LegEffect, LegEvent, LegState, LegTraits, Step, Ticket } from "../../../services/router/leg/protocol.ts";
+import type { AnswerEnd } from "../../../services/router/request/request.ts";
 
 export const ERROR = new ServiceError("engine_failed", "Failed.");
 export const TICKET: Ticket = { text: "t", cachedTokens: undefined };
+const END: AnswerEnd = { finishReason: "stop", promptTokens: 5, completionTokens: 2 };
 /** Decode instances that may refuse one attempt. */
 const REFUSAL_LIMIT = 3;
-/** Stops (client gone, deadline) that may arrive. More than one, since they race. */
+/** Stops (client gone, deadline) that may come. More than one, since they race. */
 const STOP_LIMIT = 2;
 
 /** Where the decode instance owes a word. */
@@ -93,7 +96,7 @@ function moves({ machine, world }: Node): Move[] {
     add({ kind: "decodeFailed", error: ERROR }, { decode: "ended", ...change }, optional);
   switch (world.decode) {
     case "sought":
-      add({ kind: "decodeAsked" }, { decode: "asked-started" });
+      add({ kind: "decodeFound" }, {});
       fail(); // There is none.
       break;
     case "asked":
@@ -109,33 +112,32 @@ function moves({ machine, world }: Node): Move[] {
       break;
     case "started":
       add({ kind: "decodeChunk" }, {}, true);
-      add({ kind: "decodeEnd" }, { decode: "ended", decodeEnded: true });
+      add({ kind: "decodeEnd", end: END }, { decode: "ended", decodeEnded: true });
       fail();
       break;
     case "asked-abandoned":
       add({ kind: "reserved" }, { decode: "abandoned" }, true);
       add({ kind: "decodeRefused", error: ERROR }, { decode: "ended" }, true);
+      add({ kind: "decodeSettled" }, { decode: "ended" });
       fail();
       break;
     case "abandoned": // What of a started answer was on the way still comes, its end too.
       add({ kind: "decodeChunk" }, {}, true);
-      add({ kind: "decodeEnd" }, { decode: "ended" });
+      add({ kind: "decodeEnd", end: END }, { decode: "ended" });
+      add({ kind: "decodeSettled" }, { decode: "ended" });
       fail();
       break;
     case "cut":
       add({ kind: "reserved" }, { decode: "cut-late" }, true);
       add({ kind: "decodeChunk" }, { decode: "cut-late" }, true);
-      add({ kind: "decodeEnd" }, { decode: "cut-late" }, true);
+      add({ kind: "decodeEnd", end: END }, { decode: "cut-late" }, true);
       fail({ decode: "cut-late" }, true);
       break;
     default:
   }
   // Of a clock; the call is still open, and the effect has to cut it.
   if (WAITING.has(world.decode) && WATCHED.has(machine.kind)) add({ kind: "decodeStalled", error: ERROR }, {}, true);
-  if (world.stops < STOP_LIMIT) {
-    add({ kind: "unwanted" }, { stops: world.stops + 1 }, true);
-    add({ kind: "overdue", error: ERROR }, { stops: world.stops + 1 }, true);
-  }
+  if (world.stops < STOP_LIMIT) add({ kind: "unwanted" }, { stops: world.stops + 1 }, true);
   add({ kind: "settleTimeout" }, {}, true);
   return list;
 }
@@ -143,20 +145,30 @@ function moves({ machine, world }: Node): Move[] {
 /** The world after an effect. Throws where the effect breaks a promise. */
 function apply(traits: LegTraits, world: World, effect: LegEffect): World {
   switch (effect.kind) {
-    case "openDecode":
-      assert.ok(world.decode === "none" || world.decode === "ended", "a second decode call while one is open");
-      assert.equal(world.finished, "no", "a decode call for a finished leg");
-      if (effect.ticket !== undefined) {
-        if (traits.unpaired === true) assert.ok(effect.ticket.unpaired, "a leg without prefill that does not say so");
-        else {
-          assert.equal(world.prefill, "done", "start without prefill success");
-          assert.equal(effect.ticket, TICKET, "start with another ticket than prefill's");
-        }
-        return { ...world, decode: "sought" };
+    case "seekDecode":
+      assert.ok(world.decode === "none" || world.decode === "ended", "a search while a decode leg is open");
+      assert.equal(world.finished, "no", "a search for a finished leg");
+      if (traits.unpaired !== true) assert.equal(world.prefill, "done", "a search without prefill success");
+      assert.equal(effect.refusal !== undefined, world.refusals > 0, "a refusal is told to the search after it");
+      return { ...world, decode: "sought" };
+    case "endSearch":
+      assert.equal(world.decode, "sought", "an end of a search that is not on");
+      return { ...world, decode: "ended" };
+    case "reserve":
+      assert.equal(world.finished, "no", "a reservation for a finished leg");
+      if (effect.ticket === undefined) {
+        assert.ok(traits.decodeFirst, "a reservation without start where prefill comes first");
+        assert.equal(world.decode, "none", "a second decode leg while one is open");
+        assert.equal(world.prefill, "none", "prefill before the reservation");
+        return { ...world, decode: "asked" };
       }
-      assert.ok(traits.decodeFirst, "a reservation without start where prefill comes first");
-      assert.equal(world.prefill, "none", "prefill before the reservation");
-      return { ...world, decode: "asked" };
+      assert.equal(world.decode, "sought", "a reservation where no instance was found");
+      if (traits.unpaired === true) assert.ok(effect.ticket.unpaired, "a leg without prefill that does not say so");
+      else {
+        assert.equal(world.prefill, "done", "start without prefill success");
+        assert.equal(effect.ticket, TICKET, "start with another ticket than prefill's");
+      }
+      return { ...world, decode: "asked-started" };
     case "callPrefill":
       assert.equal(world.prefill, "none", "prefill twice under one leg id");
       assert.ok(traits.unpaired !== true, "prefill for a leg without one");
@@ -193,12 +205,12 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
       assert.ok(traits.prefillCancellable, "cancel of a prefill that can't be cancelled");
       assert.equal(world.prefill, "running", "cancel of a prefill that does not run");
       return { ...world, prefill: "cut" };
-    case "cancelDecode":
+    case "cutDecode":
       assert.ok(
-        !["none", "ended", "cut", "cut-late"].includes(world.decode),
-        "cancel of a decode leg that was not opened",
+        !["none", "sought", "ended", "cut", "cut-late"].includes(world.decode),
+        "cut of a decode leg that is not open",
       );
-      return { ...world, decode: world.decode === "sought" ? "ended" : "cut" };
+      return { ...world, decode: "cut" };
     case "finish":
       assert.equal(world.finished, "no", "finished twice");
       if (effect.outcome.kind === "completed") assert.ok(world.decodeEnded, "completed without an end");
@@ -206,10 +218,10 @@ function apply(traits: LegTraits, world: World, effect: LegEffect): World {
   }
 }
 
-function check(traits: LegTraits, { machine, world }: Node, event: LegEvent, before: World): void {
+function check(traits: LegTraits, { machine, world }: Node, event: LegEvent, before: World, { effects }: Step): void {
   const over = machine.kind === "ended" || machine.kind === "settling";
   assert.equal(world.finished !== "no", over, "finished exactly when the client is served");
-  if (event.kind === "unwanted" || event.kind === "overdue") assert.ok(over, "a stop is obeyed at once");
+  if (event.kind === "unwanted") assert.ok(over, "a stop is obeyed at once");
   if (world.decode === "cut" && before.decode !== "cut") {
     assert.ok(event.kind === "decodeStalled" || event.kind === "settleTimeout", "a reset where a word would do");
   }
@@ -228,8 +240,15 @@ function check(traits: LegTraits, { machine, world }: Node, event: LegEvent, bef
   if (event.kind === "decodeChunk" && !over) assert.equal(machine.kind, "streaming", "a token that came is delivered");
   if (event.kind === "reserved" && !over)
     assert.notEqual(traits.unpaired === true ? "" : world.prefill, "none", "a reservation is used at once");
-  if (event.kind === "decodeStalled")
-    assert.equal(machine.kind, "ended", "what stands still is left at once, and not waited for again");
+  if (event.kind === "decodeFound" && !over)
+    assert.equal(world.decode, "asked-started", "an instance that was found is asked at once");
+  if (event.kind === "decodeStalled") {
+    assert.equal(machine.kind, "ended", "what stalled is left at once, and not waited for again");
+    const outcome = effects.flatMap((effect) => (effect.kind === "finish" ? [effect.outcome] : []))[0];
+    assert.ok(outcome?.kind === "failed" && outcome.side === "decode", "a stall of decode is a failure of decode");
+    // Whom it speaks against depends on it.
+    assert.equal(outcome.phase === "reserve", before.decode.startsWith("asked"), "a stall is told of its own part");
+  }
   if (event.kind === "settleTimeout")
     assert.ok(machine.kind !== "settling" || machine.decode !== "abandoned", "settled for ever");
   if (event.kind === "decodeFailed" && !traits.decodeFirst) assert.ok(over, "a lost decode leg is left at once");
@@ -282,7 +301,7 @@ export function explore(traits: LegTraits, machine: typeof step = step): Explora
         const taken = machine(traits, node.machine, move.event);
         const world = taken.effects.reduce((now, effect) => apply(traits, now, effect), move.world);
         const reached: Node = { machine: taken.state, world };
-        check(traits, reached, move.event, node.world);
+        check(traits, reached, move.event, node.world, taken);
         const to = key(reached);
         if (to !== from) successors.add(to);
         if (to !== from && !move.optional) moved = true;

@@ -36,10 +36,10 @@ const OPERATORS: readonly (readonly [string, RegExp, (match: RegExpExecArray) =>
   ],
   [
     "effect",
-    /\{ kind: "cancel(?:Decode|Prefill)" \}(?:, )?|(?<!function )abandon\([^()]*\)(?:, )?|\{ kind: "(?:sendStart|callPrefill|openDecode)"[^}]*\}/g,
+    /\{ kind: "(?:cutDecode|endSearch|cancelPrefill)" \}(?:, )?|(?<!function )abandon\([^()]*\)(?:, )?|\{ kind: "(?:sendStart|callPrefill|reserve|seekDecode)"[^}]*\}/g,
     () => [""],
   ],
-  ["finish", /finish\((?:outcome|stop)\)(?=\])/g, () => [""]],
+  ["finish", /finish\((?:outcome|CANCELLED)\)(?=\])/g, () => [""]],
   ["choice", /(?<=\n.*)(\w[\w. =!]*) \? ("?[\w]+"?) : ("?[\w]+"?)(?=;|\))/g, ({ 2: yes, 3: no }) => [yes!, no!]],
   [
     "claim",
@@ -48,7 +48,7 @@ const OPERATORS: readonly (readonly [string, RegExp, (match: RegExpExecArray) =>
   ],
   [
     "end",
-    /return (?:cut|left\(false, |left\(true, |left\(event\.nothingSent, )\(?(stop|outcome|failed\(.*\))\);/g,
+    /return (?:cut|left\(false, |left\(true, |left\(event\.nothingSent, )\(?(CANCELLED|outcome|failed\(.*\))\);/g,
     ({ 0: text, 1: outcome }) => [text.includes("cut") ? `return left(false, ${outcome});` : `return cut(${outcome});`],
   ],
 ];

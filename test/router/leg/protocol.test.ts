@@ -56,13 +56,13 @@ describe("the protocol of the two legs", () => {
     ],
     "does not cut an answer that stands still": [
       /ended while the decode leg is/,
-      (taken) => without(taken, "cancelDecode"),
+      (taken) => without(taken, "cutDecode"),
     ],
     "cuts an answer that nobody wants any more": [
       /a reset where a word would do/,
       (taken, event) =>
         event.kind === "unwanted" && taken.effects.some(({ kind }) => kind === "sendAbandon")
-          ? { state: { kind: "ended" }, effects: [{ kind: "cancelDecode" }, ...without(taken, "sendAbandon").effects] }
+          ? { state: { kind: "ended" }, effects: [{ kind: "cutDecode" }, ...without(taken, "sendAbandon").effects] }
           : taken,
     ],
     "forgets an answer that it abandoned": [
@@ -102,11 +102,14 @@ describe("the protocol of the two legs", () => {
   });
 
   it("takes the same ticket to another decode instance when one refuses", () => {
-    const taken = step(
-      { decodeFirst: false, prefillCancellable: true },
+    const traits: LegTraits = { decodeFirst: false, prefillCancellable: true };
+    const refused = step(
+      traits,
       { kind: "opening", ticket: TICKET, asked: true },
       { kind: "decodeRefused", error: ERROR },
     );
-    assert.deepEqual(taken.effects, [{ kind: "openDecode", ticket: TICKET }]);
+    assert.deepEqual(refused.effects, [{ kind: "seekDecode", refusal: ERROR }]);
+    const found = step(traits, refused.state, { kind: "decodeFound" });
+    assert.deepEqual(found.effects, [{ kind: "reserve", ticket: TICKET }]);
   });
 });

@@ -1,0 +1,120 @@
+// The prefill side of one attempt: an entry in the books from the start, then one order with a bound of its own. The bound
+// also holds while the leg settles: a prefill that can't be cancelled goes on after the answer was given up.
+import type { Deadline } from "../../common/deadlines.ts";
+import type { ServiceError } from "../../common/errors.ts";
+import type { Instance } from "../pool/pool.ts";
+import { estimateTokens } from "../request/estimate-tokens.ts";
+import { prefillBoundMs, prefillStalled, timeLeftMs, waitingTokens } from "./bounds.ts";
+import type { LegContext, LegTask, SideRunner } from "./context.ts";
+import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";
+import { fromInstance, sentNothing, type SideEnd } from "./verdict.ts";
+
+interface Running {
+  readonly prefill: Instance;
+  readonly remote: RemotePrefill;
+  readonly due: Deadline;
+  /** Of this prompt and those before it. */
+  readonly tokens: number;
+}
+
+export class PrefillSide implements PrefillListener {
+  /** Of the token that prefill wrote, where its engine reports it. */
+  firstLogprob: number | undefined;
+  readonly #context: LegContext;
+  readonly #task: LegTask;
+  readonly #runner: SideRunner;
+  /** The instance that the leg is counted on. */
+  #held: Instance | undefined;
+  #running: Running | undefined;
+
+  constructor(context: LegContext, task: LegTask, runner: SideRunner) {
+    this.#context = context;
+    this.#task = task;
+    this.#runner = runner;
+  }
+
+  /** Counted from the start and not from the call, or a burst would all see the same least loaded instance. */
+  hold(): void {
+    const { prefill, draft, request } = this.#task;
+    if (prefill === undefined) return;
+    draft.prefillInstanceId = prefill.info.instanceId;
+    this.#held = prefill;
+    this.#context.books.legStarted(prefill, estimateTokens(request));
+  }
+
+  /** @param decodeKvAddress Empty where the connector pairs by no address. */
+  call(decodeKvAddress: string): void {
+    const { request, draft, promptIndex } = this.#task;
+    const { limits, clock, deadlines, linkTo } = this.#context;
+    const prefill = this.#task.prefill!;
+    const nowMs = clock.nowMs();
+    // A load that came since the reservation may not count this prompt any more.
+    const tokens = Math.max(waitingTokens(prefill), estimateTokens(request));
+    const boundMs = prefillBoundMs(limits, prefill, tokens);
+    const remote = linkTo(prefill).prefill(
+      {
+        legId: draft.legId,
+        path: request.path,
+        body: request.body,
+        promptIndex,
+        decodeKvAddress,
+        // What decode was told, too.
+        prefillKvAddress: decodeKvAddress === "" ? "" : prefill.info.kvAddress,
+        timeoutMs: timeLeftMs(request, nowMs),
+      },
+      this,
+    );
+    this.#running = { prefill, remote, tokens, due: deadlines.at(nowMs + boundMs, () => this.#late(boundMs)) };
+  }
+
+  cancel(): void {
+    this.#over()?.remote.cancel();
+  }
+
+  /** Ends the entry in the books. A prefill that was never called has no `end`. */
+  release(end?: SideEnd): void {
+    const held = this.#held;
+    if (held === undefined) return;
+    this.#held = undefined;
+    if (end !== undefined) this.#context.metrics.leg("prefill", end.outcome);
+    this.#context.books.legEnded(held, end?.verdict ?? "none");
+  }
+
+  onDone({ ticket, promptTokens, kvBytes, firstLogprob }: PrefillAnswer): void {
+    const { draft } = this.#task;
+    const { prefill, tokens } = this.#over()!;
+    const { cachedTokens } = ticket;
+    this.firstLogprob = firstLogprob;
+    draft.promptTokens = promptTokens;
+    if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
+    if (kvBytes !== undefined) {
+      draft.kvBytes = kvBytes;
+      this.#context.metrics.kvBytes(kvBytes);
+    }
+    this.#runner.dispatch({ kind: "prefillDone", ticket });
+    // What was found in the cache cost nothing, and would make the instance look faster than it is.
+    if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
+      this.#context.books.prefilled(prefill, tokens, draft.prefillMs);
+  }
+
+  onFailed(failure: ServiceError): void {
+    this.#over();
+    this.#failed(fromInstance(failure, "prefill"));
+  }
+
+  #late(boundMs: number): void {
+    this.cancel();
+    this.#failed(prefillStalled(boundMs, this.#runner.where()));
+  }
+
+  #failed(error: ServiceError): void {
+    this.#runner.dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
+  }
+
+  #over(): Running | undefined {
+    const running = this.#running;
+    this.#running = undefined;
+    running?.due.cancel();
+    return running;
+  }
+}

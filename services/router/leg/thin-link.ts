@@ -1,0 +1,149 @@
+// An instance over its thin channel: a bidirectional call for each decode leg, a unary one for each prefill leg.
+import { fromBinary } from "@bufbuild/protobuf";
+import { DecodeService, type End, EndSchema, FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
+import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
+import { asServiceError, ServiceError } from "../../common/errors.ts";
+import type { Log } from "../../common/log.ts";
+import { methodPath } from "../../rpc/service.ts";
+import type { ThinCall, ThinChannel } from "../../rpc/thin-client.ts";
+import type { AnswerEnd } from "../request/request.ts";
+import { DecodeFrame } from "./decode-frame.ts";
+import type {
+  DecodeListener,
+  InstanceLink,
+  PrefillListener,
+  PrefillOrder,
+  RemoteDecode,
+  RemotePrefill,
+  Reservation,
+} from "./instance-link.ts";
+import type { Ticket } from "./protocol.ts";
+import { abandonMessage, prefillMessage, reserveMessage, startMessage } from "./wire.ts";
+
+const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
+const PREFILL_PATH = methodPath(PrefillService, PrefillService.method.prefill);
+/** Read to its end before another leg's message comes, so one serves them all. */
+const frame = new DecodeFrame();
+
+export function thinLink(channel: ThinChannel, log: Log): InstanceLink {
+  return {
+    reserve: (reservation, listener) => new DecodeCall(channel, reservation, listener),
+    prefill: (order, listener) => callPrefill(channel, order, listener, log),
+  };
+}
+
+class DecodeCall implements RemoteDecode {
+  readonly #call: ThinCall;
+  readonly #listener: DecodeListener;
+  #over = false;
+
+  constructor(channel: ThinChannel, reservation: Reservation, listener: DecodeListener) {
+    const { body, promptIndex, timeoutMs, face, ...words } = reservation;
+    const { createdUnixS: created, ...seen } = face;
+    this.#listener = listener;
+    this.#call = channel.open(
+      DECODE_PATH,
+      { onMessage: (message) => this.#onMessage(message), onEnd: (error) => this.#onEnd(error) },
+      { timeoutMs },
+    );
+    const index = promptIndex === undefined ? {} : { promptIndex };
+    this.#call.write(reserveMessage({ ...words, ...index, face: { ...seen, created } }, body));
+  }
+
+  start(ticket: Ticket): void {
+    // Not half-closed: it may have to be abandoned yet.
+    this.#call.write(startMessage(ticket));
+  }
+
+  abandon(reason: string, nothingSent: boolean): void {
+    this.#call.write(abandonMessage(reason, nothingSent));
+    this.#readOut();
+  }
+
+  cut(): void {
+    this.#over = true;
+    this.#call.cancel();
+  }
+
+  pause(): void {
+    this.#call.pause();
+  }
+
+  resume(): void {
+    this.#call.resume();
+  }
+
+  /** Says that nothing follows, and takes what is under way: a call that is held back would not hear its end. */
+  #readOut(): void {
+    this.#call.halfClose();
+    this.#call.resume();
+  }
+
+  // The token path.
+  #onMessage(message: Buffer): void {
+    if (this.#over) return;
+    frame.read(message);
+    const { events, reserved, end } = frame;
+    if (reserved) this.#listener.onReserved();
+    if (events.length > 0 && !this.#over) this.#listener.onEvents(events);
+    if (end === undefined || this.#over) return;
+    const answerEnd = readEnd(end);
+    this.#over = true;
+    this.#readOut();
+    this.#listener.onCompleted(answerEnd);
+  }
+
+  #onEnd(error: ServiceError | undefined): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#listener.onEnded(error);
+  }
+}
+
+/** Unreadable is a failure of the instance, as it is of a whole message. */
+function readEnd(bytes: Buffer): AnswerEnd {
+  let end: End;
+  try {
+    end = fromBinary(EndSchema, bytes);
+  } catch (cause) {
+    throw new ServiceError("engine_failed", "The decode instance sent an end that can't be read.", { cause });
+  }
+  const { finishReason, promptTokens, completionTokens, cachedTokens } = end;
+  return { finishReason: wordOf(finishReason), promptTokens, completionTokens, cachedTokens };
+}
+
+/** OpenAI's word is the value's own name. What a later version adds counts as `stop`, as decode.proto says. */
+function wordOf(reason: FinishReason): string {
+  if (reason === FinishReason.UNSPECIFIED) return "stop";
+  return FinishReason[reason]?.toLowerCase() ?? "stop";
+}
+
+function callPrefill(channel: ThinChannel, order: PrefillOrder, listener: PrefillListener, log: Log): RemotePrefill {
+  const { body, promptIndex, timeoutMs, ...words } = order;
+  const index = promptIndex === undefined ? {} : { promptIndex };
+  let over = false;
+  let cancel = (): void => {};
+  channel
+    .unary(PREFILL_PATH, prefillMessage({ ...words, ...index }, body), {
+      timeoutMs,
+      onCancelable: (fn) => {
+        cancel = fn;
+      },
+    })
+    .then((bytes) => fromBinary(PrefillResponseSchema, bytes))
+    .then(
+      ({ ticket: text, cachedTokens, promptTokens, kvBytes, firstLogprob }) => {
+        if (!over) listener.onDone({ ticket: { text, cachedTokens }, promptTokens, kvBytes, firstLogprob });
+      },
+      (thrown: unknown) => {
+        if (!over) listener.onFailed(asServiceError(thrown));
+      },
+    )
+    .catch((error: unknown) => log.error("a prefill leg's handler failed", { legId: order.legId, error }));
+  return {
+    cancel() {
+      over = true;
+      cancel();
+    },
+  };
+}

@@ -1,0 +1,110 @@
+// What a step of the protocol says of the instances that the leg ran on: which side it ends, how that is counted, and
+// whom it speaks against. Pure; run.ts tells the books.
+import { ServiceError, type FailureCode } from "../../common/errors.ts";
+import type { Verdict } from "../pool/breaker.ts";
+import type { LegEnd } from "../request/metrics.ts";
+import type { LegEffect, LegEvent, LegState, LegTraits, Side } from "./protocol.ts";
+
+/** One side of the leg has ended. */
+export interface SideEnd {
+  readonly outcome: LegEnd;
+  /** Of its instance. */
+  readonly verdict: Verdict;
+}
+
+export interface Judgement {
+  readonly prefill: SideEnd | undefined;
+  readonly decode: SideEnd | undefined;
+  /** Of the two together. */
+  readonly pair: Verdict;
+}
+
+export function judge(traits: LegTraits, before: LegState, event: LegEvent, effects: readonly LegEffect[]): Judgement {
+  return {
+    prefill: prefillEnd(traits, event, effects),
+    decode: decodeEnd(before, event, effects),
+    pair: pairVerdict(effects),
+  };
+}
+
+const COMPLETED: SideEnd = { outcome: "completed", verdict: "good" };
+const CANCELLED: SideEnd = { outcome: "cancelled", verdict: "none" };
+
+function prefillEnd(traits: LegTraits, event: LegEvent, effects: readonly LegEffect[]): SideEnd | undefined {
+  if (event.kind === "prefillDone") return COMPLETED;
+  if (effects.some(({ kind }) => kind === "cancelPrefill")) return CANCELLED;
+  if (event.kind !== "prefillFailed") return undefined;
+  const { code } = event.error;
+  if (code !== "leg_stalled") return { outcome: code, verdict: verdictOf(code) };
+  // Where prefill pushes the KV it may as well be decode that doesn't take it: that speaks against the pair alone.
+  return { outcome: code, verdict: traits.decodeFirst ? "none" : "wedged" };
+}
+
+function decodeEnd(before: LegState, event: LegEvent, effects: readonly LegEffect[]): SideEnd | undefined {
+  switch (event.kind) {
+    case "decodeEnd":
+      return COMPLETED;
+    case "decodeSettled":
+      return CANCELLED;
+    case "decodeRefused":
+    case "decodeFailed":
+      return { outcome: event.error.code, verdict: verdictOf(event.error.code) };
+    case "decodeStalled":
+      return { outcome: event.error.code, verdict: stallVerdict(before) };
+    default:
+      return effects.some(({ kind }) => kind === "cutDecode") ? CANCELLED : undefined;
+  }
+}
+
+/** Between prefill and the first token it may be either instance: that speaks against the pair, and less against this one. */
+function stallVerdict(before: LegState): Verdict {
+  return before.kind === "transferring" ? "bad" : "wedged";
+}
+
+function pairVerdict(effects: readonly LegEffect[]): Verdict {
+  for (const effect of effects) {
+    if (effect.kind !== "finish") continue;
+    const { outcome } = effect;
+    if (outcome.kind === "completed") return "good";
+    if (outcome.kind === "cancelled") return "none";
+    if (outcome.error.code === "kv_transfer_failed") return "bad";
+    const kvIsLate = outcome.phase === "transfer" || outcome.phase === "prefill";
+    if (outcome.error.code === "leg_stalled" && kvIsLate) return "wedged";
+  }
+  return "none";
+}
+
+/** Failures that speak against the instance itself, whatever the request was. */
+const BLAMED: ReadonlySet<FailureCode> = new Set<FailureCode>([
+  "instance_unavailable",
+  "instance_lost",
+  "engine_failed",
+  "internal",
+]);
+
+function verdictOf(code: FailureCode): Verdict {
+  return BLAMED.has(code) ? "bad" : "none";
+}
+
+/** Refused before anything ran: a prefill that fails so has sent no KV. */
+const NOTHING_SENT: ReadonlySet<FailureCode> = new Set<FailureCode>([
+  "invalid_request",
+  "engine_refused",
+  "not_supported",
+  "body_too_large",
+  "unauthenticated",
+  "permission_denied",
+  "instance_busy",
+  "instance_unavailable",
+  "queue_full",
+]);
+
+export function sentNothing(error: ServiceError): boolean {
+  return NOTHING_SENT.has(error.code);
+}
+
+/** `error` as our client may see it: an instance's "cancelled" is not our client's. */
+export function fromInstance(error: ServiceError, side: Side): ServiceError {
+  if (error.code !== "cancelled") return error;
+  return new ServiceError("instance_lost", `The ${side} instance broke off.`, { cause: error });
+}
