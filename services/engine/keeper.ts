@@ -38,6 +38,8 @@ export interface KeeperOptions {
   readonly work: () => EngineWork;
   /** Longest time without a token, beside what prompts need. An engine that exceeds it is wedged. */
   readonly stallMs: number;
+  /** What it gets on top while a request in it waits for its KV. Default 0. */
+  readonly kvWaitMs?: number;
   /** Resolves when nothing runs on the engine any more, or may any longer. Left out: nothing is waited for. */
   readonly emptied?: (stop: AbortSignal) => Promise<void>;
 }
@@ -88,7 +90,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     counted = undefined;
     polling = false;
     void next.ended.then((error) => lose(engine, error));
-    const judge = createProgressJudge({ stallMs: o.stallMs, tickMs });
+    const judge = createProgressJudge({ stallMs: o.stallMs, kvWaitMs: o.kvWaitMs ?? 0, tickMs });
     tickTimer = setInterval(() => tick(engine, judge), tickMs);
     tickTimer.unref();
     changed();

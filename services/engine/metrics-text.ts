@@ -3,6 +3,8 @@
 export interface EngineGauges {
   readonly running: number;
   readonly waiting: number;
+  /** Of them, those that wait for their KV. vLLM says so from 0.23 on. */
+  readonly deferred: number;
   /** 0 to 1. */
   readonly kvUsageRatio: number;
   /** Counters since the engine's start. On a wedged engine they stand still, as do the gauges. */
@@ -13,6 +15,7 @@ export interface EngineGauges {
 export const NO_GAUGES: EngineGauges = {
   running: 0,
   waiting: 0,
+  deferred: 0,
   kvUsageRatio: 0,
   promptTokens: 0,
   generationTokens: 0,
@@ -23,6 +26,7 @@ export function readGauges(text: string): EngineGauges {
   return {
     running: sum(text, "vllm:num_requests_running"),
     waiting: sum(text, "vllm:num_requests_waiting"),
+    deferred: sum(text, "vllm:num_requests_waiting_by_reason", 'reason="deferred"'),
     kvUsageRatio: Math.max(0, ...values(text, "vllm:kv_cache_usage_perc")),
     promptTokens: sum(text, "vllm:prompt_tokens_total"),
     generationTokens: sum(text, "vllm:generation_tokens_total"),
@@ -35,11 +39,12 @@ export function readBlockSize(text: string): number {
   return found === null ? 0 : Number(found[1]);
 }
 
-function sum(text: string, name: string): number {
-  return values(text, name).reduce((total, value) => total + value, 0);
+function sum(text: string, name: string, label = ""): number {
+  return values(text, name, label).reduce((total, value) => total + value, 0);
 }
 
-function values(text: string, name: string): number[] {
+/** @param label Only of series that have it. */
+function values(text: string, name: string, label = ""): number[] {
   const found: number[] = [];
   // A plain search: the text is 100 KB on a busy engine, and a pattern over every line costs 10 times as much.
   for (let at = text.indexOf(name); at !== -1; at = text.indexOf(name, at + name.length)) {
@@ -48,6 +53,7 @@ function values(text: string, name: string): number[] {
     if (after !== "{" && after !== " ") continue;
     const end = text.indexOf("\n", at);
     const line = text.slice(at + name.length, end === -1 ? text.length : end);
+    if (!line.includes(label)) continue;
     const value = Number(
       line
         .slice(line.lastIndexOf("}") + 1)

@@ -1,6 +1,7 @@
 // Whether an engine works on, by what it has counted and not by what it says of its health: a wedged vLLM answers
 // /health with 200 and takes new requests for ever. Its token counters stand still while requests are in it.
 // Source: protocol notes on vLLM 0.23, P2P NCCL: a missing peer stops the engine core, the API server lives on.
+import type { EngineGauges } from "./metrics-text.ts";
 
 /** What an instance has given to its engine. */
 export interface EngineWork {
@@ -10,10 +11,12 @@ export interface EngineWork {
   readonly promptTokens: number;
 }
 
+export type EngineCounts = Pick<EngineGauges, "promptTokens" | "generationTokens" | "deferred">;
+
 export interface ProgressSample extends EngineWork {
   readonly nowMs: number;
-  /** Tokens that the engine has counted so far. Undefined while it has told none. */
-  readonly counted: { readonly promptTokens: number; readonly generationTokens: number } | undefined;
+  /** What the engine said last: tokens that it counted so far, and requests that wait for their KV. Undefined before. */
+  readonly counted: EngineCounts | undefined;
 }
 
 export interface ProgressJudge {
@@ -30,12 +33,19 @@ const RATE_WEIGHT = 0.2;
 /** A tick that comes so many times too late shows that this process stood still, and nothing of the engine. */
 const OWN_PAUSE_TICKS = 3;
 
-/** @param stallMs Longest time without a token, beside what prompts need. */
+/**
+ * @param o.stallMs Longest time without a token, beside what prompts and KV need.
+ * @param o.kvWaitMs What the engine is given on top while a request in it waits for its KV: the first transfer from a partner
+ *   sets up their connection, and may hold up everything else in the engine meanwhile. Who is late with KV is for the router
+ *   to say, which knows both.
+ */
 export function createProgressJudge({
   stallMs,
+  kvWaitMs,
   tickMs,
 }: {
   readonly stallMs: number;
+  readonly kvWaitMs: number;
   readonly tickMs: number;
 }): ProgressJudge {
   /** The last moment at which it moved, or had nothing to do. */
@@ -65,8 +75,11 @@ export function createProgressJudge({
       }
       if (awaitedTokens === 0) awaitedTokens = promptTokens;
       const frozenMs = nowMs - sinceMs;
-      if (frozenMs < stallMs + (awaitedTokens / ratePerMs) * RATE_MARGIN) return undefined;
-      return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it`;
+      const deferred = last?.deferred ?? 0;
+      const allowedMs = stallMs + (awaitedTokens / ratePerMs) * RATE_MARGIN + (deferred > 0 ? kvWaitMs : 0);
+      if (frozenMs < allowedMs) return undefined;
+      const waiting = deferred > 0 ? `, ${deferred} waiting for KV` : "";
+      return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}`;
     },
   };
 }

@@ -182,10 +182,11 @@ export async function startInstance(
       legs: board.waitingForEngine,
       promptTokens: role === "prefill" ? board.load().queuedTokens : 0,
     });
+    const kvWaitMs = role === "decode" ? connector.traits.firstTransferMs : 0;
     const emptied = (gone: AbortSignal): Promise<void> =>
       untilSo(board, () => board.remaining === 0, config["drain.grace_ms"], gone);
     const running = (keeper = await keepEngine(
-      { source, log, work, stallMs: config.stall_ms, emptied },
+      { source, log, work, stallMs: config.stall_ms, kvWaitMs, emptied },
       anySignal(stop, over.signal),
     ));
     let lastLive = running.live;

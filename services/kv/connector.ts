@@ -22,8 +22,11 @@ export interface Traits {
   readonly abandoned: "drain" | "release" | "lease";
   /** Engines also serve requests that belong to no pair. Where false, such a request is refused, or kills the engine. */
   readonly servesUnpaired: boolean;
-  /** The first transfer between two engines sets up a connection of its own, which may take many seconds. */
-  readonly warmsPairs: boolean;
+  /**
+   * What the first KV transfer between two engines may take, in milliseconds, because it sets up their connection: again
+   * after each start of either. 0: no longer than any other.
+   */
+  readonly firstTransferMs: number;
   /** A prefill engine whose decode engine dies while it sends waits for it for ever, and serves nobody any more. */
   readonly wedgedByPartner: boolean;
 }

@@ -18,9 +18,9 @@ export function connectorOf(name: string): Connector {
   throw new ServiceError("invalid_request", `Unknown connector "${name}". There are: ${CONNECTOR_NAMES.join(", ")}.`);
 }
 
-/** Whether the first transfer between two engines is to be made before users come. False for one that isn't known. */
-export function warmsPairs(name: string): boolean {
-  return Object.hasOwn(CONNECTORS, name) && CONNECTORS[name as ConnectorName].traits.warmsPairs;
+/** What the first KV transfer between two engines of this connector may take. 0 for one that isn't known. */
+export function firstTransferMs(name: string): number {
+  return Object.hasOwn(CONNECTORS, name) ? CONNECTORS[name as ConnectorName].traits.firstTransferMs : 0;
 }
 
 /** Whether engines of this connector also serve requests that belong to no pair. False for one that isn't known. */

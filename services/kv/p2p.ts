@@ -13,7 +13,8 @@ export const p2pNccl: Connector = {
     prefillCancellable: false,
     abandoned: "drain",
     servesUnpaired: false,
-    warmsPairs: true,
+    // ncclCommInitRank, within the first prefill; under a second where it was seen.
+    firstTransferMs: 10_000,
     // Seen on vLLM 0.23: after its decode was killed, prefill answered nobody, also for a decode that lived.
     wedgedByPartner: true,
   },
@@ -28,7 +29,7 @@ export const p2pNccl: Connector = {
 
 export const p2pZmq: Connector = {
   ...p2pNccl,
-  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release", warmsPairs: false, wedgedByPartner: false },
+  traits: { ...p2pNccl.traits, name: "p2p-zmq", abandoned: "release", firstTransferMs: 0, wedgedByPartner: false },
   settleRequest: (context) => ({
     path: "/kv/release",
     headers: { "content-type": "application/json" },

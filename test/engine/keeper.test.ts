@@ -12,7 +12,7 @@ import { identityOf } from "../../services/engine/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
 import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
-import { silentLog } from "../support/log-sink.ts";
+import { logSink, silentLog } from "../support/log-sink.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
 
 // Speaks just enough to be found ready: a Node without TypeScript starts in 40 ms.
@@ -146,7 +146,8 @@ describe("an engine that Tandem starts", () => {
   });
 
   it("is started again on a fresh KV port when it stands still, and its calls end, although it says it is well", async () => {
-    const keeper = await start({}, 200);
+    const { log, events } = logSink();
+    const keeper = await start({}, 200, { log });
     const first = keeper.live!;
     const silent = first.http.fetch({ method: "GET", path: "/silence" });
     silent.catch(() => {});
@@ -154,6 +155,7 @@ describe("an engine that Tandem starts", () => {
     await assert.rejects(within(silent, "the end of the call", 500), /engine stopped/);
     const second = await eventually("the next engine", () => keeper.live);
     assert.notEqual(second.kvAddress, first.kvAddress);
+    assert.match(String(events("the engine is lost")[0]?.["why"]), /wedged: no token for 0\.\d s with 1 request in it/);
   });
 
   it("fails to start with its last words, and leaves nothing", async () => {

@@ -8,6 +8,7 @@ describe("an engine's metrics", () => {
     assert.deepEqual(readGauges(text), {
       running: 0,
       waiting: 0,
+      deferred: 0,
       kvUsageRatio: 0,
       promptTokens: 1416,
       generationTokens: 1493,
@@ -20,7 +21,9 @@ describe("an engine's metrics", () => {
       "# HELP vllm:num_requests_running x",
       'vllm:num_requests_running{engine="0"} 2.0',
       'vllm:num_requests_running{engine="1"} 3.0 1700000000',
-      'vllm:num_requests_waiting_by_reason{engine="0",reason="a"} 9.0',
+      'vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0',
+      'vllm:num_requests_waiting_by_reason{engine="0",reason="deferred"} 2.0',
+      'vllm:num_requests_waiting_by_reason{engine="1",reason="deferred"} 1.0',
       'vllm:num_requests_waiting{engine="0"} 1',
       'vllm:kv_cache_usage_perc{engine="0"} 0.25',
       'vllm:kv_cache_usage_perc{engine="1"} 0.5',
@@ -29,6 +32,7 @@ describe("an engine's metrics", () => {
     assert.deepEqual(readGauges(text), {
       running: 5,
       waiting: 1,
+      deferred: 3,
       kvUsageRatio: 0.5,
       promptTokens: 7000,
       generationTokens: 0,

@@ -3,20 +3,21 @@ import { createProgressJudge, type ProgressSample } from "../../services/engine/
 
 const TICK_MS = 500;
 const STALL_MS = 2_000;
+const KV_WAIT_MS = 20_000;
 
 /** Ticks until it is judged wedged, or `limitMs` have passed. Returns how long that took. */
 function wedgedAfter(sampleAt: (ms: number) => Omit<ProgressSample, "nowMs">, limitMs = 60_000): number | undefined {
-  const judge = createProgressJudge({ stallMs: STALL_MS, tickMs: TICK_MS });
+  const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
   for (let ms = 0; ms <= limitMs; ms += TICK_MS) {
     if (judge.judge({ nowMs: 1_000_000 + ms, ...sampleAt(ms) }) !== undefined) return ms;
   }
   return undefined;
 }
-const STILL = { promptTokens: 7, generationTokens: 7 };
+const STILL = { promptTokens: 7, generationTokens: 7, deferred: 0 };
 const decoding = (legs: number, generationTokens: number): Omit<ProgressSample, "nowMs"> => ({
   legs,
   promptTokens: 0,
-  counted: { promptTokens: 7, generationTokens },
+  counted: { ...STILL, generationTokens },
 });
 
 describe("the judge of an engine's progress", () => {
@@ -32,7 +33,7 @@ describe("the judge of an engine's progress", () => {
   });
 
   it("says how long it stood still and what waits for it", () => {
-    const judge = createProgressJudge({ stallMs: STALL_MS, tickMs: TICK_MS });
+    const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     let told: string | undefined;
     for (let nowMs = 0; told === undefined; nowMs += TICK_MS) told = judge.judge({ nowMs, ...decoding(2, 7) });
     assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it");
@@ -73,9 +74,32 @@ describe("the judge of an engine's progress", () => {
     const seen = wedgedAfter((ms) => ({
       legs: 1,
       promptTokens: 1_000,
-      counted: { promptTokens: Math.min(ms, 20_000) * 10, generationTokens: 0 },
+      counted: { ...STILL, promptTokens: Math.min(ms, 20_000) * 10 },
     }))!;
     assert.ok(seen >= 20_000 + STALL_MS && seen <= 20_000 + STALL_MS + 1_000, `${seen}`);
+  });
+
+  it("does not take a wait for KV for a stall: it has a bound of its own, also for what it holds up", () => {
+    const waiting = (legs: number, deferred: number) =>
+      wedgedAfter(() => ({ legs, promptTokens: 0, counted: { ...STILL, deferred } }));
+    assert.equal(waiting(1, 1), STALL_MS + KV_WAIT_MS);
+    assert.equal(waiting(3, 1), STALL_MS + KV_WAIT_MS);
+    assert.equal(waiting(3, 0), STALL_MS);
+    // KV that came within the bound moves the engine on, and a stall after it is found as any other.
+    const moved = wedgedAfter((ms) => ({
+      legs: 2,
+      promptTokens: 0,
+      counted: { ...STILL, deferred: ms < 15_000 ? 1 : 0, generationTokens: ms < 15_000 ? 7 : 8 },
+    }));
+    assert.equal(moved, 15_000 + STALL_MS);
+  });
+
+  it("says so where it waited for KV too long", () => {
+    const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: 0, tickMs: TICK_MS });
+    let told: string | undefined;
+    for (let nowMs = 0; told === undefined; nowMs += TICK_MS)
+      told = judge.judge({ nowMs, legs: 2, promptTokens: 0, counted: { ...STILL, deferred: 1 } });
+    assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it, 1 waiting for KV");
   });
 
   it("waits no longer for prompts that queue up behind a wedge", () => {
@@ -84,7 +108,7 @@ describe("the judge of an engine's progress", () => {
   });
 
   it("blames a pause of its own process on nobody", () => {
-    const judge = createProgressJudge({ stallMs: STALL_MS, tickMs: TICK_MS });
+    const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     const at = (nowMs: number): string | undefined => judge.judge({ nowMs, ...decoding(1, 7) });
     assert.equal(at(0), undefined);
     assert.equal(at(500), undefined);
