@@ -180,7 +180,7 @@ export const routerConfig = defineConfig(
       min: 1,
       max: 3_600_000,
       unit: "ms",
-      doc: "From prefill's answer to the first token of a stream: KV transfer and first decode step. After it the leg is tried elsewhere.",
+      doc: "From prefill's answer to the first token of a stream: KV transfer and first decode step; more for the first transfer of two engines (nixl: 60 s). After it the leg is tried elsewhere.",
     }),
     "first_token.timeout_ms": integer({
       default: 300_000,

@@ -8,6 +8,8 @@ export interface Books {
   legEnded(instance: Instance, verdict: Verdict): void;
   /** What a leg says of its two instances together. */
   pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
+  /** Whether KV has moved between the two since both of them started. */
+  isWarm(prefill: Instance, decode: Instance): boolean;
   /** @param tokens That were computed, or waited for, in `ms`. */
   prefilled(prefill: Instance, tokens: number, ms: number): void;
 }

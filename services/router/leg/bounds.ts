@@ -1,6 +1,8 @@
 // How long each part of a leg may take. An error that one of them makes says which, and where the time went.
 import { ServiceError } from "../../common/errors.ts";
+import { firstTransferMs } from "../../kv/index.ts";
 import type { Instance } from "../pool/pool.ts";
+import type { Books } from "./books.ts";
 import type { RelayLimits, RelayRequest } from "../request/request.ts";
 
 /** Prompt tokens that `prefill` has to compute before the next one is done, as far as is known. */
@@ -21,6 +23,11 @@ export function prefillBoundMs(
 ): number {
   if (prefillSlack === 0 || prefill.tokensPerMs === 0) return prefillTimeoutMs;
   return Math.min(prefillTimeoutMs, Math.ceil(prefillFloorMs + (prefillSlack * tokens) / prefill.tokensPerMs));
+}
+
+/** What a transfer between the two may take because it sets up their connection. 0 where KV has moved before. */
+export function setUpMs(books: Pick<Books, "isWarm">, prefill: Instance, decode: Instance): number {
+  return books.isWarm(prefill, decode) ? 0 : firstTransferMs(decode.info.connector);
 }
 
 /** A pace that was slow once is forgotten by so much with each answer that was quicker. */
@@ -52,28 +59,19 @@ export class AnswerPaces {
   }
 }
 
-export type QuietPart = "reserve" | "transfer" | "decode";
-
-/** How long the decode instance may be quiet in each part. */
-export function quietLimitMs(limits: RelayLimits, part: QuietPart): number {
-  return part === "reserve" ? limits.reserveTimeoutMs : part === "transfer" ? limits.transferTimeoutMs : limits.stallMs;
-}
+/** What a decode instance owes within a bound. `answer`: all of it, wanted in one piece. */
+export type QuietPart = "reserve" | "transfer" | "answer" | "decode";
 
 const WORDS: Record<QuietPart, string> = {
-  reserve: "The decode instance did not answer the reservation",
-  transfer: "No token came after prefill",
-  decode: "The decode instance sent nothing",
+  reserve: "The decode instance did not answer the reservation for",
+  transfer: "No token came after prefill for",
+  answer: "The answer, wanted in one piece, was not complete within",
+  decode: "The decode instance sent nothing for",
 };
 
+/** @param where The time went so far. */
 export function stalled(part: QuietPart, limitMs: number, where: string): ServiceError {
-  return new ServiceError("leg_stalled", `${WORDS[part]} for ${limitMs} ms (${where}).`);
-}
-
-export function answerStalled(limitMs: number, where: string): ServiceError {
-  return new ServiceError(
-    "leg_stalled",
-    `The answer, wanted in one piece, was not complete within ${limitMs} ms (${where}).`,
-  );
+  return new ServiceError("leg_stalled", `${WORDS[part]} ${limitMs} ms (${where}).`);
 }
 
 export function prefillStalled(boundMs: number, where: string): ServiceError {

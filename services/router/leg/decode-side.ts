@@ -4,7 +4,7 @@ import type { Deadline } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { AnswerEnd } from "../request/request.ts";
-import { answerStalled, quietLimitMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
+import { setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
 import type { LegContext, LegTask, SideRunner } from "./context.ts";
 import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.ts";
 import type { LegEvent, Ticket } from "./protocol.ts";
@@ -81,7 +81,12 @@ export class DecodeSide implements DecodeListener {
     const decode = this.on!;
     const remote = this.#context.linkTo(decode).reserve(this.#reservation(decode), this);
     if (ticket !== undefined) remote.start(ticket);
-    this.#enter({ kind: "asked", remote, due: this.#within("reserve"), started: ticket !== undefined });
+    this.#enter({
+      kind: "asked",
+      remote,
+      due: this.#within("reserve", this.#context.limits.reserveTimeoutMs),
+      started: ticket !== undefined,
+    });
   }
 
   start(ticket: Ticket): void {
@@ -165,12 +170,14 @@ export class DecodeSide implements DecodeListener {
   }
 
   #startTransfer(remote: RemoteDecode): void {
-    const { request } = this.#task;
-    if (request.stream) return this.#enter({ kind: "transferring", remote, due: this.#within("transfer") });
-    // A body in one piece comes when it is complete, after minutes perhaps.
-    const { paces, limits } = this.#context;
-    const boundMs = paces.boundMs(limits, this.on!, request.maxTokens);
-    const due = this.#unless(boundMs, () => answerStalled(boundMs, this.#runner.where()));
+    const { limits, paces, books } = this.#context;
+    const { request, prefill } = this.#task;
+    const decode = this.on!;
+    const firstMs = prefill === undefined ? 0 : setUpMs(books, prefill, decode);
+    const due = request.stream
+      ? this.#within("transfer", Math.max(limits.transferTimeoutMs, firstMs))
+      : // A body in one piece comes when it is complete, after minutes perhaps.
+        this.#within("answer", paces.boundMs(limits, decode, request.maxTokens) + firstMs);
     this.#enter({ kind: "transferring", remote, due });
   }
 
@@ -180,21 +187,18 @@ export class DecodeSide implements DecodeListener {
     const phase = this.#phase as Streaming;
     if (phase.paused) return nowMs + stallMs;
     if (nowMs < phase.heardMs + stallMs) return phase.heardMs + stallMs;
-    this.#runner.dispatch({ kind: "decodeStalled", error: stalled("decode", stallMs, this.#runner.where()) });
+    this.#stalled("decode", stallMs);
     return undefined;
   }
 
-  #within(part: QuietPart): Deadline {
-    const limitMs = quietLimitMs(this.#context.limits, part);
-    return this.#unless(limitMs, () => stalled(part, limitMs, this.#runner.where()));
+  /** The instance owes a word within `limitMs`. */
+  #within(part: QuietPart, limitMs: number): Deadline {
+    const { deadlines, clock } = this.#context;
+    return deadlines.at(clock.nowMs() + limitMs, () => this.#stalled(part, limitMs));
   }
 
-  /** The instance owes a word within `limitMs`. */
-  #unless(limitMs: number, error: () => ServiceError): Deadline {
-    const { deadlines, clock } = this.#context;
-    return deadlines.at(clock.nowMs() + limitMs, () =>
-      this.#runner.dispatch({ kind: "decodeStalled", error: error() }),
-    );
+  #stalled(part: QuietPart, limitMs: number): void {
+    this.#runner.dispatch({ kind: "decodeStalled", error: stalled(part, limitMs, this.#runner.where()) });
   }
 
   #enter(next: Phase): void {

@@ -4,7 +4,7 @@ import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import { estimateTokens } from "../request/estimate-tokens.ts";
-import { prefillBoundMs, prefillStalled, timeLeftMs, waitingTokens } from "./bounds.ts";
+import { prefillBoundMs, prefillStalled, setUpMs, timeLeftMs, waitingTokens } from "./bounds.ts";
 import type { LegContext, LegTask, SideRunner } from "./context.ts";
 import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";
 import { fromInstance, sentNothing, type SideEnd } from "./verdict.ts";
@@ -42,24 +42,25 @@ export class PrefillSide implements PrefillListener {
     this.#context.books.legStarted(prefill, estimateTokens(request));
   }
 
-  /** @param decodeKvAddress Empty where the connector pairs by no address. */
-  call(decodeKvAddress: string): void {
-    const { request, draft, promptIndex } = this.#task;
-    const { limits, clock, deadlines, linkTo } = this.#context;
+  call(): void {
+    const { request, draft, promptIndex, decode } = this.#task;
+    const { limits, clock, deadlines, linkTo, books } = this.#context;
     const prefill = this.#task.prefill!;
     const nowMs = clock.nowMs();
     // A load that came since the reservation may not count this prompt any more.
     const tokens = Math.max(waitingTokens(prefill), estimateTokens(request));
-    const boundMs = prefillBoundMs(limits, prefill, tokens);
+    // Decode was picked already: prefill pushes its KV there, within this call.
+    const firstMs = decode === undefined ? 0 : setUpMs(books, prefill, decode);
+    const boundMs = prefillBoundMs(limits, prefill, tokens) + firstMs;
     const remote = linkTo(prefill).prefill(
       {
         legId: draft.legId,
         path: request.path,
         body: request.body,
         promptIndex,
-        decodeKvAddress,
         // What decode was told, too.
-        prefillKvAddress: decodeKvAddress === "" ? "" : prefill.info.kvAddress,
+        prefillKvAddress: decode === undefined ? "" : prefill.info.kvAddress,
+        decodeKvAddress: decode?.info.kvAddress ?? "",
         timeoutMs: timeLeftMs(request, nowMs),
       },
       this,

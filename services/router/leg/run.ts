@@ -129,7 +129,7 @@ export class LegRun implements LiveLeg {
       case "reserve":
         return this.#decode.reserve(effect.ticket);
       case "callPrefill":
-        return this.#prefill.call(this.task.traits.decodeFirst ? this.#decode.on!.info.kvAddress : "");
+        return this.#prefill.call();
       case "sendStart":
         return this.#decode.start(effect.ticket);
       case "sendAbandon":

@@ -22,7 +22,7 @@ export interface Judgement {
 export function judge(traits: LegTraits, before: LegState, event: LegEvent, effects: readonly LegEffect[]): Judgement {
   return {
     prefill: prefillEnd(traits, event, effects),
-    decode: decodeEnd(before, event, effects),
+    decode: decodeEnd(traits, before, event, effects),
     pair: pairVerdict(effects),
   };
 }
@@ -40,7 +40,12 @@ function prefillEnd(traits: LegTraits, event: LegEvent, effects: readonly LegEff
   return { outcome: code, verdict: traits.decodeFirst ? "none" : "wedged" };
 }
 
-function decodeEnd(before: LegState, event: LegEvent, effects: readonly LegEffect[]): SideEnd | undefined {
+function decodeEnd(
+  traits: LegTraits,
+  before: LegState,
+  event: LegEvent,
+  effects: readonly LegEffect[],
+): SideEnd | undefined {
   switch (event.kind) {
     case "decodeEnd":
       return COMPLETED;
@@ -50,15 +55,19 @@ function decodeEnd(before: LegState, event: LegEvent, effects: readonly LegEffec
     case "decodeFailed":
       return { outcome: event.error.code, verdict: verdictOf(event.error.code) };
     case "decodeStalled":
-      return { outcome: event.error.code, verdict: stallVerdict(before) };
+      return { outcome: event.error.code, verdict: stallVerdict(traits, before) };
     default:
       return effects.some(({ kind }) => kind === "cutDecode") ? CANCELLED : undefined;
   }
 }
 
-/** Between prefill and the first token it may be either instance: that speaks against the pair, and less against this one. */
-function stallVerdict(before: LegState): Verdict {
-  return before.kind === "transferring" ? "bad" : "wedged";
+/**
+ * Between prefill and the first token a leg waits for its KV, and who keeps it waiting shows at neither end: that speaks
+ * against the pair alone. Whether an engine hangs its own instance finds out.
+ */
+function stallVerdict(traits: LegTraits, before: LegState): Verdict {
+  if (before.kind !== "transferring") return "wedged";
+  return traits.unpaired === true ? "bad" : "none";
 }
 
 function pairVerdict(effects: readonly LegEffect[]): Verdict {

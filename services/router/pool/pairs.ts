@@ -15,7 +15,7 @@ const PAIR_LIMIT = 4_096;
 export class Pairs {
   readonly #limits: BreakerLimits;
   readonly #entries = new Map<string, PairEntry>();
-  /** Pairs through which a probe has gone since both of them started. */
+  /** Pairs between which KV has moved since both of them started. */
   readonly #warm = new Set<string>();
 
   constructor(limits: BreakerLimits) {
@@ -34,14 +34,22 @@ export class Pairs {
     return breaker?.open === true ? breaker : undefined;
   }
 
+  /** Whether KV has moved between the two: their connection is set up. */
+  isWarm(prefillId: string, decodeId: string): boolean {
+    return this.#warm.has(keyOf(prefillId, decodeId));
+  }
+
   /** A leg of the pair has ended. True where that opened its breaker. */
   judge(prefillId: string, decodeId: string, verdict: Verdict, nowMs: number): boolean {
-    const entry = this.#entries.get(keyOf(prefillId, decodeId));
+    const key = keyOf(prefillId, decodeId);
+    if (verdict === "good") this.#warmed(key);
+    else if (verdict !== "none") this.#warm.delete(key);
+    const entry = this.#entries.get(key);
     // All that is remembered is failures; most pairs never have one.
     if (entry === undefined && (verdict === "good" || verdict === "none")) return false;
     const { breaker } = entry ?? this.#add(prefillId, decodeId);
     const opened = breaker.judge(verdict, nowMs);
-    if (breaker.spotless) this.#entries.delete(keyOf(prefillId, decodeId));
+    if (breaker.spotless) this.#entries.delete(key);
     return opened;
   }
 
@@ -63,7 +71,7 @@ export class Pairs {
     const key = keyOf(prefillId, decodeId);
     const { breaker } = this.#entries.get(key) ?? {};
     const closed = breaker?.close() ?? false;
-    if (this.#warm.size < PAIR_LIMIT) this.#warm.add(key);
+    this.#warmed(key);
     if (breaker?.spotless === true) this.#entries.delete(key);
     return closed;
   }
@@ -83,6 +91,10 @@ export class Pairs {
   forget(instanceId: string): void {
     for (const [key, entry] of this.#entries) if (names(entry, instanceId)) this.#entries.delete(key);
     for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
+  }
+
+  #warmed(key: string): void {
+    if (this.#warm.size < PAIR_LIMIT) this.#warm.add(key);
   }
 
   #add(prefillId: string, decodeId: string): PairEntry {

@@ -50,6 +50,8 @@ export interface Pool {
   pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
   /** @param tokens That were computed, or waited for, in `ms`. */
   prefilled(instance: Instance, tokens: number, ms: number): void;
+  /** Whether KV has moved between the two since both of them started. */
+  isWarm(prefill: Instance, decode: Instance): boolean;
   readonly probes: ProbeBooks;
   [Symbol.asyncDispose](): Promise<void>;
 }
@@ -319,6 +321,7 @@ export function createPool(o: PoolOptions): Pool {
       log.warn("pair is out until a probe succeeds", pairFields(prefill, decode));
       onStanding();
     },
+    isWarm: (prefill, decode) => pairs.isWarm(prefill.instanceId, decode.instanceId),
     prefilled: (instance, tokens, ms) => own(instance).prefilled(tokens, ms),
     probes,
     async [Symbol.asyncDispose]() {

@@ -57,6 +57,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
     legStarted: (instance, tokens) => context.books.legStarted(instance, tokens),
     legEnded: (instance) => context.books.legEnded(instance, "none"),
     pairEnded() {},
+    isWarm: (prefill, decode) => context.books.isWarm(prefill, decode),
     prefilled() {},
   };
   const uncounted: LegContext["metrics"] = { ...metrics, leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };

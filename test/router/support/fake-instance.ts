@@ -186,6 +186,11 @@ export class DecodeLeg {
     this.#call.fail(new ServiceError(code, `Scripted ${code}.`));
   }
 
+  /** A message of these bytes, whatever they are. */
+  raw(bytes: Buffer): void {
+    this.#call.write(bytes);
+  }
+
   #send(message: MessageInitShape<typeof DecodeResponseSchema>): boolean {
     return this.#call.write(Buffer.from(toBinary(DecodeResponseSchema, create(DecodeResponseSchema, message))));
   }

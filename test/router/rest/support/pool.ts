@@ -62,6 +62,7 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
     legEnded() {},
     pairEnded() {},
     prefilled() {},
+    isWarm: () => true,
     probes: {
       dueMs: Infinity,
       due: () => ({ instances: [], pairs: [] }),

@@ -1,0 +1,244 @@
+// What a leg takes for a stall, by a clock, and whom it speaks against.
+import assert from "node:assert/strict";
+import { type Lab, legLab, streaming } from "../support/leg-lab.ts";
+
+/** A leg, prefill first, that has started on `d1`. */
+function transferring(lab: Lab, o: Parameters<Lab["begin"]>[0] = {}) {
+  const leg = lab.begin(o);
+  if (o.unpaired !== true) lab.prefills.at(-1)!.done();
+  leg.decodeFound(o.decode ?? lab.instance("d1"));
+  lab.decodes.at(-1)!.accept();
+  lab.said();
+  return leg;
+}
+
+describe("a stream of tokens", () => {
+  it("sets no timer, however many come, and is found when they stop", () => {
+    const lab = legLab("p2p-nccl", { stallMs: 1_000 });
+    streaming(lab);
+    const before = lab.timersSet;
+    for (let count = 0; count < 10_000; count += 1) {
+      lab.clock.advance(0.5);
+      lab.decodes[0]!.events();
+    }
+    assert.ok(lab.timersSet - before <= 6, `${lab.timersSet - before} timers in 5 s`);
+    assert.equal(lab.clock.pending, 1);
+    lab.said();
+    lab.clock.advance(999);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.deepEqual(lab.said(), [
+      "d1 cut",
+      "metrics decode leg_stalled",
+      "books -d1 wedged",
+      "owner decode leg_stalled",
+    ]);
+    assert.match((lab.outcomes[0] as { error: Error }).error.message, /sent nothing for 1000 ms .*decode 6000 ms/);
+  });
+
+  it("is not stalled while its client holds it back, and has all its time again afterwards", () => {
+    const lab = legLab("p2p-nccl", { stallMs: 1_000 });
+    const leg = streaming(lab);
+    lab.reading = false;
+    lab.decodes[0]!.events();
+    assert.deepEqual(lab.said(), ["owner events", "d1 pause"]);
+    lab.clock.advance(60_300);
+    lab.reading = true;
+    leg.resume();
+    leg.resume();
+    assert.deepEqual(lab.said(), ["d1 resume"]);
+    lab.clock.advance(999);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.ok(lab.said().includes("owner decode leg_stalled"));
+  });
+
+  it("counts the gaps between its tokens, and none that a slow client made", () => {
+    const lab = legLab("p2p-nccl");
+    const leg = streaming(lab);
+    lab.clock.advance(5);
+    lab.decodes[0]!.events();
+    lab.clock.advance(7);
+    lab.reading = false;
+    lab.decodes[0]!.events();
+    lab.clock.advance(500);
+    lab.reading = true;
+    leg.resume();
+    lab.decodes[0]!.events();
+    lab.clock.advance(3);
+    lab.decodes[0]!.events();
+    assert.deepEqual(lab.itlMs, [5, 7, 3]);
+  });
+});
+
+describe("an instance that owes a word", () => {
+  it("to a reservation is left after its bound, which speaks against it", () => {
+    for (const connector of ["p2p-nccl", "nixl"] as const) {
+      const lab = legLab(connector, { reserveTimeoutMs: 2_000 });
+      const leg = lab.begin();
+      if (connector === "nixl") {
+        lab.prefills[0]!.done();
+        leg.decodeFound(lab.instance("d1"));
+      }
+      lab.said();
+      lab.clock.advance(1_999);
+      assert.deepEqual(lab.said(), []);
+      lab.clock.advance(1);
+      const said = lab.said();
+      assert.deepEqual(said.slice(0, 3), ["d1 cut", "metrics decode leg_stalled", "books -d1 wedged"]);
+      assert.equal(said.at(-1), "owner reserve leg_stalled");
+      assert.ok(!said.some((text) => text.startsWith("books p1|d1")), "nothing was transferred yet");
+    }
+  });
+
+  it("to a prefill is left after its bound; where it pushes KV, that speaks against the pair alone", () => {
+    const pushed = legLab("p2p-zmq", { prefillTimeoutMs: 3_000 });
+    pushed.begin();
+    pushed.decodes[0]!.accept();
+    pushed.said();
+    pushed.clock.advance(2_999);
+    assert.deepEqual(pushed.said(), []);
+    pushed.clock.advance(1);
+    assert.deepEqual(pushed.said(), [
+      "p1 cancel",
+      "d1 abandon leg_stalled",
+      "metrics prefill leg_stalled",
+      "books -p1 none",
+      "books p1|d1 wedged",
+      "owner prefill leg_stalled",
+    ]);
+    const pulled = legLab("nixl", { prefillTimeoutMs: 3_000 });
+    pulled.begin();
+    pulled.said();
+    pulled.clock.advance(3_000);
+    assert.deepEqual(pulled.said(), [
+      "p1 cancel",
+      "metrics prefill leg_stalled",
+      "books -p1 wedged",
+      "owner prefill leg_stalled",
+    ]);
+  });
+
+  it("to a prefill is left also where the answer was given up, and the reservation is settled then", () => {
+    const lab = legLab("p2p-zmq", { prefillTimeoutMs: 3_000 });
+    const leg = lab.begin();
+    lab.decodes[0]!.accept();
+    leg.unwanted();
+    lab.said();
+    lab.clock.advance(3_000);
+    assert.deepEqual(lab.said(), [
+      "p1 cancel",
+      "d1 abandon cancelled",
+      "metrics prefill leg_stalled",
+      "books -p1 none",
+    ]);
+  });
+});
+
+describe("a wait for KV", () => {
+  const limits = { transferTimeoutMs: 5_000 };
+  const late = [
+    "d1 cut",
+    "metrics decode leg_stalled",
+    "books -d1 none",
+    "books p1|d1 wedged",
+    "owner transfer leg_stalled",
+  ];
+
+  it("has the connector's bound where two engines have moved none yet, and the usual one afterwards", () => {
+    const lab = legLab("nixl", limits);
+    transferring(lab);
+    lab.clock.advance(59_999);
+    assert.deepEqual(lab.said(), [], "a handshake of 12 to 19 s is no stall");
+    lab.decodes.at(-1)!.events();
+    lab.decodes.at(-1)!.complete();
+    assert.ok(lab.said().includes("books p1|d1 good"));
+    transferring(lab);
+    lab.clock.advance(4_999);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.deepEqual(lab.said(), late);
+  });
+
+  it("that passes its bound speaks against the pair and not against the instance, first transfer or not", () => {
+    const lab = legLab("nixl", limits);
+    transferring(lab);
+    lab.clock.advance(60_000);
+    assert.deepEqual(lab.said(), late);
+    assert.match((lab.outcomes[0] as { error: Error }).error.message, /No token came after prefill for 60000 ms/);
+  });
+
+  it("has the first bound again after a start of either engine, after KV that did not come, and with another partner", () => {
+    const lab = legLab("nixl", limits);
+    const works = (o: Parameters<Lab["begin"]>[0] = {}): void => {
+      transferring(lab, o);
+      lab.decodes.at(-1)!.events();
+      lab.decodes.at(-1)!.complete();
+      lab.said();
+    };
+    const waitsLong = (o: Parameters<Lab["begin"]>[0] = {}): void => {
+      transferring(lab, o);
+      lab.clock.advance(59_999);
+      assert.deepEqual(lab.said(), []);
+      lab.clock.advance(1);
+      assert.ok(lab.said().includes("owner transfer leg_stalled"));
+    };
+    for (const restarted of ["p1", "d1"]) {
+      works();
+      lab.pairs.cool(restarted, lab.clock.nowMs());
+      waitsLong();
+    }
+    works();
+    waitsLong({ prefill: lab.instance("p2") });
+    transferring(lab);
+    lab.clock.advance(5_000);
+    assert.deepEqual(lab.said(), late);
+    waitsLong();
+  });
+
+  it("gives an answer in one piece the time of the first transfer on top", () => {
+    const lab = legLab("nixl", { ...limits, answerFloorMs: 1_000, answerSlack: 1 });
+    const decode = lab.instance("d1"); // The pace is that of this object.
+    const ask = (): void => void transferring(lab, { decode, request: { stream: false, maxTokens: 20 } });
+    ask();
+    lab.clock.advance(40);
+    lab.decodes.at(-1)!.events("{}");
+    lab.decodes.at(-1)!.complete({ completionTokens: 20 });
+    ask();
+    lab.said();
+    // 20 tokens at 2 ms each, and the floor.
+    lab.clock.advance(1_039);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.deepEqual(lab.said(), late);
+    ask();
+    lab.said();
+    lab.clock.advance(61_039);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.deepEqual(lab.said(), late);
+  });
+
+  it("is part of prefill where prefill pushes the KV", () => {
+    const lab = legLab("p2p-nccl", { prefillTimeoutMs: 3_000 });
+    lab.begin();
+    lab.decodes[0]!.accept();
+    lab.said();
+    lab.clock.advance(12_999);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.ok(lab.said().includes("books p1|d1 wedged"));
+  });
+
+  it("is none where decode computes the prompt: what stalls then is the instance", () => {
+    const lab = legLab("nixl", limits);
+    transferring(lab, { unpaired: true });
+    lab.clock.advance(5_000);
+    assert.deepEqual(lab.said(), [
+      "d1 cut",
+      "metrics decode leg_stalled",
+      "books -d1 bad",
+      "owner transfer leg_stalled",
+    ]);
+  });
+});

@@ -1,0 +1,270 @@
+// Legs over instances in memory, with a clock that the test moves. All that a leg says to instances, books and owner is
+// written down in order; the test plays the instances.
+import { create } from "@bufbuild/protobuf";
+import { InfoSchema } from "#gen/tandem/instance/v1/instance_pb.js";
+import { Deadlines } from "../../../services/common/deadlines.ts";
+import { ServiceError, type FailureCode } from "../../../services/common/errors.ts";
+import type { ConnectorName } from "../../../services/kv/connector.ts";
+import { CONNECTORS } from "../../../services/kv/index.ts";
+import { AnswerPaces } from "../../../services/router/leg/bounds.ts";
+import type { LegContext, LiveLeg } from "../../../services/router/leg/context.ts";
+import type {
+  DecodeListener,
+  PrefillListener,
+  PrefillOrder,
+  RemoteDecode,
+  Reservation,
+} from "../../../services/router/leg/instance-link.ts";
+import type { LegOutcome } from "../../../services/router/leg/protocol.ts";
+import { LegRun } from "../../../services/router/leg/run.ts";
+import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
+import { Pairs } from "../../../services/router/pool/pairs.ts";
+import type { Instance } from "../../../services/router/pool/pool.ts";
+import { createLegDraft, type LegDraft } from "../../../services/router/request/receipt.ts";
+import type { AnswerEnd, RelayLimits, RelayRequest } from "../../../services/router/request/request.ts";
+import { type ManualClock, manualClock } from "../../support/manual-clock.ts";
+import { LIMITS } from "./deployment.ts";
+
+const END: AnswerEnd = { finishReason: "stop", promptTokens: 5, completionTokens: 2 };
+const scripted = (code: FailureCode): ServiceError => new ServiceError(code, `Scripted ${code}.`);
+
+/** A decode leg at its instance: the test says what the instance does. */
+class MemoryDecode {
+  readonly reservation: Reservation;
+  readonly #listener: DecodeListener;
+
+  constructor(reservation: Reservation, listener: DecodeListener) {
+    this.reservation = reservation;
+    this.#listener = listener;
+  }
+
+  accept(): this {
+    this.#listener.onReserved();
+    return this;
+  }
+
+  events(text = "data: x\n\n"): void {
+    this.#listener.onEvents(Buffer.from(text));
+  }
+
+  complete(end: Partial<AnswerEnd> = {}): void {
+    this.#listener.onCompleted({ ...END, ...end });
+  }
+
+  /** Ends without an answer; in order where no code is given. */
+  end(code?: FailureCode): void {
+    this.#listener.onEnded(code === undefined ? undefined : scripted(code));
+  }
+}
+
+class MemoryPrefill {
+  readonly order: PrefillOrder;
+  readonly #listener: PrefillListener;
+
+  constructor(order: PrefillOrder, listener: PrefillListener) {
+    this.order = order;
+    this.#listener = listener;
+  }
+
+  done(cachedTokens?: number): void {
+    this.#listener.onDone({ ticket: { text: "{}", cachedTokens }, promptTokens: 5, kvBytes: 7n, firstLogprob: -1 });
+  }
+
+  fail(code: FailureCode): void {
+    this.#listener.onFailed(scripted(code));
+  }
+}
+
+export interface Lab {
+  readonly clock: ManualClock;
+  /** Timers that were set so far. */
+  readonly timersSet: number;
+  /** "d1 reserve", "books -d1 good", "owner completed": all since the last look. */
+  said(): string[];
+  /** The legs at instances, the latest last. */
+  readonly decodes: MemoryDecode[];
+  readonly prefills: MemoryPrefill[];
+  readonly outcomes: LegOutcome[];
+  /** Drafts of the legs that gave a whole answer. */
+  readonly completed: LegDraft[];
+  readonly live: ReadonlySet<LiveLeg>;
+  readonly itlMs: number[];
+  /** The pool's own memory of them. */
+  readonly pairs: Pairs;
+  /** Whether the owner takes more. */
+  reading: boolean;
+  /** Called when the leg is taken off an instance's books. */
+  onBooks: (() => void) | undefined;
+  /** Called with each piece that the owner gets. */
+  onDelivery: ((leg: LegRun) => void) | undefined;
+  instance(instanceId: string): Instance;
+  /** Begins a leg, on d1 where the connector picks decode first. */
+  begin(o?: LegInit): LegRun;
+}
+
+export interface LegInit {
+  readonly request?: Partial<RelayRequest>;
+  readonly prefill?: Instance;
+  readonly decode?: Instance;
+  readonly unpaired?: boolean;
+}
+
+export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = {}): Lab {
+  const manual = manualClock();
+  let timersSet = 0;
+  const clock: ManualClock = {
+    nowMs: manual.nowMs,
+    advance: manual.advance,
+    pass: manual.pass,
+    get pending() {
+      return manual.pending;
+    },
+    setTimer(ms, fn) {
+      timersSet += 1;
+      return manual.setTimer(ms, fn);
+    },
+  };
+  let said: string[] = [];
+  const live = new Set<LiveLeg>();
+  const idOf = ({ info }: Instance): string => info.instanceId;
+  const say = (text: string): void => void said.push(text);
+
+  const context: LegContext = {
+    clock,
+    live,
+    deadlines: new Deadlines(clock),
+    limits: { ...LIMITS, ...limits },
+    paces: new AnswerPaces(),
+    books: {
+      legStarted: (instance) => say(`books +${idOf(instance)}`),
+      legEnded(instance, verdict) {
+        say(`books -${idOf(instance)} ${verdict}`);
+        lab.onBooks?.();
+      },
+      pairEnded(prefill, decode, verdict) {
+        say(`books ${idOf(prefill)}|${idOf(decode)} ${verdict}`);
+        lab.pairs.judge(idOf(prefill), idOf(decode), verdict, clock.nowMs());
+      },
+      isWarm: (prefill, decode) => lab.pairs.isWarm(idOf(prefill), idOf(decode)),
+      prefilled: (instance, tokens, ms) => say(`books ${idOf(instance)} did ${tokens} tokens in ${ms} ms`),
+    },
+    metrics: {
+      leg: (side, outcome) => say(`metrics ${side} ${outcome}`),
+      interTokenMs: (ms) => lab.itlMs.push(ms),
+      retry() {},
+      fallback() {},
+      retryRefused() {},
+      replay() {},
+      completed: (draft) => lab.completed.push(draft),
+      kvBytes() {},
+    },
+    linkTo: (instance) => ({
+      reserve(reservation, listener): RemoteDecode {
+        say(`${idOf(instance)} reserve`);
+        lab.decodes.push(new MemoryDecode(reservation, listener));
+        return {
+          start: ({ text, unpaired }) => say(`${idOf(instance)} start ${unpaired === true ? "unpaired" : text}`),
+          abandon: (reason, nothingSent) =>
+            say(`${idOf(instance)} abandon ${reason}${nothingSent ? ", nothing sent" : ""}`),
+          cut: () => say(`${idOf(instance)} cut`),
+          pause: () => say(`${idOf(instance)} pause`),
+          resume: () => say(`${idOf(instance)} resume`),
+        };
+      },
+      prefill(order, listener) {
+        say(`${idOf(instance)} prefill`);
+        lab.prefills.push(new MemoryPrefill(order, listener));
+        return { cancel: () => say(`${idOf(instance)} cancel`) };
+      },
+    }),
+  };
+
+  const lab: Lab = {
+    clock,
+    get timersSet() {
+      return timersSet;
+    },
+    said() {
+      const all = said;
+      said = [];
+      return all;
+    },
+    decodes: [],
+    prefills: [],
+    outcomes: [],
+    completed: [],
+    live,
+    itlMs: [],
+    pairs: new Pairs(BREAKER_LIMITS),
+    reading: true,
+    onBooks: undefined,
+    onDelivery: undefined,
+    instance: (instanceId) =>
+      ({
+        info: create(InfoSchema, {
+          instanceId,
+          connector,
+          kvAddress: `${instanceId}:1`,
+          grpcAddress: `${instanceId}:2`,
+        }),
+        instanceId,
+        load: undefined,
+        placedTokens: 0,
+        tokensPerMs: 0,
+      }) as unknown as Instance,
+    begin({ request, prefill = lab.instance("p1"), decode = lab.instance("d1"), unpaired = false } = {}) {
+      const { traits } = CONNECTORS[connector];
+      const full: RelayRequest = {
+        id: "cmpl-1",
+        path: "/v1/completions",
+        model: "tiny",
+        body: Buffer.from('{"prompt":"hi"}'),
+        stream: true,
+        choices: 1,
+        prompts: 1,
+        promptIsList: false,
+        includeUsage: false,
+        createdUnixS: 7,
+        ...request,
+      };
+      const leg: LegRun = new LegRun(
+        context,
+        {
+          request: full,
+          draft: createLegDraft("leg", 0),
+          promptIndex: undefined,
+          sampleIndex: 0,
+          traits: unpaired ? { ...traits, unpaired } : traits,
+          prefill: unpaired ? undefined : prefill,
+          decode: traits.decodeFirst ? decode : undefined,
+        },
+        {
+          deliver() {
+            say("owner events");
+            lab.onDelivery?.(leg);
+            return lab.reading;
+          },
+          findDecode: (_leg, refusal) => say(`owner search${refusal === undefined ? "" : ` after ${refusal.code}`}`),
+          endSearch: () => say("owner ends the search"),
+          finished(_leg, outcome) {
+            lab.outcomes.push(outcome);
+            say(`owner ${outcome.kind === "failed" ? `${outcome.phase} ${outcome.error.code}` : outcome.kind}`);
+          },
+        },
+      );
+      leg.begin();
+      return leg;
+    },
+  };
+  return lab;
+}
+
+/** A leg of which the client has the first events. */
+export function streaming(lab: Lab): LegRun {
+  const leg = lab.begin();
+  lab.decodes.at(-1)!.accept();
+  lab.prefills.at(-1)!.done();
+  lab.decodes.at(-1)!.events();
+  lab.said();
+  return leg;
+}
