@@ -57,7 +57,7 @@ export class Deadlines {
   }
 
   /** Nothing is due any more. */
-  close(): void {
+  [Symbol.dispose](): void {
     this.#closed = true;
     this.#disarm();
   }

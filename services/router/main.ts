@@ -1,6 +1,7 @@
 // The router process: wiring, top to bottom. Reading down is the start order; stopping goes the other way.
 import { randomUUID } from "node:crypto";
 import { systemClock } from "../common/clock.ts";
+import { Deadlines } from "../common/deadlines.ts";
 import { loadConfig, settingsOf, StartError } from "../common/config.ts";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
@@ -107,7 +108,9 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
       admission.poke();
     },
   });
+  const deadlines = new Deadlines(clock);
   const relay = createRelay({
+    deadlines,
     pool,
     policies: {
       get prefill() {
@@ -124,6 +127,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   });
   const probes = startProbes({ pool, prober: relay.prober, clock, metrics });
   const admission = createAdmission({
+    deadlines,
     capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, live.config["admission.limit"]),
     lack: (model) => pool.view.models.get(model)?.lack(config.strict),
     get queueLimit() {
@@ -132,7 +136,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     get queueTimeoutMs() {
       return live.config["queue.timeout_ms"];
     },
-    onRefused: (because) => servingMetrics.noPlace(because),
+    onRefused: (because) => servingMetrics.notAdmitted(because),
     clock,
   });
   pool.onChange(admission.poke);
@@ -194,7 +198,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
         log,
         apiKey,
         bodyLimitBytes: config["body.limit_bytes"],
-        bodyBudget: createBodyBudget(config["body.total_bytes"], () => servingMetrics.noPlace("body_memory")),
+        bodyBudget: createBodyBudget(config["body.total_bytes"], () => servingMetrics.notAdmitted("body_memory")),
         bufferBytes,
         stallMs: config["client.stall_ms"],
         routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
@@ -215,6 +219,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
     await relay[Symbol.asyncDispose]();
     await pool[Symbol.asyncDispose]();
     await registry[Symbol.asyncDispose]();
+    deadlines[Symbol.dispose]();
     throw error;
   }
   closing.signal.addEventListener("abort", probes.stop);
@@ -232,7 +237,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   log.info("router is listening", { rest: restUrl, grpc: grpcAddress, routerId });
 
   let stopped: Promise<void> | undefined;
-  const parts = { serving, relay, rpc, http, directories, registry, registration, pool, closing, log };
+  const parts = { serving, deadlines, relay, rpc, http, directories, registry, registration, pool, closing, log };
   const stop = (graceMs: number): Promise<void> => (stopped ??= drainAndStop(parts, graceMs));
   return {
     restUrl,

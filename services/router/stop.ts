@@ -23,6 +23,7 @@ export interface RouterParts {
   /** This router's own entry in it. */
   readonly registration: Registration | undefined;
   readonly pool: Pool;
+  readonly deadlines: Disposable;
   /** Ends calls of RouterService over HTTP/1.1 that have no end of their own. */
   readonly closing: AbortController;
   readonly log: Log;
@@ -53,6 +54,7 @@ export async function drainAndStop(parts: RouterParts, graceMs: number): Promise
   await Promise.all([http[Symbol.asyncDispose](), rpc[Symbol.asyncDispose]()]);
   await parts.relay[Symbol.asyncDispose]();
   await parts.pool[Symbol.asyncDispose]();
+  parts.deadlines[Symbol.dispose]();
   log.info("router has stopped");
 }
 

@@ -91,7 +91,7 @@ describe("the queue of deadlines", () => {
   it("is over once it is closed", () => {
     const clock = manualClock(0);
     const deadlines = new Deadlines(clock);
-    deadlines.at(10, () => deadlines.close());
+    deadlines.at(10, () => deadlines[Symbol.dispose]());
     deadlines.at(10, () => assert.fail("closed"));
     clock.advance(10);
     deadlines.at(30, () => assert.fail("closed"));

@@ -37,6 +37,7 @@ function stop(rest: Rest, graceMs: number): { stopped: Promise<void>; order: str
       registry: part("registry"),
       registration: { ...part("registration"), update() {} },
       pool: { ...rest.pool, ...part("pool") },
+      deadlines: { [Symbol.dispose]() {} },
       closing: new AbortController(),
       log: rest.logs.log,
     },

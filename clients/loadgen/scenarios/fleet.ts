@@ -4,6 +4,7 @@
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, InstanceService, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
+import { Deadlines } from "../../../services/common/deadlines.ts";
 import { choice, defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import type { Log } from "../../../services/common/log.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
@@ -76,12 +77,14 @@ async function measure(size: number, address: string, requests: number, policy: 
   await using pool = createPool({ log: SILENT, clock: systemClock, metrics });
   const prober = { probe: () => Promise.reject(new Error("nothing is out")), unsettled: () => 0 };
   const probes = startProbes({ pool, prober, clock: systemClock, metrics });
+  using deadlines = new Deadlines(systemClock);
   const admission = createAdmission({
     capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
     lack: (model) => pool.view.models.get(model)?.lack(false),
     queueLimit: 256,
     queueTimeoutMs: 60_000,
     clock: systemClock,
+    deadlines,
   });
   pool.onChange(admission.poke);
   const infos = Array.from({ length: 2 * size }, (_, index) => infoOf(index, address));

@@ -1,16 +1,28 @@
 // Whether a request may start: at once while decode has room for its model, else after a wait in one bounded queue,
 // which is fair between tenants (queue.ts). A request that is refused or leaves costs the instances nothing.
 import type { Clock } from "../../common/clock.ts";
+import type { Deadline, Deadlines } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { Pace } from "./pace.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
 import type { Refusal } from "./refusals.ts";
+import { type ReturnedLeg, ReturnedLegs } from "./returned.ts";
 
-/** Leave to run. */
-export interface Place {
-  /** Time spent in the queue. */
+/** What an admitted request holds until it ends: room for its legs. */
+export interface Admitted {
+  /** Time spent in the queue before it was admitted. */
   readonly waitedMs: number;
-  /** Gives the place back. Further calls do nothing. */
+  /**
+   * A leg found every instance busy, or was refused by one: it returns to the head of the queue and waits for the time
+   * that its request has left there. Calls `found` or `failed`, at once or later and exactly once, unless the wait is
+   * ended first.
+   *
+   * @param othersIdleSinceMs Since when no other leg of the request runs that would free a slot; undefined while one does,
+   *   and then the time stands still.
+   * @returns What ends the wait.
+   */
+  findSlot<T>(leg: ReturnedLeg<T>, othersIdleSinceMs: () => number | undefined): () => void;
+  /** Gives the room back. Further calls do nothing. */
   release(): void;
 }
 
@@ -32,16 +44,16 @@ export interface Admission {
    * Resolves when the request may start. One with more legs than there is room at all starts when nothing else of its
    * model runs, and has to pace itself.
    *
-   * @param gone Aborted when the client leaves: its place in the queue is free at once.
+   * @param gone Aborted when the client leaves: it leaves the queue at once.
    * @throws ServiceError `queue_full`, also where its deadline can't be met; `instance_busy` or `no_instance` after the
    *   queue's timeout; `deadline_exceeded`; `cancelled` when `gone`
    */
-  acquire(gone: AbortSignal, applicant?: Applicant): Promise<Place>;
+  acquire(gone: AbortSignal, applicant?: Applicant): Promise<Admitted>;
   /** The capacity may have changed. */
   poke(): void;
   /** Legs of the requests that run. */
   readonly running: number;
-  /** Requests in the queue. */
+  /** Requests in the queue, and legs that returned to it. */
   readonly waiting: number;
 }
 
@@ -57,6 +69,7 @@ export interface AdmissionOptions {
   /** A request that `acquire` took rejects. */
   onRefused?(because: Refusal): void;
   readonly clock: Clock;
+  readonly deadlines: Deadlines;
 }
 
 interface Waiter extends Queued {
@@ -74,8 +87,9 @@ const RETRY_AFTER_S = { min: 1, max: 60 };
 
 /** The limits are read anew for each request: they may change while it runs. */
 export function createAdmission(o: AdmissionOptions): Admission {
-  const { clock } = o;
+  const { clock, deadlines } = o;
   const queue = new FairQueue<Waiter>();
+  const returned = new ReturnedLegs();
   const runningOf = new Map<string, number>();
   const paces = new Map<string, Pace>();
   let running = 0;
@@ -93,16 +107,17 @@ export function createAdmission(o: AdmissionOptions): Admission {
     else runningOf.delete(model);
   }
 
-  function place(model: string, legs: number, waitedMs: number): Place {
+  function admit({ model, legs, priority }: Queued, waitedMs: number): Admitted {
     count(model, legs);
     let held = true;
     return {
       waitedMs,
+      findSlot: (leg, othersIdleSinceMs) => findSlot(model, priority, leg, othersIdleSinceMs, waitedMs),
       release() {
         if (!held) return;
         held = false;
         count(model, -legs);
-        // While nobody waits, places come free as slowly as requests come, and tell nothing of how fast they could.
+        // While no request waits, slots come free as slowly as requests come, and tell nothing of how fast they could.
         if (queue.first(model) !== undefined) paceOf(model).released(legs, clock.nowMs());
         else paces.delete(model);
         pokeOne(model);
@@ -122,23 +137,59 @@ export function createAdmission(o: AdmissionOptions): Admission {
       first.admit();
   }
 
+  function findSlot<T>(
+    model: string,
+    priority: number,
+    leg: ReturnedLeg<T>,
+    othersIdleSinceMs: () => number | undefined,
+    waitedMs: number,
+  ): () => void {
+    let due: Deadline | undefined = undefined;
+    const waiting = returned.add(model, priority, {
+      pick: leg.pick,
+      found(picked: T) {
+        due?.cancel();
+        leg.found(picked);
+      },
+      failed(error) {
+        due?.cancel();
+        leg.failed(error);
+      },
+    });
+    if (waiting === undefined) return () => {};
+    const sinceMs = clock.nowMs();
+    const leftMs = (): number => Math.max(0, o.queueTimeoutMs - waitedMs);
+    due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
+      const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
+      if (nowMs < dueMs) return dueMs;
+      waiting.end();
+      leg.failed(waiting.error);
+      return undefined;
+    });
+    return () => {
+      due?.cancel();
+      waiting.end();
+    };
+  }
+
   function poke(): void {
+    returned.poke();
     for (const model of queue.models()) pokeOne(model);
   }
 
-  function wait(gone: AbortSignal, wanted: Queued, deadlineMs: number): Promise<Place> {
+  function wait(gone: AbortSignal, wanted: Queued, deadlineMs: number): Promise<Admitted> {
     return new Promise((resolve, reject) => {
       const sinceMs = clock.nowMs();
       const leave = (served: boolean): void => {
         queue.remove(waiter, served);
-        timer.cancel();
+        due.cancel();
         gone.removeEventListener("abort", onGone);
       };
       const waiter: Waiter = {
         ...wanted,
         admit() {
           leave(true);
-          resolve(place(wanted.model, wanted.legs, clock.nowMs() - sinceMs));
+          resolve(admit(wanted, clock.nowMs() - sinceMs));
         },
         refuse(refused) {
           leave(false);
@@ -149,7 +200,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
       const onGone = (): void => waiter.refuse({ because: "client_left", error: cancelled() });
       const { queueTimeoutMs } = o;
       const leftMs = deadlineMs - sinceMs;
-      const timer = clock.setTimer(Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
+      const due = deadlines.at(sinceMs + Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
         if (leftMs >= queueTimeoutMs) waiter.refuse(waitedInVain(wanted.model, queueTimeoutMs));
         else waiter.refuse({ because: "deadline_passed", error: tooLate(clock.nowMs() - sinceMs) });
       });
@@ -194,8 +245,8 @@ export function createAdmission(o: AdmissionOptions): Admission {
   return {
     async acquire(gone, { legs = 1, model = "", tenant = "", priority = 0, deadlineMs = Infinity } = {}) {
       if (gone.aborted) throw told({ because: "client_left", error: cancelled() });
-      if (queue.first(model) === undefined && fits(model, legs)) return place(model, legs, 0);
       const wanted = { legs, model, tenant, priority };
+      if (queue.first(model) === undefined && fits(model, legs)) return admit(wanted, 0);
       checkWait(wanted, deadlineMs);
       return wait(gone, wanted, deadlineMs);
     },
@@ -204,7 +255,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
       return running;
     },
     get waiting() {
-      return queue.size;
+      return queue.size + returned.size;
     },
   };
 }

@@ -1,6 +1,7 @@
 // One choice of one prompt: attempt after attempt, until one gives the answer or the table of failures says that no
 // further one may. Once a byte of this choice was delivered, a further attempt has to write the same again (sent-so-far.ts).
 import type { ServiceError } from "../../common/errors.ts";
+import type { Admitted } from "../admission/admission.ts";
 import type { Deadline } from "../../common/deadlines.ts";
 import type { LegContext } from "../leg/context.ts";
 import { LegRun } from "../leg/run.ts";
@@ -17,14 +18,12 @@ import type { RetryBudget } from "./retry-budget.ts";
 import type { Fallback } from "../request/metrics.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerEnd, RelayRequest } from "../request/request.ts";
-import type { Waiting, WaitRoom } from "./wait-room.ts";
 
 /** Kinds of engines that write the same bytes again for a greedy or seeded request: test/tiny-engine/llama/repeatable.test.ts. */
 const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
 export interface ChoiceContext extends LegContext {
   readonly placer: Placer;
-  readonly waitRoom: WaitRoom;
   readonly budget: RetryBudget;
   readonly mintLegId: () => string;
 }
@@ -33,6 +32,7 @@ export interface ChoiceContext extends LegContext {
 export interface ChoiceOwner {
   readonly request: RelayRequest;
   readonly receipt: ReceiptDraft;
+  readonly admitted: Pick<Admitted, "findSlot">;
   /** Since the request came. */
   elapsedMs(): number;
   /** False holds the choice back until its `resume`. */
@@ -49,14 +49,6 @@ interface Broken {
   readonly due: Deadline;
 }
 
-/** A wait for a busy instance. */
-interface Wait {
-  readonly waiting: Waiting;
-  readonly sinceMs: number;
-  readonly due: Deadline;
-  readonly fail: (error: ServiceError) => void;
-}
-
 export class Choice implements LegOwner {
   readonly index: number;
   readonly #context: ChoiceContext;
@@ -65,7 +57,8 @@ export class Choice implements LegOwner {
   #leg: LegRun | undefined;
   /** When its last leg ended. 0 before. */
   #idleSinceMs = 0;
-  #wait: Wait | undefined;
+  /** Ends the wait for a slot. */
+  #endWait = (): void => {};
   #retries = 0;
   /** The failure that the running attempt makes up for. */
   #failure: ServiceError | undefined;
@@ -308,36 +301,17 @@ export class Choice implements LegOwner {
     if (fallbacks.length < FALLBACK_LIMIT) fallbacks.push(text);
   }
 
-  #find<T>(pick: () => T, found: (place: T) => void, fail: (error: ServiceError) => void): void {
-    const over =
+  /** `found` or `failed` comes at once, or when a slot is free. */
+  #find<T>(pick: () => T, found: (picked: T) => void, failed: (error: ServiceError) => void): void {
+    let over = false;
+    const once =
       <V>(then: (value: V) => void) =>
       (value: V): void => {
-        this.#endWait();
+        over = true;
         then(value);
       };
-    const waiting = this.#context.waitRoom.find(pick, over(found), over(fail));
-    if (waiting === undefined) return;
-    const { clock, deadlines, limits } = this.#context;
-    const sinceMs = clock.nowMs();
-    const due = deadlines.watch(sinceMs + limits.queueTimeoutMs, (nowMs) => this.#lookAtWait(nowMs));
-    this.#wait = { waiting, sinceMs, due, fail };
-  }
-
-  /** The wait is over when the queue's time has passed, all of it without another choice that could make room. */
-  #lookAtWait(nowMs: number): number | undefined {
-    const wait = this.#wait!;
-    const { queueTimeoutMs } = this.#context.limits;
-    const idleSinceMs = this.#owner.othersIdleSinceMs(this.index) ?? nowMs;
-    const dueMs = Math.max(wait.sinceMs, idleSinceMs) + queueTimeoutMs;
-    if (nowMs < dueMs) return dueMs;
-    this.#endWait();
-    wait.fail(wait.waiting.error);
-    return undefined;
-  }
-
-  #endWait(): void {
-    this.#wait?.waiting.end();
-    this.#wait?.due.cancel();
-    this.#wait = undefined;
+    const leg = { pick, found: once(found), failed: once(failed) };
+    const end = this.#owner.admitted.findSlot(leg, () => this.#owner.othersIdleSinceMs(this.index));
+    if (!over) this.#endWait = end;
   }
 }

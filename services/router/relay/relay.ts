@@ -2,10 +2,11 @@
 // there are several, and ends every request exactly once. No HTTP, no registry.
 import { randomBytes } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
-import { type Deadline, Deadlines } from "../../common/deadlines.ts";
+import type { Deadline, Deadlines } from "../../common/deadlines.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
+import type { Admitted } from "../admission/admission.ts";
 import type { Policy } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Choice } from "./choice.ts";
@@ -19,7 +20,6 @@ import { createPlacer } from "../placement/placement.ts";
 import { createProber, type Prober } from "../probe/probe.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
-import { createWaitRoom } from "./wait-room.ts";
 import type { AnswerEnd, AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
 
 export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
@@ -27,11 +27,18 @@ export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/r
 export interface Relay {
   /**
    * @param receipt Gets the legs and fallbacks as they come.
-   * @param gone Aborted when nobody waits for the answer any more.
+   * @param admitted What the request holds; its legs return to the queue through it.
+   * @param gone Aborted when the answer is no longer wanted.
    * @returns Once the whole answer was given to `sink`.
    * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
    */
-  run(request: RelayRequest, sink: AnswerSink, receipt: ReceiptDraft, gone: AbortSignal): Promise<Ending>;
+  run(
+    request: RelayRequest,
+    sink: AnswerSink,
+    receipt: ReceiptDraft,
+    admitted: Pick<Admitted, "findSlot">,
+    gone: AbortSignal,
+  ): Promise<Ending>;
 }
 
 /** The relay as whoever created it has it. */
@@ -53,6 +60,7 @@ export interface RelayOptions {
   readonly metrics: Metrics;
   readonly log: Log;
   readonly clock: Clock;
+  readonly deadlines: Deadlines;
   /** How instances are spoken to. Left out: over their channels. */
   readonly linkTo?: LegContext["linkTo"];
   /** 32 hex digits, never the same twice. */
@@ -60,10 +68,9 @@ export interface RelayOptions {
 }
 
 export function createRelay(o: RelayOptions): RunningRelay {
-  const { pool, config, clock } = o;
+  const { pool, config, clock, deadlines } = o;
   const live = new Set<LiveLeg>();
   const runs = new Set<Run>();
-  const deadlines = new Deadlines(clock);
   const metrics = createRelayMetrics(o.metrics, () => [...live].filter((leg) => leg.settling).length);
   let onIdle: (() => void)[] = [];
   const checkIdle = (): void => {
@@ -89,14 +96,13 @@ export function createRelay(o: RelayOptions): RunningRelay {
     },
     placer: createPlacer(pool, o.policies, config),
     budget: createRetryBudget({ ratio: config.retryRatio, perS: config.retryPerS, clock }),
-    waitRoom: createWaitRoom(pool),
     mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
   };
   const prober = createProber({ context, mintLegId: context.mintLegId });
 
   return {
     prober,
-    async run(request, sink, receipt, gone) {
+    async run(request, sink, receipt, admitted, gone) {
       const count = request.choices * request.prompts;
       const { legsLimit } = config;
       if (count > legsLimit) {
@@ -106,7 +112,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
       }
       if (gone.aborted) throw clientLeft();
       context.budget.earn();
-      const run = new Run(request, sink, receipt, context);
+      const run = new Run(request, sink, receipt, admitted, context);
       const onGone = (): void => run.failed(clientLeft());
       gone.addEventListener("abort", onGone, { once: true });
       runs.add(run);
@@ -129,7 +135,6 @@ export function createRelay(o: RelayOptions): RunningRelay {
     },
     async [Symbol.asyncDispose]() {
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
-      deadlines.close();
     },
   };
 }
@@ -143,6 +148,7 @@ interface Settle {
 class Run implements ChoiceOwner {
   readonly request: RelayRequest;
   readonly receipt: ReceiptDraft;
+  readonly admitted: Pick<Admitted, "findSlot">;
   readonly #sink: AnswerSink;
   readonly #choices: Choice[] = [];
   readonly #ends: (AnswerEnd | undefined)[];
@@ -156,9 +162,16 @@ class Run implements ChoiceOwner {
   #open: number;
   #settle: Settle | undefined;
 
-  constructor(request: RelayRequest, sink: AnswerSink, receipt: ReceiptDraft, context: ChoiceContext) {
+  constructor(
+    request: RelayRequest,
+    sink: AnswerSink,
+    receipt: ReceiptDraft,
+    admitted: Pick<Admitted, "findSlot">,
+    context: ChoiceContext,
+  ) {
     this.request = request;
     this.receipt = receipt;
+    this.admitted = admitted;
     this.#sink = sink;
     this.#clock = context.clock;
     this.#beganMs = context.clock.nowMs();

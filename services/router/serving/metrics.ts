@@ -11,8 +11,8 @@ export interface ServingMetrics {
   closed(draft: ReceiptDraft, ending: Ending | undefined): void;
   /** Refused before it could be opened: a bad key, a malformed body. */
   refused(path: string, code: string): void;
-  /** It got no place to run. Counted beside `refused` or `closed`, which say how it ended. */
-  noPlace(because: Refusal): void;
+  /** It was not admitted. Counted beside `refused` or `closed`, which say how it ended. */
+  notAdmitted(because: Refusal): void;
   /** It was placed though the registry was away, or reported its instances dead. */
   staleRegistry(): void;
 }
@@ -29,9 +29,9 @@ export function createServingMetrics(
     "Requests that ended, by outcome and code of the failure.",
     ["path", "outcome", "code"],
   );
-  const noPlace = metrics.counter("tandem_refusals_total", "Requests that got no place to run, by why.", ["because"]);
+  const refusals = metrics.counter("tandem_refusals_total", "Requests that were not admitted, by reason.", ["because"]);
   // There from the start, so that the first of a kind is a rise too.
-  for (const because of REFUSALS) noPlace.inc({ because }, 0);
+  for (const because of REFUSALS) refusals.inc({ because }, 0);
   const fallbacks = metrics.counter("tandem_fallbacks_total", FALLBACKS_HELP, ["reason"]);
   const ttft = metrics.histogram(
     "tandem_time_to_first_token_seconds",
@@ -79,7 +79,7 @@ export function createServingMetrics(
     refused(path, code) {
       requests.inc({ path, outcome: "refused", code });
     },
-    noPlace: (because) => noPlace.inc({ because }),
+    notAdmitted: (because) => refusals.inc({ because }),
     staleRegistry: () => fallbacks.inc({ reason: "stale-registry" }),
   };
 }

@@ -5,7 +5,7 @@ import type { Clock } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { LegPath } from "../../kv/connector.ts";
-import type { Admission, Place } from "../admission/admission.ts";
+import type { Admission, Admitted } from "../admission/admission.ts";
 import type { Pool } from "../pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
@@ -84,8 +84,8 @@ export function createServing(o: ServingOptions): Serving {
   let draining = false;
   let onIdle: (() => void) | undefined;
 
-  function noPlace(because: "no_instance" | "stale_registry", message: string): ServiceError {
-    o.metrics.noPlace(because);
+  function notAdmitted(because: "no_instance" | "stale_registry", message: string): ServiceError {
+    o.metrics.notAdmitted(because);
     return new ServiceError("no_instance", message, { retryAfterS: 1 });
   }
 
@@ -136,7 +136,7 @@ export function createServing(o: ServingOptions): Serving {
       o.metrics.staleRegistry();
     }
     const gone = new AbortController();
-    let place: Place | undefined;
+    let admitted: Admitted | undefined;
     let closed = false;
 
     const served: Served = {
@@ -145,22 +145,22 @@ export function createServing(o: ServingOptions): Serving {
       async run(sink) {
         try {
           const lack = view.models.get(asked.model)?.lack(strict);
-          if (lack !== undefined) throw noPlace("no_instance", `${lack} Try again in a second.`);
-          if (stale && strict) throw noPlace("stale_registry", STALE);
-          place = await o.admission.acquire(gone.signal, {
+          if (lack !== undefined) throw notAdmitted("no_instance", `${lack} Try again in a second.`);
+          if (stale && strict) throw notAdmitted("stale_registry", STALE);
+          admitted = await o.admission.acquire(gone.signal, {
             legs: asked.choices * asked.prompts,
             model: asked.model,
             tenant,
             priority,
             deadlineMs,
           });
-          draft.queueMs = place.waitedMs;
-          return await o.relay.run(request, sink, draft, gone.signal);
+          draft.queueMs = admitted.waitedMs;
+          return await o.relay.run(request, sink, draft, admitted, gone.signal);
         } catch (error) {
           if (gone.signal.aborted) throw gone.signal.reason;
           throw error;
         } finally {
-          place?.release();
+          admitted?.release();
         }
       },
       abandon: (reason) => gone.abort(reason),

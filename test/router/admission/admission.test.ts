@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Deadlines } from "../../../services/common/deadlines.ts";
 import { setMaxListeners } from "node:events";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { createAdmission, type Admission } from "../../../services/router/admission/admission.ts";
@@ -26,6 +27,7 @@ function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string 
     queueTimeoutMs: 1000,
     onRefused: (because) => refused.push(because),
     clock,
+    deadlines: new Deadlines(clock),
     ...(o.lack === undefined ? {} : { lack: o.lack }),
   });
   return { admission, clock, room, refused };
@@ -172,6 +174,7 @@ describe("admission", () => {
       queueLimit: 8,
       queueTimeoutMs: 1000,
       clock,
+      deadlines: new Deadlines(clock),
     });
     const big = await admission.acquire(never, { model: "big" });
     let behind = false;

@@ -8,6 +8,7 @@ import { createMetrics } from "../../../services/common/metrics.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../../services/common/version.ts";
 import { dialRpc, type RpcClient } from "../../../services/rpc/client.ts";
 import { serveRpc } from "../../../services/rpc/server.ts";
+import { Deadlines } from "../../../services/common/deadlines.ts";
 import { createAdmission } from "../../../services/router/admission/admission.ts";
 import { inferenceService } from "../../../services/router/control/inference-service.ts";
 import { createReceipts } from "../../../services/router/control/receipts.ts";
@@ -51,6 +52,7 @@ async function startControl(): Promise<Control> {
     queueLimit: 4,
     queueTimeoutMs: 1000,
     clock,
+    deadlines: new Deadlines(clock),
   });
   const receipts = createReceipts({ limit: 3, watcherLimit: 1 });
   const servingMetrics = createServingMetrics(metrics, admission);

@@ -1,11 +1,8 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { LoadSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { ServiceError } from "../../../services/common/errors.ts";
 import { policyOf } from "../../../services/router/placement/policies.ts";
 import { createPlacer, Exclusions, type Placer } from "../../../services/router/placement/placement.ts";
-import type { Pool } from "../../../services/router/pool/pool.ts";
-import { createWaitRoom } from "../../../services/router/relay/wait-room.ts";
 import { known, type KnownInit, viewOf } from "../support/fleet.ts";
 
 const TINY = { model: "tiny", tokens: 10, strict: false };
@@ -110,83 +107,5 @@ describe("placement", () => {
     const placer = createPlacer({ view }, policies());
     assert.throws(() => placer.place({ ...TINY, strict: true }, new Exclusions()), { code: "no_instance" });
     assert.equal(placer.placeDecode(view.prefill[0]!.instance, new Exclusions()).instanceId, "x");
-  });
-});
-
-describe("the wait for a busy instance", () => {
-  /** A pool with so many free places that a test can change. */
-  function roomOf(free: { count: number }) {
-    const listeners = new Set<() => void>();
-    const pool = {
-      onChange: (listener: () => void) => (listeners.add(listener), () => listeners.delete(listener)),
-    } as unknown as Pool;
-    const room = createWaitRoom(pool);
-    const log: string[] = [];
-    const looks = { count: 0 };
-    const pick = (): number => {
-      looks.count += 1;
-      if (free.count === 0) throw new ServiceError("instance_busy", "Busy.");
-      return (free.count -= 1);
-    };
-    const enter = (name: string) =>
-      room.find(
-        pick,
-        () => log.push(name),
-        (error) => log.push(`${name}:${error.code}`),
-      );
-    return { enter, log, looks, listeners, change: () => [...listeners].forEach((listener) => listener()) };
-  }
-
-  it("is none where there is room", () => {
-    const { enter, log, listeners } = roomOf({ count: 1 });
-    assert.equal(enter("a"), undefined);
-    assert.deepEqual(log, ["a"]);
-    assert.equal(listeners.size, 0);
-  });
-
-  it("lets in first who came first, as many as there is room for", () => {
-    const free = { count: 0 };
-    const { enter, log, listeners, change } = roomOf(free);
-    for (const name of "abcd") enter(name);
-    free.count = 2;
-    change();
-    assert.deepEqual(log, ["a", "b"]);
-    free.count = 9;
-    change();
-    assert.deepEqual(log, ["a", "b", "c", "d"]);
-    assert.equal(listeners.size, 0);
-  });
-
-  it("forgets who leaves", () => {
-    const free = { count: 0 };
-    const { enter, log, listeners, change } = roomOf(free);
-    const first = enter("a")!;
-    enter("b");
-    first.end();
-    free.count = 9;
-    change();
-    assert.deepEqual(log, ["b"]);
-    assert.equal(listeners.size, 0);
-  });
-
-  it("costs little while there is no room, however many wait", () => {
-    const { enter, looks, change } = roomOf({ count: 0 });
-    for (let count = 0; count < 1_000; count += 1) enter("a");
-    looks.count = 0;
-    change();
-    assert.ok(looks.count < 10, `${looks.count} looks`);
-  });
-
-  it("ends with an error that waiting doesn't cure", () => {
-    const free = { count: 0 };
-    const { log, change, enter } = roomOf(free);
-    enter("a");
-    Object.defineProperty(free, "count", {
-      get: () => {
-        throw new ServiceError("no_instance", "Gone.");
-      },
-    });
-    change();
-    assert.deepEqual(log, ["a:no_instance"]);
   });
 });

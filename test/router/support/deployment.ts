@@ -1,11 +1,13 @@
 // A pool of scripted instances and a relay over it: all of the router but its doors.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
+import { Deadlines } from "../../../services/common/deadlines.ts";
 import { createMetrics, type Metrics } from "../../../services/common/metrics.ts";
 import { policyOf } from "../../../services/router/placement/policies.ts";
 import type { BreakerLimits } from "../../../services/router/pool/breaker.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { startProbes } from "../../../services/router/probe/schedule.ts";
+import { createAdmission } from "../../../services/router/admission/admission.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/request/receipt.ts";
 import { createRelay } from "../../../services/router/relay/relay.ts";
 import type {
@@ -129,14 +131,22 @@ export async function deploy(
   });
   pool.update(instances.map(({ info }) => info));
   await Promise.all(instances.map(({ info }) => untilStanding(pool, info.instanceId, o.standing ?? "serves")));
+  const deadlines = new Deadlines(clock);
+  const limits = { ...LIMITS, ...o.limits };
   const relay = createRelay({
+    deadlines,
     pool,
     policies: { prefill: policyOf("least-load"), decode: policyOf("least-load") },
-    config: { ...LIMITS, ...o.limits },
+    config: limits,
     metrics,
     log: silentLog,
     clock,
   });
+  const { queueTimeoutMs } = limits;
+  // All requests are admitted as one; a leg that finds no slot returns to the queue.
+  const admission = createAdmission({ capacity: () => 1_000_000, queueLimit: 0, queueTimeoutMs, clock, deadlines });
+  pool.onChange(admission.poke);
+  const admitted = await admission.acquire(new AbortController().signal);
   const probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
   return {
     pool,
@@ -166,12 +176,13 @@ export async function deploy(
         stream: full.stream,
       });
       const gone = new AbortController();
-      const ending = within(relay.run(full, client, receipt, gone.signal), "the end of the request");
+      const ending = within(relay.run(full, client, receipt, admitted, gone.signal), "the end of the request");
       ending.catch(() => {}); // The test looks at it when it is ready to.
       return { client, receipt, gone, ending };
     },
     async [Symbol.asyncDispose]() {
       probes.stop();
+      deadlines[Symbol.dispose]();
       await relay[Symbol.asyncDispose]();
       await pool[Symbol.asyncDispose]();
     },

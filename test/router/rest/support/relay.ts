@@ -44,7 +44,7 @@ export function fakeRelay(script: Script = answer): FakeRelay {
   const relay: FakeRelay = {
     runs,
     script,
-    run(request, sink, draft, gone) {
+    run(request, sink, draft, _admitted, gone) {
       const run: RelayRun = {
         request,
         sink,

@@ -1,5 +1,6 @@
 // The REST side of a router over a real socket, with a scripted relay behind it.
 import { systemClock } from "../../../../services/common/clock.ts";
+import { Deadlines } from "../../../../services/common/deadlines.ts";
 import { createMetrics, type Metrics } from "../../../../services/common/metrics.ts";
 import { createAdmission } from "../../../../services/router/admission/admission.ts";
 import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
@@ -57,8 +58,9 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
     queueLimit: o.queueLimit ?? 8,
     queueTimeoutMs: o.queueTimeoutMs ?? 5_000,
-    onRefused: (because) => servingMetrics.noPlace(because),
+    onRefused: (because) => servingMetrics.notAdmitted(because),
     clock: systemClock,
+    deadlines: new Deadlines(systemClock),
   });
   pool.onChange(admission.poke);
   const receipts = createReceipts({ limit: 50, watcherLimit: 2 });
@@ -76,7 +78,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     ...(o.strict === undefined ? {} : { strict: o.strict }),
     ...(o.registryIsAway === undefined ? {} : { registryIsAway: o.registryIsAway }),
   });
-  const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000, () => servingMetrics.noPlace("body_memory"));
+  const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000, () => servingMetrics.notAdmitted("body_memory"));
   const http = await serveHttp(
     "127.0.0.1:0",
     restHandler({
