@@ -155,12 +155,25 @@ describe("imports", () => {
     none(relative.filter(({ target }) => !existsSync(join(ROOT, target))).map(show));
   });
 
+  it("bring the consul package into a process only when Consul is asked for", () => {
+    const atOnce = imports.filter(({ lazy, typeOnly }) => !lazy && !typeOnly);
+    const loadedBy = (start: string): Set<string> => {
+      const loaded = new Set([start]);
+      for (const importer of loaded) for (const { file, target } of atOnce) if (file === importer) loaded.add(target);
+      return loaded;
+    };
+    const starts = sources.filter((file) => file.endsWith("/main.ts"));
+    none(starts.filter((file) => loadedBy(file).has("consul")));
+    assert.ok(loadedBy("services/discovery/consul.ts").has("consul"), "the file that they load when asked has it");
+  });
+
   it("enter each package by its doors only", () => {
     const doors: Record<string, readonly string[]> = {
       express: ["services/router/rest"],
       "@grpc/grpc-js": ["services/rpc"],
       "@connectrpc/connect": ["services/rpc", "clients"],
       "@connectrpc/connect-node": ["services/rpc", "clients"],
+      consul: ["services/discovery"],
       zeromq: ["services/tiny-engine", "services/discovery/vllm-pings.ts"],
       "@msgpack/msgpack": ["services/discovery/vllm-pings.ts"],
       // The declaration of a type that Node has and its types don't export.

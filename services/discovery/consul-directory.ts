@@ -1,9 +1,9 @@
 // Who is there according to Consul, for the router. What it once knew it keeps while Consul is away: instances are lost
 // when the router itself sees them fail, not when the registry does.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import { scanArray } from "../common/json-body.ts";
 import type { Log } from "../common/log.ts";
-import { ConsulError, type ConsulAnswer, type ConsulClient } from "./consul-http.ts";
+import type { ConsulClient } from "./consul-client.ts";
+import { ConsulError } from "./consul-error.ts";
 import { doubtOf, infoOf, serviceName, type HealthEntry } from "./consul-record.ts";
 import { watchConsul } from "./consul-watch.ts";
 import type { Directory, Doubt } from "./registry.ts";
@@ -21,8 +21,8 @@ export interface ConsulDirectoryOptions {
 
 interface Known {
   readonly info: Info;
-  /** Its element of Consul's list, to know it again without reading it: of hundreds, few change at a time. */
-  readonly text: string;
+  /** When its meta changed last, as Consul counts. What only its checks say changes more often. */
+  readonly version: number;
   readonly doubt: Doubt | undefined;
   /** Since when it is missing in Consul. */
   readonly missingSinceMs?: number;
@@ -57,23 +57,19 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
         onChange(entries, doubts);
       }
 
-      function learn(role: "prefill" | "decode", answer: ConsulAnswer, gap: boolean): void {
-        const byText = new Map<string, Known>();
-        for (const one of known[role].values()) if (one.missingSinceMs === undefined) byText.set(one.text, one);
+      function learn(role: "prefill" | "decode", entries: readonly HealthEntry[], gap: boolean): void {
         const listed = new Map<string, Known>();
         let news = known[role].size === 0;
-        for (const text of elementsOf(answer)) {
-          const same = byText.get(text);
-          if (same !== undefined) {
-            listed.set(same.info.instanceId, same);
-            continue;
-          }
-          news = true;
-          const entry = JSON.parse(text) as HealthEntry;
+        for (const entry of entries) {
+          const { ID: id, ModifyIndex: version } = entry.Service;
+          const [before, doubt] = [known[role].get(id), doubtOf(entry)];
+          // After a gap Consul may count anew.
+          const same = !gap && before?.version === version && before.missingSinceMs === undefined;
+          news ||= !same || before.doubt?.reason !== doubt?.reason;
           try {
-            listed.set(entry.Service.ID, { info: infoOf(entry, role), text, doubt: doubtOf(entry) });
+            listed.set(id, { info: same ? before.info : infoOf(entry, role), version, doubt });
           } catch (error) {
-            complain(entry.Service.ID, error as Error);
+            complain(id, error as Error);
           }
         }
         const nowMs = performance.now();
@@ -83,7 +79,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
           // After an outage Consul may have forgotten everyone; they register again, and are as good as before till then.
           const doubt = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.doubt;
           const missingSinceMs = gap ? nowMs : (one.missingSinceMs ?? nowMs);
-          listed.set(id, { info: one.info, text: one.text, doubt, missingSinceMs });
+          listed.set(id, { ...one, doubt, missingSinceMs });
           news ||= one.missingSinceMs === undefined || one.doubt !== doubt;
           missing += 1;
         }
@@ -124,15 +120,12 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
       const watches = (["prefill", "decode"] as const).map((role) =>
         watchConsul({
           client: o.client,
-          path: `/v1/health/service/${encodeURIComponent(serviceName(o.prefix, role))}`,
+          ask: (consul, call) => consul.health.service({ service: serviceName(o.prefix, role), ...call }),
           policy: `service_prefix "${o.prefix}" { policy = "read" } and node_prefix "" { policy = "read" }`,
-          onChange: (answer, gap) => learn(role, answer, gap),
-          onUp: () => {
-            down.delete(role);
-            o.onHealth(role, undefined);
-          },
-          onDown: (error) => {
-            down.add(role);
+          onChange: (body, gap) => learn(role, listOf(body), gap),
+          onHealth: (error) => {
+            if (error === undefined) down.delete(role);
+            else down.add(role);
             o.onHealth(role, error);
           },
           stop: stop.signal,
@@ -151,15 +144,9 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
   };
 }
 
-/** The elements of the list, unread. */
-function elementsOf({ status, body }: ConsulAnswer): string[] {
-  if (status === 404) return [];
-  // Consul writes `null` for an empty list in some versions.
-  if (body[0] !== OPENING_BRACKET) {
-    if (body.toString().trim() === "null") return [];
-    throw new ConsulError("refused", "Consul's answer is not a list: is this its HTTP port?");
-  }
-  return scanArray(body, 0, body.length).map(({ start, end }) => body.toString("utf8", start, end));
+/** Some versions of Consul write `null` for an empty list, which the package takes for nothing. */
+function listOf(body: unknown): readonly HealthEntry[] {
+  if (Array.isArray(body)) return body as HealthEntry[];
+  if (body === undefined) return [];
+  throw new ConsulError("refused", "Consul's answer is not a list: is this its HTTP port?");
 }
-
-const OPENING_BRACKET = "[".charCodeAt(0);

@@ -88,7 +88,12 @@ export function routerRecord(o: {
 /** One element of what /v1/health/service/:name answers, as far as it is read here. */
 export interface HealthEntry {
   readonly Node?: { readonly Node?: string };
-  readonly Service: { readonly ID: string; readonly Meta?: Readonly<Record<string, string>> | null };
+  readonly Service: {
+    readonly ID: string;
+    /** Goes up when the service is registered with anything changed. */
+    readonly ModifyIndex: number;
+    readonly Meta?: Readonly<Record<string, string>> | null;
+  };
   readonly Checks: readonly HealthCheck[];
 }
 

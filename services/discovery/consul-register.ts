@@ -3,13 +3,15 @@
 //
 // Two checks stand behind it. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
 // the process says of itself; told in milliseconds, where the agent's question comes once a second.
+import type Consul from "consul";
 import { setTimeout as sleep } from "node:timers/promises";
 import { splitAddress } from "../common/address.ts";
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
 import { createBell } from "./bell.ts";
-import { ConsulError, type ConsulClient } from "./consul-http.ts";
+import type { ConsulClient } from "./consul-client.ts";
+import { ConsulError } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
 import type { ConsulCheckConfig } from "./consul-settings.ts";
 import type { Registration, Standing } from "./registry.ts";
@@ -21,16 +23,16 @@ export interface ConsulRegisterOptions {
   readonly log: Log;
 }
 
+type Check = Parameters<Consul["agent"]["check"]["register"]>[0];
+
 const RETRY = { minMs: 50, maxMs: 1_000 };
 const CALL_MS = 2_000;
+const CALL = { timeoutMs: CALL_MS };
 /** One question to the agent whether it still knows us; it is answered as soon as anything changed, or the agent ends. */
 const WATCH_MS = 60_000;
 /** With a gRPC check the state needs no heartbeat; this one only survives a hung watch. */
 const LONG_TTL_MS = 600_000;
 const LEAVE_MS = 900;
-
-/** The agent no longer knows the service. */
-class Forgotten extends Error {}
 
 export function keepRegistered(
   record: () => ServiceRecord,
@@ -52,13 +54,12 @@ export function keepRegistered(
     const now = record();
     if (!swept) await sweepGhosts(now);
     swept = true;
-    const body = registrationBody(now, name, known && standing().serving, checks, ttlMs);
-    await client.put("/v1/agent/service/register", {
-      query: { "replace-existing-checks": "true" },
-      body,
-      timeoutMs: CALL_MS,
-    });
-    return JSON.stringify(now.meta);
+    const { meta, tags } = now;
+    const { host, port } = splitAddress(now.address);
+    const service = { id, name, address: host, port, tags: [...tags], meta };
+    const own = checksOf(now, known && standing().serving, checks, ttlMs);
+    await client.ask((consul, call) => consul.agent.service.register({ ...service, checks: own, ...call }), CALL);
+    return JSON.stringify(meta);
   }
 
   /**
@@ -68,20 +69,17 @@ export function keepRegistered(
   async function sweepGhosts(now: ServiceRecord): Promise<void> {
     const { host, port } = splitAddress(now.address);
     const filter = `Service == "${name}" and Address == "${host}" and Port == ${port} and ID != "${now.id}"`;
-    const answer = await client.get("/v1/agent/services", { query: { filter }, timeoutMs: CALL_MS });
-    for (const ghost of Object.keys(answer.json() as Record<string, unknown>)) {
+    const listed = await client.ask((consul, call) => consul.agent.service.list({ filter, ...call }), CALL);
+    for (const ghost of Object.keys(listed.body)) {
       log.info("the entry of an instance that was here before is taken out of Consul", { serviceId: ghost });
-      await client.put(`/v1/agent/service/deregister/${encodeURIComponent(ghost)}`, { timeoutMs: CALL_MS });
+      await client.ask((consul, call) => consul.agent.service.deregister({ id: ghost, ...call }), CALL);
     }
   }
 
   async function tellState(): Promise<void> {
-    const { serving, text } = standing();
-    const answer = await client.put(`/v1/agent/check/update/${encodeURIComponent(stateCheckId(id))}`, {
-      body: { Status: serving ? "passing" : "critical", Output: text },
-      timeoutMs: CALL_MS,
-    });
-    if (answer.status === 404) throw new Forgotten();
+    const { serving, text: note } = standing();
+    const state = { id: stateCheckId(id), note };
+    await client.ask(({ agent: { check } }, call) => check[serving ? "pass" : "fail"]({ ...state, ...call }), CALL);
   }
 
   /** Follows changes and beats the heart, until the agent fails or forgot us. */
@@ -101,12 +99,10 @@ export function keepRegistered(
   /** Ends with an error when the agent is gone or doesn't know us. */
   async function listen(signal: AbortSignal): Promise<void> {
     for (let hash = ""; !signal.aborted; ) {
-      const answer = await client.get(`/v1/agent/service/${encodeURIComponent(id)}`, {
-        query: hash === "" ? {} : { hash, wait: `${WATCH_MS}ms` },
+      const answer = await client.ownEntry(id, hash === "" ? {} : { hash, wait: `${WATCH_MS}ms` }, {
         timeoutMs: hash === "" ? CALL_MS : WATCH_MS * 1.0625 + CALL_MS,
         signal,
       });
-      if (answer.status === 404) throw new Forgotten();
       // Without a hash the agent can't make us wait; then this is a question each second.
       if (answer.hash === "") await sleep(1_000, undefined, { signal }).catch(() => {});
       hash = answer.hash;
@@ -131,7 +127,7 @@ export function keepRegistered(
         await Promise.all([speak(meta, signal), listen(signal)]);
       } catch (error) {
         if (ending.aborted) return;
-        if (error instanceof Forgotten || isUnknownCheck(error)) {
+        if ((error as ConsulError).kind === "unknown") {
           log.warn("Consul has forgotten this process; registering again", { consul: client.address, service: name });
         } else {
           if (!failing) tellFailure(error as Error);
@@ -160,7 +156,7 @@ export function keepRegistered(
   async function leave(): Promise<void> {
     await kept;
     await client
-      .put(`/v1/agent/service/deregister/${encodeURIComponent(id)}`, { timeoutMs: LEAVE_MS })
+      .ask((consul, call) => consul.agent.service.deregister({ id, ...call }), { timeoutMs: LEAVE_MS })
       .catch((error: Error) => {
         log.warn("could not be taken out of Consul, which will do it when the check has failed for long enough", {
           because: error.message,
@@ -185,54 +181,32 @@ export function keepRegistered(
  *   what a check says at once only when its status changes, and an operator should see the words. One that Consul only
  *   forgot passes, or routers would see all of them fail for a moment.
  */
-function registrationBody(
-  record: ServiceRecord,
-  name: string,
-  passing: boolean,
-  checks: ConsulCheckConfig,
-  ttlMs: number,
-): Record<string, unknown> {
-  const { host: Address, port } = splitAddress(record.address);
-  const DeregisterCriticalServiceAfter = `${checks["consul.deregister_after_ms"]}ms`;
+function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Check[] {
+  // Longer than a busy host needs: routers see a hung process by themselves, and sooner. The package's types want a
+  // timeout of every check; a TTL has none.
+  const common = { status: passing ? "passing" : "critical", timeout: "5s" };
+  const deregistercriticalserviceafter = `${checks["consul.deregister_after_ms"]}ms`;
   const state = {
-    CheckID: stateCheckId(record.id),
-    Name: "state",
-    Notes: "What the process says of itself.",
-    TTL: `${ttlMs}ms`,
-    Status: passing ? "passing" : "critical",
+    checkid: stateCheckId(record.id),
+    name: "state",
+    notes: "What the process says of itself.",
+    ttl: `${ttlMs}ms`,
+    ...common,
     // A process that says that it drains lives: only silence takes it out.
-    ...(checks["consul.check"] === "ttl" ? { DeregisterCriticalServiceAfter } : {}),
+    ...(checks["consul.check"] === "ttl" ? { deregistercriticalserviceafter } : {}),
   };
   const health = {
-    CheckID: `service:${record.id}:health`,
-    Name: "health",
-    Notes: "What grpc.health.v1 answers the Consul agent.",
-    GRPC: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
-    Interval: `${checks["consul.check_interval_ms"]}ms`,
-    // Longer than a busy host needs: routers see a hung process by themselves, and sooner.
-    Timeout: "5s",
-    Status: passing ? "passing" : "critical",
-    DeregisterCriticalServiceAfter,
+    checkid: `service:${record.id}:health`,
+    name: "health",
+    notes: "What grpc.health.v1 answers the Consul agent.",
+    grpc: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
+    interval: `${checks["consul.check_interval_ms"]}ms`,
+    ...common,
+    deregistercriticalserviceafter,
   };
-  return {
-    ID: record.id,
-    Name: name,
-    Address,
-    Port: Number(port),
-    Tags: record.tags,
-    Meta: record.meta,
-    Checks: checks["consul.check"] === "ttl" ? [state] : [health, state],
-  };
+  return checks["consul.check"] === "ttl" ? [state] : [health, state];
 }
 
 function stateCheckId(serviceId: string): string {
   return `service:${serviceId}:state`;
-}
-
-/** How agents say that a check is not there, beside 404: 500 in older ones. */
-function isUnknownCheck(error: unknown): boolean {
-  return (
-    error instanceof ConsulError &&
-    /unknown (check|service)|does not have associated TTL|does not exist/i.test(error.message)
-  );
 }

@@ -114,10 +114,10 @@ export interface ConsulOptions {
 
 /** As node:tls wants it. */
 interface ConsulTls {
-  readonly ca?: Buffer[];
-  readonly cert?: Buffer;
-  readonly key?: Buffer;
-  readonly servername?: string;
+  readonly ca: Buffer[] | undefined;
+  readonly cert: Buffer | undefined;
+  readonly key: Buffer | undefined;
+  readonly servername: string | undefined;
   readonly rejectUnauthorized: boolean;
 }
 
@@ -155,40 +155,35 @@ export function consulOptions(config: ConsulConfig): ConsulOptions {
 
 /** @throws ConfigError */
 export function readConsulToken(o: Pick<ConsulOptions, "token" | "tokenFile">): string {
-  if (o.tokenFile === undefined) return o.token;
-  const token = readFile("consul.token_file", o.tokenFile).toString().trim();
-  return token === "" ? o.token : token;
+  return (
+    fileAt("consul.token_file", o.tokenFile ?? "")
+      ?.toString()
+      .trim() || o.token
+  );
 }
 
 function tlsOf(config: ConsulConfig): ConsulTls {
   const { "consul.tls.ca_file": caFile, "consul.tls.ca_path": caPath } = config;
-  const files = caPath === "" ? [] : readFolder(caPath).map((name) => join(caPath, name));
-  if (caFile !== "") files.unshift(caFile);
+  const inFolder = caPath === "" ? [] : reading("consul.tls.ca_path", () => readdirSync(caPath).sort());
+  const authorities = [caFile, ...inFolder.map((name) => join(caPath, name))];
+  const ca = authorities.flatMap((file) => fileAt("consul.tls.ca_file", file) ?? []);
   return {
-    ...(files.length === 0 ? {} : { ca: files.map((file) => readFile("consul.tls.ca_file", file)) }),
-    ...(config["consul.tls.cert_file"] === ""
-      ? {}
-      : { cert: readFile("consul.tls.cert_file", config["consul.tls.cert_file"]) }),
-    ...(config["consul.tls.key_file"] === ""
-      ? {}
-      : { key: readFile("consul.tls.key_file", config["consul.tls.key_file"]) }),
-    ...(config["consul.tls.server_name"] === "" ? {} : { servername: config["consul.tls.server_name"] }),
+    ca: ca.length === 0 ? undefined : ca,
+    cert: fileAt("consul.tls.cert_file", config["consul.tls.cert_file"]),
+    key: fileAt("consul.tls.key_file", config["consul.tls.key_file"]),
+    servername: config["consul.tls.server_name"] || undefined,
     rejectUnauthorized: config["consul.tls.verify"],
   };
 }
 
-function readFile(key: string, path: string): Buffer {
-  try {
-    return readFileSync(path);
-  } catch (error) {
-    throw new ConfigError(`${key}: ${(error as Error).message}`);
-  }
+function fileAt(key: string, path: string): Buffer | undefined {
+  return path === "" ? undefined : reading(key, () => readFileSync(path));
 }
 
-function readFolder(path: string): string[] {
+function reading<T>(key: string, read: () => T): T {
   try {
-    return readdirSync(path).sort();
+    return read();
   } catch (error) {
-    throw new ConfigError(`consul.tls.ca_path: ${(error as Error).message}`);
+    throw new ConfigError(`${key}: ${(error as Error).message}`);
   }
 }

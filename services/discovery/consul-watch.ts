@@ -1,26 +1,32 @@
 // A blocking query, asked again and again: what Consul knows, and every change of it within milliseconds.
 // Source: https://developer.hashicorp.com/consul/api-docs/features/blocking: reset an index that goes backwards, never
 // wait on index 0, limit the rate only when values churn.
+import type Consul from "consul";
 import { setTimeout as sleep } from "node:timers/promises";
 import { backoffMs } from "../common/lifecycle.ts";
-import { ConsulError, type ConsulAnswer, type ConsulClient } from "./consul-http.ts";
+import type { CallOptions, ConsulClient } from "./consul-client.ts";
+import { ConsulError, lacksPolicy } from "./consul-error.ts";
 
-export interface BlockingQuery {
+export interface BlockingQuery<T> {
   readonly client: ConsulClient;
-  readonly path: string;
-  readonly query?: Readonly<Record<string, string>>;
+  /** One call of the package, with `options` among its own: `index` and `wait` make it wait. */
+  ask(consul: Consul, options: QueryOptions): Promise<T>;
   /** What the token lacks when Consul says that it left something out. */
   readonly policy: string;
   /**
    * @param gap Consul was away since the last answer, or began to count anew: what is missing now may only be forgotten.
    */
-  onChange(answer: ConsulAnswer, gap: boolean): void;
-  /** Consul answered, with or without news. */
-  onUp(): void;
-  onDown(error: ConsulError): void;
+  onChange(body: T, gap: boolean): void;
+  /** After each answer, with or without news, and after each failure. */
+  onHealth(error: ConsulError | undefined): void;
   readonly stop: AbortSignal;
   /** Default 10000: so long at most until a hung agent is noticed, plus a fifth. */
   readonly waitMs?: number;
+}
+
+export interface QueryOptions extends CallOptions {
+  readonly index?: string;
+  readonly wait?: string;
 }
 
 const RETRY = { minMs: 50, maxMs: 2_000 };
@@ -31,20 +37,22 @@ const REFILL_MS = 50;
 const COST_FACTOR = 20;
 
 /** Resolves when `stop` aborts. */
-export async function watchConsul(o: BlockingQuery): Promise<void> {
+export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
   const { stop, waitMs = 10_000 } = o;
   const pace = createPace();
   let index = 0n;
   let gap = false;
   for (let failures = 0; !stop.aborted; ) {
     try {
-      const answer = await o.client.get(o.path, {
-        query: { ...o.query, ...(index === 0n ? {} : { index: String(index), wait: `${waitMs}ms` }) },
+      const waiting = index === 0n ? {} : { index: String(index), wait: `${waitMs}ms` };
+      const answer = await o.client.ask((consul, call) => o.ask(consul, { ...call, ...waiting }), {
         // Consul adds up to a sixteenth to the wait, so that watchers don't come back together.
         timeoutMs: index === 0n ? 5_000 : waitMs * 1.0625 + 1_500,
         signal: stop,
       });
-      if (answer.filtered) throw deniedByFilter(o.policy);
+      if (answer.index === undefined)
+        throw new ConsulError("refused", "Consul's answer has no index: is this its HTTP port?");
+      if (answer.filtered) throw lacksPolicy(o.policy, ": Consul leaves out what it may not see");
       const next = answer.index < 1n ? 1n : answer.index;
       const first = index === 0n;
       if (next < index) {
@@ -57,27 +65,21 @@ export async function watchConsul(o: BlockingQuery): Promise<void> {
       failures = 0;
       const sinceMs = performance.now();
       if (news) {
-        o.onChange(answer, gap);
+        o.onChange(answer.body, gap);
         gap = false;
       }
-      o.onUp();
+      o.onHealth(undefined);
       await pace(performance.now() - sinceMs, stop);
     } catch (error) {
       if (stop.aborted) return;
       // Asked without an index, Consul answers at once when it is back.
       index = 0n;
       gap = true;
-      o.onDown(
-        error instanceof ConsulError ? error : new ConsulError("refused", (error as Error).message, { cause: error }),
-      );
+      const cause = error as Error;
+      o.onHealth(cause instanceof ConsulError ? cause : new ConsulError("refused", cause.message, { cause }));
       await sleep(backoffMs(failures++, RETRY), undefined, { signal: stop }).catch(() => {});
     }
   }
-}
-
-function deniedByFilter(policy: string): ConsulError {
-  const message = `The Consul token lacks the policy ${policy}: Consul leaves out what it may not see (docs/consul.md lists what Tandem needs).`;
-  return new ConsulError("denied", message, { policy });
 }
 
 /** A token bucket: the first answers of a burst go through, then one each REFILL_MS, or later where they cost much. */

@@ -2,11 +2,12 @@
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Log } from "../common/log.ts";
 import { consulDirectory } from "./consul-directory.ts";
-import { consulClient, type ConsulError } from "./consul-http.ts";
-import { watchConsulKv } from "./consul-kv.ts";
+import { consulClient } from "./consul-client.ts";
+import type { ConsulError } from "./consul-error.ts";
 import { instanceRecord, type ServiceRecord } from "./consul-record.ts";
 import { keepRegistered } from "./consul-register.ts";
 import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
+import { watchConsul } from "./consul-watch.ts";
 import type { Directory, Registrar, Registration, RegistryHealth, Standing, Watch } from "./registry.ts";
 
 export { consulCheckSettings, consulSettings } from "./consul-settings.ts";
@@ -25,7 +26,7 @@ export async function consulRegistrar(
   config: ConsulConfig & ConsulCheckConfig,
   o: { readonly log: Log },
 ): Promise<ConsulRegistrar> {
-  const client = await consulClient(consulOptions(config));
+  const client = consulClient(consulOptions(config));
   const options = { client, prefix: config["consul.service_prefix"], checks: config, log: o.log };
   return {
     name: "consul",
@@ -40,7 +41,11 @@ export interface ConsulWatcher extends Directory {
   readonly health: RegistryHealth;
   /** After each change of `health.up`. */
   onHealth(listener: () => void): void;
-  /** @param prefix In Consul's KV store. @param onChange Gets texts by key, without the prefix. */
+  /**
+   * Settings in a folder of Consul's KV store, and every change of them. All keys of one answer belong together.
+   *
+   * @param prefix Such as `tandem/config`. @param onChange Gets texts by key, without the prefix.
+   */
   watchSettings(prefix: string, onChange: (texts: ReadonlyMap<string, string>) => void): Watch;
   close(): void;
 }
@@ -51,7 +56,7 @@ export async function consulWatcher(
   o: { readonly log: Log; readonly forgetMs?: number },
 ): Promise<ConsulWatcher> {
   const { log } = o;
-  const client = await consulClient(consulOptions(config));
+  const client = consulClient(consulOptions(config));
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
   const listeners: (() => void)[] = [];
@@ -102,7 +107,33 @@ export async function consulWatcher(
       return { address: client.address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
     },
     onHealth: (listener) => void listeners.push(listener),
-    watchSettings: (prefix, onChange) => watchConsulKv({ client, prefix, log, onHealth }, onChange),
+    watchSettings(prefix, onChange) {
+      const stop = new AbortController();
+      const folder = `${prefix}/`;
+      const watch = watchConsul({
+        client,
+        ask: (consul, call) => consul.kv.get({ key: folder, recurse: true, ...call }),
+        policy: `key_prefix "${folder}" { policy = "read" }`,
+        onChange: (items) => onChange(textsOf(items as KvItems, folder)),
+        onHealth: (error) => onHealth("settings", error),
+        stop: stop.signal,
+      });
+      return {
+        async [Symbol.asyncDispose]() {
+          stop.abort();
+          await watch;
+        },
+      };
+    },
     close: () => client.close(),
   };
+}
+
+/** Undefined where the folder is empty. */
+type KvItems = readonly { readonly Key: string; readonly Value: string | null }[] | undefined;
+
+function textsOf(items: KvItems = [], folder: string): ReadonlyMap<string, string> {
+  // The UI makes keys that end in a slash, for folders.
+  const settings = items.filter(({ Key }) => !Key.endsWith("/"));
+  return new Map(settings.map(({ Key, Value }) => [Key.slice(folder.length), (Value ?? "").trim()]));
 }

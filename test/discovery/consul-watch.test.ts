@@ -1,70 +1,37 @@
 // Blocking queries against a scripted Consul: what a real one does rarely, and must not be tripped by.
 import assert from "node:assert/strict";
-import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
 import { loadConfig, defineConfig, ConfigError } from "../../services/common/config.ts";
-import { consulClient, type ConsulError } from "../../services/discovery/consul-http.ts";
+import { consulClient } from "../../services/discovery/consul-client.ts";
+import type { ConsulError } from "../../services/discovery/consul-error.ts";
 import { consulOptions, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
 import { watchConsul } from "../../services/discovery/consul-watch.ts";
+import { hold, json, scriptedConsul, type Answer, type Asked } from "../support/scripted-consul.ts";
 import { eventually } from "../support/waits.ts";
 
 const definition = defineConfig("test", { ...consulSettings });
 const options = (env: Record<string, string>, argv: readonly string[] = []) =>
   consulOptions(loadConfig(definition, { argv, env }));
 
-type Answer = (response: ServerResponse, query: URLSearchParams) => void;
-const json =
-  (index: number | string, body: unknown, headers: Record<string, string> = {}): Answer =>
-  (response) => {
-    response.writeHead(200, { "x-consul-index": String(index), ...headers });
-    response.end(JSON.stringify(body));
-  };
-/** Holds the question open, as Consul does while nothing changes. */
-const hold: Answer = () => {};
-
-/** Answers each question with the next of `script`; the last one again and again. */
-async function fakeConsul(
-  script: readonly Answer[],
-): Promise<{ address: string; asked: URLSearchParams[]; close(): void }> {
-  const asked: URLSearchParams[] = [];
-  const server = createServer((request: IncomingMessage, response) => {
-    const query = new URL(request.url!, "http://x").searchParams;
-    asked.push(query);
-    script[Math.min(asked.length, script.length) - 1]!(response, query);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  return {
-    address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
-    asked,
-    close: () => {
-      server.close();
-      server.closeAllConnections();
-    },
-  };
-}
-
 interface Heard {
   readonly changes: { body: unknown; gap: boolean }[];
   readonly downs: ConsulError[];
-  ups: number;
 }
 
 async function watching(
   script: readonly Answer[],
-  look: (heard: Heard, asked: URLSearchParams[]) => boolean,
+  look: (heard: Heard, asked: Asked[]) => boolean,
   waitMs?: number,
-): Promise<{ heard: Heard; asked: URLSearchParams[] }> {
-  const consul = await fakeConsul(script);
-  const client = await consulClient(options({ CONSUL_HTTP_ADDR: consul.address }));
+): Promise<{ heard: Heard; asked: Asked[] }> {
+  const consul = await scriptedConsul(script);
+  const client = consulClient(options({ CONSUL_HTTP_ADDR: consul.address }));
   const stop = new AbortController();
-  const heard: Heard = { changes: [], downs: [], ups: 0 };
+  const heard: Heard = { changes: [], downs: [] };
   const watch = watchConsul({
     client,
-    path: "/v1/health/service/x",
+    ask: (consul, call) => consul.health.service({ service: "x", ...call }),
     policy: 'service "x" { policy = "read" }',
-    onChange: (answer, gap) => heard.changes.push({ body: answer.json(), gap }),
-    onUp: () => (heard.ups += 1),
-    onDown: (error) => heard.downs.push(error),
+    onChange: (body, gap) => heard.changes.push({ body, gap }),
+    onHealth: (error) => error !== undefined && heard.downs.push(error),
     stop: stop.signal,
     ...(waitMs === undefined ? {} : { waitMs }),
   });
@@ -90,11 +57,11 @@ describe("a blocking query", () => {
       [["a"], ["a", "b"]],
     );
     assert.deepEqual(
-      asked.map((query) => query.get("index")),
+      asked.map(({ query }) => query.get("index")),
       [null, "5", "5", "9"],
     );
     assert.deepEqual(
-      asked.map((query) => query.get("wait")),
+      asked.map(({ query }) => query.get("wait")),
       [null, "10000ms", "10000ms", "10000ms"],
     );
     assert.deepEqual(
@@ -109,7 +76,7 @@ describe("a blocking query", () => {
       (_, all) => all.length === 4,
     );
     assert.deepEqual(
-      asked.map((query) => query.get("index")),
+      asked.map(({ query }) => query.get("index")),
       [null, "50", null, "7"],
     );
     assert.deepEqual(heard.changes, [
@@ -120,14 +87,14 @@ describe("a blocking query", () => {
 
   it("never waits on index 0, which would answer at once for ever", async () => {
     const { asked } = await watching([json(0, []), hold], (_, all) => all.length === 2);
-    assert.equal(asked[1]!.get("index"), "1");
+    assert.equal(asked[1]!.query.get("index"), "1");
   });
 
   it("keeps its pace when values churn", async () => {
     let index = 1;
     const startMs = performance.now();
     const { asked } = await watching(
-      [(response, query) => json(++index, [index])(response, query)],
+      [(response, asked) => json(++index, [index])(response, asked)],
       () => performance.now() - startMs > 400,
     );
     assert.ok(asked.length <= 4 + 1 + (performance.now() - startMs) / 50, `${asked.length} questions`);
@@ -144,6 +111,7 @@ describe("a blocking query", () => {
       heard.downs.map(({ kind }) => kind),
       ["away"],
     );
+    assert.match(heard.downs[0]!.message, /aborted/, "it was the connection, not the time");
     assert.deepEqual(heard.changes, [{ body: ["a"], gap: true }]);
   });
 
@@ -154,11 +122,13 @@ describe("a blocking query", () => {
 
   it("takes a cluster without a leader for away, and a page of something else for no Consul", async () => {
     const noLeader: Answer = (response) => response.writeHead(500).end("No cluster leader");
-    const page: Answer = (response) => response.writeHead(200, { "x-consul-index": "3" }).end("<html>");
-    const { heard } = await watching([noLeader, page, hold], ({ downs }) => downs.length === 2);
+    const page: Answer = (response) => response.writeHead(200, { "content-type": "text/html" }).end("<html>");
+    const broken: Answer = (response) =>
+      response.writeHead(200, { "content-type": "application/json", "x-consul-index": "3" }).end("<html>");
+    const { heard } = await watching([noLeader, page, broken, hold], ({ downs }) => downs.length === 3);
     assert.deepEqual(
       heard.downs.map(({ kind }) => kind),
-      ["away", "refused"],
+      ["away", "refused", "refused"],
     );
     assert.match(heard.downs[0]!.message, /No cluster leader/);
   });

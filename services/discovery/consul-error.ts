@@ -1,0 +1,52 @@
+// What Consul says no to, by class, with the rule that would allow it where the token lacks one.
+
+/**
+ * `away`: no agent answers, or it has no leader to ask. `denied`: the token may not do this; `policy` is the rule that
+ * would allow it. `unknown`: the agent does not know the service or check. `refused`: Consul says no for any other reason.
+ */
+export class ConsulError extends Error {
+  override readonly name = "ConsulError";
+  readonly kind: "away" | "denied" | "unknown" | "refused";
+  readonly policy: string | undefined;
+
+  constructor(kind: ConsulError["kind"], message: string, o: { policy?: string | undefined; cause?: unknown } = {}) {
+    super(message, { cause: o.cause });
+    this.kind = kind;
+    this.policy = o.policy;
+  }
+}
+
+/** An answer with a status that is not 2xx. Older agents answer 500 for a check that they do not know. */
+export function refusalError(status: number, text: string): ConsulError {
+  if (status === 403 || /permission denied|acl not found/i.test(text)) return deniedError(text);
+  const message = `Consul answers ${status}: ${text || "no reason given"}`;
+  if (status === 404 || /unknown (check|service)|does not have associated TTL/i.test(text))
+    return new ConsulError("unknown", message);
+  return new ConsulError(status >= 500 ? "away" : "refused", message);
+}
+
+/**
+ * From Consul's own words, such as: Permission denied: token with AccessorID '...' lacks permission 'service:write' on
+ * "tandem-decode".
+ */
+function deniedError(text: string): ConsulError {
+  if (/acl not found/i.test(text)) {
+    return new ConsulError(
+      "denied",
+      "Consul doesn't know the token (ACL not found): it was deleted, or belongs to another cluster.",
+    );
+  }
+  const lack = /lacks permission '([a-z]+):([a-z]+)'(?: on "([^"]*)")?/.exec(text);
+  if (lack === null) return new ConsulError("denied", `Consul denies permission: ${text || "no reason given"}`);
+  const [, resource, access, name = ""] = lack;
+  return lacksPolicy(`${resource} "${name}" { policy = "${access}" }`);
+}
+
+/** @param consequence What Consul does without it, where it doesn't refuse. */
+export function lacksPolicy(policy: string, consequence = ""): ConsulError {
+  return new ConsulError(
+    "denied",
+    `The Consul token lacks the policy ${policy}${consequence} (docs/consul.md lists what Tandem needs).`,
+    { policy },
+  );
+}
