@@ -29,7 +29,6 @@ export async function consulRegistrar(
   const client = consulClient(consulOptions(config));
   const options = { client, prefix: config["consul.service_prefix"], checks: config, log: o.log };
   return {
-    name: "consul",
     register: async (self: () => Info, stop, standing = () => SERVING) =>
       keepRegistered(() => instanceRecord(self()), standing, options, stop),
     registerService: (record, stop, standing) => keepRegistered(record, standing, options, stop),

@@ -30,7 +30,6 @@ export function embeddedRegistry(o: {
   readonly log: Log;
 }): Registrar {
   return {
-    name: "embedded",
     async register(self, stop) {
       const over = new AbortController();
       let leaving = false;

@@ -4,7 +4,6 @@ import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 
 /** The instance's side. */
 export interface Registrar {
-  readonly name: "embedded" | "static" | "consul";
   /**
    * Registers in the background and goes on trying for as long as it takes: an instance serves without a registry too.
    * `stop` ends it as disposing does.
@@ -17,7 +16,6 @@ export interface Registrar {
 /** Registers at each of at least one, and goes on where some are away: none waits for another. */
 export function atEach(registrars: readonly Registrar[]): Registrar {
   return {
-    name: registrars[0]!.name,
     async register(self, stop, standing) {
       const all = await Promise.all(registrars.map((registrar) => registrar.register(self, stop, standing)));
       return {
@@ -65,9 +63,6 @@ export interface Directory {
 export interface Watch {
   [Symbol.asyncDispose](): Promise<void>;
 }
-
-/** Both sides. */
-export interface Registry extends Registrar, Directory {}
 
 /** How a registry that can be away is doing. */
 export interface RegistryHealth {

@@ -17,12 +17,8 @@ export interface StaticOptions {
 }
 
 /** An instance that stops answering stays listed as it was last known: the pool sees for itself that it is silent. */
-export function staticRegistry(
-  addresses: readonly string[],
-  o: StaticOptions,
-): Directory & { readonly name: "static" } {
+export function staticRegistry(addresses: readonly string[], o: StaticOptions): Directory {
   return {
-    name: "static",
     watch(onChange) {
       const over = new AbortController();
       const known = new Map<string, Info>();
