@@ -7,6 +7,8 @@ import type { Doubt } from "./registry.ts";
 
 export type ServiceRole = "router" | "prefill" | "decode";
 
+const META_VALUE_LIMIT = 512;
+
 /** What is registered, before the checks. */
 export interface ServiceRecord {
   readonly id: string;
@@ -15,7 +17,7 @@ export interface ServiceRecord {
   readonly address: string;
   /** host:port of its grpc.health.v1. */
   readonly grpcAddress: string;
-  /** Consul's limits: 64 pairs, keys of 128 characters A-Za-z0-9_-, values of 512. */
+  /** Consul's limits: 64 pairs, keys of 128 characters A-Za-z0-9_-, values of META_VALUE_LIMIT. */
   readonly meta: Readonly<Record<string, string>>;
   readonly tags: readonly string[];
 }
@@ -38,6 +40,7 @@ export function instanceRecord(info: Info): ServiceRecord {
     block_size: String(info.blockSize),
     tp_size: String(info.tpSize),
     dtype: info.dtype,
+    model_root: info.modelRoot.length > META_VALUE_LIMIT ? "" : info.modelRoot,
     slots: String(info.slotLimit),
     tandem_version: info.tandemVersion,
     tandem_commit: info.tandemCommit,
@@ -129,6 +132,7 @@ export function infoOf(entry: HealthEntry, role: "prefill" | "decode"): Info {
       blockSize: count("block_size"),
       tpSize: count("tp_size"),
       dtype: meta["dtype"] ?? "",
+      modelRoot: meta["model_root"] ?? "",
       slotLimit: count("slots"),
       startedUnixMs: BigInt(Number.isFinite(startedMs) ? startedMs : 0),
       pid: count("pid"),

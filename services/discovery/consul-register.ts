@@ -1,8 +1,9 @@
-// Keeps one service registered with the Consul agent, for as long as it lives: registers it, tells its state as it
+// Keeps one service registered with the Consul agent, for as long as it lives: registers it, reports its state as it
 // changes, and registers it again as soon as the agent has forgotten it.
 //
 // Two checks stand behind it. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
-// the process says of itself; told in milliseconds, where the agent's question comes once a second.
+// the process reports of itself, within milliseconds, where the agent asks once a second; it has a time to live, so that
+// the last words of a dead process do not stay.
 import type Consul from "consul";
 import { setTimeout as sleep } from "node:timers/promises";
 import { splitAddress } from "../common/address.ts";
@@ -21,6 +22,8 @@ export interface ConsulRegisterOptions {
   readonly prefix: string;
   readonly checks: ConsulCheckConfig;
   readonly log: Log;
+  /** Default 5000. */
+  readonly ttlMs?: number;
 }
 
 type Check = Parameters<Consul["agent"]["check"]["register"]>[0];
@@ -30,9 +33,14 @@ const CALL_MS = 2_000;
 const CALL = { timeoutMs: CALL_MS };
 /** One question to the agent whether it still knows us; it is answered as soon as anything changed, or the agent ends. */
 const WATCH_MS = 60_000;
-/** With a gRPC check the state needs no heartbeat; this one only survives a hung watch. */
-const LONG_TTL_MS = 600_000;
 const LEAVE_MS = 900;
+const HEALTH_INTERVAL = "1s";
+/** A hung process fails its check within three seconds. Routers, which don't wait for Consul, allow two as well. */
+const HEALTH_TIMEOUT = "2s";
+/** A state that is not renewed is critical after this long. */
+const TTL_MS = 5_000;
+/** How often the load in the state's text is renewed: agents with `check_update_interval = 0` pass on each new text. */
+const LOAD_EVERY_MS = 15_000;
 
 export function keepRegistered(
   record: () => ServiceRecord,
@@ -46,8 +54,9 @@ export function keepRegistered(
   const changed = createBell();
   const { id, role } = record();
   const name = serviceName(o.prefix, role);
-  const ttlMs = checks["consul.check"] === "ttl" ? checks["consul.ttl_ms"] : LONG_TTL_MS;
+  const { ttlMs = TTL_MS } = o;
   let swept = false;
+  let shown = { load: "", text: "", atMs: -Infinity };
 
   /** @param known It was in Consul before, and others count on it. */
   async function put(known: boolean): Promise<string> {
@@ -76,21 +85,28 @@ export function keepRegistered(
     }
   }
 
-  async function tellState(): Promise<void> {
-    const { serving, text: note } = standing();
-    const state = { id: stateCheckId(id), note };
+  /** The load changes with every leg, so it stands beside the time at which it was so. */
+  function loadText(load: string): string {
+    const nowMs = performance.now();
+    if (load !== shown.load && nowMs - shown.atMs >= LOAD_EVERY_MS)
+      shown = { load, text: `; ${load} at ${new Date().toISOString().slice(11, 19)} UTC`, atMs: nowMs };
+    return shown.text;
+  }
+
+  async function reportState(): Promise<void> {
+    const { serving, text, load } = standing();
+    const state = { id: stateCheckId(id), note: serving && load !== undefined ? `${text}${loadText(load)}` : text };
     await client.ask(({ agent: { check } }, call) => check[serving ? "pass" : "fail"]({ ...state, ...call }), CALL);
   }
 
-  /** Follows changes and beats the heart, until the agent fails or forgot us. */
-  async function speak(told: string, signal: AbortSignal): Promise<void> {
-    for (let meta = told; !signal.aborted; ) {
-      const beat = new AbortController();
-      // Asked before anything is told, so that no change falls between the two.
-      const rung = changed.next(anySignal(signal, beat.signal));
+  /** Reports changes and renews the state, until the agent fails or has forgotten us. */
+  async function report(known: string, signal: AbortSignal): Promise<void> {
+    for (let meta = known; !signal.aborted; ) {
+      // Asked before anything is reported, so that no change falls between the two.
+      const rung = changed.next(signal);
       if (JSON.stringify(record().meta) !== meta) meta = await put(true);
-      await tellState();
-      const timer = setTimeout(() => beat.abort(), ttlMs / 3);
+      await reportState();
+      const timer = setTimeout(changed.ring, ttlMs / 3);
       await rung;
       clearTimeout(timer);
     }
@@ -124,7 +140,7 @@ export function keepRegistered(
         known = true;
         failing = false;
         attempt = 0;
-        await Promise.all([speak(meta, signal), listen(signal)]);
+        await Promise.all([report(meta, signal), listen(signal)]);
       } catch (error) {
         if (ending.aborted) return;
         if ((error as ConsulError).kind === "unknown") {
@@ -182,17 +198,16 @@ export function keepRegistered(
  *   forgot passes, or routers would see all of them fail for a moment.
  */
 function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Check[] {
-  // Longer than a busy host needs: routers see a hung process by themselves, and sooner. The package's types want a
-  // timeout of every check; a TTL has none.
-  const common = { status: passing ? "passing" : "critical", timeout: "5s" };
+  // The package's types want a timeout of every check; a TTL makes nothing of it.
+  const common = { status: passing ? "passing" : "critical", timeout: HEALTH_TIMEOUT };
   const deregistercriticalserviceafter = `${checks["consul.deregister_after_ms"]}ms`;
   const state = {
     checkid: stateCheckId(record.id),
     name: "state",
-    notes: "What the process says of itself.",
+    notes: "What the process reports of itself.",
     ttl: `${ttlMs}ms`,
     ...common,
-    // A process that says that it drains lives: only silence takes it out.
+    // A process that reports a drain is alive: only silence takes it out.
     ...(checks["consul.check"] === "ttl" ? { deregistercriticalserviceafter } : {}),
   };
   const health = {
@@ -200,7 +215,7 @@ function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckCo
     name: "health",
     notes: "What grpc.health.v1 answers the Consul agent.",
     grpc: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
-    interval: `${checks["consul.check_interval_ms"]}ms`,
+    interval: HEALTH_INTERVAL,
     ...common,
     deregistercriticalserviceafter,
   };

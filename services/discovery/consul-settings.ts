@@ -67,31 +67,17 @@ export const consulSettings = {
 export const consulCheckSettings = {
   "consul.check": choice(["grpc", "ttl"], {
     default: "grpc",
-    doc: "How Consul sees that this process lives. grpc: the agent asks grpc.health.v1. ttl: the process reports by itself, for an agent that can't reach it.",
+    doc: "How Consul finds out that this process is alive. Either way the process reports its state. grpc: the agent also asks grpc.health.v1. ttl: it does not, for an agent that can't reach the process.",
   }),
   "consul.check_address": addressOption({
     optional: true,
     doc: "host:port at which the agent asks grpc.health.v1, where that is not the advertised address.",
   }),
-  "consul.check_interval_ms": integer({
-    default: 1_000,
-    min: 100,
-    max: 3_600_000,
-    unit: "ms",
-    doc: "Between two questions of the agent.",
-  }),
-  "consul.ttl_ms": integer({
-    default: 5_000,
-    min: 500,
-    max: 3_600_000,
-    unit: "ms",
-    doc: "With ttl: silence after which the check fails.",
-  }),
   "consul.deregister_after_ms": integer({
     default: 60_000,
     min: 60_000,
     unit: "ms",
-    doc: "A process whose check failed for so long is taken out of Consul. One minute is Consul's minimum.",
+    doc: "How long a check may fail before Consul removes the process. One minute is Consul's minimum.",
   }),
 } as const;
 

@@ -24,10 +24,10 @@ export interface ConsulRegistrar extends Registrar {
 /** @throws ConfigError for settings that can't be used; that Consul is away is no error */
 export async function consulRegistrar(
   config: ConsulConfig & ConsulCheckConfig,
-  o: { readonly log: Log },
+  o: { readonly log: Log; readonly ttlMs?: number },
 ): Promise<ConsulRegistrar> {
   const client = consulClient(consulOptions(config));
-  const options = { client, prefix: config["consul.service_prefix"], checks: config, log: o.log };
+  const options = { ...o, client, prefix: config["consul.service_prefix"], checks: config };
   return {
     register: async (self: () => Info, stop, standing = () => SERVING) =>
       keepRegistered(() => instanceRecord(self()), standing, options, stop),

@@ -28,10 +28,13 @@ export function atEach(registrars: readonly Registrar[]): Registrar {
   };
 }
 
-/** Whether an instance takes work, and in words how it is. */
+/** Whether a process takes work, and why not. */
 export interface Standing {
   readonly serving: boolean;
+  /** For people. Reported when it changes. */
   readonly text: string;
+  /** For people: `61 of 64 slots free`. It changes too often for that, and is reported now and then. */
+  readonly load?: string;
 }
 
 export interface Registration {

@@ -37,12 +37,15 @@ export async function checkReady(http: EngineHttp, check: ReadinessCheck): Promi
   const metrics = await http.fetch({ method: "GET", path: "/metrics", repeatable: true }, { timeoutMs });
   if (metrics.status !== 200) throw new Error(`/metrics answers ${metrics.status}`);
   if (check.servesUnpaired) await completeOnce(http, model.id, check.completionTimeoutMs);
+  const kind = check.kind ?? (await guessKind(http, timeoutMs));
   return {
-    kind: check.kind ?? (await guessKind(http, timeoutMs)),
+    kind,
     version,
     model: model.id,
     maxModelLen: model.max_model_len ?? 0,
     blockSize: readBlockSize(metrics.body.toString("utf8")),
+    // The engines that ship with Tandem have one rank. vLLM says how many in its output, if it was started here.
+    ...(kind === "vllm" ? {} : { tpSize: 1 }),
     ...(typeof model.root === "string" ? { modelRoot: model.root } : {}),
   };
 }

@@ -210,7 +210,10 @@ export async function startInstance(
     running.onChange(follow);
     follow();
     registrar = await openRegistrar(config, log);
-    registration = await registrar?.register(info, over.signal, standing);
+    registration = await registrar?.register(info, over.signal, () => ({
+      ...standing(),
+      load: `${board.load().freeSlots} of ${board.slotLimit} slots free`,
+    }));
   } catch (error) {
     await close(0);
     throw error;

@@ -51,11 +51,12 @@ async function register(registrar: ConsulRegistrar, instanceId: string, change: 
     tpSize: 2,
     dtype: "bfloat16",
     maxModelLen: 8192,
+    modelRoot: "meta-llama/Llama-3-8B",
     startedUnixMs: 1_700_000_000_123n,
     pid: 42,
     ...change,
   } as never);
-  const self = { info, standing: { serving: true, text: "serving" } };
+  const self = { info, standing: { serving: true, text: "serving", load: "63 of 64 slots free" } };
   const registration = await registrar.register(
     () => self.info,
     never,
@@ -139,12 +140,15 @@ describe("Consul as the registry", function () {
       block_size: "16",
       tp_size: "2",
       dtype: "bfloat16",
+      model_root: "meta-llama/Llama-3-8B",
       slots: "64",
       tandem_version: "0.1.0",
       tandem_commit: "0123456789ab",
       started: "2023-11-14T22:13:20.123Z",
       pid: "42",
     });
+    const state = entry.Checks.find((check: any) => check.Name === "state");
+    assert.match(state.Output, /^serving; 63 of 64 slots free at \d\d:\d\d:\d\d UTC$/);
     decode.server.setServing(false, "the engine exited: out of memory");
     const output = await eventually("the agent's check fails", async () => {
       const checks = await agent.get("/v1/health/checks/tandem-decode");
@@ -165,11 +169,11 @@ describe("Consul as the registry", function () {
     await none();
     await using decode = await register(registrar, "decode-c");
     await eventually("it is listed", () => seen.ids().length === 1 && seen.now().doubts.size === 0);
-    decode.standing = { serving: false, text: "draining: an operator asked" };
+    decode.standing = { serving: false, text: "draining: an operator asked", load: "63 of 64 slots free" };
     decode.registration.update();
     const doubt = await eventually("the drain is heard", () => seen.now().doubts.get("decode-c"));
-    assert.match(doubt.reason, /"state".*draining: an operator asked/);
-    decode.standing = { serving: true, text: "serving" };
+    assert.match(doubt.reason, /"state".*draining: an operator asked$/);
+    decode.standing = { serving: true, text: "serving", load: "64 of 64 slots free" };
     decode.registration.update();
     await eventually("its end is heard", () => seen.now().doubts.size === 0);
   });
@@ -280,8 +284,9 @@ describe("Consul as the registry", function () {
 
   it("reports by itself where the agent can't ask", async () => {
     await none();
-    const ttl = await consulRegistrar(configOf(agent.address, ["--consul.check", "ttl", "--consul.ttl_ms", "500"]), {
+    const ttl = await consulRegistrar(configOf(agent.address, ["--consul.check", "ttl"]), {
       log: silentLog,
+      ttlMs: 500,
     });
     await using decode = await register(ttl, "decode-j");
     await eventually("it passes", () => seen.ids().length === 1 && seen.now().doubts.size === 0);

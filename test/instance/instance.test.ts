@@ -25,9 +25,20 @@ describe("an instance", () => {
         info!.grpcAddress,
         info!.kvAddress,
         info!.slotLimit,
+        info!.tpSize,
         info!.pid,
       ],
-      [Role.DECODE, "tandem-sim", "p2p-zmq", "sim", decode.instance.address, decode.engine.kvAddress, 256, process.pid],
+      [
+        Role.DECODE,
+        "tandem-sim",
+        "p2p-zmq",
+        "sim",
+        decode.instance.address,
+        decode.engine.kvAddress,
+        256,
+        1,
+        process.pid,
+      ],
     );
     assert.match(info!.instanceId, /^decode-[0-9a-f-]{36}$/);
     assert.ok(info!.maxModelLen > 0 && info!.engineVersion !== "" && info!.startedUnixMs > 0n);

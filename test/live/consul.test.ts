@@ -131,6 +131,35 @@ describe("Tandem on Consul", function () {
       say(`${load.sent.length} requests, ${load.failed.length} of them lost with an instance that ran them`);
     });
 
+    it("shows a killed or frozen process red, in both of its checks, and which ranks and slots it has", async () => {
+      await using fleet = await startFleet(agent.address, { prefill: 1, decode: 2 });
+      const entryOf = async ({ pid }: TestProcess): Promise<any> =>
+        (await agent.get("/v1/health/service/tandem-decode")).find((one: any) => one.Service.Meta.pid === String(pid));
+      const checksOf = async (instance: TestProcess): Promise<Record<string, any>> =>
+        Object.fromEntries((await entryOf(instance)).Checks.map((check: any) => [check.Name, check]));
+      const [first, second] = fleet.decodes as [TestProcess, TestProcess];
+      await eventually("its state is shown", async () =>
+        (await checksOf(first))["state"].Output.startsWith("serving; 256 of 256 slots free at "),
+      );
+      assert.equal((await entryOf(first)).Service.Meta.tp_size, "1");
+      for (const [victim, signal] of [
+        [first, "SIGKILL"],
+        [second, "SIGSTOP"],
+      ] as const) {
+        const atMs = performance.now();
+        const redAfterMs = (name: string): Promise<number> =>
+          eventually(
+            `${name} is red after ${signal}`,
+            async () => (await checksOf(victim))[name].Status === "critical" && performance.now() - atMs,
+            LONG_MS,
+          );
+        victim.signal(signal);
+        const [health, state] = await Promise.all([redAfterMs("health"), redAfterMs("state")]);
+        say(`${signal}: health red after ${health.toFixed(0)} ms, state after ${state.toFixed(0)} ms`);
+        assert.match((await checksOf(victim))["state"].Output, /^TTL expired/);
+      }
+    });
+
     it("loses nothing when an instance is stopped, and gives it no leg after it has left", async () => {
       await using fleet = await startFleet(agent.address, { prefill: 1, decode: 2 });
       const { router } = fleet;

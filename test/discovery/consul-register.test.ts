@@ -1,0 +1,135 @@
+// What a process tells the Consul agent of itself, against a scripted agent.
+import assert from "node:assert/strict";
+import { text as bodyOf } from "node:stream/consumers";
+import { defineConfig, loadConfig } from "../../services/common/config.ts";
+import { consulRegistrar } from "../../services/discovery/consul.ts";
+import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
+import type { Registration, Standing } from "../../services/discovery/registry.ts";
+import { logSink } from "../support/log-sink.ts";
+import { hold, json, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
+import { eventually } from "../support/waits.ts";
+
+const definition = defineConfig("test", { ...consulSettings, ...consulCheckSettings });
+const never = new AbortController().signal;
+const SERVING: Standing = { serving: true, text: "serving" };
+
+/** Takes what is registered and reported, and holds the question for the own entry. */
+function agent(reports: string[], registered: any[] = []): Answer {
+  return (response, asked) => {
+    const note = asked.query.get("note");
+    if (note !== null) reports.push(`${asked.path.split("/")[4]} ${note}`);
+    if (asked.path.endsWith("/register"))
+      void bodyOf(asked.request).then((body) => {
+        registered.push(JSON.parse(body));
+        json(1, null)(response, asked);
+      });
+    else if (asked.query.has("hash")) hold(response, asked);
+    else json(1, {}, { "x-consul-contenthash": "h" })(response, asked);
+  };
+}
+
+interface Registered extends AsyncDisposable {
+  readonly registration: Registration;
+  readonly sink: ReturnType<typeof logSink>;
+}
+
+async function register(
+  consul: ScriptedConsul,
+  standing: () => Standing,
+  o: { flags?: readonly string[]; ttlMs?: number } = {},
+): Promise<Registered> {
+  const sink = logSink();
+  const argv = ["--consul.address", consul.address, ...(o.flags ?? [])];
+  const registrar = await consulRegistrar(loadConfig(definition, { argv, env: {} }), { ...o, log: sink.log });
+  const record = {
+    id: "decode-1",
+    role: "decode" as const,
+    address: "10.0.0.7:3201",
+    grpcAddress: "10.0.0.7:3201",
+    meta: { model: "m" },
+    tags: ["m"],
+  };
+  const registration = registrar.registerService(() => record, never, standing);
+  return {
+    registration,
+    sink,
+    async [Symbol.asyncDispose]() {
+      await registration[Symbol.asyncDispose]();
+      registrar.close();
+      consul.close();
+    },
+  };
+}
+
+describe("a process in Consul", () => {
+  it("has a check that the agent asks, with a timeout of its own, and one that fails unless it is renewed", async () => {
+    const registered: any[] = [];
+    const consul = await scriptedConsul([agent([], registered)]);
+    await using _ = await register(consul, () => SERVING);
+    const [body] = await eventually("it is registered", () => registered.length > 0 && registered);
+    assert.deepEqual(body, {
+      Name: "tandem-decode",
+      ID: "decode-1",
+      Tags: ["m"],
+      Meta: { model: "m" },
+      Address: "10.0.0.7",
+      Port: 3201,
+      Checks: [
+        {
+          CheckID: "service:decode-1:health",
+          Name: "health",
+          Notes: "What grpc.health.v1 answers the Consul agent.",
+          GRPC: "10.0.0.7:3201/tandem",
+          Interval: "1s",
+          Timeout: "2s",
+          Status: "critical",
+          DeregisterCriticalServiceAfter: "60000ms",
+        },
+        {
+          CheckID: "service:decode-1:state",
+          Name: "state",
+          Notes: "What the process reports of itself.",
+          TTL: "5000ms",
+          Status: "critical",
+        },
+      ],
+    });
+  });
+
+  it("renews its state before that expires", async () => {
+    const reports: string[] = [];
+    await using _ = await register(await scriptedConsul([agent(reports)]), () => SERVING, { ttlMs: 30 });
+    await eventually("it is renewed", () => reports.length >= 3);
+    assert.deepEqual(new Set(reports), new Set(["pass serving"]));
+  });
+
+  it("reports a change at once", async () => {
+    const reports: string[] = [];
+    let standing: Standing = { serving: false, text: "draining: an operator asked" };
+    const consul = await scriptedConsul([agent(reports)]);
+    await using slow = await register(consul, () => standing, { ttlMs: 3_600_000 });
+    await eventually("the drain is reported", () => reports.length === 1);
+    standing = SERVING;
+    slow.registration.update();
+    await eventually("so is its end", () => reports.length === 2);
+    assert.deepEqual(reports, ["fail draining: an operator asked", "pass serving"]);
+  });
+
+  it("shows its free slots, with the time, and seldom anew", async () => {
+    const reports: string[] = [];
+    const consul = await scriptedConsul([agent(reports)]);
+    let free = 64;
+    const startMs = performance.now();
+    await using _ = await register(
+      consul,
+      () => ({ serving: true, text: "serving", load: `${free--} of 64 slots free` }),
+      {
+        ttlMs: 15,
+      },
+    );
+    await eventually("it is renewed", () => reports.length >= 20);
+    assert.match(reports[0]!, /^pass serving; 6\d of 64 slots free at \d\d:\d\d:\d\d UTC$/);
+    const most = 1 + (performance.now() - startMs) / 15_000;
+    assert.ok(new Set(reports).size <= most, `${new Set(reports).size} texts`);
+  });
+});
