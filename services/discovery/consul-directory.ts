@@ -11,6 +11,8 @@ import type { Directory, Doubt } from "./registry.ts";
 export interface ConsulDirectoryOptions {
   readonly client: ConsulClient;
   readonly prefix: string;
+  /** Instances of other deployments are not listed. */
+  readonly deployment: string;
   readonly log: Log;
   /** What each watch hears: undefined is an answer. */
   onHealth(watch: string, error: ConsulError | undefined): void;
@@ -35,6 +37,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
     watch(onChange) {
       const stop = new AbortController();
       const forgetMs = o.forgetMs ?? 30_000;
+      const filter = `Service.Meta.deployment == "${o.deployment}"`;
       /** By instance id, of both roles. */
       const known = { prefill: new Map<string, Known>(), decode: new Map<string, Known>() };
       const complained = new Set<string>();
@@ -120,7 +123,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
       const watches = (["prefill", "decode"] as const).map((role) =>
         watchConsul({
           client: o.client,
-          ask: (consul, call) => consul.health.service({ service: serviceName(o.prefix, role), ...call }),
+          ask: (consul, call) => consul.health.service({ service: serviceName(o.prefix, role), filter, ...call }),
           policy: `service_prefix "${o.prefix}" { policy = "read" } and node_prefix "" { policy = "read" }`,
           onChange: (body, gap) => learn(role, listOf(body), gap),
           onHealth: (error) => {

@@ -20,6 +20,8 @@ import type { Registration, Standing } from "./registry.ts";
 export interface ConsulRegisterOptions {
   readonly client: ConsulClient;
   readonly prefix: string;
+  /** Shown as meta, by which watchers choose, and as a tag, by which DNS does. */
+  readonly deployment: string;
   readonly checks: ConsulCheckConfig;
   readonly log: Log;
   /** Default 5000. */
@@ -63,12 +65,13 @@ export function keepRegistered(
     const now = record();
     if (!swept) await sweepGhosts(now);
     swept = true;
-    const { meta, tags } = now;
+    const { deployment } = o;
+    const [meta, tags] = [{ deployment, ...now.meta }, [deployment, ...now.tags]];
     const { host, port } = splitAddress(now.address);
-    const service = { id, name, address: host, port, tags: [...tags], meta };
+    const service = { id, name, address: host, port, tags, meta };
     const own = checksOf(now, known && standing().serving, checks, ttlMs);
     await client.ask((consul, call) => consul.agent.service.register({ ...service, checks: own, ...call }), CALL);
-    return JSON.stringify(meta);
+    return JSON.stringify(now.meta);
   }
 
   /**

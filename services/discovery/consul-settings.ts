@@ -59,7 +59,7 @@ export const consulSettings = {
   "consul.tls.verify": boolean({ default: true, env: ["CONSUL_HTTP_SSL_VERIFY"], doc: "Check Consul's certificate." }),
   "consul.service_prefix": text({
     default: "tandem",
-    doc: "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode. Another one for each deployment that shares a Consul.",
+    doc: "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode, which is what ACL rules are about.",
   }),
 } as const;
 

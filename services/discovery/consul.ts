@@ -1,5 +1,6 @@
 // The door to Consul: registers this process, says who is there, and keeps settings that change while we run.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { DeploymentConfig } from "../common/deployment.ts";
 import type { Log } from "../common/log.ts";
 import { consulDirectory } from "./consul-directory.ts";
 import { consulClient } from "./consul-client.ts";
@@ -23,11 +24,17 @@ export interface ConsulRegistrar extends Registrar {
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is no error */
 export async function consulRegistrar(
-  config: ConsulConfig & ConsulCheckConfig,
+  config: ConsulConfig & ConsulCheckConfig & DeploymentConfig,
   o: { readonly log: Log; readonly ttlMs?: number },
 ): Promise<ConsulRegistrar> {
   const client = consulClient(consulOptions(config));
-  const options = { ...o, client, prefix: config["consul.service_prefix"], checks: config };
+  const options = {
+    ...o,
+    client,
+    prefix: config["consul.service_prefix"],
+    deployment: config["deployment.name"],
+    checks: config,
+  };
   return {
     register: async (self: () => Info, stop, standing = () => SERVING) =>
       keepRegistered(() => instanceRecord(self()), standing, options, stop),
@@ -43,15 +50,15 @@ export interface ConsulWatcher extends Directory {
   /**
    * Settings in a folder of Consul's KV store, and every change of them. All keys of one answer belong together.
    *
-   * @param prefix Such as `tandem/config`. @param onChange Gets texts by key, without the prefix.
+   * @param folder Such as `tandem/config/default/`. @param onChange Gets texts by key, without the folder.
    */
-  watchSettings(prefix: string, onChange: (texts: ReadonlyMap<string, string>) => void): Watch;
+  watchSettings(folder: string, onChange: (texts: ReadonlyMap<string, string>) => void): Watch;
   close(): void;
 }
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is no error */
 export async function consulWatcher(
-  config: ConsulConfig,
+  config: ConsulConfig & DeploymentConfig,
   o: { readonly log: Log; readonly forgetMs?: number },
 ): Promise<ConsulWatcher> {
   const { log } = o;
@@ -95,6 +102,7 @@ export async function consulWatcher(
   const directory = consulDirectory({
     client,
     prefix: config["consul.service_prefix"],
+    deployment: config["deployment.name"],
     log,
     onHealth,
     ...(o.forgetMs === undefined ? {} : { forgetMs: o.forgetMs }),
@@ -106,9 +114,8 @@ export async function consulWatcher(
       return { address: client.address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
     },
     onHealth: (listener) => void listeners.push(listener),
-    watchSettings(prefix, onChange) {
+    watchSettings(folder, onChange) {
       const stop = new AbortController();
-      const folder = `${prefix}/`;
       const watch = watchConsul({
         client,
         ask: (consul, call) => consul.kv.get({ key: folder, recurse: true, ...call }),

@@ -1,5 +1,6 @@
 // The settings that prefill and decode instances have in common.
 import { address, addresses, choice, integer, list, number, secret, text } from "../common/config.ts";
+import { deploymentSettings } from "../common/deployment.ts";
 import { LOG_LEVELS } from "../common/log.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
@@ -17,6 +18,7 @@ const DEFAULTS = {
 export function instanceSettings(role: InstanceRole) {
   const preset = DEFAULTS[role];
   return {
+    ...deploymentSettings,
     "grpc.listen": address({ default: preset.grpc, alias: "listen", doc: "Where the router connects." }),
     "grpc.advertise": address({
       optional: true,

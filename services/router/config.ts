@@ -11,6 +11,7 @@ import {
   text,
   type Config,
 } from "../common/config.ts";
+import { deploymentSettings } from "../common/deployment.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { POLICY_NAMES } from "./placement/policies.ts";
 import { REPLAY_MODES } from "./request/request.ts";
@@ -18,6 +19,7 @@ import { REPLAY_MODES } from "./request/request.ts";
 export const routerConfig = defineConfig(
   "router",
   {
+    ...deploymentSettings,
     "rest.listen": address({
       default: "127.0.0.1:3000",
       doc: "Where OpenAI clients connect. A bare port keeps the host. Port 0 takes a free one.",
@@ -323,8 +325,8 @@ export const routerConfig = defineConfig(
     "consul.kv_prefix": text({
       default: "tandem/config",
       doc:
-        "Folder of Consul's KV store with settings that change while the router runs, such as PREFIX/queue.limit. They " +
-        "beat all other sources. Empty: none are read.",
+        "Folder of Consul's KV store with settings that change while the router runs: PREFIX/NAME/queue.limit for the " +
+        "deployment of that name. They beat all other sources. Empty: none are read.",
     }),
     "drain.grace_ms": integer({
       default: 30_000,

@@ -91,7 +91,9 @@ export async function openRegistry(
     },
     watchSettings(onChange) {
       const prefix = config["consul.kv_prefix"].replace(/^\/+|\/+$/g, "");
-      if (prefix !== "") open.push(watcher.watchSettings(prefix, (texts) => onChange(texts, `consul ${prefix}/`)));
+      if (prefix === "") return;
+      const folder = `${prefix}/${config["deployment.name"]}/`;
+      open.push(watcher.watchSettings(folder, (texts) => onChange(texts, `consul ${folder}`)));
     },
     async [Symbol.asyncDispose]() {
       await Promise.all(open.map((one) => one[Symbol.asyncDispose]()));

@@ -10,6 +10,7 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { defineConfig, loadConfig } from "../../services/common/config.ts";
+import { deploymentSettings } from "../../services/common/deployment.ts";
 import {
   consulCheckSettings,
   consulRegistrar,
@@ -22,7 +23,7 @@ import { skip } from "../support/skip.ts";
 import { consul } from "../support/tools.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
-const definition = defineConfig("test", { ...consulSettings, ...consulCheckSettings });
+const definition = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
 const configOf = (env: Record<string, string>) => loadConfig(definition, { argv: [], env });
 const never = new AbortController().signal;
 const DOCS = readFileSync(fileURLToPath(new URL("../../docs/consul.md", import.meta.url)), "utf8");
@@ -92,7 +93,7 @@ describe("Consul with access control", function () {
     let ids: string[] = [];
     const watch = watcher.watch((entries) => (ids = entries.map(({ instanceId }) => instanceId)));
     let texts: ReadonlyMap<string, string> | undefined;
-    const settings = watcher.watchSettings("tandem/config", (now) => (texts = now));
+    const settings = watcher.watchSettings("tandem/config/", (now) => (texts = now));
     await agent.put("/v1/kv/tandem/config/queue.limit", "9", root);
     await eventually("the router sees the instance", () => ids.join() === "decode-1");
     await eventually("it sees the settings", () => texts?.get("queue.limit") === "9");
@@ -150,7 +151,7 @@ describe("Consul with access control", function () {
     };
     const watcher = await consulWatcher(configOf(env), { log: sink.log });
     const watch = watcher.watch(() => {});
-    const settings = watcher.watchSettings("tandem/config", () => {});
+    const settings = watcher.watchSettings("tandem/config/", () => {});
     await eventually("both are named", () => {
       const said = sink
         .events("Consul denies what the router needs; it goes on with what it knows")

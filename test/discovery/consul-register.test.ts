@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { text as bodyOf } from "node:stream/consumers";
 import { defineConfig, loadConfig } from "../../services/common/config.ts";
+import { deploymentSettings } from "../../services/common/deployment.ts";
 import { consulRegistrar } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import type { Registration, Standing } from "../../services/discovery/registry.ts";
@@ -9,7 +10,7 @@ import { logSink } from "../support/log-sink.ts";
 import { hold, json, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
 import { eventually } from "../support/waits.ts";
 
-const definition = defineConfig("test", { ...consulSettings, ...consulCheckSettings });
+const definition = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
 const never = new AbortController().signal;
 const SERVING: Standing = { serving: true, text: "serving" };
 
@@ -70,8 +71,8 @@ describe("a process in Consul", () => {
     assert.deepEqual(body, {
       Name: "tandem-decode",
       ID: "decode-1",
-      Tags: ["m"],
-      Meta: { model: "m" },
+      Tags: ["default", "m"],
+      Meta: { deployment: "default", model: "m" },
       Address: "10.0.0.7",
       Port: 3201,
       Checks: [

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { loadConfig, defineConfig } from "../../services/common/config.ts";
+import { deploymentSettings } from "../../services/common/deployment.ts";
 import {
   consulCheckSettings,
   consulRegistrar,
@@ -19,7 +20,7 @@ import { skip } from "../support/skip.ts";
 import { consul } from "../support/tools.ts";
 import { eventually } from "../support/waits.ts";
 
-const settings = defineConfig("test", { ...consulSettings, ...consulCheckSettings });
+const settings = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
 const configOf = (address: string, flags: readonly string[] = []) =>
   loadConfig(settings, { argv: ["--consul.address", address, ...flags], env: {} });
 const never = new AbortController().signal;
@@ -126,9 +127,10 @@ describe("Consul as the registry", function () {
     });
     const [host, port] = decode.server.address.split(":");
     assert.deepEqual([entry.Service.Address, entry.Service.Port], [host, Number(port)]);
-    assert.deepEqual(entry.Service.Tags, ["Llama-3-8B", "vllm", "nixl"]);
+    assert.deepEqual(entry.Service.Tags, ["default", "Llama-3-8B", "vllm", "nixl"]);
     const { host: _host, ...meta } = entry.Service.Meta;
     assert.deepEqual(meta, {
+      deployment: "default",
       role: "decode",
       model: "Llama 3/8B",
       max_model_len: "8192",
@@ -253,7 +255,7 @@ describe("Consul as the registry", function () {
       ID: "stranger",
       Name: "tandem-decode",
       Port: 80,
-      Meta: { model: "m" },
+      Meta: { deployment: "default", model: "m" },
     });
     const [line] = await eventually(
       "it says so",
@@ -268,7 +270,7 @@ describe("Consul as the registry", function () {
   it("follows settings in the KV store", async () => {
     const watcher = await consulWatcher(configOf(agent.address), { log: silentLog });
     let texts: ReadonlyMap<string, string> | undefined;
-    const handle = watcher.watchSettings("tandem/config", (now) => (texts = now));
+    const handle = watcher.watchSettings("tandem/config/", (now) => (texts = now));
     await eventually("there are none", () => texts?.size === 0);
     await agent.put("/v1/kv/tandem/config/queue.limit", "512");
     await agent.put("/v1/kv/tandem/configuration", "not ours");
@@ -305,7 +307,13 @@ describe("Consul as the registry", function () {
 });
 
 function meta(info: Info): Record<string, string> {
-  return { model: info.model, connector: info.connector, grpc_address: info.grpcAddress, kv_address: info.kvAddress };
+  return {
+    deployment: "default",
+    model: info.model,
+    connector: info.connector,
+    grpc_address: info.grpcAddress,
+    kv_address: info.kvAddress,
+  };
 }
 
 describe("a Consul that goes and comes back empty", function () {
