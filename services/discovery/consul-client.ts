@@ -135,7 +135,7 @@ export function consulClient(o: ConsulOptions): ConsulClient {
       const body = await run(consul, { ctx, timeout: timeoutMs });
       return answerOf(body, ctx.response!.headers);
     } catch (error) {
-      throw asConsulError(error as PapiError, ctx.response, `Consul at ${o.shown} does not answer`, timeoutMs);
+      throw failureOf(error as PapiError, ctx.response, `Consul at ${o.shown} does not answer`, timeoutMs);
     } finally {
       signal?.removeEventListener("abort", cancel);
     }
@@ -187,12 +187,7 @@ function answerOf<T>(body: T, headers: IncomingHttpHeaders): ConsulAnswer<T> {
 }
 
 /** The class and the whole text of what went wrong: the package's own message leaves out a long body. */
-function asConsulError(
-  error: PapiError,
-  response: Response | undefined,
-  silence: string,
-  timeoutMs: number,
-): ConsulError {
+function failureOf(error: PapiError, response: Response | undefined, silence: string, timeoutMs: number): ConsulError {
   if (error.isResponse === true) {
     const { body = "" } = response!;
     const text = typeof body === "string" || Buffer.isBuffer(body) ? body.toString() : JSON.stringify(body);

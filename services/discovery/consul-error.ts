@@ -16,6 +16,16 @@ export class ConsulError extends Error {
   }
 }
 
+export function asConsulError(thrown: unknown): ConsulError {
+  if (thrown instanceof ConsulError) return thrown;
+  return new ConsulError("refused", (thrown as Error).message, { cause: thrown });
+}
+
+/** What stays the same while the same thing is wrong, so that it is logged once: messages alternate. */
+export function logKeyOf({ kind, policy }: ConsulError): string {
+  return policy ?? kind;
+}
+
 /** An answer with a status that is not 2xx. Older agents answer 500 for a check that they do not know. */
 export function refusalError(status: number, text: string): ConsulError {
   if (status === 403 || /permission denied|acl not found/i.test(text)) return deniedError(text);

@@ -12,7 +12,7 @@ import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
 import { createBell } from "./bell.ts";
 import type { ConsulClient } from "./consul-client.ts";
-import { ConsulError } from "./consul-error.ts";
+import { asConsulError, logKeyOf, type ConsulError } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
 import type { ConsulCheckConfig } from "./consul-settings.ts";
 import type { Registration, Standing } from "./registry.ts";
@@ -43,6 +43,13 @@ const HEALTH_TIMEOUT = "2s";
 const TTL_MS = 5_000;
 /** How often the load in the state's text is renewed: agents with `check_update_interval = 0` pass on each new text. */
 const LOAD_EVERY_MS = 15_000;
+
+const NOT_REGISTERED: Readonly<Record<ConsulError["kind"], string>> = {
+  away: "Consul is away; will register when it answers",
+  denied: "Consul denies the registration; will keep retrying",
+  refused: "Consul refuses the registration; will keep retrying",
+  unknown: "Consul has forgotten this process; registering again",
+};
 
 export function keepRegistered(
   record: () => ServiceRecord,
@@ -129,7 +136,8 @@ export function keepRegistered(
   }
 
   async function keep(): Promise<void> {
-    let [known, failing] = [false, false];
+    let known = false;
+    let logged: string | undefined;
     for (let attempt = 0; !ending.aborted; ) {
       const round = new AbortController();
       const signal = anySignal(round.signal, ending);
@@ -141,35 +149,21 @@ export function keepRegistered(
           serviceId: id,
         });
         known = true;
-        failing = false;
+        logged = undefined;
         attempt = 0;
         await Promise.all([report(meta, signal), listen(signal)]);
       } catch (error) {
         if (ending.aborted) return;
-        if ((error as ConsulError).kind === "unknown") {
-          log.warn("Consul has forgotten this process; registering again", { consul: client.address, service: name });
-        } else {
-          if (!failing) tellFailure(error as Error);
-          failing = true;
-        }
+        const failure = asConsulError(error);
+        const { kind, message: because, policy } = failure;
+        const fields = { consul: client.address, service: name, because, ...(policy === undefined ? {} : { policy }) };
+        if (logged !== logKeyOf(failure)) log[kind === "denied" ? "error" : "warn"](NOT_REGISTERED[kind], fields);
+        logged = logKeyOf(failure);
       } finally {
         round.abort();
       }
       await sleep(backoffMs(attempt++, RETRY), undefined, { signal: ending }).catch(() => {});
     }
-  }
-
-  function tellFailure(error: Error): void {
-    const denied = error instanceof ConsulError && error.kind === "denied";
-    log[denied ? "error" : "warn"](
-      denied ? "Consul denies the registration; trying on" : "not registered in Consul; trying on",
-      {
-        consul: client.address,
-        service: name,
-        because: error.message,
-        ...(denied && error.policy !== undefined ? { policy: error.policy } : {}),
-      },
-    );
   }
 
   async function leave(): Promise<void> {

@@ -5,7 +5,7 @@ import type Consul from "consul";
 import { setTimeout as sleep } from "node:timers/promises";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { CallOptions, ConsulClient } from "./consul-client.ts";
-import { ConsulError, lacksPolicy } from "./consul-error.ts";
+import { asConsulError, ConsulError, lacksPolicy } from "./consul-error.ts";
 
 export interface BlockingQuery<T> {
   readonly client: ConsulClient;
@@ -75,8 +75,7 @@ export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
       // Asked without an index, Consul answers at once when it is back.
       index = 0n;
       gap = true;
-      const cause = error as Error;
-      o.onHealth(cause instanceof ConsulError ? cause : new ConsulError("refused", cause.message, { cause }));
+      o.onHealth(asConsulError(error));
       await sleep(backoffMs(failures++, RETRY), undefined, { signal: stop }).catch(() => {});
     }
   }

@@ -4,7 +4,7 @@ import type { DeploymentConfig } from "../common/deployment.ts";
 import type { Log } from "../common/log.ts";
 import { consulDirectory } from "./consul-directory.ts";
 import { consulClient } from "./consul-client.ts";
-import type { ConsulError } from "./consul-error.ts";
+import { logKeyOf, type ConsulError } from "./consul-error.ts";
 import { instanceRecord, type ServiceRecord } from "./consul-record.ts";
 import { keepRegistered } from "./consul-register.ts";
 import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
@@ -22,7 +22,7 @@ export interface ConsulRegistrar extends Registrar {
   close(): void;
 }
 
-/** @throws ConfigError for settings that can't be used; that Consul is away is no error */
+/** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export async function consulRegistrar(
   config: ConsulConfig & ConsulCheckConfig & DeploymentConfig,
   o: { readonly log: Log; readonly ttlMs?: number },
@@ -56,7 +56,14 @@ export interface ConsulWatcher extends Directory {
   close(): void;
 }
 
-/** @throws ConfigError for settings that can't be used; that Consul is away is no error */
+const NOT_HEARD: Readonly<Record<ConsulError["kind"], string>> = {
+  away: "Consul is away; the router goes on with the instances it knows",
+  denied: "Consul denies what the router needs; it goes on with what it knows",
+  refused: "Consul refuses what the router asks; it goes on with what it knows",
+  unknown: "this is not Consul; the router goes on with the instances it knows",
+};
+
+/** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export async function consulWatcher(
   config: ConsulConfig & DeploymentConfig,
   o: { readonly log: Log; readonly forgetMs?: number },
@@ -65,33 +72,25 @@ export async function consulWatcher(
   const client = consulClient(consulOptions(config));
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
+  const logged = new Set<string>();
   const listeners: (() => void)[] = [];
   let downSinceUnixMs = Date.now();
   let up = false;
 
-  /** One line in the log when it goes, and one when it comes back, whatever number of watches see it. */
+  /** One line in the log for each thing that is wrong, whatever number of watches see it, and one when all is well. */
   function onHealth(watch: string, error: ConsulError | undefined): void {
-    const known = failing.get(watch);
     if (error === undefined) {
       failing.delete(watch);
       heard.add(watch);
-    } else failing.set(watch, error);
-    const now = failing.size === 0 && heard.has("prefill") && heard.has("decode");
-    if (
-      error !== undefined &&
-      (known === undefined || known.message !== error.message) &&
-      (up || failing.size === 1 || error.kind === "denied")
-    ) {
-      const fields = {
-        consul: client.address,
-        watch,
-        because: error.message,
-        ...(error.policy === undefined ? {} : { policy: error.policy }),
-      };
-      if (error.kind === "denied")
-        log.error("Consul denies what the router needs; it goes on with what it knows", fields);
-      else if (known === undefined) log.warn("Consul is away; the router goes on with the instances it knows", fields);
+    } else {
+      failing.set(watch, error);
+      const { kind, message: because, policy } = error;
+      const fields = { consul: client.address, watch, because, ...(policy === undefined ? {} : { policy }) };
+      if (!logged.has(logKeyOf(error))) log[kind === "denied" ? "error" : "warn"](NOT_HEARD[kind], fields);
+      logged.add(logKeyOf(error));
     }
+    const now = failing.size === 0 && heard.has("prefill") && heard.has("decode");
+    if (now) logged.clear();
     if (now === up) return;
     up = now;
     if (!up) downSinceUnixMs = Date.now();

@@ -10,6 +10,7 @@ import { ServiceError } from "../common/errors.ts";
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/client.ts";
+import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
 import { createBell } from "./bell.ts";
 import { checkInfo } from "./check-info.ts";
@@ -20,7 +21,7 @@ const RETRY = { minMs: 50, maxMs: 2_000 };
 const GRACE_MS = 5_000;
 /** For the router to take note that an instance leaves. */
 const LEAVE_MS = 500;
-/** Attempts in a row that may fail before anybody is told: where all start together, the router may be the last. */
+/** Attempts that may fail to reach the router before it is logged: when all start together, the router may be the last. */
 const QUIET_ATTEMPTS = 5;
 
 /** The instance's side. */
@@ -49,6 +50,7 @@ export function embeddedRegistry(o: {
       }
 
       async function keep(): Promise<void> {
+        let logged: PeerFault["kind"] | undefined;
         for (let attempt = 0, told = false; !ending.aborted && !leaving; attempt++) {
           // A signal of this one call: what feeds it must end with it.
           const call = new AbortController();
@@ -59,13 +61,17 @@ export function embeddedRegistry(o: {
               if (attempt > 0 || !told) o.log.info("registered", { registry: o.address, routerId: held.routerId });
               attempt = 0;
               told = true;
+              logged = undefined;
             }
             if (leaving) break;
             if (!ending.aborted) o.log.info("the registry closed the registration; registering again");
           } catch (error) {
             if (ending.aborted || leaving) break;
-            if (attempt === QUIET_ATTEMPTS)
-              o.log.warn("not registered; trying on", { registry: o.address, because: (error as Error).message });
+            const { kind: fault, text: because } = peerFault(error);
+            if (fault !== logged && (fault !== "address" || attempt >= QUIET_ATTEMPTS)) {
+              logged = fault;
+              o.log.warn("not registered; will keep retrying", { registry: o.address, fault, because });
+            }
           } finally {
             calling = false;
             call.abort();
@@ -84,6 +90,7 @@ export function embeddedRegistry(o: {
         const late = setTimeout(() => over.abort(), LEAVE_MS);
         await kept;
         clearTimeout(late);
+        stop.removeEventListener("abort", onStop);
         over.abort();
         await channel[Symbol.asyncDispose]();
       }

@@ -5,6 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/client.ts";
+import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
 import type { Directory } from "./registry.ts";
 
 const ASK_EVERY_MS = 1_000;
@@ -27,18 +28,18 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
       async function ask(address: string): Promise<void> {
         const channel = dialRpc(address, o.token === undefined || o.token === "" ? {} : { token: o.token });
         const client = channel.client(InstanceService);
-        let answered = true;
+        let logged: PeerFault["kind"] | undefined;
         while (!over.signal.aborted) {
           try {
             const { info } = await client.getInfo({}, { timeoutMs: 2_000, signal: over.signal });
-            if (!answered) o.log.info("a listed instance answers again", { address });
-            answered = true;
+            if (logged !== undefined) o.log.info("a listed instance answers again", { address });
+            logged = undefined;
             learn(address, info);
           } catch (error) {
             if (over.signal.aborted) break;
-            if (answered)
-              o.log.warn("a listed instance does not answer", { address, because: (error as Error).message });
-            answered = false;
+            const { kind: fault, text: because } = peerFault(error);
+            if (fault !== logged) o.log.warn("a listed instance can't be used", { address, fault, because });
+            logged = fault;
           }
           await sleep(o.askEveryMs ?? ASK_EVERY_MS, undefined, { signal: over.signal }).catch(() => {});
         }

@@ -124,8 +124,8 @@ describe("Consul with access control", function () {
     const [line] = await eventually(
       "it says so",
       () =>
-        sink.events("Consul denies the registration; trying on").length > 0 &&
-        sink.events("Consul denies the registration; trying on"),
+        sink.events("Consul denies the registration; will keep retrying").length > 0 &&
+        sink.events("Consul denies the registration; will keep retrying"),
     );
     assert.equal(line!["policy"], 'service "tandem-decode" { policy = "write" }');
     assert.match(

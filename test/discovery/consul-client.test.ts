@@ -9,16 +9,11 @@ import { defineConfig, loadConfig } from "../../services/common/config.ts";
 import { consulClient, type CallLimits, type ConsulClient } from "../../services/discovery/consul-client.ts";
 import type { ConsulError } from "../../services/discovery/consul-error.ts";
 import { consulOptions, consulSettings } from "../../services/discovery/consul-settings.ts";
-import { hold, json, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
+import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
 import { skip } from "../support/skip.ts";
 import { eventually, within } from "../support/waits.ts";
 
 const definition = defineConfig("test", { ...consulSettings });
-const refuse =
-  (status: number, text: string): Answer =>
-  (response) =>
-    void response.writeHead(status, { "content-type": "text/plain" }).end(text);
-
 interface Talk extends Disposable {
   readonly consul: ScriptedConsul;
   readonly client: ConsulClient;

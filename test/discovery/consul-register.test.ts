@@ -7,7 +7,7 @@ import { consulRegistrar } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import type { Registration, Standing } from "../../services/discovery/registry.ts";
 import { logSink } from "../support/log-sink.ts";
-import { hold, json, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
+import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
 import { eventually } from "../support/waits.ts";
 
 const definition = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
@@ -114,6 +114,37 @@ describe("a process in Consul", () => {
     slow.registration.update();
     await eventually("so is its end", () => reports.length === 2);
     assert.deepEqual(reports, ["fail draining: an operator asked", "pass serving"]);
+  });
+
+  it("logs each thing that keeps it out once, by its class, and that it got in", async () => {
+    const lacks = `Permission denied: token with AccessorID '0-0' lacks permission 'service:write' on "tandem-decode"`;
+    const reset: Answer = (response) => void response.socket!.destroy();
+    const script = [
+      reset,
+      reset,
+      refuse(403, "ACL not found"),
+      refuse(403, lacks),
+      refuse(403, lacks),
+      refuse(400, "no"),
+    ];
+    await using out = await register(
+      await scriptedConsul([...script, refuse(500, "No leader"), agent([])]),
+      () => SERVING,
+    );
+    await eventually("it is registered", () => out.sink.events("registered in Consul").length === 1);
+    assert.deepEqual(
+      out.sink.lines.filter(({ level }) => level !== "info").map(({ level, event, policy }) => [level, event, policy]),
+      [
+        ["warn", "Consul is away; will register when it answers", undefined],
+        ["error", "Consul denies the registration; will keep retrying", undefined],
+        ["error", "Consul denies the registration; will keep retrying", 'service "tandem-decode" { policy = "write" }'],
+        ["warn", "Consul refuses the registration; will keep retrying", undefined],
+        ["warn", "Consul is away; will register when it answers", undefined],
+      ],
+    );
+    const because = out.sink.lines.map((line) => String(line["because"]));
+    assert.match(because[1]!, /doesn't know the token/);
+    assert.match(because[3]!, /Consul answers 400: no/);
   });
 
   it("shows its free slots, with the time, and seldom anew", async () => {

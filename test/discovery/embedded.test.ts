@@ -8,7 +8,7 @@ import { embeddedRegistry, registryHub, type RegistryHub } from "../../services/
 import { atEach } from "../../services/discovery/registry.ts";
 import { dialRpc } from "../../services/rpc/client.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
-import { silentLog } from "../support/log-sink.ts";
+import { logSink, silentLog } from "../support/log-sink.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
 const info = (change: Partial<Info> = {}): Info =>
@@ -170,6 +170,27 @@ describe("the embedded registry", () => {
     await new Promise((done) => setTimeout(done, 50));
     assert.deepEqual(ids(), ["a@127.0.0.1:7"]);
     await next[Symbol.asyncDispose]();
+  });
+
+  it("tells an instance why it is kept out, each time that changes", async () => {
+    const port = await freePort();
+    const address = `127.0.0.1:${port}`;
+    const sink = logSink();
+    await using _ = await embeddedRegistry({ address, token: "wrong", log: sink.log }).register(() => info(), never);
+    const faults = (): unknown[] => sink.events("not registered; will keep retrying").map(({ fault }) => fault);
+    await eventually("nothing is there", () => faults().length === 1, 20_000);
+    const old = await serveRpc({ listen: address, services: [], log: silentLog, graceMs: 0 });
+    await eventually("no registry is there", () => faults().length === 2, 20_000);
+    await old[Symbol.asyncDispose]();
+    await using server = await serve(registryHub({ limit: 4 }), address, "right");
+    await eventually("the token is wrong", () => faults().includes("credentials"), 20_000);
+    assert.deepEqual(
+      faults().filter((fault, index) => index < 2 || fault === "credentials"),
+      ["address", "version", "credentials"],
+    );
+    const { because } = sink.lines.at(-1)!;
+    assert.match(String(because), /^The credentials are wrong\. .*TANDEM_TOKEN/);
+    assert.equal(server.address, address);
   });
 
   it("refuses what is malformed, one too many, and who has no token", async () => {

@@ -4,19 +4,23 @@ import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/
 import { staticRegistry } from "../../services/discovery/static.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { defineService } from "../../services/rpc/service.ts";
-import { silentLog } from "../support/log-sink.ts";
+import { logSink, silentLog } from "../support/log-sink.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
-function instance(listen: string, info: () => Partial<Info>): Promise<RpcServer> {
+function instance(listen: string, info: () => Partial<Info>, token?: string): Promise<RpcServer> {
   const getInfo = async () => ({ info: create(InfoSchema, info() as never) });
   const unused = async () => ({});
-  const service = defineService(InstanceService, {
-    getInfo,
-    drain: unused,
-    undrain: unused,
-    async *watchLoad() {},
-  } as never);
-  return serveRpc({ listen, services: [service], log: silentLog, graceMs: 0 });
+  const service = defineService(
+    InstanceService,
+    {
+      getInfo,
+      drain: unused,
+      undrain: unused,
+      async *watchLoad() {},
+    } as never,
+    { access: "token" },
+  );
+  return serveRpc({ listen, services: [service], token, log: silentLog, graceMs: 0 });
 }
 
 describe("a static list of instances", () => {
@@ -40,6 +44,19 @@ describe("a static list of instances", () => {
     assert.equal(seen.length, 2);
     await watch[Symbol.asyncDispose]();
     await first[Symbol.asyncDispose]();
+  });
+
+  it("says why a listed instance can't be used, each time that changes", async () => {
+    const address = `127.0.0.1:${await freePort()}`;
+    const sink = logSink();
+    const watch = staticRegistry([address], { token: "wrong", log: sink.log, askEveryMs: 20 }).watch(() => {});
+    const faults = (): unknown[] => sink.events("a listed instance can't be used").map(({ fault }) => fault);
+    await eventually("nothing is there", () => faults().length === 1);
+    await using _ = await instance(address, () => ({ instanceId: "a", model: "m" }), "right");
+    await eventually("the token is wrong", () => faults().length === 2);
+    assert.deepEqual(faults(), ["address", "credentials"]);
+    assert.match(String(sink.lines.at(-1)!["because"]), /^The credentials are wrong/);
+    await watch[Symbol.asyncDispose]();
   });
 
   it("waits for an instance whose engine is still loading", async () => {

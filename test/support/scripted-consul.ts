@@ -18,6 +18,11 @@ export const json =
     response.end(JSON.stringify(body));
   };
 
+export const refuse =
+  (status: number, text: string): Answer =>
+  (response) =>
+    void response.writeHead(status, { "content-type": "text/plain" }).end(text);
+
 /** Holds the question open, as Consul does while nothing changes. */
 export const hold: Answer = () => {};
 
