@@ -63,6 +63,14 @@ describe("two deployments on one Consul agent", function () {
       const taken = `${limit} requests from consul tandem/config/${name}/queue.limit`;
       await eventually(taken, async () => (await limitOf(deployment)) === taken);
     }
+    await agent.put("/v1/kv/tandem/config/blue/queue.limit", "banana");
+    const diagnoses = async ({ router }: Deployment): Promise<any[]> =>
+      (await router.call("Diagnose", { withoutProbes: true })).diagnoses.map((one: any) => one.finding);
+    const refused = await eventually("the doctor knows of the bad one", async () =>
+      (await diagnoses(blue)).find(({ check }) => check === "settings"),
+    );
+    assert.match(refused.message, /queue\.limit: expected an integer .* got "banana"/);
+    assert.ok(!(await diagnoses(green)).some(({ check }) => check === "settings"));
     const tagged = await agent.get("/v1/catalog/service/tandem-router?tag=green");
     assert.deepEqual(
       tagged.map((one: any) => one.ServiceMeta.rest_address),

@@ -267,6 +267,9 @@ describe("Tandem on Consul", function () {
       assert.equal(registry.kind, "consul");
       assert.notEqual(registry.up, true);
       assert.match(registry.error, /does not answer/);
+      const { diagnoses } = await router.call("Diagnose", { withoutProbes: true });
+      const { message } = diagnoses.find((one: any) => one.finding.check === "registry").finding;
+      assert.match(message, /does not answer.* The router goes on with the instances it knows/);
       await eventually(
         "it is logged",
         () => router.logged("Consul is away; the router goes on with the instances it knows").length === 1,

@@ -11,6 +11,7 @@ import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
 import { diagnose } from "./diagnose.ts";
+import { examineRegistry } from "./examine-registry.ts";
 import { fleetMessage } from "./fleet-message.ts";
 import { receiptMessage } from "./receipt-message.ts";
 import type { Receipts } from "./receipts.ts";
@@ -103,7 +104,10 @@ export function routerService(o: RouterServiceOptions): RpcService {
       }),
 
       diagnose: async ({ withoutProbes }, { signal }) => ({
-        diagnoses: await diagnose(pool, { ...(withoutProbes ? {} : { probes: o.probes }), signal }),
+        diagnoses: [
+          ...examineRegistry(o.registry()).map((finding) => ({ finding })),
+          ...(await diagnose(pool, { ...(withoutProbes ? {} : { probes: o.probes }), signal })),
+        ],
       }),
     },
     { access: "token" },
