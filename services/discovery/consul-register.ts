@@ -37,8 +37,8 @@ const CALL = { timeoutMs: CALL_MS };
 const WATCH_MS = 60_000;
 const LEAVE_MS = 900;
 const HEALTH_INTERVAL = "1s";
-/** A hung process fails its check within three seconds. Routers, which don't wait for Consul, allow two as well. */
-const HEALTH_TIMEOUT = "2s";
+/** Longer than a busy host needs: a router sees a hung process by itself, and sooner. */
+const HEALTH_TIMEOUT = "3s";
 /** A state that is not renewed is critical after this long. */
 const TTL_MS = 5_000;
 /** How often the load in the state's text is renewed: agents with `check_update_interval = 0` pass on each new text. */

@@ -82,7 +82,7 @@ describe("a process in Consul", () => {
           Notes: "What grpc.health.v1 answers the Consul agent.",
           GRPC: "10.0.0.7:3201/tandem",
           Interval: "1s",
-          Timeout: "2s",
+          Timeout: "3s",
           Status: "critical",
           DeregisterCriticalServiceAfter: "60000ms",
         },
