@@ -1,4 +1,5 @@
 // What Consul says no to, by class, with the rule that would allow it where the token lacks one.
+import type { Log } from "../common/log.ts";
 
 /**
  * `away`: no agent answers, or it has no leader to ask. `denied`: the token may not do this; `policy` is the rule that
@@ -21,9 +22,30 @@ export function asConsulError(thrown: unknown): ConsulError {
   return new ConsulError("refused", (thrown as Error).message, { cause: thrown });
 }
 
-/** What stays the same while the same thing is wrong, so that it is logged once: messages alternate. */
-export function logKeyOf({ kind, policy }: ConsulError): string {
-  return policy ?? kind;
+const EVENTS: Readonly<Record<ConsulError["kind"], string>> = {
+  away: "Consul is away",
+  denied: "Consul denies what this process needs",
+  refused: "Consul refuses what this process asks",
+  unknown: "Consul has forgotten this process",
+};
+
+export interface ConsulFailureLog {
+  failed(error: ConsulError, of: Readonly<Record<string, string>>): void;
+  well(): void;
+}
+
+/** Logs each thing that is wrong once, until all is well again. @param consequence What goes on meanwhile. */
+export function consulFailureLog(log: Log, consul: string, consequence: string): ConsulFailureLog {
+  const logged = new Set<string>();
+  return {
+    failed({ kind, message: because, policy }, of) {
+      const fields = { consul, ...of, because, ...(policy === undefined ? {} : { policy }) };
+      if (!logged.has(policy ?? kind))
+        log[kind === "denied" ? "error" : "warn"](`${EVENTS[kind]}; ${consequence}`, fields);
+      logged.add(policy ?? kind);
+    },
+    well: () => logged.clear(),
+  };
 }
 
 /** An answer with a status that is not 2xx. Older agents answer 500 for a check that they do not know. */

@@ -12,7 +12,7 @@ import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
 import { createBell } from "./bell.ts";
 import type { ConsulClient } from "./consul-client.ts";
-import { asConsulError, logKeyOf, type ConsulError } from "./consul-error.ts";
+import { asConsulError, consulFailureLog } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
 import type { ConsulCheckConfig } from "./consul-settings.ts";
 import type { Registration, Standing } from "./registry.ts";
@@ -44,13 +44,6 @@ const TTL_MS = 5_000;
 /** How often the load in the state's text is renewed: agents with `check_update_interval = 0` pass on each new text. */
 const LOAD_EVERY_MS = 15_000;
 
-const NOT_REGISTERED: Readonly<Record<ConsulError["kind"], string>> = {
-  away: "Consul is away; will register when it answers",
-  denied: "Consul denies the registration; will keep retrying",
-  refused: "Consul refuses the registration; will keep retrying",
-  unknown: "Consul has forgotten this process; registering again",
-};
-
 export function keepRegistered(
   record: () => ServiceRecord,
   standing: () => Standing,
@@ -61,6 +54,7 @@ export function keepRegistered(
   const over = new AbortController();
   const ending = anySignal(over.signal, stop);
   const changed = createBell();
+  const failures = consulFailureLog(log, client.address, "will keep retrying to register");
   const { id, role } = record();
   const name = serviceName(o.prefix, role);
   const { ttlMs = TTL_MS } = o;
@@ -125,19 +119,15 @@ export function keepRegistered(
   /** Ends with an error when the agent is gone or doesn't know us. */
   async function listen(signal: AbortSignal): Promise<void> {
     for (let hash = ""; !signal.aborted; ) {
-      const answer = await client.ownEntry(id, hash === "" ? {} : { hash, wait: `${WATCH_MS}ms` }, {
-        timeoutMs: hash === "" ? CALL_MS : WATCH_MS * 1.0625 + CALL_MS,
-        signal,
-      });
+      const timeoutMs = hash === "" ? CALL_MS : WATCH_MS * 1.0625 + CALL_MS;
+      hash = await client.ownEntry(id, hash === "" ? {} : { hash, wait: `${WATCH_MS}ms` }, { timeoutMs, signal });
       // Without a hash the agent can't make us wait; then this is a question each second.
-      if (answer.hash === "") await sleep(1_000, undefined, { signal }).catch(() => {});
-      hash = answer.hash;
+      if (hash === "") await sleep(1_000, undefined, { signal }).catch(() => {});
     }
   }
 
   async function keep(): Promise<void> {
     let known = false;
-    let logged: string | undefined;
     for (let attempt = 0; !ending.aborted; ) {
       const round = new AbortController();
       const signal = anySignal(round.signal, ending);
@@ -149,16 +139,12 @@ export function keepRegistered(
           serviceId: id,
         });
         known = true;
-        logged = undefined;
+        failures.well();
         attempt = 0;
         await Promise.all([report(meta, signal), listen(signal)]);
       } catch (error) {
         if (ending.aborted) return;
-        const failure = asConsulError(error);
-        const { kind, message: because, policy } = failure;
-        const fields = { consul: client.address, service: name, because, ...(policy === undefined ? {} : { policy }) };
-        if (logged !== logKeyOf(failure)) log[kind === "denied" ? "error" : "warn"](NOT_REGISTERED[kind], fields);
-        logged = logKeyOf(failure);
+        failures.failed(asConsulError(error), { service: name });
       } finally {
         round.abort();
       }

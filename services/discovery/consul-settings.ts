@@ -1,6 +1,7 @@
 // How to reach Consul: settings, and the variables that Consul's own tools read.
 // Source: https://developer.hashicorp.com/consul/commands#environment-variables; hashicorp/consul api/api.go.
 import { readdirSync, readFileSync } from "node:fs";
+import type { RequestOptions } from "node:https";
 import { join } from "node:path";
 import {
   boolean,
@@ -85,70 +86,46 @@ export type ConsulConfig = Config<typeof consulSettings>;
 export type ConsulCheckConfig = Config<typeof consulCheckSettings>;
 
 export interface ConsulOptions {
-  readonly host: string;
-  readonly port: number;
-  readonly socketPath: string | undefined;
-  /** For people. */
+  /** As the package takes it, and passes it on to node:http or node:https. An IPv6 host has its brackets. */
+  readonly server: RequestOptions & { readonly secure: boolean; readonly defaults: { readonly dc?: string } };
+  /** The address, for people. */
   readonly shown: string;
   readonly token: string;
-  readonly tokenFile: string | undefined;
+  /** Empty where there is none. */
+  readonly tokenFile: string;
   /** user:password */
   readonly auth: string;
-  readonly datacenter: string;
-  readonly tls: ConsulTls | undefined;
 }
 
-/** As node:tls wants it. */
-interface ConsulTls {
-  readonly ca: Buffer[] | undefined;
-  readonly cert: Buffer | undefined;
-  readonly key: Buffer | undefined;
-  readonly servername: string | undefined;
-  readonly rejectUnauthorized: boolean;
-}
-
-/** @throws ConfigError for an address that is none, or a file that can't be read */
+/** @throws ConfigError for an address that is not one, or a file that can't be read */
 export function consulOptions(config: ConsulConfig): ConsulOptions {
-  const written = config["consul.address"];
-  const [, scheme = "", rest] = /^(?:([a-z]+):\/\/)?(.*)$/.exec(written)!;
+  const [shown, dc] = [config["consul.address"], config["consul.datacenter"]];
+  const [, scheme = "", rest = ""] = /^(?:([a-z]+):\/\/)?(.*)$/.exec(shown)!;
   if (!["", "http", "https", "unix"].includes(scheme)) {
-    throw new ConfigError(`consul.address ${written}: expected host:port, http://, https:// or unix://.`);
+    throw new ConfigError(`consul.address ${shown}: expected host:port, http://, https:// or unix://.`);
   }
   // As Consul's own tools do it: http:// never switches off the TLS that another setting asked for.
   const secure = scheme === "https" || config["consul.tls.enabled"];
-  const common = {
-    shown: written,
-    token: config["consul.token"],
-    tokenFile: config["consul.token_file"] === "" ? undefined : config["consul.token_file"],
-    auth: config["consul.http_auth"],
-    datacenter: config["consul.datacenter"],
-    tls: secure ? tlsOf(config) : undefined,
-  };
-  if (scheme === "unix") return { ...common, host: "", port: 0, socketPath: rest! };
+  const server = { secure, defaults: dc === "" ? {} : { dc }, ...(secure ? tlsOf(config) : {}) };
+  const [token, tokenFile, auth] = [config["consul.token"], config["consul.token_file"], config["consul.http_auth"]];
+  const common = { shown, token, tokenFile, auth };
+  if (scheme === "unix") return { ...common, server: { ...server, socketPath: rest } };
   const url = URL.canParse(`http://${rest}`) ? new URL(`http://${rest}`) : null;
   if (url === null || url.hostname === "" || url.pathname !== "/") {
-    throw new ConfigError(`consul.address ${written}: expected host:port, such as 127.0.0.1:8500.`);
+    throw new ConfigError(`consul.address ${shown}: expected host:port, such as 127.0.0.1:8500.`);
   }
   // URL leaves out the port that its scheme has by default; Consul's tools take the text as it is.
-  const port = /:(\d+)\/?$/.exec(rest!)?.[1];
-  return {
-    ...common,
-    host: url.hostname.replace(/^\[|\]$/g, ""),
-    port: port !== undefined ? Number(port) : scheme === "" ? 8500 : secure ? 443 : 80,
-    socketPath: undefined,
-  };
+  const port = /:(\d+)\/?$/.exec(rest)?.[1] ?? (scheme === "" ? 8500 : secure ? 443 : 80);
+  return { ...common, server: { ...server, host: url.hostname, port: Number(port) } };
 }
 
 /** @throws ConfigError */
-export function readConsulToken(o: Pick<ConsulOptions, "token" | "tokenFile">): string {
-  return (
-    fileAt("consul.token_file", o.tokenFile ?? "")
-      ?.toString()
-      .trim() || o.token
-  );
+export function readConsulToken({ token, tokenFile }: Pick<ConsulOptions, "token" | "tokenFile">): string {
+  const inFile = fileAt("consul.token_file", tokenFile)?.toString().trim() ?? "";
+  return inFile === "" ? token : inFile;
 }
 
-function tlsOf(config: ConsulConfig): ConsulTls {
+function tlsOf(config: ConsulConfig): RequestOptions {
   const { "consul.tls.ca_file": caFile, "consul.tls.ca_path": caPath } = config;
   const inFolder = caPath === "" ? [] : reading("consul.tls.ca_path", () => readdirSync(caPath).sort());
   const authorities = [caFile, ...inFolder.map((name) => join(caPath, name))];

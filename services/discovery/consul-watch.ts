@@ -45,15 +45,17 @@ export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
   for (let failures = 0; !stop.aborted; ) {
     try {
       const waiting = index === 0n ? {} : { index: String(index), wait: `${waitMs}ms` };
-      const answer = await o.client.ask((consul, call) => o.ask(consul, { ...call, ...waiting }), {
+      const { body, headers } = await o.client.ask((consul, call) => o.ask(consul, { ...call, ...waiting }), {
         // Consul adds up to a sixteenth to the wait, so that watchers don't come back together.
         timeoutMs: index === 0n ? 5_000 : waitMs * 1.0625 + 1_500,
         signal: stop,
       });
-      if (answer.index === undefined)
+      const stated = String(headers["x-consul-index"]);
+      if (!/^\d+$/.test(stated))
         throw new ConsulError("refused", "Consul's answer has no index: is this its HTTP port?");
-      if (answer.filtered) throw lacksPolicy(o.policy, ": Consul leaves out what it may not see");
-      const next = answer.index < 1n ? 1n : answer.index;
+      if (headers["x-consul-results-filtered-by-acls"] === "true")
+        throw lacksPolicy(o.policy, ": Consul leaves out what it may not see");
+      const next = stated === "0" ? 1n : BigInt(stated);
       const first = index === 0n;
       if (next < index) {
         index = 0n;
@@ -65,7 +67,7 @@ export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
       failures = 0;
       const sinceMs = performance.now();
       if (news) {
-        o.onChange(answer.body, gap);
+        o.onChange(body, gap);
         gap = false;
       }
       o.onHealth(undefined);

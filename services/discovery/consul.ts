@@ -4,7 +4,7 @@ import type { DeploymentConfig } from "../common/deployment.ts";
 import type { Log } from "../common/log.ts";
 import { consulDirectory } from "./consul-directory.ts";
 import { consulClient } from "./consul-client.ts";
-import { logKeyOf, type ConsulError } from "./consul-error.ts";
+import { consulFailureLog, type ConsulError } from "./consul-error.ts";
 import { instanceRecord, type ServiceRecord } from "./consul-record.ts";
 import { keepRegistered } from "./consul-register.ts";
 import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
@@ -23,10 +23,10 @@ export interface ConsulRegistrar extends Registrar {
 }
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
-export async function consulRegistrar(
+export function consulRegistrar(
   config: ConsulConfig & ConsulCheckConfig & DeploymentConfig,
   o: { readonly log: Log; readonly ttlMs?: number },
-): Promise<ConsulRegistrar> {
+): ConsulRegistrar {
   const client = consulClient(consulOptions(config));
   const options = {
     ...o,
@@ -56,41 +56,31 @@ export interface ConsulWatcher extends Directory {
   close(): void;
 }
 
-const NOT_HEARD: Readonly<Record<ConsulError["kind"], string>> = {
-  away: "Consul is away; the router goes on with the instances it knows",
-  denied: "Consul denies what the router needs; it goes on with what it knows",
-  refused: "Consul refuses what the router asks; it goes on with what it knows",
-  unknown: "this is not Consul; the router goes on with the instances it knows",
-};
-
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
-export async function consulWatcher(
+export function consulWatcher(
   config: ConsulConfig & DeploymentConfig,
   o: { readonly log: Log; readonly forgetMs?: number },
-): Promise<ConsulWatcher> {
+): ConsulWatcher {
   const { log } = o;
   const client = consulClient(consulOptions(config));
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
-  const logged = new Set<string>();
+  const failures = consulFailureLog(log, client.address, "the router goes on with the instances it knows");
   const listeners: (() => void)[] = [];
   let downSinceUnixMs = Date.now();
   let up = false;
 
-  /** One line in the log for each thing that is wrong, whatever number of watches see it, and one when all is well. */
+  /** Of any watch; all of them together are up or down. */
   function onHealth(watch: string, error: ConsulError | undefined): void {
     if (error === undefined) {
       failing.delete(watch);
       heard.add(watch);
     } else {
       failing.set(watch, error);
-      const { kind, message: because, policy } = error;
-      const fields = { consul: client.address, watch, because, ...(policy === undefined ? {} : { policy }) };
-      if (!logged.has(logKeyOf(error))) log[kind === "denied" ? "error" : "warn"](NOT_HEARD[kind], fields);
-      logged.add(logKeyOf(error));
+      failures.failed(error, { watch });
     }
     const now = failing.size === 0 && heard.has("prefill") && heard.has("decode");
-    if (now) logged.clear();
+    if (now) failures.well();
     if (now === up) return;
     up = now;
     if (!up) downSinceUnixMs = Date.now();

@@ -59,8 +59,8 @@ export async function openRegistry(
   }
   for (const key of ["rest", "grpc"] as const) refuseAnyAddress(config, key);
   const { consulRegistrar, consulWatcher, routerRecord } = await import("../discovery/consul.ts");
-  const watcher = await consulWatcher(config, { log: o.log });
-  const registrar = await consulRegistrar(config, { log: o.log });
+  const watcher = consulWatcher(config, { log: o.log });
+  const registrar = consulRegistrar(config, { log: o.log });
   up.set({ kind }, 0);
   watcher.onHealth(() => up.set({ kind }, watcher.health.up ? 1 : 0));
   o.metrics.gauge("tandem_registry_stale_seconds", "For how long the registry has not answered.", [], (gauge) => {

@@ -70,14 +70,13 @@ describe("Consul with access control", function () {
       await tokenFor("instances", documentedPolicy("instances")),
       await tokenFor("router", documentedPolicy("router")),
     ];
-    const registrar = await consulRegistrar(
-      configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forInstances }),
-      { log: sink.log },
-    );
+    const registrar = consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forInstances }), {
+      log: sink.log,
+    });
     const registration = await registrar.register(info, never);
     const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forRouter };
-    const watcher = await consulWatcher(configOf(env), { log: sink.log });
-    const routerRegistrar = await consulRegistrar(configOf(env), { log: sink.log });
+    const watcher = consulWatcher(configOf(env), { log: sink.log });
+    const routerRegistrar = consulRegistrar(configOf(env), { log: sink.log });
     const own = routerRegistrar.registerService(
       () => ({
         id: "router-1",
@@ -116,16 +115,15 @@ describe("Consul with access control", function () {
     const folder = mkdtempSync(join(tmpdir(), "tandem-token-"));
     const file = join(folder, "token");
     writeFileSync(file, `${await tokenFor("nothing", 'key "x" { policy = "read" }')}\n`);
-    const registrar = await consulRegistrar(
-      configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file }),
-      { log: sink.log },
-    );
+    const registrar = consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file }), {
+      log: sink.log,
+    });
     const registration = await registrar.register(info, never);
     const [line] = await eventually(
       "it says so",
       () =>
-        sink.events("Consul denies the registration; will keep retrying").length > 0 &&
-        sink.events("Consul denies the registration; will keep retrying"),
+        sink.events("Consul denies what this process needs; will keep retrying to register").length > 0 &&
+        sink.events("Consul denies what this process needs; will keep retrying to register"),
     );
     assert.equal(line!["policy"], 'service "tandem-decode" { policy = "write" }');
     assert.match(
@@ -149,12 +147,12 @@ describe("Consul with access control", function () {
       CONSUL_HTTP_ADDR: agent.address,
       CONSUL_HTTP_TOKEN: await tokenFor("services-only", 'service_prefix "tandem" { policy = "read" }'),
     };
-    const watcher = await consulWatcher(configOf(env), { log: sink.log });
+    const watcher = consulWatcher(configOf(env), { log: sink.log });
     const watch = watcher.watch(() => {});
     const settings = watcher.watchSettings("tandem/config/", () => {});
     await eventually("both are named", () => {
       const said = sink
-        .events("Consul denies what the router needs; it goes on with what it knows")
+        .events("Consul denies what this process needs; the router goes on with the instances it knows")
         .map((line) => String(line["because"]))
         .join(" ");
       return (
@@ -172,7 +170,7 @@ describe("Consul with access control", function () {
   it("says of an unknown token that Consul doesn't know it", async () => {
     const sink = logSink();
     const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: "22222222-2222-2222-2222-222222222222" };
-    const watcher = await consulWatcher(configOf(env), { log: sink.log });
+    const watcher = consulWatcher(configOf(env), { log: sink.log });
     const watch = watcher.watch(() => {});
     await eventually("it says so", () => /doesn't know the token/.test(watcher.health.error));
     await watch[Symbol.asyncDispose]();
@@ -207,7 +205,7 @@ describe("Consul over TLS", function () {
     });
     try {
       const seen = async (env: Record<string, string>): Promise<{ up: boolean; error: string }> => {
-        const watcher = await consulWatcher(configOf(env), { log: logSink().log });
+        const watcher = consulWatcher(configOf(env), { log: logSink().log });
         const watch = watcher.watch(() => {});
         const health = await eventually(
           "it was heard",

@@ -41,7 +41,7 @@ async function register(
 ): Promise<Registered> {
   const sink = logSink();
   const argv = ["--consul.address", consul.address, ...(o.flags ?? [])];
-  const registrar = await consulRegistrar(loadConfig(definition, { argv, env: {} }), { ...o, log: sink.log });
+  const registrar = consulRegistrar(loadConfig(definition, { argv, env: {} }), { ...o, log: sink.log });
   const record = {
     id: "decode-1",
     role: "decode" as const,
@@ -135,11 +135,14 @@ describe("a process in Consul", () => {
     assert.deepEqual(
       out.sink.lines.filter(({ level }) => level !== "info").map(({ level, event, policy }) => [level, event, policy]),
       [
-        ["warn", "Consul is away; will register when it answers", undefined],
-        ["error", "Consul denies the registration; will keep retrying", undefined],
-        ["error", "Consul denies the registration; will keep retrying", 'service "tandem-decode" { policy = "write" }'],
-        ["warn", "Consul refuses the registration; will keep retrying", undefined],
-        ["warn", "Consul is away; will register when it answers", undefined],
+        ["warn", "Consul is away; will keep retrying to register", undefined],
+        ["error", "Consul denies what this process needs; will keep retrying to register", undefined],
+        [
+          "error",
+          "Consul denies what this process needs; will keep retrying to register",
+          'service "tandem-decode" { policy = "write" }',
+        ],
+        ["warn", "Consul refuses what this process asks; will keep retrying to register", undefined],
       ],
     );
     const because = out.sink.lines.map((line) => String(line["because"]));

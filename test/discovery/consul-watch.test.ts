@@ -159,16 +159,16 @@ describe("a blocking query", () => {
 describe("the settings of Consul", () => {
   it("read addresses as Consul's own tools do", () => {
     const at = (address: string, env: Record<string, string> = {}) => {
-      const { host, port, socketPath, tls } = options({ CONSUL_HTTP_ADDR: address, ...env });
-      return [socketPath ?? host, port, tls !== undefined];
+      const { host, port, socketPath, secure } = options({ CONSUL_HTTP_ADDR: address, ...env }).server;
+      return [socketPath ?? host, port, secure];
     };
     assert.deepEqual(at("10.0.0.1:8500"), ["10.0.0.1", 8500, false]);
     assert.deepEqual(at("consul"), ["consul", 8500, false]);
     assert.deepEqual(at("https://consul.example"), ["consul.example", 443, true]);
     assert.deepEqual(at("http://consul.example:80"), ["consul.example", 80, false]);
-    assert.deepEqual(at("[::1]:8501", { CONSUL_HTTP_SSL: "true" }), ["::1", 8501, true]);
+    assert.deepEqual(at("[::1]:8501", { CONSUL_HTTP_SSL: "true" }), ["[::1]", 8501, true]);
     assert.deepEqual(at("http://consul.example:8501", { CONSUL_HTTP_SSL: "1" }), ["consul.example", 8501, true]);
-    assert.deepEqual(at("unix:///run/consul.sock"), ["/run/consul.sock", 0, false]);
+    assert.deepEqual(at("unix:///run/consul.sock"), ["/run/consul.sock", undefined, false]);
     assert.deepEqual(at(""), ["127.0.0.1", 8500, false], "an empty variable says nothing");
     for (const bad of ["ftp://x", "host:port:more", "a/path"]) assert.throws(() => at(bad), ConfigError, bad);
   });

@@ -101,8 +101,8 @@ describe("Consul as the registry", function () {
     const found = await consul();
     if ("missing" in found) skip(this, found.missing);
     agent = await startConsul();
-    registrar = await consulRegistrar(configOf(agent.address), { log: silentLog });
-    seen = watch(await consulWatcher(configOf(agent.address), { log: silentLog, forgetMs: 1_000 }));
+    registrar = consulRegistrar(configOf(agent.address), { log: silentLog });
+    seen = watch(consulWatcher(configOf(agent.address), { log: silentLog, forgetMs: 1_000 }));
   });
   after(async () => {
     await seen?.stop();
@@ -250,7 +250,7 @@ describe("Consul as the registry", function () {
   it("leaves out what can't be an instance, and says which and why", async () => {
     await none();
     const sink = logSink();
-    const other = watch(await consulWatcher(configOf(agent.address), { log: sink.log }));
+    const other = watch(consulWatcher(configOf(agent.address), { log: sink.log }));
     await agent.put("/v1/agent/service/register", {
       ID: "stranger",
       Name: "tandem-decode",
@@ -268,7 +268,7 @@ describe("Consul as the registry", function () {
   });
 
   it("follows settings in the KV store", async () => {
-    const watcher = await consulWatcher(configOf(agent.address), { log: silentLog });
+    const watcher = consulWatcher(configOf(agent.address), { log: silentLog });
     let texts: ReadonlyMap<string, string> | undefined;
     const handle = watcher.watchSettings("tandem/config/", (now) => (texts = now));
     await eventually("there are none", () => texts?.size === 0);
@@ -286,7 +286,7 @@ describe("Consul as the registry", function () {
 
   it("reports by itself where the agent can't ask", async () => {
     await none();
-    const ttl = await consulRegistrar(configOf(agent.address, ["--consul.check", "ttl"]), {
+    const ttl = consulRegistrar(configOf(agent.address, ["--consul.check", "ttl"]), {
       log: silentLog,
       ttlMs: 500,
     });
@@ -324,8 +324,8 @@ describe("a Consul that goes and comes back empty", function () {
     const ports = await freeConsulPorts();
     let agent = await startConsul({ ports });
     const sink = logSink();
-    const registrar = await consulRegistrar(configOf(agent.address), { log: sink.log });
-    const watcher = await consulWatcher(configOf(agent.address), { log: sink.log, forgetMs: 60_000 });
+    const registrar = consulRegistrar(configOf(agent.address), { log: sink.log });
+    const watcher = consulWatcher(configOf(agent.address), { log: sink.log, forgetMs: 60_000 });
     const seen = watch(watcher);
     const served = await Promise.all(["a", "b", "c"].map((id) => register(registrar, id)));
     await eventually(

@@ -82,8 +82,8 @@ const instance = (deployment: string, role: "prefill" | "decode", port: number):
 /** What one deployment has in a Consul: two instances, and a router that watches. */
 async function deploy(address: string, name: string, port: number) {
   const config = configOf("--consul.address", address, "--name", name);
-  const registrar = await consulRegistrar(config, { log: silentLog });
-  const watcher = await consulWatcher(config, { log: silentLog });
+  const registrar = consulRegistrar(config, { log: silentLog });
+  const watcher = consulWatcher(config, { log: silentLog });
   const instances = [instance(name, "prefill", port), instance(name, "decode", port + 1)];
   const registrations = await Promise.all(instances.map((info) => registrar.register(() => info, never)));
   /** Every id that was ever listed. */
