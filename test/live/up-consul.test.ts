@@ -16,15 +16,16 @@ describe("tandem up on Consul", function () {
   });
   after(() => agent?.kill());
 
-  it("registers all its processes in the agent that runs, says where its UI is, and takes them out at the end", async () => {
+  it("registers all its processes, under the name of their deployment, in the agent that runs, says where its UI is, and takes them out at the end", async () => {
     const tandem = await startTandem(["--consul", "--engine", "sim", "--decode", "2"], {
       CONSUL_HTTP_ADDR: agent.address,
+      TANDEM_DEPLOYMENT_NAME: "blue",
     });
     const passing = async (): Promise<string> =>
       (
         await Promise.all(
           ["router", "prefill", "decode"].map(
-            async (role) => (await agent.get(`/v1/health/service/tandem-${role}?passing=true`)).length,
+            async (role) => (await agent.get(`/v1/health/service/tandem-${role}?passing=true&tag=blue`)).length,
           ),
         )
       ).join();
