@@ -12,9 +12,9 @@ const SOURCES = [
   "services/decode/config",
   "services/tiny-engine/config",
   "clients/cli/chat/config",
-  "clients/cli/status/config",
-  "clients/cli/doctor/config",
-  "clients/cli/explain/config",
+  "clients/cli/status/status",
+  "clients/cli/doctor/doctor",
+  "clients/cli/explain/explain",
   "clients/cli/discover/config",
 ];
 

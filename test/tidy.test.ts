@@ -179,6 +179,7 @@ describe("imports", () => {
       // The declaration of a type that Node has and its types don't export.
       "undici-types": ["services/rpc/headers-init.d.ts"],
       "prom-client": ["services/common/metrics.ts"],
+      "eventsource-parser": ["clients"],
       // Messages are everywhere; this says that no other package is.
       "@bufbuild/protobuf": ["services", "clients"],
     };

@@ -4,7 +4,8 @@ import { randomBytes } from "node:crypto";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { overGrpc, type GrpcClients } from "../control/client.ts";
+import { tandemClient } from "../client/client.ts";
+import type { RouterClient } from "../client/router.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 import { supervise, type Supervised } from "./process.ts";
 import type { Fleet } from "./schedule.ts";
@@ -23,7 +24,7 @@ const PREFILL_LIMITS = ["--prefill.floor_ms=1000", "--prefill.slack=4"];
 export interface RouterMember {
   readonly process: Supervised;
   readonly url: string;
-  readonly control: GrpcClients;
+  readonly control: RouterClient;
 }
 
 export interface InstanceMember {
@@ -113,10 +114,11 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
         ...(o.engine === "sim" ? PREFILL_LIMITS : []),
         ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
       ];
+      const url = `http://127.0.0.1:${rest}`;
       return {
         process: start(`router-${index + 1}`, "router", flags),
-        url: `http://127.0.0.1:${rest}`,
-        control: overGrpc(`127.0.0.1:${grpc}`, { token }),
+        url,
+        control: tandemClient({ url, token }).router,
       };
     });
     return {
@@ -126,7 +128,7 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
         const endMs = performance.now() + limitMs;
         for (const router of routers) {
           for (;;) {
-            const seen = await router.control.router.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
+            const seen = await router.control.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
             const eligible = seen?.instances.filter((instance) => instance.eligible).length ?? 0;
             if (eligible === instances.length) break;
             if (performance.now() > endMs) {

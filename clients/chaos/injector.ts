@@ -1,5 +1,6 @@
 // Does what the schedule says, to real processes and links, and writes down when each fault began and was healed.
 import { setTimeout as sleep } from "node:timers/promises";
+import { tandemClient } from "../client/client.ts";
 import type { Cluster, InstanceMember } from "./cluster.ts";
 import type { Supervised } from "./process.ts";
 import type { PlannedFault } from "./schedule.ts";
@@ -71,7 +72,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
   async function isEligible(instance: InstanceMember): Promise<boolean> {
     let asked = 0;
     for (const { control } of cluster.routers) {
-      const seen = await control.router.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
+      const seen = await control.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
       if (seen === undefined) continue;
       asked++;
       const known = seen.instances.find(
@@ -132,13 +133,13 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
   async function drained(instance: InstanceMember, durationMs: number): Promise<void> {
     // By whichever router knows it; the instance itself tells the other.
     for (const { control } of cluster.routers) {
-      const seen = await control.router.listInstances({}, { timeoutMs: 2_000 }).catch(() => undefined);
+      const seen = await control.listInstances({}, { timeoutMs: 2_000 }).catch(() => undefined);
       const known = seen?.instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress);
       if (known === undefined) continue;
       const instanceId = known.info!.instanceId;
-      await control.router.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 5_000 });
+      await control.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 5_000 });
       await sleep(durationMs);
-      await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
+      await control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
       return;
     }
     throw new Error("no router knows it");
@@ -162,10 +163,12 @@ function kindOf(name: string): string {
 }
 
 function isReady(url: string): Promise<boolean> {
-  return fetch(`${url}/readyz`, { signal: AbortSignal.timeout(1_000) }).then(
-    ({ status }) => status === 200,
-    () => false,
-  );
+  return tandemClient({ url })
+    .ready({ signal: AbortSignal.timeout(1_000) })
+    .then(
+      ({ ready }) => ready,
+      () => false,
+    );
 }
 
 async function frozen(pid: number, durationMs: number): Promise<void> {

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ConfigError, loadConfig, runMain } from "../../services/common/config.ts";
+import { openAiClient } from "../client/openai.ts";
 import { startEngine } from "../loadgen/processes.ts";
 import { writeJson } from "../loadgen/scenarios/output.ts";
 import { makeAsks, rightAnswers } from "./asks.ts";
@@ -81,7 +82,7 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
   });
   try {
     await cluster.ready();
-    const model = await modelOf(cluster.routers[0]!.url);
+    const model = (await openAiClient(cluster.routers[0]!.url).models())[0]!.id;
     const asks = makeAsks(config.seed, isSim ? ASKS : EMBEDDED.asks, model, {
       tokenLimit: config.tokens,
       wordLimit: isSim ? WORDS : EMBEDDED.words,
@@ -201,9 +202,4 @@ async function untilSettled(watch: ReturnType<typeof watchCluster>): Promise<num
     await sleep(100);
   }
   return undefined;
-}
-
-async function modelOf(url: string): Promise<string> {
-  const answer = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
-  return answer.data[0]!.id;
 }

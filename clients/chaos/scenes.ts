@@ -34,7 +34,7 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   await sleep(1_000);
   const { control } = o.cluster.routers[0]!;
   const instanceId = await idOf(o.cluster, instance);
-  const { remaining } = await control.router.drainInstance(
+  const { remaining } = await control.drainInstance(
     { instanceId, reason: "chaos: drained under load" },
     { timeoutMs: 10_000 },
   );
@@ -61,7 +61,7 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
       faults: [],
     });
   }
-  await control.router.drainInstance({ instanceId, undrain: true }, { timeoutMs: 10_000 });
+  await control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 10_000 });
   agent.destroy();
   const lastMs = Math.max(...results.map(({ endMs }) => endMs)) - drainedMs;
   const lost = results.filter(({ ending }) => ending !== "completed").length;
@@ -142,7 +142,7 @@ function sendMany(
 }
 
 async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string> {
-  const { instances } = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 10_000 });
+  const { instances } = await cluster.routers[0]!.control.listInstances({}, { timeoutMs: 10_000 });
   return instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)!.info!.instanceId;
 }
 
@@ -150,7 +150,7 @@ async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string>
 async function legsOn(cluster: Cluster, instance: InstanceMember): Promise<number> {
   let sum = 0;
   for (const { control } of cluster.routers) {
-    const { instances } = await control.router.listInstances({}, { timeoutMs: 10_000 });
+    const { instances } = await control.listInstances({}, { timeoutMs: 10_000 });
     sum += Number(instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)?.legsTotal ?? 0n);
   }
   return sum;

@@ -82,7 +82,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
     const { process, control: client } = cluster.routers[index]!;
     while (!over.signal.aborted) {
       try {
-        for await (const { receipt } of client.router.watchRequests({}, { signal: over.signal })) {
+        for await (const { receipt } of client.watchRequests({}, { signal: over.signal })) {
           if (receipt === undefined) continue;
           receipts.set(receipt.requestId, {
             requestId: receipt.requestId,
@@ -108,9 +108,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
   async function watchNames(): Promise<void> {
     while (!over.signal.aborted) {
       for (const { control: client } of cluster.routers) {
-        const seen = await client.router
-          .listInstances({}, { timeoutMs: 500, signal: over.signal })
-          .catch(() => undefined);
+        const seen = await client.listInstances({}, { timeoutMs: 500, signal: over.signal }).catch(() => undefined);
         for (const { info } of seen?.instances ?? []) {
           const member = cluster.instances.find(({ grpcAddress }) => grpcAddress === info?.grpcAddress);
           if (member !== undefined) names.set(info!.instanceId, member.process.name);
@@ -219,9 +217,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
         heldKv += state.kv_held.length;
         busyLegs += state.running + state.waiting;
       }
-      const seen = await cluster.routers[0]!.control.router.listInstances({}, { timeoutMs: 1_000 }).catch(
-        () => undefined,
-      );
+      const seen = await cluster.routers[0]!.control.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
       if (seen === undefined || seen.instances.length < cluster.instances.length) return undefined;
       for (const { load } of seen.instances) {
         busyLegs += (load?.running ?? 0) + (load?.reserved ?? 0);

@@ -1,7 +1,7 @@
 // A decode instance of the model that ships dies while it writes, and the clients get their whole answers all the same.
 import assert from "node:assert/strict";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { routerOverRest } from "../../clients/control/client.ts";
+import { tandemClient } from "../../clients/client/client.ts";
 import { shippedModel } from "../../services/common/shipped-model.ts";
 import { skip } from "../support/skip.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
@@ -43,9 +43,7 @@ describe("a decode instance that is killed while it writes", function () {
       }),
     });
   const instances = async (role: Role) =>
-    (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances.filter(
-      ({ info }) => info!.role === role,
-    );
+    (await tandemClient(tandem).router.listInstances({})).instances.filter(({ info }) => info!.role === role);
 
   it("costs no stream a byte", async () => {
     const undisturbed = await Promise.all(BODIES.map(async (body) => (await open(body)).text()));
@@ -63,7 +61,7 @@ describe("a decode instance that is killed while it writes", function () {
     const exact = Number(/^tandem_replays_total\{outcome="exact"\} (\d+)$/m.exec(metrics)?.[1]);
     assert.ok(exact >= victim!.legs, `${exact} of ${victim!.legs}`);
     assert.doesNotMatch(metrics, /tandem_replays_total\{outcome="(diverged|failed)"\}/);
-    const { receipt } = await routerOverRest(tandem.url, { token: tandem.token }).getReceipt({
+    const { receipt } = await tandemClient(tandem).router.getReceipt({
       requestId: streams[0]!.headers.get("x-request-id")!,
     });
     if (receipt!.legs.length > 1) assert.deepEqual(receipt!.fallbacks, ["replay:decode:instance_lost"]);

@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance, Receipt } from "#gen/tandem/router/v1/router_pb.js";
-import { routerOverRest } from "../../clients/control/client.ts";
+import { tandemClient } from "../../clients/client/client.ts";
 import { shippedModel } from "../../services/common/shipped-model.ts";
 import { commandOf, familyOf } from "../live/support/processes.ts";
 import { skip } from "../support/skip.ts";
@@ -61,7 +61,7 @@ for (const kind of KINDS) {
           TANDEM_CLIENT_STALL_MS: "1500",
         },
       );
-      const router = routerOverRest(tandem.url, { token: tandem.token });
+      const router = tandemClient(tandem).router;
       const decode = async (): Promise<Instance> =>
         (await router.listInstances({})).instances.find(({ info }) => info!.role === Role.DECODE)!;
       const { info } = await decode();

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { FindingLevel, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
-import { routerOverRest } from "../../clients/control/client.ts";
+import { tandemClient } from "../../clients/client/client.ts";
 import { commandOf, familyOf } from "../live/support/processes.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually, freePort } from "../support/waits.ts";
@@ -57,7 +57,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  const router = () => routerOverRest(tandem.url, { token: tandem.token });
+  const router = () => tandemClient(tandem).router;
   const instances = async (): Promise<Instance[]> => (await router().listInstances({})).instances;
   const complete = async (extra: Record<string, unknown> = {}): Promise<Response> =>
     fetch(`${tandem.url}/v1/completions`, {
@@ -206,7 +206,7 @@ describe("vLLM engines that ping", function () {
       // They may come before and after; vLLM's socket waits for who listens.
       await using tandem = await startTandem(["--discover", `127.0.0.1:${pings}`]);
       const instances = async (): Promise<Instance[]> =>
-        (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances;
+        (await tandemClient(tandem).router.listInstances({})).instances;
       await eventually(
         "both serve",
         async () => (await instances()).filter(({ eligible }) => eligible).length === 2,

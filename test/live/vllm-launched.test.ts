@@ -6,7 +6,7 @@ import { DecodeRequestSchema, DecodeService } from "#gen/tandem/decode/v1/decode
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { FindingLevel, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
-import { routerOverRest } from "../../clients/control/client.ts";
+import { tandemClient } from "../../clients/client/client.ts";
 import { dialRpc } from "../../services/rpc/client.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
@@ -99,9 +99,7 @@ describe("vLLM started by Tandem", function () {
   let expected: readonly Answer[];
 
   const instances = async (role: Role): Promise<Instance[]> =>
-    (await routerOverRest(tandem.url, { token: tandem.token }).listInstances({})).instances.filter(
-      ({ info }) => info?.role === role,
-    );
+    (await tandemClient(tandem).router.listInstances({})).instances.filter(({ info }) => info?.role === role);
   const serving = async (role: Role, count: number): Promise<Instance[] | false> => {
     const found = (await instances(role)).filter(({ eligible }) => eligible);
     return found.length === count && found;
@@ -161,7 +159,7 @@ describe("vLLM started by Tandem", function () {
   ): Promise<void> => {
     const broken = ends.filter(({ how }) => how === "error").map(({ ms }) => ms);
     const retried = (await retries()) - retriedBefore;
-    const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({
+    const { receipts } = await tandemClient(tandem).router.listRequests({
       limit: 2 * ends.length,
     });
     const fallbacks = new Map<string, number>();
@@ -246,7 +244,7 @@ describe("vLLM started by Tandem", function () {
   });
 
   it("was checked by probes through each pair, and the doctor has nothing against it", async () => {
-    const { diagnoses } = await routerOverRest(tandem.url, { token: tandem.token }).diagnose({});
+    const { diagnoses } = await tandemClient(tandem).router.diagnose({});
     const bad = diagnoses.filter(({ finding }) => finding?.level !== FindingLevel.OK);
     assert.deepEqual(
       bad.map(({ finding }) => finding),

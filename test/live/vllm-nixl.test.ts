@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect } from "node:net";
-import { routerOverRest } from "../../clients/control/client.ts";
+import { tandemClient } from "../../clients/client/client.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
 import { ask, assertSame, post, type Question } from "./support/answers.ts";
@@ -223,7 +223,7 @@ describe("a prompt through Tandem into real vLLM", function () {
     const cut = await eventually(
       "it is cut",
       async () => {
-        const { receipts } = await routerOverRest(tandem.url, { token: tandem.token }).listRequests({ limit: 1 });
+        const { receipts } = await tandemClient(tandem).router.listRequests({ limit: 1 });
         return /took nothing for 2000 ms/.test(receipts[0]?.error ?? "") && receipts[0];
       },
       300_000,

@@ -1,8 +1,10 @@
 // `tandem chat`: a conversation in the terminal, or through a pipe.
 import { createInterface, type Interface } from "node:readline";
 import { loadConfig, StartError, type Config } from "../../../services/common/config.ts";
-import { findRouter } from "../find-router.ts";
-import { ask, AskError, unreachable, type Message } from "./ask.ts";
+import { TandemError } from "../../client/errors.ts";
+import { openAiClient, type Message, type OpenAiClient } from "../../client/openai.ts";
+import { explained, findRouter, type RouterTarget } from "../router-target.ts";
+import { ask } from "./ask.ts";
 import { chatConfig } from "./config.ts";
 import { figures, kvBytesOf } from "./figures.ts";
 
@@ -11,7 +13,8 @@ type ChatConfig = Config<typeof chatConfig.schema>;
 export async function runChat(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chatConfig, { argv, env: process.env });
   const target = findRouter(config);
-  const model = config.model ?? (await firstModel(target.url, config.api_key));
+  const client = openAiClient(target.url, config.api_key);
+  const model = config.model ?? (await firstModel(client, target, config.api_key));
   // Without a terminal the answers alone are the output, for whatever reads them.
   const onTerminal = process.stdin.isTTY === true && process.stdout.isTTY === true;
   const dim = (text: string): string =>
@@ -52,21 +55,14 @@ export async function runChat(argv: readonly string[]): Promise<void> {
     answering = new AbortController();
     try {
       const messages: Message[] = [...history, { role: "user", content: line }];
-      const turn = await ask({
-        url: target.url,
-        apiKey: config.api_key,
-        model,
-        messages,
-        sampling: samplingOf(config),
-        stop: answering.signal,
-        onText: (text) => void process.stdout.write(text),
-      });
+      const request = { model, messages, ...samplingOf(config) };
+      const turn = await ask(client, request, answering.signal, (text) => void process.stdout.write(text));
       if (turn.text !== "") process.stdout.write("\n");
-      note(figures(turn, await kvBytesOf(target.url, target.token, turn.requestId)));
+      note(figures(turn, await kvBytesOf(target, turn.requestId)));
       if (turn.text !== "") history = [...messages, { role: "assistant", content: turn.text }];
     } catch (error) {
-      if (!(error instanceof AskError)) throw error;
-      process.stderr.write(`${error.message}\n`);
+      if (!(error instanceof TandemError)) throw error;
+      process.stderr.write(`${(explained(error, target, config.api_key) as Error).message}\n`);
       if (!onTerminal) process.exitCode = 1;
     }
     answering = null;
@@ -103,20 +99,13 @@ async function* questions(lines: Interface, prompting: boolean): AsyncGenerator<
   }
 }
 
-async function firstModel(url: string, apiKey: string): Promise<string> {
-  let response: Response;
-  try {
-    response = await fetch(`${url}/v1/models`, apiKey === "" ? {} : { headers: { authorization: `Bearer ${apiKey}` } });
-  } catch (error) {
-    throw new StartError(unreachable(url, error as Error));
-  }
-  if (response.status === 401)
-    throw new StartError(`The router at ${url} wants an API key: give --api-key, or set OPENAI_API_KEY.`);
-  const listed = (await response.json().catch(() => ({}))) as { data?: { id: string }[] };
-  const first = listed.data?.[0]?.id;
+async function firstModel(client: OpenAiClient, target: RouterTarget, apiKey: string): Promise<string> {
+  const [first] = await client.models().catch((error: unknown) => {
+    throw explained(error, target, apiKey);
+  });
   if (first === undefined)
-    throw new StartError(`The router at ${url} serves no model now. \`tandem status\` shows its instances.`);
-  return first;
+    throw new StartError(`The router at ${target.url} serves no model now. \`tandem status\` shows its instances.`);
+  return first.id;
 }
 
 /** The model that ships says what it is wherever it is shown. */

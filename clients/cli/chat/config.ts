@@ -1,14 +1,11 @@
 // Settings of `tandem chat`.
 import { defineConfig, integer, number, secret, text } from "../../../services/common/config.ts";
+import { routerSettings } from "../router-target.ts";
 
 export const chatConfig = defineConfig(
   "chat",
   {
-    "router.url": text({
-      optional: true,
-      alias: "router",
-      doc: "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user that was started last.",
-    }),
+    ...routerSettings,
     model: text({ optional: true, doc: "Model to talk to. Left out: the first that the router lists." }),
     system: text({ optional: true, doc: "A system message, said before everything else." }),
     temperature: number({ default: 0, min: 0, max: 10, doc: "How freely words are chosen. 0: the likeliest always." }),
@@ -21,10 +18,6 @@ export const chatConfig = defineConfig(
       doc: "Longest answer. Left out: what the model's context leaves.",
     }),
     api_key: secret({ alias: "api-key", env: ["OPENAI_API_KEY"], doc: "Key that the router wants of its clients." }),
-    token: secret({
-      doc: "Join token of the router, to ask how many KV bytes moved. Left out: that of the `tandem up` that runs there.",
-    }),
-    "state.dir": text({ optional: true, doc: "Folder of run files. Left out: ~/.local/state/tandem." }),
   },
   {
     summary:

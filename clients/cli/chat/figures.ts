@@ -1,23 +1,14 @@
-// What is told of a turn beside its text: its times, and the KV cache that moved from prefill to decode for it.
+// The figures of a turn: its times, and the KV cache that moved from prefill to decode for it.
 import { bytesText } from "../../common/bytes-text.ts";
+import type { RouterTarget } from "../router-target.ts";
 import type { Turn } from "./ask.ts";
 
-/** As RouterService.GetReceipt tells it in JSON; 64-bit numbers are strings there. */
-interface Receipt {
-  readonly legs?: readonly { readonly kvBytes?: string; readonly promptTokens?: number; readonly error?: string }[];
-}
-
 /** Bytes of KV that moved for a request; undefined where the router or its engines don't say. Never rejects. */
-export async function kvBytesOf(url: string, token: string, requestId: string): Promise<number | undefined> {
+export async function kvBytesOf({ url, token }: RouterTarget, requestId: string): Promise<number | undefined> {
   try {
-    const response = await fetch(`${url}/tandem.router.v1.RouterService/GetReceipt`, {
-      method: "POST",
-      headers: { "content-type": "application/json", ...(token === "" ? {} : { authorization: `Bearer ${token}` }) },
-      body: JSON.stringify({ requestId }),
-      signal: AbortSignal.timeout(2_000),
-    });
-    if (response.status !== 200) return undefined;
-    const { receipt } = (await response.json()) as { receipt?: Receipt };
+    // Loaded here: a tenth of a second that the first question should not wait for.
+    const { routerClient } = await import("../../client/router.ts");
+    const { receipt } = await routerClient(url, token).getReceipt({ requestId }, { timeoutMs: 2_000 });
     const known = (receipt?.legs ?? []).filter((leg) => leg.kvBytes !== undefined);
     return known.length === 0 ? undefined : known.reduce((sum, leg) => sum + Number(leg.kvBytes), 0);
   } catch {

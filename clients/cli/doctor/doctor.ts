@@ -1,28 +1,40 @@
 // `tandem doctor`: asks a router to look at its instances and to send a probe through each pair.
-import { create, toJsonString } from "@bufbuild/protobuf";
-import { ConnectError } from "@connectrpc/connect";
+import { toJsonString } from "@bufbuild/protobuf";
 import { DiagnoseResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
-import { loadConfig, StartError } from "../../../services/common/config.ts";
-import { routerOverRest } from "../../control/client.ts";
-import { findRouter } from "../find-router.ts";
-import { explainRouterError } from "../router-error.ts";
-import { doctorConfig } from "./config.ts";
+import { boolean, defineConfig, loadConfig } from "../../../services/common/config.ts";
+import { tandemClient } from "../../client/client.ts";
+import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { hasError, renderReport } from "./report.ts";
+
+export const doctorConfig = defineConfig(
+  "doctor",
+  {
+    ...routerSettings,
+    probes: boolean({
+      default: true,
+      doc: "Send a small request of our own through each pair. --no-probes: report facts only.",
+    }),
+    json: boolean({ default: false, doc: "Print JSON, as RouterService.Diagnose gives it." }),
+    verbose: boolean({ default: false, doc: "Show also what is fine." }),
+  },
+  {
+    summary:
+      "Finds what is wrong with the instances of a router, alone and in pairs, and says what to do. Exit code 1 where something gives wrong answers or none.",
+    usage: "tandem doctor [--json] [--verbose] [--router URL]",
+  },
+);
 
 export async function runDoctor(argv: readonly string[]): Promise<void> {
   const config = loadConfig(doctorConfig, { argv, env: process.env });
-  const { url, token, runCount } = findRouter(config);
-  try {
-    const answer = await routerOverRest(url, { token }).diagnose({ withoutProbes: !config.probes });
-    const text = config.json
-      ? toJsonString(DiagnoseResponseSchema, create(DiagnoseResponseSchema, answer), {
-          alwaysEmitImplicit: true,
-          prettySpaces: 2,
-        })
-      : renderReport(answer.diagnoses, config.verbose);
-    process.stdout.write(`${text}\n`);
-    if (hasError(answer.diagnoses)) process.exitCode = 1;
-  } catch (error) {
-    throw error instanceof ConnectError ? new StartError(explainRouterError(error, url, runCount)) : error;
-  }
+  const target = findRouter(config);
+  const answer = await tandemClient(target)
+    .router.diagnose({ withoutProbes: !config.probes })
+    .catch((error: unknown) => {
+      throw explained(error, target);
+    });
+  const text = config.json
+    ? toJsonString(DiagnoseResponseSchema, answer, { alwaysEmitImplicit: true, prettySpaces: 2 })
+    : renderReport(answer.diagnoses, config.verbose);
+  process.stdout.write(`${text}\n`);
+  if (hasError(answer.diagnoses)) process.exitCode = 1;
 }

@@ -1,13 +1,27 @@
 // `tandem explain ID`: the receipt of one request, told as a story.
 import { toJsonString } from "@bufbuild/protobuf";
-import { Code, ConnectError } from "@connectrpc/connect";
 import { ReceiptSchema } from "#gen/tandem/router/v1/router_pb.js";
-import { ConfigError, loadConfig, StartError } from "../../../services/common/config.ts";
-import { routerOverRest } from "../../control/client.ts";
-import { findRouter } from "../find-router.ts";
-import { explainRouterError } from "../router-error.ts";
-import { explainConfig } from "./config.ts";
+import { boolean, ConfigError, defineConfig, loadConfig, StartError, text } from "../../../services/common/config.ts";
+import { tandemClient } from "../../client/client.ts";
+import { TandemError } from "../../client/errors.ts";
+import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { storyOf } from "./story.ts";
+
+export const explainConfig = defineConfig(
+  "explain",
+  {
+    request: text({
+      optional: true,
+      doc: "x-request-id of the answer, or the id that the client sent. The same as ID.",
+    }),
+    ...routerSettings,
+    json: boolean({ default: false, doc: "Print JSON, the receipt as RouterService.GetReceipt gives it." }),
+  },
+  {
+    summary: "Tells what became of one request: where it ran, what was tried again, where the time went.",
+    usage: "tandem explain ID [--json] [--router URL]",
+  },
+);
 
 export async function runExplain(argv: readonly string[]): Promise<void> {
   process.stdout.write(`${await explain(argv, process.env)}\n`);
@@ -22,18 +36,18 @@ export async function explain(argv: readonly string[], env: NodeJS.ProcessEnv): 
   const requestId = named ? first : config.request;
   if (requestId === undefined)
     throw new ConfigError("Which request? tandem explain ID, with the x-request-id of its answer.");
-  const { url, token, runCount } = findRouter(config);
+  const target = findRouter(config);
   try {
-    const { receipt } = await routerOverRest(url, { token }).getReceipt({ requestId });
-    if (receipt === undefined) throw new StartError(`The router at ${url} gave no receipt.`);
+    const { receipt } = await tandemClient(target).router.getReceipt({ requestId });
+    if (receipt === undefined) throw new StartError(`The router at ${target.url} gave no receipt.`);
     return config.json
       ? toJsonString(ReceiptSchema, receipt, { alwaysEmitImplicit: true, prettySpaces: 2 })
       : storyOf(receipt);
   } catch (error) {
-    if (!(error instanceof ConnectError)) throw error;
-    // The router itself says so; without its service the answer would be of another kind.
-    if (error.code === Code.NotFound && error.rawMessage.startsWith("No request"))
-      throw new StartError(`${url}: ${error.rawMessage} Each router keeps its own: name another with --router URL.`);
-    throw new StartError(explainRouterError(error, url, runCount));
+    if (error instanceof TandemError && error.code === "not_found")
+      throw new StartError(
+        `${target.url}: ${error.message} Each router keeps its own: name another with --router URL.`,
+      );
+    throw explained(error, target);
   }
 }

@@ -1,53 +1,61 @@
 // `tandem status`: what a router sees of its instances.
 import { create, toJsonString } from "@bufbuild/protobuf";
-import { ConnectError } from "@connectrpc/connect";
 import { ListInstancesResponseSchema, type Instance } from "#gen/tandem/router/v1/router_pb.js";
-import { loadConfig, StartError } from "../../../services/common/config.ts";
+import { boolean, defineConfig, loadConfig, StartError } from "../../../services/common/config.ts";
 import { untilSignal } from "../../../services/common/lifecycle.ts";
-import { routerOverRest } from "../../control/client.ts";
-import { findRouter } from "../find-router.ts";
-import { explainRouterError } from "../router-error.ts";
-import { statusConfig } from "./config.ts";
+import { tandemClient } from "../../client/client.ts";
+import type { RouterClient } from "../../client/router.ts";
+import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { renderInstances } from "./instance-table.ts";
+
+export const statusConfig = defineConfig(
+  "status",
+  {
+    ...routerSettings,
+    json: boolean({ default: false, doc: "Print JSON, the instances as RouterService.ListInstances gives them." }),
+    watch: boolean({ default: false, doc: "Print again after every change, until Ctrl-C." }),
+  },
+  { summary: "Shows the instances that a router sees.", usage: "tandem status [--json] [--watch] [--router URL]" },
+);
 
 export async function runStatus(argv: readonly string[]): Promise<void> {
   const config = loadConfig(statusConfig, { argv, env: process.env });
-  const { url, token, pid, runCount } = findRouter(config);
-  const router = routerOverRest(url, { token });
+  const target = findRouter(config);
+  const { router } = tandemClient(target);
+  const heading = `Router ${target.url}${target.pid === undefined ? "" : ` (tandem up, pid ${target.pid})`}`;
   const print = (instances: Instance[], routerId: string): void => {
-    if (config.json) {
-      const message = create(ListInstancesResponseSchema, { instances, routerId });
-      // Zero values included: a script should not have to know protobuf's defaults.
-      const space = config.watch ? {} : { prettySpaces: 2 };
-      process.stdout.write(
-        `${toJsonString(ListInstancesResponseSchema, message, { alwaysEmitImplicit: true, ...space })}\n`,
-      );
-    } else {
-      process.stdout.write(`${heading(url, pid)}\n\n${renderInstances(instances)}\n`);
-    }
+    if (!config.json) return void process.stdout.write(`${heading}\n\n${renderInstances(instances)}\n`);
+    const message = create(ListInstancesResponseSchema, { instances, routerId });
+    // Zero values included: a script should not have to know protobuf's defaults.
+    const layout = config.watch ? {} : { prettySpaces: 2 };
+    const text = toJsonString(ListInstancesResponseSchema, message, { alwaysEmitImplicit: true, ...layout });
+    process.stdout.write(`${text}\n`);
   };
   try {
-    if (!config.watch) {
-      const answer = await router.listInstances({});
-      print(answer.instances, answer.routerId);
-      return;
-    }
-    const stop = untilSignal("SIGINT", "SIGTERM");
-    try {
-      for await (const message of router.watchInstances({}, { signal: stop })) {
-        if (!config.json && process.stdout.isTTY) process.stdout.write("\x1b[H\x1b[2J");
-        print(message.instances, "");
-        if (!config.json && !process.stdout.isTTY) process.stdout.write("\n");
-      }
-    } catch (error) {
-      if (!stop.aborted) throw error;
-    }
-    if (!stop.aborted) throw new StartError(`The router at ${url} ended the watch: it stops or restarts.`);
+    if (config.watch) return await watch(router, target.url, config.json, print);
+    const { instances, routerId } = await router.listInstances({});
+    print(instances, routerId);
   } catch (error) {
-    throw error instanceof ConnectError ? new StartError(explainRouterError(error, url, runCount)) : error;
+    throw explained(error, target);
   }
 }
 
-function heading(url: string, pid: number | undefined): string {
-  return `Router ${url}${pid === undefined ? "" : ` (tandem up, pid ${pid})`}`;
+/** Prints after every change until Ctrl-C. */
+async function watch(
+  router: RouterClient,
+  url: string,
+  json: boolean,
+  print: (instances: Instance[], routerId: string) => void,
+): Promise<void> {
+  const stop = untilSignal("SIGINT", "SIGTERM");
+  try {
+    for await (const { instances } of router.watchInstances({}, { signal: stop })) {
+      if (!json && process.stdout.isTTY) process.stdout.write("\x1b[H\x1b[2J");
+      print(instances, "");
+      if (!json && !process.stdout.isTTY) process.stdout.write("\n");
+    }
+  } catch (error) {
+    if (!stop.aborted) throw error;
+  }
+  if (!stop.aborted) throw new StartError(`The router at ${url} ended the watch: it stops or restarts.`);
 }

@@ -1,6 +1,7 @@
 // `npm run bench`: what Tandem adds. The same load through `tandem up` and straight to one aggregated engine, in turns
 // within one run, so that whatever else the machine does falls on both.
 import { boolean, defineConfig, integer, loadConfig, number, text } from "../../../services/common/config.ts";
+import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
 import { cpuMs, pssBytes } from "../procfs.ts";
 import { processesOf, startEngine, startUp } from "../processes.ts";
@@ -65,7 +66,7 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
     { TANDEM_SLOTS: `${slots}` },
   );
   const workload = {
-    model: await modelOf(up.url),
+    model: (await openAiClient(up.url).models())[0]!.id,
     promptWords: config["prompt.words"],
     outputTokens: config.tokens,
     seed: config.seed,
@@ -109,11 +110,6 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
   process.stdout.write(render(result, config.streams));
   writeJson(config.json, { scenario: "compare", settings: config, ...result });
   if (result.answers.short + result.answers.different + tandem.failed > 0) process.exitCode = 1;
-}
-
-async function modelOf(url: string): Promise<string> {
-  const answer = (await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] };
-  return answer.data[0]!.id;
 }
 
 function render({ direct, tandem, answers, processes }: CompareResult, streams: number): string {

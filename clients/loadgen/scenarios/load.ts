@@ -1,5 +1,15 @@
 // `npm run bench -- load`: one load against any OpenAI server, with SLOs.
-import { defineConfig, integer, list, loadConfig, number, secret, text } from "../../../services/common/config.ts";
+import {
+  defineConfig,
+  integer,
+  list,
+  loadConfig,
+  number,
+  secret,
+  StartError,
+  text,
+} from "../../../services/common/config.ts";
+import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
 import { cpuMs } from "../procfs.ts";
 import { reportOf, runLoad, type LoadReport } from "../run-load.ts";
@@ -70,11 +80,13 @@ export async function runLoadScenario(argv: readonly string[]): Promise<void> {
 }
 
 async function firstModel(url: string, apiKey: string): Promise<string> {
-  const answer = await fetch(
-    `${url}/v1/models`,
-    apiKey === "" ? {} : { headers: { authorization: `Bearer ${apiKey}` } },
-  );
-  return ((await answer.json()) as { data: { id: string }[] }).data[0]!.id;
+  const models = await openAiClient(url, apiKey)
+    .models()
+    .catch((error: Error) => {
+      throw new StartError(error.message, { cause: error });
+    });
+  if (models[0] === undefined) throw new StartError(`${url} serves no model now.`);
+  return models[0].id;
 }
 
 function render(report: LoadReport, processes: readonly { name: string; cpuMsPer1000Chunks: number }[]): string {

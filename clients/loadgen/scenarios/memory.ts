@@ -1,5 +1,6 @@
 // `npm run bench -- memory`: what a whole system weighs on a laptop, after some chats.
 import { defineConfig, integer, loadConfig, text } from "../../../services/common/config.ts";
+import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
 import { pssBytes } from "../procfs.ts";
 import { processesOf, startUp } from "../processes.ts";
@@ -23,7 +24,7 @@ export async function runMemory(argv: readonly string[]): Promise<void> {
   const load = await runLoad(
     up.url,
     "",
-    { ...workload, model: await modelOf(up.url) },
+    { ...workload, model: (await openAiClient(up.url).models())[0]!.id },
     { requests: config.chats, streams: 8, ratePerS: 0, rampMs: 0 },
   );
   const rows = processesOf(up.run).map(({ name, pid }) => ({ name, pid, pssBytes: pssBytes(pid) }));
@@ -39,8 +40,4 @@ export async function runMemory(argv: readonly string[]): Promise<void> {
   );
   writeJson(config.json, { scenario: "memory", processes: rows, sumMb: mb, limitMb: config.limit_mb });
   if (mb > config.limit_mb) process.exitCode = 1;
-}
-
-async function modelOf(url: string): Promise<string> {
-  return ((await (await fetch(`${url}/v1/models`)).json()) as { data: { id: string }[] }).data[0]!.id;
 }

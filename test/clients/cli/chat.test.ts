@@ -6,6 +6,8 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { create, toBinary } from "@bufbuild/protobuf";
+import { GetReceiptResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { figures } from "../../../clients/cli/chat/figures.ts";
 import { bytesText } from "../../../clients/common/bytes-text.ts";
 import { nextEvent, within } from "../../support/waits.ts";
@@ -26,7 +28,8 @@ async function startRouter(endless = false): Promise<Router> {
     for await (const piece of req) body += String(piece);
     if (req.url === "/v1/models") return void res.end('{"data":[{"id":"tiny"}]}');
     if (req.url?.endsWith("GetReceipt") === true) {
-      return void res.setHeader("content-type", "application/json").end('{"receipt":{"legs":[{"kvBytes":"2048"}]}}');
+      const receipt = create(GetReceiptResponseSchema, { receipt: { legs: [{ kvBytes: 2_048n }] } });
+      return void res.setHeader("content-type", "application/proto").end(toBinary(GetReceiptResponseSchema, receipt));
     }
     asked.push(JSON.parse(body));
     res.setHeader("x-request-id", "r1");

@@ -96,7 +96,7 @@ describe("tandem status", () => {
     const { code, stderr } = await tandem(["status", "--router", server.address, "--state.dir", folder]);
     assert.deepEqual(
       [code, stderr],
-      [1, `http://${server.address} speaks gRPC. Give the router's REST address with --router.\n`],
+      [1, `http://${server.address} speaks gRPC, not HTTP/1.1. Give the REST address of a router with --router.\n`],
     );
   });
 

@@ -1,0 +1,58 @@
+// What the client throws.
+import type { FailureCode } from "../../services/common/errors.ts";
+
+export type TandemErrorKind =
+  /** No connection could be made. */
+  | "unreachable"
+  /** Something answers, but not as a Tandem router does. */
+  | "not_tandem"
+  /** The API key or the join token is missing or wrong. */
+  | "unauthenticated"
+  /** The router answered with an error. */
+  | "failed"
+  /** The connection broke before the answer was whole. */
+  | "broken";
+
+export interface TandemErrorOptions {
+  readonly status?: number | undefined;
+  readonly code?: FailureCode | undefined;
+  readonly requestId?: string | undefined;
+  readonly retryAfterS?: number | undefined;
+  readonly cause?: unknown;
+}
+
+/** The only error of the client's own. A call whose `signal` aborts throws the signal's reason instead, as `fetch` does. */
+export class TandemError extends Error {
+  override readonly name = "TandemError";
+  readonly kind: TandemErrorKind;
+  /** HTTP status of the answer. Undefined without one, and for calls of RouterService. */
+  readonly status: number | undefined;
+  /** Tandem's own code of the failure, where the answer carries it: calls of RouterService and over gRPC. */
+  readonly code: FailureCode | undefined;
+  /** `x-request-id` of the answer, for `tandem explain`. */
+  readonly requestId: string | undefined;
+  /** Seconds after which another try makes sense. */
+  readonly retryAfterS: number | undefined;
+
+  constructor(kind: TandemErrorKind, message: string, options: TandemErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.kind = kind;
+    this.status = options.status;
+    this.code = options.code;
+    this.requestId = options.requestId;
+    this.retryAfterS = options.retryAfterS;
+  }
+}
+
+/** What a connection's error means. @param began Whether the answer had begun. */
+export function connectionError(url: string, error: Error, began = false): TandemError {
+  // fetch and Connect wrap the socket's error, which alone says anything.
+  const cause = error.cause instanceof Error ? error.cause : error;
+  const { code } = cause as NodeJS.ErrnoException;
+  if (/Parse Error: Expected HTTP|HPE_INVALID_CONSTANT/.test(`${cause.message} ${code}`))
+    return new TandemError("not_tandem", `${url} speaks gRPC, not HTTP/1.1.`, { cause });
+  if (!began && code === "ECONNREFUSED") return new TandemError("unreachable", `Nothing listens at ${url}.`, { cause });
+  if (!began && ["ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT"].includes(code ?? ""))
+    return new TandemError("unreachable", `${url} can't be reached: ${cause.message}.`, { cause });
+  return new TandemError("broken", `The connection to ${url} broke: ${cause.message}.`, { cause });
+}

@@ -1,0 +1,226 @@
+// The OpenAI REST API of a router, typed as far as Tandem itself knows the fields; every other field goes through as it is.
+import { EventSourceParserStream } from "eventsource-parser/stream";
+import { connectionError, TandemError } from "./errors.ts";
+
+export interface RestCallOptions {
+  /** Ends the call, which then throws the signal's reason. The router stops generating. */
+  readonly signal?: AbortSignal;
+  /** Such as `x-tandem-priority`; docs/reliability.md has them all. */
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+/** Fields of both kinds of requests. */
+export interface Sampling {
+  readonly model: string;
+  readonly max_tokens?: number;
+  readonly temperature?: number;
+  readonly seed?: number;
+  readonly stop?: string | readonly string[];
+  readonly stream_options?: { readonly include_usage?: boolean };
+  /** Any other field of OpenAI's API or vLLM's. */
+  readonly [field: string]: unknown;
+}
+
+export interface Message {
+  readonly role: "system" | "user" | "assistant" | (string & {});
+  readonly content: unknown;
+}
+
+export interface ChatRequest extends Sampling {
+  readonly messages: readonly Message[];
+}
+
+export interface CompletionRequest extends Sampling {
+  /** Text or token ids; a list of them is a choice each. */
+  readonly prompt: string | readonly string[] | readonly number[] | readonly (readonly number[])[];
+}
+
+export interface Usage {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly total_tokens: number;
+}
+
+/** `length`, `stop`, or what the engine says. */
+type FinishReason = string;
+
+export interface Chat {
+  readonly id: string;
+  readonly model: string;
+  readonly choices: readonly {
+    readonly index: number;
+    readonly message: { readonly role: string; readonly content: string | null };
+    readonly finish_reason: FinishReason;
+  }[];
+  readonly usage: Usage;
+}
+
+export interface ChatChunk {
+  readonly id: string;
+  readonly model: string;
+  readonly choices: readonly {
+    readonly index: number;
+    readonly delta: { readonly role?: string; readonly content?: string | null };
+    readonly finish_reason: FinishReason | null;
+  }[];
+  /** In the last chunk of a request with `stream_options: { include_usage: true }`. */
+  readonly usage?: Usage | null;
+}
+
+export interface Completion {
+  readonly id: string;
+  readonly model: string;
+  readonly choices: readonly { readonly index: number; readonly text: string; readonly finish_reason: FinishReason }[];
+  readonly usage: Usage;
+}
+
+export interface CompletionChunk {
+  readonly id: string;
+  readonly model: string;
+  readonly choices: readonly {
+    readonly index: number;
+    readonly text: string;
+    readonly finish_reason: FinishReason | null;
+  }[];
+  readonly usage?: Usage | null;
+}
+
+export interface Model {
+  readonly id: string;
+  /** Longest prompt plus answer, in tokens. Absent where the engine doesn't say. */
+  readonly max_model_len?: number;
+}
+
+/** What `/readyz` answers. */
+export interface Readiness {
+  readonly ready: boolean;
+  /** Why not. Empty while it is ready. */
+  readonly reason: string;
+}
+
+/** A streamed answer. It is read once; breaking out of the loop ends the request. */
+export interface AnswerStream<T> extends AsyncIterable<T> {
+  /** `x-request-id` of the answer, for `router.getReceipt` and `tandem explain`. */
+  readonly requestId: string;
+}
+
+/** All calls throw TandemError. */
+export interface OpenAiClient {
+  /** The models that the router lists. */
+  models(options?: RestCallOptions): Promise<Model[]>;
+  /** Whether the router can serve. @throws TandemError only where no router answers. */
+  ready(options?: RestCallOptions): Promise<Readiness>;
+  chat(body: ChatRequest, options?: RestCallOptions): Promise<Chat>;
+  /** The stream throws where an answer ends with an error event, or without `[DONE]`. */
+  streamChat(body: ChatRequest, options?: RestCallOptions): Promise<AnswerStream<ChatChunk>>;
+  complete(body: CompletionRequest, options?: RestCallOptions): Promise<Completion>;
+  streamCompletion(body: CompletionRequest, options?: RestCallOptions): Promise<AnswerStream<CompletionChunk>>;
+}
+
+interface ErrorBody {
+  readonly error?: { readonly message?: string };
+}
+
+/** @param url Of the router, such as `http://127.0.0.1:3000`. */
+export function openAiClient(url: string, apiKey = ""): OpenAiClient {
+  const authorization: Record<string, string> = apiKey === "" ? {} : { authorization: `Bearer ${apiKey}` };
+
+  async function send(path: string, o: RestCallOptions = {}, body?: object): Promise<Response> {
+    const init: RequestInit = { headers: { ...authorization, ...o.headers }, signal: o.signal ?? null };
+    if (body !== undefined) {
+      init.method = "POST";
+      init.headers = { ...init.headers, "content-type": "application/json" };
+      init.body = JSON.stringify(body);
+    }
+    return fetch(`${url}${path}`, init).catch((error: Error) => {
+      throw o.signal?.aborted === true ? o.signal.reason : connectionError(url, error);
+    });
+  }
+
+  async function json<T>(response: Response, signal?: AbortSignal): Promise<T> {
+    const text = await response.text().catch((error: Error) => {
+      throw signal?.aborted === true ? signal.reason : connectionError(url, error, true);
+    });
+    const parsed = parse<T & ErrorBody>(text);
+    if (response.ok && parsed !== undefined) return parsed as T;
+    throw answerError(url, response, parsed, text);
+  }
+
+  async function answer<T>(path: string, body: Sampling, o: RestCallOptions = {}): Promise<T> {
+    return json<T>(await send(path, o, { ...body, stream: false }), o.signal);
+  }
+
+  async function stream<T>(path: string, body: Sampling, o: RestCallOptions = {}): Promise<AnswerStream<T>> {
+    const response = await send(path, o, { ...body, stream: true });
+    if (!response.ok) return json<never>(response, o.signal);
+    const requestId = requestIdOf(response) ?? "";
+    return { requestId, [Symbol.asyncIterator]: () => chunks<T>(url, response, requestId, o.signal) };
+  }
+
+  return {
+    models: async (o) => (await json<{ data: Model[] }>(await send("/v1/models", o), o?.signal)).data ?? [],
+    async ready(o) {
+      const response = await send("/readyz", o);
+      const told = parse<{ status?: string; reason?: string }>(await response.text());
+      if (told?.status === undefined) throw new TandemError("not_tandem", notTandem(url), { status: response.status });
+      return { ready: response.ok, reason: told.reason ?? "" };
+    },
+    chat: (body, o) => answer("/v1/chat/completions", body, o),
+    streamChat: (body, o) => stream("/v1/chat/completions", body, o),
+    complete: (body, o) => answer("/v1/completions", body, o),
+    streamCompletion: (body, o) => stream("/v1/completions", body, o),
+  };
+}
+
+/** The events of a stream up to `[DONE]`. */
+async function* chunks<T>(
+  url: string,
+  response: Response,
+  requestId: string,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<T> {
+  try {
+    const events = response.body!.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream());
+    for await (const { data } of events) {
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data) as T;
+      const { error } = chunk as ErrorBody;
+      if (error !== undefined)
+        throw new TandemError("failed", error.message ?? "The answer ended with an error.", { requestId });
+      yield chunk;
+    }
+  } catch (error) {
+    if (error instanceof TandemError) throw error;
+    throw signal?.aborted === true ? signal.reason : connectionError(url, error as Error, true);
+  }
+  throw new TandemError("broken", `The answer of ${url} ended without [DONE].`, { requestId });
+}
+
+function answerError(url: string, response: Response, body: ErrorBody | undefined, text: string): TandemError {
+  const { status } = response;
+  const message = body?.error?.message;
+  if (message === undefined && (response.ok || status === 404))
+    return new TandemError("not_tandem", notTandem(url), { status });
+  const retryAfterS = Number(response.headers.get("retry-after") ?? Number.NaN);
+  return new TandemError(status === 401 ? "unauthenticated" : "failed", message ?? `Status ${status}: ${text}`, {
+    status,
+    requestId: requestIdOf(response),
+    retryAfterS: Number.isNaN(retryAfterS) ? undefined : retryAfterS,
+  });
+}
+
+function requestIdOf(response: Response): string | undefined {
+  return response.headers.get("x-request-id") ?? undefined;
+}
+
+function notTandem(url: string): string {
+  return `${url} answers, but not as a Tandem router does.`;
+}
+
+function parse<T>(text: string): T | undefined {
+  try {
+    return JSON.parse(text) as T;
+  } catch {
+    return undefined;
+  }
+}
