@@ -1,32 +1,32 @@
 // Which processes are ready, from what the router sees. An instance is ready when the router gives it legs; it is known
 // by its pid, since its id is new after every start.
+import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import type { Child } from "./child.ts";
-import type { SeenInstance } from "./seen-instances.ts";
 
 export interface Readiness {
   /** The router answered with these. */
-  seen(instances: readonly SeenInstance[]): void;
+  seen(instances: readonly Instance[]): void;
   /** Whether the child was ready once, in this process or one before. */
   wasReady(child: Child): boolean;
   readonly allReady: boolean;
   /** One line for each child that isn't ready: its name and why. */
   missing(): string[];
   /** The instance that a child is, as the router last saw it. */
-  instanceOf(child: Child): SeenInstance | undefined;
+  instanceOf(child: Child): Instance | undefined;
 }
 
 export interface ReadinessEvents {
-  ready(child: Child, instance: SeenInstance | undefined): void;
+  ready(child: Child, instance: Instance | undefined): void;
   /** All are ready, for the first time. */
   allReady(): void;
 }
 
 export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): Readiness {
   const readyPids = new Map<string, number>();
-  let latest: readonly SeenInstance[] = [];
+  let latest: readonly Instance[] = [];
   let told = false;
   const isReady = (child: Child): boolean => child.pid !== undefined && readyPids.get(child.name) === child.pid;
-  const instanceOf = (child: Child): SeenInstance | undefined =>
+  const instanceOf = (child: Child): Instance | undefined =>
     child.pid === undefined ? undefined : latest.find((instance) => instance.info?.pid === child.pid);
 
   return {
@@ -56,11 +56,11 @@ export function createReadiness(children: () => readonly Child[], events: Readin
   };
 }
 
-function reason(child: Child, instance: SeenInstance | undefined): string {
+function reason(child: Child, instance: Instance | undefined): string {
   if (child.pid === undefined) return "not running, waits for its restart";
   if (!isInstance(child)) return "does not answer yet";
   if (instance === undefined) return "has not registered with the router yet";
-  return instance.reason ?? instance.load?.reason ?? instance.load?.state ?? "the router doesn't say why";
+  return instance.reason || instance.load?.reason || "the router doesn't say why";
 }
 
 function isInstance({ role }: Child): boolean {

@@ -26,8 +26,8 @@ import { makeLogFolder } from "./log-folder.ts";
 import { listenPorts } from "./listen-ports.ts";
 import { dialable, planChildren } from "./plan.ts";
 import { createReadiness } from "./readiness.ts";
-import { watchSeenInstances } from "./seen-instances.ts";
 import { createTerminal } from "./terminal.ts";
+import { watchInstances } from "./watch-instances.ts";
 
 /** After so long without being ready, `up` says what is missing, and goes on waiting: a model may take minutes to load. */
 const READY_LIMIT_MS = 60_000;
@@ -154,7 +154,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   recordRun();
 
   const watching = new AbortController();
-  watchSeenInstances({
+  void watchInstances({
     url: restUrl,
     token,
     onInstances: (instances) => readiness.seen(instances),

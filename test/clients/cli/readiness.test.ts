@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import type { Child } from "../../../clients/cli/up/child.ts";
 import { createReadiness, type Readiness } from "../../../clients/cli/up/readiness.ts";
-import type { SeenInstance } from "../../../clients/cli/up/seen-instances.ts";
+import { create } from "@bufbuild/protobuf";
+import { InstanceSchema, type Instance } from "#gen/tandem/router/v1/router_pb.js";
 
 interface FakeChild {
   name: string;
@@ -23,7 +24,8 @@ function setUp(): { readiness: Readiness; children: FakeChild[]; said: string[] 
   return { readiness, children, said };
 }
 
-const instance = (pid: number, eligible: boolean, reason = ""): SeenInstance => ({ info: { pid }, eligible, reason });
+const instance = (pid: number, eligible: boolean, reason = ""): Instance =>
+  create(InstanceSchema, { info: { pid }, eligible, reason });
 
 describe("readiness of a run", () => {
   it("is told once for each process and once for all", () => {
