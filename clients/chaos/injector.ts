@@ -1,6 +1,6 @@
 // Does what the schedule says, to real processes and links, and writes down when each fault began and was healed.
 import { setTimeout as sleep } from "node:timers/promises";
-import { tandemClient } from "../client/client.ts";
+import { readiness } from "../client/readiness.ts";
 import type { Cluster, InstanceMember } from "./cluster.ts";
 import type { Supervised } from "./process.ts";
 import type { PlannedFault } from "./schedule.ts";
@@ -163,12 +163,10 @@ function kindOf(name: string): string {
 }
 
 function isReady(url: string): Promise<boolean> {
-  return tandemClient({ url })
-    .ready({ signal: AbortSignal.timeout(1_000) })
-    .then(
-      ({ ready }) => ready,
-      () => false,
-    );
+  return readiness(url, AbortSignal.timeout(1_000)).then(
+    ({ ready }) => ready,
+    () => false,
+  );
 }
 
 async function frozen(pid: number, durationMs: number): Promise<void> {

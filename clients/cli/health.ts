@@ -1,8 +1,7 @@
-// `tandem health`: whether a service serves, as an exit code. What a container's HEALTHCHECK runs, where neither curl
-// nor a gRPC probe is at hand; so it loads no library: gRPC's health call is one HTTP/2 request with an empty message.
-import { connect, constants } from "node:http2";
-import { get } from "node:http";
+// `tandem health`: whether a service serves, as an exit code. Containers run it every few seconds, where neither curl nor a
+// gRPC probe is at hand; so it loads the half of the client that it needs and no more.
 import { defineConfig, address, ConfigError, loadConfig, integer, StartError } from "../../services/common/config.ts";
+import { readiness } from "../client/readiness.ts";
 
 export const healthConfig = defineConfig(
   "health",
@@ -28,48 +27,32 @@ export const healthConfig = defineConfig(
 
 export async function runHealth(argv: readonly string[]): Promise<void> {
   const config = loadConfig(healthConfig, { argv, env: {} });
-  const { rest, grpc } = config;
+  const { rest, grpc, timeout_ms: timeoutMs } = config;
   if ((rest === undefined) === (grpc === undefined))
     throw new ConfigError("health needs one of --rest HOST:PORT and --grpc HOST:PORT.");
-  const problem =
-    rest !== undefined ? await restProblem(rest, config.timeout_ms) : await grpcProblem(grpc!, config.timeout_ms);
+  const check = rest !== undefined ? restProblem(rest, timeoutMs) : grpcProblem(grpc!, timeoutMs);
+  const problem = await check.catch((error: Error) =>
+    error.name === "TimeoutError" ? "no answer in time" : messageOf(error),
+  );
   if (problem !== undefined) throw new StartError(`${rest ?? grpc}: ${problem}`);
 }
 
-function restProblem(at: string, timeoutMs: number): Promise<string | undefined> {
-  return new Promise((resolve) => {
-    const call = get(`http://${at}/readyz`, { agent: false, timeout: timeoutMs }, (response) => {
-      response.resume();
-      resolve(response.statusCode === 200 ? undefined : `not ready (status ${response.statusCode})`);
-    });
-    call.on("timeout", () => call.destroy(new Error("no answer in time")));
-    call.on("error", (error) => resolve(error.message));
-  });
+async function restProblem(at: string, timeoutMs: number): Promise<string | undefined> {
+  const { ready, reason } = await readiness(`http://${at}`, AbortSignal.timeout(timeoutMs));
+  return ready ? undefined : `not ready: ${reason}`;
 }
 
-/** SERVING, as HealthCheckResponse writes it: field 1, varint 1; after gRPC's five bytes of frame. */
-const SERVING = Buffer.from([0, 0, 0, 0, 2, 0x08, 1]);
+async function grpcProblem(at: string, timeoutMs: number): Promise<undefined> {
+  const [{ grpcClient }, { HEALTH_WITH_REASON }] = await Promise.all([
+    import("../client/grpc.ts"),
+    import("../../services/rpc/health.ts"),
+  ]);
+  await using client = grpcClient(at);
+  // Under this name a service that doesn't serve says why, by an error.
+  await client.health.check({ service: HEALTH_WITH_REASON }, { timeoutMs });
+}
 
-function grpcProblem(at: string, timeoutMs: number): Promise<string | undefined> {
-  return new Promise((resolve) => {
-    const session = connect(`http://${at}`);
-    const done = (problem: string | undefined): void => {
-      clearTimeout(timer);
-      session.destroy();
-      resolve(problem);
-    };
-    const timer = setTimeout(() => done("no answer in time"), timeoutMs);
-    session.on("error", (error) => done(error.message));
-    const call = session.request({
-      [constants.HTTP2_HEADER_METHOD]: "POST",
-      [constants.HTTP2_HEADER_PATH]: "/grpc.health.v1.Health/Check",
-      "content-type": "application/grpc",
-      te: "trailers",
-    });
-    const pieces: Buffer[] = [];
-    call.on("data", (piece: Buffer) => pieces.push(piece));
-    call.on("error", (error) => done(error.message));
-    call.on("end", () => done(Buffer.concat(pieces).equals(SERVING) ? undefined : "not serving"));
-    call.end(Buffer.alloc(5));
-  });
+/** A connection's error is the cause; what the service says of itself has none. */
+function messageOf(error: Error): string {
+  return error.cause instanceof Error ? error.cause.message : error.message;
 }

@@ -44,6 +44,10 @@ export class TandemError extends Error {
   }
 }
 
+export function notTandem(url: string, status?: number, cause?: unknown): TandemError {
+  return new TandemError("not_tandem", `${url} answers, but not as a Tandem router does.`, { status, cause });
+}
+
 /** What a connection's error means. @param began Whether the answer had begun. */
 export function connectionError(url: string, error: Error, began = false): TandemError {
   // fetch and Connect wrap the socket's error, which alone says anything.

@@ -8,4 +8,5 @@ export { tandemClient, type TandemClient, type TandemClientOptions } from "./cli
 export { TandemError, type TandemErrorKind } from "./errors.ts";
 export { grpcClient, type GrpcClient } from "./grpc.ts";
 export type * from "./openai.ts";
+export type { Readiness } from "./readiness.ts";
 export type { RouterClient } from "./router.ts";

@@ -1,6 +1,7 @@
 // The OpenAI REST API of a router, typed as far as Tandem itself knows the fields; every other field goes through as it is.
 import { EventSourceParserStream } from "eventsource-parser/stream";
-import { connectionError, TandemError } from "./errors.ts";
+import { connectionError, notTandem, TandemError } from "./errors.ts";
+import { readiness, type Readiness } from "./readiness.ts";
 
 export interface RestCallOptions {
   /** Ends the call, which then throws the signal's reason. The router stops generating. */
@@ -91,13 +92,6 @@ export interface Model {
   readonly max_model_len?: number;
 }
 
-/** What `/readyz` answers. */
-export interface Readiness {
-  readonly ready: boolean;
-  /** Why not. Empty while it is ready. */
-  readonly reason: string;
-}
-
 /** A streamed answer. It is read once; breaking out of the loop ends the request. */
 export interface AnswerStream<T> extends AsyncIterable<T> {
   /** `x-request-id` of the answer, for `router.getReceipt` and `tandem explain`. */
@@ -109,7 +103,7 @@ export interface OpenAiClient {
   /** The models that the router lists. */
   models(options?: RestCallOptions): Promise<Model[]>;
   /** Whether the router can serve. @throws TandemError only where no router answers. */
-  ready(options?: RestCallOptions): Promise<Readiness>;
+  ready(signal?: AbortSignal): Promise<Readiness>;
   chat(body: ChatRequest, options?: RestCallOptions): Promise<Chat>;
   /** The stream throws where an answer ends with an error event, or without `[DONE]`. */
   streamChat(body: ChatRequest, options?: RestCallOptions): Promise<AnswerStream<ChatChunk>>;
@@ -159,12 +153,7 @@ export function openAiClient(url: string, apiKey = ""): OpenAiClient {
 
   return {
     models: async (o) => (await json<{ data: Model[] }>(await send("/v1/models", o), o?.signal)).data ?? [],
-    async ready(o) {
-      const response = await send("/readyz", o);
-      const told = parse<{ status?: string; reason?: string }>(await response.text());
-      if (told?.status === undefined) throw new TandemError("not_tandem", notTandem(url), { status: response.status });
-      return { ready: response.ok, reason: told.reason ?? "" };
-    },
+    ready: (signal) => readiness(url, signal),
     chat: (body, o) => answer("/v1/chat/completions", body, o),
     streamChat: (body, o) => stream("/v1/chat/completions", body, o),
     complete: (body, o) => answer("/v1/completions", body, o),
@@ -199,8 +188,7 @@ async function* chunks<T>(
 function answerError(url: string, response: Response, body: ErrorBody | undefined, text: string): TandemError {
   const { status } = response;
   const message = body?.error?.message;
-  if (message === undefined && (response.ok || status === 404))
-    return new TandemError("not_tandem", notTandem(url), { status });
+  if (message === undefined && (response.ok || status === 404)) return notTandem(url, status);
   const retryAfterS = Number(response.headers.get("retry-after") ?? Number.NaN);
   return new TandemError(status === 401 ? "unauthenticated" : "failed", message ?? `Status ${status}: ${text}`, {
     status,
@@ -211,10 +199,6 @@ function answerError(url: string, response: Response, body: ErrorBody | undefine
 
 function requestIdOf(response: Response): string | undefined {
   return response.headers.get("x-request-id") ?? undefined;
-}
-
-function notTandem(url: string): string {
-  return `${url} answers, but not as a Tandem router does.`;
 }
 
 function parse<T>(text: string): T | undefined {

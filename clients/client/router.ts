@@ -4,7 +4,7 @@ import { createConnectTransport } from "@connectrpc/connect-node";
 import { ErrorInfoSchema, RetryInfoSchema } from "#gen/google/rpc/error_details_pb.js";
 import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { fromDetails } from "../../services/rpc/errors-wire.ts";
-import { connectionError, TandemError } from "./errors.ts";
+import { connectionError, notTandem, TandemError } from "./errors.ts";
 
 /**
  * One method for each call of proto/tandem/router/v1/router.proto; streams are async iterables. All take Connect's options,
@@ -60,5 +60,5 @@ function asThrown(url: string, thrown: unknown, signal: AbortSignal | undefined)
   if (error.code === Code.DeadlineExceeded)
     return new TandemError("unreachable", `${url} did not answer in time.`, { cause: error });
   if (error.cause instanceof Error) return connectionError(url, error.cause);
-  return new TandemError("not_tandem", `${url} answers, but not as a Tandem router does.`, { cause: error });
+  return notTandem(url, undefined, error);
 }

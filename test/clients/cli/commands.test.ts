@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { createServer as createTcpServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -126,6 +129,44 @@ describe("tandem health", () => {
       assert.equal(code, 1);
       assert.match(stderr, /ECONNREFUSED/);
     }
+  });
+
+  it("fails with what the service says, and passes once it serves", async () => {
+    await using server = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog });
+    server.setServing(false, "draining: new memory");
+    assert.deepEqual(await tandem(["health", "--grpc", server.address]), {
+      code: 1,
+      stdout: "",
+      stderr: `${server.address}: draining: new memory\n`,
+    });
+    server.setServing(true);
+    assert.equal((await tandem(["health", "--grpc", server.address])).code, 0);
+
+    let lack: string | undefined = "No instance has registered.";
+    const rest = createServer((_, response) => {
+      const told = lack === undefined ? { status: "ready" } : { status: "not ready", reason: lack };
+      response.writeHead(lack === undefined ? 200 : 503).end(JSON.stringify(told));
+    }).listen(0, "127.0.0.1");
+    await once(rest, "listening");
+    const address = `127.0.0.1:${(rest.address() as AddressInfo).port}`;
+    assert.equal(
+      (await tandem(["health", "--rest", address])).stderr,
+      `${address}: not ready: No instance has registered.\n`,
+    );
+    lack = undefined;
+    assert.equal((await tandem(["health", "--rest", address])).code, 0);
+    rest.close();
+  });
+
+  it("does not wait for a service that is silent", async () => {
+    const silent = createTcpServer(() => {}).listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const address = `127.0.0.1:${(silent.address() as AddressInfo).port}`;
+    for (const kind of ["--rest", "--grpc"]) {
+      const { code, stderr } = await tandem(["health", kind, address, "--timeout_ms", "100"]);
+      assert.deepEqual([code, stderr.startsWith(`${address}: `)], [1, true]);
+    }
+    silent.close();
   });
 
   it("wants one address", async () => {

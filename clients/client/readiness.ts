@@ -1,0 +1,38 @@
+// Whether a router can serve. Over node:http, since the health checks of containers ask every few seconds: the first `fetch`
+// of a process costs 0.15 s of CPU, this 0.03 s.
+import { get } from "node:http";
+import { connectionError, notTandem } from "./errors.ts";
+
+/** What `/readyz` answers. */
+export interface Readiness {
+  readonly ready: boolean;
+  /** Why not. Empty while it is ready. */
+  readonly reason: string;
+}
+
+/** @throws TandemError where no router answers, and the reason of `signal`. */
+export function readiness(url: string, signal?: AbortSignal): Promise<Readiness> {
+  return new Promise((resolve, reject) => {
+    const fail = (error: Error): void =>
+      reject(signal?.aborted === true ? (signal.reason as Error) : connectionError(url, error));
+    const call = get(`${url}/readyz`, { agent: false, ...(signal === undefined ? {} : { signal }) }, (response) => {
+      let text = "";
+      response.setEncoding("utf8").on("data", (piece: string) => (text += piece));
+      response.on("error", fail);
+      response.on("end", () => {
+        const { status, reason = "" } = told(text);
+        if (status === undefined) reject(notTandem(url, response.statusCode));
+        else resolve({ ready: response.statusCode === 200, reason });
+      });
+    });
+    call.on("error", fail);
+  });
+}
+
+function told(text: string): { readonly status?: string; readonly reason?: string } {
+  try {
+    return JSON.parse(text) as object;
+  } catch {
+    return {};
+  }
+}
