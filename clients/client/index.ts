@@ -1,6 +1,6 @@
 // The typed client of Tandem, as the package exports it.
 //
-//   import { tandemClient } from "tandem";
+//   import { tandemClient } from "@tandem-llm/tandem";
 //   const tandem = tandemClient({ url: "http://127.0.0.1:3000", token });
 //   for await (const { choices } of await tandem.streamChat({ model, messages })) { ... }
 //   const { instances } = await tandem.router.listInstances({});
