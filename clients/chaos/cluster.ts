@@ -1,11 +1,11 @@
 // The deployment under test: two routers, prefill and decode instances with engines of their own, and a proxy before
 // every link between them. The first router is where instances register; the second has them as a list.
 import { randomBytes } from "node:crypto";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { tandemClient } from "../client/client.ts";
 import type { RouterClient } from "../client/router.ts";
+import { freePort } from "../../services/common/ports.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 import { supervise, type Supervised } from "./process.ts";
 import type { Fleet } from "./schedule.ts";
@@ -72,14 +72,14 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
   };
 
   try {
-    const ports = await freePorts(2 * o.fleet.routers + 2 * (o.fleet.prefill + o.fleet.decode));
-    const routerPorts = Array.from({ length: o.fleet.routers }, () => ({ rest: ports.pop()!, grpc: ports.pop()! }));
+    const routerPorts: { rest: number; grpc: number }[] = [];
+    while (routerPorts.length < o.fleet.routers) routerPorts.push({ rest: await freePort(), grpc: await freePort() });
     const instances: InstanceMember[] = [];
-    // Apart from other runs on this machine, and below the ports that the system gives out.
-    let kvPort = 11_000 + (process.pid % 97) * 200;
+    // Apart from other runs on this machine, and below the ports that `freePort` gives.
+    let kvPort = 10_000 + (process.pid % 97) * 100;
     for (const role of ["prefill", "decode"] as const) {
       for (let index = 1; index <= o.fleet[role]; index++) {
-        const [listen, advertised] = [ports.pop()!, ports.pop()!];
+        const [listen, advertised] = [await freePort(), await freePort()];
         const host = "127.0.0.1";
         const rpcLink = await proxy([{ listen: { host, port: advertised }, target: { host, port: listen } }]);
         const kvPorts = Array.from({ length: KV_PORTS }, (_, offset) => kvPort + offset);
@@ -147,20 +147,4 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
     await close();
     throw error;
   }
-}
-
-/** Below the ports that the system gives to whoever asks for any: it would give them away before they are listened on. */
-async function freePorts(count: number): Promise<number[]> {
-  const ports: number[] = [];
-  for (let port = 8_100 + (process.pid % 97) * 24; ports.length < count; port++) {
-    const server = createServer();
-    const free = await new Promise<boolean>((resolve) => {
-      server.once("error", () => resolve(false));
-      server.listen(port, "127.0.0.1", () => resolve(true));
-    });
-    if (!free) continue;
-    ports.push(port);
-    await new Promise((resolve) => server.close(resolve));
-  }
-  return ports;
 }

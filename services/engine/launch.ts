@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url";
 import { ConfigError } from "../common/config.ts";
 import type { EngineFacts, EngineKind } from "./engine.ts";
 import { ENGINE_HOST } from "./engine-host.ts";
-import type { GuardedCommand } from "./guardian.ts";
+import type { GuardedCommand } from "../common/guardian.ts";
 import { vllmLauncher, type VllmSettingsGiven } from "./vllm-launch.ts";
 
 export interface LaunchOptions {

@@ -1,15 +1,9 @@
 // Ports for an engine that is about to start. A port found free may be taken again before the engine binds it; a start
 // that fails that way is tried again with the next one.
-import { createServer } from "node:net";
+import { listenProblem } from "../common/ports.ts";
+import { StartError } from "../common/run-main.ts";
 import { claimName, type Release } from "./name-claim.ts";
 import type { UsedPorts } from "./used-ports.ts";
-
-/** A free port that the system picks. */
-export async function freePort(host: string): Promise<number> {
-  const port = await tryPort(host, 0);
-  if (port === undefined) throw new Error(`no port of ${host} is free`);
-  return port;
-}
 
 export interface ClaimedPorts {
   readonly first: number;
@@ -23,6 +17,7 @@ export interface ClaimedPorts {
  * good on 0.32 with NIXL); so a port is claimed from here on, not only found free. Looks at 1,000 of them.
  *
  * @param used These come last, and what is claimed is added to them.
+ * @throws StartError where `host` is not of this machine, or has no such ports.
  */
 export async function claimPortsFrom(host: string, from: number, span = 1, used?: UsedPorts): Promise<ClaimedPorts> {
   const fresh = await claimFrom(host, from, span, (port) => used?.has(port) === true);
@@ -30,7 +25,7 @@ export async function claimPortsFrom(host: string, from: number, span = 1, used?
   const claimed = fresh ?? (used === undefined ? undefined : await claimFrom(host, from, span, () => false));
   if (claimed === undefined) {
     const last = Math.min(65_535, from + 999);
-    throw new Error(
+    throw new StartError(
       `no ${span === 1 ? "port" : `${span} ports in a row`} of ${host} from ${from} to ${last} ${span === 1 ? "is" : "are"} free`,
     );
   }
@@ -52,20 +47,14 @@ async function claimFrom(
   for (let port = from; port <= last; port++) {
     const claim = avoid(port) ? undefined : await claimName(`port-${port}`);
     if (claim !== undefined) held.push(claim);
-    if (claim === undefined || (await tryPort(host, port)) === undefined) release();
+    const problem = claim === undefined ? "EADDRINUSE" : await listenProblem(host, port);
+    if (problem !== undefined) release();
+    if (problem === "EADDRNOTAVAIL" || problem === "ENOTFOUND")
+      throw new StartError(
+        `--kv.host ${host} is not an address of this machine (${problem}). Give one that is; --kv.advertise_host sets another for partners to dial.`,
+      );
     if (held.length === span) return { first: port - span + 1, release };
   }
   release();
   return undefined;
-}
-
-function tryPort(host: string, port: number): Promise<number | undefined> {
-  return new Promise((resolve) => {
-    const probe = createServer();
-    probe.once("error", () => resolve(undefined));
-    probe.listen({ host, port, exclusive: true }, () => {
-      const address = probe.address();
-      probe.close(() => resolve(typeof address === "object" && address !== null ? address.port : undefined));
-    });
-  });
 }

@@ -4,14 +4,15 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { splitAddress } from "../common/address.ts";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
+import { freePort } from "../common/ports.ts";
 import type { EngineKind, EngineSource, StartedEngine } from "./engine.ts";
-import { spawnGuarded, type EngineExit, type GuardedProcess } from "./guardian.ts";
+import { spawnGuarded, type GuardedExit, type GuardedProcess } from "../common/guardian.ts";
 import { createEngineHttp, type EngineHttp } from "./http.ts";
 import { ENGINE_HOST } from "./engine-host.ts";
 import type { Launch, LaunchPorts } from "./launch.ts";
 import { killLeftovers, recordEngine } from "./leftovers.ts";
-import { usefulLines } from "./output-tail.ts";
-import { claimPortsFrom, freePort } from "./ports.ts";
+import { usefulLines } from "../common/output-tail.ts";
+import { claimPortsFrom } from "./ports.ts";
 import { checkReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
 import { startTurn, type Turn } from "./start-turn.ts";
 import { usedPorts } from "./used-ports.ts";
@@ -143,7 +144,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     failed: (what: string) => StartError,
     signal: AbortSignal,
   ): Promise<EngineFacts> {
-    let exit: EngineExit | undefined;
+    let exit: GuardedExit | undefined;
     void guarded.exited.then((how) => (exit = how));
     const check: ReadinessCheck = {
       kind: o.kind,
@@ -224,7 +225,7 @@ function createPhases(o: SpawnedOptions): Phases {
   };
 }
 
-function describe(exit: EngineExit): string {
+function describe(exit: GuardedExit): string {
   if (exit.signal !== undefined) return `was ended by signal ${exit.signal}`;
   return exit.code === undefined ? "is gone" : `exited with code ${exit.code}`;
 }

@@ -1,8 +1,9 @@
 // Finds the vLLM on this machine and asks which version it is, without loading it: that takes ten seconds and more.
 import { execFile } from "node:child_process";
-import { accessSync, constants, openSync, readSync, closeSync, statSync } from "node:fs";
-import { basename, delimiter, join } from "node:path";
+import { openSync, readSync, closeSync } from "node:fs";
+import { basename, join } from "node:path";
 import { StartError } from "../common/config.ts";
+import { findOnPath, isProgram } from "../common/programs.ts";
 
 export interface VllmProgram {
   /** To start it: program, then words before vLLM's own. */
@@ -24,7 +25,7 @@ const ASK_LIMIT_MS = 120_000;
 export async function findVllm(command: string, env: Env = process.env): Promise<VllmProgram> {
   const words = command.trim() === "" ? [search(env)] : command.trim().split(/\s+/);
   const [program, ...rest] = words as [string, ...string[]];
-  const found = program.includes("/") ? program : onPath(program, env);
+  const found = program.includes("/") ? program : findOnPath(program, env);
   if (found === undefined)
     throw new StartError(`--vllm.command ${command}: there is no program ${program} on the PATH.`);
   if (!isProgram(found))
@@ -35,7 +36,7 @@ export async function findVllm(command: string, env: Env = process.env): Promise
 function search(env: Env): string {
   const active = env["VIRTUAL_ENV"];
   const inActive = active === undefined || active === "" ? undefined : join(active, "bin", "vllm");
-  const found = inActive !== undefined && isProgram(inActive) ? inActive : onPath("vllm", env);
+  const found = inActive !== undefined && isProgram(inActive) ? inActive : findOnPath("vllm", env);
   if (found !== undefined) return found;
   throw new StartError(
     "There is no vLLM here: no `vllm` in the active virtual environment or on the PATH. Install it (pip install vllm), name it with --vllm.command PATH, or wrap one that runs elsewhere with --attach URL. Without a GPU, --engine sim needs nothing.",
@@ -74,21 +75,4 @@ function run(program: string, args: readonly string[], env: Env): Promise<string
       reject(new StartError(`${program} can't be asked for vLLM's version: ${why === "" ? error.message : why}`));
     });
   });
-}
-
-function onPath(name: string, env: Env): string | undefined {
-  return (env["PATH"] ?? "")
-    .split(delimiter)
-    .filter((folder) => folder !== "")
-    .map((folder) => join(folder, name))
-    .find(isProgram);
-}
-
-function isProgram(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return statSync(path).isFile();
-  } catch {
-    return false;
-  }
 }

@@ -1,6 +1,6 @@
 // Lines as vLLM 0.32 wrote them on a CPU.
 import assert from "node:assert/strict";
-import { createOutputTail } from "../../services/engine/output-tail.ts";
+import { createOutputTail } from "../../services/common/output-tail.ts";
 import { p2pKvLoss, readSettings, readVllmOutput, vllmReason } from "../../services/engine/vllm-output.ts";
 
 const CONFIG =

@@ -1,7 +1,8 @@
 // Waiting for events. Every wait has a limit and says what it waited for; none is a pause.
 import type { EventEmitter } from "node:events";
-import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+
+export { freePort } from "../../services/common/ports.ts";
 
 const LIMIT_MS = 5_000;
 
@@ -63,30 +64,4 @@ export async function eventually<T>(
     if (performance.now() > untilMs) throw new Error(`${what}: not so within ${limitMs} ms`, { cause: last });
     await sleep(10);
   }
-}
-
-/** Below the ports that the system picks itself, above those that Tandem and vLLM start at. */
-const PORTS = { first: 22_500, count: 9_500 };
-const given = new Set<number>();
-
-/**
- * A TCP port of 127.0.0.1 for a server that some process will start. Never one that the system could give to another socket
- * in the meantime, nor one that this process was given before. Where a server can listen on port 0, let it.
- */
-export async function freePort(): Promise<number> {
-  for (;;) {
-    const port = PORTS.first + Math.floor(Math.random() * PORTS.count);
-    if (given.has(port) || !(await isFree(port))) continue;
-    given.add(port);
-    return port;
-  }
-}
-
-async function isFree(port: number): Promise<boolean> {
-  const server = createServer();
-  const listening = await new Promise<boolean>((resolve) => {
-    server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true));
-  });
-  if (listening) await new Promise((resolve) => server.close(resolve));
-  return listening;
 }

@@ -1,12 +1,11 @@
 // The Consul of `tandem up --consul`: one that runs already, or an agent in dev mode that lives as long as `up`.
-import { spawn } from "node:child_process";
-import { once } from "node:events";
-import { accessSync, constants } from "node:fs";
 import { request } from "node:http";
 import { homedir } from "node:os";
-import { delimiter, join } from "node:path";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { StartError } from "../../../services/common/config.ts";
+import { spawnGuarded } from "../../../services/common/guardian.ts";
+import { findOnPath, isProgram } from "../../../services/common/programs.ts";
 
 export interface ConsulAgent {
   /** Of the web UI. */
@@ -57,52 +56,31 @@ function running(address: string): ConsulAgent {
   return { uiUrl: uiOf(address), ours: false, ready: Promise.resolve(), async stop() {}, kill() {} };
 }
 
-function start(program: string): ConsulAgent {
-  const child = spawn("/bin/sh", ["-c", LIVES_WITH_PARENT, "sh", program, ...DEV_FLAGS], {
-    stdio: ["pipe", "pipe", "pipe"],
-    detached: true,
-  });
-  let output = "";
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.on("data", (text: Buffer) => (output = (output + text.toString()).slice(-4_000)));
-  }
+async function start(program: string): Promise<ConsulAgent> {
+  const agent = await spawnGuarded({ command: program, args: DEV_FLAGS, keepLines: 5 });
   let over = false;
-  const ended = once(child, "exit").then(() => {
-    over = true;
-    child.stdin.destroy();
-  });
+  const ended = agent.exited.then(() => (over = true));
   async function untilLeader(): Promise<void> {
     for (;;) {
-      if (over) throw new StartError(`Consul could not start:\n${lastLines(output)}`);
+      if (over)
+        throw new StartError(
+          `Consul could not start:\n${agent
+            .lastLines()
+            .map((line) => `    ${line}`)
+            .join("\n")}`,
+        );
       if (((await leaderAt(USUAL_ADDRESS)) ?? "") !== "") return;
       await Promise.race([sleep(50), ended]);
     }
   }
-  const kill = (): void => {
-    if (over || child.pid === undefined) return;
-    try {
-      process.kill(-child.pid, "SIGKILL");
-    } catch {
-      // Gone already.
-    }
-  };
   return {
     uiUrl: uiOf(USUAL_ADDRESS),
     ours: true,
     ready: untilLeader(),
-    async stop() {
-      child.stdin.destroy();
-      await Promise.race([ended, sleep(STOP_MS, undefined, { ref: false })]);
-      kill();
-      await ended;
-    },
-    kill,
+    stop: () => agent.stop(STOP_MS),
+    kill: agent.kill,
   };
 }
-
-/** Ends the program when our end of its standard input closes, which it does even when we are killed. */
-const LIVES_WITH_PARENT =
-  'exec 3<&0; "$@" </dev/null & child=$!; { cat <&3 >/dev/null; kill "$child"; } 2>/dev/null & wait "$child"';
 
 const DEV_FLAGS = [
   "agent",
@@ -139,22 +117,9 @@ function uiOf(address: string): string {
 /** On the PATH, or where the tests of Tandem keep theirs. */
 function findProgram(env: Env): string | undefined {
   const named = env["CONSUL"] ?? "";
-  const cache = env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache");
-  const places = [
-    named,
-    ...(env["PATH"] ?? "").split(delimiter).map((folder) => join(folder, "consul")),
-    join(cache, "tandem/bin/consul"),
-  ];
-  return places.find((path) => path !== "" && isExecutable(path));
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
+  if (named !== "" && isProgram(named)) return named;
+  const cached = join(env["XDG_CACHE_HOME"] ?? join(homedir(), ".cache"), "tandem/bin/consul");
+  return findOnPath("consul", env) ?? (isProgram(cached) ? cached : undefined);
 }
 
 /** What /v1/status/leader answers: "" while there is none; undefined where no Consul answers. */
@@ -174,13 +139,4 @@ function leaderAt(address: string): Promise<string | undefined> {
     call.on("error", () => resolve(undefined));
     call.end();
   });
-}
-
-function lastLines(text: string): string {
-  return text
-    .trim()
-    .split("\n")
-    .slice(-5)
-    .map((line) => `    ${line}`)
-    .join("\n");
 }

@@ -1,8 +1,8 @@
 // The two addresses of a run, checked before anything is started: a taken port is found in a millisecond and named with
 // its flag, not by a process that dies of it.
-import { createServer } from "node:net";
-import { splitAddress } from "../../../services/common/address.ts";
+import { joinAddress, splitAddress } from "../../../services/common/address.ts";
 import { StartError } from "../../../services/common/config.ts";
+import { freePort, listenProblem } from "../../../services/common/ports.ts";
 import { liveRuns } from "../run-file.ts";
 
 export interface ListenPorts {
@@ -40,26 +40,8 @@ function taken(listen: string, flag: string, stateDir: string): string {
   return `${listen} is taken: ${who}. Stop it, or start this one elsewhere with ${flag} PORT (0 takes a free one).`;
 }
 
-/** Error code of trying to listen there, such as `EADDRINUSE`; undefined when one can. */
-function listenProblem(host: string, port: number): Promise<string | undefined> {
-  return new Promise((resolve) => {
-    const server = createServer();
-    server.once("error", (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
-    server.listen({ host, port, exclusive: true }, () => server.close(() => resolve(undefined)));
-  });
-}
-
-/** Below the range from which the system takes ports for outgoing connections (32768 and up on Linux). */
-const FIRST_PORT = 10_000;
-const PORT_COUNT = 10_000;
-
 /** `listen` with a port that is free now in place of 0: processes that must know it can't each take a random one. */
 async function withPort(listen: string): Promise<string> {
   const { host, port } = splitAddress(listen);
-  if (port !== 0) return listen;
-  for (let attempt = 0; attempt < 100; attempt++) {
-    const candidate = FIRST_PORT + Math.floor(Math.random() * PORT_COUNT);
-    if ((await listenProblem(host, candidate)) === undefined) return listen.replace(/:0$/, `:${candidate}`);
-  }
-  throw new StartError(`no free port found on ${host} from ${FIRST_PORT} to ${FIRST_PORT + PORT_COUNT - 1}.`);
+  return port === 0 ? joinAddress(host, await freePort(host)) : listen;
 }

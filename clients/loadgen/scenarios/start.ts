@@ -2,11 +2,11 @@
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { Agent } from "node:http";
-import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
+import { freePort } from "../../../services/common/ports.ts";
 import { summarise } from "../statistics.ts";
 import { streamRequest } from "../stream-request.ts";
 import { formatMs, writeJson } from "./output.ts";
@@ -81,12 +81,4 @@ async function oneStart(): Promise<{ ms: number; built: boolean }> {
     await end;
     rmSync(stateDir, { recursive: true, force: true });
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }

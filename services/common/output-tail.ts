@@ -1,4 +1,4 @@
-// The last lines that an engine wrote: for the message when it fails, and for the log while it runs.
+// The last lines that a program wrote: for the message when it fails, and for the log while it runs.
 
 /** Of a line: what is kept of it, and what a listener gets. vLLM tells all its settings in one of 5,000 characters. */
 const LONGEST_KEPT = 2_000;
@@ -48,7 +48,7 @@ function lastOf(line: string): string {
   return whole.slice(whole.lastIndexOf("\r") + 1);
 }
 
-/** Of an engine's last lines, those that say what went wrong: from the last error or traceback on, else the last 8. */
+/** Of a program's last lines, those that say what went wrong: from the last error or traceback on, else the last 8. */
 export function usefulLines(lines: readonly string[]): readonly string[] {
   const blamed = lines.findLastIndex((line) =>
     /\b(error|exception|traceback|fatal|panic|cannot|can't|unknown)\b|Error:/i.test(line),

@@ -1,28 +1,28 @@
-// Starts an engine so that it can't outlive this process, however this process ends. Node has no parent-death signal, so
+// Starts a program so that it can't outlive this process, however this process ends. Node has no parent-death signal, so
 // a shell stands between: it holds the other end of a pipe of ours and kills its whole process group when that closes,
 // which the system does for a process killed with SIGKILL too. A shell and not a second Node: 0.2 MB instead of 40.
 import { spawn, type ChildProcess } from "node:child_process";
 import type { Readable } from "node:stream";
 import { createOutputTail } from "./output-tail.ts";
 
-// POSIX sh. fd 3 ends when the wrapper is gone; fd 4 tells the wrapper the engine's id and how it ended. The engine
+// POSIX sh. fd 3 ends when our process is gone; fd 4 tells our process the program's id and how it ended. The program
 // gets neither. `$$` is the guardian's id in the subshell too, and the group's id, since it was started as group
 // leader. `kill -s KILL --` and not `kill -9 --`: dash takes the latter's `--` for a process.
 const SCRIPT = `
 "$@" 3<&- 4>&- &
-engine=$!
-echo "pid $engine" >&4
+program=$!
+echo "pid $program" >&4
 (
   while read -r _ <&3; do :; done
   kill -s KILL -- "-$$"
 ) </dev/null >/dev/null 2>&1 4>&- &
-wait "$engine"
+wait "$program"
 echo "exit $?" >&4
 exec 4>&-
 kill -s KILL -- "-$$"
 `;
 
-export interface EngineExit {
+export interface GuardedExit {
   /** Undefined where a signal ended it, or nobody could tell. */
   readonly code?: number;
   readonly signal?: number;
@@ -30,10 +30,10 @@ export interface EngineExit {
 
 export interface GuardedProcess {
   readonly pid: number;
-  /** Process group of the engine, its children and its guardian. */
+  /** Process group of the program, its children and its guardian. */
   readonly group: number;
-  /** Resolves when the engine ended by itself or was killed, and the rest of its group with it. */
-  readonly exited: Promise<EngineExit>;
+  /** Resolves when the program ended by itself or was killed, and the rest of its group with it. */
+  readonly exited: Promise<GuardedExit>;
   /** What it wrote last, to either stream. */
   lastLines(): readonly string[];
   /** SIGTERM, then after `graceMs` SIGKILL to the whole group. Resolves when it is gone; may be called twice. */
@@ -69,7 +69,7 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
 
   const group = guardian.pid;
   const started = deferred<number>();
-  const ended = deferred<EngineExit>();
+  const ended = deferred<GuardedExit>();
   let over = false;
   const killGroup = (): void => {
     if (group === undefined) return;
@@ -79,11 +79,11 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
       // Nobody is left in it.
     }
   };
-  const end = (exit: EngineExit): void => {
+  const end = (exit: GuardedExit): void => {
     if (over) return;
     over = true;
     killGroup();
-    started.reject(new Error("the engine's guardian ended before it had started the engine"));
+    started.reject(new Error("the guardian ended before it had started the program"));
     ended.resolve(exit);
   };
   readReport(guardian.stdio[4] as Readable, (word, value) => {
@@ -94,7 +94,7 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
     started.reject(error);
     end({});
   });
-  // The guardian itself was killed: without it the engine must not go on. Not its exit: its last word may still be in the pipe.
+  // The guardian itself was killed: without it the program must not go on. Not its exit: its last word may still be in the pipe.
   guardian.stdio[4]!.once("close", () => end({}));
 
   const pid = await started.promise;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { spawnGuarded } from "../../services/engine/guardian.ts";
+import { spawnGuarded } from "../../services/common/guardian.ts";
 import { identityOf } from "../../services/engine/process-identity.ts";
 import { eventually, within } from "../support/waits.ts";
 
@@ -46,7 +46,7 @@ describe("a guarded engine", () => {
   });
 
   it("does not survive its wrapper, killed with SIGKILL", async () => {
-    const module = new URL("../../services/engine/guardian.ts", import.meta.url).href;
+    const module = new URL("../../services/common/guardian.ts", import.meta.url).href;
     const wrapper = spawn(
       process.execPath,
       [
