@@ -4,7 +4,7 @@ import { chmodSync, existsSync, readFileSync, renameSync, rmSync } from "node:fs
 import { join } from "node:path";
 import { sourceCommit, writeCommit } from "./build-commit.mjs";
 import { isFresh, stampOf, writeStamp } from "./fingerprint.mjs";
-import { ROOT, say } from "./process.mjs";
+import { ROOT, say, StepFailed } from "./process.mjs";
 
 const GEN_STAMP = join(ROOT, "gen/.tandem-stamp");
 const DIST_STAMP = join(ROOT, "dist/.tandem-stamp");
@@ -35,9 +35,21 @@ async function bringUpTo(last, force) {
     // Asked again: whoever held the lock before us may have done it.
     for (const name of wanted) if (name === force || !STEPS[name].isDone()) await STEPS[name].make();
   };
-  await withLock(join(ROOT, ".tandem/set-up.lock"), work, {
-    onWait: (pid) => say(`another set-up is running (process ${pid}); waiting for it ...`),
-  });
+  try {
+    await withLock(join(ROOT, ".tandem/set-up.lock"), work, {
+      onWait: (pid) => say(`another set-up is running (process ${pid}); waiting for it ...`),
+    });
+  } catch (error) {
+    throw ["EACCES", "EPERM", "EROFS"].includes(error.code) ? new StepFailed(notWritable(wanted, error)) : error;
+  }
+}
+
+function notWritable(wanted, { code, path }) {
+  const stale = wanted.filter((name) => !STEPS[name].isDone()).join(" and ");
+  return (
+    `tandem: this checkout needs its ${stale} step, and ${path} can't be written (${code}). ` +
+    "Run `npm run build` once as the owner of the checkout, or use a clone of your own."
+  );
 }
 
 function installInputs() {

@@ -1,6 +1,7 @@
 // The TCP side of the server. grpc-js could listen by itself, but then prints a taken port instead of explaining it, and
 // can't drop its connections.
 import { isLoopbackHost } from "../common/loopback.ts";
+import { StartError } from "../common/run-main.ts";
 import { type Socket, createServer } from "node:net";
 
 export interface Listener {
@@ -19,13 +20,13 @@ export interface ListenOptions {
   onConnection(socket: Socket): void;
 }
 
-/** @throws Error that says what to change when `listen` is malformed, taken, or not loopback while not trusted. */
+/** @throws StartError that says what to change when `listen` is malformed, taken, or not loopback while not trusted. */
 export function listenTcp(listen: string, { trusted, onConnection }: ListenOptions): Promise<Listener> {
   const { host, port } = parse(listen);
   if (!trusted && !isLoopbackHost(host)) {
     const reason = "without a join token anyone who reaches it could use the engines";
     return Promise.reject(
-      new Error(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`),
+      new StartError(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`),
     );
   }
   const sockets = new Set<Socket>();
@@ -44,7 +45,7 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
         cause.code === "EADDRINUSE"
           ? "another process listens there. Stop it, or choose another address with --grpc.listen"
           : `${cause.message}. Check --grpc.listen`;
-      reject(new Error(`Can't listen on ${listen}: ${why}.`, { cause }));
+      reject(new StartError(`Can't listen on ${listen}: ${why}.`, { cause }));
     });
     server.listen({ host, port, backlog: 4096 }, () => {
       const bound = server.address();
@@ -64,6 +65,6 @@ function parse(listen: string): { host: string; port: number } {
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
   if (host === undefined || port > 65_535)
-    throw new Error(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
+    throw new StartError(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
   return { host, port };
 }

@@ -40,7 +40,7 @@ export interface RpcServerOptions {
   readonly keepaliveMs?: number;
 }
 
-/** @throws Error when the address is taken or malformed, or is not loopback while no token is configured. */
+/** @throws StartError when the address is taken or malformed, or is not loopback while no token is configured. */
 export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const { log, graceMs = 2000, keepaliveMs = 2000 } = options;
   const names = options.services.map(({ descriptor }) => descriptor.typeName);

@@ -76,6 +76,23 @@ describe("the tandem command", () => {
   });
 });
 
+describe("tandem prefill", () => {
+  const start = ["prefill", "--engine", "sim", "--registry.address=", "--log.level", "error"];
+
+  it("says in one line that it wants a token beyond loopback", async () => {
+    const { code, stderr } = await tandem([...start, "--grpc.listen", "0.0.0.0:0"], { TANDEM_TOKEN: "" });
+    assert.equal(code, 1);
+    assert.match(stderr, /^Refusing to listen on 0\.0\.0\.0:0: .* Set TANDEM_TOKEN, or listen on 127\.0\.0\.1\.\n$/);
+  });
+
+  it("says in one line that its KV host is not this machine's", async () => {
+    // Of the range for documentation: no machine has it.
+    const { code, stderr } = await tandem([...start, "--grpc.listen", "127.0.0.1:0", "--kv.host", "192.0.2.7"]);
+    assert.equal(code, 1);
+    assert.match(stderr, /^--kv\.host 192\.0\.2\.7 is not an address of this machine \(EADDRNOTAVAIL\)\. .*\n$/);
+  });
+});
+
 describe("tandem status", () => {
   let folder: string;
   beforeEach(() => {
