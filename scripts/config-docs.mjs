@@ -13,6 +13,7 @@ const SOURCES = [
   "services/tiny-engine/config",
   "clients/cli/chat/config",
   "clients/cli/status/status",
+  "clients/cli/ls",
   "clients/cli/doctor/doctor",
   "clients/cli/explain/explain",
   "clients/cli/discover/config",

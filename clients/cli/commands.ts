@@ -20,6 +20,10 @@ export const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Show the instances that a router sees.",
     load: async () => (await import("./status/status.ts")).runStatus,
   },
+  ls: {
+    summary: "List the deployments that `tandem up` runs here.",
+    load: async () => (await import("./ls.ts")).runLs,
+  },
   doctor: {
     summary: "Find what is wrong with the instances of a router, or would go wrong.",
     load: async () => (await import("./doctor/doctor.ts")).runDoctor,
@@ -69,7 +73,7 @@ export async function runCommand(argv: readonly string[]): Promise<void> {
     process.stdout.write(overview());
     return;
   }
-  if (name === "--version" || name === "-V" || name === "version") {
+  if (name === "--version" || name === "-v" || name === "-V" || name === "version") {
     process.stdout.write(`${(await import("../../services/common/version.ts")).TANDEM_BUILD}\n`);
     return;
   }

@@ -1,7 +1,8 @@
 // Which router a command is about, and what to say when that router doesn't answer as it should.
-import { ConfigError, secret, StartError, text } from "../../services/common/config.ts";
+import { ConfigError, secret, StartError, text, type Config } from "../../services/common/config.ts";
+import { stateDirOf, stateDirSetting } from "../../services/common/state-dir.ts";
 import { TandemError } from "../client/errors.ts";
-import { defaultStateDir, liveRuns } from "./run-file.ts";
+import { liveRuns, type Run } from "./run-file.ts";
 
 const DEFAULT_URL = "http://127.0.0.1:3000";
 
@@ -10,37 +11,56 @@ export const routerSettings = {
   "router.url": text({
     optional: true,
     alias: "router",
-    doc: "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user.",
+    doc: "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user that runs here.",
+  }),
+  "deployment.name": text({
+    optional: true,
+    alias: "name",
+    env: ["TANDEM_NAME"],
+    doc: "Name of the `tandem up` of this user, where several run here. `tandem ls` lists them.",
   }),
   token: secret({ doc: "Join token of that router. Left out: that of the `tandem up` that runs there." }),
-  "state.dir": text({ optional: true, doc: "Folder of run files. Left out: ~/.local/state/tandem." }),
+  ...stateDirSetting,
 };
 
 export interface RouterTarget {
   readonly url: string;
   /** Empty: none is known. */
   readonly token: string;
-  /** Of the `tandem up` behind it, where it is one of this user. */
-  readonly pid: number | undefined;
-  /** `tandem up`s of this user. */
+  /** The `tandem up` behind it, where it is one of this user. */
+  readonly run: Run | undefined;
+  /** Deployments of this user that run here. */
   readonly runCount: number;
 }
 
-/** The router named, else that of the `tandem up` that runs here, else the default address. @throws ConfigError */
-export function findRouter(config: {
-  readonly "router.url": string | undefined;
-  readonly token: string;
-  readonly "state.dir": string | undefined;
-}): RouterTarget {
-  const runs = liveRuns(config["state.dir"] ?? defaultStateDir());
-  const wanted = config["router.url"] === undefined ? undefined : urlOf(config["router.url"]);
-  const run = runs.find((candidate) => wanted === undefined || candidate.restUrl === wanted);
+/**
+ * The router at the address given, else that of the deployment named, else that of the one that runs here, else the one at
+ * the default address.
+ *
+ * @throws ConfigError where several run here and none is named, or the one that is named doesn't.
+ */
+export function findRouter(config: Config<typeof routerSettings>): RouterTarget {
+  const runs = liveRuns(stateDirOf(config));
+  const url = config["router.url"] === undefined ? undefined : urlOf(config["router.url"]);
+  const run = url === undefined ? runNamed(config["deployment.name"], runs) : runs.find((one) => one.restUrl === url);
   return {
-    url: wanted ?? run?.restUrl ?? DEFAULT_URL,
+    url: url ?? run?.restUrl ?? DEFAULT_URL,
     token: config.token !== "" ? config.token : (run?.token ?? ""),
-    pid: run?.pid,
+    run,
     runCount: runs.length,
   };
+}
+
+function runNamed(name: string | undefined, runs: readonly Run[]): Run | undefined {
+  const all = runs.map((run) => `${run.name} at ${run.restUrl}`).join(", ");
+  if (name === undefined) {
+    if (runs.length < 2) return runs[0];
+    throw new ConfigError(`Several deployments run here: ${all}. Say which one is meant with --name NAME.`);
+  }
+  const run = runs.find((candidate) => candidate.name === name);
+  if (run !== undefined) return run;
+  const others = runs.length === 0 ? "Start it with `tandem up --name NAME`." : `These run: ${all}.`;
+  throw new ConfigError(`No deployment named ${name} of this user runs here. ${others}`);
 }
 
 function urlOf(written: string): string {

@@ -1,8 +1,8 @@
 // What `tandem up` leaves for other commands to find it: one file a run, readable by its owner alone for the token in
 // it, removed at the end. A run that was killed leaves its file; readers tell by the process that it is stale.
 import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
+import { identityOf } from "../../services/common/process-identity.ts";
 
 export interface RunProcess {
   readonly name: string;
@@ -11,9 +11,11 @@ export interface RunProcess {
 }
 
 export interface Run {
+  /** Of the deployment. No two that run at the same time have the same. */
+  readonly name: string;
   readonly pid: number;
-  /** Start time of that process as /proc has it, since a pid may be used again. Absent where there is no /proc. */
-  readonly pidStart?: string;
+  /** When that process started, as `identityOf` has it: a pid may be used again. */
+  readonly pidStart: string;
   readonly startedUnixMs: number;
   readonly restUrl: string;
   readonly grpcAddress: string;
@@ -21,12 +23,6 @@ export interface Run {
   readonly token: string;
   readonly logDir: string;
   readonly processes: readonly RunProcess[];
-}
-
-/** `~/.local/state/tandem`, as the XDG base directory specification has it. */
-export function defaultStateDir(env: Readonly<Record<string, string | undefined>> = process.env): string {
-  const base = env["XDG_STATE_HOME"];
-  return join(base !== undefined && base.startsWith("/") ? base : join(homedir(), ".local", "state"), "tandem");
 }
 
 export function runFilePath(stateDir: string, port: number): string {
@@ -72,29 +68,14 @@ function runFiles(stateDir: string): string[] {
   }
 }
 
-/** Start time of a process in clock ticks since boot. Undefined when it is gone, or where there is no /proc. */
-export function processStart(pid: number): string | undefined {
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, "latin1");
-    return text.slice(text.lastIndexOf(")") + 2).split(" ")[19];
-  } catch {
-    return undefined;
-  }
-}
-
-function isAlive(run: Run): boolean {
-  try {
-    process.kill(run.pid, 0);
-  } catch {
-    return false;
-  }
-  return run.pidStart === undefined || run.pidStart === processStart(run.pid);
+function isAlive({ pid, pidStart }: Run): boolean {
+  return identityOf(pid)?.startedAt === pidStart;
 }
 
 function readRun(path: string): Run | undefined {
   try {
     const run = JSON.parse(readFileSync(path, "utf8")) as Run;
-    return typeof run.pid === "number" && typeof run.restUrl === "string" ? run : undefined;
+    return [run.name, run.pidStart, run.restUrl].every((field) => typeof field === "string") ? run : undefined;
   } catch {
     return undefined; // Gone, or not one of ours.
   }

@@ -1,5 +1,6 @@
 // What the kernel says of a process. Linux only: elsewhere the figures are NaN, and the tables show a dash.
 import { readFileSync, readdirSync } from "node:fs";
+import { statFields } from "../../services/common/process-identity.ts";
 
 /** Clock ticks a second in /proc; 100 on every Linux that Node runs on. */
 const TICKS_PER_S = 100;
@@ -48,12 +49,6 @@ export function processTree(root: number): number[] {
 export function commandLine(pid: number): string[] {
   const text = read(`/proc/${pid}/cmdline`) ?? "";
   return text.split("\0").filter((argument) => argument !== "");
-}
-
-/** Fields of /proc/PID/stat from `state` on (index 0); the name before them may hold anything. */
-function statFields(pid: number): string[] | undefined {
-  const text = read(`/proc/${pid}/stat`);
-  return text?.slice(text.lastIndexOf(")") + 2).split(" ");
 }
 
 function read(path: string): string | undefined {

@@ -1,10 +1,9 @@
 // A record on disk of every engine that runs, and the killing of those whose wrapper is gone. The guardian does that at
 // once; this catches what even it missed, because it was killed as well.
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import type { Log } from "../common/log.ts";
-import { identityOf } from "./process-identity.ts";
+import { identityOf } from "../common/process-identity.ts";
 
 interface Recorded {
   readonly pid: number;
@@ -17,17 +16,11 @@ interface EngineRecord {
   readonly group: number;
 }
 
-/** Per user: another user's processes are not ours to kill. */
-export function engineRecordsFolder(env: Readonly<Record<string, string | undefined>> = process.env): string {
-  const state = env["XDG_STATE_HOME"];
-  return join(state === undefined || state === "" ? join(homedir(), ".local", "state") : state, "tandem", "engines");
-}
-
 /** Records that the engine belongs to this process. Returns what removes the record. Never throws: a disk may be full. */
-export async function recordEngine(folder: string, enginePid: number, group: number, log: Log): Promise<() => void> {
+export function recordEngine(folder: string, enginePid: number, group: number, log: Log): () => void {
   const file = join(folder, `${enginePid}.json`);
   try {
-    const [wrapper, engine] = await Promise.all([identityOf(process.pid), identityOf(enginePid)]);
+    const [wrapper, engine] = [identityOf(process.pid), identityOf(enginePid)];
     if (wrapper === undefined || engine === undefined) return () => {};
     const record: EngineRecord = {
       wrapper: { pid: process.pid, startedAt: wrapper.startedAt },
@@ -43,7 +36,7 @@ export async function recordEngine(folder: string, enginePid: number, group: num
 }
 
 /** Kills every recorded engine whose wrapper is gone. Returns how many. */
-export async function killLeftovers(folder: string, log: Log): Promise<number> {
+export function killLeftovers(folder: string, log: Log): number {
   let names: string[];
   try {
     names = readdirSync(folder).filter((name) => name.endsWith(".json"));
@@ -58,8 +51,8 @@ export async function killLeftovers(folder: string, log: Log): Promise<number> {
       rmSync(file, { force: true });
       continue;
     }
-    if (await isRunning(record.wrapper)) continue;
-    const engine = await identityOf(record.engine.pid);
+    if (isRunning(record.wrapper)) continue;
+    const engine = identityOf(record.engine.pid);
     if (engine !== undefined && engine.startedAt === record.engine.startedAt) {
       // The group number is in use as long as the engine is in it, so it can't be anybody else's.
       const target = engine.group === record.group && record.group > 1 ? -record.group : record.engine.pid;
@@ -77,8 +70,8 @@ export async function killLeftovers(folder: string, log: Log): Promise<number> {
   return killed;
 }
 
-async function isRunning(recorded: Recorded): Promise<boolean> {
-  return (await identityOf(recorded.pid))?.startedAt === recorded.startedAt;
+function isRunning(recorded: Recorded): boolean {
+  return identityOf(recorded.pid)?.startedAt === recorded.startedAt;
 }
 
 function read(file: string): EngineRecord | undefined {

@@ -97,7 +97,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     });
     end = guarded.kill;
     if (broken !== undefined) end();
-    const forget = await recordEngine(o.recordsFolder, guarded.pid, guarded.group, o.log);
+    const forget = recordEngine(o.recordsFolder, guarded.pid, guarded.group, o.log);
     void guarded.exited.then(forget);
     const failed = (what: string): StartError => failure(what, (launch.reasonOf ?? usefulLines)(guarded.lastLines()));
     const http = createEngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}` });
@@ -176,7 +176,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     async start(signal) {
       if (!swept) {
         swept = true;
-        await killLeftovers(o.recordsFolder, o.log);
+        killLeftovers(o.recordsFolder, o.log);
       }
       for (let tries = 1; ; tries++) {
         try {

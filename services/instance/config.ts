@@ -2,6 +2,7 @@
 import { address, addresses, choice, integer, list, number, secret, text } from "../common/config.ts";
 import { deploymentSettings } from "../common/deployment.ts";
 import { LOG_LEVELS } from "../common/log.ts";
+import { stateDirSetting } from "../common/state-dir.ts";
 import { consulCheckSettings, consulSettings } from "../discovery/consul-settings.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
 import { CONNECTOR_NAMES } from "../kv/index.ts";
@@ -134,6 +135,7 @@ export function instanceSettings(role: InstanceRole) {
       unit: "calls",
       doc: "Routers that may watch the load at once.",
     }),
+    ...stateDirSetting,
     token: secret({ doc: "Join token that instances, routers and the registry share." }),
     "log.level": choice(LOG_LEVELS, {
       optional: true,

@@ -3,12 +3,14 @@
 // them and kv, discovery, engine.
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, Role, State, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ConfigError, type Config } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
+import { stateDirOf } from "../common/state-dir.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
 import type { Registration, Standing } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
@@ -17,7 +19,6 @@ import type { EngineKeeper, EngineKind, EngineSource, LiveEngine } from "../engi
 import type { Finding } from "../engine/findings.ts";
 import { keepEngine } from "../engine/keeper.ts";
 import { launcherOf } from "../engine/launch.ts";
-import { engineRecordsFolder } from "../engine/leftovers.ts";
 import type { EngineWork } from "../engine/progress.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
@@ -307,7 +308,7 @@ function engineSource(
     kvPortOnce: wedgedByPartner,
     publishesKvAddress: pairedId,
     advertisedKvHost: config["kv.advertise_host"],
-    recordsFolder: engineRecordsFolder(),
+    recordsFolder: join(stateDirOf(config), "engines"),
   });
 }
 

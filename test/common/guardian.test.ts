@@ -2,11 +2,11 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { spawnGuarded } from "../../services/common/guardian.ts";
-import { identityOf } from "../../services/engine/process-identity.ts";
+import { identityOf } from "../../services/common/process-identity.ts";
 import { eventually, within } from "../support/waits.ts";
 
 const guarded = (script: string) => spawnGuarded({ command: "/bin/sh", args: ["-c", script] });
-const isGone = async (pid: number): Promise<boolean> => (await identityOf(pid)) === undefined;
+const isGone = (pid: number): boolean => identityOf(pid) === undefined;
 
 describe("a guarded engine", () => {
   it("tells its exit code, the signal that ended it, and what it wrote", async () => {
@@ -34,7 +34,7 @@ describe("a guarded engine", () => {
     const stubborn = await guarded("trap '' TERM; sleep 60 & echo $!; wait; sleep 60");
     const child = Number(await eventually("the child's id", () => stubborn.lastLines()[0]));
     await within(stubborn.stop(50), "the stubborn one's stop");
-    await eventually("all are gone", async () => (await isGone(stubborn.pid)) && (await isGone(child)));
+    await eventually("all are gone", () => isGone(stubborn.pid) && isGone(child));
     await stubborn.stop(50);
   });
 

@@ -8,7 +8,7 @@ import { attachedEngine } from "../../services/engine/attached.ts";
 import type { EngineKeeper } from "../../services/engine/engine.ts";
 import { keepEngine, type KeeperOptions } from "../../services/engine/keeper.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
-import { identityOf } from "../../services/engine/process-identity.ts";
+import { identityOf } from "../../services/common/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
 import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
@@ -86,7 +86,7 @@ describe("an engine that Tandem starts", () => {
     await eventually("its gauges are read", () => keeper.gauges.running === 4);
     const pid = await pidOf(keeper);
     await keeper.stop(1_000);
-    assert.equal(await identityOf(pid), undefined);
+    assert.equal(identityOf(pid), undefined);
     assert.equal(keeper.live, undefined);
     await eventually("the record is gone", () => readdirSync(recordsFolder).length === 0);
   });
@@ -116,7 +116,7 @@ describe("an engine that Tandem starts", () => {
     assert.equal(keeper.restart(first, "KV is lost"), true);
     assert.equal(keeper.live, undefined);
     assert.equal(keeper.restart(first, "KV is lost"), true);
-    await eventually("the old one is gone", async () => (await identityOf(pid)) === undefined);
+    await eventually("the old one is gone", () => identityOf(pid) === undefined);
     await eventually("the next engine", () => keeper.live);
     assert.equal(keeper.restarts, 1);
   });
@@ -185,7 +185,7 @@ describe("an engine that Tandem starts", () => {
       /ECONNRESET|socket hang up|engine stopped/,
     );
     await eventually("another one works", () => keeper.live !== undefined && keeper.live !== first);
-    assert.equal(await identityOf(pid), undefined);
+    assert.equal(identityOf(pid), undefined);
     assert.match(reasons[0]!, /no room for KV that it was sent/);
   });
 

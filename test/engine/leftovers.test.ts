@@ -3,8 +3,8 @@ import { spawn } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { engineRecordsFolder, killLeftovers, recordEngine } from "../../services/engine/leftovers.ts";
-import { identityOf } from "../../services/engine/process-identity.ts";
+import { killLeftovers, recordEngine } from "../../services/engine/leftovers.ts";
+import { identityOf } from "../../services/common/process-identity.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { eventually } from "../support/waits.ts";
 
@@ -16,7 +16,7 @@ describe("a recorded engine", () => {
   async function sleeping(): Promise<{ pid: number; group: number; file: string }> {
     const child = spawn("sleep", ["60"], { detached: true, stdio: "ignore" });
     await eventually("it runs", () => identityOf(child.pid!));
-    await recordEngine(folder, child.pid!, child.pid!, silentLog);
+    recordEngine(folder, child.pid!, child.pid!, silentLog);
     return { pid: child.pid!, group: child.pid!, file: join(folder, `${child.pid}.json`) };
   }
   const alter = (
@@ -30,37 +30,32 @@ describe("a recorded engine", () => {
 
   it("is left alone while its wrapper runs", async () => {
     const engine = await sleeping();
-    assert.equal(await killLeftovers(folder, silentLog), 0);
-    assert.ok((await identityOf(engine.pid)) !== undefined);
+    assert.equal(killLeftovers(folder, silentLog), 0);
+    assert.ok(identityOf(engine.pid) !== undefined);
     process.kill(-engine.group, "SIGKILL");
   });
 
   it("is killed when its wrapper is gone", async () => {
     const engine = await sleeping();
     alter(engine.file, (record) => (record.wrapper.startedAt = "another process's start"));
-    assert.equal(await killLeftovers(folder, silentLog), 1);
-    await eventually("it is gone", async () => (await identityOf(engine.pid)) === undefined);
+    assert.equal(killLeftovers(folder, silentLog), 1);
+    await eventually("it is gone", () => identityOf(engine.pid) === undefined);
     assert.deepEqual(readdirSync(folder), []);
   });
 
   it("is not confused with another process that has its number now", async () => {
     const engine = await sleeping();
     alter(engine.file, (record) => (record.wrapper.startedAt = record.engine.startedAt = "earlier"));
-    assert.equal(await killLeftovers(folder, silentLog), 0);
-    assert.ok((await identityOf(engine.pid)) !== undefined);
+    assert.equal(killLeftovers(folder, silentLog), 0);
+    assert.ok(identityOf(engine.pid) !== undefined);
     assert.deepEqual(readdirSync(folder), []);
     process.kill(-engine.group, "SIGKILL");
   });
 
   it("is forgotten when its record is no record, and where there is no folder", async () => {
     writeFileSync(join(folder, "1.json"), '{"wrapper":{"pid":1}}');
-    assert.equal(await killLeftovers(folder, silentLog), 0);
+    assert.equal(killLeftovers(folder, silentLog), 0);
     assert.deepEqual(readdirSync(folder), []);
-    assert.equal(await killLeftovers(join(folder, "none"), silentLog), 0);
-  });
-
-  it("stands in the user's state folder", () => {
-    assert.equal(engineRecordsFolder({ XDG_STATE_HOME: "/s" }), "/s/tandem/engines");
-    assert.match(engineRecordsFolder({}), /\.local\/state\/tandem\/engines$/);
+    assert.equal(killLeftovers(join(folder, "none"), silentLog), 0);
   });
 });

@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { identityOf } from "../../services/engine/process-identity.ts";
+import { identityOf } from "../../services/common/process-identity.ts";
 import { dialRpc, type RpcChannel } from "../../services/rpc/client.ts";
 import { body, FACE, freshLegId, openDecode, type SimInstance } from "./legs.ts";
 import { eventually, within } from "../support/waits.ts";
@@ -77,7 +77,7 @@ describe("an instance's process", function () {
     const exited = once(it.child, "exit");
     it.child.kill("SIGTERM");
     assert.deepEqual(await within(exited, "its exit"), [0, null]);
-    await eventually("its engine is gone", async () => (await identityOf(it.enginePid)) === undefined);
+    await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined);
     assert.deepEqual(readdirSync(join(state, "tandem", "engines")), []);
   });
 
@@ -91,13 +91,13 @@ describe("an instance's process", function () {
     it.child.kill("SIGINT");
     await assert.rejects(call.next(), (error: { code?: string }) => error.code === "instance_lost");
     await within(exited, "its exit", 2_000);
-    await eventually("its engine is gone", async () => (await identityOf(it.enginePid)) === undefined, 500);
+    await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined, 500);
   });
 
   it("takes its engine with it when it is killed", async () => {
     const it = await start("decode");
     it.child.kill("SIGKILL");
-    await eventually("its engine is gone", async () => (await identityOf(it.enginePid)) === undefined);
+    await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined);
   });
 
   it("starts its engine again on a fresh KV port when that is killed, and serves again", async () => {

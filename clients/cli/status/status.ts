@@ -22,7 +22,8 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
   const config = loadConfig(statusConfig, { argv, env: process.env });
   const target = findRouter(config);
   const { router } = tandemClient(target);
-  const heading = `Router ${target.url}${target.pid === undefined ? "" : ` (tandem up, pid ${target.pid})`}`;
+  const { url, run } = target;
+  const heading = `Router ${url}${run === undefined ? "" : ` (tandem up, deployment ${run.name}, pid ${run.pid})`}`;
   const print = (instances: Instance[], routerId: string): void => {
     if (!config.json) return void process.stdout.write(`${heading}\n\n${renderInstances(instances)}\n`);
     const message = create(ListInstancesResponseSchema, { instances, routerId });
@@ -32,7 +33,7 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
     process.stdout.write(`${text}\n`);
   };
   try {
-    if (config.watch) return await watch(router, target.url, config.json, print);
+    if (config.watch) return await watch(router, url, config.json, print);
     const { instances, routerId } = await router.listInstances({});
     print(instances, routerId);
   } catch (error) {

@@ -11,6 +11,10 @@ export interface BannerInput {
   readonly tokenText: string;
   /** How to write the API key in a shell. Undefined: none is needed. */
   readonly apiKeyText: string | undefined;
+  /** Flags by which commands find this deployment, with a space before each; empty where they need none. */
+  readonly target: string;
+  /** The file that holds the join token, where `tokenText` is a variable that is not set yet. */
+  readonly tokenFile: string | undefined;
   readonly logDir: string;
   /** Of Consul, where everything is registered there. */
   readonly consulUi?: string | undefined;
@@ -33,18 +37,18 @@ Ready after ${input.readyS.toFixed(2)} s.
   Logs        ${input.logDir}${input.consulUi === undefined ? "" : `\n  Consul      ${input.consulUi}`}
 
 Ask something:
-  curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quote(body)}
-  ${TANDEM} chat
+  curl -N ${input.restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quoted(body)}
+  ${TANDEM} chat${input.target}
 
 Look inside:
   grpcurl -plaintext -H "authorization: Bearer ${input.tokenText}" ${input.grpcAddress} tandem.router.v1.RouterService/ListInstances
-  ${TANDEM} status
-
+  ${TANDEM} status${input.target}
+${input.tokenFile === undefined ? "" : `  The join token is in ${input.tokenFile}, which only you can read.\n`}
 Ctrl-C stops everything.
 `;
 }
 
 /** For a POSIX shell. */
-function quote(text: string): string {
-  return `'${text.replaceAll("'", `'\\''`)}'`;
+export function quoted(text: string): string {
+  return /^[\w/.:@-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

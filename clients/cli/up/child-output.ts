@@ -4,8 +4,6 @@ import { createWriteStream, renameSync, type WriteStream } from "node:fs";
 import type { Readable } from "node:stream";
 import { renderLogLine } from "./log-line.ts";
 
-/** A log file is renamed to `<name>.log.1` when it has grown so large; so two of them at most stay on disk. */
-const LOG_LIMIT_BYTES = 32 * 1024 * 1024;
 const LAST_LINES = 12;
 /** Of these lines. The log file has the rest. */
 const LAST_LINE_CHARS = 300;
@@ -24,6 +22,8 @@ export interface OutputSink {
 export interface OutputOptions {
   readonly name: string;
   readonly logFile: string;
+  /** At half of it the file is renamed to `<name>.log.1`, in place of the one before. */
+  readonly logLimitBytes: number;
   /** Show every line, not only warnings and errors. */
   readonly verbose: boolean;
   /** Prints one line on the terminal. */
@@ -37,14 +37,19 @@ export function createOutput(options: OutputOptions): OutputSink {
   let fileBytes = 0;
 
   const onLine = (line: string, plainIsLoud: boolean): void => {
-    fileBytes += line.length + 1;
-    file.write(`${line}\n`);
-    if (fileBytes > LOG_LIMIT_BYTES) {
+    const bytes = Buffer.byteLength(line) + 1;
+    if (fileBytes + bytes > options.logLimitBytes / 2) {
       file.end();
-      renameSync(options.logFile, `${options.logFile}.1`);
+      try {
+        renameSync(options.logFile, `${options.logFile}.1`);
+      } catch {
+        // Somebody removed it. Serving goes on.
+      }
       file = openLog(options.logFile);
       fileBytes = 0;
     }
+    fileBytes += bytes;
+    file.write(`${line}\n`);
     const rendered = renderLogLine(line, options.colour, plainIsLoud);
     if (options.verbose || rendered.isLoud) {
       options.print(rendered.text);

@@ -12,6 +12,7 @@ import {
   text,
 } from "../../../services/common/config.ts";
 import type { Config } from "../../../services/common/config.ts";
+import { stateDirSetting } from "../../../services/common/state-dir.ts";
 import { defaultEngineKind, isGguf } from "../../../services/common/default-engine.ts";
 
 export const upConfig = defineConfig(
@@ -121,7 +122,20 @@ export const upConfig = defineConfig(
       unit: "ms",
       doc: "How long SIGTERM lets running answers finish.",
     }),
-    "state.dir": text({ optional: true, doc: "Folder for logs and run files. Left out: ~/.local/state/tandem." }),
+    "deployment.name": text({
+      optional: true,
+      alias: "name",
+      env: ["TANDEM_NAME"],
+      doc: "Name of the deployment, by which `tandem status --name` and others find it and deployments on one Consul are told apart. Left out: default on port 3000, port-N on port N.",
+    }),
+    ...stateDirSetting,
+    "logs.limit_mib": integer({
+      default: 256,
+      min: 1,
+      max: 65_536,
+      unit: "MiB",
+      doc: "Size of all log files of this run. Each process has an equal share; its oldest lines go first.",
+    }),
     verbose: boolean({ default: false, doc: "Show all that the processes log, not only warnings and errors." }),
   },
   {
@@ -194,6 +208,17 @@ export function checkUpConfig(config: UpConfig): void {
       "--connector p2p-nccl: each attached engine's KV address must be known, which `up` has no flag for. Start the wrappers one by one: tandem router, then tandem prefill|decode --attach URL --connector p2p-nccl --engine.kv_address HOST:PORT.",
     );
   }
+}
+
+/** Of a deployment on the default port. */
+export const DEFAULT_NAME = "default";
+const NAME = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
+
+/** @throws ConfigError for a name that Consul would not take as a tag. */
+export function nameOf(config: UpConfig, restPort: number): string {
+  const name = config["deployment.name"] ?? (restPort === 3000 ? DEFAULT_NAME : `port-${restPort}`);
+  if (!NAME.test(name)) throw new ConfigError(`--name ${name}: expected 1 to 63 letters, digits and hyphens.`);
+  return name;
 }
 
 export function isAttached(config: UpConfig): boolean {

@@ -22,6 +22,8 @@ export interface FleetOptions {
   readonly specs: readonly ChildSpec[];
   readonly events: ChildEvents;
   readonly logDir: string;
+  /** Of all log files together. */
+  readonly logLimitBytes: number;
   readonly verbose: boolean;
   readonly colour: boolean;
   /** Prints one line of a child on the terminal. */
@@ -39,6 +41,7 @@ export function startFleet(options: FleetOptions): Fleet {
     const output = createOutput({
       name: spec.name,
       logFile: `${options.logDir}/${spec.name}.log`,
+      logLimitBytes: options.logLimitBytes / options.specs.length,
       verbose: options.verbose,
       colour: options.colour,
       print: (line) => options.print(spec.name, line),

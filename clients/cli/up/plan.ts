@@ -8,6 +8,9 @@ export interface PlanInput {
   readonly restListen: string;
   readonly grpcListen: string;
   readonly token: string;
+  /** Of the deployment. */
+  readonly name: string;
+  readonly stateDir: string;
   /** Arguments of node before the role: flags of a TypeScript loader, if any, and the script. */
   readonly self: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
@@ -82,11 +85,13 @@ export function dialable(listen: string): string {
   return listen.replace(/^0\.0\.0\.0:/, "127.0.0.1:").replace(/^\[::\]:/, "[::1]:");
 }
 
-function childEnv({ config, env, token }: PlanInput): Record<string, string | undefined> {
+function childEnv({ config, env, token, name, stateDir }: PlanInput): Record<string, string | undefined> {
   const own: Record<string, string | undefined> = { ...env };
   // The file holds settings of `up`, which the children don't know.
   delete own["TANDEM_CONFIG"];
   own["TANDEM_TOKEN"] = token;
+  own["TANDEM_DEPLOYMENT_NAME"] = name;
+  own["TANDEM_STATE_DIR"] = stateDir;
   own["TANDEM_PARENT_PIPE"] = "1";
   own["TANDEM_LOG_FORMAT"] = "json";
   if (config.hf_token !== "") own["HF_TOKEN"] = config.hf_token;

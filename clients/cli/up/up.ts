@@ -1,26 +1,20 @@
 // `tandem up`: the whole system on one machine, as child processes of this one. This process holds no request and
 // imports next to nothing: it starts the others, says how they do, starts again what dies, and ends them together.
 import { randomBytes } from "node:crypto";
-import { extname } from "node:path";
+import { extname, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
-import {
-  defaultStateDir,
-  processStart,
-  removeRun,
-  removeStaleRuns,
-  runFilePath,
-  writeRun,
-  type Run,
-} from "../run-file.ts";
-import { banner } from "./banner.ts";
+import { identityOf } from "../../../services/common/process-identity.ts";
+import { stateDirOf } from "../../../services/common/state-dir.ts";
+import { liveRuns, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
+import { banner, quoted } from "./banner.ts";
 import type { Child, Death } from "./child.ts";
 import { runningConsul, useConsul } from "./consul-agent.ts";
-import { checkUpConfig, engineKind, isAttached, upConfig, type UpConfig } from "./config.ts";
+import { checkUpConfig, engineKind, DEFAULT_NAME, isAttached, nameOf, upConfig, type UpConfig } from "./config.ts";
 import { startFleet, type Fleet } from "./fleet.ts";
 import { makeLogFolder } from "./log-folder.ts";
 import { listenPorts } from "./listen-ports.ts";
@@ -36,13 +30,19 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const config = loadConfig(upConfig, { argv: restAsFlags(argv, "engine.flag"), env: process.env });
   checkUpConfig(config);
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
-  const stateDir = config["state.dir"] ?? defaultStateDir();
+  const stateDir = resolve(stateDirOf(config));
   const ports = await listenPorts(config["rest.listen"], config["grpc.listen"], stateDir);
+  const name = nameOf(config, splitAddress(ports.rest).port);
   const restUrl = `http://${dialable(ports.rest)}`;
   const grpcAddress = dialable(ports.grpc);
   const logDir = makeLogFolder(stateDir, splitAddress(ports.rest).port);
   const runFile = runFilePath(stateDir, splitAddress(ports.rest).port);
   removeStaleRuns(stateDir);
+  const namesake = liveRuns(stateDir).find((run) => run.name === name);
+  if (namesake !== undefined)
+    throw new StartError(
+      `A deployment named ${name} runs here already, at ${namesake.restUrl} (pid ${namesake.pid}). Give this one another name with --name.`,
+    );
   const token = config.token === "" ? randomBytes(24).toString("base64url") : config.token;
   const terminal = createTerminal();
   const specs = planChildren({
@@ -50,6 +50,8 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     restListen: ports.rest,
     grpcListen: ports.grpc,
     token,
+    name,
+    stateDir,
     self: [...process.execArgv, fileURLToPath(new URL(`../main${extname(import.meta.url)}`, import.meta.url))],
     env: process.env,
   });
@@ -81,14 +83,17 @@ export async function runUp(argv: readonly string[]): Promise<void> {
       recordRun();
     },
     allReady() {
+      const shownToken = shownSecret(config, "token", token);
       const model = specs.length < 2 ? "" : modelOf(fleet, (child) => readiness.instanceOf(child)?.info?.model);
       terminal.print(
         banner({
           restUrl,
           grpcAddress,
           model,
-          tokenText: textOf(config, "token", token),
-          apiKeyText: apiKeyText(config),
+          tokenText: shownToken.text,
+          tokenFile: shownToken.hidden ? runFile : undefined,
+          apiKeyText: config.api_key === "" ? undefined : shownSecret(config, "api_key", config.api_key).text,
+          target: targetFlags(config, stateDir, name),
           logDir,
           consulUi: consul?.uiUrl,
           readyS: performance.now() / 1000,
@@ -101,6 +106,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const fleet = startFleet({
     specs,
     logDir,
+    logLimitBytes: config["logs.limit_mib"] * 1024 * 1024,
     verbose: config.verbose,
     colour: terminal.colour,
     print(name, line) {
@@ -131,8 +137,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   });
   const recordRun = (): void => {
     const run: Run = {
+      name,
       pid: process.pid,
-      ...startOf(process.pid),
+      pidStart: identityOf(process.pid)?.startedAt ?? "",
       startedUnixMs: Math.round(performance.timeOrigin),
       restUrl,
       grpcAddress,
@@ -216,17 +223,23 @@ function tail(death: Death): string {
   return death.unprinted.map((line) => `\n    ${line}`).join("");
 }
 
-/** A secret that came from a variable is shown as that variable; a random one must be shown to be of use. */
-function textOf(config: UpConfig, key: "token" | "api_key", value: string): string {
-  const origin = settingsOf(config).find((setting) => setting.key === key)?.origin ?? "";
-  return origin.startsWith("env ") ? `$${origin.slice("env ".length)}` : value;
+/**
+ * How to write a secret in a shell. One that came from a variable is that variable; any other is shown as it is on a
+ * terminal alone, since elsewhere it would stay in a log.
+ */
+function shownSecret(config: UpConfig, key: "token" | "api_key", value: string): { text: string; hidden: boolean } {
+  const origin = originOf(config, key);
+  if (origin.startsWith("env ")) return { text: `$${origin.slice("env ".length)}`, hidden: false };
+  if (process.stdout.isTTY) return { text: value, hidden: false };
+  return { text: `$TANDEM_${key.toUpperCase()}`, hidden: true };
 }
 
-function apiKeyText(config: UpConfig): string | undefined {
-  return config.api_key === "" ? undefined : textOf(config, "api_key", config.api_key);
+/** What the commands that the banner names must be given to find this deployment. */
+function targetFlags(config: UpConfig, stateDir: string, name: string): string {
+  const elsewhere = originOf(config, "state.dir").startsWith("flag ");
+  return `${elsewhere ? ` --state.dir ${quoted(stateDir)}` : ""}${name === DEFAULT_NAME ? "" : ` --name ${name}`}`;
 }
 
-function startOf(pid: number): { pidStart?: string } {
-  const pidStart = processStart(pid);
-  return pidStart === undefined ? {} : { pidStart };
+function originOf(config: UpConfig, key: string): string {
+  return settingsOf(config).find((setting) => setting.key === key)?.origin ?? "";
 }

@@ -41,6 +41,7 @@ describe("a child of `tandem up`", () => {
     output = createOutput({
       name: "prefill-1",
       logFile: join(folder, "prefill-1.log"),
+      logLimitBytes: 2_000,
       verbose: false,
       colour: false,
       print: (line) => printed.push(line),
@@ -119,5 +120,18 @@ describe("a child of `tandem up`", () => {
       readFileSync(join(folder, "prefill-1.log"), "utf8").trim().split("\n").sort(),
       [...lines, "a crash", "an answer"].sort(),
     );
+  });
+
+  it("never has longer logs than it may, and keeps the newest lines", async () => {
+    const { over } = run(
+      `for (let n = 1; n <= 500; n++) console.log("line " + n); setTimeout(() => console.log("last"), 200)`,
+      output,
+      () => false,
+    );
+    await within(over, "the end");
+    await output.close();
+    const logs = ["prefill-1.log.1", "prefill-1.log"].map((name) => readFileSync(join(folder, name), "utf8"));
+    assert.ok(logs.join("").length <= 2_000, `${logs.join("").length} bytes`);
+    assert.match(logs.join(""), /line 499\nline 500\nlast\n$/);
   });
 });

@@ -45,8 +45,10 @@ describe("the tandem command", () => {
   });
 
   it("says its version and the commit it was built from", async () => {
-    const { stdout } = await tandem(["--version"]);
-    assert.match(stdout, /^\d+\.\d+\.\d+\S* \(commit ([0-9a-f]{12}(-dirty)?|unknown)\)\n$/);
+    for (const flag of ["--version", "-v", "-V", "version"]) {
+      const { stdout } = await tandem([flag]);
+      assert.match(stdout, /^\d+\.\d+\.\d+\S* \(commit ([0-9a-f]{12}(-dirty)?|unknown)\)\n$/);
+    }
   });
 
   it("names the command that was likely meant", async () => {
@@ -124,7 +126,9 @@ describe("tandem status", () => {
     const port = await freePort();
     // A pid that no process has: above the largest that Linux gives.
     const stale = {
+      name: "default",
       pid: 2 ** 22 + 1,
+      pidStart: "long ago",
       startedUnixMs: 1,
       restUrl: `http://127.0.0.1:${port}`,
       grpcAddress: "",

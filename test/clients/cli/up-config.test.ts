@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { ConfigError, loadConfig, settingsOf } from "../../../services/common/config.ts";
 import { shippedModel } from "../../../services/common/shipped-model.ts";
-import { checkUpConfig, upConfig, type UpConfig } from "../../../clients/cli/up/config.ts";
+import { checkUpConfig, nameOf, upConfig, type UpConfig } from "../../../clients/cli/up/config.ts";
 import { dialable, planChildren } from "../../../clients/cli/up/plan.ts";
 
 function read(argv: string[], env: Record<string, string> = {}): UpConfig {
@@ -17,6 +17,8 @@ function plan(argv: string[], env: Record<string, string> = {}): ReturnType<type
     restListen: config["rest.listen"],
     grpcListen: config["grpc.listen"],
     token: "t0k3n",
+    name: "mine",
+    stateDir: "/state",
     self: ["main.js"],
     env,
   });
@@ -69,10 +71,12 @@ describe("settings of `tandem up`", () => {
     assert.ok(children.every((child) => child.env["HF_TOKEN"] === "hf"));
   });
 
-  it("give every child the join token and the pipe, and none the file of `up`", () => {
+  it("give every child the join token, the name, the state folder and the pipe, and none the file of `up`", () => {
     for (const child of plan(["--port", "3100"], {})) {
       assert.equal(child.env["TANDEM_TOKEN"], "t0k3n");
       assert.equal(child.env["TANDEM_PARENT_PIPE"], "1");
+      assert.equal(child.env["TANDEM_DEPLOYMENT_NAME"], "mine");
+      assert.equal(child.env["TANDEM_STATE_DIR"], "/state");
       assert.ok(!child.argv.includes("t0k3n"), "a command line can be read by every user");
     }
   });
@@ -155,6 +159,20 @@ describe("settings of `tandem up`", () => {
   it("never show a secret", () => {
     const config = read(["--token", "hush", "--api-key", "hush", "--hf_token", "hush"]);
     assert.ok(settingsOf(config).every((setting) => !setting.value.includes("hush")));
+  });
+});
+
+describe("the name of a deployment", () => {
+  it("is given, or comes from the port", () => {
+    assert.equal(nameOf(read(["--name", "blue"]), 3_900), "blue");
+    assert.equal(nameOf(read([], { TANDEM_NAME: "green" }), 3_900), "green");
+    assert.equal(nameOf(read([]), 3_000), "default");
+    assert.equal(nameOf(read([]), 3_900), "port-3900");
+  });
+
+  it("is a label that Consul takes", () => {
+    for (const name of ["a b", "-a", "x".repeat(64)])
+      assert.throws(() => nameOf(read([`--name=${name}`]), 3_000), ConfigError);
   });
 });
 

@@ -79,6 +79,31 @@ describe("tandem up", function () {
       );
     });
 
+    it("names itself in the lines that it prints, and has no token in them without a terminal", () => {
+      const { name, token } = up.run();
+      assert.equal(name, `port-${new URL(up.run().restUrl).port}`);
+      assert.ok(up.output().includes(`npx tandem status --state.dir ${up.stateDir} --name ${name}\n`), up.output());
+      assert.ok(!up.output().includes(token));
+      const [, file] = /The join token is in (\S+),/.exec(up.output())!;
+      assert.equal((JSON.parse(readFileSync(file!, "utf8")) as { token: string }).token, token);
+    });
+
+    it("is listed by `tandem ls`, without its token", () => {
+      const ls = (...argv: string[]): string =>
+        spawnSync(process.execPath, [CLI, "ls", "--state.dir", up.stateDir, ...argv], { encoding: "utf8" }).stdout;
+      assert.match(ls(), new RegExp(`^NAME .*\n${up.run().name} +${up.run().restUrl}/v1 .* 3 `));
+      assert.ok(!ls("--json").includes(up.run().token));
+      const [{ name, pid }] = JSON.parse(ls("--json"));
+      assert.deepEqual([name, pid], [up.run().name, up.pid]);
+    });
+
+    it("keeps its name to itself", () => {
+      const argv = ["up", "--state.dir", up.stateDir, "--port=0", "--grpc-port=0", "--name", up.run().name];
+      const second = spawnSync(process.execPath, [CLI, ...argv], { encoding: "utf8" });
+      assert.equal(second.status, 1);
+      assert.match(second.stderr, /^A deployment named port-\d+ runs here already, at .*--name\.\n$/);
+    });
+
     it("is found by `tandem status`, token included", () => {
       const table = spawnSync(process.execPath, [CLI, "status", "--state.dir", up.stateDir], { encoding: "utf8" });
       assert.equal(table.status, 0, table.stderr);

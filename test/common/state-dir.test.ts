@@ -1,0 +1,21 @@
+import assert from "node:assert/strict";
+import { loadConfig } from "../../services/common/config.ts";
+import { stateDirOf } from "../../services/common/state-dir.ts";
+import { prefillConfig } from "../../services/prefill/config.ts";
+import { upConfig } from "../../clients/cli/up/config.ts";
+
+describe("the state folder", () => {
+  const unset = { "state.dir": undefined };
+
+  it("lies where the XDG base directory specification says", () => {
+    assert.equal(stateDirOf(unset, { XDG_STATE_HOME: "/var/s" }), "/var/s/tandem");
+    assert.match(stateDirOf(unset, { XDG_STATE_HOME: "relative" }), /\/\.local\/state\/tandem$/);
+    assert.match(stateDirOf(unset, {}), /\/\.local\/state\/tandem$/);
+  });
+
+  it("is set alike for the launcher and the instances", () => {
+    const env = { TANDEM_STATE_DIR: "/srv/state", XDG_STATE_HOME: "/var/s" };
+    assert.equal(stateDirOf(loadConfig(upConfig, { argv: [], env }), env), "/srv/state");
+    assert.equal(stateDirOf(loadConfig(prefillConfig, { argv: [], env }), env), "/srv/state");
+  });
+});
