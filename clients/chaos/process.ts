@@ -49,7 +49,7 @@ export function supervise(o: SupervisedOptions): Supervised {
     const log = openSync(o.logFile, "a");
     const started = spawn(process.execPath, [...TANDEM, o.role, ...o.flags], {
       stdio: ["pipe", log, log],
-      env: { ...process.env, OPENAI_API_KEY: "", TANDEM_LOG_FORMAT: "json", ...o.env, TANDEM_PARENT_PIPE: "1" },
+      env: { ...process.env, TANDEM_LOG_FORMAT: "json", ...o.env, TANDEM_PARENT_PIPE: "1" },
     });
     closeSync(log);
     started.stdin!.on("error", () => {});

@@ -86,7 +86,7 @@ async function startUntil(
   const child = spawn(process.execPath, argv, {
     stdio: ["pipe", "pipe", "pipe"],
     // Its ends are ours: a benchmark that is killed leaves nothing behind either.
-    env: { ...process.env, TANDEM_PARENT_PIPE: "1", OPENAI_API_KEY: "", TANDEM_LOG_LEVEL: "warn", ...env },
+    env: { ...process.env, TANDEM_PARENT_PIPE: "1", TANDEM_LOG_LEVEL: "warn", ...env },
   });
   let output = "";
   const what = argv.slice(TANDEM.length).join(" ");

@@ -56,7 +56,6 @@ export const routerConfig = defineConfig(
         "What REST clients and callers of InferenceService send as `Authorization: Bearer ...`. Unset: everyone may " +
         "use the models.",
       alias: "api-key",
-      env: ["OPENAI_API_KEY"],
     }),
     token: secret({
       doc: "Join token of the deployment: guards registration, instances and RouterService. The same on every process.",

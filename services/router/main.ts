@@ -256,12 +256,6 @@ function notListening(cause: unknown): never {
 }
 
 function warnOfOpenDoors(config: RouterConfig, log: Log): void {
-  const origin = settingsOf(config).find(({ key }) => key === "api_key")?.origin;
-  if (origin === "env OPENAI_API_KEY") {
-    log.warn(
-      "the API key is the one in OPENAI_API_KEY: clients must send it (give --api-key or TANDEM_API_KEY for another, TANDEM_API_KEY= for none)",
-    );
-  }
   if (config.api_key === "" && !isLoopback(config["rest.listen"])) {
     log.warn("REST is open beyond this machine, and no API key is set: anyone who reaches it can use the models", {
       listen: config["rest.listen"],

@@ -165,7 +165,6 @@ describe("compose.yaml", () => {
       TANDEM_TOKEN: "token-of-the-test",
       TANDEM_API_KEY: "",
       TANDEM_ENGINE_KIND: "sim",
-      OPENAI_API_KEY: "",
       XDG_STATE_HOME: folder,
     };
     const run = (words: readonly string[]): ChildProcess => {

@@ -43,7 +43,6 @@ export function startProcess(
       ...process.env,
       TANDEM_LOG_FORMAT: "json",
       TANDEM_PARENT_PIPE: "1",
-      OPENAI_API_KEY: "",
       XDG_STATE_HOME: folder,
       ...env,
     },

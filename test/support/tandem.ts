@@ -45,7 +45,7 @@ export async function startTandem(
     {
       cwd: program.cwd,
       stdio: ["ignore", "pipe", "pipe"],
-      env: { ...process.env, TANDEM_TOKEN: token, OPENAI_API_KEY: "", ...env },
+      env: { ...process.env, TANDEM_TOKEN: token, ...env },
     },
   );
   let output = "";

@@ -108,7 +108,6 @@ export const upConfig = defineConfig(
     }),
     api_key: secret({
       alias: "api-key",
-      env: ["OPENAI_API_KEY"],
       doc: "Key that clients of the OpenAI API must send. Without one, anybody on this machine may ask.",
     }),
     token: secret({

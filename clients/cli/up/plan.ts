@@ -95,7 +95,6 @@ function childEnv({ config, env, token, name, stateDir }: PlanInput): Record<str
   own["TANDEM_PARENT_PIPE"] = "1";
   own["TANDEM_LOG_FORMAT"] = "json";
   if (config.hf_token !== "") own["HF_TOKEN"] = config.hf_token;
-  // A key from OPENAI_API_KEY is left there: the router says loudly that it took that one.
-  if (config.api_key !== "" && config.api_key !== env["OPENAI_API_KEY"]) own["TANDEM_API_KEY"] = config.api_key;
+  if (config.api_key !== "") own["TANDEM_API_KEY"] = config.api_key;
   return own;
 }

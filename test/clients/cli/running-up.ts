@@ -40,7 +40,6 @@ export function spawnUp(argv: readonly string[], env: Readonly<Record<string, st
     stdio: ["ignore", "pipe", "pipe"],
     env: {
       ...process.env,
-      OPENAI_API_KEY: "",
       ...env,
       [mark.split("=")[0]!]: mark.split("=")[1],
       XDG_STATE_HOME: stateDir,

@@ -81,7 +81,7 @@ describe("settings of `tandem up`", () => {
     }
   });
 
-  it("leave a key from OPENAI_API_KEY where it is and hand on one that was given", () => {
+  it("leave OPENAI_API_KEY to clients and hand on a key that was given", () => {
     assert.equal(plan([], { OPENAI_API_KEY: "sk-env" })[0]!.env["TANDEM_API_KEY"], undefined);
     assert.equal(plan(["--api-key", "sk-flag"], { OPENAI_API_KEY: "sk-env" })[0]!.env["TANDEM_API_KEY"], "sk-flag");
   });
