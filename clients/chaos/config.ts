@@ -9,6 +9,7 @@ import {
   text,
   type Config,
 } from "../../services/common/config.ts";
+import { OWN_ENGINE_KINDS } from "../../services/engine/engine.ts";
 import { HARD_FAULTS, SOFT_FAULTS } from "./schedule.ts";
 
 export const chaosConfig = defineConfig(
@@ -20,7 +21,7 @@ export const chaosConfig = defineConfig(
       doc: "Of the schedule, the requests and their clients. The same seed gives the same schedule.",
     }),
     minutes: number({ default: 1, min: 0.05, max: 1_440, unit: "min", doc: "How long faults are injected." }),
-    "engine.kind": choice(["sim", "embedded"], {
+    "engine.kind": choice(OWN_ENGINE_KINDS, {
       default: "sim",
       alias: "engine",
       doc: "What computes. Every answer is compared with that of the same engine alone.",

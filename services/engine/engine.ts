@@ -3,8 +3,10 @@ import type { EngineHttp } from "./http.ts";
 import type { EngineGauges } from "./metrics-text.ts";
 import type { VllmSettings } from "./vllm-output.ts";
 
-export type EngineKind = "vllm" | "embedded" | "sim";
-export const ENGINE_KINDS: readonly EngineKind[] = ["sim", "embedded", "vllm"];
+/** Those that ship. */
+export const OWN_ENGINE_KINDS = ["sim", "embedded"] as const;
+export const ENGINE_KINDS = [...OWN_ENGINE_KINDS, "vllm"] as const;
+export type EngineKind = (typeof ENGINE_KINDS)[number];
 
 /** What an engine says of itself. */
 export interface EngineFacts {

@@ -12,6 +12,8 @@ import {
   text,
 } from "../../../services/common/config.ts";
 import type { Config } from "../../../services/common/config.ts";
+import { ENGINE_KINDS, type EngineKind } from "../../../services/engine/engine.ts";
+import { CONNECTOR_NAMES } from "../../../services/kv/index.ts";
 import { stateDirSetting } from "../../../services/common/state-dir.ts";
 import { defaultEngineKind, isGguf } from "../../../services/common/default-engine.ts";
 
@@ -34,7 +36,7 @@ export const upConfig = defineConfig(
       env: ["NUM_DECODE", "num_decode"],
       doc: "Decode instances to start.",
     }),
-    "engine.kind": choice(["sim", "embedded", "vllm"], {
+    "engine.kind": choice(ENGINE_KINDS, {
       optional: true,
       alias: "engine",
       doc: "What computes. embedded: a small language model on this CPU, the one that ships or --model FILE.gguf. vllm: large ones; give --model. sim: a simulation. Left out: embedded, where its model is there. --attach-prefill and --attach-decode wrap vLLM servers that run already.",
@@ -62,7 +64,7 @@ export const upConfig = defineConfig(
       optional: true,
       doc: "Starts no engines: adopts vLLM engines with P2P NCCL that ping this address, 127.0.0.1:30001 in vLLM's own examples. They may come and go.",
     }),
-    connector: choice(["p2p-zmq", "p2p-nccl", "nixl"], {
+    connector: choice(CONNECTOR_NAMES, {
       optional: true,
       doc: "How KV moves between engines. Left out: p2p-zmq with the sim and the embedded engine, nixl with vLLM.",
     }),
@@ -225,7 +227,7 @@ export function isAttached(config: UpConfig): boolean {
 }
 
 /** What is started where nothing is attached: as asked for, or what can be run here. */
-export function engineKind(config: UpConfig): "sim" | "embedded" | "vllm" {
+export function engineKind(config: UpConfig): EngineKind {
   return config["engine.kind"] ?? defaultEngineKind(config.model);
 }
 
