@@ -7,7 +7,8 @@ import { tandemClient } from "../client/client.ts";
 import type { RouterClient } from "../client/router.ts";
 import { freePort } from "../../services/common/ports.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
-import { supervise, type Supervised } from "./process.ts";
+import type { Child } from "../common/child.ts";
+import { engineUnder, supervise, type EngineProcess } from "./process.ts";
 import type { Fleet } from "./schedule.ts";
 
 /** Under this host partners dial the KV ports that engines have on 127.0.0.1: the proxy is between. */
@@ -22,13 +23,15 @@ const READY_LIMIT_MS = 60_000;
 const PREFILL_LIMITS = ["--prefill.floor_ms=1000", "--prefill.slack=4"];
 
 export interface RouterMember {
-  readonly process: Supervised;
+  readonly process: Child;
   readonly url: string;
   readonly control: RouterClient;
 }
 
 export interface InstanceMember {
-  readonly process: Supervised;
+  readonly process: Child;
+  /** Undefined while none runs. */
+  engine(): EngineProcess | undefined;
   readonly role: "prefill" | "decode";
   /** Where it is dialled. */
   readonly grpcAddress: string;
@@ -60,10 +63,10 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
   const close = async (): Promise<void> => {
     await Promise.all(closing.splice(0).map((end) => end()));
   };
-  const start = (name: string, role: Supervised["role"], flags: readonly string[]): Supervised => {
-    const process = supervise({ name, role, flags, env, logFile: join(o.folder, `${name}.log`) });
-    closing.push(() => process.stop());
-    return process;
+  const start = (name: string, role: Child["role"], flags: readonly string[]): Child => {
+    const { child, stop } = supervise({ name, role, flags, env, logFile: join(o.folder, `${name}.log`) });
+    closing.push(stop);
+    return child;
   };
   const proxy = async (links: Parameters<typeof startProxy>[0]): Promise<Proxy> => {
     const started = await startProxy(links);
@@ -101,7 +104,14 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           ...o.engineFlags.map((flag) => `--engine.flag=${flag}`),
         ]);
         kvPort += KV_PORTS;
-        instances.push({ process, role, grpcAddress: `${host}:${advertised}`, rpcLink, kvLink });
+        instances.push({
+          process,
+          engine: engineUnder(process),
+          role,
+          grpcAddress: `${host}:${advertised}`,
+          rpcLink,
+          kvLink,
+        });
       }
     }
     const routers = routerPorts.map(({ rest, grpc }, index): RouterMember => {

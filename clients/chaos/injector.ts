@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { readiness } from "../client/readiness.ts";
 import type { Cluster, InstanceMember } from "./cluster.ts";
-import type { Supervised } from "./process.ts";
+import type { Child } from "../common/child.ts";
 import type { PlannedFault } from "./schedule.ts";
 
 /** One fault as it was done. Times by performance.now(). */
@@ -117,17 +117,17 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
   }
 
   /** Until the next one was started. */
-  async function killed(process: Supervised, how: NodeJS.Signals): Promise<void> {
-    const { starts } = process;
+  async function killed(process: Child, how: NodeJS.Signals): Promise<void> {
+    const { restarts } = process;
     process.signal(how);
-    for (let waitedMs = 0; process.starts === starts && waitedMs < 20_000; waitedMs += 20) await sleep(20);
-    if (process.starts === starts) throw new Error(`${process.name} did not end after ${how}`);
+    for (let waitedMs = 0; process.restarts === restarts && waitedMs < 20_000; waitedMs += 20) await sleep(20);
+    if (process.restarts === restarts) throw new Error(`${process.name} did not end after ${how}`);
   }
 
   async function engineKilled(instance: InstanceMember): Promise<void> {
     const { pid } = engineOf(instance);
     signal(pid, "SIGKILL");
-    for (let waitedMs = 0; instance.process.engine()?.pid === pid && waitedMs < 10_000; waitedMs += 50) await sleep(50);
+    for (let waitedMs = 0; instance.engine()?.pid === pid && waitedMs < 10_000; waitedMs += 50) await sleep(50);
   }
 
   async function drained(instance: InstanceMember, durationMs: number): Promise<void> {
@@ -196,7 +196,7 @@ async function tell(instance: InstanceMember, fault: Readonly<Record<string, unk
   });
   if (answer.status !== 200) throw new Error(`the engine refuses the fault: ${answer.status}`);
   const untilMs = performance.now() + FAULT_LIMIT_MS;
-  while (performance.now() < untilMs && instance.process.engine()?.pid === pid) {
+  while (performance.now() < untilMs && instance.engine()?.pid === pid) {
     const left = await fetch(`${url}/sim/state`, { signal: AbortSignal.timeout(ENGINE_ANSWER_MS) })
       .then((state) => state.json() as Promise<{ faults: readonly { kind: string }[] }>)
       .then(({ faults }) => faults.some(({ kind }) => kind === fault["kind"]))
@@ -215,13 +215,13 @@ function signal(pid: number, name: NodeJS.Signals): void {
   }
 }
 
-function pidOf(process: Supervised): number {
+function pidOf(process: Child): number {
   if (process.pid === undefined) throw new Error("it does not run");
   return process.pid;
 }
 
 function engineOf(instance: InstanceMember): { pid: number; url: string } {
-  const engine = instance.process.engine();
+  const engine = instance.engine();
   if (engine === undefined) throw new Error("its engine does not run");
   return engine;
 }

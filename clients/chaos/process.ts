@@ -1,101 +1,65 @@
-// One process of the deployment: started as a user starts it, and started again when it is gone, as an orchestrator
-// would. Its standard input is ours, so that it ends with this process however that ends.
-import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, openSync } from "node:fs";
-import { extname } from "node:path";
-import { fileURLToPath } from "node:url";
+// The processes of the deployment: started as a user starts them, and started again when they are gone, as an orchestrator
+// would.
+import { endWithin, startChild, TANDEM, type Child, type ChildSpec } from "../common/child.ts";
+import { createOutput } from "../common/child-output.ts";
 import { commandLine, processTree } from "../loadgen/procfs.ts";
 
-/** `tandem` of the same build as this file. */
-const TANDEM = [...process.execArgv, fileURLToPath(new URL(`../cli/main${extname(import.meta.url)}`, import.meta.url))];
 const RESTART_PAUSE_MS = 200;
+const STOP_LIMIT_MS = 4_000;
+/** More than any run writes: why a promise was broken stands in the logs. */
+const LOG_LIMIT_BYTES = 4 * 1024 ** 3;
+
+export interface SupervisedOptions extends Pick<ChildSpec, "name" | "role"> {
+  readonly flags: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  readonly logFile: string;
+}
+
+export interface Supervised {
+  readonly child: Child;
+  /** Ends it for good. */
+  stop(): Promise<void>;
+}
+
+export function supervise({ name, role, flags, env, logFile }: SupervisedOptions): Supervised {
+  const logging = { verbose: false, colour: false, print: () => {} };
+  const output = createOutput({ name, logFile, logLimitBytes: LOG_LIMIT_BYTES, ...logging });
+  const spec: ChildSpec = {
+    name,
+    role,
+    argv: [...TANDEM, role, ...flags],
+    env: { ...process.env, TANDEM_LOG_FORMAT: "json", ...env },
+    pauseMaxMs: RESTART_PAUSE_MS,
+  };
+  const child = startChild(spec, output, { died: () => true });
+  return {
+    child,
+    async stop() {
+      child.signal("SIGCONT");
+      await endWithin([child], "SIGINT", STOP_LIMIT_MS);
+      await output.close();
+    },
+  };
+}
 
 export interface EngineProcess {
   readonly pid: number;
   readonly url: string;
 }
 
-export interface Supervised {
-  readonly name: string;
-  readonly role: "router" | "prefill" | "decode" | "engine";
-  /** Undefined while none runs. */
-  readonly pid: number | undefined;
-  readonly starts: number;
-  /** The engine under a wrapper, as the system shows it. */
-  engine(): EngineProcess | undefined;
-  signal(signal: NodeJS.Signals): void;
-  /** Ends it for good. */
-  stop(): Promise<void>;
-}
-
-export interface SupervisedOptions {
-  readonly name: string;
-  readonly role: Supervised["role"];
-  readonly flags: readonly string[];
-  readonly env: Readonly<Record<string, string>>;
-  readonly logFile: string;
-}
-
-export function supervise(o: SupervisedOptions): Supervised {
-  let child: ChildProcess | undefined;
-  let stopping = false;
-  let starts = 0;
-  let timer: NodeJS.Timeout | undefined;
-  let ended = Promise.resolve();
+/** Finds the engine under a wrapper, as the system shows it. */
+export function engineUnder(wrapper: Child): () => EngineProcess | undefined {
   let known: (EngineProcess & { readonly under: number }) | undefined;
-
-  function start(): void {
-    starts++;
-    const log = openSync(o.logFile, "a");
-    const started = spawn(process.execPath, [...TANDEM, o.role, ...o.flags], {
-      stdio: ["pipe", log, log],
-      env: { ...process.env, TANDEM_LOG_FORMAT: "json", ...o.env, TANDEM_PARENT_PIPE: "1" },
-    });
-    closeSync(log);
-    started.stdin!.on("error", () => {});
-    child = started;
-    ended = new Promise((resolve) => {
-      started
-        .once("error", () => {})
-        .once("close", () => {
-          child = undefined;
-          if (!stopping) timer = setTimeout(start, RESTART_PAUSE_MS);
-          resolve();
-        });
-    });
-  }
-  start();
-  return {
-    name: o.name,
-    role: o.role,
-    get pid() {
-      return child?.pid;
-    },
-    get starts() {
-      return starts;
-    },
-    engine() {
-      if (child?.pid === undefined) return undefined;
-      // Looking through all processes is dear, and the last one found is nearly always still it.
-      if (known !== undefined && known.under === child.pid && listenOf(known.pid) === known.url) return known;
-      known = undefined;
-      for (const pid of processTree(child.pid).slice(1)) {
-        const url = listenOf(pid);
-        if (url !== undefined) return (known = { pid, url, under: child.pid });
-      }
-      return undefined;
-    },
-    signal: (signal) => void child?.kill(signal),
-    async stop() {
-      stopping = true;
-      clearTimeout(timer);
-      if (child === undefined) return;
-      child.kill("SIGCONT");
-      child.kill("SIGINT");
-      const last = setTimeout(() => child?.kill("SIGKILL"), 4_000);
-      await ended;
-      clearTimeout(last);
-    },
+  return () => {
+    if (wrapper.pid === undefined) return undefined;
+    // Looking through all processes is dear, and the last one found is nearly always still it.
+    if (known !== undefined && known.under === wrapper.pid && listenOf(known.pid) === known.url) return known;
+    known = undefined;
+    for (const pid of processTree(wrapper.pid).slice(1)) {
+      const url = listenOf(pid);
+      if (url !== undefined) return (known = { pid, url, under: wrapper.pid });
+    }
+    return undefined;
   };
 }
 

@@ -84,7 +84,7 @@ export async function silentInstance(
   const instance = o.cluster.instances.find((member) => member.role === role)!;
   if (part === "process") instance.process.signal("SIGSTOP");
   else
-    await fetch(`${instance.process.engine()!.url}/sim/fault`, {
+    await fetch(`${instance.engine()!.url}/sim/fault`, {
       method: "POST",
       body: JSON.stringify({ kind: "stall", after_tokens: 0 }),
     });

@@ -119,7 +119,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
   }
 
   const engineState = async (name: string): Promise<EngineState | undefined> => {
-    const engine = cluster.instances.find(({ process }) => process.name === name)!.process.engine();
+    const engine = cluster.instances.find(({ process }) => process.name === name)!.engine();
     if (engine === undefined) return undefined;
     try {
       const answer = await fetch(`${engine.url}/sim/state`, { signal: AbortSignal.timeout(1_000) });

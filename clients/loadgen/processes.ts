@@ -1,15 +1,13 @@
 // The processes under test, started as a user starts them.
-import { spawn, type ChildProcess } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, extname, join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { basename, join } from "node:path";
 import { StartError } from "../../services/common/config.ts";
+import { startChild, TANDEM, type Child } from "../common/child.ts";
+import type { OutputSink } from "../common/child-output.ts";
 import { liveRuns, type Run } from "../cli/run-file.ts";
 import { commandLine, processTree } from "./procfs.ts";
 
-/** `tandem` of the same build as this file. */
-const TANDEM = [...process.execArgv, fileURLToPath(new URL(`../cli/main${extname(import.meta.url)}`, import.meta.url))];
 const START_LIMIT_MS = 60_000;
 
 export interface Started {
@@ -28,16 +26,16 @@ export async function startUp(
   env: Readonly<Record<string, string>> = {},
 ): Promise<StartedUp> {
   const stateDir = mkdtempSync(join(tmpdir(), "tandem-bench-"));
-  const argv = [...TANDEM, "up", "--port", "0", "--grpc-port", "0", "--state.dir", stateDir, ...flags];
+  const all = ["--port", "0", "--grpc-port", "0", "--state.dir", stateDir, ...flags];
   try {
-    const { child } = await startUntil(argv, env, /^Ready after/m);
+    const { child } = await startUntil("up", all, env, /^Ready after/m);
     const run = liveRuns(stateDir).find((candidate) => candidate.pid === child.pid)!;
     return {
       url: run.restUrl,
       pid: run.pid,
       run,
       async [Symbol.asyncDispose]() {
-        await stop(child);
+        await child.stop("SIGINT");
         rmSync(stateDir, { recursive: true, force: true });
       },
     };
@@ -49,13 +47,10 @@ export async function startUp(
 
 /** One aggregated sim engine, without Tandem. */
 export async function startEngine(flags: readonly string[]): Promise<Started> {
-  const { child, output } = await startUntil(
-    [...TANDEM, "engine", "--listen", "127.0.0.1:0", ...flags],
-    {},
-    /ready on http\S+/,
-  );
+  const all = ["--listen", "127.0.0.1:0", ...flags];
+  const { child, output } = await startUntil("engine", all, {}, /ready on http\S+/);
   const url = /ready on (http:\/\/[\d.:]+\d)/.exec(output)![1]!;
-  return { url, pid: child.pid!, [Symbol.asyncDispose]: () => stop(child) };
+  return { url, pid: child.pid!, [Symbol.asyncDispose]: () => child.stop("SIGINT") };
 }
 
 /** A process of a run and what it is. */
@@ -79,44 +74,47 @@ export function processesOf(run: Run): NamedProcess[] {
 
 /** Resolves with what it wrote when that matches `ready`. It is ended when this process exits. */
 async function startUntil(
-  argv: readonly string[],
+  role: "up" | "engine",
+  flags: readonly string[],
   env: Readonly<Record<string, string>>,
   ready: RegExp,
-): Promise<{ child: ChildProcess; output: string }> {
-  const child = spawn(process.execPath, argv, {
-    stdio: ["pipe", "pipe", "pipe"],
-    // Its ends are ours: a benchmark that is killed leaves nothing behind either.
-    env: { ...process.env, TANDEM_PARENT_PIPE: "1", TANDEM_LOG_LEVEL: "warn", ...env },
-  });
+): Promise<{ child: Child; output: string }> {
   let output = "";
-  const what = argv.slice(TANDEM.length).join(" ");
-  await new Promise<void>((resolve, reject) => {
+  let look = (): void => {};
+  const sink: OutputSink = {
+    attach(stream) {
+      stream.setEncoding("utf8").on("data", (text: string) => {
+        // It is read to the end, but nobody wants more of it.
+        if (output.length < 64 * 1024) output += text;
+        look();
+      });
+    },
+    takeUnprinted: () => [],
+    close: async () => {},
+  };
+  const what = `tandem ${[role, ...flags].join(" ")}`;
+  return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
-      child.kill("SIGKILL");
-      reject(new StartError(`tandem ${what}: not ready within ${START_LIMIT_MS / 1000} s:\n${output}`));
+      child.kill();
+      reject(new StartError(`${what}: not ready within ${START_LIMIT_MS / 1000} s:\n${output}`));
     }, START_LIMIT_MS);
-    const onOutput = (text: string): void => {
-      if (output.length > 64 * 1024) return;
-      output += text;
+    look = () => {
       if (!ready.test(output)) return;
       clearTimeout(timer);
-      resolve();
+      resolve({ child, output });
     };
-    child.stdout.setEncoding("utf8").on("data", onOutput);
-    child.stderr.setEncoding("utf8").on("data", onOutput);
-    child.once("error", reject);
-    child.once("close", () => {
-      clearTimeout(timer);
-      reject(new StartError(`tandem ${what} ended before it was ready:\n${output}`));
+    const spec = {
+      name: role,
+      role,
+      argv: [...TANDEM, role, ...flags],
+      env: { ...process.env, TANDEM_LOG_LEVEL: "warn", ...env },
+    };
+    const child = startChild(spec, sink, {
+      died() {
+        clearTimeout(timer);
+        reject(new StartError(`${what} ended before it was ready:\n${output}`));
+        return false;
+      },
     });
-  });
-  return { child, output };
-}
-
-function stop(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return Promise.resolve();
-  return new Promise((resolve) => {
-    child.once("close", () => resolve());
-    child.kill("SIGINT");
   });
 }

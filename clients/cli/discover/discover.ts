@@ -1,14 +1,12 @@
 // `tandem discover`: listens to vLLM's own pings (P2P NCCL) and runs one wrapper process for each engine that pings, for
 // as long as it does. A ping says where an engine is and not how: whether it works, the wrapper finds out, and the doctor
 // whether it can be half of a pair.
-import { extname } from "node:path";
-import { fileURLToPath } from "node:url";
 import { loadConfig } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { createLog } from "../../../services/common/log.ts";
 import { listenForPings, type PingedEngine } from "../../../services/discovery/vllm-pings.ts";
-import { startChild, type Child } from "../up/child.ts";
-import type { OutputSink } from "../up/child-output.ts";
+import { startChild, TANDEM, type Child } from "../../common/child.ts";
+import type { OutputSink } from "../../common/child-output.ts";
 import { discoverConfig } from "./config.ts";
 
 export async function runDiscover(argv: readonly string[]): Promise<void> {
@@ -16,12 +14,7 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
   const log = createLog({ name: "discover" });
   const wrappers = new Map<string, Child>();
-  const main = fileURLToPath(new URL(`../main${extname(import.meta.url)}`, import.meta.url));
-  const env = {
-    ...process.env,
-    TANDEM_PARENT_PIPE: "1",
-    ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }),
-  };
+  const env = { ...process.env, ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }) };
   if (!/^(127\.|\[::1\]|localhost)/.test(config.listen)) {
     log.warn("pings are taken from beyond this machine, and nobody proves who he is", {
       listen: config.listen,
@@ -49,7 +42,7 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
       ...(config.model === undefined ? [] : ["--model", config.model]),
     ];
     log.info("adopting an engine", { ...engine });
-    const spec = { name: `${role} ${httpAddress}`, role, argv: [...process.execArgv, main, role, ...flags], env };
+    const spec = { name: `${role} ${httpAddress}`, role, argv: [...TANDEM, role, ...flags], env };
     wrappers.set(
       httpAddress,
       startChild(spec, passedOn, {

@@ -1,7 +1,6 @@
 // The processes of a run as one: started together, ended in the order that is kindest to running answers.
-import type { Child, ChildEvents, ChildSpec } from "./child.ts";
-import { startChild } from "./child.ts";
-import { createOutput, type OutputSink } from "./child-output.ts";
+import { endWithin, startChild, type Child, type ChildEvents, type ChildSpec } from "../../common/child.ts";
+import { createOutput, type OutputSink } from "../../common/child-output.ts";
 
 export interface Fleet {
   readonly children: readonly Child[];
@@ -69,13 +68,4 @@ export function startFleet(options: FleetOptions): Fleet {
       await Promise.all(outputs.map((output) => output.close()));
     },
   };
-}
-
-async function endWithin(children: readonly Child[], signal: NodeJS.Signals, limitMs: number): Promise<void> {
-  const ends = children.map((child) => child.stop(signal));
-  const timer = setTimeout(() => {
-    for (const child of children) child.kill();
-  }, limitMs);
-  await Promise.all(ends);
-  clearTimeout(timer);
 }

@@ -1,5 +1,5 @@
 // Which processes a run consists of, and how each is called. No I/O.
-import type { ChildSpec } from "./child.ts";
+import { TANDEM, type ChildSpec } from "../../common/child.ts";
 import { engineKind, gpusOf, isAttached, type UpConfig } from "./config.ts";
 
 export interface PlanInput {
@@ -11,8 +11,6 @@ export interface PlanInput {
   /** Of the deployment. */
   readonly name: string;
   readonly stateDir: string;
-  /** Arguments of node before the role: flags of a TypeScript loader, if any, and the script. */
-  readonly self: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
 }
 
@@ -23,7 +21,7 @@ export function planChildren(input: PlanInput): ChildSpec[] {
   const spec = (name: string, role: ChildSpec["role"], flags: readonly string[]): ChildSpec => ({
     name,
     role,
-    argv: [...input.self, role, ...flags, "--drain.grace_ms", graceMs],
+    argv: [...TANDEM, role, ...flags, "--drain.grace_ms", graceMs],
     env,
   });
   const instances = (role: "prefill" | "decode"): ChildSpec[] => {
@@ -92,7 +90,6 @@ function childEnv({ config, env, token, name, stateDir }: PlanInput): Record<str
   own["TANDEM_TOKEN"] = token;
   own["TANDEM_DEPLOYMENT_NAME"] = name;
   own["TANDEM_STATE_DIR"] = stateDir;
-  own["TANDEM_PARENT_PIPE"] = "1";
   own["TANDEM_LOG_FORMAT"] = "json";
   if (config.hf_token !== "") own["HF_TOKEN"] = config.hf_token;
   if (config.api_key !== "") own["TANDEM_API_KEY"] = config.api_key;

@@ -1,7 +1,7 @@
 // Which processes are ready, from what the router sees. An instance is ready when the router gives it legs; it is known
 // by its pid, since its id is new after every start.
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
-import type { Child } from "./child.ts";
+import type { Child } from "../../common/child.ts";
 
 export interface Readiness {
   /** The router answered with these. */

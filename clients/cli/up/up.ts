@@ -1,8 +1,7 @@
 // `tandem up`: the whole system on one machine, as child processes of this one. This process holds no request and
 // imports next to nothing: it starts the others, says how they do, starts again what dies, and ends them together.
 import { randomBytes } from "node:crypto";
-import { extname, resolve } from "node:path";
-import { fileURLToPath } from "node:url";
+import { resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
@@ -10,9 +9,9 @@ import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
+import type { Child, Death } from "../../common/child.ts";
 import { liveRuns, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner, quoted } from "./banner.ts";
-import type { Child, Death } from "./child.ts";
 import { runningConsul, useConsul } from "./consul-agent.ts";
 import { checkUpConfig, engineKind, DEFAULT_NAME, isAttached, nameOf, upConfig, type UpConfig } from "./config.ts";
 import { startFleet, type Fleet } from "./fleet.ts";
@@ -52,7 +51,6 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     token,
     name,
     stateDir,
-    self: [...process.execArgv, fileURLToPath(new URL(`../main${extname(import.meta.url)}`, import.meta.url))],
     env: process.env,
   });
   const consul = config.consul ? await useConsul(process.env) : undefined;

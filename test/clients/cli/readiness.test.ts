@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { Child } from "../../../clients/cli/up/child.ts";
+import type { Child } from "../../../clients/common/child.ts";
 import { createReadiness, type Readiness } from "../../../clients/cli/up/readiness.ts";
 import { create } from "@bufbuild/protobuf";
 import { InstanceSchema, type Instance } from "#gen/tandem/router/v1/router_pb.js";

@@ -19,7 +19,6 @@ function plan(argv: string[], env: Record<string, string> = {}): ReturnType<type
     token: "t0k3n",
     name: "mine",
     stateDir: "/state",
-    self: ["main.js"],
     env,
   });
 }
@@ -71,10 +70,9 @@ describe("settings of `tandem up`", () => {
     assert.ok(children.every((child) => child.env["HF_TOKEN"] === "hf"));
   });
 
-  it("give every child the join token, the name, the state folder and the pipe, and none the file of `up`", () => {
+  it("give every child the join token, the name and the state folder, and none the file of `up`", () => {
     for (const child of plan(["--port", "3100"], {})) {
       assert.equal(child.env["TANDEM_TOKEN"], "t0k3n");
-      assert.equal(child.env["TANDEM_PARENT_PIPE"], "1");
       assert.equal(child.env["TANDEM_DEPLOYMENT_NAME"], "mine");
       assert.equal(child.env["TANDEM_STATE_DIR"], "/state");
       assert.ok(!child.argv.includes("t0k3n"), "a command line can be read by every user");

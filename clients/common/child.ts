@@ -1,17 +1,27 @@
-// One process that is meant to run until it is told to stop, and is started again when it ends by itself.
-// Its standard input is a pipe that nobody writes to: when `tandem up` is gone, SIGKILL included, the pipe ends and the
-// process stops (TANDEM_PARENT_PIPE, services/common/lifecycle.ts). It leads a process group of its own, so that a
-// Ctrl-C in the terminal reaches `tandem up` alone, which then decides the order in which things end.
+// One process of Tandem that is meant to run until it is told to stop, and is started again when it ends by itself.
+// Its standard input is a pipe that is never written to: when this process is gone, SIGKILL included, the pipe ends and the
+// child stops (TANDEM_PARENT_PIPE, services/common/lifecycle.ts). It leads a process group of its own, so that a Ctrl-C in
+// the terminal reaches this process alone, which then decides the order in which things end.
 import { spawn, type ChildProcess } from "node:child_process";
+import { extname } from "node:path";
+import { fileURLToPath } from "node:url";
 import type { OutputSink } from "./child-output.ts";
+
+/** Arguments of node that run `tandem` of the same build as this file. */
+export const TANDEM: readonly string[] = [
+  ...process.execArgv,
+  fileURLToPath(new URL(`../cli/main${extname(import.meta.url)}`, import.meta.url)),
+];
 
 export interface ChildSpec {
   /** As people see it: `router`, `prefill-1`. */
   readonly name: string;
-  readonly role: "router" | "prefill" | "decode" | "discover";
+  readonly role: "router" | "prefill" | "decode" | "discover" | "engine" | "up";
   /** Arguments of node: flags, script, role, flags of the role. */
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
+  /** Longest pause before a restart; it begins at 200 ms and doubles. Default 10 s. */
+  readonly pauseMaxMs?: number;
 }
 
 /** How a process ended, for people: `exit code 1`, `SIGKILL`. */
@@ -37,6 +47,8 @@ export interface Child {
   readonly restarts: number;
   /** Asks the process to end and starts it no more. Resolves when it has ended. */
   stop(signal: NodeJS.Signals): Promise<void>;
+  /** To the process that runs, if any. One that ends by it is started again. */
+  signal(name: NodeJS.Signals): void;
   /** Ends the process at once. */
   kill(): void;
 }
@@ -65,7 +77,7 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
   const start = (): void => {
     startedMs = performance.now();
     const process_ = spawn(process.execPath, spec.argv, {
-      env: spec.env,
+      env: { ...spec.env, TANDEM_PARENT_PIPE: "1" },
       stdio: ["pipe", "pipe", "pipe"],
       detached: true,
     });
@@ -92,7 +104,7 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
       return;
     }
     if (aliveMs >= RESET_MS) attempt = 0;
-    const pauseMs = Math.min(PAUSE_MAX_MS, PAUSE_MIN_MS * 2 ** attempt++);
+    const pauseMs = Math.min(spec.pauseMaxMs ?? PAUSE_MAX_MS, PAUSE_MIN_MS * 2 ** attempt++);
     if (!events.died(child, { how, aliveMs, unprinted: output.takeUnprinted() }, pauseMs)) {
       settle();
       return;
@@ -129,6 +141,9 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
       }
       return ended;
     },
+    signal(name) {
+      if (state.kind === "running") state.process.kill(name);
+    },
     kill() {
       stopping = true;
       if (state.kind !== "running" || state.process.pid === undefined) return;
@@ -141,4 +156,14 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
   };
   start();
   return child;
+}
+
+/** Asks all to end, and ends after `limitMs` at once what has not. Resolves when all are gone. */
+export async function endWithin(children: readonly Child[], signal: NodeJS.Signals, limitMs: number): Promise<void> {
+  const ends = children.map((child) => child.stop(signal));
+  const timer = setTimeout(() => {
+    for (const child of children) child.kill();
+  }, limitMs);
+  await Promise.all(ends);
+  clearTimeout(timer);
 }

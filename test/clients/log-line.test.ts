@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { renderLogLine } from "../../../clients/cli/up/log-line.ts";
+import { renderLogLine } from "../../clients/common/log-line.ts";
 
 describe("a line that a child wrote", () => {
   it("shows level, event and fields, and is quiet at info", () => {

@@ -2,9 +2,9 @@ import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createOutput, type OutputSink } from "../../../clients/cli/up/child-output.ts";
-import { startChild, type Child, type Death } from "../../../clients/cli/up/child.ts";
-import { deferred, eventually, within } from "../../support/waits.ts";
+import { createOutput, type OutputSink } from "../../clients/common/child-output.ts";
+import { startChild, type Child, type Death } from "../../clients/common/child.ts";
+import { deferred, eventually, within } from "../support/waits.ts";
 
 interface Died {
   readonly death: Death;
