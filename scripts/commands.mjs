@@ -26,26 +26,25 @@ async function start(args) {
   if (advice !== undefined) throw new StepFailed(advice, 2);
   await setUp("build");
   // In this process: a child would cost 40 MB and have its signals and exit code passed on.
-  await runBuilt("dist/clients/cli/main.js", "runCli", ["up", ...args]);
+  await runTandem(["up", ...args]);
 }
 
 async function bench(args) {
   await setUp("build");
-  await runBuilt("dist/clients/loadgen/main.js", "runBench", args);
+  await runTandem(["bench", ...args]);
 }
 
 async function chaos(args) {
   await setUp("build");
-  await runBuilt("dist/clients/chaos/main.js", "runChaos", args);
+  await runTandem(["chaos", ...args]);
 }
 
-/** Runs a built program as if it had been started by `node FILE ARGS`. */
-async function runBuilt(file, entry, args) {
-  const path = join(ROOT, file);
-  if (!existsSync(path)) throw new StepFailed(`${file} is not there: its source is missing`);
+/** Runs the built `tandem` as if it had been started by `node FILE ARGS`. */
+async function runTandem(args) {
+  const path = join(ROOT, "dist/clients/cli/main.js");
   process.argv = [process.argv[0], path, ...args];
-  const program = await import(pathToFileURL(path).href);
-  await program[entry](args);
+  const { runCli } = await import(pathToFileURL(path).href);
+  runCli(args);
 }
 
 async function test(args) {

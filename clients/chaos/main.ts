@@ -4,7 +4,7 @@ import { createWriteStream, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { ConfigError, loadConfig, runMain } from "../../services/common/config.ts";
+import { ConfigError, loadConfig } from "../../services/common/config.ts";
 import { openAiClient } from "../client/openai.ts";
 import { startEngine } from "../loadgen/processes.ts";
 import { writeJson } from "../loadgen/scenarios/output.ts";
@@ -33,11 +33,6 @@ const HOLD_SHARE = 0.03;
 const SETTLE_LIMIT_MS = 10_000;
 
 /** Exit code 1 when a promise was broken. */
-export function runChaos(argv: readonly string[]): void {
-  runMain(() => chaos(argv));
-}
-
-/** As `runChaos`, for a caller that reports errors itself. */
 export async function chaos(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chaosConfig, { argv, env: process.env });
   const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };

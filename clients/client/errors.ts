@@ -13,13 +13,7 @@ export type TandemErrorKind =
   /** The connection broke before the answer was whole. */
   | "broken";
 
-export interface TandemErrorOptions {
-  readonly status?: number | undefined;
-  readonly code?: FailureCode | undefined;
-  readonly requestId?: string | undefined;
-  readonly retryAfterS?: number | undefined;
-  readonly cause?: unknown;
-}
+type Details = Partial<Pick<TandemError, "status" | "code" | "requestId" | "retryAfterS" | "cause">>;
 
 /** The only error of the client's own. A call whose `signal` aborts throws the signal's reason instead, as `fetch` does. */
 export class TandemError extends Error {
@@ -34,13 +28,13 @@ export class TandemError extends Error {
   /** Seconds after which another try makes sense. */
   readonly retryAfterS: number | undefined;
 
-  constructor(kind: TandemErrorKind, message: string, options: TandemErrorOptions = {}) {
-    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+  constructor(kind: TandemErrorKind, message: string, details: Details = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
     this.kind = kind;
-    this.status = options.status;
-    this.code = options.code;
-    this.requestId = options.requestId;
-    this.retryAfterS = options.retryAfterS;
+    this.status = details.status;
+    this.code = details.code;
+    this.requestId = details.requestId;
+    this.retryAfterS = details.retryAfterS;
   }
 }
 

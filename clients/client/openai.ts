@@ -1,7 +1,7 @@
 // The OpenAI REST API of a router, typed as far as Tandem itself knows the fields; every other field goes through as it is.
 import { EventSourceParserStream } from "eventsource-parser/stream";
 import { connectionError, notTandem, TandemError } from "./errors.ts";
-import { readiness, type Readiness } from "./readiness.ts";
+import { parse, readiness, type Readiness } from "./readiness.ts";
 
 export interface RestCallOptions {
   /** Ends the call, which then throws the signal's reason. The router stops generating. */
@@ -13,9 +13,9 @@ export interface RestCallOptions {
 /** Fields of both kinds of requests. */
 export interface Sampling {
   readonly model: string;
-  readonly max_tokens?: number;
-  readonly temperature?: number;
-  readonly seed?: number;
+  readonly max_tokens?: number | undefined;
+  readonly temperature?: number | undefined;
+  readonly seed?: number | undefined;
   readonly stop?: string | readonly string[];
   readonly stream_options?: { readonly include_usage?: boolean };
   /** Any other field of OpenAI's API or vLLM's. */
@@ -42,49 +42,25 @@ export interface Usage {
   readonly total_tokens: number;
 }
 
-/** `length`, `stop`, or what the engine says. */
-type FinishReason = string;
-
-export interface Chat {
+interface Answer<C> {
   readonly id: string;
   readonly model: string;
-  readonly choices: readonly {
-    readonly index: number;
-    readonly message: { readonly role: string; readonly content: string | null };
-    readonly finish_reason: FinishReason;
-  }[];
+  readonly choices: readonly (C & { readonly index: number; readonly finish_reason: string })[];
   readonly usage: Usage;
 }
 
-export interface ChatChunk {
+interface Chunk<C> {
   readonly id: string;
   readonly model: string;
-  readonly choices: readonly {
-    readonly index: number;
-    readonly delta: { readonly role?: string; readonly content?: string | null };
-    readonly finish_reason: FinishReason | null;
-  }[];
+  readonly choices: readonly (C & { readonly index: number; readonly finish_reason: string | null })[];
   /** In the last chunk of a request with `stream_options: { include_usage: true }`. */
   readonly usage?: Usage | null;
 }
 
-export interface Completion {
-  readonly id: string;
-  readonly model: string;
-  readonly choices: readonly { readonly index: number; readonly text: string; readonly finish_reason: FinishReason }[];
-  readonly usage: Usage;
-}
-
-export interface CompletionChunk {
-  readonly id: string;
-  readonly model: string;
-  readonly choices: readonly {
-    readonly index: number;
-    readonly text: string;
-    readonly finish_reason: FinishReason | null;
-  }[];
-  readonly usage?: Usage | null;
-}
+export type Chat = Answer<{ readonly message: { readonly role: string; readonly content: string | null } }>;
+export type ChatChunk = Chunk<{ readonly delta: { readonly role?: string; readonly content?: string | null } }>;
+export type Completion = Answer<{ readonly text: string }>;
+export type CompletionChunk = Chunk<{ readonly text: string }>;
 
 export interface Model {
   readonly id: string;
@@ -199,12 +175,4 @@ function answerError(url: string, response: Response, body: ErrorBody | undefine
 
 function requestIdOf(response: Response): string | undefined {
   return response.headers.get("x-request-id") ?? undefined;
-}
-
-function parse<T>(text: string): T | undefined {
-  try {
-    return JSON.parse(text) as T;
-  } catch {
-    return undefined;
-  }
 }

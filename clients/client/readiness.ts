@@ -20,19 +20,20 @@ export function readiness(url: string, signal?: AbortSignal): Promise<Readiness>
       response.setEncoding("utf8").on("data", (piece: string) => (text += piece));
       response.on("error", fail);
       response.on("end", () => {
-        const { status, reason = "" } = told(text);
-        if (status === undefined) reject(notTandem(url, response.statusCode));
-        else resolve({ ready: response.statusCode === 200, reason });
+        const told = parse<{ status?: string; reason?: string }>(text);
+        if (told?.status === undefined) reject(notTandem(url, response.statusCode));
+        else resolve({ ready: response.statusCode === 200, reason: told.reason ?? "" });
       });
     });
     call.on("error", fail);
   });
 }
 
-function told(text: string): { readonly status?: string; readonly reason?: string } {
+/** Undefined for what is not JSON. */
+export function parse<T>(text: string): T | undefined {
   try {
-    return JSON.parse(text) as object;
+    return JSON.parse(text) as T;
   } catch {
-    return {};
+    return undefined;
   }
 }

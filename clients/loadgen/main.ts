@@ -1,5 +1,5 @@
 // `npm run bench -- [SCENARIO] [--KEY VALUE ...]`, which is `tandem bench`.
-import { ConfigError, runMain } from "../../services/common/config.ts";
+import { ConfigError } from "../../services/common/config.ts";
 import { nearest } from "../../services/common/nearest.ts";
 
 interface Scenario {
@@ -35,11 +35,6 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
 };
 
 /** Runs one scenario. The exit code is 1 when a request failed or an answer was wrong, or a limit was missed. */
-export function runBench(argv: readonly string[]): void {
-  runMain(() => bench(argv));
-}
-
-/** As `runBench`, for a caller that reports errors itself. */
 export async function bench(argv: readonly string[]): Promise<void> {
   const first = argv[0];
   if (first === undefined || first.startsWith("--")) {

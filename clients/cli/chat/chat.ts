@@ -1,14 +1,12 @@
 // `tandem chat`: a conversation in the terminal, or through a pipe.
 import { createInterface, type Interface } from "node:readline";
-import { loadConfig, StartError, type Config } from "../../../services/common/config.ts";
+import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { TandemError } from "../../client/errors.ts";
 import { openAiClient, type Message, type OpenAiClient } from "../../client/openai.ts";
 import { explained, findRouter, type RouterTarget } from "../router-target.ts";
 import { ask } from "./ask.ts";
 import { chatConfig } from "./config.ts";
 import { figures, kvBytesOf } from "./figures.ts";
-
-type ChatConfig = Config<typeof chatConfig.schema>;
 
 export async function runChat(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chatConfig, { argv, env: process.env });
@@ -55,7 +53,8 @@ export async function runChat(argv: readonly string[]): Promise<void> {
     answering = new AbortController();
     try {
       const messages: Message[] = [...history, { role: "user", content: line }];
-      const request = { model, messages, ...samplingOf(config) };
+      const { temperature, seed, max_tokens } = config;
+      const request = { model, messages, temperature, seed, max_tokens };
       const turn = await ask(client, request, answering.signal, (text) => void process.stdout.write(text));
       if (turn.text !== "") process.stdout.write("\n");
       note(figures(turn, await kvBytesOf(target, turn.requestId)));
@@ -113,12 +112,4 @@ function introduction(model: string): string {
   return model === "tandem-tiny"
     ? "tandem-tiny, a very small model that knows Tandem's documentation and little else,"
     : model;
-}
-
-function samplingOf(config: ChatConfig): Record<string, number> {
-  return {
-    temperature: config.temperature,
-    ...(config.seed === undefined ? {} : { seed: config.seed }),
-    ...(config.max_tokens === undefined ? {} : { max_tokens: config.max_tokens }),
-  };
 }

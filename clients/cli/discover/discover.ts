@@ -25,21 +25,14 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   const adopt = (engine: PingedEngine): void => {
     const { role, httpAddress, kvAddress } = engine;
     const flags = [
-      "--grpc.listen",
-      "127.0.0.1:0",
-      "--registry.address",
-      config["registry.address"],
-      "--engine.attach",
-      `http://${httpAddress}`,
-      "--engine.kind",
-      "vllm",
-      "--connector",
-      "p2p-nccl",
-      "--engine.kv_address",
-      kvAddress,
-      "--drain.grace_ms",
-      String(config["drain.grace_ms"]),
-      ...(config.model === undefined ? [] : ["--model", config.model]),
+      "--grpc.listen=127.0.0.1:0",
+      `--registry.address=${config["registry.address"]}`,
+      `--engine.attach=http://${httpAddress}`,
+      "--engine.kind=vllm",
+      "--connector=p2p-nccl",
+      `--engine.kv_address=${kvAddress}`,
+      `--drain.grace_ms=${config["drain.grace_ms"]}`,
+      ...(config.model === undefined ? [] : [`--model=${config.model}`]),
     ];
     log.info("adopting an engine", { ...engine });
     const spec = { name: `${role} ${httpAddress}`, role, argv: [...TANDEM, role, ...flags], env };

@@ -62,13 +62,7 @@ async function start(program: string): Promise<ConsulAgent> {
   const ended = agent.exited.then(() => (over = true));
   async function untilLeader(): Promise<void> {
     for (;;) {
-      if (over)
-        throw new StartError(
-          `Consul could not start:\n${agent
-            .lastLines()
-            .map((line) => `    ${line}`)
-            .join("\n")}`,
-        );
+      if (over) throw new StartError(`Consul could not start:\n    ${agent.lastLines().join("\n    ")}`);
       if (((await leaderAt(USUAL_ADDRESS)) ?? "") !== "") return;
       await Promise.race([sleep(50), ended]);
     }
@@ -83,22 +77,8 @@ async function start(program: string): Promise<ConsulAgent> {
 }
 
 const DEV_FLAGS = [
-  "agent",
-  "-dev",
-  "-node",
-  "tandem",
-  "-bind",
-  "127.0.0.1",
-  "-client",
-  "127.0.0.1",
-  "-dns-port",
-  "-1",
-  "-grpc-port",
-  "-1",
-  "-grpc-tls-port",
-  "-1",
-  "-log-level",
-  "warn",
+  ..."agent -dev -node tandem -bind 127.0.0.1 -client 127.0.0.1 -log-level warn".split(" "),
+  ..."-dns-port -1 -grpc-port -1 -grpc-tls-port -1".split(" "),
   // Each instance holds one or two connections, and all of them come from one address.
   "-hcl",
   "limits { http_max_conns_per_client = 2000 }",
