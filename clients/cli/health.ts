@@ -1,5 +1,5 @@
 // `tandem health`: whether a service serves, as an exit code. Containers run it every few seconds, where neither curl nor a
-// gRPC probe is at hand; so it loads the half of the client that it needs and no more.
+// gRPC probe is at hand; so it loads only the half that it needs, and not Connect for gRPC's own health call.
 import { defineConfig, address, ConfigError, loadConfig, integer, StartError } from "../../services/common/config.ts";
 import { readiness } from "../client/readiness.ts";
 
@@ -43,13 +43,14 @@ async function restProblem(at: string, timeoutMs: number): Promise<string | unde
 }
 
 async function grpcProblem(at: string, timeoutMs: number): Promise<undefined> {
-  const [{ grpcClient }, { HEALTH_WITH_REASON }] = await Promise.all([
-    import("../client/grpc.ts"),
+  const [{ dialRpc }, { HEALTH_WITH_REASON }, { Health }] = await Promise.all([
+    import("../../services/rpc/client.ts"),
     import("../../services/rpc/health.ts"),
+    import("#gen/grpc/health/v1/health_pb.js"),
   ]);
-  await using client = grpcClient(at);
+  await using channel = dialRpc(at);
   // Under this name a service that doesn't serve says why, by an error.
-  await client.health.check({ service: HEALTH_WITH_REASON }, { timeoutMs });
+  await channel.client(Health).check({ service: HEALTH_WITH_REASON }, { timeoutMs });
 }
 
 /** A connection's error is the cause; what the service says of itself has none. */

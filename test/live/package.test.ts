@@ -20,14 +20,14 @@ const MADE = new Set(["node_modules", "gen", "dist", "dist.new", "dist.old", ".t
 
 /** What a user might write. The line that must not compile proves that the types are there. */
 const SCRIPT = `
-import { overGrpc, routerOverRest } from "@tandem-llm/tandem";
+import { grpcClient, tandemClient } from "@tandem-llm/tandem";
 import { Role } from "@tandem-llm/tandem/contracts/instance/v1/instance";
 
 declare const process: { readonly argv: readonly string[] };
 const [url, grpcAddress, token] = process.argv.slice(2) as [string, string, string];
-const { instances } = await routerOverRest(url, { token }).listInstances({});
+const { instances } = await tandemClient({ url, token }).router.listInstances({});
 const roles = instances.map(({ info }) => Role[info?.role ?? Role.UNSPECIFIED]).sort();
-const { tandemCommit } = await overGrpc(grpcAddress, { token }).router.getConfig({});
+const { tandemCommit } = await grpcClient(grpcAddress, token).router.getConfig({});
 // @ts-expect-error
 const wrong: number = tandemCommit;
 console.log(JSON.stringify({ roles, tandemCommit, wrong }));
@@ -102,7 +102,7 @@ describe("the npm package", function () {
       });
 
       it("names itself so that npx can't take another package for it", () => {
-        assert.match(tandem.output(), /^ {2}npx @tandem-llm\/tandem chat$/m);
+        assert.match(tandem.output(), /^ {2}npx @tandem-llm\/tandem chat --name port-\d+$/m);
         assert.doesNotMatch(tandem.output(), /npx tandem/);
       });
 

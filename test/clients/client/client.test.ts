@@ -124,10 +124,13 @@ describe("the client of a router", () => {
   });
 
   it("calls the services at a gRPC address", async () => {
-    await using grpc = grpcClient(router.grpcAddress, SECRETS.token);
+    const grpc = grpcClient(router.grpcAddress, SECRETS.token);
     assert.equal((await grpc.router.listInstances({})).instances.length, 2);
-    await using instance = grpcClient(instances[0]!.instance.address, SECRETS.token);
-    assert.equal((await instance.instance.getInfo({})).info?.model, "tandem-sim");
+    const { address } = instances[0]!.instance;
+    assert.equal((await grpcClient(address, SECRETS.token).instance.getInfo({})).info?.model, "tandem-sim");
+    assert.equal((await thrownBy(grpcClient(address, "wrong").instance.getInfo({}))).kind, "unauthenticated");
+    const nobody = `127.0.0.1:${await freePort()}`;
+    assert.equal((await thrownBy(grpcClient(nobody).instance.getInfo({}))).kind, "unreachable");
   });
 });
 
