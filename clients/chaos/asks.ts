@@ -2,7 +2,7 @@
 // both legs itself, with no Tandem around it, gives it.
 import { Agent } from "node:http";
 import { seededRandom } from "../loadgen/arrivals.ts";
-import { send, type Ask } from "./request.ts";
+import { timedRequest, type Ask } from "../common/timed-request.ts";
 
 export interface Answer {
   readonly text: string;
@@ -50,9 +50,7 @@ export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<A
   try {
     const answers: Answer[] = [];
     for (let from = 0; from < asks.length; from += 16) {
-      const some = asks
-        .slice(from, from + 16)
-        .map((ask, index) => send(ask, { number: 0, router: "", ask: from + index }, { url, agent, hangMs: 60_000 }));
+      const some = asks.slice(from, from + 16).map((ask) => timedRequest(ask, { url, agent, hangMs: 60_000 }));
       for (const record of await Promise.all(some)) {
         if (record.ending !== "completed")
           throw new Error(`the reference engine gives no answer: ${record.ending} ${record.message}`);

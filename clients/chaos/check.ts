@@ -1,7 +1,7 @@
 // Holds what clients and engines saw against what was done to them. Pure: the same records give the same verdict.
 import type { Answer } from "./asks.ts";
 import type { Fault } from "./injector.ts";
-import type { RequestRecord } from "./request.ts";
+import type { RequestRecord } from "./load.ts";
 import { isSoft } from "./schedule.ts";
 import type { SeenKv, SeenReceipt } from "./watch.ts";
 

@@ -3,8 +3,7 @@
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { tandemClient } from "../client/client.ts";
-import type { RouterClient } from "../client/router.ts";
+import { routerClient, type RouterClient } from "../client/router.ts";
 import { freePort } from "../../services/common/ports.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 import type { Child } from "../common/child.ts";
@@ -128,7 +127,7 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
       return {
         process: start(`router-${index + 1}`, "router", flags),
         url,
-        control: tandemClient({ url, token }).router,
+        control: routerClient(url, token),
       };
     });
     return {

@@ -3,7 +3,15 @@
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { seededRandom } from "../loadgen/arrivals.ts";
-import { send, type Ask, type RequestRecord } from "./request.ts";
+import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-request.ts";
+
+/** One request of the load. */
+export interface RequestRecord extends TimedAnswer {
+  readonly number: number;
+  readonly router: string;
+  /** Which of the asked bodies it was. */
+  readonly ask: number;
+}
 
 export interface LoadOptions {
   readonly routers: readonly { readonly name: string; readonly url: string }[];
@@ -44,20 +52,16 @@ export function startLoad(o: LoadOptions): Load {
       const ask = Math.floor(random() * o.asks.length);
       const [leaves, holds, amount] = [random() < o.leaveShare, random() < o.holdShare, random()];
       running++;
-      const record = await send(
-        o.asks[ask]!,
-        { number, router: router.name, ask },
-        {
-          url: router.url,
-          agent: agents[o.routers.indexOf(router)]!,
-          hangMs: o.hangMs,
-          ...(leaves ? { leaveMs: amount * 2_500 } : {}),
-          ...(holds ? { holdMs: 300 + amount * 2_000 } : {}),
-        },
-      );
+      const answer = await timedRequest(o.asks[ask]!, {
+        url: router.url,
+        agent: agents[o.routers.indexOf(router)]!,
+        hangMs: o.hangMs,
+        ...(leaves ? { leaveMs: amount * 2_500 } : {}),
+        ...(holds ? { holdMs: 300 + amount * 2_000 } : {}),
+      });
       running--;
-      records.push(record);
-      if (record.ending !== "completed") await sleep(PAUSE_MS);
+      records.push({ number, router: router.name, ask, ...answer });
+      if (answer.ending !== "completed") await sleep(PAUSE_MS);
     }
   }
   const lanes = Array.from({ length: o.streams }, (_, index) => lane(index));

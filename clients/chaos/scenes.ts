@@ -4,7 +4,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Answer } from "./asks.ts";
 import type { Violation } from "./check.ts";
 import type { Cluster, InstanceMember } from "./cluster.ts";
-import { send, type Ask, type RequestRecord } from "./request.ts";
+import { timedRequest, type Ask } from "../common/timed-request.ts";
+import type { RequestRecord } from "./load.ts";
 
 export interface SceneOptions {
   readonly cluster: Cluster;
@@ -132,11 +133,8 @@ function sendMany(
       if (rampMs > 0) await sleep((rampMs * number) / count);
       const { ask, index } = streamed[(from + number) % streamed.length]!;
       const router = o.cluster.routers[number % o.cluster.routers.length]!;
-      return send(
-        ask,
-        { number, router: router.process.name, ask: index },
-        { url: router.url, agent, hangMs: o.hangMs },
-      );
+      const answer = await timedRequest(ask, { url: router.url, agent, hangMs: o.hangMs });
+      return { number, router: router.process.name, ask: index, ...answer };
     }),
   );
 }

@@ -2,7 +2,7 @@
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Cluster } from "./cluster.ts";
-import { send } from "./request.ts";
+import { timedRequest } from "../common/timed-request.ts";
 
 export interface SeenLeg {
   readonly legId: string;
@@ -186,7 +186,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
     const agent = new Agent({ keepAlive: true });
     while (!over.signal.aborted) {
       const ask = { path: "/v1/completions", body: control.body, stream: true };
-      const record = await send(ask, { number: -1, router: "", ask: -1 }, { url: control.url, agent, hangMs: 60_000 });
+      const record = await timedRequest(ask, { url: control.url, agent, hangMs: 60_000 });
       for (const gap of record.gapsMs) controlGapsMs.push(gap);
       if (record.ending !== "completed") await pause(500);
     }

@@ -4,9 +4,32 @@
 //   const tandem = tandemClient({ url: "http://127.0.0.1:3000", token });
 //   for await (const { choices } of await tandem.streamChat({ model, messages })) { ... }
 //   const { instances } = await tandem.router.listInstances({});
-export { tandemClient, type TandemClient, type TandemClientOptions } from "./client.ts";
+import { openAiClient, type OpenAiClient } from "./openai.ts";
+import { routerClient, type RouterClient } from "./router.ts";
+
 export { TandemError, type TandemErrorKind } from "./errors.ts";
 export { grpcClient, type GrpcClient } from "./grpc.ts";
 export type * from "./openai.ts";
 export type { Readiness } from "./readiness.ts";
 export type { RouterClient } from "./router.ts";
+
+export interface TandemClientOptions {
+  /** REST address of the router. Default `http://127.0.0.1:3000`. */
+  readonly url?: string;
+  /** What the router wants of clients of the OpenAI API. */
+  readonly apiKey?: string;
+  /** Join token of the deployment: what calls of `router` need. */
+  readonly token?: string;
+}
+
+/** Opens no connection before the first call and needs no closing. */
+export interface TandemClient extends OpenAiClient {
+  readonly url: string;
+  /** Looks into the router: instances, requests and their receipts, settings, diagnosis; and drains. */
+  readonly router: RouterClient;
+}
+
+export function tandemClient(options: TandemClientOptions = {}): TandemClient {
+  const { url = "http://127.0.0.1:3000", apiKey, token } = options;
+  return { url, ...openAiClient(url, apiKey), router: routerClient(url, token) };
+}

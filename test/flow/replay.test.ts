@@ -1,7 +1,7 @@
 // A decode instance of the model that ships dies while it writes, and the clients get their whole answers all the same.
 import assert from "node:assert/strict";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { tandemClient } from "../../clients/client/client.ts";
+import { tandemClient } from "../../clients/client/index.ts";
 import { shippedModel } from "../../services/common/shipped-model.ts";
 import { skip } from "../support/skip.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { FindingLevel, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
-import { tandemClient } from "../../clients/client/client.ts";
+import { tandemClient } from "../../clients/client/index.ts";
 import { commandOf, familyOf } from "../live/support/processes.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually, freePort } from "../support/waits.ts";

@@ -6,7 +6,7 @@ import { DecodeRequestSchema, DecodeService } from "#gen/tandem/decode/v1/decode
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { FindingLevel, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
-import { tandemClient } from "../../clients/client/client.ts";
+import { tandemClient } from "../../clients/client/index.ts";
 import { dialRpc } from "../../services/rpc/client.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect } from "node:net";
-import { tandemClient } from "../../clients/client/client.ts";
+import { tandemClient } from "../../clients/client/index.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
 import { ask, assertSame, post, type Question } from "./support/answers.ts";

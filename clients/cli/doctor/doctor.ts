@@ -2,7 +2,7 @@
 import { toJsonString } from "@bufbuild/protobuf";
 import { DiagnoseResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, defineConfig, loadConfig } from "../../../services/common/config.ts";
-import { tandemClient } from "../../client/client.ts";
+import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { hasError, renderReport } from "./report.ts";
 
@@ -27,8 +27,8 @@ export const doctorConfig = defineConfig(
 export async function runDoctor(argv: readonly string[]): Promise<void> {
   const config = loadConfig(doctorConfig, { argv, env: process.env });
   const target = findRouter(config);
-  const answer = await tandemClient(target)
-    .router.diagnose({ withoutProbes: !config.probes })
+  const answer = await routerClient(target.url, target.token)
+    .diagnose({ withoutProbes: !config.probes })
     .catch((error: unknown) => {
       throw explained(error, target);
     });

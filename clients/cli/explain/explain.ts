@@ -2,8 +2,8 @@
 import { toJsonString } from "@bufbuild/protobuf";
 import { ReceiptSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, ConfigError, defineConfig, loadConfig, StartError, text } from "../../../services/common/config.ts";
-import { tandemClient } from "../../client/client.ts";
 import { TandemError } from "../../client/errors.ts";
+import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { storyOf } from "./story.ts";
 
@@ -38,7 +38,7 @@ export async function explain(argv: readonly string[], env: NodeJS.ProcessEnv): 
     throw new ConfigError("Which request? tandem explain ID, with the x-request-id of its answer.");
   const target = findRouter(config);
   try {
-    const { receipt } = await tandemClient(target).router.getReceipt({ requestId });
+    const { receipt } = await routerClient(target.url, target.token).getReceipt({ requestId });
     if (receipt === undefined) throw new StartError(`The router at ${target.url} gave no receipt.`);
     return config.json
       ? toJsonString(ReceiptSchema, receipt, { alwaysEmitImplicit: true, prettySpaces: 2 })

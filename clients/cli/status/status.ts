@@ -3,8 +3,7 @@ import { create, toJsonString } from "@bufbuild/protobuf";
 import { ListInstancesResponseSchema, type Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, defineConfig, loadConfig, StartError } from "../../../services/common/config.ts";
 import { untilSignal } from "../../../services/common/lifecycle.ts";
-import { tandemClient } from "../../client/client.ts";
-import type { RouterClient } from "../../client/router.ts";
+import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { renderInstances } from "./instance-table.ts";
 
@@ -21,8 +20,8 @@ export const statusConfig = defineConfig(
 export async function runStatus(argv: readonly string[]): Promise<void> {
   const config = loadConfig(statusConfig, { argv, env: process.env });
   const target = findRouter(config);
-  const { router } = tandemClient(target);
-  const { url, run } = target;
+  const { url, token, run } = target;
+  const router = routerClient(url, token);
   const heading = `Router ${url}${run === undefined ? "" : ` (tandem up, deployment ${run.name}, pid ${run.pid})`}`;
   const print = (instances: Instance[], routerId: string): void => {
     if (!config.json) return void process.stdout.write(`${heading}\n\n${renderInstances(instances)}\n`);
@@ -32,31 +31,19 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
     const text = toJsonString(ListInstancesResponseSchema, message, { alwaysEmitImplicit: true, ...layout });
     process.stdout.write(`${text}\n`);
   };
+  const stop = config.watch ? untilSignal("SIGINT", "SIGTERM") : new AbortController().signal;
   try {
-    if (config.watch) return await watch(router, url, config.json, print);
-    const { instances, routerId } = await router.listInstances({});
-    print(instances, routerId);
-  } catch (error) {
-    throw explained(error, target);
-  }
-}
-
-/** Prints after every change until Ctrl-C. */
-async function watch(
-  router: RouterClient,
-  url: string,
-  json: boolean,
-  print: (instances: Instance[], routerId: string) => void,
-): Promise<void> {
-  const stop = untilSignal("SIGINT", "SIGTERM");
-  try {
+    if (!config.watch) {
+      const { instances, routerId } = await router.listInstances({});
+      return print(instances, routerId);
+    }
     for await (const { instances } of router.watchInstances({}, { signal: stop })) {
-      if (!json && process.stdout.isTTY) process.stdout.write("\x1b[H\x1b[2J");
+      if (!config.json && process.stdout.isTTY) process.stdout.write("\x1b[H\x1b[2J");
       print(instances, "");
-      if (!json && !process.stdout.isTTY) process.stdout.write("\n");
+      if (!config.json && !process.stdout.isTTY) process.stdout.write("\n");
     }
   } catch (error) {
-    if (!stop.aborted) throw error;
+    if (!stop.aborted) throw explained(error, target);
   }
   if (!stop.aborted) throw new StartError(`The router at ${url} ended the watch: it stops or restarts.`);
 }

@@ -9,12 +9,12 @@ import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
-import type { Child, Death } from "../../common/child.ts";
+import type { Death } from "../../common/child.ts";
 import { liveRuns, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner, quoted } from "./banner.ts";
 import { runningConsul, useConsul } from "./consul-agent.ts";
 import { checkUpConfig, engineKind, DEFAULT_NAME, isAttached, nameOf, upConfig, type UpConfig } from "./config.ts";
-import { startFleet, type Fleet } from "./fleet.ts";
+import { startFleet } from "./fleet.ts";
 import { makeLogFolder } from "./log-folder.ts";
 import { listenPorts } from "./listen-ports.ts";
 import { dialable, planChildren } from "./plan.ts";
@@ -34,7 +34,6 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const name = nameOf(config, splitAddress(ports.rest).port);
   const restUrl = `http://${dialable(ports.rest)}`;
   const grpcAddress = dialable(ports.grpc);
-  const logDir = makeLogFolder(stateDir, splitAddress(ports.rest).port);
   const runFile = runFilePath(stateDir, splitAddress(ports.rest).port);
   removeStaleRuns(stateDir);
   const namesake = liveRuns(stateDir).find((run) => run.name === name);
@@ -42,6 +41,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     throw new StartError(
       `A deployment named ${name} runs here already, at ${namesake.restUrl} (pid ${namesake.pid}). Give this one another name with --name.`,
     );
+  const logDir = makeLogFolder(stateDir, splitAddress(ports.rest).port);
   const token = config.token === "" ? randomBytes(24).toString("base64url") : config.token;
   const terminal = createTerminal();
   const specs = planChildren({
@@ -82,12 +82,12 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     },
     allReady() {
       const shownToken = shownSecret(config, "token", token);
-      const model = specs.length < 2 ? "" : modelOf(fleet, (child) => readiness.instanceOf(child)?.info?.model);
+      const models = fleet.children.map((child) => readiness.instanceOf(child)?.info?.model ?? "");
       terminal.print(
         banner({
           restUrl,
           grpcAddress,
-          model,
+          model: models.find((model) => model !== "") ?? "",
           tokenText: shownToken.text,
           tokenFile: shownToken.hidden ? runFile : undefined,
           apiKeyText: config.api_key === "" ? undefined : shownSecret(config, "api_key", config.api_key).text,
@@ -206,14 +206,6 @@ function summary(config: UpConfig, specs: readonly { readonly role: string }[]):
         ? "simulated engines (no model: answers are canned prose)"
         : `embedded engines, ${config.model ?? "tandem-tiny (a small model that knows Tandem's documentation and little else)"}`;
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
-}
-
-function modelOf(fleet: Fleet, model: (child: Child) => string | undefined): string {
-  for (const child of fleet.children) {
-    const name = model(child);
-    if (name !== undefined) return name;
-  }
-  return "";
 }
 
 /** Its last words, as far as they are not on the terminal already. */

@@ -10,7 +10,8 @@ import { randomGguf, SHIPPED, SMALL, type RandomModel } from "../../common/rando
 import { renderTable } from "../../common/table.ts";
 import { pssBytes, rssBytes } from "../procfs.ts";
 import { processesOf, startEngine, startUp } from "../processes.ts";
-import { streamRequest, type StreamResult, type Target } from "../stream-request.ts";
+import type { Target } from "../../common/timed-request.ts";
+import { streamRequest, type StreamResult } from "../stream-request.ts";
 import { interruption, type Interruption } from "./interruption.ts";
 import { interruptionSvg } from "./interruption-svg.ts";
 import { formatMs, writeJson } from "./output.ts";

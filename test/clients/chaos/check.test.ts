@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { check, type CheckInput } from "../../../clients/chaos/check.ts";
 import type { Fault } from "../../../clients/chaos/injector.ts";
 import { quantile } from "../../../clients/chaos/report.ts";
-import type { RequestRecord } from "../../../clients/chaos/request.ts";
+import type { RequestRecord } from "../../../clients/chaos/load.ts";
 import type { SeenReceipt } from "../../../clients/chaos/watch.ts";
 
 const RIGHT = { text: "one two three", tokens: 3, finishReason: "stop" };
@@ -22,6 +22,7 @@ const record = (o: Partial<RequestRecord> = {}): RequestRecord => ({
   status: 200,
   message: "",
   text: RIGHT.text,
+  chunks: 3,
   tokens: 3,
   finishReason: "stop",
   gapsMs: [10],

@@ -81,6 +81,6 @@ describe("the load generator's stream", () => {
     const result = await against((response) => {
       response.writeHead(200).end("data: {oops\n\n");
     });
-    assert.match(result.error ?? "", /not an event stream/);
+    assert.match(result.error ?? "", /an event that is not JSON/);
   });
 });
