@@ -78,13 +78,13 @@ function wordsOf(error: TandemError, { url, token, runCount }: RouterTarget, api
   switch (error.kind) {
     case "unauthenticated": {
       // RouterService names its own codes; REST has a status.
-      const [secret_, given, cure] =
+      const [what, given, flag] =
         error.code === undefined
-          ? ["API key", apiKey, "give --api-key, or set OPENAI_API_KEY"]
-          : ["join token", token, "give --token, or set TANDEM_TOKEN to the one that it was started with"];
+          ? ["API key", apiKey, "--api-key or OPENAI_API_KEY"]
+          : ["join token", token, "--token or TANDEM_TOKEN"];
       return given === ""
-        ? `The router at ${url} wants its ${secret_}: ${cure}.`
-        : `The router at ${url} refuses this ${secret_}: it is not the right one. To change it, ${cure}.`;
+        ? `The router at ${url} wants its ${what}: give it with ${flag}.`
+        : `The router at ${url} refuses this ${what}: give the one that it was started with, by ${flag}.`;
     }
     case "unreachable":
       return runCount === 0

@@ -68,9 +68,9 @@ describe("the router that a command is about", () => {
       (explained(error, { ...target, token }, apiKey) as Error).message;
     const ofRest = new TandemError("unauthenticated", "no", { status: 401 });
     const ofService = new TandemError("unauthenticated", "no", { code: "unauthenticated" });
-    assert.match(words(ofRest, "", ""), /wants its API key: give --api-key/);
+    assert.match(words(ofRest, "", ""), /wants its API key: give it with --api-key/);
     assert.match(words(ofRest, "", "sk"), /refuses this API key/);
-    assert.match(words(ofService, "", ""), /wants its join token: give --token, or set TANDEM_TOKEN/);
+    assert.match(words(ofService, "", ""), /wants its join token: give it with --token or TANDEM_TOKEN/);
     assert.match(words(ofService, "t", ""), /refuses this join token/);
   });
 });
