@@ -1,6 +1,6 @@
 // What a child writes: all of it goes to its log file, warnings and errors also to the terminal; the last of the other
 // lines are kept to say why it died.
-import { createWriteStream, renameSync, type WriteStream } from "node:fs";
+import { createWriteStream, openSync, renameSync, type WriteStream } from "node:fs";
 import type { Readable } from "node:stream";
 import { renderLogLine } from "./log-line.ts";
 
@@ -35,21 +35,23 @@ export function createOutput(options: OutputOptions): OutputSink {
   const unprinted: string[] = [];
   let file = openLog(options.logFile);
   let fileBytes = 0;
+  /** Of the file before. */
+  let closed = Promise.resolve();
 
   const onLine = (line: string, plainIsLoud: boolean): void => {
     const bytes = Buffer.byteLength(line) + 1;
     if (fileBytes + bytes > options.logLimitBytes / 2) {
-      file.end();
+      closed = closeLog(file);
       try {
         renameSync(options.logFile, `${options.logFile}.1`);
       } catch {
-        // Somebody removed it. Serving goes on.
+        // It was removed by hand. Serving goes on.
       }
       file = openLog(options.logFile);
       fileBytes = 0;
     }
     fileBytes += bytes;
-    file.write(`${line}\n`);
+    file?.write(`${line}\n`);
     const rendered = renderLogLine(line, options.colour, plainIsLoud);
     if (options.verbose || rendered.isLoud) {
       options.print(rendered.text);
@@ -81,16 +83,27 @@ export function createOutput(options: OutputOptions): OutputSink {
       stream.on("error", () => {}); // The pipe broke: the process is gone, and its `close` event says so.
     },
     takeUnprinted: () => unprinted.splice(0),
-    close: () =>
-      new Promise((resolve) => {
-        file.end(resolve);
-      }),
+    async close() {
+      await Promise.all([closed, closeLog(file)]);
+    },
   };
 }
 
-function openLog(path: string): WriteStream {
-  const file = createWriteStream(path, { flags: "a", mode: 0o600 });
-  // A full disk must not end the serving. The terminal still gets the warnings.
-  file.on("error", () => {});
-  return file;
+/** Opened at once, so that the file is there to be renamed. Undefined where it can't be: serving goes on without. */
+function openLog(path: string): WriteStream | undefined {
+  try {
+    const file = createWriteStream(path, { fd: openSync(path, "a", 0o600) });
+    // A full disk must not end the serving. The terminal still gets the warnings.
+    return file.on("error", () => {});
+  } catch {
+    return undefined;
+  }
+}
+
+/** Resolves when all of it is on disk, or can't be. */
+function closeLog(file: WriteStream | undefined): Promise<void> {
+  return new Promise((resolve) => {
+    if (file === undefined || file.closed) return resolve();
+    file.once("close", resolve).end();
+  });
 }
