@@ -37,6 +37,7 @@ function importsOf(file: string): Import[] {
   for (const [, specifier] of text.matchAll(/^import\s+["']([^"']+)["']/gm)) add(specifier!, false, false);
   for (const [, typeof_, specifier] of text.matchAll(/(\btypeof\s+)?\bimport\(\s*["']([^"']+)["']/g))
     add(specifier!, true, typeof_ !== undefined);
+  for (const [, specifier] of text.matchAll(/\brequire\(\s*["']([^"']+)["']\)/g)) add(specifier!, false, false);
   return found;
 }
 
@@ -175,6 +176,7 @@ describe("imports", () => {
       "@connectrpc/connect": ["services/rpc", "clients"],
       "@connectrpc/connect-node": ["services/rpc", "clients"],
       consul: ["services/discovery"],
+      "@huggingface/jinja": ["services/tiny-engine/llama/chat/compile-template.ts"],
       zeromq: ["services/tiny-engine", "services/discovery/vllm-pings.ts"],
       "@msgpack/msgpack": ["services/discovery/vllm-pings.ts"],
       // The declaration of a type that Node has and its types don't export.

@@ -4,8 +4,7 @@ import { badRequest } from "../../http/exchange.ts";
 import type { Message } from "../../message.ts";
 import type { Bpe } from "../bpe.ts";
 import { GgufError, type Gguf } from "../gguf.ts";
-import { parseTemplate, TemplateError, type Node } from "./jinja-parse.ts";
-import { RefusedByTemplate, render } from "./jinja-run.ts";
+import { compileTemplate, RefusedByTemplate, TemplateError, type RenderTemplate } from "./compile-template.ts";
 
 export type ChatTemplate = (messages: readonly Message[], openTurn: boolean, continueFinal: boolean) => number[];
 
@@ -15,7 +14,7 @@ const MARKS = Array.from({ length: 32 }, (_, index) => String.fromCodePoint(0xfd
 /** Where the last message ends, for an answer that goes on from it. */
 const END_MARK = "\ufffe";
 
-/** @throws GgufError where the template uses what this engine doesn't know. */
+/** @throws GgufError when this engine can't render the file's template. */
 export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
   const source = gguf.metadata.get("tokenizer.chat_template");
   if (typeof source !== "string") {
@@ -23,36 +22,19 @@ export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
       throw badRequest("The model's file has no chat template. Use /v1/completions.");
     };
   }
-  let nodes: readonly Node[];
-  try {
-    nodes = parseTemplate(source);
-    // A trial finds what parsing doesn't: filters and functions that are not known.
-    render(nodes, {
-      bos_token: "",
-      eos_token: "",
-      messages: [{ role: "user", content: "?" }],
-      add_generation_prompt: true,
-    });
-  } catch (error) {
-    if (error instanceof TemplateError) throw new GgufError(error.message);
-    if (!(error instanceof RefusedByTemplate)) throw error;
-    nodes = parseTemplate(source);
-  }
   const name = (token: number | undefined): string =>
     token === undefined ? "" : Buffer.from(bpe.bytes(token)).toString("utf8");
   const eosToken = gguf.metadata.get("tokenizer.ggml.eos_token_id");
   const globals = { bos_token: name(bpe.bos), eos_token: name(typeof eosToken === "number" ? eosToken : undefined) };
+  const render = checked(source, globals);
 
   const write = (messages: readonly Message[], openTurn: boolean): string => {
     try {
-      return render(nodes, {
-        ...globals,
-        messages: messages.map((message) => ({ ...message })),
-        add_generation_prompt: openTurn,
-      });
+      return render({ ...globals, messages, add_generation_prompt: openTurn });
     } catch (error) {
-      if (error instanceof RefusedByTemplate || error instanceof TemplateError)
-        throw badRequest(error.message, "messages");
+      if (error instanceof RefusedByTemplate) throw badRequest(error.message, "messages");
+      if (error instanceof TemplateError)
+        throw badRequest(`The chat template can't render these messages: ${error.message}`, "messages");
       throw error;
     }
   };
@@ -66,6 +48,25 @@ export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
     if (!continueFinal) return bpe.encodeHidden(write(safe, openTurn), mark);
     const last = safe.at(-1)!;
     const text = write([...safe.slice(0, -1), { ...last, content: last.content.trimEnd() + END_MARK }], false);
-    return bpe.encodeHidden(text.slice(0, text.lastIndexOf(END_MARK)), mark);
+    const end = text.lastIndexOf(END_MARK);
+    if (end < 0) throw badRequest("The chat template leaves the final message out; it can't be continued.", "messages");
+    return bpe.encodeHidden(text.slice(0, end), mark);
   };
+}
+
+/** A trial finds what parsing doesn't: filters and functions that don't exist. */
+function checked(source: string, globals: Readonly<Record<string, string>>): RenderTemplate {
+  try {
+    const render = compileTemplate(source);
+    try {
+      render({ ...globals, messages: [{ role: "user", content: "?" }], add_generation_prompt: true });
+    } catch (error) {
+      // Such a template wants another conversation, not another engine.
+      if (!(error instanceof RefusedByTemplate)) throw error;
+    }
+    return render;
+  } catch (error) {
+    if (error instanceof TemplateError) throw new GgufError(`the chat template can't be rendered: ${error.message}`);
+    throw error;
+  }
 }
