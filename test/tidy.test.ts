@@ -177,6 +177,7 @@ describe("imports", () => {
       "@connectrpc/connect-node": ["services/rpc", "clients"],
       consul: ["services/discovery"],
       "@huggingface/jinja": ["services/tiny-engine/llama/chat/compile-template.ts"],
+      "eventsource-parser": ["services/common/openai-stream.ts"],
       zeromq: ["services/tiny-engine", "services/discovery/vllm-pings.ts"],
       "@msgpack/msgpack": ["services/discovery/vllm-pings.ts"],
       // The declaration of a type that Node has and its types don't export.

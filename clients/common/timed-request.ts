@@ -1,6 +1,7 @@
 // One request as a client sees it: what came and when, how it ended, and whether anything came after its end. Over node:http
 // and timed at the socket: fetch and async iterators would cost more than what is measured, 25 µs an event against 10.
 import { request as httpRequest, type Agent, type IncomingMessage } from "node:http";
+import { createStreamReader } from "../../services/common/openai-stream.ts";
 
 export type Ending =
   /** A whole answer: `[DONE]`, or a body of its whole length. */
@@ -162,7 +163,6 @@ function readBody(
 interface Body {
   readonly choices?: readonly {
     readonly text?: string;
-    readonly delta?: { readonly content?: string | null };
     readonly message?: { readonly content?: string | null };
     readonly finish_reason?: string | null;
   }[];
@@ -175,40 +175,35 @@ function readStream(
   record: TimedAnswer,
   end: (ending: Ending, message?: string) => void,
 ): void {
-  let rest = "";
   let error: string | undefined;
   let done = false;
   let fault: string | undefined;
-
-  function take(event: string, nowMs: number): void {
-    if (done) fault ??= `an event came after [DONE]: ${event}`;
-    if (!event.startsWith("data: ")) return;
-    const data = event.slice(6);
-    if (data === "[DONE]") {
+  let nowMs = 0;
+  const read = createStreamReader({
+    onDone() {
+      if (done) fault ??= "[DONE] came twice";
       done = true;
-      return;
-    }
-    if (error !== undefined) fault ??= `an event came after the error: ${event}`;
-    const body = JSON.parse(data) as Body;
-    if (body.error !== undefined) error = body.error.message ?? "an error event";
-    if (body.usage?.completion_tokens !== undefined) record.tokens = body.usage.completion_tokens;
-    const choice = body.choices?.[0];
-    if (choice?.finish_reason != null) record.finishReason = choice.finish_reason;
-    const text = choice?.text ?? choice?.delta?.content ?? "";
-    if (text === "") return;
-    if (record.lastMs !== undefined) record.gapsMs.push(nowMs - record.lastMs);
-    record.chunks++;
-    record.firstMs ??= nowMs;
-    record.lastMs = nowMs;
-    record.text += text;
-  }
+    },
+    onPart(part) {
+      if (done) fault ??= `an event came after [DONE]: ${JSON.stringify(part)}`;
+      if (error !== undefined) fault ??= `an event came after the error: ${JSON.stringify(part)}`;
+      error ??= part.error;
+      if (part.usage !== undefined) record.tokens = part.usage.completionTokens;
+      if (part.finishReason !== undefined) record.finishReason = part.finishReason;
+      if (part.text === "") return;
+      if (record.lastMs !== undefined) record.gapsMs.push(nowMs - record.lastMs);
+      record.chunks++;
+      record.firstMs ??= nowMs;
+      record.lastMs = nowMs;
+      record.text += part.text;
+    },
+  });
 
   response.setEncoding("utf8").on("data", (piece: string) => {
-    const nowMs = performance.now();
-    const events = (rest + piece).split("\n\n");
-    rest = events.pop()!;
+    nowMs = performance.now();
+    if (done) fault ??= `more came after [DONE]: ${piece}`;
     try {
-      for (const event of events) take(event, nowMs);
+      read(piece);
     } catch {
       fault ??= `an event that is not JSON: ${piece}`;
     }

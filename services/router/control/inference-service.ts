@@ -3,12 +3,12 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type GenerateResponseSchema, InferenceService } from "#gen/tandem/inference/v1/inference_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
+import { createStreamReader } from "../../common/openai-stream.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { AnswerSink, Ending } from "../relay/relay.ts";
 import { schedulingOf } from "../serving/scheduling.ts";
 import type { Serving } from "../serving/serving.ts";
 import type { ServingMetrics } from "../serving/metrics.ts";
-import { createEventReader } from "./event-reader.ts";
 import { generateBody } from "./generate-body.ts";
 
 const LABEL = "Generate";
@@ -61,7 +61,16 @@ export function inferenceService(o: InferenceOptions): RpcService {
         if (context.signal.aborted) onGone();
         else context.signal.addEventListener("abort", onGone, { once: true });
 
-        const reader = createEventReader();
+        let text = "";
+        let reason = "stop";
+        let cachedTokens: number | undefined;
+        const read = createStreamReader({
+          onPart(part) {
+            text += part.text;
+            reason = part.finishReason ?? reason;
+            cachedTokens = part.usage?.cachedTokens ?? cachedTokens;
+          },
+        });
         let outcome: { ending: Ending } | { error: unknown } | undefined;
         served
           .run(inbox.sink)
@@ -79,14 +88,18 @@ export function inferenceService(o: InferenceOptions): RpcService {
               await inbox.next();
               continue;
             }
-            const text = reader.read(bytes);
+            text = "";
+            read(bytes.toString("utf8"));
             if (text === "" && !first) continue;
             bodyBytes += Buffer.byteLength(text);
             yield (first ? { text, requestId } : { text }) satisfies Piece;
             first = false;
           }
           if ("error" in outcome) throw outcome.error;
-          yield { ...(first ? { requestId } : {}), finish: finishOf(reader, outcome.ending) } satisfies Piece;
+          yield {
+            ...(first ? { requestId } : {}),
+            finish: finishOf(reason, cachedTokens, outcome.ending),
+          } satisfies Piece;
           served.close({ status: 200, bodyBytes, ending: outcome.ending });
         } catch (error) {
           served.close({ status: asServiceError(error).failure.http, bodyBytes, error });
@@ -106,16 +119,11 @@ export function inferenceService(o: InferenceOptions): RpcService {
 }
 
 function finishOf(
-  reader: ReturnType<typeof createEventReader>,
-  ending: Ending,
+  reason: string,
+  counted: number | undefined,
+  { promptTokens, completionTokens, cachedTokens = counted }: Ending,
 ): MessageInitShape<typeof GenerateResponseSchema>["finish"] {
-  const cachedTokens = ending.cachedTokens ?? reader.usage?.cachedTokens;
-  return {
-    reason: reader.finishReason === "" ? "stop" : reader.finishReason,
-    promptTokens: ending.promptTokens,
-    completionTokens: ending.completionTokens,
-    ...(cachedTokens === undefined ? {} : { cachedTokens }),
-  };
+  return { reason, promptTokens, completionTokens, ...(cachedTokens === undefined ? {} : { cachedTokens }) };
 }
 
 interface Inbox {

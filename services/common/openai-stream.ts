@@ -1,0 +1,65 @@
+// Reads an OpenAI event stream as a client does: text, finish reason, usage and errors. The hot path has readers of its
+// own, on bytes: engine/sse.ts and decode/answer-stream.ts.
+import { createParser } from "eventsource-parser";
+
+/** One event: what it adds to the answer of the first choice. */
+export interface StreamPart {
+  /** Empty when the event carries none. */
+  readonly text: string;
+  readonly finishReason: string | undefined;
+  readonly usage: StreamUsage | undefined;
+  /** The message of an error event. */
+  readonly error: string | undefined;
+}
+
+export interface StreamUsage {
+  readonly promptTokens: number;
+  readonly completionTokens: number;
+  readonly cachedTokens: number | undefined;
+}
+
+export interface StreamHandlers {
+  onPart(part: StreamPart): void;
+  /** `[DONE]`. */
+  onDone?(): void;
+}
+
+interface Chunk {
+  readonly choices?: readonly {
+    readonly text?: string;
+    readonly delta?: { readonly content?: string | null };
+    readonly finish_reason?: string | null;
+  }[];
+  readonly usage?: {
+    readonly prompt_tokens?: number;
+    readonly completion_tokens?: number;
+    readonly prompt_tokens_details?: { readonly cached_tokens?: number } | null;
+  } | null;
+  readonly error?: { readonly message?: string };
+}
+
+/** @returns What takes the stream's text as it arrives. It throws a SyntaxError at an event that is not JSON. */
+export function createStreamReader({ onPart, onDone }: StreamHandlers): (piece: string) => void {
+  const parser = createParser({
+    onEvent({ data }) {
+      if (data === "[DONE]") return onDone?.();
+      const { choices, usage, error } = JSON.parse(data) as Chunk;
+      const choice = choices?.[0];
+      onPart({
+        text: choice?.text ?? choice?.delta?.content ?? "",
+        finishReason: choice?.finish_reason ?? undefined,
+        usage: usage ? usageOf(usage) : undefined,
+        error: error === undefined ? undefined : (error.message ?? "an error event"),
+      });
+    },
+  });
+  return (piece) => parser.feed(piece);
+}
+
+function usageOf(usage: NonNullable<Chunk["usage"]>): StreamUsage {
+  return {
+    promptTokens: usage.prompt_tokens ?? 0,
+    completionTokens: usage.completion_tokens ?? 0,
+    cachedTokens: usage.prompt_tokens_details?.cached_tokens,
+  };
+}
