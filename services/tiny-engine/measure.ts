@@ -1,6 +1,6 @@
 // What an engine counts and times of each sequence, under vLLM's names.
 import type { SequenceRequest } from "./engine.ts";
-import { observe } from "./metrics-text.ts";
+import { observe } from "./prometheus-text.ts";
 import type { EngineMetrics, FinishedReason } from "./metrics.ts";
 
 /** Times in milliseconds of the engine's clock; 0 before they are known. */

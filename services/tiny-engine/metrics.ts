@@ -1,6 +1,6 @@
 // The engine's counters and histograms under vLLM's names. Gauges are set by engine steps and by
 // nothing else, so on a wedged engine they freeze, as vLLM's do.
-import { bucketsUpTo, histogram, metricsText, type Family, type Histogram, type Labels } from "./metrics-text.ts";
+import { bucketsUpTo, histogram, metricsText, type Family, type Histogram, type Labels } from "./prometheus-text.ts";
 
 export type FinishedReason = "stop" | "length" | "abort" | "error" | "repetition";
 

@@ -7,7 +7,7 @@ import { joinAddress, splitAddress } from "../../common/address.ts";
 import type { Clock } from "../../common/clock.ts";
 
 import type { FaultBoard } from "../faults.ts";
-import { observe } from "../metrics-text.ts";
+import { observe } from "../prometheus-text.ts";
 import type { EngineMetrics } from "../metrics.ts";
 import { kvFailure, type Arrival, type Connector, type Fetched, type KvSpace, type RepeatableKv } from "./connector.ts";
 import { NixlBlocks } from "./nixl-blocks.ts";

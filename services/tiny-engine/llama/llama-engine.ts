@@ -16,7 +16,7 @@ import type {
 import { kvFailure, type Connector, type KvModel, type KvSpace } from "../kv/connector.ts";
 import { measureArrival, measureEnd, measureToken } from "../measure.ts";
 import type { Message } from "../message.ts";
-import { observe } from "../metrics-text.ts";
+import { observe } from "../prometheus-text.ts";
 import { EngineMetrics, type FinishedReason } from "../metrics.ts";
 import type { ModelFile } from "./model-file.ts";
 import { createRoom, type Room } from "./room.ts";

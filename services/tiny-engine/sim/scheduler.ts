@@ -3,7 +3,7 @@
 // token in one burst. Prompts are cut to a token budget per step, so a long prompt slows the others
 // down for some steps, as vLLM's chunked prefill does.
 import type { Clock, Timer } from "../../common/clock.ts";
-import { observe } from "../metrics-text.ts";
+import { observe } from "../prometheus-text.ts";
 import type { EngineMetrics } from "../metrics.ts";
 import type { Sequence } from "./sequence.ts";
 
