@@ -19,7 +19,6 @@ import { inferenceService } from "./control/inference-service.ts";
 import { createReceipts } from "./control/receipts.ts";
 import { routerService } from "./control/router-service.ts";
 import { watchAll } from "./directories.ts";
-import { keepIdleSmall } from "./idle-memory.ts";
 import { createLiveSettings } from "./live-settings.ts";
 import { provesByProbe, startProbes } from "./probe/schedule.ts";
 import { BREAKER_LIMITS } from "./pool/breaker.ts";
@@ -43,8 +42,6 @@ export interface Router {
   readonly restUrl: string;
   /** host:port */
   readonly grpcAddress: string;
-  /** That run or wait now. */
-  readonly requests: number;
   /** Takes no new request, gives the running ones `graceMs` to end, then ends them. Later calls wait for the first. */
   stop(graceMs: number): Promise<void>;
   /** `stop` with the configured grace. */
@@ -64,7 +61,6 @@ export async function runRouter(argv: readonly string[]): Promise<void> {
   }
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
   const router = await startRouter(config, { signal: stop });
-  keepIdleSmall(() => router.requests);
   await onceAborted(stop);
   const graceMs = config["drain.grace_ms"];
   await router.stop(stop.reason === "SIGTERM" ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
@@ -242,9 +238,6 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   return {
     restUrl,
     grpcAddress,
-    get requests() {
-      return serving.count;
-    },
     stop,
     [Symbol.asyncDispose]: () => stop(config["drain.grace_ms"]),
   };

@@ -1,7 +1,6 @@
 // One HTTP exchange in uvicorn's handwriting: the headers and their order, and the error bodies that
 // vLLM's FastAPI application sends. Bodies are read whole; vLLM has no limit, this has one.
-import type { IncomingMessage, ServerResponse } from "node:http";
-import { STATUS_CODES } from "../../common/node-http.ts";
+import { STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
 
 const BODY_LIMIT_BYTES = 64 * 1024 * 1024;
 

@@ -1,8 +1,7 @@
 // vLLM's HTTP surface over an Engine: the routes, what they answer, and what they say of wrong ones.
 // Beside it the sim's own: /sim/* to look inside and to break things, /kv/release to drop KV.
 import { randomBytes } from "node:crypto";
-import type { IncomingMessage, Server, ServerResponse } from "node:http";
-import { createServer } from "../../common/node-http.ts";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Engine } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import { Answer, type AnswerPlan, type Outcome } from "./answer.ts";
