@@ -1,5 +1,6 @@
 // One line that a child wrote, for the terminal. Tandem's processes write JSON (services/common/log.ts); what isn't JSON
 // comes from Node or an engine at its end, and is shown as it is.
+import { LINE_KEYS, valueText } from "../../../services/common/log.ts";
 
 export interface RenderedLine {
   readonly text: string;
@@ -11,49 +12,39 @@ export interface RenderedLine {
 
 interface Line {
   readonly level?: unknown;
-  readonly event?: unknown;
+  readonly msg?: unknown;
   readonly [field: string]: unknown;
 }
 
 const LEVEL_COLOURS: Readonly<Record<string, string>> = { warn: "\x1b[33m", error: "\x1b[31m" };
-/** What every line has and nobody needs to read here. */
-const HIDDEN = new Set(["time", "level", "name", "event"]);
 
 export function renderLogLine(line: string, colour: boolean, plainIsLoud = true): RenderedLine {
   const parsed = line.startsWith("{") ? parse(line) : undefined;
   if (parsed === undefined) return { text: line, isLoud: plainIsLoud };
   const level = String(parsed.level);
   // An engine may take minutes to load: whoever waits sees how far it is.
-  if (parsed.event === "engine loading") return { text: String(parsed["phase"]), isLoud: true };
-  if (parsed.event === "engine loaded")
+  if (parsed.msg === "engine loading") return { text: String(parsed["phase"]), isLoud: true };
+  if (parsed.msg === "engine loaded")
     return { text: `engine works after ${String(parsed["seconds"])} s: ${String(parsed["phases"])}`, isLoud: true };
-  if (parsed.event === "adopting an engine")
+  if (parsed.msg === "adopting an engine")
     return { text: `adopts the ${String(parsed["role"])} engine at ${String(parsed["httpAddress"])}`, isLoud: true };
   const on = colour ? (LEVEL_COLOURS[level] ?? "") : "";
-  let text = `${on}${level}${on === "" ? "" : "\x1b[0m"} ${String(parsed.event)}`;
+  let text = `${on}${level}${on === "" ? "" : "\x1b[0m"} ${String(parsed.msg)}`;
   for (const key in parsed) {
-    if (HIDDEN.has(key) || parsed[key] === undefined) continue;
-    text += ` ${key}=${shown(parsed[key])}`;
+    if (!LINE_KEYS.has(key)) text += ` ${key}=${valueText(parsed[key])}`;
   }
   return {
     text,
     isLoud: level === "warn" || level === "error",
-    ...(parsed.event === "settings" ? { isSettings: true } : {}),
+    ...(parsed.msg === "settings" ? { isSettings: true } : {}),
   };
 }
 
 function parse(line: string): Line | undefined {
   try {
     const value = JSON.parse(line) as unknown;
-    return typeof value === "object" && value !== null && "level" in value && "event" in value ? value : undefined;
+    return typeof value === "object" && value !== null && "level" in value && "msg" in value ? value : undefined;
   } catch {
     return undefined;
   }
-}
-
-/** An error is shown by its message; its stack is in the log file. */
-function shown(value: unknown): string {
-  if (typeof value === "object" && value !== null && "message" in value) return JSON.stringify(value.message);
-  if (typeof value === "string" && /^[^\s"=]+$/.test(value)) return value;
-  return JSON.stringify(value);
 }

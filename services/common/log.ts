@@ -1,4 +1,5 @@
-// One event a line, with fields: text for a terminal, JSON for everything else.
+// One event a line, with fields: text for a terminal, JSON for everything else. The JSON has pino's keys, so that what reads
+// pino's lines reads these (`| npx pino-pretty`); why it isn't pino that writes them: docs/adr/0011-our-own-log.md.
 
 export type LogLevel = "debug" | "info" | "warn" | "error";
 
@@ -31,7 +32,8 @@ const SECRET = /([tT]oken|[sS]ecret|[pP]assword|[aA]uthorization|[a-z]Key|_key|-
 
 const COLOURS: Record<LogLevel, string> = { debug: "\x1b[2m", info: "\x1b[36m", warn: "\x1b[33m", error: "\x1b[31m" };
 
-const RESERVED = new Set(["time", "level", "name", "event"]);
+/** What every line has; a field of that name gets a `_` behind it. */
+export const LINE_KEYS: ReadonlySet<string> = new Set(["level", "time", "name", "msg"]);
 
 export function createLog(o: LogOptions): Log {
   const out = o.out ?? process.stderr;
@@ -65,8 +67,8 @@ function fromEnv<T extends string>(name: string, values: readonly T[]): T | unde
 }
 
 function jsonLine(level: LogLevel, name: string, event: string, fields: Fields): string {
-  const line: Record<string, unknown> = { time: new Date().toISOString(), level, name, event };
-  for (const key in fields) line[RESERVED.has(key) ? `${key}_` : key] = plain(key, fields[key]);
+  const line: Record<string, unknown> = { level, time: new Date().toISOString(), name, msg: event };
+  for (const key in fields) line[LINE_KEYS.has(key) ? `${key}_` : key] = plain(key, fields[key]);
   return `${JSON.stringify(line)}\n`;
 }
 
@@ -78,11 +80,15 @@ function textLine(level: LogLevel, name: string, event: string, fields: Fields, 
     const raw = fields[key];
     if (raw === undefined) continue;
     if (raw instanceof Error && !SECRET.test(key)) below += `${stackOf(raw)}\n`;
-    const value = raw instanceof Error ? raw.message : plain(key, raw);
-    const shown = typeof value === "string" && /^[^\s"=]+$/.test(value) ? value : JSON.stringify(value);
-    line += `  ${dim}${key}=${off}${shown}`;
+    line += `  ${dim}${key}=${off}${valueText(plain(key, raw))}`;
   }
   return `${line}\n${below}`;
+}
+
+/** A field of a line as people read it; an error by its message. */
+export function valueText(value: unknown): string {
+  if (typeof value === "object" && value !== null && "message" in value) return valueText(value.message);
+  return typeof value === "string" && /^[^\s"=]+$/.test(value) ? value : JSON.stringify(value);
 }
 
 function stackOf(error: Error): string {

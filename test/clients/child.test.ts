@@ -54,7 +54,7 @@ describe("a child of `tandem up`", () => {
 
   it("that ends by itself is started again after a pause that doubles, with its last words kept", async () => {
     const { deaths, over, child } = run(
-      `console.error('{"level":"info","event":"out of luck ' + process.pid + '"}'); process.exit(7)`,
+      `console.error('{"level":"info","msg":"out of luck ' + process.pid + '"}'); process.exit(7)`,
       output,
       (all) => all.length < 3,
     );
@@ -105,8 +105,8 @@ describe("a child of `tandem up`", () => {
 
   it("writes all to its log file, and only warnings and plain errors to the terminal", async () => {
     const lines = [
-      { level: "info", event: "quiet" },
-      { level: "warn", event: "loud", left: 3 },
+      { level: "info", msg: "quiet" },
+      { level: "warn", msg: "loud", left: 3 },
     ].map((line) => JSON.stringify(line));
     const { over } = run(
       `console.error(${JSON.stringify(lines.join("\n"))}); console.error("a crash"); console.log("an answer")`,

@@ -2,12 +2,12 @@ import assert from "node:assert/strict";
 import { renderLogLine } from "../../clients/common/log-line.ts";
 
 describe("a line that a child wrote", () => {
-  it("shows level, event and fields, and is quiet at info", () => {
+  it("shows level, message and fields, and is quiet at info", () => {
     const line = JSON.stringify({
       time: "2026-11-22T10:00:00Z",
       level: "info",
       name: "router",
-      event: "request ended",
+      msg: "request ended",
       id: "cmpl-1",
       ms: 3,
     });
@@ -17,7 +17,7 @@ describe("a line that a child wrote", () => {
   it("is loud at warn and above, and shows an error by its message", () => {
     const line = JSON.stringify({
       level: "warn",
-      event: "leg failed",
+      msg: "leg failed",
       error: { message: "engine gone", stack: "Error: ..." },
     });
     assert.deepEqual(renderLogLine(line, false), { text: 'warn leg failed error="engine gone"', isLoud: true });

@@ -24,7 +24,7 @@ describe("a log line", () => {
     assert.deepEqual(rest, {
       level: "info",
       name: "router",
-      event: "request ended",
+      msg: "request ended",
       requestId: "r1",
       ttftMs: 12.5,
       count: "3",

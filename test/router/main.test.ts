@@ -96,7 +96,7 @@ describe("a router", () => {
     const open = logSink();
     await using wide = await start(["--rest.listen", "0.0.0.0:0", "--grpc.listen", "127.0.0.1:0"], {}, open);
     assert.ok(wide.restUrl);
-    assert.match(open.lines.find(({ level }) => level === "warn")!.event, /no API key is set/);
+    assert.match(open.lines.find(({ level }) => level === "warn")!.msg, /no API key is set/);
   });
 });
 

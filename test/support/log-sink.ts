@@ -4,14 +4,14 @@ import { createLog, type Log } from "../../services/common/log.ts";
 
 export interface LoggedLine {
   readonly level: string;
-  readonly event: string;
+  readonly msg: string;
   readonly [field: string]: unknown;
 }
 
 export interface LogSink {
   readonly log: Log;
   readonly lines: readonly LoggedLine[];
-  /** Lines whose event is `event`. */
+  /** Lines of this event. */
   events(event: string): LoggedLine[];
 }
 
@@ -27,7 +27,7 @@ export function logSink(): LogSink {
   return {
     log: createLog({ name: "test", level: "debug", format: "json", out }),
     lines,
-    events: (event) => lines.filter((line) => line.event === event),
+    events: (event) => lines.filter((line) => line.msg === event),
   };
 }
 

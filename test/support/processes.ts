@@ -55,7 +55,7 @@ export function startProcess(
     logged: (event) =>
       output
         .split("\n")
-        .filter((line) => line.startsWith("{") && line.includes(`"event":${JSON.stringify(event)}`))
+        .filter((line) => line.startsWith("{") && line.includes(`"msg":${JSON.stringify(event)}`))
         .map((line) => JSON.parse(line) as Record<string, unknown>),
     signal: (name) => void child.kill(name),
     async end(name = "SIGTERM") {

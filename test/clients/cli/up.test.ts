@@ -220,7 +220,7 @@ describe("tandem up", function () {
     await using up = await startUp(["--verbose"], { TANDEM_LOG_LEVEL: "debug" });
     assert.match(up.output(), /^prefill-1 \| info settings/m);
     const logs = readFileSync(join(up.run().logDir, "prefill-1.log"), "utf8");
-    assert.match(logs, /"event":"settings"/);
+    assert.match(logs, /"msg":"settings"/);
     assert.ok(!(logs + up.output().replace(/grpcurl.*/, "")).includes(up.run().token), "the join token is in no log");
   });
 });
