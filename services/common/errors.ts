@@ -1,6 +1,6 @@
 // Every failure that Tandem may report, and the one class that carries it.
 // Three boundaries read the table and nothing else decides a status: router/rest (OpenAI error body), rpc (gRPC
-// status), router/relay (retry).
+// status), router/relay (retry). docs/errors.md is the same table for people.
 
 /** Names of gRPC status codes, as @grpc/grpc-js and Connect spell them. */
 export type GrpcCode =
@@ -33,12 +33,10 @@ export interface Failure {
   readonly type: string;
 }
 
+/** When each happens, and what to do about it: failure-help.ts. */
 export const FAILURES = {
-  /** The request is malformed; the message says what to change. */
   invalid_request: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
-  /** The engine refused the body. `ServiceError.engineAnswer` holds its status and error body. */
   engine_refused: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
-  /** The connector, or this kind of deployment, can't serve the request. */
   not_supported: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
   body_too_large: { http: 413, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
   unauthenticated: { http: 401, grpc: "UNAUTHENTICATED", retry: "never", type: "AuthenticationError" },
@@ -46,30 +44,19 @@ export const FAILURES = {
   model_not_found: { http: 404, grpc: "NOT_FOUND", retry: "never", type: "NotFoundError" },
   not_found: { http: 404, grpc: "NOT_FOUND", retry: "never", type: "NotFoundError" },
   method_not_allowed: { http: 405, grpc: "UNIMPLEMENTED", retry: "never", type: "BadRequestError" },
-  /** The call fits no state the receiver is in. */
   failed_precondition: { http: 409, grpc: "FAILED_PRECONDITION", retry: "never", type: "ConflictError" },
-  /** Too many requests wait already. */
   queue_full: { http: 429, grpc: "RESOURCE_EXHAUSTED", retry: "elsewhere", type: "RateLimitError" },
-  /** One instance has no slot free. */
   instance_busy: { http: 503, grpc: "RESOURCE_EXHAUSTED", retry: "elsewhere", type: "ServiceUnavailableError" },
-  /** No instance could serve this at all; the message names the empty pool. */
   no_instance: { http: 503, grpc: "UNAVAILABLE", retry: "never", type: "ServiceUnavailableError" },
-  /** One instance is starting, draining, stopped or can't be reached. */
   instance_unavailable: { http: 503, grpc: "UNAVAILABLE", retry: "elsewhere", type: "ServiceUnavailableError" },
-  /** The connection to an instance broke, or it fell silent, while a leg ran on it. */
   instance_lost: { http: 502, grpc: "UNAVAILABLE", retry: "both legs", type: "InternalServerError" },
   leg_id_reused: { http: 500, grpc: "ALREADY_EXISTS", retry: "both legs", type: "InternalServerError" },
   kv_transfer_failed: { http: 502, grpc: "ABORTED", retry: "both legs", type: "InternalServerError" },
-  /** The engine answered 5xx, reported an error inside its stream, or broke it off. */
   engine_failed: { http: 502, grpc: "INTERNAL", retry: "both legs", type: "InternalServerError" },
-  /** A reservation was not started in time. */
   reservation_expired: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
-  /** An instance took its half of a leg and gave no sign of life within the bound of that part. */
   leg_stalled: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
   deadline_exceeded: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "never", type: "TimeoutError" },
-  /** The client left, or a leg was abandoned. 499 is nginx's code; nobody is there to read it. */
   cancelled: { http: 499, grpc: "CANCELLED", retry: "never", type: "CancelledError" },
-  /** A bug of ours. The message says nothing; the log has the stack. */
   internal: { http: 500, grpc: "INTERNAL", retry: "never", type: "InternalServerError" },
 } as const satisfies Record<string, Failure>;
 

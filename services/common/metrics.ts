@@ -14,6 +14,14 @@ export type Counter = prom.Counter<string>;
 export type Gauge = prom.Gauge<string>;
 export type Histogram = prom.Histogram<string>;
 
+/** A metric as it was registered. */
+export interface MetricInfo {
+  readonly name: string;
+  readonly help: string;
+  readonly type: "counter" | "gauge" | "histogram";
+  readonly labelNames: readonly string[];
+}
+
 export interface Metrics {
   /** `name` ends in `_total`. The same name again gives the same metric. */
   counter(name: string, help: string, labels?: readonly string[]): Counter;
@@ -23,6 +31,8 @@ export interface Metrics {
   histogram(name: string, help: string, buckets: readonly number[], labels?: readonly string[]): Histogram;
   /** A histogram for what runs per token: without labels, and an observation allocates nothing. */
   tally(name: string, help: string, buckets: readonly number[]): { observe(value: number): void };
+  /** All that are registered, those without a value yet included: docs/metrics.md is made from it. */
+  list(): readonly MetricInfo[];
   /** Prometheus text format. */
   text(): Promise<string>;
   readonly contentType: string;
@@ -50,6 +60,7 @@ export function createMetrics(): Metrics {
       registry.registerMetric(counted as unknown as prom.Metric);
       return counted;
     },
+    list: () => registry.getMetricsAsArray() as unknown as readonly MetricInfo[],
     text: () => registry.metrics(),
     contentType: registry.contentType,
   };
@@ -82,12 +93,15 @@ function tallyOf(
   name: string,
   help: string,
   buckets: readonly number[],
-): { readonly name: string; get(): unknown; observe(value: number): void } {
+): MetricInfo & { get(): unknown; observe(value: number): void } {
   const counts = new Float64Array(buckets.length);
   let sum = 0;
   let count = 0;
   return {
     name,
+    help,
+    type: "histogram",
+    labelNames: [],
     observe(value) {
       sum += value;
       count += 1;

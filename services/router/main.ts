@@ -7,7 +7,7 @@ import { ServiceError } from "../common/errors.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { measureEventLoop } from "../common/event-loop.ts";
-import { createMetrics } from "../common/metrics.ts";
+import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { registryHub } from "../discovery/embedded.ts";
 import { staticRegistry } from "../discovery/static.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
@@ -72,7 +72,10 @@ export async function runRouter(argv: readonly string[]): Promise<void> {
  * @param o.signal Gives up the start when it aborts.
  * @throws Error saying which address is taken, and by which flag to change it
  */
-export async function startRouter(config: RouterConfig, o: { signal?: AbortSignal; log?: Log } = {}): Promise<Router> {
+export async function startRouter(
+  config: RouterConfig,
+  o: { signal?: AbortSignal; log?: Log; metrics?: Metrics } = {},
+): Promise<Router> {
   const log = o.log ?? createLog({ name: "router", level: config["log.level"] });
   const clock = systemClock;
   const routerId = `router-${randomUUID().slice(0, 8)}`;
@@ -80,7 +83,7 @@ export async function startRouter(config: RouterConfig, o: { signal?: AbortSigna
   for (const { key, value, origin } of settingsOf(config)) log.debug("setting", { setting: key, value, origin });
   warnOfOpenDoors(config, log);
 
-  const metrics = createMetrics();
+  const metrics = o.metrics ?? createMetrics();
   const pool = createPool({
     token,
     log,

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { refusedField } from "../../services/kv/forbidden.ts";
+import { REFUSED_FIELDS, refusedField } from "../../services/kv/forbidden.ts";
 
 const param = (json: string): string | undefined => refusedField(JSON.parse(json))?.param;
 
@@ -23,6 +23,17 @@ describe("a client's body", () => {
     assert.equal(param('{"best_of":2}'), "best_of");
     assert.equal(param('{"best_of":"2"}'), "best_of");
     assert.equal(param('{"best_of":1}'), undefined);
+    assert.equal(param('{"prompt_embeds":"AAAA"}'), "prompt_embeds");
+  });
+
+  it("is refused for what the list says, and each entry of the list refuses something", () => {
+    const values = [1, true, { kv_transfer_params: 1 }];
+    const refuses = (field: string): boolean =>
+      values.some((value) => refusedField({ logprobs: 1, [field]: value })?.param.split(".")[0] === field);
+    assert.deepEqual(
+      REFUSED_FIELDS.map(({ field }) => field).filter((field) => !refuses(field)),
+      [],
+    );
   });
 
   it("passes with everything else", () => {

@@ -12,6 +12,7 @@ import { completionsHandler, type CompletionsOptions } from "./completions.ts";
 import type { HostChecks } from "./host-check.ts";
 import { modelList, modelOf } from "./models.ts";
 import { page, PAGE_HEADERS } from "./page.ts";
+import { ANSWER_HEADERS, REQUEST_HEADERS } from "../serving/headers.ts";
 import { readinessOf } from "../serving/readiness.ts";
 import { writeError } from "./stream-answer.ts";
 
@@ -29,28 +30,48 @@ export interface RestOptions extends Omit<CompletionsOptions, "metrics" | "check
   readonly checkHost: HostChecks;
 }
 
-/** Paths and their methods, as an error names them. */
-const PATHS: Readonly<Record<string, "GET" | "POST">> = {
-  "/v1/chat/completions": "POST",
-  "/v1/completions": "POST",
-  "/v1/models": "GET",
-  "/v1/models/{id}": "GET",
-  "/health": "GET",
-  "/livez": "GET",
-  "/ready": "GET",
-  "/readyz": "GET",
-  "/metrics": "GET",
-  "/": "GET",
-};
+export interface Route {
+  readonly method: "GET" | "POST";
+  readonly help: string;
+}
+
+/** Every path. docs/api.md is made from this. */
+export const ROUTES = {
+  "/v1/chat/completions": { method: "POST", help: "A chat completion, streamed or in one piece." },
+  "/v1/completions": { method: "POST", help: "A completion of one prompt or several, streamed or in one piece." },
+  "/v1/models": {
+    method: "GET",
+    help: 'The models that are registered, with `max_model_len`, and `"ready": false` where one can\'t be served now.',
+  },
+  "/v1/models/{id}": { method: "GET", help: "One of them. Slashes in the name may be escaped or not." },
+  "/health": { method: "GET", help: "200 while the process runs. The same as `/livez`." },
+  "/livez": { method: "GET", help: "200 while the process runs." },
+  "/ready": { method: "GET", help: "The same as `/readyz`." },
+  "/readyz": {
+    method: "GET",
+    help: "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack.",
+  },
+  "/metrics": { method: "GET", help: "[Metrics](metrics.md) in Prometheus' text format." },
+  "/": { method: "GET", help: "A page for people: models, instances, lines to paste." },
+} as const satisfies Record<string, Route>;
+
+type PathOf<M> = {
+  [P in keyof typeof ROUTES]: (typeof ROUTES)[P]["method"] extends M ? P : never;
+}[keyof typeof ROUTES];
+
+const METHODS = new Map(Object.entries(ROUTES).map(([path, { method }]: [string, Route]) => [path, method]));
 
 /** RouterService has its own secret. */
 const ADMIN_PATHS = "/tandem.router.";
 
 export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerResponse) => void {
   const completions = { ...o, metrics: o.servingMetrics, checkHost: o.checkHost.rest };
+  const posted: Record<PathOf<"POST">, ReturnType<typeof completionsHandler>> = {
+    "/v1/chat/completions": completionsHandler("/v1/chat/completions", completions),
+    "/v1/completions": completionsHandler("/v1/completions", completions),
+  };
   const hot = express.Router();
-  hot.post("/v1/chat/completions", completionsHandler("/v1/chat/completions", completions));
-  hot.post("/v1/completions", completionsHandler("/v1/completions", completions));
+  for (const [path, handler] of Object.entries(posted)) hot.post(path, handler);
 
   const app = express();
   app.disable("x-powered-by");
@@ -61,40 +82,47 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
     next();
   });
   app.use((req, _res, next) => {
-    (req.path.startsWith(ADMIN_PATHS) ? o.checkHost.admin : o.checkHost.rest)(req.headers.host);
+    (req.path.startsWith(ADMIN_PATHS) ? o.checkHost.admin : o.checkHost.rest)(req.headers[REQUEST_HEADERS.host.name]);
     next();
   });
   const authorize = authorizer(o.apiKey);
   app.use("/v1", (req, _res, next) => {
-    authorize(req.headers.authorization);
+    authorize(req.headers[REQUEST_HEADERS.authorization.name]);
     next();
   });
   const startedS = Math.floor(Date.now() / 1000);
-  app.get("/v1/models", (_req, res) => void res.json(modelList(o.pool.view, startedS)));
-  // Names of models hold slashes, which SDKs escape or not.
-  app.get("/v1/models/*id", (req, res) => {
-    const id = req.params["id"] as unknown as string[];
-    res.json(modelOf(o.pool.view, id.join("/"), startedS));
-  });
-  app.get(["/health", "/livez"], (_req, res) => void res.json({ status: "ok" }));
-  app.get(["/ready", "/readyz"], (_req, res) => {
+  const live = (_req: Request, res: Response): void => void res.json({ status: "ok" });
+  const ready = (_req: Request, res: Response): void => {
     const { lack, models } = readinessOf(o.pool.view, o.serving.strict);
     const reason = o.serving.draining ? "The server is stopping." : lack;
     const lacking = Object.fromEntries([...models].filter(([, text]) => text !== ""));
     const also = Object.keys(lacking).length === 0 ? {} : { not_ready: lacking };
     if (reason === undefined) res.json({ status: "ready", ...also });
     else res.status(503).json({ status: "not ready", reason, ...also });
-  });
-  app.get("/metrics", async (_req, res) => {
-    res.setHeader("content-type", o.metrics.contentType);
-    res.end(await o.metrics.text());
-  });
-  app.get("/", (req, res) => {
-    const { view } = o.pool;
-    const readiness = readinessOf(view, o.serving.strict);
-    const addresses = { restAddress: addressOf(req), grpcAddress: o.grpcAddress };
-    res.set(PAGE_HEADERS).end(page({ view, readiness, keyed: o.apiKey !== "", ...addresses }));
-  });
+  };
+  const got: Record<PathOf<"GET">, (req: Request, res: Response) => void | Promise<void>> = {
+    "/v1/models": (_req, res) => void res.json(modelList(o.pool.view, startedS)),
+    // Names of models hold slashes, which SDKs escape or not.
+    "/v1/models/{id}"(req, res) {
+      const id = req.params["id"] as unknown as string[];
+      res.json(modelOf(o.pool.view, id.join("/"), startedS));
+    },
+    "/health": live,
+    "/livez": live,
+    "/ready": ready,
+    "/readyz": ready,
+    async "/metrics"(_req, res) {
+      res.setHeader("content-type", o.metrics.contentType);
+      res.end(await o.metrics.text());
+    },
+    "/"(req, res) {
+      const { view } = o.pool;
+      const readiness = readinessOf(view, o.serving.strict);
+      const addresses = { restAddress: addressOf(req), grpcAddress: o.grpcAddress };
+      res.set(PAGE_HEADERS).end(page({ view, readiness, keyed: o.apiKey !== "", ...addresses }));
+    },
+  };
+  for (const [path, handler] of Object.entries(got)) app.get(path.replace("{id}", "*id"), handler);
   app.use(o.routerService);
   app.use((req: Request) => {
     throw notServed(req);
@@ -118,12 +146,12 @@ function addressOf(req: Request): string {
 
 function notServed(req: Request): ServiceError {
   const path = req.path.length > 100 ? `${req.path.slice(0, 100)}…` : req.path;
-  const known = PATHS[path] ?? (path.startsWith("/v1/models/") ? "GET" : undefined);
+  const known = METHODS.get(path) ?? (path.startsWith("/v1/models/") ? "GET" : undefined);
   if (known !== undefined) {
-    req.res?.setHeader("allow", known === "GET" ? "GET, HEAD" : known);
+    req.res?.setHeader(ANSWER_HEADERS.allow.name, known === "GET" ? "GET, HEAD" : known);
     return new ServiceError("method_not_allowed", `${req.method} is not allowed on ${path}: use ${known}.`);
   }
-  const there = Object.entries(PATHS).map(([name, method]) => `${method} ${name}`);
+  const there = [...METHODS].map(([name, method]) => `${method} ${name}`);
   return new ServiceError("not_found", `There is no ${path} here. There are: ${there.join(", ")}.`);
 }
 

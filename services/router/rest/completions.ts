@@ -10,6 +10,7 @@ import type { HostCheck } from "./host-check.ts";
 import { readBody } from "./read-body.ts";
 import { refuseUnread } from "./refuse-unread.ts";
 import { serverTiming } from "./server-timing.ts";
+import { ANSWER_HEADERS, REQUEST_HEADERS } from "../serving/headers.ts";
 import { schedulingOf } from "../serving/scheduling.ts";
 import type { Served, Serving } from "../serving/serving.ts";
 import type { ServingMetrics } from "../serving/metrics.ts";
@@ -41,8 +42,8 @@ export function completionsHandler(
 
   /** From the head of the request to its opening. */
   async function receive(req: IncomingMessage, clientId: string | undefined, share: BodyShare): Promise<Served> {
-    o.checkHost(req.headers.host);
-    authorize(req.headers.authorization);
+    o.checkHost(req.headers[REQUEST_HEADERS.host.name]);
+    authorize(req.headers[REQUEST_HEADERS.authorization.name]);
     checkMedia(req);
     const scheduling = schedulingOf((name) => {
       const value = req.headers[name];
@@ -67,12 +68,12 @@ export function completionsHandler(
   }
 
   async function handle(req: IncomingMessage, res: ServerResponse, share: BodyShare): Promise<void> {
-    const clientId = clientIdOf(req.headers["x-request-id"]);
+    const clientId = clientIdOf(req.headers[REQUEST_HEADERS.requestId.name]);
     let served: Served;
     try {
       served = await receive(req, clientId, share);
     } catch (error) {
-      refuse(req, res, error, clientId === undefined ? {} : { "x-request-id": clientId });
+      refuse(req, res, error, clientId === undefined ? {} : { [ANSWER_HEADERS.requestId.name]: clientId });
       return;
     }
     const { draft, request } = served;
@@ -85,11 +86,11 @@ export function completionsHandler(
       },
       headers: () => {
         const headers: Record<string, string> = {
-          "x-request-id": clientId ?? request.id,
-          "server-timing": serverTiming(draft),
+          [ANSWER_HEADERS.requestId.name]: clientId ?? request.id,
+          [ANSWER_HEADERS.timing.name]: serverTiming(draft),
         };
         if (draft.fallbacks.length > 0)
-          headers["x-tandem-degraded"] = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
+          headers[ANSWER_HEADERS.degraded.name] = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
         if (o.serving.draining) headers["connection"] = "close";
         return headers;
       },
@@ -130,8 +131,8 @@ export function completionsHandler(
 }
 
 function checkMedia(req: IncomingMessage): void {
-  const media = (req.headers["content-type"] ?? "").split(";", 1)[0]!.trim().toLowerCase();
+  const media = (req.headers[REQUEST_HEADERS.contentType.name] ?? "").split(";", 1)[0]!.trim().toLowerCase();
   if (media !== "application/json") throw malformedMedia("Unsupported Media Type: Only 'application/json' is allowed");
-  const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
+  const encoding = (req.headers[REQUEST_HEADERS.contentEncoding.name] ?? "identity").toLowerCase();
   if (encoding !== "identity") throw malformedMedia("Unsupported Content-Encoding: Send the body uncompressed");
 }

@@ -1,5 +1,6 @@
 // The one place that turns a failure into an HTTP answer: status, headers and OpenAI's error body.
 import { asServiceError, type ServiceError } from "../../common/errors.ts";
+import { ANSWER_HEADERS } from "../serving/headers.ts";
 
 export interface ErrorAnswer {
   readonly status: number;
@@ -12,8 +13,9 @@ export interface ErrorAnswer {
 export function errorAnswer(thrown: unknown): ErrorAnswer {
   const error = asServiceError(thrown);
   const headers: Record<string, string> = { "content-type": "application/json" };
-  if (error.retryAfterS !== undefined) headers["retry-after"] = String(Math.max(1, Math.ceil(error.retryAfterS)));
-  if (error.code === "unauthenticated") headers["www-authenticate"] = "Bearer";
+  if (error.retryAfterS !== undefined)
+    headers[ANSWER_HEADERS.retryAfter.name] = String(Math.max(1, Math.ceil(error.retryAfterS)));
+  if (error.code === "unauthenticated") headers[ANSWER_HEADERS.authenticate.name] = "Bearer";
   const engine = engineAnswer(error);
   if (engine !== undefined) return { status: engine.status, headers, body: engine.body };
   const status = error.failure.http;

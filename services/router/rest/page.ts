@@ -4,13 +4,14 @@ import { createHash } from "node:crypto";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { TANDEM_BUILD } from "../../common/version.ts";
 import type { FleetView, Seen } from "../pool/pool.ts";
+import { ANSWER_HEADERS } from "../serving/headers.ts";
 import type { Readiness } from "../serving/readiness.ts";
 import { PAGE_SCRIPT } from "./page-script.ts";
 import { PAGE_STYLE } from "./page-style.ts";
 
 export const PAGE_HEADERS = {
   "content-type": "text/html; charset=utf-8",
-  "cache-control": "no-store",
+  [ANSWER_HEADERS.caching.name]: "no-store",
   "content-security-policy":
     `default-src 'none'; style-src '${hashOf(PAGE_STYLE)}'; script-src '${hashOf(PAGE_SCRIPT)}'; ` +
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -1,6 +1,7 @@
 // Reads the body of a request, up to its own limit and to what is left for all.
 import type { IncomingMessage } from "node:http";
 import { ServiceError } from "../../common/errors.ts";
+import { REQUEST_HEADERS } from "../serving/headers.ts";
 import type { BodyShare } from "./body-budget.ts";
 
 /**
@@ -9,7 +10,7 @@ import type { BodyShare } from "./body-budget.ts";
  *   when the client leaves before its end
  */
 export function readBody(req: IncomingMessage, limitBytes: number, share: BodyShare): Promise<Buffer> {
-  const declared = Number(req.headers["content-length"]);
+  const declared = Number(req.headers[REQUEST_HEADERS.contentLength.name]);
   if (declared > limitBytes) return Promise.reject(tooLarge(limitBytes));
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];

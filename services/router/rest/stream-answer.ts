@@ -2,6 +2,7 @@
 // token. A client that reads too slowly is paced, and cut when it takes nothing at all.
 import type { ServerResponse } from "node:http";
 import type { AnswerSink } from "../relay/relay.ts";
+import { ANSWER_HEADERS } from "../serving/headers.ts";
 import { errorAnswer, errorEvent } from "./errors.ts";
 
 const DONE = Buffer.from("data: [DONE]\n\n");
@@ -41,9 +42,9 @@ export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
       o.onStart();
       res.writeHead(200, {
         "content-type": "text/event-stream; charset=utf-8",
-        "cache-control": "no-cache",
+        [ANSWER_HEADERS.caching.name]: "no-cache",
         // nginx would hold the events back to fill its buffers.
-        "x-accel-buffering": "no",
+        [ANSWER_HEADERS.buffering.name]: "no",
         ...o.headers(),
       });
       res.on("drain", onDrain);

@@ -4,7 +4,7 @@
 import { isUtf8 } from "node:buffer";
 import { ServiceError } from "../../common/errors.ts";
 import { countParts, duplicateKey, scanObject, withTrueKeys } from "../../common/json-body.ts";
-import { malformed, shown, type Fields } from "./validation.ts";
+import { malformed, shown, type Parsed } from "./validation.ts";
 
 /**
  * Fields, objects and lists of a body, however deep; a chat of 60,000 messages has as many. At worst, where each key is
@@ -29,7 +29,7 @@ export function checkParts(json: Buffer): void {
 }
 
 /** @throws ServiceError `invalid_request` in vLLM's words */
-export function parseJsonObject(body: Buffer): Fields {
+export function parseJsonObject(body: Buffer): Parsed {
   if (body.length === 0) throw malformed("missing", "body", "Field required", undefined);
   if (!isUtf8(body)) throw jsonInvalid(0, "The body is not valid UTF-8");
   checkParts(body);
@@ -60,7 +60,7 @@ export function parseJsonObject(body: Buffer): Fields {
       param: shown(twice),
     });
   }
-  return withTrueKeys(parsed as Fields, body, members);
+  return withTrueKeys(parsed as Parsed, body, members);
 }
 
 function jsonInvalid(position: number | undefined, reason: string): ServiceError {

@@ -5,7 +5,8 @@ import { ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import { refusedField } from "../../kv/forbidden.ts";
 import { parseJsonObject } from "./json-object.ts";
-import { booleanField, integerField, malformed, objectField, refused, stringField, type Fields } from "./validation.ts";
+import type { Fields } from "./body-fields.ts";
+import { booleanField, integerField, malformed, objectField, refused, stringField } from "./validation.ts";
 
 export interface OpenAiRequest {
   /** A model that there is. */
@@ -40,10 +41,11 @@ export interface RequestLimits {
 
 /** @throws ServiceError `invalid_request`, `not_supported`, `model_not_found`, `no_instance` */
 export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLimits): OpenAiRequest {
-  const fields = parseJsonObject(body);
+  const parsed = parseJsonObject(body);
+  const fields: Fields = parsed;
   // vLLM would take 1 or "true" for these too, and what is refused below would pass in that disguise.
-  for (const flag of ["echo", "use_beam_search"]) booleanField(fields, flag);
-  const refusal = refusedField(fields);
+  for (const flag of ["echo", "use_beam_search"] as const) booleanField(fields, flag);
+  const refusal = refusedField(parsed);
   if (refusal !== undefined) {
     throw new ServiceError(refusal.reserved ? "invalid_request" : "not_supported", refusal.message, {
       param: refusal.param,
@@ -76,7 +78,7 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   return {
     model,
     stream,
-    repeatable: isGreedy(fields) || Number.isInteger(fields["seed"]),
+    repeatable: isGreedy(fields) || Number.isInteger(fields.seed),
     choices,
     prompts: prompts ?? 1,
     promptIsList: prompts !== undefined,
@@ -159,7 +161,7 @@ function isGreedy({ temperature }: Fields): boolean {
 }
 
 function checkMessages(fields: Fields): void {
-  const messages = fields["messages"];
+  const { messages } = fields;
   if (messages === undefined) throw malformed("missing", "body.messages", "Field required", fields);
   if (!Array.isArray(messages)) throw malformed("list_type", "body.messages", "Input should be a valid list", messages);
   if (messages.length === 0) {
@@ -168,16 +170,7 @@ function checkMessages(fields: Fields): void {
 }
 
 /** Prompts in a list of prompts; undefined where there is one: a text, or its token ids. */
-function promptList(fields: Fields): number | undefined {
-  const { prompt, prompt_embeds: embeds } = fields;
-  if (embeds !== undefined && embeds !== null) {
-    // A decode engine can't match KV to a prompt without token ids: it would compute the prompt by itself.
-    throw new ServiceError(
-      "not_supported",
-      "This server computes prefill and decode on separate engines and can't serve prompt_embeds. Give a prompt.",
-      { param: "prompt_embeds" },
-    );
-  }
+function promptList({ prompt }: Fields): number | undefined {
   if (prompt === undefined || prompt === null || prompt === "" || (Array.isArray(prompt) && prompt.length === 0)) {
     throw refused("Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", "prompt");
   }

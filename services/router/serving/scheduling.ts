@@ -1,5 +1,6 @@
 // What a client says of how its request is to be served, in headers that go no further than the router.
 import { ServiceError } from "../../common/errors.ts";
+import { REQUEST_HEADERS } from "./headers.ts";
 
 export interface Scheduling {
   /** Lower is sooner, as in vLLM. Undefined: as the body's `priority` has it. */
@@ -22,12 +23,12 @@ const TIMEOUT_LIMIT_MS = 86_400_000;
  * @throws ServiceError `invalid_request`
  */
 export function schedulingOf(header: (name: string) => string | undefined): Scheduling {
-  const priority = integer(header, "x-tandem-priority", -PRIORITY_LIMIT, PRIORITY_LIMIT);
-  const timeoutMs = integer(header, "x-tandem-timeout-ms", 1, TIMEOUT_LIMIT_MS);
-  const tenant = header("x-tandem-tenant")?.slice(0, NAME_LIMIT);
-  const strict = header("x-tandem-strict");
+  const priority = integer(header, REQUEST_HEADERS.priority.name, -PRIORITY_LIMIT, PRIORITY_LIMIT);
+  const timeoutMs = integer(header, REQUEST_HEADERS.timeout.name, 1, TIMEOUT_LIMIT_MS);
+  const tenant = header(REQUEST_HEADERS.tenant.name)?.slice(0, NAME_LIMIT);
+  const strict = header(REQUEST_HEADERS.strict.name);
   if (strict !== undefined && strict !== "true" && strict !== "false")
-    throw refused("x-tandem-strict", "true or false");
+    throw refused(REQUEST_HEADERS.strict.name, "true or false");
   return {
     ...(priority === undefined ? {} : { priority }),
     ...(timeoutMs === undefined ? {} : { timeoutMs }),

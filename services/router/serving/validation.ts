@@ -1,9 +1,10 @@
 // Reads fields of a parsed body as vLLM's own validation would, and refuses in its words: clients and their tests match
 // on them. Source: transcripts of vLLM 0.32.0 (pydantic's error types, FastAPI's `loc`).
 import { ServiceError } from "../../common/errors.ts";
+import type { FieldOf, Fields } from "./body-fields.ts";
 
 /** A parsed JSON object. */
-export type Fields = Readonly<Record<string, unknown>>;
+export type Parsed = Readonly<Record<string, unknown>>;
 
 /** An error of vLLM's first layer, which checks the form of a body before anything else. */
 export function malformed(type: string, loc: string, msg: string, input: unknown, reason?: string): ServiceError {
@@ -26,7 +27,7 @@ export function refused(message: string, param?: string): ServiceError {
 }
 
 /** An integer, or undefined where it is absent or null. Text of digits counts, as it does in vLLM. */
-export function integerField(fields: Fields, key: string): number | undefined {
+export function integerField(fields: Fields, key: FieldOf<"integer">): number | undefined {
   const value = fields[key];
   if (value === undefined || value === null) return undefined;
   if (typeof value === "number") {
@@ -54,7 +55,7 @@ export function integerField(fields: Fields, key: string): number | undefined {
  * `true` or `false`; absent and null are false. vLLM also takes 1, "yes" and the like. Not here: the legs are built from
  * the body's bytes, and one reading of a flag that decides the form of the answer must hold on all of the way.
  */
-export function booleanField(fields: Fields, key: string, loc = `body.${key}`): boolean {
+export function booleanField(fields: Fields, key: FieldOf<"boolean">, loc = `body.${key}`): boolean {
   const value = fields[key];
   if (value === undefined || value === null) return false;
   if (typeof value === "boolean") return value;
@@ -62,7 +63,7 @@ export function booleanField(fields: Fields, key: string, loc = `body.${key}`): 
 }
 
 /** Text, or undefined where it is absent or null. */
-export function stringField(fields: Fields, key: string): string | undefined {
+export function stringField(fields: Fields, key: FieldOf<"text">): string | undefined {
   const value = fields[key];
   if (value === undefined || value === null) return undefined;
   if (typeof value === "string") return value;
@@ -70,10 +71,10 @@ export function stringField(fields: Fields, key: string): string | undefined {
 }
 
 /** A JSON object, or undefined where it is absent or null. */
-export function objectField(fields: Fields, key: string): Fields | undefined {
+export function objectField(fields: Fields, key: FieldOf<"object">): Parsed | undefined {
   const value = fields[key];
   if (value === undefined || value === null) return undefined;
-  if (typeof value === "object" && !Array.isArray(value)) return value as Fields;
+  if (typeof value === "object" && !Array.isArray(value)) return value as Parsed;
   throw malformed(
     "model_attributes_type",
     `body.${key}`,
