@@ -1,8 +1,10 @@
-// The tables of docs/ that are made from the code. A page has each between `<!-- table: NAME -->` and `<!-- end -->`; the
-// rest of the page is written by hand. `npm run gen` writes them anew, `npm run check` fails where they are stale.
+// What is made from the code in docs/: tables, and the picture of the imports. A page has each table between
+// `<!-- table: NAME -->` and `<!-- end -->`; the rest of it is written by hand. `npm run gen` writes them anew, `npm run
+// check` fails where they are stale.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
+import { importPicture } from "./import-picture.mjs";
 import { ROOT, StepFailed } from "./process.mjs";
 
 /** Who has settings, in the order of docs/config.md. */
@@ -37,14 +39,15 @@ export async function writeDocs() {
 
 /** @throws StepFailed naming the pages that are stale */
 export async function checkDocs() {
-  const stale = [...(await madeDocs())].filter(([file, text]) => readFileSync(join(ROOT, file), "utf8") !== text);
+  const now = (file) => (existsSync(join(ROOT, file)) ? readFileSync(join(ROOT, file), "utf8") : "");
+  const stale = [...(await madeDocs())].filter(([file, text]) => now(file) !== text);
   if (stale.length === 0) return;
   throw new StepFailed(`${stale.map(([file]) => file).join(", ")}: stale. Run \`npm run gen\` and commit it.`);
 }
 
-/** The text of each page that has tables, by its path. */
+/** Whole files by their paths. */
 async function madeDocs() {
-  const made = new Map();
+  const made = new Map([["docs/images/imports.svg", await importPicture()]]);
   const left = new Set(Object.keys(TABLES));
   for (const name of readdirSync(join(ROOT, "docs")).filter((name) => name.endsWith(".md"))) {
     const file = `docs/${name}`;

@@ -1,19 +1,18 @@
 // Holds the layout of style.md: who imports whom, which folder is the door to which package, names, sizes.
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { dirname, join, posix } from "node:path";
+import { existsSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { moduleUrl } from "./support/script.ts";
 
 const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 
-const filesUnder = (folder: string): string[] =>
-  existsSync(join(ROOT, folder))
-    ? readdirSync(join(ROOT, folder), { recursive: true, encoding: "utf8" })
-        .map((name) => posix.join(folder, name.replaceAll("\\", "/")))
-        .filter((file) => statSync(join(ROOT, file)).isFile())
-        .sort()
-    : [];
+interface Imports {
+  filesUnder(folder: string): string[];
+  importsOf(file: string): Import[];
+}
 
+const { filesUnder, importsOf } = (await import(moduleUrl("scripts/imports.mjs"))) as Imports;
 const isCode = (file: string): boolean => /\.(ts|mjs|cjs)$/.test(file);
 const textOf = (file: string): string => readFileSync(join(ROOT, file), "utf8");
 
@@ -23,22 +22,6 @@ interface Import {
   readonly target: string;
   readonly lazy: boolean;
   readonly typeOnly: boolean;
-}
-
-function importsOf(file: string): Import[] {
-  const text = textOf(file);
-  const found: Import[] = [];
-  const add = (specifier: string, lazy: boolean, typeOnly: boolean): void => {
-    const target = specifier.startsWith(".") ? posix.join(posix.dirname(file), specifier) : specifier;
-    found.push({ file, target, lazy, typeOnly });
-  };
-  for (const [, type, specifier] of text.matchAll(/^(?:import|export)(\s+type)?\b[^;"']*?\bfrom\s+["']([^"']+)["']/gm))
-    add(specifier!, false, type !== undefined);
-  for (const [, specifier] of text.matchAll(/^import\s+["']([^"']+)["']/gm)) add(specifier!, false, false);
-  for (const [, typeof_, specifier] of text.matchAll(/(\btypeof\s+)?\bimport\(\s*["']([^"']+)["']/g))
-    add(specifier!, true, typeof_ !== undefined);
-  for (const [, specifier] of text.matchAll(/\brequire\(\s*["']([^"']+)["']\)/g)) add(specifier!, false, false);
-  return found;
 }
 
 const sources = [...filesUnder("services"), ...filesUnder("clients")].filter(isCode);
