@@ -25,5 +25,6 @@ export function importsOf(file) {
   for (const [, specifier] of text.matchAll(/^import\s+["']([^"']+)["']/gm)) add(specifier, false, false);
   for (const [, typeOf, specifier] of text.matchAll(/(\btypeof\s+)?\bimport\(\s*["']([^"']+)["']/g))
     add(specifier, true, typeOf !== undefined);
+  for (const [, specifier] of text.matchAll(/\brequire\(\s*["']([^"']+)["']\)/g)) add(specifier, false, false);
   return found;
 }
