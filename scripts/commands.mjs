@@ -1,5 +1,5 @@
 // One function for each npm script.
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { ROOT, StepFailed } from "./process.mjs";

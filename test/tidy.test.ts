@@ -160,13 +160,12 @@ describe("imports", () => {
       "@connectrpc/connect-node": ["services/rpc", "clients"],
       consul: ["services/discovery"],
       "@huggingface/jinja": ["services/tiny-engine/llama/chat/compile-template.ts"],
-      "eventsource-parser": ["services/common/openai-stream.ts"],
+      "eventsource-parser": ["services/common/openai-stream.ts", "clients/client/openai.ts"],
       zeromq: ["services/tiny-engine", "services/discovery/vllm-pings.ts"],
       "@msgpack/msgpack": ["services/discovery/vllm-pings.ts"],
       // The declaration of a type that Node has and its types don't export.
       "undici-types": ["services/rpc/headers-init.d.ts"],
       "prom-client": ["services/common/metrics.ts"],
-      "eventsource-parser": ["clients"],
       // Messages are everywhere; this says that no other package is.
       "@bufbuild/protobuf": ["services", "clients"],
     };

@@ -1,6 +1,6 @@
 // One line that a child wrote, for the terminal. Tandem's processes write JSON (services/common/log.ts); what isn't JSON
 // comes from Node or an engine at its end, and is shown as it is.
-import { LINE_KEYS, valueText } from "../../../services/common/log.ts";
+import { LINE_KEYS, valueText } from "../../services/common/log.ts";
 
 export interface RenderedLine {
   readonly text: string;

@@ -2,10 +2,10 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { Agent, createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { send, type RequestRecord } from "../../../clients/chaos/request.ts";
+import { type TimedAnswer, timedRequest } from "../../clients/common/timed-request.ts";
 
 /** How a stream of `pieces` is recorded. `cut`: the connection breaks behind them. */
-async function recorded(pieces: readonly string[], cut = false): Promise<RequestRecord> {
+async function recorded(pieces: readonly string[], cut = false): Promise<TimedAnswer> {
   await using server = createServer((request, response) => {
     request.resume().once("end", async () => {
       response.writeHead(200, { "content-type": "text/event-stream" });
@@ -19,7 +19,7 @@ async function recorded(pieces: readonly string[], cut = false): Promise<Request
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const agent = new Agent();
   const ask = { path: "/v1/completions", body: "{}", stream: true };
-  const record = await send(ask, { number: 1, router: "r1", ask: 0 }, { url, agent, hangMs: 30_000 });
+  const record = await timedRequest(ask, { url, agent, hangMs: 30_000 });
   agent.destroy();
   return record;
 }
@@ -28,7 +28,7 @@ const TEXT = 'data: {"choices":[{"text":"Hi","finish_reason":"stop"}],"usage":{"
 const ERROR = 'data: {"error":{"message":"engine lost"}}\n\n';
 const DONE = "data: [DONE]\n\n";
 
-describe("a stream, as chaos records it,", () => {
+describe("a stream, as chaos and the load generator record it,", () => {
   for (const [what, pieces, ending, message] of [
     ["is completed with [DONE]", [": keep-alive\n\n", TEXT, DONE], "completed", /^$/],
     ["is an error with its words", [TEXT, ERROR, DONE], "error", /^engine lost$/],
