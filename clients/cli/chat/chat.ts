@@ -72,29 +72,17 @@ export async function runChat(argv: readonly string[]): Promise<void> {
   if (onTerminal) process.stdout.write("\n");
 }
 
+/** The lines that are not empty, until the input ends. */
 async function* questions(lines: Interface, prompting: boolean): AsyncGenerator<string> {
-  const waiting: string[] = [];
-  let wake: () => void = () => {};
   let closed = false;
-  lines.on("line", (line) => {
-    waiting.push(line.trim());
-    wake();
-  });
-  lines.once("close", () => {
-    closed = true;
-    wake();
-  });
-  for (;;) {
-    const line = waiting.shift();
-    if (line !== undefined) {
-      if (line !== "") yield line;
-      continue;
-    }
-    if (closed) return;
-    if (prompting) lines.prompt();
-    await new Promise<void>((resolve) => {
-      wake = resolve;
-    });
+  lines.once("close", () => (closed = true));
+  const prompt = (): void => {
+    if (prompting && !closed) lines.prompt();
+  };
+  prompt();
+  for await (const line of lines) {
+    if (line.trim() !== "") yield line.trim();
+    prompt();
   }
 }
 
