@@ -52,8 +52,10 @@ const ROUTER_LAYERS: readonly (readonly string[])[] = [
   ["services/router/probe"],
   ["services/router/leg"],
   ["services/router/placement"],
-  ["services/router/admission", "services/router/pool"],
+  ["services/router/admission", "services/router/pool", "services/router/registry"],
   ["services/router/request"],
+  // Types of its sections are everywhere.
+  ["services/router/config.ts"],
 ];
 
 /** Policies are pure: figures in, a choice out. */
@@ -166,6 +168,7 @@ describe("imports", () => {
       // The declaration of a type that Node has and its types don't export.
       "undici-types": ["services/rpc/headers-init.d.ts"],
       "prom-client": ["services/common/metrics.ts"],
+      yaml: ["services/common/config-file.ts"],
       // Messages are everywhere; this says that no other package is.
       "@bufbuild/protobuf": ["services", "clients"],
     };

@@ -94,12 +94,12 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           `--grpc.advertise=${host}:${advertised}`,
           `--registry.address=${host}:${routerPorts[0]!.grpc}`,
           `--engine.kind=${o.engine}`,
-          `--kv.port=${kvPort}`,
+          `--kv.listen=${kvPort}`,
           // It sees all that its engine does, and a router one stream of it: it can be sure sooner, and its legs be elsewhere.
           `--stall_ms=${o.stallMs / 2}`,
           "--drain.grace_ms=10000",
           "--log.level=info",
-          ...(role === "decode" ? [`--kv.advertise_host=${KV_PROXY_HOST}`] : []),
+          ...(role === "decode" ? [`--kv.advertise=${KV_PROXY_HOST}`] : []),
           ...o.engineFlags.map((flag) => `--engine.flag=${flag}`),
         ]);
         kvPort += KV_PORTS;
@@ -119,7 +119,6 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
         `--grpc.listen=127.0.0.1:${grpc}`,
         `--stall_ms=${o.stallMs}`,
         "--drain.grace_ms=10000",
-        "--receipts.limit=2000",
         ...(o.engine === "sim" ? PREFILL_LIMITS : []),
         ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
       ];

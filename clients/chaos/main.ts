@@ -61,8 +61,8 @@ export async function chaos(argv: readonly string[]): Promise<void> {
 async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, folder: string): Promise<Report> {
   const say = (line: string): void => void process.stderr.write(`${line}\n`);
   const events = createWriteStream(config.events ?? join(folder, "events.jsonl"));
-  const isSim = config["engine.kind"] === "sim";
-  const pace = isSim ? [`--sim.decode_ms_per_token=${config.decode_ms}`] : [];
+  const isSim = config.engineKind === "sim";
+  const pace = isSim ? [`--sim.decode_ms_per_token=${config.decodeMs}`] : [];
   const engineFlags = [...pace, "--kv.push_timeout_ms=1500", ...(isSim && config.upstream ? ["--fault=upstream"] : [])];
   say("starting the deployment ...");
   await using reference = await startEngine([...(isSim ? [] : ["--no-sim"]), "--kv.slots=64"]);
@@ -70,9 +70,9 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
   const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };
   const cluster = await startCluster({
     fleet,
-    engine: config["engine.kind"],
+    engine: config.engineKind,
     engineFlags,
-    stallMs: config.stall_ms,
+    stallMs: config.stallMs,
     folder,
   });
   try {
@@ -105,7 +105,7 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
       asks,
       streams: config.streams,
       seed: config.seed,
-      hangMs: config.hang_ms,
+      hangMs: config.hangMs,
       leaveShare: LEAVE_SHARE,
       holdShare: HOLD_SHARE,
     });
@@ -135,9 +135,9 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
     });
     const scenes: SceneResult[] = [];
     if (config.scenes && violations.every(({ rule }) => rule !== "start")) {
-      const o = { cluster, asks, answers, hangMs: config.hang_ms, slackMs: config.slack_ms };
+      const o = { cluster, asks, answers, hangMs: config.hangMs, slackMs: config.slackMs };
       say("draining an instance under load ...");
-      scenes.push(await scene("drain under load", () => drainUnderLoad(o, config["drain.streams"])));
+      scenes.push(await scene("drain under load", () => drainUnderLoad(o, config.drainStreams)));
       say("asking instances that answer nothing ...");
       for (const part of ["engine", "process"] as const) {
         if (part === "engine" && !isSim) continue;
@@ -154,8 +154,8 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
       receipts: watch.receipts,
       answers,
       kv: watch.kv,
-      stallMs: config.stall_ms,
-      slackMs: config.slack_ms,
+      stallMs: config.stallMs,
+      slackMs: config.slackMs,
     });
     if (watch.leasesExpired > 0)
       violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines`, faults: [] });

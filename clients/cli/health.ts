@@ -1,22 +1,25 @@
 // `tandem health`: whether a service serves, as an exit code. Containers run it every few seconds, where neither curl nor a
 // gRPC probe is at hand; so it loads only the half that it needs, and not Connect for gRPC's own health call.
-import { defineConfig, address, ConfigError, loadConfig, integer, StartError } from "../../services/common/config.ts";
+import {
+  defineConfig,
+  address,
+  ConfigError,
+  loadConfig,
+  milliseconds,
+  StartError,
+} from "../../services/common/config.ts";
 import { readiness } from "../client/readiness.ts";
 
 export const healthConfig = defineConfig(
   "health",
   {
-    rest: address({
+    rest: address("rest", "Ask a router's /readyz here: it serves when it has an instance of each role.", {
       optional: true,
-      doc: "Ask a router's /readyz here: it serves when it has an instance of each role.",
     }),
-    grpc: address({ optional: true, doc: "Ask grpc.health.v1.Health here: router, prefill or decode." }),
-    timeout_ms: integer({
+    grpc: address("grpc", "Ask grpc.health.v1.Health here: router, prefill or decode.", { optional: true }),
+    timeoutMs: milliseconds("timeout_ms", "No answer within this time counts as not serving.", {
       default: 2_000,
-      min: 1,
       max: 60_000,
-      unit: "ms",
-      doc: "No answer within this time counts as not serving.",
     }),
   },
   {
@@ -27,7 +30,7 @@ export const healthConfig = defineConfig(
 
 export async function runHealth(argv: readonly string[]): Promise<void> {
   const config = loadConfig(healthConfig, { argv, env: {} });
-  const { rest, grpc, timeout_ms: timeoutMs } = config;
+  const { rest, grpc, timeoutMs } = config;
   if ((rest === undefined) === (grpc === undefined))
     throw new ConfigError("health needs one of --rest HOST:PORT and --grpc HOST:PORT.");
   const check = rest !== undefined ? restProblem(rest, timeoutMs) : grpcProblem(grpc!, timeoutMs);

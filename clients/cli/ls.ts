@@ -1,14 +1,14 @@
 // `tandem ls`: the deployments of this user that run on this machine.
 import { boolean, defineConfig, loadConfig } from "../../services/common/config.ts";
-import { stateDirOf, stateDirSetting } from "../../services/common/state-dir.ts";
+import { stateDir, stateDirOf } from "../../services/common/state-dir.ts";
 import { renderTable, type Column } from "../common/table.ts";
 import { liveRuns, type Run } from "./run-file.ts";
 
 export const lsConfig = defineConfig(
   "ls",
   {
-    json: boolean({ default: false, doc: "Print JSON: all that is known of each but its join token." }),
-    ...stateDirSetting,
+    json: boolean("json", "Print JSON: all that is known of each but its join token.", { default: false }),
+    stateDir,
   },
   { summary: "Lists the deployments of this user that run here: every `tandem up`.", usage: "tandem ls [--json]" },
 );

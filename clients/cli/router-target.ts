@@ -1,6 +1,6 @@
 // Which router a command is about, and what to say when that router doesn't answer as it should.
-import { ConfigError, secret, StartError, text, type Config } from "../../services/common/config.ts";
-import { stateDirOf, stateDirSetting } from "../../services/common/state-dir.ts";
+import { ConfigError, secret, StartError, text, type Values } from "../../services/common/config.ts";
+import { stateDir, stateDirOf } from "../../services/common/state-dir.ts";
 import { TandemError } from "../client/errors.ts";
 import { liveRuns, type Run } from "./run-file.ts";
 
@@ -8,19 +8,18 @@ const DEFAULT_URL = "http://127.0.0.1:3000";
 
 /** The settings of every command that asks a router. */
 export const routerSettings = {
-  "router.url": text({
-    optional: true,
-    alias: "router",
-    doc: "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user that runs here.",
-  }),
-  "deployment.name": text({
-    optional: true,
-    alias: "name",
-    env: ["TANDEM_NAME"],
-    doc: "Name of the `tandem up` of this user, where several run here. `tandem ls` lists them.",
-  }),
-  token: secret({ doc: "Join token of that router. Left out: that of the `tandem up` that runs there." }),
-  ...stateDirSetting,
+  routerUrl: text(
+    "router.url",
+    "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user that runs here.",
+    { optional: true, alias: "router" },
+  ),
+  deploymentName: text(
+    "deployment.name",
+    "Name of the `tandem up` of this user, where several run here. `tandem ls` lists them.",
+    { optional: true, alias: "name", env: ["TANDEM_NAME"] },
+  ),
+  token: secret("token", "Join token of that router. Left out: that of the `tandem up` that runs there."),
+  stateDir,
 };
 
 export interface RouterTarget {
@@ -39,10 +38,10 @@ export interface RouterTarget {
  *
  * @throws ConfigError where several run here and none is named, or the one that is named doesn't.
  */
-export function findRouter(config: Config<typeof routerSettings>): RouterTarget {
+export function findRouter(config: Values<typeof routerSettings>): RouterTarget {
   const runs = liveRuns(stateDirOf(config));
-  const url = config["router.url"] === undefined ? undefined : urlOf(config["router.url"]);
-  const run = url === undefined ? runNamed(config["deployment.name"], runs) : runs.find((one) => one.restUrl === url);
+  const url = config.routerUrl === undefined ? undefined : urlOf(config.routerUrl);
+  const run = url === undefined ? runNamed(config.deploymentName, runs) : runs.find((one) => one.restUrl === url);
   return {
     url: url ?? run?.restUrl ?? DEFAULT_URL,
     token: config.token !== "" ? config.token : (run?.token ?? ""),

@@ -1,57 +1,90 @@
-// What --help prints and docs/config.md shows, both from the schema.
-import type { ConfigDefinition } from "./config-definition.ts";
-import { variablesOf } from "./config-definition.ts";
-import type { Option } from "./config-options.ts";
+// What --help and --print-config print and docs/config.md shows, all from the schema.
+import { isSection, variablesOf, type ConfigDefinition, type Option } from "./config-schema.ts";
 
 const WIDTH = 100;
 
-const CONFIG_FLAG =
-  "JSON file with any of these keys, dotted or nested. A flag beats the environment, which beats the file. " +
-  "Env TANDEM_CONFIG.";
+const COMMON_FLAGS: readonly (readonly [string, string])[] = [
+  [
+    "--config FILE",
+    "YAML file (or JSON) with any of these keys, dotted or nested. A flag beats the environment, which beats the file. " +
+      "Env TANDEM_CONFIG.",
+  ],
+  ["--print-config", "Prints every setting with its value and its origin, and exits."],
+  ["--help, -h", "Prints this."],
+];
 
-/** Every setting with its unit, default, variables and meaning; the ones with short names, which people type, first. */
+interface Group {
+  readonly title: string;
+  readonly options: readonly Option<any>[];
+}
+
+/** The sections in the order of the schema, and before them what stands in none. */
+function groupsOf({ schema }: ConfigDefinition): readonly Group[] {
+  const loose: Option<any>[] = [];
+  const sections: Group[] = [];
+  for (const part of Object.values(schema)) {
+    if (isSection(part)) sections.push({ title: part.title, options: Object.values(part.entries) });
+    else loose.push(part);
+  }
+  return loose.length === 0 ? sections : [{ title: "", options: loose }, ...sections];
+}
+
+/** Every setting with its unit, default, variables and meaning, by section. */
 export function helpText(definition: ConfigDefinition): string {
-  const entries = Object.entries(definition.schema);
   const lines: string[] = [];
   if (definition.summary !== "") lines.push(...wrap(definition.summary, ""), "");
-  lines.push(`Usage: ${definition.usage}`, "");
-  const [short, long] = [entries.filter(hasAlias), entries.filter((entry) => !hasAlias(entry))];
-  for (const [key, option] of short.concat(long)) {
-    const names = [...option.aliases, key].map((name) => `--${name}`).join(", ");
-    lines.push(`  ${names}${option.placeholder === "" ? "" : ` ${option.placeholder}`}`);
-    lines.push(...wrap(option.doc, "      "));
-    lines.push(...wrap(`${limits(option)}${defaultOf(option)}; env ${variablesOf(key, option).join(", ")}`, "      "));
+  lines.push(`Usage: ${definition.usage}`);
+  lines.push("In a flag, a dash may stand for a dot or an underscore: --queue-timeout-ms is --queue.timeout_ms.");
+  for (const { title, options } of groupsOf(definition)) {
+    lines.push("", ...(title === "" ? [] : [title]));
+    for (const option of options) {
+      const names = [...option.aliases, option.key].map((name) => `--${name}`).join(", ");
+      lines.push(`  ${names}${option.placeholder === "" ? "" : ` ${option.placeholder}`}`);
+      lines.push(...wrap(option.doc, "      "));
+      const live = option.live ? "; can change while it runs" : "";
+      lines.push(
+        ...wrap(`${limits(option)}${defaultOf(option)}; env ${variablesOf(option).join(", ")}${live}`, "      "),
+      );
+    }
   }
-  lines.push("  --config FILE");
-  lines.push(...wrap(CONFIG_FLAG, "      "));
-  lines.push("  --help, -h", "      Prints this.");
+  lines.push("", "All commands");
+  for (const [flag, doc] of COMMON_FLAGS) lines.push(`  ${flag}`, ...wrap(doc, "      "));
   return `${lines.join("\n")}\n`;
 }
 
-/** A section of docs/config.md: a heading and a table. */
-export function configMarkdown(definition: ConfigDefinition): string {
-  const cell = (words: string): string => words.replaceAll("|", "\\|").replaceAll("\n", " ");
-  const rows = Object.entries(definition.schema).map(([key, option]) => {
-    const flags = [key, ...option.aliases].map((name) => `\`--${name}\``).join(", ");
-    const env = variablesOf(key, option)
-      .map((name) => `\`${name}\``)
-      .join(", ");
-    const cells = [flags, env, option.expected, defaultOf(option).replace(/^default /, ""), option.doc];
-    return `| ${cells.map(cell).join(" | ")} |`;
-  });
-  return [
-    `## ${definition.name}`,
-    "",
-    ...(definition.summary === "" ? [] : [definition.summary, ""]),
-    "| Flag | Variable | Value | Default | What it does |",
-    "|---|---|---|---|---|",
-    ...rows,
-    "",
-  ].join("\n");
+/** A line for each setting: what --print-config prints, and what a process logs when it starts. */
+export function settingLines(
+  settings: readonly { readonly key: string; readonly value: string; readonly origin: string }[],
+): string[] {
+  return settings.map(({ key, value, origin }) => `${key} = ${value} (${origin})`);
 }
 
-function hasAlias([, option]: [string, Option<unknown>]): boolean {
-  return option.aliases.length > 0;
+/** A chapter of docs/config.md: a table for each section. */
+export function configMarkdown(definition: ConfigDefinition): string {
+  const lines = [`## ${definition.name}`, ""];
+  if (definition.summary !== "") lines.push(definition.summary, "");
+  const hasLive = [...definition.options.values()].some(({ live }) => live);
+  for (const { title, options } of groupsOf(definition)) {
+    if (title !== "") lines.push(`### ${definition.name}: ${title}`, "");
+    lines.push(`| Flag | Variable | Value | Default |${hasLive ? " Live |" : ""} What it does |`);
+    lines.push(`|---|---|---|---|${hasLive ? "---|" : ""}---|`);
+    for (const option of options) {
+      const flags = [option.key, ...option.aliases].map((name) => `\`--${name}\``).join(", ");
+      const env = variablesOf(option).map((name) => `\`${name}\``);
+      const live = hasLive ? [option.live ? "yes" : ""] : [];
+      const cells = [
+        flags,
+        env.join(", "),
+        option.expected,
+        defaultOf(option).replace(/^default /, ""),
+        ...live,
+        option.doc,
+      ];
+      lines.push(`| ${cells.map((cell) => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |`);
+    }
+    lines.push("");
+  }
+  return lines.join("\n");
 }
 
 function limits(option: Option<unknown>): string {

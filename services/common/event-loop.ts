@@ -8,9 +8,9 @@ const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5]
  * A histogram `tandem_event_loop_delay_seconds`, forty samples a second at about 5 us each. Not perf_hooks'
  * monitorEventLoopDelay: its percentiles are those since its last reset, so two scrapers would spoil one another's.
  *
- * Doesn't keep the process alive.
+ * Ends when it is disposed of. Doesn't keep the process alive.
  */
-export function measureEventLoop(metrics: Metrics, stop: AbortSignal): void {
+export function measureEventLoop(metrics: Metrics): Disposable {
   const delays = metrics.histogram("tandem_event_loop_delay_seconds", "How late timers of this process run.", SECONDS);
   let dueMs = performance.now() + SAMPLE_MS;
   const timer = setInterval(() => {
@@ -19,5 +19,5 @@ export function measureEventLoop(metrics: Metrics, stop: AbortSignal): void {
     dueMs = nowMs + SAMPLE_MS;
   }, SAMPLE_MS);
   timer.unref();
-  stop.addEventListener("abort", () => clearInterval(timer), { once: true });
+  return { [Symbol.dispose]: () => clearInterval(timer) };
 }

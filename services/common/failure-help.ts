@@ -29,7 +29,7 @@ export const FAILURE_HELP: Readonly<Record<FailureCode, readonly [when: string, 
     "Ask for one of them (`GET /v1/models`).",
   ],
   not_found: [
-    "There is no such path, instance, gRPC service or receipt. `receipts.limit` receipts are kept.",
+    "There is no such path, instance, gRPC service or receipt. The last 1000 receipts are kept.",
     "Check the name. Ask the router that served the request for its receipt.",
   ],
   method_not_allowed: [

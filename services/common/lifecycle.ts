@@ -61,6 +61,37 @@ export function onceAborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
 }
 
+export interface Started<T> {
+  readonly parts: T;
+  /** Gives the parts `graceMs` to end what they do. Later calls wait for the first. */
+  stop(graceMs: number): Promise<void>;
+}
+
+/**
+ * Starts a service whose life is one function: it starts its parts with `await using`, tells by `running` what others need
+ * of them, waits there for the grace that it is given to end in, drains and returns. What it started is disposed of on the
+ * way out, the last first; a start that fails takes the same way.
+ *
+ * @returns Once `running` was called. Rejects with what the start throws.
+ */
+export function startLife<T>(life: (running: (parts: T) => Promise<number>) => Promise<void>): Promise<Started<T>> {
+  return new Promise((resolve, reject) => {
+    let askToStop!: (graceMs: number) => void;
+    const asked = new Promise<number>((ask) => {
+      askToStop = ask;
+    });
+    const over = life((parts) => {
+      const stop = (graceMs: number): Promise<void> => {
+        askToStop(graceMs);
+        return over;
+      };
+      resolve({ parts, stop });
+      return asked;
+    });
+    over.catch(reject);
+  });
+}
+
 /**
  * Milliseconds to wait before try `attempt` + 2: doubles from `minMs` up to `maxMs`, the upper half of it at random, so
  * that many clients don't come back together.

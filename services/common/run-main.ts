@@ -1,15 +1,30 @@
 // The top of every process: turns how `main` ended into output and an exit code.
-import { ConfigError, HelpRequested } from "./config-errors.ts";
 import { ServiceError } from "./errors.ts";
+
+/** The user wrote something that can't be used. `message` says what, where and what was expected. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+}
 
 /** A start that failed for a reason that the user can do something about: printed without a stack, exit code 1. */
 export class StartError extends Error {
   override readonly name = "StartError";
 }
 
+/** `--help` or `--print-config` was given; `text` is what to print, and nothing else is to be done. */
+export class PrintAndExit extends Error {
+  override readonly name = "PrintAndExit";
+  readonly text: string;
+
+  constructor(text: string) {
+    super("only a text was asked for");
+    this.text = text;
+  }
+}
+
 /**
- * Runs `main`. Exit code 2 for a ConfigError, 0 for --help, 1 for anything else thrown; otherwise the process ends when
- * nothing is left to do.
+ * Runs `main`. Exit code 2 for a ConfigError, 0 for PrintAndExit, 1 for anything else thrown; otherwise the process ends
+ * when nothing is left to do.
  */
 export function runMain(main: () => Promise<void>): void {
   // Whoever read our output left (`| head`, a parent that died). That is not a reason to die in the middle of a drain.
@@ -21,7 +36,7 @@ export function runMain(main: () => Promise<void>): void {
 }
 
 function outcomeOf(error: unknown): { code: number; stdout?: string; stderr?: string } {
-  if (error instanceof HelpRequested) return { code: 0, stdout: error.text };
+  if (error instanceof PrintAndExit) return { code: 0, stdout: error.text };
   if (error instanceof ConfigError) return { code: 2, stderr: `${error.message}\n` };
   if (isExpected(error)) return { code: 1, stderr: `${error.message}\n` };
   return { code: 1, stderr: `${error instanceof Error ? describe(error) : String(error)}\n` };

@@ -183,7 +183,7 @@ export function keepRegistered(
 function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Check[] {
   // The package's types want a timeout of every check; a TTL makes nothing of it.
   const common = { status: passing ? "passing" : "critical", timeout: HEALTH_TIMEOUT };
-  const deregistercriticalserviceafter = `${checks["consul.deregister_after_ms"]}ms`;
+  const deregistercriticalserviceafter = `${checks.deregisterAfterMs}ms`;
   const state = {
     checkid: stateCheckId(record.id),
     name: "state",
@@ -191,18 +191,18 @@ function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckCo
     ttl: `${ttlMs}ms`,
     ...common,
     // A process that reports a drain is alive: only silence takes it out.
-    ...(checks["consul.check"] === "ttl" ? { deregistercriticalserviceafter } : {}),
+    ...(checks.check === "ttl" ? { deregistercriticalserviceafter } : {}),
   };
   const health = {
     checkid: `service:${record.id}:health`,
     name: "health",
     notes: "What grpc.health.v1 answers the Consul agent.",
-    grpc: `${checks["consul.check_address"] ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
+    grpc: `${checks.checkAddress ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
     interval: HEALTH_INTERVAL,
     ...common,
     deregistercriticalserviceafter,
   };
-  return checks["consul.check"] === "ttl" ? [state] : [health, state];
+  return checks.check === "ttl" ? [state] : [health, state];
 }
 
 function stateCheckId(serviceId: string): string {

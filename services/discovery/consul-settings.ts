@@ -7,83 +7,90 @@ import {
   boolean,
   choice,
   ConfigError,
-  integer,
+  milliseconds,
   address as addressOption,
   secret,
   text,
-  type Config,
+  type Values,
 } from "../common/config.ts";
 
-/** Of every process that talks to Consul. */
+/** Entries of the section of every process that talks to Consul. */
 export const consulSettings = {
-  "consul.address": text({
-    default: "127.0.0.1:8500",
-    env: ["CONSUL_HTTP_ADDR"],
-    doc: "Consul's HTTP API: host:port, http://host:port, https://host:port or unix:///path. Best the agent on this machine.",
-  }),
-  "consul.token": secret({
+  address: text(
+    "consul.address",
+    "Consul's HTTP API: host:port, http://host:port, https://host:port or unix:///path. Best the agent on this machine.",
+    { default: "127.0.0.1:8500", env: ["CONSUL_HTTP_ADDR"] },
+  ),
+  token: secret("consul.token", "ACL token. docs/consul.md lists the policies that it needs.", {
     env: ["CONSUL_HTTP_TOKEN"],
-    doc: "ACL token. docs/consul.md lists the policies that it needs.",
   }),
-  "consul.token_file": text({
-    default: "",
-    env: ["CONSUL_HTTP_TOKEN_FILE"],
-    doc: "File that holds the ACL token. It goes before consul.token, and is read again when Consul denies something.",
-  }),
-  "consul.http_auth": secret({
+  tokenFile: text(
+    "consul.token_file",
+    "File that holds the ACL token. It goes before consul.token, and is read again when Consul denies something.",
+    { default: "", env: ["CONSUL_HTTP_TOKEN_FILE"] },
+  ),
+  httpAuth: secret("consul.http_auth", "user:password for a proxy that stands before Consul.", {
     env: ["CONSUL_HTTP_AUTH"],
-    doc: "user:password for a proxy that stands before Consul.",
   }),
-  "consul.datacenter": text({ default: "", doc: "Datacenter to watch. Empty: that of the agent." }),
-  "consul.tls.enabled": boolean({
+  datacenter: text("consul.datacenter", "Datacenter to watch. Empty: that of the agent.", { default: "" }),
+  tlsEnabled: boolean("consul.tls.enabled", "Speak HTTPS with Consul. Not needed where the address says https://.", {
     default: false,
     env: ["CONSUL_HTTP_SSL"],
-    doc: "Speak HTTPS with Consul. Not needed where the address says https://.",
   }),
-  "consul.tls.ca_file": text({
+  tlsCaFile: text("consul.tls.ca_file", "PEM file of the authority that signed Consul's certificate.", {
     default: "",
     env: ["CONSUL_CACERT"],
-    doc: "PEM file of the authority that signed Consul's certificate.",
   }),
-  "consul.tls.ca_path": text({ default: "", env: ["CONSUL_CAPATH"], doc: "Folder of such files." }),
-  "consul.tls.cert_file": text({
+  tlsCaPath: text("consul.tls.ca_path", "Folder of such files.", { default: "", env: ["CONSUL_CAPATH"] }),
+  tlsCertFile: text("consul.tls.cert_file", "PEM file of our certificate, where Consul wants one.", {
     default: "",
     env: ["CONSUL_CLIENT_CERT"],
-    doc: "PEM file of our certificate, where Consul wants one.",
   }),
-  "consul.tls.key_file": text({ default: "", env: ["CONSUL_CLIENT_KEY"], doc: "PEM file of its key." }),
-  "consul.tls.server_name": text({
-    default: "",
-    env: ["CONSUL_TLS_SERVER_NAME"],
-    doc: "Name that Consul's certificate is checked against, where that is not the host of the address.",
+  tlsKeyFile: text("consul.tls.key_file", "PEM file of its key.", { default: "", env: ["CONSUL_CLIENT_KEY"] }),
+  tlsServerName: text(
+    "consul.tls.server_name",
+    "Name that Consul's certificate is checked against, where that is not the host of the address.",
+    { default: "", env: ["CONSUL_TLS_SERVER_NAME"] },
+  ),
+  tlsVerify: boolean("consul.tls.verify", "Check Consul's certificate.", {
+    default: true,
+    env: ["CONSUL_HTTP_SSL_VERIFY"],
   }),
-  "consul.tls.verify": boolean({ default: true, env: ["CONSUL_HTTP_SSL_VERIFY"], doc: "Check Consul's certificate." }),
-  "consul.service_prefix": text({
-    default: "tandem",
-    doc: "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode, which is what ACL rules are about.",
-  }),
+  servicePrefix: text(
+    "consul.service_prefix",
+    "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode, which is what ACL rules are about.",
+    { default: "tandem" },
+  ),
 } as const;
 
-/** Of a process that registers itself. */
+/** And of one that registers itself. */
 export const consulCheckSettings = {
-  "consul.check": choice(["grpc", "ttl"], {
-    default: "grpc",
-    doc: "How Consul finds out that this process is alive. Either way the process reports its state. grpc: the agent also asks grpc.health.v1. ttl: it does not, for an agent that can't reach the process.",
-  }),
-  "consul.check_address": addressOption({
-    optional: true,
-    doc: "host:port at which the agent asks grpc.health.v1, where that is not the advertised address.",
-  }),
-  "consul.deregister_after_ms": integer({
-    default: 60_000,
-    min: 60_000,
-    unit: "ms",
-    doc: "How long a check may fail before Consul removes the process. One minute is Consul's minimum.",
-  }),
+  check: choice(
+    "consul.check",
+    "How Consul finds out that this process is alive. Either way the process reports its state. grpc: the agent also asks grpc.health.v1. ttl: it does not, for an agent that can't reach the process.",
+    ["grpc", "ttl"],
+    { default: "grpc" },
+  ),
+  checkAddress: addressOption(
+    "consul.check_address",
+    "host:port at which the agent asks grpc.health.v1, where that is not the advertised address.",
+    { optional: true },
+  ),
+  deregisterAfterMs: milliseconds(
+    "consul.deregister_after_ms",
+    "How long a check may fail before Consul removes the process. One minute is Consul's minimum.",
+    { default: 60_000, min: 60_000, max: Infinity },
+  ),
 } as const;
 
-export type ConsulConfig = Config<typeof consulSettings>;
-export type ConsulCheckConfig = Config<typeof consulCheckSettings>;
+/** Keys that the section had once. */
+export const REMOVED_CONSUL_KEYS = {
+  "consul.check_interval_ms": "the agent asks once a second",
+  "consul.ttl_ms": "with consul.check=ttl a check fails after 5 s of silence",
+} as const;
+
+export type ConsulConfig = Values<typeof consulSettings>;
+export type ConsulCheckConfig = Values<typeof consulCheckSettings>;
 
 export interface ConsulOptions {
   /** As the package takes it, and passes it on to node:http or node:https. An IPv6 host has its brackets. */
@@ -99,15 +106,15 @@ export interface ConsulOptions {
 
 /** @throws ConfigError for an address that is not one, or a file that can't be read */
 export function consulOptions(config: ConsulConfig): ConsulOptions {
-  const [shown, dc] = [config["consul.address"], config["consul.datacenter"]];
+  const [shown, dc] = [config.address, config.datacenter];
   const [, scheme = "", rest = ""] = /^(?:([a-z]+):\/\/)?(.*)$/.exec(shown)!;
   if (!["", "http", "https", "unix"].includes(scheme)) {
     throw new ConfigError(`consul.address ${shown}: expected host:port, http://, https:// or unix://.`);
   }
   // As Consul's own tools do it: http:// never switches off the TLS that another setting asked for.
-  const secure = scheme === "https" || config["consul.tls.enabled"];
+  const secure = scheme === "https" || config.tlsEnabled;
   const server = { secure, defaults: dc === "" ? {} : { dc }, ...(secure ? tlsOf(config) : {}) };
-  const [token, tokenFile, auth] = [config["consul.token"], config["consul.token_file"], config["consul.http_auth"]];
+  const [token, tokenFile, auth] = [config.token, config.tokenFile, config.httpAuth];
   const common = { shown, token, tokenFile, auth };
   if (scheme === "unix") return { ...common, server: { ...server, socketPath: rest } };
   const url = URL.canParse(`http://${rest}`) ? new URL(`http://${rest}`) : null;
@@ -126,16 +133,16 @@ export function readConsulToken({ token, tokenFile }: Pick<ConsulOptions, "token
 }
 
 function tlsOf(config: ConsulConfig): RequestOptions {
-  const { "consul.tls.ca_file": caFile, "consul.tls.ca_path": caPath } = config;
+  const { tlsCaFile: caFile, tlsCaPath: caPath } = config;
   const inFolder = caPath === "" ? [] : reading("consul.tls.ca_path", () => readdirSync(caPath).sort());
   const authorities = [caFile, ...inFolder.map((name) => join(caPath, name))];
   const ca = authorities.flatMap((file) => fileAt("consul.tls.ca_file", file) ?? []);
   return {
     ca: ca.length === 0 ? undefined : ca,
-    cert: fileAt("consul.tls.cert_file", config["consul.tls.cert_file"]),
-    key: fileAt("consul.tls.key_file", config["consul.tls.key_file"]),
-    servername: config["consul.tls.server_name"] || undefined,
-    rejectUnauthorized: config["consul.tls.verify"],
+    cert: fileAt("consul.tls.cert_file", config.tlsCertFile),
+    key: fileAt("consul.tls.key_file", config.tlsKeyFile),
+    servername: config.tlsServerName || undefined,
+    rejectUnauthorized: config.tlsVerify,
   };
 }
 

@@ -1,6 +1,5 @@
 // The door to Consul: registers this process, says who is there, and keeps settings that change while we run.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { DeploymentConfig } from "../common/deployment.ts";
 import type { Log } from "../common/log.ts";
 import { consulDirectory } from "./consul-directory.ts";
 import { consulClient } from "./consul-client.ts";
@@ -24,17 +23,11 @@ export interface ConsulRegistrar extends Registrar {
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export function consulRegistrar(
-  config: ConsulConfig & ConsulCheckConfig & DeploymentConfig,
-  o: { readonly log: Log; readonly ttlMs?: number },
+  config: ConsulConfig & ConsulCheckConfig,
+  o: { readonly log: Log; readonly deployment: string; readonly ttlMs?: number },
 ): ConsulRegistrar {
   const client = consulClient(consulOptions(config));
-  const options = {
-    ...o,
-    client,
-    prefix: config["consul.service_prefix"],
-    deployment: config["deployment.name"],
-    checks: config,
-  };
+  const options = { ...o, client, prefix: config.servicePrefix, checks: config };
   return {
     register: async (self: () => Info, stop, standing = () => SERVING) =>
       keepRegistered(() => instanceRecord(self()), standing, options, stop),
@@ -58,8 +51,8 @@ export interface ConsulWatcher extends Directory {
 
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export function consulWatcher(
-  config: ConsulConfig & DeploymentConfig,
-  o: { readonly log: Log; readonly forgetMs?: number },
+  config: ConsulConfig,
+  o: { readonly log: Log; readonly deployment: string; readonly forgetMs?: number },
 ): ConsulWatcher {
   const { log } = o;
   const client = consulClient(consulOptions(config));
@@ -90,8 +83,8 @@ export function consulWatcher(
 
   const directory = consulDirectory({
     client,
-    prefix: config["consul.service_prefix"],
-    deployment: config["deployment.name"],
+    prefix: config.servicePrefix,
+    deployment: o.deployment,
     log,
     onHealth,
     ...(o.forgetMs === undefined ? {} : { forgetMs: o.forgetMs }),

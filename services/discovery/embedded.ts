@@ -17,6 +17,7 @@ import { checkInfo } from "./check-info.ts";
 import type { Directory, EntriesListener, Registrar } from "./registry.ts";
 
 const RETRY = { minMs: 50, maxMs: 2_000 };
+const INSTANCE_LIMIT = 1_024;
 /** How long an entry outlives its broken call: the longest pause before the next try, and time to make it. */
 const GRACE_MS = 5_000;
 /** For the router to take note that an instance leaves. */
@@ -113,12 +114,13 @@ export interface RegistryHub extends Directory {
 
 /** The router's side: serves RegistryService and knows who holds a call to it. */
 export function registryHub(o: {
-  readonly limit: number;
+  /** Instances that may register. Default 1024. */
+  readonly limit?: number;
   readonly routerId?: string;
   readonly graceMs?: number;
 }): RegistryHub {
   const routerId = o.routerId ?? randomUUID();
-  const graceMs = o.graceMs ?? GRACE_MS;
+  const { graceMs = GRACE_MS, limit = INSTANCE_LIMIT } = o;
   /** By instance id. The lease tells two calls of one instance apart: the newest counts. */
   const entries = new Map<string, { readonly info: Info; lease: symbol; held: boolean }>();
   const watchers = new Set<EntriesListener>();
@@ -146,8 +148,8 @@ export function registryHub(o: {
         const checked = checkInfo(info);
         if (!entries.has(checked.instanceId)) replace(checked);
         const before = entries.get(checked.instanceId);
-        if (before === undefined && entries.size >= o.limit) {
-          throw new ServiceError("instance_busy", `The registry holds ${o.limit} instances, which is its limit.`);
+        if (before === undefined && entries.size >= limit) {
+          throw new ServiceError("instance_busy", `The registry holds ${limit} instances, which is its limit.`);
         }
         if (heldId !== undefined && heldId !== checked.instanceId && entries.get(heldId)?.lease === lease)
           entries.delete(heldId);

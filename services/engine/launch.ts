@@ -70,7 +70,7 @@ export function launcherOf(
       ...model,
       `--listen=${ENGINE_HOST}:${ports.httpPort}`,
       `--kv.listen=${ports.kvHost}:${ports.kvPort}`,
-      // A kv.host other than loopback is there for partners on other machines.
+      // A host other than loopback is there for partners on other machines.
       ...(ports.kvHost === ENGINE_HOST ? [] : ["--expose"]),
       `--role=${o.role}`,
       `--connector=${o.connector}`,
@@ -88,8 +88,8 @@ const OWN_FLAGS: Readonly<Record<string, string>> = {
   "--model.name": "give it with --served_name, or with --model for the sim",
   "--listen": "Tandem gives the engine a port on loopback, where clients can't reach it",
   "--port": "Tandem gives the engine a port on loopback, where clients can't reach it",
-  "--kv.listen": "give it with --kv.host and --kv.port",
-  "--expose": "Tandem adds it where --kv.host is not 127.0.0.1",
+  "--kv.listen": "give the instance its --kv.listen",
+  "--expose": "Tandem adds it where the host of --kv.listen is not 127.0.0.1",
   "--role": "the instance decides that",
   "--connector": "give it with --connector",
   "--kv.slots": "give it with --slots",
@@ -98,8 +98,9 @@ const OWN_FLAGS: Readonly<Record<string, string>> = {
 function checkEngineFlags(words: readonly string[]): void {
   for (const word of words) {
     const name = word.split("=", 1)[0]!.replace(/^--no-/, "--");
-    if (Object.hasOwn(OWN_FLAGS, name))
-      throw new ConfigError(`The engine's ${name} can't be given: ${OWN_FLAGS[name]}.`);
+    // The engine takes --kv-listen for --kv.listen.
+    const own = Object.keys(OWN_FLAGS).find((flag) => flag.replaceAll(/[._]/g, "-") === name.replaceAll(/[._]/g, "-"));
+    if (own !== undefined) throw new ConfigError(`The engine's ${name} can't be given: ${OWN_FLAGS[own]}.`);
   }
 }
 

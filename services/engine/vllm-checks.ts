@@ -111,7 +111,7 @@ function kvHost({ kvAddress }: VllmChecked): Finding {
     "kv_address",
     "error",
     `Its KV address ${kvAddress} is no IPv4 literal, which vLLM's request ids need.`,
-    "Set VLLM_HOST_IP, and kv.host, to an IPv4 address that partners reach.",
+    "Set VLLM_HOST_IP, and the host of kv.listen, to an IPv4 address that partners reach.",
   );
 }
 

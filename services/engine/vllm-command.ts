@@ -112,7 +112,7 @@ export function servedNameOf(model: string): string {
 function p2pNccl(o: VllmOptions, given: readonly GivenFlag[]): VllmCommand {
   if (!/^\d{1,3}(\.\d{1,3}){3}$/.test(o.kvHost)) {
     throw new ConfigError(
-      `kv.host: P2P NCCL needs an IPv4 address, not ${o.kvHost}: it becomes part of every request id.`,
+      `kv.listen: P2P NCCL needs an IPv4 address, not ${o.kvHost}: it becomes part of every request id.`,
     );
   }
   if (flagOf(given, "--speculative-config") !== undefined) {

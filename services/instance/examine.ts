@@ -17,15 +17,15 @@ export function examineEngine(
 ): readonly Finding[] {
   // An attached engine doesn't say what it is; what speaks p2p-zmq is one of ours.
   if (engine.facts.kind !== "vllm" || connector.traits.name === "p2p-zmq") return [];
-  const launched = config["engine.attach"] === "";
+  const launched = config.engine.attach === "";
   return checkVllm({
     role,
     connector: connector.traits.name,
     facts: engine.facts,
     launched,
     kvAddress: engine.kvAddress,
-    ranks: launched ? ranksOf(config["engine.flag"]) : 1,
-    p2pPoolGib: config["vllm.pool_gib"],
+    ranks: launched ? ranksOf(config.engine.flags) : 1,
+    p2pPoolGib: config.vllm.poolGib,
     freeMemoryBytes: freemem(),
     totalMemoryBytes: totalmem(),
     env: process.env,

@@ -18,25 +18,25 @@ import type { Board } from "./board.ts";
 /** The promises of instance.proto, in milliseconds. */
 const PUSH_GAP_MS = 200;
 const HEARTBEAT_MS = 1_000;
+/** Routers that may watch at once. */
+const WATCH_LIMIT = 64;
 
 export interface InstanceServiceOptions {
   readonly board: Board;
   readonly info: () => Info;
   readonly findings: () => readonly Finding[];
-  readonly watchLimit: number;
+  /** Default 64. */
+  readonly watchLimit?: number;
   readonly log: Log;
 }
 
 export function instanceService(o: InstanceServiceOptions): RpcService {
-  const { board } = o;
+  const { board, watchLimit = WATCH_LIMIT } = o;
   let watchers = 0;
 
   async function* watch(signal: AbortSignal): AsyncGenerator<{ load: Load }> {
-    if (watchers >= o.watchLimit) {
-      throw new ServiceError(
-        "instance_busy",
-        `${o.watchLimit} callers watch this instance already, which is its limit.`,
-      );
+    if (watchers >= watchLimit) {
+      throw new ServiceError("instance_busy", `${watchLimit} callers watch this instance already, which is its limit.`);
     }
     watchers++;
     let wake: (() => void) | undefined;

@@ -6,6 +6,7 @@ import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, Role, State, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import { joinAddress, splitAddress } from "../common/address.ts";
 import { ConfigError, type Config } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal } from "../common/lifecycle.ts";
@@ -27,12 +28,12 @@ import { connectorOf } from "../kv/index.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
 import { createBoard, type Board } from "./board.ts";
-import type { instanceSettings, InstanceRole } from "./config.ts";
+import type { instanceSections, InstanceRole } from "./config.ts";
 import { examineEngine, refusalOf } from "./examine.ts";
 import { instanceService } from "./instance-service.ts";
 import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
 
-export type InstanceConfig = Config<ReturnType<typeof instanceSettings>>;
+export type InstanceConfig = Config<ReturnType<typeof instanceSections>>;
 
 /** What a role's service works with. */
 export interface InstanceParts {
@@ -79,10 +80,10 @@ export async function startInstance(
   makeService: (parts: InstanceParts) => RoleService,
   o: StartOptions = {},
 ): Promise<Instance> {
-  const level = config["log.level"];
+  const level = config.process.logLevel;
   const log = o.log ?? createLog({ name: role, ...(level === undefined ? {} : { level }) });
   const connector = connectorOf(connectorName(config));
-  const board = createBoard(config.slots);
+  const board = createBoard(config.legs.slots);
   const startedUnixMs = BigInt(Date.now());
   const instanceId = `${role}-${randomUUID()}`;
   const stop = o.stop ?? new AbortController().signal;
@@ -95,7 +96,8 @@ export async function startInstance(
     board.setEngine(`the engine is starting: ${phase}`);
   };
   // The engine's own pings, to this instance alone: they tell the KV address that it really has.
-  const openPings = (): Promise<PingListener> => (pings ??= listenForPings({ listen: `${config["kv.host"]}:0`, log }));
+  const openPings = (): Promise<PingListener> =>
+    (pings ??= listenForPings({ listen: joinAddress(splitAddress(config.kv.listen).host, 0), log }));
   const source = engineSource(role, config, connector, log, onPhase, openPings);
 
   let keeper: EngineKeeper | undefined;
@@ -125,16 +127,16 @@ export async function startInstance(
       instanceId,
       role: role === "prefill" ? Role.PREFILL : Role.DECODE,
       connector: connector.traits.name,
-      grpcAddress: config["grpc.advertise"] ?? server?.address ?? config["grpc.listen"],
+      grpcAddress: config.grpc.advertise ?? server?.address ?? config.grpc.listen,
       tandemVersion: TANDEM_VERSION,
       tandemCommit: TANDEM_COMMIT,
-      slotLimit: config.slots,
+      slotLimit: config.legs.slots,
       startedUnixMs,
       pid: process.pid,
     });
   };
 
-  const service = makeService({ connector, board, keeper: () => keeper, token: config.token, log });
+  const service = makeService({ connector, board, keeper: () => keeper, token: config.grpc.token, log });
   const standing = (): Standing => standingOf(board);
   let told = standing();
   board.onChange(() => {
@@ -169,12 +171,9 @@ export async function startInstance(
 
   try {
     server = await serveRpc({
-      listen: config["grpc.listen"],
-      services: [
-        service.rpc,
-        instanceService({ board, info, findings: () => findings, watchLimit: config["watch.limit"], log }),
-      ],
-      ...(config.token === "" ? {} : { token: config.token }),
+      listen: config.grpc.listen,
+      services: [service.rpc, instanceService({ board, info, findings: () => findings, log })],
+      ...(config.grpc.token === "" ? {} : { token: config.grpc.token }),
       log,
       graceMs: 500,
     });
@@ -185,9 +184,9 @@ export async function startInstance(
     });
     const kvWaitMs = role === "decode" ? connector.traits.firstTransferMs : 0;
     const emptied = (gone: AbortSignal): Promise<void> =>
-      untilSo(board, () => board.remaining === 0, config["drain.grace_ms"], gone);
+      untilSo(board, () => board.remaining === 0, config.process.drainGraceMs, gone);
     const running = (keeper = await keepEngine(
-      { source, log, work, stallMs: config.stall_ms, kvWaitMs, emptied },
+      { source, log, work, stallMs: config.legs.stallMs, kvWaitMs, emptied },
       anySignal(stop, over.signal),
     ));
     let lastLive = running.live;
@@ -225,7 +224,7 @@ export async function startInstance(
     info,
     load: board.load,
     keeper,
-    close: (graceMs = config["drain.grace_ms"]) => close(graceMs),
+    close: (graceMs = config.process.drainGraceMs) => close(graceMs),
     [Symbol.asyncDispose]: () => close(0),
   };
   return instance;
@@ -240,17 +239,17 @@ function standingOf(board: Board): Standing {
 }
 
 function engineKind(config: InstanceConfig): EngineKind {
-  const { connector, model } = config;
-  if (config["engine.kind"] === undefined && connector !== undefined && connector !== "p2p-zmq") {
+  const { connector } = config.kv;
+  if (config.engine.kind === undefined && connector !== undefined && connector !== "p2p-zmq") {
     throw new ConfigError(`--connector ${connector} needs --engine vllm with a --model, or --engine sim.`);
   }
-  return config["engine.kind"] ?? defaultEngineKind(model);
+  return config.engine.kind ?? defaultEngineKind(config.engine.model);
 }
 
 function connectorName(config: InstanceConfig): string {
   return (
-    config.connector ??
-    (config["engine.kind"] !== "vllm" && (config["engine.attach"] === "" || config["engine.kind"] === "sim")
+    config.kv.connector ??
+    (config.engine.kind !== "vllm" && (config.engine.attach === "" || config.engine.kind === "sim")
       ? "p2p-zmq"
       : "nixl")
   );
@@ -265,12 +264,12 @@ function engineSource(
   pings: () => Promise<PingListener>,
 ): EngineSource {
   const { servesUnpaired, pairedId, wedgedByPartner, name } = connector.traits;
-  const common = { model: config.model, servesUnpaired, startTimeoutMs: config["engine.start_timeout_ms"], log };
-  const url = config["engine.attach"];
+  const common = { model: config.engine.model, servesUnpaired, startTimeoutMs: config.engine.startTimeoutMs, log };
+  const url = config.engine.attach;
   if (url !== "") {
     if (!url.startsWith("http://") || !URL.canParse(url))
       throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
-    const kvAddress = config["engine.kv_address"];
+    const kvAddress = config.engine.kvAddress;
     if (pairedId && kvAddress === undefined) {
       throw new ConfigError(
         `With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`,
@@ -279,36 +278,38 @@ function engineSource(
     return attachedEngine({
       ...common,
       url,
-      apiKey: config["engine.api_key"],
-      kind: config["engine.kind"],
+      apiKey: config.engine.apiKey,
+      kind: config.engine.kind,
       kvAddress: pairedId ? kvAddress! : "",
     });
   }
   const kind = engineKind(config);
-  const { model, slots, gpus } = config;
+  const { model, flags, servedName } = config.engine;
+  const { host: kvHost, port: kvPort } = splitAddress(config.kv.listen);
+  if (kvPort === 0) throw new ConfigError("kv.listen: a port from 1 on is needed, as the first one to try.");
   const vllm = {
-    command: config["vllm.command"],
-    servedName: config.served_name,
-    gpus,
-    p2pPoolGib: config["vllm.pool_gib"],
+    command: config.vllm.command,
+    servedName,
+    gpus: config.vllm.gpus,
+    p2pPoolGib: config.vllm.poolGib,
     pings,
-    hfToken: config.hf_token,
+    hfToken: config.vllm.hfToken,
   };
   return spawnedEngine({
     ...common,
     // A real model is what is loaded; the name it is served under follows from the flags.
-    ...(kind === "sim" ? {} : { model: config.served_name }),
+    ...(kind === "sim" ? {} : { model: servedName }),
     kind,
-    launch: launcherOf(kind, { role, connector: name, model, slots, flags: config["engine.flag"] }, vllm),
+    launch: launcherOf(kind, { role, connector: name, model, slots: config.legs.slots, flags }, vllm),
     onPhase,
-    secrets: [config.hf_token],
-    kvHost: config["kv.host"],
-    kvPort: config["kv.port"],
-    kvPortSpan: kind === "vllm" ? ranksOf(config["engine.flag"]) : 1,
+    secrets: [config.vllm.hfToken],
+    kvHost,
+    kvPort,
+    kvPortSpan: kind === "vllm" ? ranksOf(flags) : 1,
     kvPortOnce: wedgedByPartner,
     publishesKvAddress: pairedId,
-    advertisedKvHost: config["kv.advertise_host"],
-    recordsFolder: join(stateDirOf(config), "engines"),
+    advertisedKvHost: config.kv.advertise,
+    recordsFolder: join(stateDirOf(config.process), "engines"),
   });
 }
 

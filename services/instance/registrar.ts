@@ -11,19 +11,19 @@ export interface InstanceRegistrar extends Registrar {
 
 /** Undefined where it doesn't register. @throws ConfigError for settings of Consul that can't be used */
 export async function openRegistrar(config: InstanceConfig, log: Log): Promise<InstanceRegistrar | undefined> {
-  switch (config["registry.kind"]) {
+  switch (config.registry.kind) {
     case "static":
       return undefined;
     case "embedded": {
-      const addresses = [...new Set(config["registry.address"])];
+      const addresses = [...new Set(config.registry.addresses)];
       if (addresses.length === 0) return undefined;
       return {
-        ...atEach(addresses.map((address) => embeddedRegistry({ address, token: config.token, log }))),
+        ...atEach(addresses.map((address) => embeddedRegistry({ address, token: config.grpc.token, log }))),
         close() {},
       };
     }
     case "consul": {
-      const address = config["grpc.advertise"] ?? config["grpc.listen"];
+      const address = config.grpc.advertise ?? config.grpc.listen;
       if (/^(0\.0\.0\.0|\[::\]):/.test(address)) {
         throw new ConfigError(
           `With --registry.kind consul others must be told an address to dial, and ${address} is none: give --grpc.advertise HOST:PORT.`,
@@ -31,7 +31,7 @@ export async function openRegistrar(config: InstanceConfig, log: Log): Promise<I
       }
       // Only who asks for Consul loads it.
       const { consulRegistrar } = await import("../discovery/consul.ts");
-      return consulRegistrar(config, { log });
+      return consulRegistrar(config.consul, { deployment: config.deployment.name, log });
     }
   }
 }

@@ -1,5 +1,5 @@
 // An instance as a process: settings, signals, and the one line that says it is ready.
-import { settingsOf } from "../common/config.ts";
+import { settingLines } from "../common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import type { InstanceRole } from "./config.ts";
@@ -11,13 +11,11 @@ export async function runInstance(
   config: InstanceConfig,
   start: (o: StartOptions) => Promise<Instance>,
 ): Promise<void> {
-  const level = config["log.level"];
+  const level = config.process.logLevel;
   const log: Log = createLog({ name: role, ...(level === undefined ? {} : { level }) });
   const signalled = untilSignal("SIGINT", "SIGTERM");
   const stop = anySignal(signalled, stopWithParent());
-  log.info("settings", {
-    settings: settingsOf(config).map(({ key, value, origin }) => `${key} = ${value} (${origin})`),
-  });
+  log.info("settings", { settings: settingLines(config.settings.all) });
   let instance: Instance;
   try {
     instance = await start({ stop, log });
@@ -33,6 +31,6 @@ export async function runInstance(
   await onceAborted(stop);
   log.info("stopping", { because: String(stop.reason) });
   // SIGTERM is how an orchestrator asks, and waits; everything else means now.
-  await instance.close(stop.reason === "SIGTERM" ? config["drain.grace_ms"] : 0);
+  await instance.close(stop.reason === "SIGTERM" ? config.process.drainGraceMs : 0);
   log.info("stopped");
 }

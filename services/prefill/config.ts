@@ -1,25 +1,29 @@
 // The settings of a prefill instance.
-import { defineConfig, integer, type Config } from "../common/config.ts";
-import { instanceSettings } from "../instance/config.ts";
+import { defineConfig, integer, milliseconds, section, type Config } from "../common/config.ts";
+import { instanceSections, REMOVED_INSTANCE_KEYS } from "../instance/config.ts";
 
 export const prefillConfig = defineConfig(
   "prefill",
   {
-    ...instanceSettings("prefill"),
-    "outcome.keep_ms": integer({
-      default: 600_000,
-      min: 1_000,
-      unit: "ms",
-      doc: "How long the outcome of an ended leg is kept for a decode instance that lost its router.",
-    }),
-    "outcome.limit": integer({
-      default: 65_536,
-      min: 1,
-      unit: "legs",
-      doc: "Outcomes kept at most; beyond it the oldest are forgotten.",
+    ...instanceSections("prefill"),
+    outcomes: section("Outcomes", {
+      keepMs: milliseconds(
+        "outcome.keep_ms",
+        "How long the outcome of an ended leg is kept for a decode instance that lost its router.",
+        { default: 600_000, min: 1_000, max: 86_400_000 },
+      ),
+      limit: integer("outcome.limit", "Outcomes kept at most; beyond it the oldest are forgotten.", {
+        default: 65_536,
+        min: 1,
+        unit: "legs",
+      }),
     }),
   },
-  { summary: "One prefill instance: reads prompts on its engine and hands their KV cache over." },
+  {
+    summary: "One prefill instance: reads prompts on its engine and hands their KV cache over.",
+    rest: "engine.flag",
+    removed: REMOVED_INSTANCE_KEYS,
+  },
 );
 
 export type PrefillConfig = Config<typeof prefillConfig.schema>;

@@ -1,145 +1,127 @@
-// The router process: wiring, top to bottom. Reading down is the start order; stopping goes the other way.
+// The router process as a life: its parts start from top to bottom, and end the other way round.
 import { randomUUID } from "node:crypto";
 import { systemClock } from "../common/clock.ts";
+import { loadConfig, settingLines } from "../common/config.ts";
 import { Deadlines } from "../common/deadlines.ts";
-import { loadConfig, settingsOf, StartError } from "../common/config.ts";
 import { ServiceError } from "../common/errors.ts";
-import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
-import { createLog, type Log } from "../common/log.ts";
 import { measureEventLoop } from "../common/event-loop.ts";
+import { anySignal, onceAborted, startLife, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import { createLog, type Log } from "../common/log.ts";
 import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { registryHub } from "../discovery/embedded.ts";
 import { staticRegistry } from "../discovery/static.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
-import { serveRpc, type RpcServer } from "../rpc/server.ts";
+import { serveRpc } from "../rpc/server.ts";
 import { createAdmission } from "./admission/admission.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
-import { relayLimits } from "./relay-limits.ts";
 import { inferenceService } from "./control/inference-service.ts";
 import { createReceipts } from "./control/receipts.ts";
 import { routerService } from "./control/router-service.ts";
-import { watchAll } from "./directories.ts";
-import { createLiveSettings } from "./live-settings.ts";
-import { provesByProbe, startProbes } from "./probe/schedule.ts";
-import { BREAKER_LIMITS } from "./pool/breaker.ts";
+import { FIRST_PREFILL_MS } from "./pool/first-prefill.ts";
 import { createPool } from "./pool/pool.ts";
-import { openRegistry, registryStatus } from "./registry.ts";
-import { createRelay } from "./relay/relay.ts";
+import { provesByProbe, startProbes } from "./probe/schedule.ts";
+import { watchAll } from "./registry/directories.ts";
+import { liveSettings } from "./registry/live-settings.ts";
+import { openRegistry, registryStatus } from "./registry/router-registry.ts";
+import { createRelay, type RelayOptions } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
 import { hostChecks } from "./rest/host-check.ts";
-import { isLoopback, serveHttp, type HttpServer } from "./rest/server.ts";
-import { createServing } from "./serving/serving.ts";
+import { warnOfOpenDoors } from "./rest/open-doors.ts";
+import { serveHttp } from "./rest/server.ts";
+import { drain } from "./serving/drain.ts";
 import { createServingMetrics } from "./serving/metrics.ts";
-import { drainAndStop } from "./stop.ts";
+import { createServing } from "./serving/serving.ts";
 
 /** What SIGINT, or the death of the parent, leaves to running requests. */
 const QUICK_GRACE_MS = 500;
 /** Requests have ended before gRPC is closed; this is for the last messages of watchers. */
 const RPC_GRACE_MS = 300;
 
-export interface Router {
+export interface Router extends AsyncDisposable {
   readonly restUrl: string;
   /** host:port */
   readonly grpcAddress: string;
-  /** Takes no new request, gives the running ones `graceMs` to end, then ends them. Later calls wait for the first. */
+  /**
+   * Takes no new request, gives the running ones `graceMs` to end, then ends them. Later calls wait for the first.
+   * Disposing does it with the configured grace.
+   */
   stop(graceMs: number): Promise<void>;
-  /** `stop` with the configured grace. */
-  [Symbol.asyncDispose](): Promise<void>;
 }
+
+export interface RouterOptions {
+  /** Gives up the start when it aborts. */
+  readonly signal?: AbortSignal;
+  readonly log?: Log;
+  readonly metrics?: Metrics;
+  /** What is a constant beside its use, and another one in tests. */
+  readonly constants?: RelayOptions["constants"] & { readonly firstPrefillMs?: number };
+}
+
+type Doors = Pick<Router, "restUrl" | "grpcAddress">;
 
 /** `tandem router`. @param argv Without node, script and command. */
 export async function runRouter(argv: readonly string[]): Promise<void> {
   const config = loadConfig(routerConfig, { argv, env: process.env });
-  if (config.print_config) {
-    process.stdout.write(
-      settingsOf(config)
-        .map(({ key, value, origin }) => `${key} = ${value} (${origin})\n`)
-        .join(""),
-    );
-    return;
-  }
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
   const router = await startRouter(config, { signal: stop });
   await onceAborted(stop);
-  const graceMs = config["drain.grace_ms"];
+  const graceMs = config.process.drainGraceMs;
   await router.stop(stop.reason === "SIGTERM" ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
 }
 
 /**
  * Resolves when REST and gRPC are listened on. Whether anything can be served is another question: /readyz.
  *
- * @param o.signal Gives up the start when it aborts.
- * @throws Error saying which address is taken, and by which flag to change it
+ * @throws StartError saying which address is taken, and by which flag to change it
  */
-export async function startRouter(
+export async function startRouter(config: RouterConfig, o: RouterOptions = {}): Promise<Router> {
+  const log = o.log ?? createLog({ name: "router", level: config.process.logLevel });
+  const { parts, stop } = await startLife<Doors>(async (running) => {
+    await life(config, { ...o, log }, running);
+    log.info("router has stopped");
+  });
+  return { ...parts, stop, [Symbol.asyncDispose]: () => stop(config.process.drainGraceMs) };
+}
+
+async function life(
   config: RouterConfig,
-  o: { signal?: AbortSignal; log?: Log; metrics?: Metrics } = {},
-): Promise<Router> {
-  const log = o.log ?? createLog({ name: "router", level: config["log.level"] });
+  { log, signal, metrics = createMetrics(), constants = {} }: RouterOptions & { readonly log: Log },
+  running: (doors: Doors) => Promise<number>,
+): Promise<void> {
   const clock = systemClock;
   const routerId = `router-${randomUUID().slice(0, 8)}`;
-  const { token, api_key: apiKey } = config;
-  for (const { key, value, origin } of settingsOf(config)) log.debug("setting", { setting: key, value, origin });
+  const { access, placement, queue, request, relay: limits } = config;
+  const { token, apiKey } = access;
+  log.info("settings", { settings: settingLines(config.settings.all) });
   warnOfOpenDoors(config, log);
 
-  const metrics = o.metrics ?? createMetrics();
-  const pool = createPool({
+  using deadlines = new Deadlines(clock);
+  using _loop = measureEventLoop(metrics);
+  const hub = registryHub({ routerId });
+  await using registry = await openRegistry(config, hub, { log, metrics });
+  await using pool = createPool({
     token,
     log,
     clock,
     metrics,
-    limit: config["registry.limit"],
-    breaker: { ...BREAKER_LIMITS, failureLimit: config["breaker.failures"] },
-    connectTimeoutMs: config["connect.timeout_ms"],
-    firstPrefillMs: config["fallback.first_prefill_ms"],
-    aggregate: config["fallback.aggregated"],
-    ...(config["pair.check"] ? { proves: provesByProbe } : {}),
+    connectTimeoutMs: config.registry.connectTimeoutMs,
+    firstPrefillMs: constants.firstPrefillMs ?? FIRST_PREFILL_MS,
+    aggregate: placement.current.aggregate,
+    ...(config.registry.checkPairs ? { proves: provesByProbe } : {}),
   });
-  const hub = registryHub({ limit: config["registry.limit"], routerId });
-  const registry = await openRegistry(config, hub, { log, metrics });
-  const relaying = relayLimits(config);
-  const live = createLiveSettings(config, {
-    log,
-    metrics,
-    onChange() {
-      Object.assign(relaying, relayLimits(live.config));
-      admission.poke();
-    },
-  });
-  const deadlines = new Deadlines(clock);
-  const relay = createRelay({
-    deadlines,
-    pool,
-    policies: {
-      get prefill() {
-        return live.policies.prefill;
-      },
-      get decode() {
-        return live.policies.decode;
-      },
-    },
-    config: relaying,
-    metrics,
-    log,
-    clock,
-  });
-  const probes = startProbes({ pool, prober: relay.prober, clock, metrics });
+  await using relay = createRelay({ pool, placement, limits, deadlines, constants, metrics, log, clock });
+  using probes = startProbes({ pool, prober: relay.prober, clock, metrics });
   const admission = createAdmission({
-    deadlines,
-    capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, live.config["admission.limit"]),
-    lack: (model) => pool.view.models.get(model)?.lack(config.strict),
-    get queueLimit() {
-      return live.config["queue.limit"];
-    },
-    get queueTimeoutMs() {
-      return live.config["queue.timeout_ms"];
-    },
+    capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, queue.current.legsLimit),
+    lack: (model) => pool.view.models.get(model)?.lack(request.current.strict),
+    queue,
     onRefused: (because) => servingMetrics.notAdmitted(because),
     clock,
+    deadlines,
   });
   pool.onChange(admission.poke);
-  const receipts = createReceipts({ limit: config["receipts.limit"], watcherLimit: config["watchers.limit"] });
+  const receipts = createReceipts();
   const servingMetrics = createServingMetrics(metrics, admission);
   const serving = createServing({
     pool,
@@ -149,113 +131,59 @@ export async function startRouter(
     metrics: servingMetrics,
     log,
     clock,
-    get legsLimit() {
-      return live.config["legs.limit"];
-    },
-    get deadlineMs() {
-      return live.config["request.deadline_ms"];
-    },
-    strict: config.strict,
+    request,
     registryIsAway: () => registry.health?.up === false,
   });
+
+  /** Ends calls of RouterService over HTTP/1.1 that have no end of their own. */
   const closing = new AbortController();
+  const changes = liveSettings(config.settings, { log, metrics, onChange: admission.poke });
   const routerCalls = routerService({
     routerId,
     pool,
     probes,
     receipts,
-    settings: () => live.settings,
-    registry: () => registryStatus(registry, live),
-    watcherLimit: config["watchers.limit"],
+    settings: () => config.settings.all,
+    registry: () => registryStatus(registry, changes),
     clock,
     log,
   });
-  const bufferBytes = config["stream.buffer_bytes"];
-  const inference = inferenceService({
+  const inference = inferenceService({ ...config.rest, serving, metrics: servingMetrics, clock });
+  const services = [routerCalls, inference, ...(registry.kind === "embedded" ? [hub.service] : [])];
+  await using rpc = await serveRpc({ ...config.grpc, services, token, apiKey, log, graceMs: RPC_GRACE_MS });
+  const handler = restHandler({
+    ...config.rest,
     serving,
-    metrics: servingMetrics,
-    bufferBytes,
-    stallMs: config["client.stall_ms"],
-    clock,
+    pool,
+    metrics,
+    servingMetrics,
+    log,
+    apiKey,
+    bodyBudget: createBodyBudget(config.rest.bodyTotalBytes, () => servingMetrics.notAdmitted("body_memory")),
+    routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
+    grpcAddress: rpc.address,
+    checkHost: hostChecks({ ...config.rest, ...access }),
   });
+  await using http = await serveHttp(config.rest.listen, handler, config.rest);
+  if (signal?.aborted) throw new ServiceError("cancelled", "The start was given up.");
 
-  measureEventLoop(metrics, closing.signal);
-  let rpc: RpcServer | undefined;
-  let http: HttpServer | undefined;
-  try {
-    const services = [routerCalls, inference, ...(registry.kind === "embedded" ? [hub.service] : [])];
-    rpc = await serveRpc({ listen: config["grpc.listen"], services, token, apiKey, log, graceMs: RPC_GRACE_MS }).catch(
-      notListening,
-    );
-    http = await serveHttp(
-      config["rest.listen"],
-      restHandler({
-        serving,
-        pool,
-        metrics,
-        servingMetrics,
-        log,
-        apiKey,
-        bodyLimitBytes: config["body.limit_bytes"],
-        bodyBudget: createBodyBudget(config["body.total_bytes"], () => servingMetrics.notAdmitted("body_memory")),
-        bufferBytes,
-        stallMs: config["client.stall_ms"],
-        routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
-        grpcAddress: rpc.address,
-        checkHost: hostChecks(config),
-      }),
-      {
-        connections: config["connections.limit"],
-        headMs: config["head.timeout_ms"],
-        bodyMs: config["body.timeout_ms"],
-        stallMs: config["client.stall_ms"],
-      },
-    );
-    if (o.signal?.aborted) throw new ServiceError("cancelled", "The start was given up.");
-  } catch (error) {
-    await rpc?.[Symbol.asyncDispose]();
-    await http?.[Symbol.asyncDispose]();
-    await relay[Symbol.asyncDispose]();
-    await pool[Symbol.asyncDispose]();
-    await registry[Symbol.asyncDispose]();
-    deadlines[Symbol.dispose]();
-    throw error;
-  }
-  closing.signal.addEventListener("abort", probes.stop);
-  const directories = watchAll(
-    [...registry.directories, staticRegistry(config.instances, { token, log })],
-    pool.update,
-  );
-  registry.watchSettings(live.apply);
+  const listed = staticRegistry(config.registry.instances, { token, log });
+  await using _directories = watchAll([...registry.directories, listed], pool.update);
+  registry.watchSettings(changes.apply);
   rpc.setServing(true);
   const [restUrl, grpcAddress] = [`http://${http.address}`, rpc.address];
-  const registration = registry.announce({ routerId, restAddress: http.address, grpcAddress }, () => ({
+  await using registration = registry.announce({ routerId, restAddress: http.address, grpcAddress }, () => ({
     serving: !serving.draining,
     text: serving.draining ? `draining: ${serving.count} requests still run` : "serving",
   }));
   log.info("router is listening", { rest: restUrl, grpc: grpcAddress, routerId });
 
-  let stopped: Promise<void> | undefined;
-  const parts = { serving, deadlines, relay, rpc, http, directories, registry, registration, pool, closing, log };
-  const stop = (graceMs: number): Promise<void> => (stopped ??= drainAndStop(parts, graceMs));
-  return {
-    restUrl,
-    grpcAddress,
-    stop,
-    [Symbol.asyncDispose]: () => stop(config["drain.grace_ms"]),
-  };
-}
-
-// Its message says which address and what to do; a stack would only hide that.
-function notListening(cause: unknown): never {
-  throw new StartError((cause as Error).message, { cause });
-}
-
-function warnOfOpenDoors(config: RouterConfig, log: Log): void {
-  if (config.api_key === "" && !isLoopback(config["rest.listen"])) {
-    log.warn("REST is open beyond this machine, and no API key is set: anyone who reaches it can use the models", {
-      listen: config["rest.listen"],
-      cure: "--api-key",
-    });
-  }
+  const graceMs = await running({ restUrl, grpcAddress });
+  // New requests get 503 and /readyz says so, on a port that stays open: a balancer sees us leave before we are gone.
+  const drained = drain({ serving, relay, log }, graceMs);
+  rpc.setServing(false, "draining");
+  registration?.update();
+  http.closeIdle();
+  await drained;
+  closing.abort(new ServiceError("instance_unavailable", "The server is stopping."));
 }

@@ -9,8 +9,9 @@ import {
   defineConfig,
   integer,
   list,
+  milliseconds,
   number,
-  settingsOf,
+  section,
   text,
   type Config,
 } from "../common/config.ts";
@@ -23,107 +24,117 @@ import { MIN_ROW_BYTES } from "./sim/kv-rows.ts";
 export const engineConfig = defineConfig(
   "engine",
   {
-    sim: boolean({
-      optional: true,
-      doc: "Simulate: the arithmetic is replaced by a clock, everything else is real. --no-sim: run the model that ships. Left out: simulate, unless a model is given.",
-    }),
-    "model.file": text({
-      optional: true,
-      alias: "model",
-      doc: "A GGUF file to run: Llama architecture; F32, F16 or Q8_0.",
-    }),
-    listen: address({
-      default: "127.0.0.1:8000",
-      alias: "port",
-      doc: "Where the OpenAI API is served. Port 0: any free one. With several engines the ports follow each other.",
-    }),
-    expose: boolean({
-      default: false,
-      doc: "Allow addresses that other machines reach. An engine has no access control, and its request ids say where it connects to.",
-    }),
-    engines: integer({ default: 1, min: 1, max: 4_096, unit: "engines", doc: "Engines in this one process." }),
-    "model.name": text({
-      optional: true,
-      doc: "Name under which the model is served. Left out: what its file says, or tandem-sim.",
-    }),
-    "model.max_len": integer({
-      optional: true,
-      min: 16,
-      max: 10_000_000,
-      unit: "tokens",
-      doc: "Prompt and answer together. Left out: the model's context, or 8,192 with the sim.",
-    }),
-    "model.claim_hash": text({
-      optional: true,
-      doc: "Lie to other engines about which model this is. For tests: it shows what KV of other weights does.",
-    }),
-    "model.hash_salt": text({
-      default: "",
-      doc: "Other weights: another salt gives other texts, and its KV fits no other engine.",
-    }),
-    role: choice(ROLES, {
+    sim: boolean(
+      "sim",
+      "Simulate: the arithmetic is replaced by a clock, everything else is real. --no-sim: run the model that ships. Left out: simulate, unless a model is given.",
+      { optional: true },
+    ),
+    listen: address(
+      "listen",
+      "Where the OpenAI API is served. Port 0: any free one. With several engines the ports follow each other.",
+      { default: "127.0.0.1:8000", alias: "port" },
+    ),
+    expose: boolean(
+      "expose",
+      "Allow addresses that other machines reach. An engine has no access control, and its request ids say where it connects to.",
+      { default: false },
+    ),
+    engines: integer("engines", "Engines in this one process.", { default: 1, min: 1, max: 4_096, unit: "engines" }),
+    role: choice("role", "Which leg of a request this engine computes. none: both, an aggregated engine.", ROLES, {
       default: "none",
-      doc: "Which leg of a request this engine computes. none: both, an aggregated engine.",
     }),
-    connector: choice(CONNECTORS, {
-      default: "none",
-      doc: "How KV moves between engines: pushed under the request's id, or offered and read as with NIXL.",
+    connector: choice(
+      "connector",
+      "How KV moves between engines: pushed under the request's id, or offered and read as with NIXL.",
+      CONNECTORS,
+      { default: "none" },
+    ),
+    fault: list(
+      "fault",
+      `Something to do wrong, as KIND:FIELD=VALUE. May be given several times. Kinds: ${FAULT_KINDS.join(", ")}.`,
+    ),
+    model: section("Model", {
+      file: text("model.file", "A GGUF file to run: Llama architecture; F32, F16 or Q8_0.", {
+        optional: true,
+        alias: "model",
+      }),
+      name: text("model.name", "Name under which the model is served. Left out: what its file says, or tandem-sim.", {
+        optional: true,
+      }),
+      maxLen: integer(
+        "model.max_len",
+        "Prompt and answer together. Left out: the model's context, or 8,192 with the sim.",
+        { optional: true, min: 16, max: 10_000_000, unit: "tokens" },
+      ),
+      claimHash: text(
+        "model.claim_hash",
+        "Lie to other engines about which model this is. For tests: it shows what KV of other weights does.",
+        { optional: true },
+      ),
+      hashSalt: text(
+        "model.hash_salt",
+        "Other weights: another salt gives other texts, and its KV fits no other engine.",
+        { default: "" },
+      ),
     }),
-    "kv.listen": address({
-      default: "127.0.0.1:0",
-      doc: "Where other engines reach this one's KV. With several engines the ports follow each other.",
+    kv: section("KV cache and its transfer", {
+      listen: address(
+        "kv.listen",
+        "Where other engines reach this one's KV. With several engines the ports follow each other.",
+        { default: "127.0.0.1:0" },
+      ),
+      slots: integer(
+        "kv.slots",
+        "Sequences that run or hold KV at one time. More wait; more KV that is pushed here is refused.",
+        { default: 64, min: 1, max: 65_536, unit: "sequences" },
+      ),
+      blockSize: integer("kv.block_size", "Tokens in one block of KV.", {
+        default: 16,
+        min: 1,
+        max: 1_024,
+        unit: "tokens",
+      }),
+      leaseMs: milliseconds("kv.lease_ms", "KV that nobody claims is freed after this.", { default: 30_000 }),
+      pushTimeoutMs: milliseconds(
+        "kv.push_timeout_ms",
+        "How long pushing a prompt's KV may take before its request fails.",
+        { default: 5_000 },
+      ),
+      bytesPerToken: integer(
+        "kv.bytes_per_token",
+        "Size of one token's KV, a multiple of 4. They are really made, sent and checked.",
+        { default: 256, min: MIN_ROW_BYTES, max: 1_048_576, unit: "bytes" },
+      ),
+      tokenLimit: integer(
+        "kv.token_limit",
+        "KV of all sequences together. Left out: enough for the longest sequence in every slot.",
+        { optional: true, min: 16, unit: "tokens" },
+      ),
     }),
-    "kv.slots": integer({
-      default: 64,
-      min: 1,
-      max: 65_536,
-      unit: "sequences",
-      doc: "Sequences that run or hold KV at one time. More wait; more KV that is pushed here is refused.",
-    }),
-    "kv.block_size": integer({ default: 16, min: 1, max: 1_024, unit: "tokens", doc: "Tokens in one block of KV." }),
-    "kv.lease_ms": integer({ default: 30_000, min: 1, unit: "ms", doc: "KV that nobody claims is freed after this." }),
-    "kv.push_timeout_ms": integer({
-      default: 5_000,
-      min: 1,
-      unit: "ms",
-      doc: "How long pushing a prompt's KV may take before its request fails.",
-    }),
-    "kv.bytes_per_token": integer({
-      default: 256,
-      min: MIN_ROW_BYTES,
-      max: 1_048_576,
-      unit: "bytes",
-      doc: "Size of one token's KV, a multiple of 4. They are really made, sent and checked.",
-    }),
-    "kv.token_limit": integer({
-      optional: true,
-      min: 16,
-      unit: "tokens",
-      doc: "KV of all sequences together. Left out: enough for the longest sequence in every slot.",
-    }),
-    "sim.prefill_ms_per_token": number({
-      default: 0.05,
-      min: 0,
-      max: 10_000,
-      unit: "ms",
-      doc: "Time for one prompt token.",
-    }),
-    "sim.decode_ms_per_token": number({
-      default: 8,
-      min: 0,
-      max: 60_000,
-      unit: "ms",
-      doc: "Time for one token of every answer that is running.",
-    }),
-    "sim.request_ms": number({ default: 0, min: 0, max: 60_000, unit: "ms", doc: "Added once for each request." }),
-    "sim.step_tokens": integer({
-      default: 2_048,
-      min: 1,
-      unit: "tokens",
-      doc: "Prompt tokens that one step computes at most; longer prompts take several.",
-    }),
-    fault: list({
-      doc: `Something to do wrong, as KIND:FIELD=VALUE. May be given several times. Kinds: ${FAULT_KINDS.join(", ")}.`,
+    pace: section("Pace of the sim", {
+      prefillMsPerToken: number("sim.prefill_ms_per_token", "Time for one prompt token.", {
+        default: 0.05,
+        min: 0,
+        max: 10_000,
+        unit: "ms",
+      }),
+      decodeMsPerToken: number("sim.decode_ms_per_token", "Time for one token of every answer that is running.", {
+        default: 8,
+        min: 0,
+        max: 60_000,
+        unit: "ms",
+      }),
+      requestMs: number("sim.request_ms", "Added once for each request.", {
+        default: 0,
+        min: 0,
+        max: 60_000,
+        unit: "ms",
+      }),
+      stepTokens: integer(
+        "sim.step_tokens",
+        "Prompt tokens that one step computes at most; longer prompts take several.",
+        { default: 2_048, min: 1, unit: "tokens" },
+      ),
     }),
   },
   {
@@ -148,17 +159,17 @@ const SIM_ONLY = [
 
 /** Whether a model is to be run rather than simulated. @throws ConfigError where both are asked for. */
 export function isEmbedded(config: EngineConfig): boolean {
-  if (config.sim === true && config["model.file"] !== undefined) {
+  if (config.sim === true && config.model.file !== undefined) {
     throw new ConfigError(
       "--sim and --model exclude each other: the sim runs no model. Its name is set by --model.name.",
     );
   }
-  return config.sim === false || config["model.file"] !== undefined;
+  return config.sim === false || config.model.file !== undefined;
 }
 
 /** @param model The file. @throws ConfigError for settings that contradict each other. */
 export function embeddedOptions(config: EngineConfig, model: string): LlamaEngineStart {
-  const idle = settingsOf(config).find(({ key, origin }) => SIM_ONLY.includes(key) && origin !== "default");
+  const idle = config.settings.all.find(({ key, origin }) => SIM_ONLY.includes(key) && origin !== "default");
   if (idle !== undefined)
     throw new ConfigError(`${idle.key} is for the sim; a model has its own. Leave it out, or say --sim.`);
   if (config.connector === "nixl")
@@ -170,42 +181,42 @@ export function embeddedOptions(config: EngineConfig, model: string): LlamaEngin
     port,
     role,
     connector,
-    kvListen: config["kv.listen"],
-    kvSlots: config["kv.slots"],
-    kvLeaseMs: config["kv.lease_ms"],
-    kvPushTimeoutMs: config["kv.push_timeout_ms"],
+    kvListen: config.kv.listen,
+    kvSlots: config.kv.slots,
+    kvLeaseMs: config.kv.leaseMs,
+    kvPushTimeoutMs: config.kv.pushTimeoutMs,
     faults: readFaults(config.fault),
-    ...(config["model.name"] === undefined ? {} : { modelName: config["model.name"] }),
-    ...(config["model.max_len"] === undefined ? {} : { maxLength: config["model.max_len"] }),
-    ...(config["model.claim_hash"] === undefined ? {} : { claimedHash: config["model.claim_hash"] }),
-    ...(config["kv.token_limit"] === undefined ? {} : { kvTokenLimit: config["kv.token_limit"] }),
+    ...(config.model.name === undefined ? {} : { modelName: config.model.name }),
+    ...(config.model.maxLen === undefined ? {} : { maxLength: config.model.maxLen }),
+    ...(config.model.claimHash === undefined ? {} : { claimedHash: config.model.claimHash }),
+    ...(config.kv.tokenLimit === undefined ? {} : { kvTokenLimit: config.kv.tokenLimit }),
   };
 }
 
 /** @throws ConfigError for settings that contradict each other. */
 export function simOptions(config: EngineConfig): SimEngineOptions {
   const { host, port, role, connector } = commonOptions(config);
-  if (config["kv.bytes_per_token"] % 4 !== 0)
-    throw new ConfigError(`kv.bytes_per_token must be a multiple of 4, got ${config["kv.bytes_per_token"]}`);
+  if (config.kv.bytesPerToken % 4 !== 0)
+    throw new ConfigError(`kv.bytes_per_token must be a multiple of 4, got ${config.kv.bytesPerToken}`);
   return {
     host,
     port,
     role,
     connector,
-    modelName: config["model.name"] ?? "tandem-sim",
-    maxLength: config["model.max_len"] ?? 8_192,
-    hashSalt: config["model.hash_salt"],
-    kvListen: config["kv.listen"],
-    kvSlots: config["kv.slots"],
-    kvBlockSize: config["kv.block_size"],
-    kvLeaseMs: config["kv.lease_ms"],
-    kvPushTimeoutMs: config["kv.push_timeout_ms"],
-    kvBytesPerToken: config["kv.bytes_per_token"],
-    ...(config["kv.token_limit"] === undefined ? {} : { kvTokenLimit: config["kv.token_limit"] }),
-    prefillMsPerToken: config["sim.prefill_ms_per_token"],
-    decodeMsPerToken: config["sim.decode_ms_per_token"],
-    requestMs: config["sim.request_ms"],
-    stepTokenLimit: config["sim.step_tokens"],
+    modelName: config.model.name ?? "tandem-sim",
+    maxLength: config.model.maxLen ?? 8_192,
+    hashSalt: config.model.hashSalt,
+    kvListen: config.kv.listen,
+    kvSlots: config.kv.slots,
+    kvBlockSize: config.kv.blockSize,
+    kvLeaseMs: config.kv.leaseMs,
+    kvPushTimeoutMs: config.kv.pushTimeoutMs,
+    kvBytesPerToken: config.kv.bytesPerToken,
+    ...(config.kv.tokenLimit === undefined ? {} : { kvTokenLimit: config.kv.tokenLimit }),
+    prefillMsPerToken: config.pace.prefillMsPerToken,
+    decodeMsPerToken: config.pace.decodeMsPerToken,
+    requestMs: config.pace.requestMs,
+    stepTokenLimit: config.pace.stepTokens,
     faults: readFaults(config.fault),
   };
 }
@@ -221,7 +232,7 @@ function commonOptions(config: EngineConfig): CommonOptions {
   const { host, port } = splitAddress(config.listen);
   for (const [key, at] of [
     ["listen", host],
-    ["kv.listen", splitAddress(config["kv.listen"]).host],
+    ["kv.listen", splitAddress(config.kv.listen).host],
   ] as const) {
     if (!config.expose && !isLoopbackHost(at)) {
       throw new ConfigError(

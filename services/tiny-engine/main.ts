@@ -43,7 +43,7 @@ async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
 }
 
 async function startEmbedded(config: EngineConfig): Promise<RunningEngine[]> {
-  const file = config["model.file"] ?? shippedModel();
+  const file = config.model.file ?? shippedModel();
   if (file === undefined)
     throw new StartError(
       "This build has no model of its own. Give one with --model FILE.gguf, or simulate one with --sim.",

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { upConfig } from "../../clients/cli/up/config.ts";
-import { variablesOf } from "../../services/common/config-definition.ts";
+import { variablesOf } from "../../services/common/config-schema.ts";
 import type { ConfigDefinition } from "../../services/common/config.ts";
 import { editDistance } from "../../services/common/nearest.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
@@ -13,7 +13,7 @@ const definitions: readonly ConfigDefinition[] = [upConfig, routerConfig, prefil
 describe("the variables of all processes", () => {
   it("are no typing error apart: each process refuses a near miss of its own, and they share one environment", () => {
     const names = new Set(
-      definitions.flatMap(({ schema }) => Object.entries(schema).map(([key, option]) => variablesOf(key, option)[0]!)),
+      definitions.flatMap(({ options }) => [...options.values()].map((option) => variablesOf(option)[0]!)),
     );
     const near = [...names].flatMap((a) =>
       [...names].filter((b) => a < b && editDistance(a, b) === 1).map((b) => `${a} ${b}`),
@@ -22,9 +22,8 @@ describe("the variables of all processes", () => {
   });
 
   it("have settings whose documentation is a sentence", () => {
-    for (const { name, schema } of definitions) {
-      for (const [key, { doc }] of Object.entries(schema))
-        assert.match(doc, /^\S.{10,}[.)]$/s, `${name}: ${key}: ${doc}`);
+    for (const { name, options } of definitions) {
+      for (const [key, { doc }] of options) assert.match(doc, /^\S.{10,}[.)]$/s, `${name}: ${key}: ${doc}`);
     }
   });
 });

@@ -1,7 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { configMarkdown, helpText } from "../../services/common/config-help.ts";
 import * as config from "../../services/common/config.ts";
 import {
   address,
@@ -14,35 +12,53 @@ import {
   loadConfig,
   number,
   secret,
-  settingsOf,
+  section,
   text,
 } from "../../services/common/config.ts";
+import { configFile } from "../support/config-file.ts";
 
 const definition = defineConfig(
   "router",
   {
-    "rest.listen": address({
-      default: "127.0.0.1:3000",
-      alias: "port",
-      env: ["PROXY_PORT"],
-      doc: "Where clients connect.",
+    model: text("model", "Name of the model.", { default: "tiny", env: ["MODEL_ID"] }),
+    strict: boolean("strict", "No fallbacks.", { default: false }),
+    rest: section("OpenAI REST", {
+      listen: address("rest.listen", "Where clients connect.", {
+        default: "127.0.0.1:3000",
+        alias: "port",
+        env: ["PROXY_PORT"],
+      }),
+      token: secret("token", "Join token."),
     }),
-    "queue.limit": integer({ default: 256, min: 0, max: 65_536, unit: "requests", doc: "Requests that may wait." }),
-    "queue.timeout_ms": number({ default: 1000, min: 0, unit: "ms", doc: "How long." }),
-    "prefill.policy": choice(["round-robin", "least-load"], { default: "least-load", doc: "Picks." }),
-    "registry.address": address({ optional: true, alias: "router", doc: "Of the registry." }),
-    model: text({ default: "tiny", env: ["MODEL_ID"], doc: "Name of the model." }),
-    token: secret({ doc: "Join token." }),
-    "engine.flag": list({ doc: "Passed on." }),
-    peers: addresses({ default: ["127.0.0.1:1"], doc: "Others." }),
-    strict: boolean({ default: false, doc: "No fallbacks." }),
+    queue: section("The queue", {
+      limit: integer("queue.limit", "Requests that may wait.", {
+        default: 256,
+        min: 0,
+        max: 65_536,
+        unit: "requests",
+        live: true,
+      }),
+      timeoutMs: number("queue.timeout_ms", "How long.", { default: 1000, min: 0, unit: "ms" }),
+    }),
+    placement: section("Placement", {
+      prefill: choice("prefill.policy", "Picks.", ["round-robin", "least-load"], { default: "least-load", live: true }),
+    }),
+    others: section("Others", {
+      registry: address("registry.address", "Of the registry.", { optional: true, alias: "router" }),
+      engineFlags: list("engine.flag", "Passed on."),
+      peers: addresses("peers", "Others.", { default: ["127.0.0.1:1"] }),
+    }),
   },
-  { summary: "Admits, places and relays." },
+  {
+    summary: "Admits, places and relays.",
+    rest: "engine.flag",
+    removed: { "queue.patience_ms": "queue.timeout_ms is the longest wait" },
+  },
 );
 
 const load = (argv: readonly string[], env: Record<string, string> = {}) => loadConfig(definition, { argv, env });
-const originOf = (loaded: ReturnType<typeof load>, key: string) =>
-  settingsOf(loaded).find((setting) => setting.key === key);
+const shownOf = (loaded: ReturnType<typeof load>, key: string) =>
+  loaded.settings.all.find((setting) => setting.key === key);
 const refuses = (argv: readonly string[], message: RegExp, env: Record<string, string> = {}) =>
   assert.throws(
     () => load(argv, env),
@@ -54,55 +70,35 @@ const refuses = (argv: readonly string[], message: RegExp, env: Record<string, s
 describe("a configuration", () => {
   it("has its defaults, typed", () => {
     const loaded = load([]);
-    const limit: number = loaded["queue.limit"];
-    const policy: "round-robin" | "least-load" = loaded["prefill.policy"];
-    const registry: string | undefined = loaded["registry.address"];
+    const limit: number = loaded.queue.current.limit;
+    const policy: "round-robin" | "least-load" = loaded.placement.current.prefill;
+    const registry: string | undefined = loaded.others.registry;
     assert.deepEqual(
-      [limit, policy, registry, loaded.token, loaded["engine.flag"]],
+      [limit, policy, registry, loaded.rest.token, loaded.others.engineFlags],
       [256, "least-load", undefined, "", []],
     );
   });
 
   it("takes a flag before the environment before the file before the default, and tells which", async () => {
-    const folder = await mkdtemp(join(tmpdir(), "tandem-"));
-    const file = join(folder, "tandem.json");
-    await writeFile(
-      file,
-      JSON.stringify({ queue: { limit: 1, timeout_ms: 1 }, "prefill.policy": "round-robin", model: "from-file" }),
+    await using file = await configFile(
+      "queue:\n  limit: 1\n  timeout_ms: 1\nprefill.policy: round-robin\nmodel: of-file\n",
     );
-    const loaded = load(["--config", file, "--queue.limit=3"], {
+    const loaded = load(["--config", file.path, "--queue.limit=3"], {
       TANDEM_QUEUE_LIMIT: "2",
       TANDEM_QUEUE_TIMEOUT_MS: "2.5",
     });
-    assert.deepEqual(originOf(loaded, "queue.limit"), {
-      key: "queue.limit",
-      value: "3 requests",
-      origin: "flag --queue.limit",
-    });
-    assert.deepEqual(originOf(loaded, "queue.timeout_ms"), {
-      key: "queue.timeout_ms",
-      value: "2.5 ms",
-      origin: "env TANDEM_QUEUE_TIMEOUT_MS",
-    });
-    assert.deepEqual(originOf(loaded, "prefill.policy"), {
-      key: "prefill.policy",
-      value: "round-robin",
-      origin: "file",
-    });
-    assert.deepEqual(originOf(loaded, "strict"), { key: "strict", value: "false", origin: "default" });
-    assert.equal(load([], { TANDEM_CONFIG: file }).model, "from-file");
-    await writeFile(file, JSON.stringify({ queue: { limt: 1 } }));
-    refuses(["--config", file], /queue\.limt is not a setting of router; did you mean queue\.limit\?/);
-    await writeFile(file, JSON.stringify({ queue: { limit: null } }));
-    refuses(["--config", file], /queue\.limit: expected an integer from 0 to 65536 \(requests\), got null/);
-    await writeFile(file, JSON.stringify({ queue: { limit: 1 }, "queue.limit": 2 }));
-    refuses(["--config", file], /given twice/);
-    await writeFile(file, JSON.stringify({ constructor: 1 }));
-    refuses(["--config", file], /constructor is not a setting/);
-    await writeFile(file, "[1]");
-    refuses(["--config", file], /must hold one JSON object/);
-    await rm(folder, { recursive: true });
-    refuses(["--config", file], /can't be read as JSON/);
+    const origins = ["queue.limit", "queue.timeout_ms", "prefill.policy", "strict"].map((key) => shownOf(loaded, key));
+    assert.deepEqual(origins, [
+      { key: "queue.limit", value: "3 requests", origin: "flag --queue.limit" },
+      { key: "queue.timeout_ms", value: "2.5 ms", origin: "env TANDEM_QUEUE_TIMEOUT_MS" },
+      { key: "prefill.policy", value: "round-robin", origin: `file ${file.path}:4` },
+      { key: "strict", value: "false", origin: "default" },
+    ]);
+    assert.equal(load([], { TANDEM_CONFIG: file.path }).model, "of-file");
+    assert.deepEqual(
+      ["queue.limit", "strict"].map((key) => loaded.settings.isGiven(key)),
+      [true, false],
+    );
   });
 
   it("accepts the extra variables of its schema, with its own name first", () => {
@@ -112,26 +108,26 @@ describe("a configuration", () => {
   });
 
   it("changes only the port when a bare port is given, on the host of the source below", () => {
-    assert.equal(load(["--port", "9"])["rest.listen"], "127.0.0.1:9");
-    assert.equal(load(["--port", "9"], { TANDEM_REST_LISTEN: "[::1]:3" })["rest.listen"], "[::1]:9");
-    assert.equal(load([], { PROXY_PORT: "8" })["rest.listen"], "127.0.0.1:8");
-    assert.equal(load(["--port", "0.0.0.0:8"])["rest.listen"], "0.0.0.0:8");
-    assert.equal(load(["--router="], { TANDEM_REGISTRY_ADDRESS: "a:1" })["registry.address"], undefined);
+    assert.equal(load(["--port", "9"]).rest.listen, "127.0.0.1:9");
+    assert.equal(load(["--port", "9"], { TANDEM_REST_LISTEN: "[::1]:3" }).rest.listen, "[::1]:9");
+    assert.equal(load([], { PROXY_PORT: "8" }).rest.listen, "127.0.0.1:8");
+    assert.equal(load(["--port", "0.0.0.0:8"]).rest.listen, "0.0.0.0:8");
+    assert.equal(load(["--router="], { TANDEM_REGISTRY_ADDRESS: "a:1" }).others.registry, undefined);
   });
 
   it("reads switches and repeated flags", () => {
     assert.equal(load(["--strict"]).strict, true);
     assert.equal(load(["--no-strict"], { TANDEM_STRICT: "1" }).strict, false);
     assert.equal(load(["--strict=false"]).strict, false);
-    assert.deepEqual(load(["--engine.flag", "a,b", "--engine.flag=--x=1"])["engine.flag"], ["a,b", "--x=1"]);
-    assert.deepEqual(load([], { TANDEM_ENGINE_FLAG: "a, b" })["engine.flag"], ["a", "b"]);
+    assert.deepEqual(load(["--engine.flag", "a,b", "--engine.flag=--x=1"]).others.engineFlags, ["a,b", "--x=1"]);
+    assert.deepEqual(load([], { TANDEM_ENGINE_FLAG: "a, b" }).others.engineFlags, ["a", "b"]);
   });
 
   it("reads several addresses, each as one is read", () => {
-    assert.deepEqual(load([]).peers, ["127.0.0.1:1"]);
-    assert.deepEqual(load(["--peers", "a:1, 2", "--peers=[::1]:3"]).peers, ["a:1", "127.0.0.1:2", "[::1]:3"]);
-    assert.deepEqual(load(["--peers=7"], { TANDEM_PEERS: "b:1,c:2" }).peers, ["b:7"]);
-    assert.deepEqual([load(["--peers="]).peers, load([], { TANDEM_PEERS: "" }).peers], [[], []]);
+    assert.deepEqual(load([]).others.peers, ["127.0.0.1:1"]);
+    assert.deepEqual(load(["--peers", "a:1, 2", "--peers=[::1]:3"]).others.peers, ["a:1", "127.0.0.1:2", "[::1]:3"]);
+    assert.deepEqual(load(["--peers=7"], { TANDEM_PEERS: "b:1,c:2" }).others.peers, ["b:7"]);
+    assert.deepEqual([load(["--peers="]).others.peers, load([], { TANDEM_PEERS: "" }).others.peers], [[], []]);
     refuses(
       ["--peers", "a:1,b"],
       /--peers: expected host:port.*, or several of them, got \["a:1,b"\]; it is not an address/,
@@ -141,9 +137,9 @@ describe("a configuration", () => {
 
   it("never shows a secret", () => {
     const loaded = load(["--token", "hush"]);
-    assert.equal(loaded.token, "hush");
-    assert.equal(originOf(loaded, "token")?.value, "set");
-    assert.equal(originOf(load([]), "token")?.value, "unset");
+    assert.equal(loaded.rest.token, "hush");
+    assert.equal(shownOf(loaded, "token")?.value, "set");
+    assert.equal(shownOf(load([]), "token")?.value, "unset");
   });
 
   it("names the nearest key for an unknown one", () => {
@@ -185,63 +181,160 @@ describe("a configuration", () => {
   });
 
   it("names a required setting that is missing", () => {
-    const needy = defineConfig("needy", { "engine.url": text({ alias: "attach", doc: "Where." }) });
+    const needy = defineConfig("needy", { url: text("engine.url", "Where.", { alias: "attach" }) });
     assert.throws(
       () => loadConfig(needy, { argv: [], env: {} }),
       /needy needs engine\.url: give --attach, text, or set TANDEM_ENGINE_URL/,
     );
   });
 
-  it("can't be changed, and its copies are not taken for it", () => {
+  it("can't be changed", () => {
     const loaded = load([]);
     assert.throws(() => ((loaded as { model: string }).model = "x"), TypeError);
-    assert.throws(() => settingsOf({ ...loaded }), /copy/);
+    assert.throws(() => ((loaded.rest as { token: string }).token = "x"), TypeError);
+    assert.throws(() => ((loaded.queue.current as { limit: number }).limit = 1), TypeError);
   });
 
   it("throws the help text for --help, whatever else is there", () => {
-    assert.throws(() => load(["--port", "1", "--help"]), config.HelpRequested);
-    assert.throws(() => load(["-h"]), config.HelpRequested);
+    for (const argv of [
+      ["--port", "1", "--help"],
+      ["-h", "--config", "/none"],
+    ])
+      assert.throws(
+        () => load(argv),
+        (error: unknown) => error instanceof config.PrintAndExit && error.text.startsWith("Admits"),
+      );
+  });
+
+  it("throws all settings with their origins for --print-config", () => {
+    assert.throws(
+      () => load(["--print-config", "--port", "4000", "--token", "hush"]),
+      (error: unknown) => {
+        assert.ok(error instanceof config.PrintAndExit);
+        assert.match(error.text, /^rest\.listen = 127\.0\.0\.1:4000 \(flag --port\)$/m);
+        assert.match(error.text, /^queue\.limit = 256 requests \(default\)$/m);
+        assert.match(error.text, /^token = set \(flag --token\)$/m);
+        return true;
+      },
+    );
+  });
+
+  it("takes dashes for dots and underscores in flags", () => {
+    assert.equal(load(["--queue-timeout-ms", "5"]).queue.current.timeoutMs, 5);
+    assert.equal(load(["--queue.timeout-ms", "6"]).queue.current.timeoutMs, 6);
+    assert.equal(load(["--rest-listen", "7"]).rest.listen, "127.0.0.1:7");
+    refuses(["--queue-timeout-ms", "5", "--queue.timeout_ms", "6"], /both set queue\.timeout_ms/);
+  });
+
+  it("takes all words after -- for the list that is meant", () => {
+    assert.deepEqual(load(["--strict", "--", "--dtype", "float16"]).others.engineFlags, ["--dtype", "float16"]);
+    const plain = defineConfig("plain", { model: text("model", "", { default: "" }) });
+    assert.throws(() => loadConfig(plain, { argv: ["--", "x"], env: {} }), /"--" is not a flag of plain/);
+  });
+
+  it("says what replaces a setting that is gone, wherever it is given", async () => {
+    const gone = /is no longer a setting: queue\.timeout_ms is the longest wait\./;
+    refuses(["--queue.patience_ms", "5"], new RegExp(`^--queue.patience_ms ${gone.source}`));
+    refuses(["--queue-patience-ms=5"], gone);
+    refuses([], new RegExp(`^TANDEM_QUEUE_PATIENCE_MS ${gone.source}`), { TANDEM_QUEUE_PATIENCE_MS: "5" });
+    await using file = await configFile("queue: {patience_ms: 5}");
+    refuses(["--config", file.path], new RegExp(`:1: queue.patience_ms ${gone.source}`));
+  });
+});
+
+describe("settings that change while the process runs", () => {
+  const change = (loaded: ReturnType<typeof load>, texts: Record<string, string>) =>
+    loaded.settings.change(new Map(Object.entries(texts)), "consul tandem/config/");
+
+  it("beat every other source, say where they came from, and go back when they are gone", () => {
+    const loaded = load(["--queue.limit", "8"]);
+    const { queue } = loaded;
+    const before = queue.current;
+    const changed = { key: "queue.limit", value: "512 requests", origin: "consul tandem/config/queue.limit" };
+    assert.deepEqual(change(loaded, { "queue.limit": "512" }), [changed]);
+    assert.deepEqual([queue.current.limit, before.limit], [512, 8], "what was read before stays as it was");
+    assert.deepEqual(shownOf(loaded, "queue.limit"), changed);
+    assert.deepEqual(change(loaded, { "queue.limit": "512" }), []);
+    assert.deepEqual(
+      change(loaded, {}).map(({ value, origin }) => `${value} (${origin})`),
+      ["8 requests (flag --queue.limit)"],
+    );
+    assert.equal(queue.current.limit, 8);
+  });
+
+  it("replace their own section, and leave the others as they are", () => {
+    const loaded = load([]);
+    const { queue, placement } = loaded;
+    const [queueBefore, placementBefore] = [queue.current, placement.current];
+    change(loaded, { "prefill.policy": "round-robin" });
+    assert.equal(queue.current, queueBefore);
+    assert.notEqual(placement.current, placementBefore);
+    assert.equal(placement.current.prefill, "round-robin");
+  });
+
+  it("are taken whole or not at all, and every fault is named", () => {
+    const loaded = load([]);
+    change(loaded, { "queue.limit": "512" });
+    const texts = { "queue.limit": "-1", "queue.limt": "1", strict: "true", "prefill.policy": "round-robin" };
+    assert.throws(
+      () => change(loaded, texts),
+      (error: unknown) =>
+        error instanceof config.ConfigError &&
+        /queue\.limt is not a setting; did you mean queue\.limit\?/.test(error.message) &&
+        /strict can't change while the process runs/.test(error.message) &&
+        /queue\.limit: expected an integer .*, got "-1"; it is too small/.test(error.message),
+    );
+    assert.equal(loaded.queue.current.limit, 512);
+    assert.equal(loaded.placement.current.prefill, "least-load");
   });
 });
 
 describe("the definition of a configuration", () => {
   it("refuses two settings with one name, and a default outside its own range", () => {
+    const empty = { default: "" };
     assert.throws(
-      () => defineConfig("x", { a: text({ default: "", doc: "" }), b: text({ default: "", alias: "a", doc: "" }) }),
+      () => defineConfig("x", { a: text("a", "", empty), b: text("b", "", { ...empty, alias: "a" }) }),
       /both a and b answer to a/,
     );
     assert.throws(
-      () => defineConfig("x", { "a.b": text({ default: "", doc: "" }), a_b: text({ default: "", doc: "" }) }),
-      /TANDEM_A_B/,
+      () => defineConfig("x", { a: text("a.b", "", empty), s: section("S", { b: text("a_b", "", empty) }) }),
+      /both a\.b and a_b/,
     );
-    assert.throws(() => defineConfig("x", { a: integer({ default: 5, max: 4, doc: "" }) }), /too large/);
-    assert.throws(() => defineConfig("x", { camelCase: text({ default: "", doc: "" }) }), /snake_case/);
-    assert.throws(() => defineConfig("x", { config: text({ default: "", doc: "" }) }), /--config/);
+    assert.throws(() => defineConfig("x", { a: integer("a", "", { default: 5, max: 4 }) }), /too large/);
+    assert.throws(() => defineConfig("x", { a: text("camelCase", "", empty) }), /snake_case/);
+    assert.throws(() => defineConfig("x", { a: text("config", "", empty) }), /--config/);
   });
 });
 
 describe("--help", () => {
-  it("lists every setting with unit, default, variables and meaning, short names first", async () => {
-    const help = config.helpText(definition);
-    for (const [key, option] of Object.entries(definition.schema)) {
+  it("lists every setting by section, with unit, default, variables and meaning", () => {
+    const help = helpText(definition);
+    for (const [key, option] of definition.options) {
       assert.match(help, new RegExp(`--${key.replace(".", "\\.")}\\b`));
       assert.ok(help.includes(option.doc), `${key}: its doc is missing`);
     }
     assert.match(help, /^Admits, places and relays\.\n\nUsage: tandem router/);
-    assert.match(help, /--port, --rest\.listen HOST:PORT/);
-    assert.match(help, /an integer from 0 to 65536 \(requests\); default 256 requests; env TANDEM_QUEUE_LIMIT/);
-    assert.ok(help.indexOf("--router") < help.indexOf("--queue.limit"), "short names first");
+    assert.match(help, /\nOpenAI REST\n {2}--port, --rest\.listen HOST:PORT\n/);
+    assert.match(
+      help,
+      /from 0 to 65536 \(requests\); default 256 requests; env TANDEM_QUEUE_LIMIT; can\s+change while it runs/,
+    );
+    assert.ok(help.indexOf("--model") < help.indexOf("OpenAI REST"), "what stands in no section comes first");
     assert.ok(
       help.split("\n").every((line) => line.length <= 110),
       "no line is too long for a terminal",
     );
   });
 
-  it("has a page of the documentation to it", async () => {
-    const { configMarkdown } = await import("../../services/common/config-help.ts");
+  it("has a page of the documentation to it, which says what is live", () => {
     const page = configMarkdown(definition);
     assert.match(page, /^## router\n/);
+    assert.match(
+      page,
+      /\n### router: The queue\n\n\| Flag \| Variable \| Value \| Default \| Live \| What it does \|\n/,
+    );
     assert.match(page, /\| `--rest\.listen`, `--port` \| `TANDEM_REST_LISTEN`, `PROXY_PORT` \| host:port/);
-    assert.match(page, /round-robin, least-load/);
+    assert.match(page, /\| `--queue\.limit` \|.*\| 256 requests \| yes \| Requests that may wait\. \|/);
+    assert.match(page, /\| `--queue\.timeout_ms` \|.*\| 1000 ms \| {2}\| How long\. \|/);
   });
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
-import { anySignal, backoffMs, onceAborted } from "../../services/common/lifecycle.ts";
+import { anySignal, backoffMs, onceAborted, startLife } from "../../services/common/lifecycle.ts";
 import { moduleUrl, runScript } from "../support/script.ts";
 
 const lifecycle = JSON.stringify(moduleUrl("services/common/lifecycle.ts"));
@@ -98,5 +98,39 @@ describe("back-off", () => {
       backoffMs(5_000, bounds, () => 0),
       1_000,
     );
+  });
+});
+
+describe("a service whose life is one function", () => {
+  function life(o: { failing?: boolean } = {}) {
+    const order: string[] = [];
+    const part = (name: string): AsyncDisposable => ({ [Symbol.asyncDispose]: async () => void order.push(name) });
+    return {
+      order,
+      run: async (running: (address: string) => Promise<number>): Promise<void> => {
+        await using _first = part("first");
+        await using _second = part("second");
+        if (o.failing === true) throw new Error("the port is taken");
+        await using _third = part("third");
+        order.push(`drained for ${await running("a:1")} ms`);
+      },
+    };
+  }
+
+  it("drains when it is stopped, and ends its parts the other way round", async () => {
+    const { order, run } = life();
+    const { parts, stop } = await startLife(run);
+    assert.equal(parts, "a:1");
+    assert.deepEqual(order, []);
+    const [first, second] = [stop(5), stop(0)];
+    assert.equal(second, first, "later calls wait for the first");
+    await first;
+    assert.deepEqual(order, ["drained for 5 ms", "third", "second", "first"]);
+  });
+
+  it("ends what has started when the start fails, in the same order", async () => {
+    const { order, run } = life({ failing: true });
+    await assert.rejects(startLife(run), /the port is taken/);
+    assert.deepEqual(order, ["second", "first"]);
   });
 });

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { moduleUrl, runScript } from "../support/script.ts";
 
 const imports = `
-  import { ConfigError, HelpRequested, runMain, StartError } from ${JSON.stringify(moduleUrl("services/common/config.ts"))};
+  import { ConfigError, PrintAndExit, runMain, StartError } from ${JSON.stringify(moduleUrl("services/common/config.ts"))};
   import { ServiceError } from ${JSON.stringify(moduleUrl("services/common/errors.ts"))};`;
 
 const ending = async (body: string) => {
@@ -17,7 +17,7 @@ describe("the top of a process", () => {
   });
 
   it("prints help on standard output", async () => {
-    const { code, stdout, stderr } = await ending(`throw new HelpRequested("usage\\n");`);
+    const { code, stdout, stderr } = await ending(`throw new PrintAndExit("usage\\n");`);
     assert.deepEqual([code, stdout, stderr.includes("usage")], [0, "usage\n", false]);
   });
 

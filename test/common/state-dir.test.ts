@@ -5,7 +5,7 @@ import { prefillConfig } from "../../services/prefill/config.ts";
 import { upConfig } from "../../clients/cli/up/config.ts";
 
 describe("the state folder", () => {
-  const unset = { "state.dir": undefined };
+  const unset = { stateDir: undefined };
 
   it("lies where the XDG base directory specification says", () => {
     assert.equal(stateDirOf(unset, { XDG_STATE_HOME: "/var/s" }), "/var/s/tandem");
@@ -15,7 +15,7 @@ describe("the state folder", () => {
 
   it("is set alike for the launcher and the instances", () => {
     const env = { TANDEM_STATE_DIR: "/srv/state", XDG_STATE_HOME: "/var/s" };
-    assert.equal(stateDirOf(loadConfig(upConfig, { argv: [], env }), env), "/srv/state");
-    assert.equal(stateDirOf(loadConfig(prefillConfig, { argv: [], env }), env), "/srv/state");
+    assert.equal(stateDirOf(loadConfig(upConfig, { argv: [], env }).process, env), "/srv/state");
+    assert.equal(stateDirOf(loadConfig(prefillConfig, { argv: [], env }).process, env), "/srv/state");
   });
 });

@@ -9,8 +9,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { defineConfig, loadConfig } from "../../services/common/config.ts";
-import { deploymentSettings } from "../../services/common/deployment.ts";
+import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import {
   consulCheckSettings,
   consulRegistrar,
@@ -23,8 +22,8 @@ import { skip } from "../support/skip.ts";
 import { consul } from "../support/tools.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
-const definition = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
-const configOf = (env: Record<string, string>) => loadConfig(definition, { argv: [], env });
+const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
+const configOf = (env: Record<string, string>) => loadConfig(definition, { argv: [], env }).consul;
 const never = new AbortController().signal;
 const DOCS = readFileSync(fileURLToPath(new URL("../../docs/consul.md", import.meta.url)), "utf8");
 
@@ -71,12 +70,13 @@ describe("Consul with access control", function () {
       await tokenFor("router", documentedPolicy("router")),
     ];
     const registrar = consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forInstances }), {
+      deployment: "default",
       log: sink.log,
     });
     const registration = await registrar.register(info, never);
     const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forRouter };
-    const watcher = consulWatcher(configOf(env), { log: sink.log });
-    const routerRegistrar = consulRegistrar(configOf(env), { log: sink.log });
+    const watcher = consulWatcher(configOf(env), { deployment: "default", log: sink.log });
+    const routerRegistrar = consulRegistrar(configOf(env), { deployment: "default", log: sink.log });
     const own = routerRegistrar.registerService(
       () => ({
         id: "router-1",
@@ -116,6 +116,7 @@ describe("Consul with access control", function () {
     const file = join(folder, "token");
     writeFileSync(file, `${await tokenFor("nothing", 'key "x" { policy = "read" }')}\n`);
     const registrar = consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file }), {
+      deployment: "default",
       log: sink.log,
     });
     const registration = await registrar.register(info, never);
@@ -147,7 +148,7 @@ describe("Consul with access control", function () {
       CONSUL_HTTP_ADDR: agent.address,
       CONSUL_HTTP_TOKEN: await tokenFor("services-only", 'service_prefix "tandem" { policy = "read" }'),
     };
-    const watcher = consulWatcher(configOf(env), { log: sink.log });
+    const watcher = consulWatcher(configOf(env), { deployment: "default", log: sink.log });
     const watch = watcher.watch(() => {});
     const settings = watcher.watchSettings("tandem/config/", () => {});
     await eventually("both are named", () => {
@@ -170,7 +171,7 @@ describe("Consul with access control", function () {
   it("says of an unknown token that Consul doesn't know it", async () => {
     const sink = logSink();
     const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: "22222222-2222-2222-2222-222222222222" };
-    const watcher = consulWatcher(configOf(env), { log: sink.log });
+    const watcher = consulWatcher(configOf(env), { deployment: "default", log: sink.log });
     const watch = watcher.watch(() => {});
     await eventually("it says so", () => /doesn't know the token/.test(watcher.health.error));
     await watch[Symbol.asyncDispose]();
@@ -205,7 +206,7 @@ describe("Consul over TLS", function () {
     });
     try {
       const seen = async (env: Record<string, string>): Promise<{ up: boolean; error: string }> => {
-        const watcher = consulWatcher(configOf(env), { log: logSink().log });
+        const watcher = consulWatcher(configOf(env), { deployment: "default", log: logSink().log });
         const watch = watcher.watch(() => {});
         const health = await eventually(
           "it was heard",

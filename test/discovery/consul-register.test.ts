@@ -1,8 +1,7 @@
 // What a process tells the Consul agent of itself, against a scripted agent.
 import assert from "node:assert/strict";
 import { text as bodyOf } from "node:stream/consumers";
-import { defineConfig, loadConfig } from "../../services/common/config.ts";
-import { deploymentSettings } from "../../services/common/deployment.ts";
+import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import { consulRegistrar } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import type { Registration, Standing } from "../../services/discovery/registry.ts";
@@ -10,7 +9,7 @@ import { logSink } from "../support/log-sink.ts";
 import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
 import { eventually } from "../support/waits.ts";
 
-const definition = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
+const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
 const never = new AbortController().signal;
 const SERVING: Standing = { serving: true, text: "serving" };
 
@@ -41,7 +40,11 @@ async function register(
 ): Promise<Registered> {
   const sink = logSink();
   const argv = ["--consul.address", consul.address, ...(o.flags ?? [])];
-  const registrar = consulRegistrar(loadConfig(definition, { argv, env: {} }), { ...o, log: sink.log });
+  const registrar = consulRegistrar(loadConfig(definition, { argv, env: {} }).consul, {
+    deployment: "default",
+    ...o,
+    log: sink.log,
+  });
   const record = {
     id: "decode-1",
     role: "decode" as const,
@@ -133,7 +136,7 @@ describe("a process in Consul", () => {
     );
     await eventually("it is registered", () => out.sink.events("registered in Consul").length === 1);
     assert.deepEqual(
-      out.sink.lines.filter(({ level }) => level !== "info").map(({ level, event, policy }) => [level, event, policy]),
+      out.sink.lines.filter(({ level }) => level !== "info").map(({ level, msg, policy }) => [level, msg, policy]),
       [
         ["warn", "Consul is away; will keep retrying to register", undefined],
         ["error", "Consul denies what this process needs; will keep retrying to register", undefined],

@@ -1,6 +1,6 @@
 // Blocking queries against a scripted Consul: what a real one does rarely, and must not be tripped by.
 import assert from "node:assert/strict";
-import { loadConfig, defineConfig, ConfigError } from "../../services/common/config.ts";
+import { ConfigError, defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import { consulClient } from "../../services/discovery/consul-client.ts";
 import type { ConsulError } from "../../services/discovery/consul-error.ts";
 import { consulOptions, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
@@ -8,9 +8,9 @@ import { watchConsul } from "../../services/discovery/consul-watch.ts";
 import { hold, json, scriptedConsul, type Answer, type Asked } from "../support/scripted-consul.ts";
 import { eventually } from "../support/waits.ts";
 
-const definition = defineConfig("test", { ...consulSettings });
+const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings }) });
 const options = (env: Record<string, string>, argv: readonly string[] = []) =>
-  consulOptions(loadConfig(definition, { argv, env }));
+  consulOptions(loadConfig(definition, { argv, env }).consul);
 
 interface Heard {
   readonly changes: { body: unknown; gap: boolean }[];

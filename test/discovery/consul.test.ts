@@ -2,8 +2,7 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import { loadConfig, defineConfig } from "../../services/common/config.ts";
-import { deploymentSettings } from "../../services/common/deployment.ts";
+import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import {
   consulCheckSettings,
   consulRegistrar,
@@ -20,9 +19,9 @@ import { skip } from "../support/skip.ts";
 import { consul } from "../support/tools.ts";
 import { eventually } from "../support/waits.ts";
 
-const settings = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
+const settings = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
 const configOf = (address: string, flags: readonly string[] = []) =>
-  loadConfig(settings, { argv: ["--consul.address", address, ...flags], env: {} });
+  loadConfig(settings, { argv: ["--consul.address", address, ...flags], env: {} }).consul;
 const never = new AbortController().signal;
 
 interface Served extends AsyncDisposable {
@@ -101,8 +100,8 @@ describe("Consul as the registry", function () {
     const found = await consul();
     if ("missing" in found) skip(this, found.missing);
     agent = await startConsul();
-    registrar = consulRegistrar(configOf(agent.address), { log: silentLog });
-    seen = watch(consulWatcher(configOf(agent.address), { log: silentLog, forgetMs: 1_000 }));
+    registrar = consulRegistrar(configOf(agent.address), { deployment: "default", log: silentLog });
+    seen = watch(consulWatcher(configOf(agent.address), { deployment: "default", log: silentLog, forgetMs: 1_000 }));
   });
   after(async () => {
     await seen?.stop();
@@ -250,7 +249,7 @@ describe("Consul as the registry", function () {
   it("leaves out what can't be an instance, and says which and why", async () => {
     await none();
     const sink = logSink();
-    const other = watch(consulWatcher(configOf(agent.address), { log: sink.log }));
+    const other = watch(consulWatcher(configOf(agent.address), { deployment: "default", log: sink.log }));
     await agent.put("/v1/agent/service/register", {
       ID: "stranger",
       Name: "tandem-decode",
@@ -268,7 +267,7 @@ describe("Consul as the registry", function () {
   });
 
   it("follows settings in the KV store", async () => {
-    const watcher = consulWatcher(configOf(agent.address), { log: silentLog });
+    const watcher = consulWatcher(configOf(agent.address), { deployment: "default", log: silentLog });
     let texts: ReadonlyMap<string, string> | undefined;
     const handle = watcher.watchSettings("tandem/config/", (now) => (texts = now));
     await eventually("there are none", () => texts?.size === 0);
@@ -287,6 +286,7 @@ describe("Consul as the registry", function () {
   it("reports by itself where the agent can't ask", async () => {
     await none();
     const ttl = consulRegistrar(configOf(agent.address, ["--consul.check", "ttl"]), {
+      deployment: "default",
       log: silentLog,
       ttlMs: 500,
     });
@@ -324,8 +324,8 @@ describe("a Consul that goes and comes back empty", function () {
     const ports = await freeConsulPorts();
     let agent = await startConsul({ ports });
     const sink = logSink();
-    const registrar = consulRegistrar(configOf(agent.address), { log: sink.log });
-    const watcher = consulWatcher(configOf(agent.address), { log: sink.log, forgetMs: 60_000 });
+    const registrar = consulRegistrar(configOf(agent.address), { deployment: "default", log: sink.log });
+    const watcher = consulWatcher(configOf(agent.address), { deployment: "default", log: sink.log, forgetMs: 60_000 });
     const seen = watch(watcher);
     const served = await Promise.all(["a", "b", "c"].map((id) => register(registrar, id)));
     await eventually(

@@ -5,8 +5,8 @@ import type { ServerResponse } from "node:http";
 import { text as bodyOf } from "node:stream/consumers";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import { ConfigError, defineConfig, loadConfig } from "../../services/common/config.ts";
-import { deploymentSettings } from "../../services/common/deployment.ts";
+import { ConfigError, defineConfig, loadConfig, section } from "../../services/common/config.ts";
+import { deploymentName } from "../../services/common/deployment.ts";
 import { consulRegistrar, consulWatcher } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import { startConsul } from "../support/consul.ts";
@@ -16,7 +16,10 @@ import { skip } from "../support/skip.ts";
 import { consul } from "../support/tools.ts";
 import { eventually } from "../support/waits.ts";
 
-const definition = defineConfig("test", { ...deploymentSettings, ...consulSettings, ...consulCheckSettings });
+const definition = defineConfig("test", {
+  name: deploymentName,
+  consul: section("Consul", { ...consulSettings, ...consulCheckSettings }),
+});
 const configOf = (...argv: string[]) => loadConfig(definition, { argv, env: {} });
 const never = new AbortController().signal;
 
@@ -82,8 +85,8 @@ const instance = (deployment: string, role: "prefill" | "decode", port: number):
 /** What one deployment has in a Consul: two instances, and a router that watches. */
 async function deploy(address: string, name: string, port: number) {
   const config = configOf("--consul.address", address, "--name", name);
-  const registrar = consulRegistrar(config, { log: silentLog });
-  const watcher = consulWatcher(config, { log: silentLog });
+  const registrar = consulRegistrar(config.consul, { deployment: config.name, log: silentLog });
+  const watcher = consulWatcher(config.consul, { deployment: config.name, log: silentLog });
   const instances = [instance(name, "prefill", port), instance(name, "decode", port + 1)];
   const registrations = await Promise.all(instances.map((info) => registrar.register(() => info, never)));
   /** Every id that was ever listed. */
@@ -130,12 +133,9 @@ for (const [kind, start] of Object.entries(AGENTS)) {
 
 describe("the name of a deployment", () => {
   it("is `default`, or a label of letters, digits and hyphens", () => {
-    assert.equal(configOf()["deployment.name"], "default");
-    assert.equal(configOf("--name", "team-A1")["deployment.name"], "team-A1");
-    assert.equal(
-      loadConfig(definition, { argv: [], env: { TANDEM_DEPLOYMENT_NAME: "blue" } })["deployment.name"],
-      "blue",
-    );
+    assert.equal(configOf().name, "default");
+    assert.equal(configOf("--name", "team-A1").name, "team-A1");
+    assert.equal(loadConfig(definition, { argv: [], env: { TANDEM_DEPLOYMENT_NAME: "blue" } }).name, "blue");
     for (const bad of ["", "a b", 'a"', "-a", "a/b", "a".repeat(64)])
       assert.throws(() => configOf(`--name=${bad}`), ConfigError, bad);
   });

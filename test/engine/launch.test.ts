@@ -23,21 +23,21 @@ describe("the launcher of the engines that ship", () => {
   for (const kind of KINDS) {
     it(`exposes the KV side channel of ${kind} under an address that others can dial, and only there`, async () => {
       const exposed = read(await argsOf(kind, { kvHost: "10.0.0.7" }));
-      assert.deepEqual([exposed["kv.listen"], exposed.expose], ["10.0.0.7:4002", true]);
+      assert.deepEqual([exposed.kv.listen, exposed.expose], ["10.0.0.7:4002", true]);
       assert.equal(exposed.listen, "127.0.0.1:4001", "its API stays on loopback");
       assert.equal(read(await argsOf(kind)).expose, false);
     });
 
     it(`passes other flags on to ${kind}`, async () => {
       const config = read(await argsOf(kind, { flags: ["--kv.lease_ms", "5", "--fault=refuse"] }));
-      assert.deepEqual([config["kv.lease_ms"], config.fault], [5, ["refuse"]]);
+      assert.deepEqual([config.kv.leaseMs, config.fault], [5, ["refuse"]]);
     });
 
     it(`refuses a flag that it gives ${kind} itself, and says what decides it`, async () => {
       const named = { model: "/m.gguf", servedName: "m", kvHost: "10.0.0.7" };
       const own = [...(await argsOf(kind)), ...(await argsOf(kind, named))].map((word) => word.split("=", 1)[0]!);
       assert.ok(own.includes("--expose"));
-      for (const name of [...own, "--no-expose", "--port"])
+      for (const name of [...own, "--no-expose", "--port", "--kv-listen"])
         for (const flags of [[name, "x"], [`${name}=x`]])
           await assert.rejects(
             argsOf(kind, { flags }),
@@ -45,7 +45,7 @@ describe("the launcher of the engines that ship", () => {
             flags.join(" "),
           );
       await assert.rejects(argsOf(kind, { flags: ["--expose"] }), {
-        message: "The engine's --expose can't be given: Tandem adds it where --kv.host is not 127.0.0.1.",
+        message: "The engine's --expose can't be given: Tandem adds it where the host of --kv.listen is not 127.0.0.1.",
       });
     });
   }

@@ -3,18 +3,15 @@
 import assert from "node:assert/strict";
 import { loadConfig } from "../../services/common/config.ts";
 import { routerConfig } from "../../services/router/config.ts";
-import { startRouter, type Router } from "../../services/router/main.ts";
+import { startRouter, type Router, type RouterOptions } from "../../services/router/main.ts";
 import { simDecode, simPrefill } from "../instance/legs.ts";
 import { logSink } from "../support/log-sink.ts";
 import { eventually } from "../support/waits.ts";
 
-const start = (...argv: string[]): Promise<Router> =>
+const start = (constants: RouterOptions["constants"] = {}): Promise<Router> =>
   startRouter(
-    loadConfig(routerConfig, {
-      argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", ...argv],
-      env: {},
-    }),
-    { log: logSink().log },
+    loadConfig(routerConfig, { argv: ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0"], env: {} }),
+    { log: logSink().log, constants },
   );
 
 const ask = (
@@ -33,7 +30,7 @@ const ready = (router: Router, wanted: boolean): Promise<unknown> =>
 
 describe("a model without prefill", () => {
   it("is served by decode alone where the connector allows it (nixl), and the answer says so", async () => {
-    await using router = await start("--fallback.first_prefill_ms=0");
+    await using router = await start({ firstPrefillMs: 0 });
     await using _decode = await simDecode("nixl", { "registry.address": router.grpcAddress });
     await ready(router, true);
     const alone = await ask(router);
@@ -65,7 +62,7 @@ describe("a model without prefill", () => {
   });
 
   it("waits for its first prefill instance, which a router that has just started may not have heard of", async () => {
-    await using router = await start("--fallback.first_prefill_ms=3600000");
+    await using router = await start({ firstPrefillMs: 3_600_000 });
     await using _decode = await simDecode("nixl", { "registry.address": router.grpcAddress });
     const readyz = async (): Promise<string> => (await fetch(`${router.restUrl}/readyz`)).text();
     await eventually("decode is known", async () => /no prefill instance is registered/.test(await readyz()));

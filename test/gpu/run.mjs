@@ -503,7 +503,7 @@ if (!rehearsal) {
       const server = await up(
         name,
         LLAMA,
-        [...UP, ...PAIR, ...(decodeFlag === undefined ? [] : [`--decode.engine_flag=${decodeFlag}`])],
+        [...UP, ...PAIR, ...(decodeFlag === undefined ? [] : [`--engine.flag=decode:${decodeFlag}`])],
         big,
       );
       try {

@@ -71,12 +71,12 @@ describe("an instance", () => {
   });
 
   it("bounds its watchers, and takes another when one leaves", async () => {
-    await using decode = await simDecode("p2p-zmq", { "watch.limit": 1 });
+    await using decode = await simDecode();
     const control = decode.channel.client(InstanceService);
-    const first = control.watchLoad({})[Symbol.asyncIterator]();
-    await first.next();
+    const watches = Array.from({ length: 64 }, () => control.watchLoad({})[Symbol.asyncIterator]());
+    await Promise.all(watches.map((watch) => watch.next()));
     await assert.rejects(control.watchLoad({})[Symbol.asyncIterator]().next(), refusal("instance_busy"));
-    await first.return!();
+    await watches[0]!.return!();
     await eventually(
       "its place is free",
       async () => (await control.watchLoad({})[Symbol.asyncIterator]().next()).done === false,

@@ -44,7 +44,7 @@ describe("an instance's process", function () {
         role,
         "--grpc.listen=127.0.0.1:0",
         "--registry.address=",
-        "--kv.port=43001",
+        "--kv.listen=43001",
         "--engine=sim",
         ...flags,
       ],

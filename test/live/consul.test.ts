@@ -37,7 +37,7 @@ async function startFleet(
       "127.0.0.1:0",
       "--engine",
       "sim",
-      "--kv.port",
+      "--kv.listen",
       String(role === "prefill" ? 31_001 + index : 32_001 + index),
       ...(o.flags ?? []),
     ]);

@@ -11,8 +11,8 @@ import { figures, kvBytesOf } from "./figures.ts";
 export async function runChat(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chatConfig, { argv, env: process.env });
   const target = findRouter(config);
-  const client = openAiClient(target.url, config.api_key);
-  const model = config.model ?? (await firstModel(client, target, config.api_key));
+  const client = openAiClient(target.url, config.apiKey);
+  const model = config.model ?? (await firstModel(client, target, config.apiKey));
   // Without a terminal the answers alone are the output, for whatever reads them.
   const onTerminal = process.stdin.isTTY === true && process.stdout.isTTY === true;
   const dim = (text: string): string =>
@@ -53,15 +53,15 @@ export async function runChat(argv: readonly string[]): Promise<void> {
     answering = new AbortController();
     try {
       const messages: Message[] = [...history, { role: "user", content: line }];
-      const { temperature, seed, max_tokens } = config;
-      const request = { model, messages, temperature, seed, max_tokens };
+      const { temperature, seed, maxTokens } = config;
+      const request = { model, messages, temperature, seed, max_tokens: maxTokens };
       const turn = await ask(client, request, answering.signal, (text) => void process.stdout.write(text));
       if (turn.text !== "") process.stdout.write("\n");
       note(figures(turn, await kvBytesOf(target, turn.requestId)));
       if (turn.text !== "") history = [...messages, { role: "assistant", content: turn.text }];
     } catch (error) {
       if (!(error instanceof TandemError)) throw error;
-      process.stderr.write(`${(explained(error, target, config.api_key) as Error).message}\n`);
+      process.stderr.write(`${(explained(error, target, config.apiKey) as Error).message}\n`);
       if (!onTerminal) process.exitCode = 1;
     }
     answering = null;

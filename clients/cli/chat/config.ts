@@ -6,18 +6,23 @@ export const chatConfig = defineConfig(
   "chat",
   {
     ...routerSettings,
-    model: text({ optional: true, doc: "Model to talk to. Left out: the first that the router lists." }),
-    system: text({ optional: true, doc: "A system message, said before everything else." }),
-    temperature: number({ default: 0, min: 0, max: 10, doc: "How freely words are chosen. 0: the likeliest always." }),
-    seed: integer({ optional: true, min: 0, doc: "With a temperature: the same seed gives the same answers again." }),
-    max_tokens: integer({
+    model: text("model", "Model to talk to. Left out: the first that the router lists.", { optional: true }),
+    system: text("system", "A system message, said before everything else.", { optional: true }),
+    temperature: number("temperature", "How freely words are chosen. 0: the likeliest always.", {
+      default: 0,
+      min: 0,
+      max: 10,
+    }),
+    seed: integer("seed", "With a temperature: the same seed gives the same answers again.", {
+      optional: true,
+      min: 0,
+    }),
+    maxTokens: integer("max_tokens", "Longest answer. Left out: what the model's context leaves.", {
       optional: true,
       min: 1,
-      alias: "max-tokens",
       unit: "tokens",
-      doc: "Longest answer. Left out: what the model's context leaves.",
     }),
-    api_key: secret({ alias: "api-key", env: ["OPENAI_API_KEY"], doc: "Key that the router wants of its clients." }),
+    apiKey: secret("api_key", "Key that the router wants of its clients.", { env: ["OPENAI_API_KEY"] }),
   },
   {
     summary:

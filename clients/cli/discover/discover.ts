@@ -26,12 +26,12 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
     const { role, httpAddress, kvAddress } = engine;
     const flags = [
       "--grpc.listen=127.0.0.1:0",
-      `--registry.address=${config["registry.address"]}`,
+      `--registry.address=${config.registryAddress}`,
       `--engine.attach=http://${httpAddress}`,
       "--engine.kind=vllm",
       "--connector=p2p-nccl",
       `--engine.kv_address=${kvAddress}`,
-      `--drain.grace_ms=${config["drain.grace_ms"]}`,
+      `--drain.grace_ms=${config.drainGraceMs}`,
       ...(config.model === undefined ? [] : [`--model=${config.model}`]),
     ];
     log.info("adopting an engine", { ...engine });
@@ -52,7 +52,7 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
     void wrapper?.stop("SIGTERM");
   };
 
-  const { listen, age_ms: ageMs, limit } = config;
+  const { listen, ageMs, limit } = config;
   await using listener = await listenForPings({ listen, ageMs, limit, log, came: adopt, left: letGo });
   process.once("exit", () => wrappers.forEach((wrapper) => wrapper.kill()));
   process.stdout.write(`discover ready on ${listener.address}\n`);

@@ -10,12 +10,11 @@ export const doctorConfig = defineConfig(
   "doctor",
   {
     ...routerSettings,
-    probes: boolean({
+    probes: boolean("probes", "Send a small request of our own through each pair. --no-probes: report facts only.", {
       default: true,
-      doc: "Send a small request of our own through each pair. --no-probes: report facts only.",
     }),
-    json: boolean({ default: false, doc: "Print JSON, as RouterService.Diagnose gives it." }),
-    verbose: boolean({ default: false, doc: "Show also what is fine." }),
+    json: boolean("json", "Print JSON, as RouterService.Diagnose gives it.", { default: false }),
+    verbose: boolean("verbose", "Show also what is fine.", { default: false }),
   },
   {
     summary:

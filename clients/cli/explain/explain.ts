@@ -10,12 +10,11 @@ import { storyOf } from "./story.ts";
 export const explainConfig = defineConfig(
   "explain",
   {
-    request: text({
+    request: text("request", "x-request-id of the answer, or the id that the client sent. The same as ID.", {
       optional: true,
-      doc: "x-request-id of the answer, or the id that the client sent. The same as ID.",
     }),
     ...routerSettings,
-    json: boolean({ default: false, doc: "Print JSON, the receipt as RouterService.GetReceipt gives it." }),
+    json: boolean("json", "Print JSON, the receipt as RouterService.GetReceipt gives it.", { default: false }),
   },
   {
     summary: "Tells what became of one request: where it ran, what was tried again, where the time went.",

@@ -11,8 +11,8 @@ export const statusConfig = defineConfig(
   "status",
   {
     ...routerSettings,
-    json: boolean({ default: false, doc: "Print JSON, the instances as RouterService.ListInstances gives them." }),
-    watch: boolean({ default: false, doc: "Print again after every change, until Ctrl-C." }),
+    json: boolean("json", "Print JSON, the instances as RouterService.ListInstances gives them.", { default: false }),
+    watch: boolean("watch", "Print again after every change, until Ctrl-C.", { default: false }),
   },
   { summary: "Shows the instances that a router sees.", usage: "tandem status [--json] [--watch] [--router URL]" },
 );

@@ -16,7 +16,7 @@ export interface PlanInput {
 
 export function planChildren(input: PlanInput): ChildSpec[] {
   const { config } = input;
-  const graceMs = String(config["drain.grace_ms"]);
+  const graceMs = String(config.process.drainGraceMs);
   const env = childEnv(input);
   const spec = (name: string, role: ChildSpec["role"], flags: readonly string[]): ChildSpec => ({
     name,
@@ -25,7 +25,7 @@ export function planChildren(input: PlanInput): ChildSpec[] {
     env,
   });
   const instances = (role: "prefill" | "decode"): ChildSpec[] => {
-    const urls = config[`attach.${role}`];
+    const urls = config.attach[role];
     const count = isAttached(config) ? urls.length : config[role];
     return Array.from({ length: count }, (_, index) =>
       spec(`${role}-${index + 1}`, role, [
@@ -34,13 +34,15 @@ export function planChildren(input: PlanInput): ChildSpec[] {
         "127.0.0.1:0",
         ...(config.consul ? ["--registry.kind", "consul"] : ["--registry.address", dialable(input.grpcListen)]),
         ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", engineKind(config)]),
-        ...[...config["engine.flag"], ...config[`${role}.engine_flag`]].map((flag) => `--engine.flag=${flag}`),
-        ...(config.served_name === undefined || isAttached(config) ? [] : [`--served_name=${config.served_name}`]),
-        ...(config["engine.kind"] === "vllm" && !isAttached(config) ? vllmFlags(config, role, index, input.env) : []),
-        ...(config.connector === undefined ? [] : ["--connector", config.connector]),
+        ...flagsOf(config, role).map((flag) => `--engine.flag=${flag}`),
+        ...(config.engines.servedName === undefined || isAttached(config)
+          ? []
+          : [`--served_name=${config.engines.servedName}`]),
+        ...(config.engineKind === "vllm" && !isAttached(config) ? vllmFlags(config, role, index, input.env) : []),
+        ...(config.engines.connector === undefined ? [] : ["--connector", config.engines.connector]),
         ...(config.model === undefined ? [] : ["--model", config.model]),
-        "--kv.port",
-        String(config[`${role}.kv_port`] + index),
+        "--kv.listen",
+        String(config.engines[`${role}KvPort`] + index),
       ]),
     );
   };
@@ -60,10 +62,17 @@ export function planChildren(input: PlanInput): ChildSpec[] {
       input.grpcListen,
       ...(config.consul ? ["--registry.kind", "consul"] : []),
     ]),
-    ...(config.discover === undefined
+    ...(config.attach.discover === undefined
       ? [...instances("prefill"), ...instances("decode")]
-      : [discover(config.discover)]),
+      : [discover(config.attach.discover)]),
   ];
+}
+
+/** A flag may say which role it is for: "decode:--fault=stall". */
+function flagsOf(config: UpConfig, role: "prefill" | "decode"): string[] {
+  const other = role === "prefill" ? "decode:" : "prefill:";
+  const own = config.engines.flags.filter((flag) => !flag.startsWith(other));
+  return own.map((flag) => (flag.startsWith(`${role}:`) ? flag.slice(role.length + 1) : flag));
 }
 
 function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, env: PlanInput["env"]): string[] {
@@ -73,7 +82,7 @@ function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, 
   const gpus =
     gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
   return [
-    ...(config["vllm.command"] === undefined ? [] : [`--vllm.command=${config["vllm.command"]}`]),
+    ...(config.engines.vllmCommand === undefined ? [] : [`--vllm.command=${config.engines.vllmCommand}`]),
     ...(gpus === undefined ? [] : [`--gpus=${gpus}`]),
   ];
 }
@@ -87,11 +96,13 @@ function childEnv({ config, env, token, name, stateDir }: PlanInput): Record<str
   const own: Record<string, string | undefined> = { ...env };
   // The file holds settings of `up`, which the children don't know.
   delete own["TANDEM_CONFIG"];
+  // Dealt out to the roles above.
+  delete own["TANDEM_ENGINE_FLAG"];
   own["TANDEM_TOKEN"] = token;
   own["TANDEM_DEPLOYMENT_NAME"] = name;
   own["TANDEM_STATE_DIR"] = stateDir;
   own["TANDEM_LOG_FORMAT"] = "json";
-  if (config.hf_token !== "") own["HF_TOKEN"] = config.hf_token;
-  if (config.api_key !== "") own["TANDEM_API_KEY"] = config.api_key;
+  if (config.engines.hfToken !== "") own["HF_TOKEN"] = config.engines.hfToken;
+  if (config.access.apiKey !== "") own["TANDEM_API_KEY"] = config.access.apiKey;
   return own;
 }

@@ -3,9 +3,8 @@
 import { randomBytes } from "node:crypto";
 import { resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
-import { loadConfig, settingsOf, StartError } from "../../../services/common/config.ts";
+import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
-import { restAsFlags } from "../../../services/common/words-after-dashes.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
@@ -26,11 +25,11 @@ import { watchInstances } from "./watch-instances.ts";
 const READY_LIMIT_MS = 60_000;
 
 export async function runUp(argv: readonly string[]): Promise<void> {
-  const config = loadConfig(upConfig, { argv: restAsFlags(argv, "engine.flag"), env: process.env });
+  const config = loadConfig(upConfig, { argv, env: process.env });
   checkUpConfig(config);
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
-  const stateDir = resolve(stateDirOf(config));
-  const ports = await listenPorts(config["rest.listen"], config["grpc.listen"], stateDir);
+  const stateDir = resolve(stateDirOf(config.process));
+  const ports = await listenPorts(config.restListen, config.grpcListen, stateDir);
   const name = nameOf(config, splitAddress(ports.rest).port);
   const restUrl = `http://${dialable(ports.rest)}`;
   const grpcAddress = dialable(ports.grpc);
@@ -42,7 +41,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
       `A deployment named ${name} runs here already, at ${namesake.restUrl} (pid ${namesake.pid}). Give this one another name with --name.`,
     );
   const logDir = makeLogFolder(stateDir, splitAddress(ports.rest).port);
-  const token = config.token === "" ? randomBytes(24).toString("base64url") : config.token;
+  const token = config.access.token === "" ? randomBytes(24).toString("base64url") : config.access.token;
   const terminal = createTerminal();
   const specs = planChildren({
     config,
@@ -73,7 +72,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
         child.role === "router"
           ? restUrl
           : child.role === "discover"
-            ? `pings at ${config.discover ?? ""}`
+            ? `pings at ${config.attach.discover ?? ""}`
             : `gRPC ${instance?.info?.grpcAddress ?? ""}`;
       terminal.say(
         `  ${child.name.padEnd(10)} ready${child.restarts > 0 ? " again" : ""}  ${seconds.toFixed(2)} s  ${where}`,
@@ -90,7 +89,8 @@ export async function runUp(argv: readonly string[]): Promise<void> {
           model: models.find((model) => model !== "") ?? "",
           tokenText: shownToken.text,
           tokenFile: shownToken.hidden ? runFile : undefined,
-          apiKeyText: config.api_key === "" ? undefined : shownSecret(config, "api_key", config.api_key).text,
+          apiKeyText:
+            config.access.apiKey === "" ? undefined : shownSecret(config, "api_key", config.access.apiKey).text,
           target: targetFlags(config, stateDir, name),
           logDir,
           consulUi: consul?.uiUrl,
@@ -104,7 +104,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const fleet = startFleet({
     specs,
     logDir,
-    logLimitBytes: config["logs.limit_mib"] * 1024 * 1024,
+    logLimitBytes: config.process.logsLimitMib * 1024 * 1024,
     verbose: config.verbose,
     colour: terminal.colour,
     print(name, line) {
@@ -174,7 +174,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     if (stop.reason === "SIGTERM") {
       terminal.say("Stopping: running answers finish first. A second signal ends them.");
       watching.abort();
-      await fleet.drain(config["drain.grace_ms"]);
+      await fleet.drain(config.process.drainGraceMs);
     }
   } finally {
     watching.abort();
@@ -197,7 +197,8 @@ async function mentionConsul(terminal: ReturnType<typeof createTerminal>): Promi
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {
   const count = (role: string): number => specs.filter((spec) => spec.role === role).length;
   const kind = engineKind(config);
-  if (config.discover !== undefined) return `router; vLLM engines that ping ${config.discover} are adopted`;
+  if (config.attach.discover !== undefined)
+    return `router; vLLM engines that ping ${config.attach.discover} are adopted`;
   const engines = isAttached(config)
     ? "attached vLLM servers"
     : kind === "vllm"
@@ -231,5 +232,5 @@ function targetFlags(config: UpConfig, stateDir: string, name: string): string {
 }
 
 function originOf(config: UpConfig, key: string): string {
-  return settingsOf(config).find((setting) => setting.key === key)?.origin ?? "";
+  return config.settings.all.find((setting) => setting.key === key)?.origin ?? "";
 }

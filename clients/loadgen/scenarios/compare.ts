@@ -1,6 +1,14 @@
 // `npm run bench`: what Tandem adds. The same load through `tandem up` and straight to one aggregated engine, in turns
 // within one run, so that whatever else the machine does falls on both.
-import { boolean, defineConfig, integer, loadConfig, number, text } from "../../../services/common/config.ts";
+import {
+  boolean,
+  defineConfig,
+  integer,
+  milliseconds,
+  loadConfig,
+  number,
+  text,
+} from "../../../services/common/config.ts";
 import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
 import { cpuMs, pssBytes } from "../procfs.ts";
@@ -12,29 +20,27 @@ import { formatMib, formatMs, writeJson } from "./output.ts";
 export const compareConfig = defineConfig(
   "bench",
   {
-    streams: integer({ default: 64, min: 1, max: 4096, doc: "Streams at a time." }),
-    requests: integer({ default: 192, min: 1, max: 1_000_000, doc: "Requests in one round." }),
-    rounds: integer({ default: 3, min: 1, max: 100, doc: "Rounds through each of the two." }),
-    tokens: integer({ default: 64, min: 1, max: 100_000, unit: "tokens", doc: "Length of an answer." }),
-    "prompt.words": integer({ default: 32, min: 1, max: 100_000, unit: "words", doc: "Length of a prompt." }),
-    rate: number({
+    streams: integer("streams", "Streams at a time.", { default: 64, min: 1, max: 4096 }),
+    requests: integer("requests", "Requests in one round.", { default: 192, min: 1, max: 1_000_000 }),
+    rounds: integer("rounds", "Rounds through each of the two.", { default: 3, min: 1, max: 100 }),
+    tokens: integer("tokens", "Length of an answer.", { default: 64, min: 1, max: 100_000, unit: "tokens" }),
+    promptWords: integer("prompt.words", "Length of a prompt.", { default: 32, min: 1, max: 100_000, unit: "words" }),
+    rate: number("rate", "Poisson arrivals at this rate instead of a fixed number of streams. 0: off.", {
       default: 0,
       min: 0,
       unit: "requests/s",
-      doc: "Poisson arrivals at this rate instead of a fixed number of streams. 0: off.",
     }),
-    ramp_ms: integer({
-      default: 500,
-      min: 0,
-      unit: "ms",
-      doc: "The streams of a round start within this time. 0: all at once, which measures a burst.",
-    }),
-    decode_ms: number({ default: 25, min: 0, unit: "ms", doc: "The simulated engines' time for a token." }),
-    prefill: integer({ default: 1, min: 1, max: 64, doc: "Prefill instances." }),
-    decode: integer({ default: 1, min: 1, max: 64, doc: "Decode instances." }),
-    seed: integer({ default: 1, min: 0, doc: "Of prompts and arrivals." }),
-    json: text({ optional: true, doc: "File to write all figures to." }),
-    quiet: boolean({ default: false, doc: "No progress on standard error." }),
+    rampMs: milliseconds(
+      "ramp_ms",
+      "The streams of a round start within this time. 0: all at once, which measures a burst.",
+      { default: 500, max: Infinity, min: 0 },
+    ),
+    decodeMs: number("decode_ms", "The simulated engines' time for a token.", { default: 25, min: 0, unit: "ms" }),
+    prefill: integer("prefill", "Prefill instances.", { default: 1, min: 1, max: 64 }),
+    decode: integer("decode", "Decode instances.", { default: 1, min: 1, max: 64 }),
+    seed: integer("seed", "Of prompts and arrivals.", { default: 1, min: 0 }),
+    json: text("json", "File to write all figures to.", { optional: true }),
+    quiet: boolean("quiet", "No progress on standard error.", { default: false }),
   },
   {
     summary: "Compares Tandem with the bare engine: added time, CPU and memory, and whether every answer is the same.",
@@ -57,7 +63,7 @@ interface CompareResult {
 export async function runCompare(argv: readonly string[]): Promise<void> {
   const config = loadConfig(compareConfig, { argv, env: process.env });
   const say = (line: string): unknown => (config.quiet ? undefined : process.stderr.write(`${line}\n`));
-  const pace = `--sim.decode_ms_per_token=${config.decode_ms}`;
+  const pace = `--sim.decode_ms_per_token=${config.decodeMs}`;
   const slots = Math.max(64, config.streams * 2);
   say("starting tandem up and one engine ...");
   await using engine = await startEngine([pace, `--kv.slots=${slots}`]);
@@ -67,11 +73,11 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
   );
   const workload = {
     model: (await openAiClient(up.url).models())[0]!.id,
-    promptWords: config["prompt.words"],
+    promptWords: config.promptWords,
     outputTokens: config.tokens,
     seed: config.seed,
   };
-  const shape = { requests: config.requests, streams: config.streams, ratePerS: config.rate, rampMs: config.ramp_ms };
+  const shape = { requests: config.requests, streams: config.streams, ratePerS: config.rate, rampMs: config.rampMs };
 
   say("warming up ...");
   const warm = { ...shape, requests: Math.min(config.requests, config.streams) };
@@ -108,7 +114,7 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
     })),
   };
   process.stdout.write(render(result, config.streams));
-  writeJson(config.json, { scenario: "compare", settings: config, ...result });
+  writeJson(config.json, { scenario: "compare", settings: config.settings.all, ...result });
   if (result.answers.short + result.answers.different + tandem.failed > 0) process.exitCode = 1;
 }
 

@@ -19,20 +19,23 @@ import { formatMs, writeJson } from "./output.ts";
 export const engineBenchConfig = defineConfig(
   "bench engine",
   {
-    rounds: integer({
-      default: 5,
-      min: 1,
-      max: 100,
-      doc: "How often each figure is taken; the best counts, since everything else on the machine only slows it down.",
+    rounds: integer(
+      "rounds",
+      "How often each figure is taken; the best counts, since everything else on the machine only slows it down.",
+      { default: 5, min: 1, max: 100 },
+    ),
+    streams: integer("streams", "Answers that are running while long prompts come.", { default: 4, min: 1, max: 64 }),
+    prompts: integer("prompts", "Long prompts, one after the other.", { default: 4, min: 1, max: 100 }),
+    promptTokens: integer("prompt.tokens", "Length of such a prompt.", {
+      default: 1_000,
+      min: 16,
+      max: 1_900,
+      unit: "tokens",
     }),
-    streams: integer({ default: 4, min: 1, max: 64, doc: "Answers that are running while long prompts come." }),
-    prompts: integer({ default: 4, min: 1, max: 100, doc: "Long prompts, one after the other." }),
-    "prompt.tokens": integer({ default: 1_000, min: 16, max: 1_900, unit: "tokens", doc: "Length of such a prompt." }),
-    svg: text({
+    svg: text("svg", "File to draw the gaps between tokens to, such as docs/prefill-interruption.svg.", {
       optional: true,
-      doc: "File to draw the gaps between tokens to, such as docs/prefill-interruption.svg.",
     }),
-    json: text({ optional: true, doc: "File to write all figures to." }),
+    json: text("json", "File to write all figures to.", { optional: true }),
   },
   {
     summary: "Measures the embedded engine, and what prefill does to running answers.",
@@ -77,7 +80,7 @@ export async function runEngineBench(argv: readonly string[]): Promise<void> {
       await speedOf("0.9M parameters", small, config.rounds, agent),
       await speedOf("shipped size", shipped, config.rounds, agent),
     ];
-    const shape = { streams: config.streams, prompts: config.prompts, promptTokens: config["prompt.tokens"] };
+    const shape = { streams: config.streams, prompts: config.prompts, promptTokens: config.promptTokens };
     const { plain, tandem, engines } = await sideBySide(shipped, shape, agent);
     const figures = figuresOf(speeds, engines);
     process.stdout.write(render(figures, plain, tandem, shape.promptTokens));
@@ -94,7 +97,7 @@ export async function runEngineBench(argv: readonly string[]): Promise<void> {
       );
     writeJson(config.json, {
       scenario: "engine",
-      settings: config,
+      settings: config.settings.all,
       speeds,
       engines,
       plain: plain.summary,

@@ -20,16 +20,18 @@ const BATCH = 500;
 export const fleetBenchConfig = defineConfig(
   "bench fleet",
   {
-    requests: integer({ default: 50_000, min: BATCH, max: 10_000_000, doc: "Requests for each size of the fleet." }),
-    policy: choice(["least-load", "round-robin"], { default: "least-load", doc: "Policy of both sides." }),
-    ratio: integer({
-      default: 130,
-      min: 100,
-      max: 100_000,
-      unit: "%",
-      doc: "The largest fleet may cost this much of what the smallest costs; more ends with exit code 1.",
+    requests: integer("requests", "Requests for each size of the fleet.", {
+      default: 50_000,
+      min: BATCH,
+      max: 10_000_000,
     }),
-    json: text({ optional: true, doc: "File to write all figures to." }),
+    policy: choice("policy", "Policy of both sides.", ["least-load", "round-robin"], { default: "least-load" }),
+    ratio: integer(
+      "ratio",
+      "The largest fleet may cost this much of what the smallest costs; more ends with exit code 1.",
+      { default: 130, min: 100, max: 100_000, unit: "%" },
+    ),
+    json: text("json", "File to write all figures to.", { optional: true }),
   },
   { summary: "Measures what the router's view of the fleet costs a request.", usage: "npm run bench -- fleet" },
 );
@@ -76,13 +78,12 @@ async function measure(size: number, address: string, requests: number, policy: 
   const metrics = createMetrics();
   await using pool = createPool({ log: SILENT, clock: systemClock, metrics });
   const prober = { probe: () => Promise.reject(new Error("nothing is out")), unsettled: () => 0 };
-  const probes = startProbes({ pool, prober, clock: systemClock, metrics });
+  using _probes = startProbes({ pool, prober, clock: systemClock, metrics });
   using deadlines = new Deadlines(systemClock);
   const admission = createAdmission({
     capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
     lack: (model) => pool.view.models.get(model)?.lack(false),
-    queueLimit: 256,
-    queueTimeoutMs: 60_000,
+    queue: { current: { limit: 256, timeoutMs: 60_000 } },
     clock: systemClock,
     deadlines,
   });
@@ -127,7 +128,6 @@ async function measure(size: number, address: string, requests: number, policy: 
     pool.update(infos);
     await request();
   });
-  probes.stop();
   return { size, requestUs, changeUs };
 }
 

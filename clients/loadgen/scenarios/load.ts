@@ -2,6 +2,7 @@
 import {
   defineConfig,
   integer,
+  milliseconds,
   list,
   loadConfig,
   number,
@@ -18,37 +19,34 @@ import { formatMs, writeJson } from "./output.ts";
 export const loadScenarioConfig = defineConfig(
   "bench load",
   {
-    url: text({ default: "http://127.0.0.1:3000", doc: "The server." }),
-    model: text({ optional: true, env: ["MODEL_ID"], doc: "Left out: the first that the server lists." }),
-    api_key: secret({ alias: "api-key", env: ["OPENAI_API_KEY"], doc: "Key to send." }),
-    requests: integer({ default: 256, min: 1, max: 10_000_000, doc: "How many." }),
-    streams: integer({ default: 32, min: 1, max: 65_536, doc: "Streams at a time, where no rate is given." }),
-    rate: number({
+    url: text("url", "The server.", { default: "http://127.0.0.1:3000" }),
+    model: text("model", "Left out: the first that the server lists.", { optional: true, env: ["MODEL_ID"] }),
+    apiKey: secret("api_key", "Key to send.", { env: ["OPENAI_API_KEY"] }),
+    requests: integer("requests", "How many.", { default: 256, min: 1, max: 10_000_000 }),
+    streams: integer("streams", "Streams at a time, where no rate is given.", { default: 32, min: 1, max: 65_536 }),
+    rate: number("rate", "Poisson arrivals at this rate, however many run. 0: off.", {
       default: 0,
       min: 0,
       unit: "requests/s",
-      doc: "Poisson arrivals at this rate, however many run. 0: off.",
     }),
-    ramp_ms: integer({ default: 0, min: 0, unit: "ms", doc: "The streams start within this time." }),
-    tokens: integer({ default: 128, min: 1, max: 1_000_000, unit: "tokens", doc: "Length of an answer." }),
-    "prompt.words": integer({ default: 64, min: 1, max: 1_000_000, unit: "words", doc: "Length of a prompt." }),
-    "slo.ttft_ms": number({
+    rampMs: milliseconds("ramp_ms", "The streams start within this time.", { default: 0, max: Infinity, min: 0 }),
+    tokens: integer("tokens", "Length of an answer.", { default: 128, min: 1, max: 1_000_000, unit: "tokens" }),
+    promptWords: integer("prompt.words", "Length of a prompt.", { default: 64, min: 1, max: 1_000_000, unit: "words" }),
+    sloTtftMs: number("slo.ttft_ms", "Longest TTFT that counts for goodput.", {
       optional: true,
       min: 0,
       unit: "ms",
       alias: "slo-ttft",
-      doc: "Longest TTFT that counts for goodput.",
     }),
-    "slo.tpot_ms": number({
+    sloTpotMs: number("slo.tpot_ms", "Longest TPOT that counts for goodput.", {
       optional: true,
       min: 0,
       unit: "ms",
       alias: "slo-tpot",
-      doc: "Longest TPOT that counts for goodput.",
     }),
-    pid: list({ doc: "NAME=PID of a process whose CPU per 1,000 chunks is reported. Repeatable." }),
-    seed: integer({ default: 1, min: 0, doc: "Of prompts and arrivals." }),
-    json: text({ optional: true, doc: "File to write all figures to." }),
+    pid: list("pid", "NAME=PID of a process whose CPU per 1,000 chunks is reported. Repeatable."),
+    seed: integer("seed", "Of prompts and arrivals.", { default: 1, min: 0 }),
+    json: text("json", "File to write all figures to.", { optional: true }),
   },
   {
     summary: "Loads any OpenAI server: TTFT, ITL, TPOT, goodput, CPU.",
@@ -59,23 +57,22 @@ export const loadScenarioConfig = defineConfig(
 export async function runLoadScenario(argv: readonly string[]): Promise<void> {
   const config = loadConfig(loadScenarioConfig, { argv, env: process.env });
   const workload = {
-    model: config.model ?? (await firstModel(config.url, config.api_key)),
-    promptWords: config["prompt.words"],
+    model: config.model ?? (await firstModel(config.url, config.apiKey)),
+    promptWords: config.promptWords,
     outputTokens: config.tokens,
     seed: config.seed,
   };
   const pids = config.pid.map((written) => ({ name: written.split("=")[0]!, pid: Number(written.split("=")[1]) }));
   const before = pids.map(({ pid }) => cpuMs(pid));
-  const shape = { requests: config.requests, streams: config.streams, ratePerS: config.rate, rampMs: config.ramp_ms };
-  const result = await runLoad(config.url, config.api_key, workload, shape);
-  const report = reportOf([result], { ttftMs: config["slo.ttft_ms"], tpotMs: config["slo.tpot_ms"] });
+  const shape = { requests: config.requests, streams: config.streams, ratePerS: config.rate, rampMs: config.rampMs };
+  const result = await runLoad(config.url, config.apiKey, workload, shape);
+  const report = reportOf([result], { ttftMs: config.sloTtftMs, tpotMs: config.sloTpotMs });
   const processes = pids.map(({ name, pid }, index) => ({
     name,
     cpuMsPer1000Chunks: ((cpuMs(pid) - before[index]!) * 1000) / report.chunks,
   }));
   process.stdout.write(render(report, processes));
-  const { api_key: _, ...settings } = config;
-  writeJson(config.json, { scenario: "load", settings, report, processes });
+  writeJson(config.json, { scenario: "load", settings: config.settings.all, report, processes });
   if (report.failed > 0) process.exitCode = 1;
 }
 

@@ -10,9 +10,13 @@ import { formatMib, writeJson } from "./output.ts";
 export const memoryConfig = defineConfig(
   "bench memory",
   {
-    chats: integer({ default: 100, min: 0, max: 1_000_000, doc: "Requests before the weighing." }),
-    limit_mb: integer({ default: 350, min: 1, unit: "MB", doc: "More than this, guardians left out, is exit code 1." }),
-    json: text({ optional: true, doc: "File to write all figures to." }),
+    chats: integer("chats", "Requests before the weighing.", { default: 100, min: 0, max: 1_000_000 }),
+    limitMb: integer("limit_mb", "More than this, guardians left out, is exit code 1.", {
+      default: 350,
+      min: 1,
+      unit: "MB",
+    }),
+    json: text("json", "File to write all figures to.", { optional: true }),
   },
   { summary: "Weighs the six processes of a small system.", usage: "npm run bench -- memory" },
 );
@@ -36,8 +40,8 @@ export async function runMemory(argv: readonly string[]): Promise<void> {
       { title: "process", cell: (row) => row.name },
       { title: "pid", align: "right", cell: (row) => `${row.pid}` },
       { title: "PSS MiB", align: "right", cell: (row) => formatMib(row.pssBytes) },
-    ])}\n\n${six.length} processes: ${mb.toFixed(0)} MB of ${config.limit_mb} MB; with guardians ${(sum(rows) / 1e6).toFixed(0)} MB; ${load.results.filter((result) => result.completed).length} of ${config.chats} chats completed\n`,
+    ])}\n\n${six.length} processes: ${mb.toFixed(0)} MB of ${config.limitMb} MB; with guardians ${(sum(rows) / 1e6).toFixed(0)} MB; ${load.results.filter((result) => result.completed).length} of ${config.chats} chats completed\n`,
   );
-  writeJson(config.json, { scenario: "memory", processes: rows, sumMb: mb, limitMb: config.limit_mb });
-  if (mb > config.limit_mb) process.exitCode = 1;
+  writeJson(config.json, { scenario: "memory", processes: rows, sumMb: mb, limitMb: config.limitMb });
+  if (mb > config.limitMb) process.exitCode = 1;
 }

@@ -5,7 +5,7 @@ import { Agent } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
+import { defineConfig, integer, milliseconds, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import { freePort } from "../../../services/common/ports.ts";
 import { summarise } from "../statistics.ts";
 import { streamRequest } from "../stream-request.ts";
@@ -14,9 +14,9 @@ import { formatMs, writeJson } from "./output.ts";
 export const startConfig = defineConfig(
   "bench start",
   {
-    runs: integer({ default: 5, min: 1, max: 100, doc: "Starts to time." }),
-    limit_ms: integer({ default: 2_500, min: 1, unit: "ms", doc: "A median above this is exit code 1." }),
-    json: text({ optional: true, doc: "File to write all figures to." }),
+    runs: integer("runs", "Starts to time.", { default: 5, min: 1, max: 100 }),
+    limitMs: milliseconds("limit_ms", "A median above this is exit code 1.", { default: 2_500, max: Infinity }),
+    json: text("json", "File to write all figures to.", { optional: true }),
   },
   { summary: "Times `npm start` to the first token.", usage: "npm run bench -- start" },
 );
@@ -35,10 +35,10 @@ export async function runStart(argv: readonly string[]): Promise<void> {
   }
   const summary = summarise(times);
   process.stdout.write(
-    `median ${formatMs(summary.p50)} ms, slowest ${formatMs(summary.max)} ms; limit ${config.limit_ms} ms\n`,
+    `median ${formatMs(summary.p50)} ms, slowest ${formatMs(summary.max)} ms; limit ${config.limitMs} ms\n`,
   );
   writeJson(config.json, { scenario: "start", firstTokenMs: times, summary });
-  if (summary.p50 > config.limit_ms) process.exitCode = 1;
+  if (summary.p50 > config.limitMs) process.exitCode = 1;
 }
 
 /** `built`: sources had changed, so `npm start` built them first. */

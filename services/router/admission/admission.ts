@@ -1,8 +1,10 @@
 // Whether a request may start: at once while decode has room for its model, else after a wait in one bounded queue,
 // which is fair between tenants (queue.ts). A request that is refused or leaves costs the instances nothing.
 import type { Clock } from "../../common/clock.ts";
+import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
+import type { RouterConfig } from "../config.ts";
 import { Pace } from "./pace.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
 import type { Refusal } from "./refusals.ts";
@@ -62,10 +64,8 @@ export interface AdmissionOptions {
   capacity(model: string): number;
   /** Why nothing can serve a model, in words. Undefined where something can. */
   lack?(model: string): string | undefined;
-  /** Requests that may wait. */
-  readonly queueLimit: number;
-  /** Longest wait. */
-  readonly queueTimeoutMs: number;
+  /** Requests that may wait, and how long. */
+  readonly queue: Live<Pick<RouterConfig["queue"]["current"], "limit" | "timeoutMs">>;
   /** A request that `acquire` took rejects. */
   onRefused?(because: Refusal): void;
   readonly clock: Clock;
@@ -85,7 +85,6 @@ interface Refused {
 /** For a client that is told when to come again. */
 const RETRY_AFTER_S = { min: 1, max: 60 };
 
-/** The limits are read anew for each request: they may change while it runs. */
 export function createAdmission(o: AdmissionOptions): Admission {
   const { clock, deadlines } = o;
   const queue = new FairQueue<Waiter>();
@@ -158,7 +157,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     });
     if (waiting === undefined) return () => {};
     const sinceMs = clock.nowMs();
-    const leftMs = (): number => Math.max(0, o.queueTimeoutMs - waitedMs);
+    const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
     due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
       const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
       if (nowMs < dueMs) return dueMs;
@@ -198,7 +197,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
         },
       };
       const onGone = (): void => waiter.refuse({ because: "client_left", error: cancelled() });
-      const { queueTimeoutMs } = o;
+      const { timeoutMs: queueTimeoutMs } = o.queue.current;
       const leftMs = deadlineMs - sinceMs;
       const due = deadlines.at(sinceMs + Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
         if (leftMs >= queueTimeoutMs) waiter.refuse(waitedInVain(wanted.model, queueTimeoutMs));
@@ -236,8 +235,9 @@ export function createAdmission(o: AdmissionOptions): Admission {
         error: new ServiceError("queue_full", message, { retryAfterS: seconds(waitMs - leftMs) }),
       });
     }
-    if (queue.size < o.queueLimit) return;
-    const displaced = o.queueLimit === 0 ? undefined : queue.displacedBy(wanted);
+    const { limit } = o.queue.current;
+    if (queue.size < limit) return;
+    const displaced = limit === 0 ? undefined : queue.displacedBy(wanted);
     if (displaced === undefined) throw told({ because: "queue_full", error: full(queue.size, waitMs) });
     displaced.refuse({ because: "displaced", error: full(queue.size, undefined) });
   }

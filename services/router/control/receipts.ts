@@ -29,7 +29,12 @@ interface Watcher {
   wake: (() => void) | undefined;
 }
 
-export function createReceipts(o: { limit: number; watcherLimit: number }): Receipts {
+/** Ended requests whose receipts are kept. */
+const RECEIPTS_LIMIT = 1_000;
+/** Calls that may watch. */
+const WATCHERS_LIMIT = 64;
+
+export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS_LIMIT } = {}): Receipts {
   const running = new Map<string, ReceiptDraft>();
   // A Map keeps its order, so its first key is the oldest. Deleting and adding again moves an id to the end.
   const ended = new Map<string, ReceiptDraft>();
@@ -38,7 +43,7 @@ export function createReceipts(o: { limit: number; watcherLimit: number }): Rece
 
   function keep(draft: ReceiptDraft): void {
     ended.set(draft.requestId, draft);
-    if (ended.size <= o.limit) return;
+    if (ended.size <= limit) return;
     const [oldestId, oldest] = ended.entries().next().value!;
     ended.delete(oldestId);
     if (oldest.clientId !== undefined && byClientId.get(oldest.clientId) === oldest) byClientId.delete(oldest.clientId);
@@ -68,7 +73,7 @@ export function createReceipts(o: { limit: number; watcherLimit: number }): Rece
     },
     find: (id) => running.get(id) ?? ended.get(id) ?? byClientId.get(id),
     async *watch(signal) {
-      if (watchers.size >= o.watcherLimit) {
+      if (watchers.size >= watcherLimit) {
         throw new ServiceError(
           "queue_full",
           `Too many watchers: ${watchers.size} watch requests already. Try again later.`,

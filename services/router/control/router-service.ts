@@ -18,6 +18,7 @@ import type { Receipts } from "./receipts.ts";
 
 /** Shortest time between two messages to one watcher of instances. */
 const WATCH_PAUSE_MS = 200;
+const WATCHERS_LIMIT = 64;
 const DEFAULT_LIST_LIMIT = 100;
 const LIST_LIMIT = 1000;
 
@@ -30,13 +31,14 @@ export interface RouterServiceOptions {
   /** Every setting, secrets hidden. */
   settings(): readonly { readonly key: string; readonly value: string; readonly origin: string }[];
   registry(): MessageInitShape<typeof RegistryStatusSchema>;
-  readonly watcherLimit: number;
+  /** Calls that may watch instances. Default 64. */
+  readonly watcherLimit?: number;
   readonly clock: Clock;
   readonly log: Log;
 }
 
 export function routerService(o: RouterServiceOptions): RpcService {
-  const { pool, receipts, clock } = o;
+  const { pool, receipts, clock, watcherLimit = WATCHERS_LIMIT } = o;
   let watchers = 0;
 
   const fleet = (): ReturnType<typeof fleetMessage> => fleetMessage(pool.view, clock.nowMs());
@@ -47,7 +49,7 @@ export function routerService(o: RouterServiceOptions): RpcService {
       listInstances: async () => ({ ...fleet(), routerId: o.routerId }),
 
       async *watchInstances(_request, context) {
-        if (watchers >= o.watcherLimit) {
+        if (watchers >= watcherLimit) {
           throw new ServiceError(
             "queue_full",
             `Too many watchers: ${watchers} watch instances already. Try again later.`,

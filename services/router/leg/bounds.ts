@@ -3,7 +3,8 @@ import { ServiceError } from "../../common/errors.ts";
 import { firstTransferMs } from "../../kv/index.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { Books } from "./books.ts";
-import type { RelayLimits, RelayRequest } from "../request/request.ts";
+import type { RelayLimits } from "../config.ts";
+import type { RelayRequest } from "../request/request.ts";
 
 /** Prompt tokens that `prefill` has to compute before the next one is done, as far as is known. */
 export function waitingTokens(prefill: Instance): number {
@@ -58,6 +59,9 @@ export class AnswerPaces {
     return Math.ceil(answerFloorMs + answerSlack * tokens * msPerToken);
   }
 }
+
+/** A reservation costs a decode instance nothing. After this long without an answer the leg is tried elsewhere. */
+export const RESERVE_TIMEOUT_MS = 2_000;
 
 /** What a decode instance owes within a bound. `answer`: all of it, wanted in one piece. */
 export type QuietPart = "reserve" | "transfer" | "answer" | "decode";

@@ -1,10 +1,12 @@
 // What legs are run with: what all of a relay share, and what one attempt is to do.
 import type { Clock } from "../../common/clock.ts";
+import type { Live } from "../../common/config.ts";
 import type { Deadlines } from "../../common/deadlines.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { RelayMetrics } from "../request/metrics.ts";
 import type { LegDraft } from "../request/receipt.ts";
-import type { RelayLimits, RelayRequest } from "../request/request.ts";
+import type { RelayLimits } from "../config.ts";
+import type { RelayRequest } from "../request/request.ts";
 import type { Books } from "./books.ts";
 import type { AnswerPaces } from "./bounds.ts";
 import type { InstanceLink } from "./instance-link.ts";
@@ -14,7 +16,9 @@ import type { LegEvent, LegTraits } from "./protocol.ts";
 export interface LegContext {
   readonly books: Books;
   readonly linkTo: (instance: Instance) => InstanceLink;
-  readonly limits: RelayLimits;
+  readonly limits: Live<RelayLimits>;
+  /** For a decode instance to answer a reservation. */
+  readonly reserveTimeoutMs: number;
   readonly paces: AnswerPaces;
   readonly deadlines: Deadlines;
   readonly clock: Clock;

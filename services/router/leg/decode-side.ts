@@ -84,7 +84,7 @@ export class DecodeSide implements DecodeListener {
     this.#enter({
       kind: "asked",
       remote,
-      due: this.#within("reserve", this.#context.limits.reserveTimeoutMs),
+      due: this.#within("reserve", this.#context.reserveTimeoutMs),
       started: ticket !== undefined,
     });
   }
@@ -157,7 +157,9 @@ export class DecodeSide implements DecodeListener {
     if (this.#phase.kind !== "streaming" && this.#isStarted) {
       const { remote } = this.#phase as Extract<Phase, { remote: RemoteDecode }>;
       const heardMs = this.#context.clock.nowMs();
-      const due = this.#context.deadlines.watch(heardMs + this.#context.limits.stallMs, (nowMs) => this.#look(nowMs));
+      const due = this.#context.deadlines.watch(heardMs + this.#context.limits.current.stallMs, (nowMs) =>
+        this.#look(nowMs),
+      );
       this.#enter({ kind: "streaming", remote, due, heardMs, tokensAtMs: 0, paused: false });
       this.#runner.dispatch({ kind: "decodeChunk" });
     }
@@ -170,7 +172,8 @@ export class DecodeSide implements DecodeListener {
   }
 
   #startTransfer(remote: RemoteDecode): void {
-    const { limits, paces, books } = this.#context;
+    const { paces, books } = this.#context;
+    const limits = this.#context.limits.current;
     const { request, prefill } = this.#task;
     const decode = this.on!;
     const firstMs = prefill === undefined ? 0 : setUpMs(books, prefill, decode);
@@ -183,7 +186,7 @@ export class DecodeSide implements DecodeListener {
 
   /** When a stream has stalled. A slow client's pause is not its instance's. */
   #look(nowMs: number): number | undefined {
-    const { stallMs } = this.#context.limits;
+    const { stallMs } = this.#context.limits.current;
     const phase = this.#phase as Streaming;
     if (phase.paused) return nowMs + stallMs;
     if (nowMs < phase.heardMs + stallMs) return phase.heardMs + stallMs;

@@ -51,7 +51,7 @@ export class PrefillSide implements PrefillListener {
     const tokens = Math.max(waitingTokens(prefill), estimateTokens(request));
     // Decode was picked already: prefill pushes its KV there, within this call.
     const firstMs = decode === undefined ? 0 : setUpMs(books, prefill, decode);
-    const boundMs = prefillBoundMs(limits, prefill, tokens) + firstMs;
+    const boundMs = prefillBoundMs(limits.current, prefill, tokens) + firstMs;
     const remote = linkTo(prefill).prefill(
       {
         legId: draft.legId,

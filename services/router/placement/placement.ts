@@ -1,6 +1,7 @@
 // Picks the instances of one attempt from the view of the fleet: prefill by its policy among those that have a partner,
 // decode by its own among the partners. The view says who can serve; here is only whom this attempt gets.
 import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { Live } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { CONNECTORS } from "../../kv/index.ts";
 import type { ConnectorName, Traits } from "../../kv/connector.ts";
@@ -81,7 +82,7 @@ export interface PlacementRules {
 export function createPlacer(
   pool: Pick<Pool, "view">,
   policies: { readonly prefill: Policy; readonly decode: Policy },
-  rules: PlacementRules = { directTokens: 0 },
+  rules: Live<PlacementRules> = { current: { directTokens: 0 } },
 ): Placer {
   function modelOf(name: string): ModelView {
     const model = pool.view.models.get(name);
@@ -130,7 +131,7 @@ export function createPlacer(
   return {
     place({ model: name, tokens, strict }, exclusions) {
       const model = modelOf(name);
-      if (!strict && tokens < rules.directTokens) {
+      if (!strict && tokens < rules.current.directTokens) {
         const place = placeAlone(model, "direct", exclusions);
         if (place !== undefined) return place;
       }

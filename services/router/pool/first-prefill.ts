@@ -5,6 +5,9 @@ import type { Clock } from "../../common/clock.ts";
 import type { Known } from "./fleet.ts";
 import { standingOf } from "./standing.ts";
 
+/** How long a router waits for the first prefill instance of a model. */
+export const FIRST_PREFILL_MS = 15_000;
+
 export interface FirstPrefill {
   /** Notes which models have instances that serve. */
   look(tracked: Iterable<Known>): void;

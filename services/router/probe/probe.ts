@@ -91,10 +91,10 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
           else reject(outcome.kind === "failed" ? outcome.error : givenUp);
         },
       };
-      const prefillTimeoutMs = Math.min(limits.prefillTimeoutMs, timeoutMs);
+      const prefillTimeoutMs = Math.min(limits.current.prefillTimeoutMs, timeoutMs);
       let givenUp = new ServiceError("cancelled", "The probe was given up.");
       const leg = new LegRun(
-        { ...context, books, metrics: uncounted, limits: { ...limits, prefillTimeoutMs } },
+        { ...context, books, metrics: uncounted, limits: { current: { ...limits.current, prefillTimeoutMs } } },
         {
           request,
           draft: createLegDraft(legId, 0),

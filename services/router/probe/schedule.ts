@@ -25,10 +25,9 @@ export function provesByProbe({ engine, connector }: Info): boolean {
   return engine === "vllm" && connector !== "p2p-zmq";
 }
 
-export interface Probes {
+export interface Probes extends Disposable {
   /** One more, for the doctor; the pool learns what it says. */
   now(prefill: Instance, decode: Instance, signal?: AbortSignal): Promise<ProbeResult>;
-  stop(): void;
 }
 
 export interface ProbesOptions {
@@ -110,7 +109,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
   arm();
   return {
     now: send,
-    stop() {
+    [Symbol.dispose]() {
       off();
       timer?.cancel();
       stopped.abort();

@@ -186,12 +186,16 @@ export class Choice implements LegOwner {
 
   #rules(): RetryRules {
     const { budget, limits } = this.#context;
-    return { limit: limits.retryLimit, strict: this.#owner.request.strict === true, takeFromBudget: budget.take };
+    return {
+      limit: limits.current.retryLimit,
+      strict: this.#owner.request.strict === true,
+      takeFromBudget: budget.take,
+    };
   }
 
   #mayReplay(): boolean {
     const { request } = this.#owner;
-    const { replayMode, retryLimit } = this.#context.limits;
+    const { replayMode, retryLimit } = this.#context.limits.current;
     if (
       !request.stream ||
       request.repeatable !== true ||
@@ -207,7 +211,8 @@ export class Choice implements LegOwner {
   #canCatchUp(): boolean {
     if (this.#sent === undefined || this.#sentMs === undefined) return false;
     return (
-      this.#broken !== undefined || this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.replayTimeoutMs
+      this.#broken !== undefined ||
+      this.#context.clock.nowMs() - this.#sentMs < this.#context.limits.current.replayTimeoutMs
     );
   }
 
@@ -215,7 +220,7 @@ export class Choice implements LegOwner {
     const { deadlines, clock, limits } = this.#context;
     this.#broken ??= {
       error,
-      due: deadlines.at(clock.nowMs() + limits.replayTimeoutMs, () => this.#replayFailed("failed")),
+      due: deadlines.at(clock.nowMs() + limits.current.replayTimeoutMs, () => this.#replayFailed("failed")),
     };
     this.#sent!.repeat();
   }

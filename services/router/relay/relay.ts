@@ -2,16 +2,18 @@
 // there are several, and ends every request exactly once. No HTTP, no registry.
 import { randomBytes } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
+import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Admitted } from "../admission/admission.ts";
-import type { Policy } from "../placement/policies.ts";
+import type { RelayLimits, RouterConfig } from "../config.ts";
+import { namedPolicy } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Choice } from "./choice.ts";
 import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
-import { AnswerPaces } from "../leg/bounds.ts";
+import { AnswerPaces, RESERVE_TIMEOUT_MS } from "../leg/bounds.ts";
 import type { LegContext, LiveLeg } from "../leg/context.ts";
 import { thinLink } from "../leg/thin-link.ts";
 import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
@@ -20,9 +22,9 @@ import { createPlacer } from "../placement/placement.ts";
 import { createProber, type Prober } from "../probe/probe.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
-import type { AnswerEnd, AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
+import type { AnswerEnd, AnswerSink, Ending, RelayRequest } from "../request/request.ts";
 
-export type { AnswerSink, Ending, RelayLimits, RelayRequest } from "../request/request.ts";
+export type { AnswerSink, Ending, RelayRequest } from "../request/request.ts";
 
 export interface Relay {
   /**
@@ -55,8 +57,8 @@ export interface RunningRelay extends Relay {
 
 export interface RelayOptions {
   readonly pool: Pool;
-  readonly policies: { readonly prefill: Policy; readonly decode: Policy };
-  readonly config: RelayLimits;
+  readonly placement: Live<Pick<RouterConfig["placement"]["current"], "prefill" | "decode" | "directTokens">>;
+  readonly limits: Live<RelayLimits>;
   readonly metrics: Metrics;
   readonly log: Log;
   readonly clock: Clock;
@@ -65,10 +67,16 @@ export interface RelayOptions {
   readonly linkTo?: LegContext["linkTo"];
   /** 32 hex digits, never the same twice. */
   readonly mintLegId?: () => string;
+  /** What is a constant beside its use, and another one in tests. */
+  readonly constants?: { readonly reserveTimeoutMs?: number; readonly retriesPerS?: number };
 }
 
 export function createRelay(o: RelayOptions): RunningRelay {
-  const { pool, config, clock, deadlines } = o;
+  const { pool, placement, limits, clock, deadlines, constants = {} } = o;
+  const policies = {
+    prefill: namedPolicy(() => placement.current.prefill),
+    decode: namedPolicy(() => placement.current.decode),
+  };
   const live = new Set<LiveLeg>();
   const runs = new Set<Run>();
   const metrics = createRelayMetrics(o.metrics, () => [...live].filter((leg) => leg.settling).length);
@@ -81,7 +89,8 @@ export function createRelay(o: RelayOptions): RunningRelay {
   const context: ChoiceContext = {
     books: pool,
     linkTo: o.linkTo ?? (({ channel }) => thinLink(channel, o.log)),
-    limits: config,
+    limits,
+    reserveTimeoutMs: constants.reserveTimeoutMs ?? RESERVE_TIMEOUT_MS,
     paces: new AnswerPaces(),
     deadlines,
     clock,
@@ -94,8 +103,8 @@ export function createRelay(o: RelayOptions): RunningRelay {
         return known;
       },
     },
-    placer: createPlacer(pool, o.policies, config),
-    budget: createRetryBudget({ ratio: config.retryRatio, perS: config.retryPerS, clock }),
+    placer: createPlacer(pool, policies, placement),
+    budget: createRetryBudget({ limits, clock, perS: constants.retriesPerS }),
     mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
   };
   const prober = createProber({ context, mintLegId: context.mintLegId });
@@ -103,13 +112,6 @@ export function createRelay(o: RelayOptions): RunningRelay {
   return {
     prober,
     async run(request, sink, receipt, admitted, gone) {
-      const count = request.choices * request.prompts;
-      const { legsLimit } = config;
-      if (count > legsLimit) {
-        throw new ServiceError("invalid_request", `The request asks for ${count} answers; ${legsLimit} is the most.`, {
-          param: "n",
-        });
-      }
       if (gone.aborted) throw clientLeft();
       context.budget.earn();
       const run = new Run(request, sink, receipt, admitted, context);
@@ -176,7 +178,7 @@ class Run implements ChoiceOwner {
     this.#clock = context.clock;
     this.#beganMs = context.clock.nowMs();
     // Only a stream has a first token that anyone sees.
-    this.#firstTokenTimeoutMs = request.stream ? context.limits.firstTokenTimeoutMs : Infinity;
+    this.#firstTokenTimeoutMs = request.stream ? context.limits.current.firstTokenTimeoutMs : Infinity;
     const count = request.choices * request.prompts;
     this.#open = count;
     this.#ends = Array.from({ length: count }, () => undefined);

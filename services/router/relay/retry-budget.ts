@@ -2,6 +2,7 @@
 // few instances fail it is never felt; while all fail, retries would multiply the load on those that come back first.
 // Source: the retry budget of Finagle and Linkerd; here one token bucket.
 import type { Clock } from "../../common/clock.ts";
+import type { Live } from "../../common/config.ts";
 
 export interface RetryBudget {
   /** A request has come. */
@@ -10,25 +11,29 @@ export interface RetryBudget {
   take(): boolean;
 }
 
+/** Retries that there are in each second beside those that requests earn. */
+const RETRIES_PER_S = 10;
 /** What may be saved up: the earnings of so many seconds, and of so many requests. */
 const SAVED_S = 2;
 const SAVED_REQUESTS = 500;
 
 export function createRetryBudget(o: {
-  readonly ratio: number;
-  readonly perS: number;
+  /** `retryRatio`: what one request earns. */
+  readonly limits: Live<{ readonly retryRatio: number }>;
   readonly clock: Clock;
+  /** Default 10. */
+  readonly perS?: number | undefined;
 }): RetryBudget {
-  const { ratio, perS, clock } = o;
+  const { limits, clock, perS = RETRIES_PER_S } = o;
   const timedLimit = perS * SAVED_S;
-  const earnedLimit = ratio * SAVED_REQUESTS;
   let timed = timedLimit;
   let timedAtMs = clock.nowMs();
   let earned = 0;
 
   return {
     earn() {
-      earned = Math.min(earnedLimit, earned + ratio);
+      const { retryRatio } = limits.current;
+      earned = Math.min(retryRatio * SAVED_REQUESTS, earned + retryRatio);
     },
     take() {
       const nowMs = clock.nowMs();

@@ -16,21 +16,21 @@ export interface HostChecks {
 }
 
 export interface HostSettings {
-  readonly "rest.listen": string;
-  readonly "rest.advertise": string | undefined;
+  readonly listen: string;
+  readonly advertise: string | undefined;
   /** Further names. */
-  readonly "rest.hosts": readonly string[];
-  readonly api_key: string;
+  readonly hosts: readonly string[];
+  readonly apiKey: string;
   readonly token: string;
 }
 
 export function hostChecks(settings: HostSettings): HostChecks {
-  if (!isLoopback(settings["rest.listen"])) return { rest: anyHost, admin: anyHost };
-  const names = new Set(settings["rest.hosts"].map((name) => nameOf(name) ?? name.toLowerCase()));
-  const advertised = settings["rest.advertise"] === undefined ? undefined : nameOf(settings["rest.advertise"]);
+  if (!isLoopback(settings.listen)) return { rest: anyHost, admin: anyHost };
+  const names = new Set(settings.hosts.map((name) => nameOf(name) ?? name.toLowerCase()));
+  const advertised = settings.advertise === undefined ? undefined : nameOf(settings.advertise);
   if (advertised !== undefined) names.add(advertised);
   return {
-    rest: settings.api_key === "" ? refuseOthers(names, "an API key (--api-key)") : anyHost,
+    rest: settings.apiKey === "" ? refuseOthers(names, "an API key (--api-key)") : anyHost,
     admin: settings.token === "" ? refuseOthers(names, "a join token (--token)") : anyHost,
   };
 }

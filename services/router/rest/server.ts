@@ -28,11 +28,11 @@ export interface HttpServer {
 
 export interface HttpLimits {
   /** One connection more is closed as soon as it is made. */
-  readonly connections: number;
+  readonly connectionsLimit: number;
   /** For the head of a request, from its first byte; of a connection's first, from when it was made. */
-  readonly headMs: number;
+  readonly headTimeoutMs: number;
   /** For head and body. */
-  readonly bodyMs: number;
+  readonly bodyTimeoutMs: number;
   /** A client that takes nothing for so long of an answer that has ended is cut. */
   readonly stallMs: number;
 }
@@ -46,7 +46,7 @@ export async function serveHttp(
   handler: (req: IncomingMessage, res: ServerResponse) => void,
   limits: HttpLimits,
 ): Promise<HttpServer> {
-  const { headMs, bodyMs, stallMs } = limits;
+  const { headTimeoutMs: headMs, bodyTimeoutMs: bodyMs, stallMs } = limits;
   const server = createServer({
     noDelay: true,
     keepAliveTimeout: KEEP_ALIVE_MS,
@@ -57,7 +57,7 @@ export async function serveHttp(
     // How late the two may come.
     connectionsCheckingInterval: Math.max(20, Math.min(headMs, bodyMs, SWEEP_MS * 10) / 10),
   });
-  server.maxConnections = limits.connections;
+  server.maxConnections = limits.connectionsLimit;
   server.on("request", serve);
   // A body that was announced too large is refused by the handler before the client sends it.
   server.on("checkContinue", (req, res) => {

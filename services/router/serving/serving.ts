@@ -2,10 +2,12 @@
 // here. Parses, admits, relays, and sees to it that every request that was opened is closed once, logged once and counted.
 import { randomUUID } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
+import type { Live } from "../../common/config.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import type { Admission, Admitted } from "../admission/admission.ts";
+import type { RouterConfig } from "../config.ts";
 import type { Pool } from "../pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
@@ -67,12 +69,10 @@ export interface ServingOptions {
   readonly metrics: ServingMetrics;
   readonly log: Log;
   readonly clock: Clock;
-  readonly legsLimit: number;
-  readonly deadlineMs: number;
+  /** What each request is held to. */
+  readonly request: Live<RouterConfig["request"]["current"]>;
   /** Whether the registry is away: requests are placed by what was known of the instances before. */
   registryIsAway?(): boolean;
-  /** Every request is strict, unless it says otherwise. */
-  readonly strict?: boolean;
 }
 
 const STALE =
@@ -98,16 +98,17 @@ export function createServing(o: ServingOptions): Serving {
     }
     const { view } = o.pool;
     const { path, body, label, scheduling = {} } = incoming;
+    const limits = o.request.current;
     const {
       user,
       priority: bodyPriority,
       ...asked
-    } = readOpenAiRequest(path, body, { models: view.models, legsLimit: o.legsLimit });
+    } = readOpenAiRequest(path, body, { models: view.models, legsLimit: limits.legsLimit });
     const tenant = scheduling.tenant ?? user;
     const priority = scheduling.priority ?? clampedPriority(bodyPriority);
-    const strict = scheduling.strict ?? o.strict ?? false;
+    const strict = scheduling.strict ?? limits.strict;
     const deadlineMs = Math.min(
-      openedMs + Math.min(o.deadlineMs, scheduling.timeoutMs ?? Infinity),
+      openedMs + Math.min(limits.deadlineMs, scheduling.timeoutMs ?? Infinity),
       incoming.deadlineMs ?? Infinity,
     );
     const id = `${path === "/v1/completions" ? "cmpl" : "chatcmpl"}-${randomUUID().replaceAll("-", "")}`;
@@ -193,7 +194,7 @@ export function createServing(o: ServingOptions): Serving {
     get count() {
       return open.size;
     },
-    strict: o.strict === true,
+    strict: o.request.current.strict,
     get draining() {
       return draining;
     },

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { ConfigError, loadConfig, settingsOf } from "../../../services/common/config.ts";
+import { ConfigError, loadConfig } from "../../../services/common/config.ts";
 import { shippedModel } from "../../../services/common/shipped-model.ts";
 import { checkUpConfig, nameOf, upConfig, type UpConfig } from "../../../clients/cli/up/config.ts";
 import { dialable, planChildren } from "../../../clients/cli/up/plan.ts";
@@ -14,8 +14,8 @@ function plan(argv: string[], env: Record<string, string> = {}): ReturnType<type
   const config = read(argv, env);
   return planChildren({
     config,
-    restListen: config["rest.listen"],
-    grpcListen: config["grpc.listen"],
+    restListen: config.restListen,
+    grpcListen: config.grpcListen,
     token: "t0k3n",
     name: "mine",
     stateDir: "/state",
@@ -63,7 +63,7 @@ describe("settings of `tandem up`", () => {
     );
     assert.equal(flag(children[0]!.argv, "--rest.listen"), "127.0.0.1:4000");
     assert.deepEqual(
-      children.slice(1).map((child) => flag(child.argv, "--kv.port")),
+      children.slice(1).map((child) => flag(child.argv, "--kv.listen")),
       ["5001", "5002", "6001", "6002", "6003"],
     );
     assert.ok(children.slice(1).every((child) => flag(child.argv, "--model") === "m"));
@@ -154,9 +154,21 @@ describe("settings of `tandem up`", () => {
     });
   }
 
+  it("hand a word for the engines to all of them, or to those of the role before it", () => {
+    const wordsOf = (argv: readonly string[]): string[] =>
+      argv.filter((word) => word.startsWith("--engine.flag=")).map((word) => word.slice("--engine.flag=".length));
+    const argv = ["--engine", "sim", "--engine.flag=--a=1,2", "--", "decode:--fault=stall", "prefill:-b", "prefill"];
+    const [, prefill, decode] = plan(argv);
+    assert.deepEqual(wordsOf(prefill!.argv), ["--a=1,2", "-b", "prefill"]);
+    assert.deepEqual(wordsOf(decode!.argv), ["--a=1,2", "--fault=stall", "prefill"]);
+    const [, none] = plan(["--engine", "sim"], { TANDEM_ENGINE_FLAG: "decode:--x" });
+    assert.deepEqual(wordsOf(none!.argv), []);
+    assert.equal(none!.env["TANDEM_ENGINE_FLAG"], undefined, "a child would take the other role's word from it");
+  });
+
   it("never show a secret", () => {
     const config = read(["--token", "hush", "--api-key", "hush", "--hf_token", "hush"]);
-    assert.ok(settingsOf(config).every((setting) => !setting.value.includes("hush")));
+    assert.ok(config.settings.all.every((setting) => !setting.value.includes("hush")));
   });
 });
 

@@ -23,8 +23,7 @@ function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string 
   const refused: Refusal[] = [];
   const admission = createAdmission({
     capacity: () => room.capacity,
-    queueLimit: o.queueLimit ?? 8,
-    queueTimeoutMs: 1000,
+    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: 1000 } },
     onRefused: (because) => refused.push(because),
     clock,
     deadlines: new Deadlines(clock),
@@ -171,8 +170,7 @@ describe("admission", () => {
     const room: Record<string, number> = { big: 1, small: 1 };
     const admission = createAdmission({
       capacity: (model) => room[model]!,
-      queueLimit: 8,
-      queueTimeoutMs: 1000,
+      queue: { current: { limit: 8, timeoutMs: 1000 } },
       clock,
       deadlines: new Deadlines(clock),
     });

@@ -21,8 +21,7 @@ function queueWith(free = 0): Queue {
   const clock = manualClock();
   const admission = createAdmission({
     capacity: () => 10_000,
-    queueLimit: 8,
-    queueTimeoutMs: TIMEOUT_MS,
+    queue: { current: { limit: 8, timeoutMs: TIMEOUT_MS } },
     clock,
     deadlines: new Deadlines(clock),
   });
@@ -92,8 +91,7 @@ describe("a leg that found every instance busy", () => {
     let capacity = 0;
     const admission = createAdmission({
       capacity: () => capacity,
-      queueLimit: 8,
-      queueTimeoutMs: TIMEOUT_MS,
+      queue: { current: { limit: 8, timeoutMs: TIMEOUT_MS } },
       clock,
       deadlines: new Deadlines(clock),
     });

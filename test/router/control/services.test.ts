@@ -49,8 +49,7 @@ async function startControl(): Promise<Control> {
   const clock = systemClock;
   const admission = createAdmission({
     capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
-    queueLimit: 4,
-    queueTimeoutMs: 1000,
+    queue: { current: { limit: 4, timeoutMs: 1000 } },
     clock,
     deadlines: new Deadlines(clock),
   });
@@ -64,8 +63,7 @@ async function startControl(): Promise<Control> {
     metrics: servingMetrics,
     log,
     clock,
-    legsLimit: 8,
-    deadlineMs: 60_000,
+    request: { current: { legsLimit: 8, deadlineMs: 60_000, strict: false } },
   });
   const settings = [
     { key: "token", value: "set", origin: "env TANDEM_TOKEN" },

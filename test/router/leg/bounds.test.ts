@@ -199,7 +199,8 @@ describe("a router's retries", () => {
     await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
     await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
     await using tandem = await deploy([prefill, decode, other], {
-      limits: { retryLimit: 5, retryRatio: 0, retryPerS: 1 },
+      limits: { retryLimit: 5, retryRatio: 0 },
+      constants: { retriesPerS: 1 },
       breaker: { failureLimit: 1_000, probeEveryMs: 60_000 },
     });
     for (let count = 0; count < 10; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });

@@ -74,7 +74,7 @@ describe("a stream of tokens", () => {
 describe("an instance that owes a word", () => {
   it("to a reservation is left after its bound, which speaks against it", () => {
     for (const connector of ["p2p-nccl", "nixl"] as const) {
-      const lab = legLab(connector, { reserveTimeoutMs: 2_000 });
+      const lab = legLab(connector);
       const leg = lab.begin();
       if (connector === "nixl") {
         lab.prefills[0]!.done();

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { POLICY_NAMES, policyOf } from "../../../services/router/placement/policies.ts";
+import { POLICY_NAMES } from "../../../services/router/config.ts";
+import { namedPolicy, policyOf } from "../../../services/router/placement/policies.ts";
 import type { Candidate } from "../../../services/router/placement/policies.ts";
 
 function candidate(instanceId: string, figures: Partial<Candidate> = {}): Candidate {
@@ -60,5 +61,18 @@ describe("least-load", () => {
   it("takes turns among the least only", () => {
     const candidates = [candidate("a"), candidate("b", { running: 1 }), candidate("c")];
     assert.equal(picks(policyOf("least-load"), candidates, 4), "acac");
+  });
+});
+
+describe("a policy that settings name", () => {
+  it("keeps its memory until another one is named", () => {
+    let name: "round-robin" | "least-load" = "round-robin";
+    const policy = namedPolicy(() => name);
+    const [a, b] = [candidate("a", { legs: 5, running: 5 }), candidate("b")];
+    assert.equal(picks(policy, [a, b], 3), "aba");
+    name = "least-load";
+    assert.equal(picks(policy, [a, b], 2), "bb");
+    name = "round-robin";
+    assert.equal(picks(policy, [a, b], 1), "a", "it starts anew");
   });
 });

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import type { ProbeOptions, ProbeResult } from "../../../services/router/probe/probe.ts";
 import { simDecode, simPrefill, type SimInstance } from "../../instance/legs.ts";
+import { within } from "../../support/waits.ts";
 import { deploy, type Deployment } from "../support/deployment.ts";
 import { type DecodeLeg, startDecode, startPrefill } from "../support/fake-instance.ts";
 
@@ -69,6 +70,16 @@ describe("a probe through a pair", function () {
     await using tandem = await deploy([prefill, decode]);
     await probe(tandem, { prompts: 1 });
     assert.deepEqual(order, ["prefill", "decode"]);
+  });
+
+  it("is held to the limits in force when it is sent, and not to those of the start", async () => {
+    await using prefill = await startPrefill();
+    await using decode = await startDecode({}, (leg) => leg.accept());
+    await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 3_600_000 } });
+    tandem.limits.current = { ...tandem.limits.current, prefillTimeoutMs: 50 };
+    const result = await within(probe(tandem, { timeoutMs: 3_600_000 }), "the end of the probe");
+    assert.ok(result.kind === "failed" && result.failure === "late", JSON.stringify(result));
+    assert.match(result.text, /Prefill did not end within 50 ms/);
   });
 
   it("says what failed: an engine, or nothing came in time; and leaves no leg behind", async () => {

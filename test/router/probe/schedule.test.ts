@@ -100,7 +100,8 @@ describe("an instance that fails at once", () => {
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
     good.load({ running: 10 });
     await using tandem = await deploy([prefill, bad, good], {
-      limits: { retryLimit: 3, retryPerS: 100 },
+      limits: { retryLimit: 3 },
+      constants: { retriesPerS: 100 },
       breaker: { failureLimit: 3, probeEveryMs: 60_000 },
     });
     for (let count = 0; count < 50; count += 1) await tandem.start().ending;
@@ -114,7 +115,8 @@ describe("an instance that stands still", () => {
     await using mute = await startDecode({ instanceId: "d1" });
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
     await using tandem = await deploy([prefill, mute, good], {
-      limits: { reserveTimeoutMs: 100, stallMs: 200, retryPerS: 100 },
+      limits: { stallMs: 200 },
+      constants: { reserveTimeoutMs: 100, retriesPerS: 100 },
     });
     const first = Array.from({ length: 8 }, () => tandem.start());
     await within(Promise.all(first.map(({ ending }) => ending)), "eight answers", 2_000);

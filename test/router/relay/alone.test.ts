@@ -39,7 +39,7 @@ describe("decode alone", () => {
 
   it("never serves where its engine would die of it", async () => {
     await using decode = await startDecode({ connector: "p2p-nccl" }, twoTokens);
-    await using tandem = await deploy([decode], { aggregate: true, limits: { directTokens: 1_000 } });
+    await using tandem = await deploy([decode], { aggregate: true, directTokens: 1_000 });
     await assert.rejects(tandem.start().ending, { code: "no_instance", message: /no prefill instance is registered/ });
     assert.equal(decode.legs.all.length, 0);
   });
@@ -47,7 +47,7 @@ describe("decode alone", () => {
   it("serves short prompts where that is switched on, and long ones as a pair", async () => {
     await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
     await using decode = await startDecode(NIXL, twoTokens);
-    await using tandem = await deploy([prefill, decode], { limits: { directTokens: 100 } });
+    await using tandem = await deploy([prefill, decode], { directTokens: 100 });
     const short = tandem.start({ body: SHORT });
     await short.ending;
     const long = tandem.start({ body: LONG });

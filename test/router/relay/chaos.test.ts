@@ -65,7 +65,7 @@ describe("a relay among unreliable instances", () => {
       await using p2 = await startPrefill({ instanceId: "p2", connector }, onPrefill);
       await using d1 = await startDecode({ instanceId: "d1", connector }, onDecode);
       await using d2 = await startDecode({ instanceId: "d2", connector }, onDecode);
-      await using tandem = await deploy([p1, p2, d1, d2], { limits: { retryLimit: 2, queueTimeoutMs: 200 } });
+      await using tandem = await deploy([p1, p2, d1, d2], { limits: { retryLimit: 2 }, queueTimeoutMs: 200 });
 
       const outcomes = new Map<string, number>();
       const results = await Promise.all(

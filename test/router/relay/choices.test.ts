@@ -93,14 +93,6 @@ describe("a request for several choices", () => {
     assert.equal(decode.legs.all[0]!.reserve.promptIndex, 0);
   });
 
-  it("is refused where it asks for too many", async () => {
-    await using prefill = await startPrefill();
-    await using decode = await startDecode();
-    await using tandem = await deploy([prefill, decode]);
-    await assert.rejects(tandem.start({ choices: 5, prompts: 13 }).ending, { code: "invalid_request" });
-    assert.equal(decode.legs.all.length, 0);
-  });
-
   it("fails as a whole when one leg fails: running legs and reservations are abandoned", async () => {
     await using prefill = await startPrefill();
     await using decode = await startDecode();

@@ -145,7 +145,7 @@ describe("an instance that says nothing", () => {
     await using prefill = await startPrefill({}, done);
     await using mute = await startDecode({ instanceId: "d1" });
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
-    await using tandem = await deploy([prefill, mute, good], { clock, limits: { reserveTimeoutMs: 4_000 } });
+    await using tandem = await deploy([prefill, mute, good], { clock, constants: { reserveTimeoutMs: 4_000 } });
     const { client, ending, receipt } = tandem.start();
     const leg = await mute.legs.next("the reservation");
     clock.advance(4_000);

@@ -134,7 +134,7 @@ describe("a request, decode first", () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, (leg) => leg.fail("instance_busy"));
-    await using tandem = await deploy([prefill, decode], { clock, limits: { queueTimeoutMs: 5_000 } });
+    await using tandem = await deploy([prefill, decode], { clock, queueTimeoutMs: 5_000 });
     const { ending } = tandem.start();
     await decode.legs.next("the refused reservation");
     await untilNoLegs(tandem);

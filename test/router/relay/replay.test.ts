@@ -1,7 +1,7 @@
 // A stream that breaks after its first byte and is written again on another pair.
 import assert from "node:assert/strict";
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
-import type { RelayLimits } from "../../../services/router/relay/relay.ts";
+import type { RelayLimits } from "../../../services/router/config.ts";
 import type { RelayRequest } from "../../../services/router/request/request.ts";
 import { SentSoFar } from "../../../services/router/relay/sent-so-far.ts";
 import { manualClock } from "../../support/manual-clock.ts";

@@ -58,7 +58,7 @@ describe("the list of headers", () => {
     };
     subscribe("http.server.request.start", onRequest);
     try {
-      await using rest = await startRest({ apiKey: "k", hosts: { api_key: "k" } });
+      await using rest = await startRest({ apiKey: "k", hosts: { apiKey: "k" } });
       const headers = { authorization: "Bearer k" };
       assert.equal((await rest.post("/v1/completions", { prompt: "hello" }, { headers })).status, 200);
       assert.equal((await fetch(`${rest.url}/v1/models`, { headers })).status, 200);

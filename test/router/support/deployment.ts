@@ -3,7 +3,7 @@ import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock, type Clock } from "../../../services/common/clock.ts";
 import { Deadlines } from "../../../services/common/deadlines.ts";
 import { createMetrics, type Metrics } from "../../../services/common/metrics.ts";
-import { policyOf } from "../../../services/router/placement/policies.ts";
+import type { RelayLimits } from "../../../services/router/config.ts";
 import type { BreakerLimits } from "../../../services/router/pool/breaker.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { startProbes } from "../../../services/router/probe/schedule.ts";
@@ -13,7 +13,7 @@ import { createRelay } from "../../../services/router/relay/relay.ts";
 import type {
   AnswerSink,
   Ending,
-  RelayLimits,
+  RelayOptions,
   RelayRequest,
   RunningRelay,
 } from "../../../services/router/relay/relay.ts";
@@ -70,6 +70,8 @@ export interface Deployment {
   readonly pool: Pool;
   readonly relay: RunningRelay;
   readonly metrics: Metrics;
+  /** In force now. A test may change them. */
+  readonly limits: { current: RelayLimits };
   start(request?: Partial<RelayRequest>): Started;
   [Symbol.asyncDispose](): Promise<void>;
 }
@@ -91,19 +93,14 @@ export async function inMidAnswer(
 export const LIMITS: RelayLimits = {
   retryLimit: 1,
   retryRatio: 0.2,
-  retryPerS: 10,
-  reserveTimeoutMs: 10_000,
   prefillTimeoutMs: 10_000,
   prefillFloorMs: 1_000,
   prefillSlack: 0,
   transferTimeoutMs: 10_000,
   firstTokenTimeoutMs: 3_600_000,
   stallMs: 10_000,
-  queueTimeoutMs: 10_000,
-  directTokens: 0,
   answerFloorMs: 60_000,
   answerSlack: 10,
-  legsLimit: 64,
   replayMode: "proven",
   replayTimeoutMs: 10_000,
 };
@@ -115,6 +112,9 @@ export async function deploy(
   o: {
     clock?: Clock;
     limits?: Partial<RelayLimits>;
+    queueTimeoutMs?: number;
+    directTokens?: number;
+    constants?: RelayOptions["constants"];
     breaker?: BreakerLimits;
     aggregate?: boolean;
     standing?: string;
@@ -122,6 +122,7 @@ export async function deploy(
 ): Promise<Deployment> {
   const clock = o.clock ?? systemClock;
   const metrics = createMetrics();
+  const limits = { current: { ...LIMITS, ...o.limits } };
   const pool = createPool({
     log: silentLog,
     clock: systemClock,
@@ -132,19 +133,19 @@ export async function deploy(
   pool.update(instances.map(({ info }) => info));
   await Promise.all(instances.map(({ info }) => untilStanding(pool, info.instanceId, o.standing ?? "serves")));
   const deadlines = new Deadlines(clock);
-  const limits = { ...LIMITS, ...o.limits };
   const relay = createRelay({
     deadlines,
     pool,
-    policies: { prefill: policyOf("least-load"), decode: policyOf("least-load") },
-    config: limits,
+    placement: { current: { prefill: "least-load", decode: "least-load", directTokens: o.directTokens ?? 0 } },
+    limits,
+    constants: { reserveTimeoutMs: 10_000, ...o.constants },
     metrics,
     log: silentLog,
     clock,
   });
-  const { queueTimeoutMs } = limits;
+  const queue = { current: { limit: 0, timeoutMs: o.queueTimeoutMs ?? 10_000 } };
   // All requests are admitted as one; a leg that finds no slot returns to the queue.
-  const admission = createAdmission({ capacity: () => 1_000_000, queueLimit: 0, queueTimeoutMs, clock, deadlines });
+  const admission = createAdmission({ capacity: () => 1_000_000, queue, clock, deadlines });
   pool.onChange(admission.poke);
   const admitted = await admission.acquire(new AbortController().signal);
   const probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
@@ -152,6 +153,7 @@ export async function deploy(
     pool,
     relay,
     metrics,
+    limits,
     start(request = {}) {
       count += 1;
       const full: RelayRequest = {
@@ -181,7 +183,7 @@ export async function deploy(
       return { client, receipt, gone, ending };
     },
     async [Symbol.asyncDispose]() {
-      probes.stop();
+      probes[Symbol.dispose]();
       deadlines[Symbol.dispose]();
       await relay[Symbol.asyncDispose]();
       await pool[Symbol.asyncDispose]();

@@ -15,13 +15,15 @@ import type {
   RemoteDecode,
   Reservation,
 } from "../../../services/router/leg/instance-link.ts";
+import type { RelayLimits } from "../../../services/router/config.ts";
+import { RESERVE_TIMEOUT_MS } from "../../../services/router/leg/bounds.ts";
 import type { LegOutcome } from "../../../services/router/leg/protocol.ts";
 import { LegRun } from "../../../services/router/leg/run.ts";
 import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 import type { Instance } from "../../../services/router/pool/pool.ts";
 import { createLegDraft, type LegDraft } from "../../../services/router/request/receipt.ts";
-import type { AnswerEnd, RelayLimits, RelayRequest } from "../../../services/router/request/request.ts";
+import type { AnswerEnd, RelayRequest } from "../../../services/router/request/request.ts";
 import { type ManualClock, manualClock } from "../../support/manual-clock.ts";
 import { LIMITS } from "./deployment.ts";
 
@@ -133,7 +135,8 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     clock,
     live,
     deadlines: new Deadlines(clock),
-    limits: { ...LIMITS, ...limits },
+    limits: { current: { ...LIMITS, ...limits } },
+    reserveTimeoutMs: RESERVE_TIMEOUT_MS,
     paces: new AnswerPaces(),
     books: {
       legStarted: (instance) => say(`books +${idOf(instance)}`),

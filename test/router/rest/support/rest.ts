@@ -56,8 +56,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const metrics = createMetrics();
   const admission = createAdmission({
     capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
-    queueLimit: o.queueLimit ?? 8,
-    queueTimeoutMs: o.queueTimeoutMs ?? 5_000,
+    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: o.queueTimeoutMs ?? 5_000 } },
     onRefused: (because) => servingMetrics.notAdmitted(because),
     clock: systemClock,
     deadlines: new Deadlines(systemClock),
@@ -73,9 +72,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     metrics: servingMetrics,
     log: logs.log,
     clock: systemClock,
-    legsLimit: o.legsLimit ?? 64,
-    deadlineMs: 60_000,
-    ...(o.strict === undefined ? {} : { strict: o.strict }),
+    request: { current: { legsLimit: o.legsLimit ?? 64, deadlineMs: 60_000, strict: o.strict ?? false } },
     ...(o.registryIsAway === undefined ? {} : { registryIsAway: o.registryIsAway }),
   });
   const bodyBudget = createBodyBudget(o.bodyTotalBytes ?? 100_000_000, () => servingMetrics.notAdmitted("body_memory"));
@@ -95,15 +92,20 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
       routerService: (_req, _res, next) => next(),
       grpcAddress: "127.0.0.1:3001",
       checkHost: hostChecks({
-        "rest.listen": o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0",
-        "rest.advertise": undefined,
-        "rest.hosts": [],
-        api_key: "",
+        listen: o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0",
+        advertise: undefined,
+        hosts: [],
+        apiKey: "",
         token: "",
         ...o.hosts,
       }),
     }),
-    { connections: 100, headMs: o.headMs ?? 5_000, bodyMs: o.bodyMs ?? 10_000, stallMs: o.stallMs ?? 5_000 },
+    {
+      connectionsLimit: 100,
+      headTimeoutMs: o.headMs ?? 5_000,
+      bodyTimeoutMs: o.bodyMs ?? 10_000,
+      stallMs: o.stallMs ?? 5_000,
+    },
   );
   const url = `http://${http.address}`;
   return {

@@ -1,6 +1,6 @@
 // All places that say who is there, as one list for the pool: a registry and the static list together.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { Directory, Doubt, EntriesListener } from "../discovery/registry.ts";
+import type { Directory, Doubt, EntriesListener } from "../../discovery/registry.ts";
 
 /** `onChange` gets every instance known to any of them; the first to name an instance is believed. */
 export function watchAll(

@@ -1,16 +1,16 @@
 // Where the router learns who is there: its own registry, Consul, or a list; and how that place is doing.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
-import { ConfigError } from "../common/config.ts";
-import type { Log } from "../common/log.ts";
-import type { Metrics } from "../common/metrics.ts";
-import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
-import type { RegistryHub } from "../discovery/embedded.ts";
-import type { Directory, Registration, RegistryHealth, Standing } from "../discovery/registry.ts";
-import type { RouterConfig } from "./config.ts";
+import { ConfigError } from "../../common/config.ts";
+import type { Log } from "../../common/log.ts";
+import type { Metrics } from "../../common/metrics.ts";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
+import type { RegistryHub } from "../../discovery/embedded.ts";
+import type { Directory, Registration, RegistryHealth, Standing } from "../../discovery/registry.ts";
+import type { RouterConfig } from "../config.ts";
 
 export interface RouterRegistry {
-  readonly kind: RouterConfig["registry.kind"];
+  readonly kind: RouterConfig["registry"]["kind"];
   /** Undefined where the registry is part of this router, or a list. */
   readonly health: RegistryHealth | undefined;
   readonly directories: readonly Directory[];
@@ -40,7 +40,7 @@ export async function openRegistry(
   hub: RegistryHub,
   o: { log: Log; metrics: Metrics },
 ): Promise<RouterRegistry> {
-  const kind = config["registry.kind"];
+  const { kind } = config.registry;
   const up = o.metrics.gauge(
     "tandem_registry_up",
     "1 while the registry answers, 0 while the router goes on with what it knew.",
@@ -58,9 +58,10 @@ export async function openRegistry(
     };
   }
   for (const key of ["rest", "grpc"] as const) refuseAnyAddress(config, key);
-  const { consulRegistrar, consulWatcher, routerRecord } = await import("../discovery/consul.ts");
-  const watcher = consulWatcher(config, { log: o.log });
-  const registrar = consulRegistrar(config, { log: o.log });
+  const { consulRegistrar, consulWatcher, routerRecord } = await import("../../discovery/consul.ts");
+  const deployment = config.deployment.name;
+  const watcher = consulWatcher(config.consul, { deployment, log: o.log });
+  const registrar = consulRegistrar(config.consul, { deployment, log: o.log });
   up.set({ kind }, 0);
   watcher.onHealth(() => up.set({ kind }, watcher.health.up ? 1 : 0));
   o.metrics.gauge("tandem_registry_stale_seconds", "For how long the registry has not answered.", [], (gauge) => {
@@ -79,8 +80,8 @@ export async function openRegistry(
     announce(self, standing) {
       const record = routerRecord({
         routerId: self.routerId,
-        restAddress: config["rest.advertise"] ?? self.restAddress,
-        grpcAddress: config["grpc.advertise"] ?? self.grpcAddress,
+        restAddress: config.rest.advertise ?? self.restAddress,
+        grpcAddress: config.grpc.advertise ?? self.grpcAddress,
         tandemVersion: TANDEM_VERSION,
         tandemCommit: TANDEM_COMMIT,
         startedUnixMs,
@@ -90,9 +91,9 @@ export async function openRegistry(
       return registration;
     },
     watchSettings(onChange) {
-      const prefix = config["consul.kv_prefix"].replace(/^\/+|\/+$/g, "");
+      const prefix = config.consul.kvPrefix.replace(/^\/+|\/+$/g, "");
       if (prefix === "") return;
-      const folder = `${prefix}/${config["deployment.name"]}/`;
+      const folder = `${prefix}/${deployment}/`;
       open.push(watcher.watchSettings(folder, (texts) => onChange(texts, `consul ${folder}`)));
     },
     async [Symbol.asyncDispose]() {
@@ -106,7 +107,7 @@ export async function openRegistry(
 
 /** What everyone listens on, nobody can dial. */
 function refuseAnyAddress(config: RouterConfig, key: "rest" | "grpc"): void {
-  const address = config[`${key}.advertise`] ?? config[`${key}.listen`];
+  const address = config[key].advertise ?? config[key].listen;
   if (!/^(0\.0\.0\.0|\[::\]):/.test(address)) return;
   throw new ConfigError(
     `With --registry.kind consul others must be told an address to dial, and ${address} is none: give --${key}.advertise HOST:PORT.`,

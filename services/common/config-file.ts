@@ -1,0 +1,101 @@
+// Settings from a file: YAML, and so JSON too. One mapping, with dotted or nested keys. Every error names file, line and key.
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import type * as yaml from "yaml";
+import type { ConfigDefinition, Option } from "./config-schema.ts";
+import { nearest } from "./nearest.ts";
+import { ConfigError } from "./run-main.ts";
+
+/** What one source says about one setting; `where` names it for error messages. */
+export interface Given {
+  readonly value: string | readonly string[];
+  readonly origin: string;
+  readonly where: string;
+}
+
+/** @throws ConfigError for a file that can't be read, an unknown key, one given twice, or a value of the wrong shape */
+export function readConfigFile(definition: ConfigDefinition, path: string): ReadonlyMap<string, Given> {
+  const given = new Map<string, Given>();
+  if (path === "") return given;
+  // 8 MB and 50 ms, and most processes are given no file.
+  const { parseDocument, LineCounter, isMap, isSeq, isScalar, isAlias } = createRequire(import.meta.url)(
+    "yaml",
+  ) as typeof yaml;
+  const lines = new LineCounter();
+  // Pretty errors would quote the lines around, which may hold a secret.
+  const document = parseDocument(readText(path), { lineCounter: lines, prettyErrors: false });
+  const placeOf = (offset: number): string => `${path}:${lines.linePos(offset).line}`;
+  const fault = [...document.errors, ...document.warnings][0];
+  if (fault !== undefined) throw new ConfigError(`${placeOf(fault.pos[0])}: ${fault.message}.`);
+
+  function resolve(node: unknown): unknown {
+    if (!isAlias(node)) return node;
+    const target = node.resolve(document);
+    if (target === undefined)
+      throw new ConfigError(`${placeOf(node.range![0])}: the alias *${node.source} is unknown.`);
+    return target;
+  }
+
+  function textOf(node: unknown, { kind }: Option<unknown>): string | undefined {
+    if (!isScalar(node) || node.value === null) return undefined;
+    // A token 0123 or a model 1e3 is meant as it is written, without quotes too.
+    const asValue = typeof node.value === "string" || kind === "integer" || kind === "number";
+    return asValue ? String(node.value) : (node.source ?? String(node.value));
+  }
+
+  function textsOf({ items }: yaml.YAMLSeq, option: Option<unknown>): readonly string[] | undefined {
+    const texts = items.map((item) => textOf(resolve(item), option));
+    return texts.every((text) => text !== undefined) ? texts : undefined;
+  }
+
+  function visit(prefix: string, { items }: yaml.YAMLMap): void {
+    for (const pair of items) {
+      if (!isScalar(pair.key)) throw new ConfigError(`${path}: a key is a name, and not a list or a mapping.`);
+      const key = `${prefix}${String(pair.key.value)}`;
+      const place = placeOf(pair.key.range![0]);
+      const option = definition.options.get(key);
+      const node = resolve(pair.value);
+      if (option !== undefined) take(key, place, option, node);
+      else if (isMap(node) && node.items.length > 0) visit(`${key}.`, node);
+      else throw unknownKey(definition, key, `${place}: ${key}`);
+    }
+  }
+
+  function take(key: string, place: string, option: Option<unknown>, node: unknown): void {
+    const where = `${place}: ${key}`;
+    if (given.has(key)) throw new ConfigError(`${where} is given twice.`);
+    const value = option.kind === "list" && isSeq(node) ? textsOf(node, option) : textOf(node, option);
+    if (value === undefined) {
+      const shown = option.kind === "secret" ? "something else" : JSON.stringify(node ?? null);
+      throw new ConfigError(`${where}: expected ${option.expected}, got ${shown}.`);
+    }
+    given.set(key, { value, origin: `file ${place}`, where });
+  }
+
+  const top = document.contents;
+  if (isMap(top)) visit("", top);
+  else if (top !== null)
+    throw new ConfigError(`The configuration file ${path} must hold one mapping of keys to values.`);
+  return given;
+}
+
+/** @param where The name of the key, as the user wrote it, and where that is. */
+export function removedKey(where: string, instead: string): ConfigError {
+  return new ConfigError(`${where} is no longer a setting: ${instead}.`);
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    throw new ConfigError(`The configuration file ${path} can't be read: ${(error as Error).message}.`);
+  }
+}
+
+function unknownKey(definition: ConfigDefinition, key: string, where: string): ConfigError {
+  const instead = definition.removed.get(key);
+  if (instead !== undefined) return removedKey(where, instead);
+  const meant = nearest(key, definition.options.keys());
+  const hint = meant === undefined ? "" : `; did you mean ${meant}?`;
+  return new ConfigError(`${where} is not a setting of ${definition.name}${hint}`);
+}

@@ -1,0 +1,325 @@
+// What settings a process has: kinds of options, each of which knows its text form, its range and how to print itself;
+// sections, which group them; and a definition, which is checked once for mistakes that only its author can make.
+
+/** One setting. `T` is the type of its value; `L` says whether it may change while the process runs. */
+export interface Option<T, L extends boolean = boolean> {
+  /** Dotted, in the words of the file: "queue.limit". Flag and variable are made of it. */
+  readonly key: string;
+  readonly kind: "address" | "integer" | "number" | "boolean" | "choice" | "text" | "secret" | "list";
+  /** What the user may write, as a noun phrase: "an integer from 0 to 65536". */
+  readonly expected: string;
+  /** Stands for the value in `--help`: "HOST:PORT". */
+  readonly placeholder: string;
+  /** Whole sentences: what it does and when to change it. */
+  readonly doc: string;
+  /** Other names of the flag, without dashes. */
+  readonly aliases: readonly string[];
+  /** Environment variables beside the one made from the key. */
+  readonly env: readonly string[];
+  readonly default: T | undefined;
+  /** Without a default: the value may be left out and is then `undefined`. */
+  readonly optional: boolean;
+  /** Whether a change reaches the running process. Its section is a `Live` one then. */
+  readonly live: L;
+  /**
+   * The value of what was written, or an exception whose message says what is wrong with it. Items that came one by one,
+   * in a repeated flag or a list in the file, are given to lists alone.
+   *
+   * @param below The value that would hold without it: a bare port keeps its host.
+   */
+  parse(written: string | readonly string[], below: T | undefined): T;
+  /** With the unit. Never a secret's value. */
+  print(value: T): string;
+}
+
+export type ValueOf<O> = O extends Option<infer T, boolean> ? T : never;
+
+/** What an entry of a schema says of itself, beside its key and what it is for. */
+interface Entry<T> {
+  readonly default?: T;
+  /** Another name of the flag. */
+  readonly alias?: string;
+  readonly env?: readonly string[];
+  /** The empty text means "none", and the value may be `undefined`. */
+  readonly optional?: boolean;
+  readonly live?: boolean;
+}
+
+type OptionOf<T, E> = Option<
+  E extends { readonly optional: true } ? T | undefined : T,
+  E extends { readonly live: true } ? true : false
+>;
+
+interface Kind<T, W = string> extends Pick<Option<T>, "kind" | "expected" | "placeholder"> {
+  parse(written: W, below: T | undefined): T;
+  print?(value: T): string;
+}
+
+type MakeOption<T, X> = <const E extends Entry<T> & X>(key: string, doc: string, entry?: E) => OptionOf<T, E>;
+
+/** Makes the function that makes options of one kind. `X` is what an entry of it says besides. */
+function kind<T, X = unknown, W = string>(kindOf: (entry: Entry<T> & X) => Kind<T, W>): MakeOption<T, X> {
+  return <const E extends Entry<T> & X>(key: string, doc: string, entry = {} as E): OptionOf<T, E> => {
+    const { kind, expected, placeholder, parse, print = String } = kindOf(entry);
+    const { alias, env = [], optional = false, live = false } = entry;
+    const option: Option<T | undefined> = {
+      key,
+      kind,
+      expected: optional ? `${expected}, or nothing` : expected,
+      placeholder,
+      doc,
+      aliases: alias === undefined ? [] : [alias],
+      env,
+      default: entry.default,
+      optional,
+      live,
+      parse: (written, below) => (optional && written === "" ? undefined : parse(written as W, below)),
+      print: (value) => (value === undefined ? "unset" : print(value)),
+    };
+    return option as OptionOf<T, E>;
+  };
+}
+
+/**
+ * "host:port" with a port from 0 to 65535; an IPv6 host stands in brackets. A bare port keeps the host of the source
+ * below it, which is what makes `--port` a short name of a whole address.
+ */
+export const address = kind<string>((entry) => ({
+  kind: "address",
+  expected: "host:port, with a port from 0 to 65535",
+  placeholder: "HOST:PORT",
+  parse(written, below) {
+    const host = (below ?? entry.default ?? "127.0.0.1:0").replace(/:\d+$/, "");
+    const whole = /^\d+$/.test(written) ? `${host}:${written}` : written;
+    const port = /^(?:\[[0-9a-fA-F:.%]+\]|[^\s:/[\]]+):(\d+)$/.exec(whole)?.[1];
+    if (port === undefined) throw new Error("it is not an address");
+    if (Number(port) > 65_535) throw new Error("the port is too large");
+    return whole;
+  },
+}));
+
+interface Range {
+  readonly min?: number;
+  readonly max?: number;
+  readonly unit?: string;
+}
+
+function numeric({ min = -Infinity, max = Infinity, unit }: Range, whole: boolean): Kind<number> {
+  const noun = whole ? "an integer" : "a number";
+  const from = min === -Infinity ? "" : max === Infinity ? ` of at least ${min}` : ` from ${min}`;
+  const to = max === Infinity ? "" : min === -Infinity ? ` of at most ${max}` : ` to ${max}`;
+  return {
+    kind: whole ? "integer" : "number",
+    expected: `${noun}${from}${to}${unit === undefined ? "" : ` (${unit})`}`,
+    placeholder: (unit ?? "N").toUpperCase().replace(/[^A-Z0-9]+/g, "_"),
+    parse(written) {
+      const value = Number(written);
+      const formed = whole ? /^[+-]?\d+$/.test(written) : /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(written);
+      if (!formed || !(whole ? Number.isSafeInteger(value) : Number.isFinite(value)))
+        throw new Error(`it is not ${noun}`);
+      if (value < min) throw new Error("it is too small");
+      if (value > max) throw new Error("it is too large");
+      return value;
+    },
+    print: (value) => (unit === undefined ? String(value) : `${value} ${unit}`),
+  };
+}
+
+/** A whole number that a double holds exactly. `min` and `max` belong to the range. */
+export const integer = kind<number, Range>((entry) => numeric(entry, true));
+/** A finite number. `min` and `max` belong to the range. */
+export const number = kind<number, Range>((entry) => numeric(entry, false));
+/** A time: from 1 ms to an hour, where nothing else is said. */
+export const milliseconds = kind<number, Range>((entry) =>
+  numeric({ min: 1, max: 3_600_000, unit: "ms", ...entry }, true),
+);
+
+/** `--key`, `--no-key`, `--key=false`. */
+export const boolean = kind<boolean>(() => ({
+  kind: "boolean",
+  expected: "true or false",
+  placeholder: "",
+  parse(written) {
+    if (/^(true|1|yes|on)$/i.test(written)) return true;
+    if (/^(false|0|no|off)$/i.test(written)) return false;
+    throw new Error("it is neither true nor false");
+  },
+}));
+
+/** One of `values`. */
+export function choice<const T extends string, const E extends Entry<NoInfer<T>>>(
+  key: string,
+  doc: string,
+  values: readonly T[],
+  entry: E,
+): OptionOf<T, E> {
+  const oneOf = kind<T>(() => ({
+    kind: "choice",
+    expected: `one of ${values.join(", ")}`,
+    placeholder: values.join("|"),
+    parse(written) {
+      const value = values.find((candidate) => candidate === written);
+      if (value === undefined) throw new Error("it is none of them");
+      return value;
+    },
+  }));
+  return oneOf(key, doc, entry);
+}
+
+export const text = kind<string>(() => ({
+  kind: "text",
+  expected: "text",
+  placeholder: "TEXT",
+  parse: (written) => written,
+  print: (value) => (value === "" ? "(empty)" : value),
+}));
+
+/** Printed as `set` or `unset` and never otherwise; "" when it isn't set. */
+export function secret(
+  key: string,
+  doc: string,
+  entry: Pick<Entry<string>, "alias" | "env"> = {},
+): Option<string, false> {
+  const secretText = kind<string>(() => ({
+    kind: "secret",
+    expected: "text",
+    placeholder: "SECRET",
+    parse: (written) => written,
+    print: (value) => (value === "" ? "unset" : "set"),
+  }));
+  return secretText(key, doc, { ...entry, default: "" });
+}
+
+type ListEntry = Omit<Entry<readonly string[]>, "optional" | "live">;
+
+function listOf(
+  key: string,
+  doc: string,
+  entry: ListEntry,
+  item: {
+    readonly expected: string;
+    readonly placeholder: string;
+    parse(item: string, below?: string): string | string[];
+  },
+): Option<readonly string[], false> {
+  const items = kind<readonly string[], unknown, string | readonly string[]>(() => ({
+    ...item,
+    kind: "list",
+    parse(written, below) {
+      const given = typeof written === "string" ? split(written) : written;
+      return Object.freeze(given.flatMap((one) => item.parse(one, below?.[0])));
+    },
+    print: (value) => (value.length === 0 ? "none" : value.join(", ")),
+  }));
+  return items(key, doc, { ...entry, default: entry.default ?? [] });
+}
+
+/** A flag that may be given again and again, a comma-separated variable, a list in the file. Empty by default. */
+export function list(key: string, doc: string, entry: ListEntry = {}): Option<readonly string[], false> {
+  // Whole: a text may hold commas.
+  return listOf(key, doc, entry, { expected: "a list of texts", placeholder: "TEXT", parse: (item) => item });
+}
+
+/** Addresses as `address` takes them, with commas between, in a repeated flag, or both. */
+export function addresses(key: string, doc: string, entry: ListEntry = {}): Option<readonly string[], false> {
+  const one = address(key, doc);
+  return listOf(key, doc, entry, {
+    expected: `${one.expected}, or several of them`,
+    placeholder: one.placeholder,
+    parse: (item, below) => split(item).map((each) => one.parse(each, below)),
+  });
+}
+
+function split(written: string): string[] {
+  return written
+    .split(",")
+    .map((item) => item.trim())
+    .filter((item) => item !== "");
+}
+
+/** By the name that the code has for each. */
+export type Entries = Readonly<Record<string, Option<any>>>;
+
+/** Options that belong together: one heading in the documentation, one object in the code. */
+export interface Section<E extends Entries = Entries> {
+  readonly title: string;
+  readonly entries: E;
+}
+
+export function section<const E extends Entries>(title: string, entries: E): Section<E> {
+  return { title, entries };
+}
+
+/** Sections, and options that stand in none, by the name that the code has for each. */
+export type Schema = Readonly<Record<string, Option<any> | Section>>;
+
+export interface ConfigDefinition<S extends Schema = Schema> {
+  /** Of the process: "router". */
+  readonly name: string;
+  readonly schema: S;
+  /** Every option by its key, in the order of the schema. */
+  readonly options: ReadonlyMap<string, Option<any>>;
+  readonly summary: string;
+  readonly usage: string;
+  /** Key of the list that takes all words after `--`. */
+  readonly rest: string | undefined;
+  /** Keys that there were once, with what to do instead. */
+  readonly removed: ReadonlyMap<string, string>;
+}
+
+/** @throws Error when two settings share a name, or a default is out of its own range. */
+export function defineConfig<const S extends Schema>(
+  name: string,
+  schema: S,
+  o: {
+    readonly summary?: string;
+    readonly usage?: string;
+    readonly rest?: string;
+    readonly removed?: Readonly<Record<string, string>>;
+  } = {},
+): ConfigDefinition<S> {
+  const options = Object.values(schema).flatMap((one) => (isSection(one) ? Object.values(one.entries) : [one]));
+  const taken = new Map<string, string>();
+  for (const word of ["config", "print_config", "help", "TANDEM_CONFIG"]) taken.set(word, `--${word}`);
+  for (const one of options) {
+    const { key } = one;
+    if (!/^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$/.test(key))
+      throw new Error(`${name}: ${key} is not a dotted snake_case key`);
+    for (const word of [key, ...one.aliases, ...variablesOf(one)]) {
+      const other = taken.get(inUnderscores(word));
+      if (other !== undefined) throw new Error(`${name}: both ${other} and ${key} answer to ${word}`);
+      taken.set(inUnderscores(word), key);
+    }
+    if (one.default !== undefined && one.kind !== "list" && one.kind !== "secret") {
+      one.parse(String(one.default), undefined);
+    }
+  }
+  return {
+    name,
+    schema,
+    options: new Map(options.map((one) => [one.key, one])),
+    summary: o.summary ?? "",
+    usage: o.usage ?? `tandem ${name} [--KEY VALUE ...]`,
+    rest: o.rest,
+    removed: new Map(Object.entries(o.removed ?? {})),
+  };
+}
+
+export function isSection(one: Option<any> | Section): one is Section {
+  return "entries" in one;
+}
+
+/** Names that differ by this only are one flag. */
+function inUnderscores(name: string): string {
+  return name.replace(/[-.]/g, "_");
+}
+
+/** Environment variables of a setting, the strongest first: TANDEM_QUEUE_LIMIT, then the extra ones of its schema. */
+export function variablesOf({ key, env }: Option<unknown>): readonly string[] {
+  const own = variableOf(key);
+  return [own, ...env.filter((name) => name !== own)];
+}
+
+export function variableOf(key: string): string {
+  return `TANDEM_${key.replaceAll(".", "_").toUpperCase()}`;
+}

@@ -1,0 +1,40 @@
+// How requests end when the router stops: no new one, then those that run may end, then they are told to.
+import { ServiceError } from "../../common/errors.ts";
+import type { Log } from "../../common/log.ts";
+import type { RunningRelay } from "../relay/relay.ts";
+import type { Serving } from "./serving.ts";
+
+/** For requests that were ended to say so to their clients. */
+const LAST_WORDS_MS = 250;
+/** For KV of requests whose client left to be settled. What is not done by then, the instances do by themselves. */
+const SETTLE_MS = 500;
+
+/** New requests are refused from the call on. Resolves when no request runs any more, at the latest a second after `graceMs`. */
+export async function drain(
+  { serving, relay, log }: { readonly serving: Serving; readonly relay: Pick<RunningRelay, "idle">; readonly log: Log },
+  graceMs: number,
+): Promise<void> {
+  const idle = serving.drain();
+  if (serving.count > 0) log.info("router drains", { requests: serving.count, graceMs });
+  if (!(await within(idle, graceMs))) {
+    log.warn("router ends requests that still run", { requests: serving.count });
+    serving.abandonAll(
+      new ServiceError("instance_unavailable", "The server was stopped before the answer was complete. Try again.", {
+        retryAfterS: 1,
+      }),
+    );
+    await within(idle, LAST_WORDS_MS);
+  }
+  await within(relay.idle(), Math.min(graceMs, SETTLE_MS));
+}
+
+/** Whether `promise` settles within `ms`. */
+function within(promise: Promise<void>, ms: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => resolve(false), ms);
+    void promise.then(() => {
+      clearTimeout(timer);
+      resolve(true);
+    });
+  });
+}
