@@ -16,6 +16,10 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     summary: "The embedded engine: tokens/s, memory, and what a long prompt does to running answers.",
     load: async () => (await import("./scenarios/engine.ts")).runEngineBench,
   },
+  files: {
+    summary: "How many files of its own a router runs for one streamed request.",
+    load: async () => (await import("./scenarios/files.ts")).runFiles,
+  },
   fleet: {
     summary: "What the router's view of the fleet costs a request, by the fleet's size.",
     load: async () => (await import("./scenarios/fleet.ts")).runFleetBench,
