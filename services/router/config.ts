@@ -133,14 +133,14 @@ export const routerConfig = defineConfig(
         POLICY_NAMES,
         { default: "least-load", live: true },
       ),
-      aggregate: boolean(
-        "fallback.aggregated",
-        "While no prefill instance is left, decode instances serve alone, where the connector allows it (nixl).",
+      unpaired: boolean(
+        "fallback.unpaired",
+        "While no prefill instance is left, decode instances serve without it, where the connector allows it (nixl).",
         { default: true },
       ),
-      directTokens: integer(
-        "fallback.direct_tokens",
-        "Prompts of fewer tokens, estimated from the body's size, go to decode alone where the connector allows it. 0: none.",
+      unpairedTokens: integer(
+        "unpaired.below_tokens",
+        "Prompts of fewer tokens, estimated from the body's size, go to decode without prefill, where the connector allows it. 0: none.",
         { default: 0, min: 0, max: 1_048_576, unit: "tokens", live: true },
       ),
     }),
@@ -274,7 +274,9 @@ export const routerConfig = defineConfig(
       "canary.timeout_ms": "a probe has 2 s",
       "breaker.failures": "five legs in a row that fail take an instance or a pair out",
       "fallback.first_prefill_ms":
-        "the first prefill instance of a model is waited for 15 s; --no-fallback.aggregated never lets decode serve alone",
+        "the first prefill instance of a model is waited for 15 s; --no-fallback.unpaired never lets decode serve alone",
+      "fallback.aggregated": "give fallback.unpaired",
+      "fallback.direct_tokens": "give unpaired.below_tokens",
       "retry.per_s": "retry.ratio sets the budget of retries, and ten in each second come on top",
       "receipts.limit": "the last 1000 receipts are kept",
       "registry.limit": "1024 instances may register",

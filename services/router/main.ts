@@ -107,7 +107,7 @@ async function life(
     metrics,
     connectTimeoutMs: config.registry.connectTimeoutMs,
     firstPrefillMs: constants.firstPrefillMs ?? FIRST_PREFILL_MS,
-    aggregate: placement.current.aggregate,
+    unpaired: placement.current.unpaired,
     ...(config.registry.checkPairs ? { proves: provesByProbe } : {}),
   });
   await using relay = createRelay({ pool, placement, limits, deadlines, constants, metrics, log, clock });

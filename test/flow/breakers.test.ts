@@ -50,7 +50,7 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
     this.timeout(4 * LONG_MS);
 
     it("all at once, are back in service after their repair, by a probe", async () => {
-      await using router = await start("--retry.limit", "0", "--no-fallback.aggregated");
+      await using router = await start("--retry.limit", "0", "--no-fallback.unpaired");
       const registry = { "registry.address": router.grpcAddress };
       await using prefill = await simPrefill(connector, registry);
       await using _decode = await simDecode(connector, registry);

@@ -35,7 +35,7 @@ describe("a model without prefill", () => {
     await ready(router, true);
     const alone = await ask(router);
     assert.equal(alone.status, 200, await alone.clone().text());
-    assert.equal(alone.headers.get("x-tandem-degraded"), "aggregated");
+    assert.equal(alone.headers.get("x-tandem-degraded"), "unpaired");
     const { usage } = (await alone.json()) as { usage: { completion_tokens: number } };
     assert.equal(usage.completion_tokens, 5);
     const streamed = await (await ask(router, { stream: true })).text();
@@ -45,7 +45,7 @@ describe("a model without prefill", () => {
     assert.match(await strict.text(), /no prefill instance is registered/);
     assert.match(
       await (await fetch(`${router.restUrl}/metrics`)).text(),
-      /tandem_fallbacks_total\{reason="aggregated"\} 2/,
+      /tandem_fallbacks_total\{reason="unpaired"\} 2/,
     );
     {
       await using _prefill = await simPrefill("nixl", { "registry.address": router.grpcAddress });
@@ -57,7 +57,7 @@ describe("a model without prefill", () => {
     }
     await eventually(
       "decode to serve alone again",
-      async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated",
+      async () => (await ask(router)).headers.get("x-tandem-degraded") === "unpaired",
     );
   });
 
@@ -77,7 +77,7 @@ describe("a model without prefill", () => {
     }
     await eventually(
       "decode to serve alone",
-      async () => (await ask(router)).headers.get("x-tandem-degraded") === "aggregated",
+      async () => (await ask(router)).headers.get("x-tandem-degraded") === "unpaired",
     );
   });
 

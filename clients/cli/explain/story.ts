@@ -27,8 +27,8 @@ const MEANINGS: Readonly<Record<string, string>> = {
   "replay:failed": "the stream broke, and could not be written again in time: it ended with its first error",
   busy: "an instance had no room, and the request waited or went elsewhere",
   pair_avoided: "a pair whose legs fail with each other was passed over",
-  aggregated: "decode computed the prompt as well, for no prefill instance was left",
-  direct: "decode computed the short prompt as well",
+  unpaired: "decode computed the prompt as well, because no prefill instance was left",
+  unpaired_short: "decode computed the short prompt as well",
   "stale-registry": "the registry was away, and the instances known before were used",
 };
 

@@ -9,7 +9,7 @@ import { openAiClient } from "../../client/openai.ts";
 
 export const filesConfig = defineConfig(
   "bench files",
-  { limit: integer({ default: 45, min: 1, doc: "More files than this end with exit code 1." }) },
+  { limit: integer("limit", "More files than this end with exit code 1.", { default: 45, min: 1 }) },
   { summary: "Counts the files that one streamed request runs in a router.", usage: "npm run bench -- files" },
 );
 

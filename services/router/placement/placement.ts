@@ -19,12 +19,12 @@ export interface Wanted {
 
 export interface Place {
   readonly traits: Traits & { readonly unpaired?: boolean };
-  /** Undefined where decode serves alone. */
+  /** Undefined where the leg is unpaired. */
   readonly prefill: Instance | undefined;
   /** Undefined where the connector has it picked after prefill. */
   readonly decode: Instance | undefined;
   /** How the placement differs from the plan. */
-  readonly fallback?: "pair_avoided" | "aggregated" | "direct";
+  readonly fallback?: "pair_avoided" | "unpaired" | "unpaired_short";
 }
 
 /** How an instance is treated in further attempts. `failed`: only where no other is left. `wedged`: not again. */
@@ -75,14 +75,14 @@ export interface Placer {
 }
 
 export interface PlacementRules {
-  /** Shorter prompts, in tokens, go to decode alone, where the connector allows it. */
-  readonly directTokens: number;
+  /** Shorter prompts, in tokens, are served unpaired, where the connector allows it. */
+  readonly unpairedTokens: number;
 }
 
 export function createPlacer(
   pool: Pick<Pool, "view">,
   policies: { readonly prefill: Policy; readonly decode: Policy },
-  rules: Live<PlacementRules> = { current: { directTokens: 0 } },
+  rules: Live<PlacementRules> = { current: { unpairedTokens: 0 } },
 ): Placer {
   function modelOf(name: string): ModelView {
     const model = pool.view.models.get(name);
@@ -104,12 +104,12 @@ export function createPlacer(
   }
 
   /** For a leg without prefill; its decode instance is picked when it opens. */
-  function placeAlone(
-    { alone }: ModelView,
-    fallback: "aggregated" | "direct",
+  function placeUnpaired(
+    { unpaired }: ModelView,
+    fallback: "unpaired" | "unpaired_short",
     exclusions: Exclusions,
   ): Place | undefined {
-    const able = alone.filter((one) => !exclusions.isWedged(one));
+    const able = unpaired.filter((one) => !exclusions.isWedged(one));
     if (able.length === 0) return undefined;
     if (able.every((one) => exclusions.isBusy(one))) throw allBusy("decode", able.length);
     return { traits: { ...traitsOf(able[0]!), unpaired: true }, prefill: undefined, decode: undefined, fallback };
@@ -131,13 +131,13 @@ export function createPlacer(
   return {
     place({ model: name, tokens, strict }, exclusions) {
       const model = modelOf(name);
-      if (!strict && tokens < rules.current.directTokens) {
-        const place = placeAlone(model, "direct", exclusions);
+      if (!strict && tokens < rules.current.unpairedTokens) {
+        const place = placeUnpaired(model, "unpaired_short", exclusions);
         if (place !== undefined) return place;
       }
       const prefills = usable(model, exclusions);
       if (prefills.length === 0) {
-        const place = strict || !model.mayAggregate ? undefined : placeAlone(model, "aggregated", exclusions);
+        const place = strict || !model.mayServeUnpaired ? undefined : placeUnpaired(model, "unpaired", exclusions);
         if (place !== undefined) return place;
         throw model.prefills.length > 0 ? allTried("prefill") : noInstance(model.lack(true));
       }
@@ -150,7 +150,7 @@ export function createPlacer(
     },
     placeDecode(prefill, exclusions) {
       const model = modelOf(typeof prefill === "string" ? prefill : prefill.info.model);
-      const decodes = typeof prefill === "string" ? model.alone : model.partnersOf(prefill);
+      const decodes = typeof prefill === "string" ? model.unpaired : model.partnersOf(prefill);
       if (decodes.length === 0) throw noInstance(model.lack(true));
       return pick(policies.decode, "decode", decodes, exclusions);
     },

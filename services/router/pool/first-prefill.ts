@@ -1,4 +1,4 @@
-// A router that has just started hears of its instances one by one. Decode that serves alone makes up for prefill that is
+// A router that has just started hears of its instances one by one. Decode that serves unpaired makes up for prefill that is
 // gone, not for prefill that was never there yet: until then requests wait for a pair, for as long as one may be expected.
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";

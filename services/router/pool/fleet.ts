@@ -32,17 +32,17 @@ export interface ModelView {
   /** The decode instances that the KV of `prefill` may go to, also where it takes no new legs itself. */
   partnersOf(prefill: Instance): readonly Instance[];
   /** Decode instances that serve, and whose engines take requests that belong to no pair. */
-  readonly alone: readonly Instance[];
+  readonly unpaired: readonly Instance[];
   /** A pair that fits is left out because legs of it fail. */
   readonly avoidsPair: boolean;
   /** Whether decode may make up for prefill now. Not while the first prefill instance may still come. */
-  readonly mayAggregate: boolean;
+  readonly mayServeUnpaired: boolean;
   /** Legs that its decode instances can hold, of this router. Of this moment. */
   readonly slots: number;
   /**
    * Why it can't be served, as a sentence for clients; undefined where it can.
    *
-   * @param paired Only by a pair: decode alone does not count.
+   * @param paired Only by a pair: decode without prefill does not count.
    */
   lack(paired: boolean): string | undefined;
 }
@@ -65,8 +65,8 @@ export interface FleetView {
 export type Known = Instance & Facts & { readonly breaker: Breaker };
 
 export interface FleetRules {
-  /** Whether decode serves alone while no prefill instance is left, where the connector allows it. */
-  readonly aggregate: boolean;
+  /** Whether decode serves unpaired while no prefill instance is left, where the connector allows it. */
+  readonly unpaired: boolean;
   /** Whether the first prefill instance of a model may still come. */
   awaitsPrefill(model: string): boolean;
 }
@@ -150,7 +150,7 @@ export function lastResortsOf(tracked: Iterable<Known>): ReadonlySet<Known> {
 interface Partners {
   readonly prefills: readonly Instance[];
   readonly of: ReadonlyMap<Instance, readonly Instance[]>;
-  readonly alone: readonly Instance[];
+  readonly unpaired: readonly Instance[];
   readonly avoidsPair: boolean;
 }
 
@@ -217,8 +217,8 @@ function partnersIn(
       standings.set(one, out("unmatched", unmatchedText(one, prefill)));
     }
   }
-  const alone = decode.filter((one) => serves(one) && servesUnpaired(one.info.connector));
-  return { prefills: [...of.keys()], of, alone, avoidsPair };
+  const unpaired = decode.filter((one) => serves(one) && servesUnpaired(one.info.connector));
+  return { prefills: [...of.keys()], of, unpaired, avoidsPair };
 }
 
 function unmatchedText(one: Known, others: readonly Known[]): string {
@@ -238,10 +238,10 @@ class Model implements ModelView {
   readonly prefill: readonly Seen[];
   readonly decode: readonly Seen[];
   readonly prefills: readonly Instance[];
-  readonly alone: readonly Instance[];
+  readonly unpaired: readonly Instance[];
   readonly avoidsPair: boolean;
   readonly maxModelLen: number;
-  readonly mayAggregate: boolean;
+  readonly mayServeUnpaired: boolean;
   readonly #partners: FoundPartners;
   readonly #serving: readonly Instance[];
   readonly #pairLack: string | undefined;
@@ -257,7 +257,7 @@ class Model implements ModelView {
     this.prefill = prefill;
     this.decode = decode;
     this.prefills = partners.prefills;
-    this.alone = partners.alone;
+    this.unpaired = partners.unpaired;
     this.avoidsPair = partners.avoidsPair;
     this.#partners = partners;
     this.#serving = decode.filter(({ standing }) => standing.kind === "serves").map(({ instance }) => instance);
@@ -265,7 +265,7 @@ class Model implements ModelView {
       .map(({ instance }) => instance.info.maxModelLen)
       .filter((length) => length > 0);
     this.maxModelLen = lengths.length === 0 ? 0 : Math.min(...lengths);
-    this.mayAggregate = rules.aggregate && this.alone.length > 0 && !rules.awaitsPrefill(name);
+    this.mayServeUnpaired = rules.unpaired && this.unpaired.length > 0 && !rules.awaitsPrefill(name);
     this.#pairLack = this.prefills.length > 0 ? undefined : lackText(this);
   }
 
@@ -280,7 +280,7 @@ class Model implements ModelView {
   }
 
   lack(paired: boolean): string | undefined {
-    return !paired && this.mayAggregate ? undefined : this.#pairLack;
+    return !paired && this.mayServeUnpaired ? undefined : this.#pairLack;
   }
 }
 

@@ -79,8 +79,8 @@ export interface PoolOptions {
   readonly breaker?: BreakerLimits;
   /** For a connection to be made. */
   readonly connectTimeoutMs?: number;
-  /** Whether decode serves alone while no prefill instance is left, where the connector allows it. */
-  readonly aggregate?: boolean;
+  /** Whether decode serves unpaired while no prefill instance is left, where the connector allows it. */
+  readonly unpaired?: boolean;
   /** How long the first prefill instance of a model is waited for, once it has a decode instance. Default 0. */
   readonly firstPrefillMs?: number;
   /** Whether an instance takes users only after a probe has succeeded with it. Left out: none needs that. */
@@ -96,7 +96,7 @@ const DRAIN_TIMEOUT_MS = 2_000;
 const WARMED_PAIRS = 64;
 
 export function createPool(o: PoolOptions): Pool {
-  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, aggregate = false } = o;
+  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false } = o;
   const proves = o.proves ?? (() => false);
   const tracked = new Set<TrackedInstance>();
   const listeners = new Set<() => void>();
@@ -130,7 +130,7 @@ export function createPool(o: PoolOptions): Pool {
   function makeView(): FleetView {
     firstPrefill.look(tracked);
     expectPairs();
-    return fleetOf(tracked, pairs, { aggregate, awaitsPrefill: firstPrefill.isAwaited });
+    return fleetOf(tracked, pairs, { unpaired, awaitsPrefill: firstPrefill.isAwaited });
   }
 
   /**

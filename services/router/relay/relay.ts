@@ -57,7 +57,7 @@ export interface RunningRelay extends Relay {
 
 export interface RelayOptions {
   readonly pool: Pool;
-  readonly placement: Live<Pick<RouterConfig["placement"]["current"], "prefill" | "decode" | "directTokens">>;
+  readonly placement: Live<Pick<RouterConfig["placement"]["current"], "prefill" | "decode" | "unpairedTokens">>;
   readonly limits: Live<RelayLimits>;
   readonly metrics: Metrics;
   readonly log: Log;

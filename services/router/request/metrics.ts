@@ -8,10 +8,10 @@ export type LegEnd = "completed" | "cancelled" | FailureCode;
 
 /**
  * Why something was done otherwise than planned. `pair_avoided`: a pair with an open breaker was passed over.
- * `aggregated`: decode served alone, for no prefill instance was left. `direct`: decode served a short prompt alone.
+ * `unpaired`: decode computed the prompt too, because no prefill instance was left. `unpaired_short`: the same for a short prompt, by `unpaired.below_tokens`.
  * `replay`: a stream that broke after its first byte was written again elsewhere.
  */
-export type Fallback = "retry" | "replay" | "busy" | "pair_avoided" | "aggregated" | "direct";
+export type Fallback = "retry" | "replay" | "busy" | "pair_avoided" | "unpaired" | "unpaired_short";
 
 export interface RelayMetrics {
   /** One side of a pair has ended. */

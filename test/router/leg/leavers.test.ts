@@ -18,9 +18,9 @@ const ENDLESS = JSON.stringify({
 });
 
 /** A relay over real instances. */
-function relayOver(instances: readonly SimInstance[], aggregate: boolean): Promise<Deployment> {
+function relayOver(instances: readonly SimInstance[], unpaired: boolean): Promise<Deployment> {
   const known = instances.map(({ instance }) => ({ info: instance.info() }) as FakeInstance);
-  return deploy(known, { aggregate });
+  return deploy(known, { unpaired });
 }
 
 /** Decode legs that have ended, by how. */
@@ -40,7 +40,7 @@ describe("clients that leave in mid-answer", () => {
       void leg.started.promise.then(() => leg.events("data: 1\n\n"));
     });
     decode.load({ freeSlots: 10_000 });
-    await using tandem = await deploy([decode], { aggregate: true });
+    await using tandem = await deploy([decode], { unpaired: true });
     const stays = tandem.start();
     await stays.client.got(1);
     const long = decode.legs.all[0]!;

@@ -13,7 +13,7 @@ const NIXL = { connector: "nixl" };
 
 /** Shorter than an instance may be silent, for the clock stands still for heartbeats. */
 function start(clock: ManualClock): Pool {
-  return createPool({ log: silentLog, clock, aggregate: true, firstPrefillMs: 1_500 });
+  return createPool({ log: silentLog, clock, unpaired: true, firstPrefillMs: 1_500 });
 }
 
 /** What a request gets now. */
@@ -44,9 +44,9 @@ describe("decode whose first prefill instance is not there yet", () => {
     assert.equal(served(pool), "pair");
     prefill.load({ state: State.DRAINING });
     await untilStanding(pool, "p1", "draining");
-    assert.equal(served(pool), "aggregated");
+    assert.equal(served(pool), "unpaired");
     pool.update([decode.info]);
-    assert.equal(served(pool), "aggregated");
+    assert.equal(served(pool), "unpaired");
   });
 
   it("serves alone when none came in time, and whoever waits is told", async () => {
@@ -57,11 +57,11 @@ describe("decode whose first prefill instance is not there yet", () => {
     await untilStanding(pool, "d1", "serves");
     assert.equal(served(pool), "no_instance");
     const seen: string[] = [];
-    pool.onChange(() => seen.push(pool.view.models.get("tiny")!.mayAggregate ? "alone" : "waits"));
+    pool.onChange(() => seen.push(pool.view.models.get("tiny")!.mayServeUnpaired ? "alone" : "waits"));
     clock.advance(1_400);
     assert.ok(!seen.includes("alone"));
     clock.advance(400);
     assert.ok(seen.includes("alone"));
-    assert.equal(served(pool), "aggregated");
+    assert.equal(served(pool), "unpaired");
   });
 });

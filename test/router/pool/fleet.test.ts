@@ -193,10 +193,10 @@ describe("a model", () => {
 
   it("that decode serves alone lacks nothing but a pair, once prefill may no longer come", () => {
     const alone = (o: ViewOptions) => viewOf([], [{ id: "x", ...NIXL }], o).models.get("tiny")!;
-    const allowed = alone({ aggregate: true });
+    const allowed = alone({ unpaired: true });
     assert.equal(allowed.lack(false), undefined);
     assert.match(allowed.lack(true)!, /no prefill instance is registered/);
-    for (const options of [{}, { aggregate: true, awaitsPrefill: () => true }])
+    for (const options of [{}, { unpaired: true, awaitsPrefill: () => true }])
       assert.match(alone(options).lack(false)!, /no prefill instance is registered/);
   });
 

@@ -70,7 +70,7 @@ describe("settings that change while the router runs", () => {
       "retry.limit",
     ])
       assert.ok(live.includes(key), key);
-    for (const key of ["rest.listen", "token", "registry.kind", "strict", "fallback.aggregated", "connections.limit"])
+    for (const key of ["rest.listen", "token", "registry.kind", "strict", "fallback.unpaired", "connections.limit"])
       assert.ok(!live.includes(key), key);
   });
 });

@@ -13,7 +13,7 @@ describe("decode alone", () => {
   it("serves while no prefill instance is left, and says so", async () => {
     await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
     await using decode = await startDecode(NIXL, twoTokens);
-    await using tandem = await deploy([prefill, decode], { aggregate: true });
+    await using tandem = await deploy([prefill, decode], { unpaired: true });
     const paired = tandem.start();
     await paired.ending;
     assert.deepEqual(paired.receipt.fallbacks, []);
@@ -23,9 +23,9 @@ describe("decode alone", () => {
     await alone.ending;
     assert.equal((await decode.legs.all[1]!.started.promise).unpaired, true);
     assert.equal(decode.legs.all[1]!.reserve.prefillGrpcAddress, "");
-    assert.deepEqual(alone.receipt.fallbacks, ["aggregated"]);
+    assert.deepEqual(alone.receipt.fallbacks, ["unpaired"]);
     assert.equal(alone.receipt.legs[0]!.prefillInstanceId, "");
-    assert.match(await tandem.metrics.text(), /tandem_fallbacks_total\{reason="aggregated"\} 1/);
+    assert.match(await tandem.metrics.text(), /tandem_fallbacks_total\{reason="unpaired"\} 1/);
     await assert.rejects(tandem.start({ strict: true }).ending, {
       code: "no_instance",
       message: /its only prefill instance is out \(draining\)/,
@@ -39,7 +39,7 @@ describe("decode alone", () => {
 
   it("never serves where its engine would die of it", async () => {
     await using decode = await startDecode({ connector: "p2p-nccl" }, twoTokens);
-    await using tandem = await deploy([decode], { aggregate: true, directTokens: 1_000 });
+    await using tandem = await deploy([decode], { unpaired: true, unpairedTokens: 1_000 });
     await assert.rejects(tandem.start().ending, { code: "no_instance", message: /no prefill instance is registered/ });
     assert.equal(decode.legs.all.length, 0);
   });
@@ -47,7 +47,7 @@ describe("decode alone", () => {
   it("serves short prompts where that is switched on, and long ones as a pair", async () => {
     await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
     await using decode = await startDecode(NIXL, twoTokens);
-    await using tandem = await deploy([prefill, decode], { directTokens: 100 });
+    await using tandem = await deploy([prefill, decode], { unpairedTokens: 100 });
     const short = tandem.start({ body: SHORT });
     await short.ending;
     const long = tandem.start({ body: LONG });
@@ -56,7 +56,7 @@ describe("decode alone", () => {
     await strict.ending;
     assert.deepEqual(
       [short, long, strict].map(({ receipt }) => receipt.fallbacks),
-      [["direct"], [], []],
+      [["unpaired_short"], [], []],
     );
     assert.equal(prefill.legs.all.length, 2);
   });
@@ -65,7 +65,7 @@ describe("decode alone", () => {
     await using one = await startDecode({ ...NIXL, instanceId: "d1" }, (leg) => leg.fail("instance_busy"));
     await using two = await startDecode({ ...NIXL, instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
     await using three = await startDecode({ ...NIXL, instanceId: "d3" }, twoTokens);
-    await using tandem = await deploy([one, two, three], { aggregate: true, limits: { retryLimit: 3 } });
+    await using tandem = await deploy([one, two, three], { unpaired: true, limits: { retryLimit: 3 } });
     for (let count = 0; count < 3; count += 1) await tandem.start().ending;
     assert.equal(three.legs.all.length, 3);
   });

@@ -113,10 +113,10 @@ export async function deploy(
     clock?: Clock;
     limits?: Partial<RelayLimits>;
     queueTimeoutMs?: number;
-    directTokens?: number;
+    unpairedTokens?: number;
     constants?: RelayOptions["constants"];
     breaker?: BreakerLimits;
-    aggregate?: boolean;
+    unpaired?: boolean;
     standing?: string;
   } = {},
 ): Promise<Deployment> {
@@ -128,7 +128,7 @@ export async function deploy(
     clock: systemClock,
     metrics,
     breaker: o.breaker ?? { failureLimit: 5, probeEveryMs: 60_000 },
-    aggregate: o.aggregate ?? false,
+    unpaired: o.unpaired ?? false,
   });
   pool.update(instances.map(({ info }) => info));
   await Promise.all(instances.map(({ info }) => untilStanding(pool, info.instanceId, o.standing ?? "serves")));
@@ -136,7 +136,7 @@ export async function deploy(
   const relay = createRelay({
     deadlines,
     pool,
-    placement: { current: { prefill: "least-load", decode: "least-load", directTokens: o.directTokens ?? 0 } },
+    placement: { current: { prefill: "least-load", decode: "least-load", unpairedTokens: o.unpairedTokens ?? 0 } },
     limits,
     constants: { reserveTimeoutMs: 10_000, ...o.constants },
     metrics,

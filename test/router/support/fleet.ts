@@ -54,8 +54,8 @@ export interface ViewOptions extends Partial<FleetRules> {
 
 export function viewOf(prefill: readonly KnownInit[], decode: readonly KnownInit[], o: ViewOptions = {}): FleetView {
   const all = [...prefill.map((init) => known(Role.PREFILL, init)), ...decode.map((init) => known(Role.DECODE, init))];
-  const { pairs = new Pairs(BREAKER_LIMITS), aggregate = false, awaitsPrefill = () => false } = o;
-  return fleetOf(all, pairs, { aggregate, awaitsPrefill });
+  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false, awaitsPrefill = () => false } = o;
+  return fleetOf(all, pairs, { unpaired, awaitsPrefill });
 }
 
 /** `serves`, or why not. */
