@@ -1,4 +1,4 @@
-// Who may call a service. The check is the same for gRPC and for Connect over HTTP/1.1.
+// Who may call: the one check of bearer tokens, the same for gRPC, Connect and REST. Only the words of a refusal differ.
 import { createHash, timingSafeEqual } from "node:crypto";
 import { ServiceError } from "../common/errors.ts";
 import type { Access } from "./service.ts";
@@ -13,20 +13,33 @@ export interface Secrets {
 /** Returns why a call with this `authorization` header is refused, or undefined where it may go on. */
 export type Gate = (access: Access, authorization: string | undefined) => ServiceError | undefined;
 
-export function createGate(secrets: Secrets): Gate {
+export interface Refusals {
+  /** No bearer token was sent. */
+  missing(access: Access): string;
+  wrong(access: Access): string;
+}
+
+const WANTED: Record<Access, string> = {
+  open: "",
+  token: "Pass `authorization: Bearer <token>`, with the join token of this deployment (TANDEM_TOKEN).",
+  key: "Pass `authorization: Bearer <key>`, with the API key of this server.",
+};
+
+const GRPC_REFUSALS: Refusals = {
+  missing: (access) => `No bearer token was sent. ${WANTED[access]}`,
+  wrong: (access) => `The credentials are wrong. ${WANTED[access]}`,
+};
+
+export function createGate(secrets: Secrets, refusals = GRPC_REFUSALS): Gate {
   const digests = { open: undefined, token: digestOf(secrets.token), key: digestOf(secrets.apiKey) };
   return (access, authorization) => {
     const expected = digests[access];
     if (expected === undefined) return undefined;
-    const given = /^Bearer +(\S+)$/i.exec(authorization ?? "")?.[1];
+    const given = /^Bearer +(.*\S) *$/i.exec(authorization ?? "")?.[1];
+    if (given === undefined) return new ServiceError("unauthenticated", refusals.missing(access));
     // Digests have equal length, so the comparison takes the same time whatever was given.
-    if (given !== undefined && timingSafeEqual(digest(given), expected)) return undefined;
-    const wanted =
-      access === "token"
-        ? "`authorization: Bearer <token>`, with the join token of this deployment (TANDEM_TOKEN)"
-        : "`authorization: Bearer <key>`, with the API key of this server";
-    const problem = authorization === undefined ? "No credentials were sent" : "The credentials are wrong";
-    return new ServiceError("unauthenticated", `${problem}. Pass ${wanted}.`);
+    if (timingSafeEqual(digest(given), expected)) return undefined;
+    return new ServiceError("unauthenticated", refusals.wrong(access));
   };
 }
 

@@ -39,12 +39,10 @@ export function connectHandler(
 }
 
 async function createHandler(services: readonly RpcService[], options: ConnectHandlerOptions): Promise<Handler> {
-  const [{ createContextKey, createContextValues }, { connectNodeAdapter }, { toConnectError }] = await Promise.all([
-    import("@connectrpc/connect"),
+  const [{ connectNodeAdapter }, { toConnectError }] = await Promise.all([
     import("@connectrpc/connect-node"),
     import("./connect-error.ts"),
   ]);
-  const peerKey = createContextKey("unknown");
   const gate = createGate(options);
   const access = new Map(services.map((service) => [service.descriptor.typeName, service.access]));
   const never = new AbortController().signal;
@@ -63,7 +61,6 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
     interceptors: [refuse],
     // Read before its caller is known. Requests over HTTP/1.1 are a few fields.
     readMaxBytes: 256 * 1024,
-    contextValues: (request) => createContextValues().set(peerKey, request.socket.remoteAddress ?? "unknown"),
     routes(router) {
       for (const { descriptor, typed } of services) {
         const methods = descriptor.methods.flatMap((method) => {
@@ -83,7 +80,6 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
               closing: options.closing ?? never,
               deadlineMs: timeoutMs === undefined ? undefined : Date.now() + timeoutMs,
               header: (name) => given.requestHeader.get(name) ?? undefined,
-              peer: given.values.get(peerKey),
             };
           };
           const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";

@@ -10,7 +10,6 @@ import type { RawCall } from "./service.ts";
 const nothing = (): void => {};
 
 export class GrpcCall implements RawCall {
-  readonly peer: string;
   readonly deadlineMs: number | undefined;
   onMessage: (message: Buffer) => void = nothing;
   onHalfClose: () => void = nothing;
@@ -23,7 +22,6 @@ export class GrpcCall implements RawCall {
   constructor(stream: ServerDuplexStream<Buffer, Buffer>, log: Log) {
     this.#stream = stream;
     this.#log = log;
-    this.peer = stream.getPeer();
     const deadline = stream.getDeadline();
     this.deadlineMs = deadline === Infinity ? undefined : Number(deadline);
   }

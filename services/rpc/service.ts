@@ -27,8 +27,6 @@ export interface CallContext {
   readonly deadlineMs: number | undefined;
   /** First value of a request header, by lower-case name. */
   header(name: string): string | undefined;
-  /** Address of the caller, for the log. */
-  readonly peer: string;
 }
 
 /**
@@ -36,7 +34,6 @@ export interface CallContext {
  * A Buffer given to `write` must not be changed afterwards.
  */
 export interface RawCall {
-  readonly peer: string;
   /** When the caller gives up, in epoch milliseconds. */
   readonly deadlineMs: number | undefined;
   header(name: string): string | undefined;

@@ -47,7 +47,6 @@ export function serveTyped(method: DescMethod, impl: AnyMethod, call: RawCall, o
 }
 
 class CallState implements CallContext {
-  readonly peer: string;
   readonly deadlineMs: number | undefined;
   readonly closing: AbortSignal;
   cancelled = false;
@@ -58,7 +57,6 @@ class CallState implements CallContext {
 
   constructor(call: RawCall, closing: AbortSignal) {
     this.#call = call;
-    this.peer = call.peer;
     this.deadlineMs = call.deadlineMs;
     this.closing = closing;
   }

@@ -52,7 +52,6 @@ describe("a server", () => {
     const call = await seen.promise;
     assert.equal(call.header("authorization"), "Bearer abc");
     assert.equal(call.header("x-absent"), undefined);
-    assert.match(call.peer, /^127\.0\.0\.1:\d+$/);
     assert.ok(Math.abs(call.deadlineMs! - Date.now() - 5000) < 1000);
   });
 });

@@ -2,34 +2,30 @@
 // protobuf allows the fields of a message in any order, so the body is put behind what protobuf-es wrote of the rest.
 import { create, toBinary } from "@bufbuild/protobuf";
 import type { MessageInitShape } from "@bufbuild/protobuf";
+import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { DecodeRequestSchema, ReserveSchema } from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillRequestSchema } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import type { Ticket } from "./protocol.ts";
 
-/** `body`, in Reserve and PrefillRequest alike: field 3, length-delimited. */
-const BODY_TAG = 0x1a;
-/** `reserve` in DecodeRequest: field 1, length-delimited. */
-const RESERVE_TAG = 0x0a;
+/** Number of `body`, in Reserve and PrefillRequest alike. */
+const BODY = 3;
+/** Number of `reserve` in DecodeRequest. */
+const RESERVE = 1;
 
 /** A PrefillRequest. `fields` without its body. */
 export function prefillMessage(fields: MessageInitShape<typeof PrefillRequestSchema>, body: Buffer): Buffer {
   const rest = toBinary(PrefillRequestSchema, create(PrefillRequestSchema, fields));
-  const message = Buffer.allocUnsafe(rest.length + delimitedSize(body.length));
-  message.set(rest);
-  writeDelimited(message, rest.length, BODY_TAG, body);
-  return message;
+  return bufferOf(new BinaryWriter().raw(rest).raw(bodyHead(body)).raw(body));
 }
 
 /** A DecodeRequest that reserves. `fields` without its body. */
 export function reserveMessage(fields: MessageInitShape<typeof ReserveSchema>, body: Buffer): Buffer {
   const rest = toBinary(ReserveSchema, create(ReserveSchema, fields));
-  const innerSize = rest.length + delimitedSize(body.length);
-  const message = Buffer.allocUnsafe(delimitedSize(innerSize));
-  let at = writeHead(message, 0, RESERVE_TAG, innerSize);
-  message.set(rest, at);
-  at += rest.length;
-  writeDelimited(message, at, BODY_TAG, body);
-  return message;
+  const head = bodyHead(body);
+  const reserve = new BinaryWriter()
+    .tag(RESERVE, WireType.LengthDelimited)
+    .uint32(rest.length + head.length + body.length);
+  return bufferOf(reserve.raw(rest).raw(head).raw(body));
 }
 
 export function startMessage({ text: ticket, cachedTokens, unpaired = false }: Ticket): Buffer {
@@ -45,26 +41,12 @@ function stepMessage(step: MessageInitShape<typeof DecodeRequestSchema>): Buffer
   return Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, step)));
 }
 
-function varintSize(value: number): number {
-  let size = 1;
-  for (let rest = value; rest >= 0x80; rest = Math.floor(rest / 0x80)) size += 1;
-  return size;
+/** What stands before the body on the wire. */
+function bodyHead(body: Buffer): Uint8Array {
+  return new BinaryWriter().tag(BODY, WireType.LengthDelimited).uint32(body.length).finish();
 }
 
-function delimitedSize(length: number): number {
-  return 1 + varintSize(length) + length;
-}
-
-/** Returns the offset just behind what it wrote. */
-function writeHead(to: Buffer, offset: number, tag: number, length: number): number {
-  let at = offset;
-  to[at++] = tag;
-  let rest = length;
-  for (; rest >= 0x80; rest = Math.floor(rest / 0x80)) to[at++] = (rest % 0x80) + 0x80;
-  to[at++] = rest;
-  return at;
-}
-
-function writeDelimited(to: Buffer, offset: number, tag: number, bytes: Buffer): void {
-  bytes.copy(to, writeHead(to, offset, tag, bytes.length));
+function bufferOf(writer: BinaryWriter): Buffer {
+  const bytes = writer.finish();
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }

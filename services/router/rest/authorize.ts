@@ -1,28 +1,20 @@
-// The clients' API key.
-import { createHash, timingSafeEqual } from "node:crypto";
-import { ServiceError } from "../../common/errors.ts";
+// The clients' API key, refused in OpenAI's words.
+import { createGate } from "../../rpc/access.ts";
+
+const REFUSALS = {
+  missing: () => "You didn't provide an API key. Send it in a header: `Authorization: Bearer YOUR_KEY`.",
+  wrong: () => "Incorrect API key provided.",
+};
 
 /**
- * A check of the `authorization` header. Compares hashes: equally long, so in constant time whatever was sent.
+ * A check of the `authorization` header, which throws `unauthenticated`.
  *
  * @param apiKey "" lets everyone in.
  */
 export function authorizer(apiKey: string): (authorization: string | undefined) => void {
-  if (apiKey === "") return () => {};
-  const expected = hash(apiKey);
+  const gate = createGate({ apiKey }, REFUSALS);
   return (authorization) => {
-    const given = /^Bearer +(.+)$/i.exec(authorization ?? "")?.[1];
-    if (given === undefined) {
-      throw new ServiceError(
-        "unauthenticated",
-        "You didn't provide an API key. Send it in a header: `Authorization: Bearer YOUR_KEY`.",
-      );
-    }
-    if (!timingSafeEqual(hash(given.trim()), expected))
-      throw new ServiceError("unauthenticated", "Incorrect API key provided.");
+    const refusal = gate("key", authorization);
+    if (refusal !== undefined) throw refusal;
   };
-}
-
-function hash(text: string): Buffer {
-  return createHash("sha256").update(text).digest();
 }
