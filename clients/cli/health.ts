@@ -47,7 +47,7 @@ async function restProblem(at: string, timeoutMs: number): Promise<string | unde
 
 async function grpcProblem(at: string, timeoutMs: number): Promise<undefined> {
   const [{ dialRpc }, { HEALTH_WITH_REASON }, { Health }] = await Promise.all([
-    import("../../services/rpc/client.ts"),
+    import("../../services/rpc/channel.ts"),
     import("../../services/rpc/health.ts"),
     import("#gen/grpc/health/v1/health_pb.js"),
   ]);

@@ -9,7 +9,7 @@ import { backoffMs } from "../common/lifecycle.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
 import type { LegContext } from "../kv/connector.ts";
-import { dialRpc } from "../rpc/client.ts";
+import { dialRpc, type RpcChannel } from "../rpc/channel.ts";
 
 const TRIES = 4;
 const RETRY = { minMs: 100, maxMs: 1_000 };
@@ -42,6 +42,7 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
   const { connector, board, keeper, log } = parts;
   const { abandoned: means } = connector.traits;
   const running = new Set<Promise<void>>();
+  const prefills = prefillChannels(parts);
 
   const isGone = (engine: LiveEngine): boolean => keeper()?.live !== engine;
 
@@ -94,7 +95,8 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
   async function askOutcome(leg: Abandoned): Promise<{ outcome: Outcome; ticket: string }> {
     const unknown = { outcome: Outcome.UNKNOWN, ticket: "" };
     if (leg.prefillAddress === "") return unknown;
-    await using channel = dialRpc(leg.prefillAddress, parts.token === "" ? {} : { token: parts.token });
+    await using asking = prefills.ask(leg.prefillAddress);
+    const { channel } = asking;
     const deadlineMs = performance.now() + o.askTimeoutMs;
     for (let attempt = 0; attempt < TRIES; attempt++) {
       if (attempt > 0) await sleep(backoffMs(attempt - 1, RETRY));
@@ -144,6 +146,33 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
     },
     async idle() {
       while (running.size > 0) await Promise.all(running);
+    },
+  };
+}
+
+interface Asking extends AsyncDisposable {
+  readonly channel: RpcChannel;
+}
+
+/** One channel to each prefill instance, for as long as something is asked of it: a lost router leaves many legs at once. */
+function prefillChannels({ token, log }: InstanceParts): { ask(address: string): Asking } {
+  const open = new Map<string, { readonly channel: RpcChannel; askers: number }>();
+  return {
+    ask(address) {
+      // A prefill that runs is waited for, so an instance that falls silent meanwhile must be noticed.
+      const heartbeat = { method: InstanceService.method.watchLoad, message: () => ({}) };
+      const entry = open.get(address) ?? { channel: dialRpc(address, { token, log, heartbeat }), askers: 0 };
+      const { channel } = entry;
+      entry.askers++;
+      open.set(address, entry);
+      return {
+        channel,
+        async [Symbol.asyncDispose]() {
+          if (--entry.askers > 0) return;
+          open.delete(address);
+          await channel[Symbol.asyncDispose]();
+        },
+      };
     },
   };
 }

@@ -1,27 +1,22 @@
 // The embedded registry: a call held open from each instance to the router. Who ends it in good order is out at once. A
 // call that breaks says little of the instance, whose other connections may be sound and full of answers: it stays for a
 // while, and the pool sees for itself whether it is there.
-import { create, equals } from "@bufbuild/protobuf";
+import { equals } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
-import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService, type RegisterRequest } from "#gen/tandem/registry/v1/registry_pb.js";
+import type { Clock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
-import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
-import { dialRpc } from "../rpc/client.ts";
-import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
+import { dialRpc } from "../rpc/channel.ts";
+import { lossFault, peerFault, type PeerFault } from "../rpc/peer-fault.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
-import { createBell } from "./bell.ts";
 import { checkInfo } from "./check-info.ts";
 import type { Directory, EntriesListener, Registrar } from "./registry.ts";
 
-const RETRY = { minMs: 50, maxMs: 2_000 };
 const INSTANCE_LIMIT = 1_024;
 /** How long an entry outlives its broken call: the longest pause before the next try, and time to make it. */
 const GRACE_MS = 5_000;
-/** For the router to take note that an instance leaves. */
-const LEAVE_MS = 500;
 /** Attempts that may fail to reach the router before it is logged: when all start together, the router may be the last. */
 const QUIET_ATTEMPTS = 5;
 
@@ -30,80 +25,48 @@ export function embeddedRegistry(o: {
   readonly address: string;
   readonly token?: string;
   readonly log: Log;
+  readonly clock?: Clock;
 }): Registrar {
   return {
     async register(self, stop) {
-      const over = new AbortController();
-      let leaving = false;
-      /** A call is open, by which the router may know this instance already. */
-      let calling = false;
-      const ending = over.signal;
-      const changed = createBell();
-      const channel = dialRpc(o.address, o.token === undefined || o.token === "" ? {} : { token: o.token });
-      const client = channel.client(RegistryService);
-
-      async function* say(signal: AbortSignal): AsyncGenerator<{ info: Info }> {
-        while (!signal.aborted && !leaving) {
-          const rung = changed.next(signal);
-          yield { info: create(InfoSchema, self()) };
-          await rung;
-        }
-      }
-
-      async function keep(): Promise<void> {
-        let logged: PeerFault["kind"] | undefined;
-        for (let attempt = 0, told = false; !ending.aborted && !leaving; attempt++) {
-          // A signal of this one call: what feeds it must end with it.
-          const call = new AbortController();
-          const signal = anySignal(call.signal, ending);
-          calling = true;
-          try {
-            for await (const held of client.register(say(signal), { signal })) {
-              if (attempt > 0 || !told) o.log.info("registered", { registry: o.address, routerId: held.routerId });
-              attempt = 0;
-              told = true;
-              logged = undefined;
-            }
-            if (leaving) break;
-            if (!ending.aborted) o.log.info("the registry closed the registration; registering again");
-          } catch (error) {
-            if (ending.aborted || leaving) break;
-            const { kind: fault, text: because } = peerFault(error);
-            if (fault !== logged && (fault !== "address" || attempt >= QUIET_ATTEMPTS)) {
-              logged = fault;
-              o.log.warn("not registered; will keep retrying", { registry: o.address, fault, because });
-            }
-          } finally {
-            calling = false;
-            call.abort();
-          }
-          if (ending.aborted || leaving) break;
-          await sleep(backoffMs(attempt, RETRY), undefined, { signal: ending }).catch(() => {});
-        }
-      }
-
-      const kept = keep().catch((error: unknown) => o.log.error("registration ended", { error }));
-      let closed: Promise<void> | undefined;
-      async function leave(): Promise<void> {
-        leaving = true;
-        if (calling) changed.ring();
-        else over.abort();
-        const late = setTimeout(() => over.abort(), LEAVE_MS);
-        await kept;
-        clearTimeout(late);
-        stop.removeEventListener("abort", onStop);
-        over.abort();
-        await channel[Symbol.asyncDispose]();
-      }
-      const onStop = (): void => void (closed ??= leave());
-      if (stop.aborted) onStop();
-      else stop.addEventListener("abort", onStop, { once: true });
-      return {
-        update: () => changed.ring(),
-        [Symbol.asyncDispose]() {
-          return (closed ??= leave());
-        },
+      let held = false;
+      /** Attempts in a row that failed. */
+      let failures = 0;
+      let logged: PeerFault["kind"] | undefined;
+      const failed = ({ kind: fault, text: because }: PeerFault): void => {
+        held = false;
+        failures++;
+        if (fault === logged || (fault === "address" && failures <= QUIET_ATTEMPTS)) return;
+        logged = fault;
+        o.log.warn("not registered; will keep retrying", { registry: o.address, fault, because });
       };
+      const channel = dialRpc(o.address, {
+        ...o,
+        heartbeat: {
+          method: RegistryService.method.register,
+          message: () => ({ info: self() }),
+          onMessage({ routerId }) {
+            if (!held) o.log.info("registered", { registry: o.address, routerId });
+            held = true;
+            failures = 0;
+            logged = undefined;
+          },
+          onRefused(error) {
+            if (error !== undefined) failed(peerFault(error));
+            else o.log.info("the registry closed the registration; registering again");
+          },
+        },
+        onState(state) {
+          if (state.kind === "down") failed(lossFault(state));
+        },
+      });
+      const leave = (): Promise<void> => {
+        stop.removeEventListener("abort", leave);
+        return channel.retire();
+      };
+      if (stop.aborted) void leave();
+      else stop.addEventListener("abort", leave, { once: true });
+      return { update: () => channel.beat(), [Symbol.asyncDispose]: leave };
     },
   };
 }

@@ -4,7 +4,7 @@ import { equals } from "@bufbuild/protobuf";
 import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Log } from "../common/log.ts";
-import { dialRpc } from "../rpc/client.ts";
+import { dialRpc } from "../rpc/channel.ts";
 import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
 import type { Directory } from "./registry.ts";
 
@@ -26,11 +26,11 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
       const askers = addresses.map((address) => ask(address));
 
       async function ask(address: string): Promise<void> {
-        const channel = dialRpc(address, o.token === undefined || o.token === "" ? {} : { token: o.token });
-        const client = channel.client(InstanceService);
+        let channel = dialRpc(address, { token: o.token });
         let logged: PeerFault["kind"] | undefined;
         while (!over.signal.aborted) {
           try {
+            const client = channel.client(InstanceService);
             const { info } = await client.getInfo({}, { timeoutMs: 2_000, signal: over.signal });
             if (logged !== undefined) o.log.info("a listed instance answers again", { address });
             logged = undefined;
@@ -40,6 +40,9 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
             const { kind: fault, text: because } = peerFault(error);
             if (fault !== logged) o.log.warn("a listed instance can't be used", { address, fault, because });
             logged = fault;
+            // Its connection may be dead, and nothing but this would tell.
+            await channel[Symbol.asyncDispose]();
+            channel = dialRpc(address, { token: o.token });
           }
           await sleep(o.askEveryMs ?? ASK_EVERY_MS, undefined, { signal: over.signal }).catch(() => {});
         }

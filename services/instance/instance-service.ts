@@ -1,6 +1,5 @@
 // InstanceService: who this instance is, how busy it is, and whether it may get new work.
 import { equals } from "@bufbuild/protobuf";
-import { setTimeout as sleep } from "node:timers/promises";
 import {
   FindingLevel,
   InstanceService,
@@ -8,6 +7,7 @@ import {
   type Info,
   type Load,
 } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
@@ -28,39 +28,55 @@ export interface InstanceServiceOptions {
   /** Default 64. */
   readonly watchLimit?: number;
   readonly log: Log;
+  readonly clock?: Clock;
 }
 
 export function instanceService(o: InstanceServiceOptions): RpcService {
-  const { board, watchLimit = WATCH_LIMIT } = o;
+  const { board, watchLimit = WATCH_LIMIT, clock = systemClock } = o;
   let watchers = 0;
 
-  async function* watch(signal: AbortSignal): AsyncGenerator<{ load: Load }> {
+  async function* watch(requests: AsyncIterable<unknown>, signal: AbortSignal): AsyncGenerator<{ load: Load }> {
     if (watchers >= watchLimit) {
       throw new ServiceError("instance_busy", `${watchLimit} callers watch this instance already, which is its limit.`);
     }
     watchers++;
-    let wake: (() => void) | undefined;
-    const forget = board.onChange(() => wake?.());
+    let sentMs = 0;
+    let asked = false;
+    let wake = (): void => {};
+    const sinceSentMs = (): number => clock.nowMs() - sentMs;
+    const forget = board.onChange(() => {
+      if (sinceSentMs() >= PUSH_GAP_MS) wake();
+    });
+    const onAbort = (): void => wake();
+    signal.addEventListener("abort", onAbort);
+    void eachAfterFirst(requests, () => {
+      asked = true;
+      wake();
+    });
     try {
       while (!signal.aborted) {
+        asked = false;
+        sentMs = clock.nowMs();
         const load = board.load();
         yield { load };
-        await sleep(PUSH_GAP_MS, undefined, { signal }).catch(() => {});
-        if (signal.aborted || !equals(LoadSchema, load, board.load())) continue;
-        // Nothing new: until something is, or the heartbeat is due.
-        await new Promise<void>((resolve) => {
-          const timer = setTimeout(done, HEARTBEAT_MS - PUSH_GAP_MS);
-          function done(): void {
-            clearTimeout(timer);
-            signal.removeEventListener("abort", done);
-            wake = undefined;
-            resolve();
-          }
-          wake = done;
-          signal.addEventListener("abort", done, { once: true });
-        });
+        const isDue = (): boolean =>
+          signal.aborted ||
+          asked ||
+          sinceSentMs() >= HEARTBEAT_MS ||
+          (sinceSentMs() >= PUSH_GAP_MS && !equals(LoadSchema, load, board.load()));
+        while (!isDue()) {
+          const untilMs = sinceSentMs() < PUSH_GAP_MS ? PUSH_GAP_MS : HEARTBEAT_MS;
+          await new Promise<void>((resolve) => {
+            const timer = clock.setTimer(untilMs - sinceSentMs(), resolve);
+            wake = () => {
+              timer.cancel();
+              resolve();
+            };
+          });
+        }
       }
     } finally {
+      signal.removeEventListener("abort", onAbort);
       forget();
       watchers--;
     }
@@ -75,7 +91,7 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
     InstanceService,
     {
       getInfo: async () => ({ info: o.info(), load: board.load() }),
-      watchLoad: (_request, { signal, closing }) => watch(anySignal(signal, closing)),
+      watchLoad: (requests, { signal, closing }) => watch(requests, anySignal(signal, closing)),
       async drain({ reason }) {
         mustNotStop();
         o.log.info("draining", { reason });
@@ -92,6 +108,16 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
     },
     { access: "token" },
   );
+}
+
+/** Calls `fn` for each message but the first, until there are no more. */
+async function eachAfterFirst(messages: AsyncIterable<unknown>, fn: () => void): Promise<void> {
+  let count = 0;
+  try {
+    for await (const _ of messages) if (count++ > 0) fn();
+  } catch {
+    // The call broke, which its signal says as well.
+  }
 }
 
 const LEVELS = {

@@ -1,12 +1,4 @@
-// Calls off the token path: typed, with promises and async iterables, over @grpc/grpc-js.
-import {
-  type CallOptions as GrpcCallOptions,
-  Client,
-  type ClientDuplexStream,
-  Metadata,
-  type ServiceError as GrpcError,
-  credentials,
-} from "@grpc/grpc-js";
+// Typed calls over a channel: protobuf-es messages, promises and async iterables. Not for the token path.
 import {
   type DescMessage,
   type DescMethod,
@@ -22,15 +14,18 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import { ServiceError } from "../common/errors.ts";
-import { DETAILS_HEADER, fromStatus } from "./errors-wire.ts";
+import type { HeartbeatOptions } from "./heartbeat.ts";
+import { Inbox } from "./inbox.ts";
 import { methodPath } from "./service.ts";
+import type { OpenCall, ThinCall } from "./thin-call.ts";
 
 export interface RpcCallOptions {
   /** Cancels the call, which then throws `cancelled`. */
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
-  readonly headers?: Readonly<Record<string, string>>;
 }
+
+type Stream<T> = AsyncIterable<T> | Iterable<T>;
 
 type ClientMethod<M> =
   M extends DescMethodUnary<infer I extends DescMessage, infer O extends DescMessage>
@@ -38,163 +33,122 @@ type ClientMethod<M> =
     : M extends DescMethodServerStreaming<infer I extends DescMessage, infer O extends DescMessage>
       ? (request: MessageInitShape<I>, options?: RpcCallOptions) => AsyncIterable<MessageShape<O>>
       : M extends DescMethodClientStreaming<infer I extends DescMessage, infer O extends DescMessage>
-        ? (requests: AsyncIterable<MessageInitShape<I>>, options?: RpcCallOptions) => Promise<MessageShape<O>>
+        ? (requests: Stream<MessageInitShape<I>>, options?: RpcCallOptions) => Promise<MessageShape<O>>
         : M extends DescMethodBiDiStreaming<infer I extends DescMessage, infer O extends DescMessage>
-          ? (requests: AsyncIterable<MessageInitShape<I>>, options?: RpcCallOptions) => AsyncIterable<MessageShape<O>>
+          ? (requests: Stream<MessageInitShape<I>>, options?: RpcCallOptions) => AsyncIterable<MessageShape<O>>
           : never;
 
 /** Methods by `localName`. All throw ServiceError. A stream's call begins with its first `next`, and a break cancels it. */
 export type RpcClient<D extends DescService> = { readonly [K in keyof D["method"]]: ClientMethod<D["method"][K]> };
 
-export interface RpcChannel {
-  /** host:port. */
-  readonly address: string;
-  client<D extends DescService>(descriptor: D): RpcClient<D>;
-  /** Cancels what runs. May be called twice. */
-  [Symbol.asyncDispose](): Promise<void>;
+export function typedClient<D extends DescService>(open: OpenCall, descriptor: D): RpcClient<D> {
+  const methods = descriptor.methods.map((method) => {
+    const streamsIn = method.methodKind === "client_streaming" || method.methodKind === "bidi_streaming";
+    const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
+    const call = (request: object, options: RpcCallOptions = {}): unknown => {
+      const answers = answersOf(open, method, streamsIn ? (request as Stream<object>) : [request], options);
+      return streamsOut ? answers : only(answers);
+    };
+    return [method.localName, call];
+  });
+  return Object.fromEntries(methods) as RpcClient<D>;
 }
 
-/** Connects at the first call, and again after a loss with a pause of 50 ms to 1 s; calls fail at once in between. */
-export function dialRpc(address: string, { token }: { token?: string | undefined } = {}): RpcChannel {
-  const client = new Client(address, credentials.createInsecure(), {
-    "grpc.max_receive_message_length": 64 * 1024 * 1024,
-    "grpc.max_send_message_length": 64 * 1024 * 1024,
-    "grpc-node.flow_control_window": 1024 * 1024,
-    // Retries are the caller's, who knows which calls may be repeated.
-    "grpc.enable_retries": 0,
-    "grpc.enable_http_proxy": 0,
-    "grpc.service_config_disable_resolution": 1,
-    "grpc.enable_channelz": 0,
-    // A connection of its own, so that closing this channel closes it.
-    "grpc.use_local_subchannel_pool": 1,
-    "grpc.initial_reconnect_backoff_ms": 50,
-    "grpc.max_reconnect_backoff_ms": 1000,
-    // Side effect, see shutDown in server.ts: after GOAWAY a running call ends at the next PING, as lost.
-    "grpc.keepalive_time_ms": 1000,
-    "grpc.keepalive_timeout_ms": 1500,
+/** Any method as a stream of answers. Unary ones are streams of one. */
+async function* answersOf(
+  open: OpenCall,
+  method: DescMethod,
+  requests: Stream<object>,
+  { signal, timeoutMs }: RpcCallOptions,
+): AsyncGenerator<unknown> {
+  if (signal?.aborted === true) throw new ServiceError("cancelled", "The call was cancelled.");
+  let over = false;
+  let wake = (): void => {};
+  /** What the requests threw. */
+  let thrown: { readonly error: unknown } | undefined;
+  const inbox = new Inbox((bytes) => decode(method.output, bytes), {
+    pause: () => call.pause(),
+    resume: () => call.resume(),
   });
-  const running = new Set<{ cancel(): void }>();
-
-  function begin(options: RpcCallOptions): { metadata: Metadata; callOptions: GrpcCallOptions } {
-    const metadata = new Metadata();
-    for (const [name, value] of Object.entries(options.headers ?? {})) metadata.set(name, value);
-    if (token) metadata.set("authorization", `Bearer ${token}`);
-    return {
-      metadata,
-      callOptions: options.timeoutMs === undefined ? {} : { deadline: Date.now() + options.timeoutMs },
-    };
-  }
-
-  /** Any method as a stream of answers. Unary ones are streams of one. */
-  async function* stream(
-    path: string,
-    method: DescMethod,
-    requests: AsyncIterable<object> | Iterable<object>,
-    options: RpcCallOptions,
-  ): AsyncGenerator<unknown> {
-    if (options.signal?.aborted === true) throw new ServiceError("cancelled", "The call was cancelled.");
-    const { metadata, callOptions } = begin(options);
-    const call = client.makeBidiStreamRequest<Buffer, Buffer>(path, asIs, asIs, metadata, callOptions);
-    let answered = false;
-    let sendProblem: unknown;
-    call.on("error", () => {}); // The loop below throws it; after the loop nobody would listen.
-    call.on("metadata", () => (answered = true));
-    const cancel = (): void => call.cancel();
-    options.signal?.addEventListener("abort", cancel);
-    running.add(call);
-    let over = false;
-    const sending = send(call, method.input, requests, () => over).catch((thrown: unknown) => {
+  const call: ThinCall = open(
+    pathOf(method),
+    {
+      onMessage: (bytes) => inbox.push(bytes),
+      onEnd(error) {
+        over = true;
+        wake();
+        if (error === undefined) inbox.end();
+        else inbox.fail(error);
+      },
+      onDrain: () => wake(),
+    },
+    { timeoutMs },
+  );
+  async function send(): Promise<void> {
+    for await (const request of requests) {
       if (over) return;
-      sendProblem = thrown;
-      call.cancel();
-    });
-    try {
-      for await (const bytes of call) yield decode(method.output, bytes as Buffer);
-    } catch (thrown) {
-      if (sendProblem !== undefined) throw sendProblem;
-      throw asOurs(thrown, answered);
-    } finally {
-      over = true;
-      running.delete(call);
-      options.signal?.removeEventListener("abort", cancel);
-      call.cancel();
-      void sending;
+      if (!call.write(encode(method.input, request as Record<string, unknown>)))
+        await new Promise<void>((resolve) => (wake = resolve));
     }
+    call.halfClose();
   }
-
-  async function single(answers: AsyncGenerator<unknown>): Promise<unknown> {
-    const first = await answers.next();
-    const second = first.done === true ? first : await answers.next();
-    if (first.done === true || second.done !== true) {
-      await answers.return(undefined);
-      throw new ServiceError("internal", "The peer did not answer with exactly one message.");
-    }
-    return first.value;
+  send().catch((error: unknown) => {
+    thrown = { error };
+    call.cancel();
+  });
+  const cancel = (): void => call.cancel();
+  signal?.addEventListener("abort", cancel);
+  try {
+    yield* inbox;
+  } catch (error) {
+    throw thrown === undefined ? error : thrown.error;
+  } finally {
+    signal?.removeEventListener("abort", cancel);
+    call.cancel();
   }
+}
 
+async function only(answers: AsyncGenerator<unknown>): Promise<unknown> {
+  const first = await answers.next();
+  const second = first.done === true ? first : await answers.next();
+  if (first.done !== true && second.done === true) return first.value;
+  await answers.return(undefined);
+  throw new ServiceError("internal", "The peer did not answer with exactly one message.");
+}
+
+/** A channel's heartbeat, typed. */
+export interface TypedHeartbeat<I extends DescMessage, O extends DescMessage> {
+  /** Its server answers each message. */
+  readonly method: DescMethodBiDiStreaming<I, O>;
+  /** What is said: now. */
+  message(): MessageInitShape<I>;
+  onMessage?(answer: MessageShape<O>): void;
+  /** The peer ended the call, well or with an error, and the connection stands. The call is opened again after a pause. */
+  onRefused?(error: ServiceError | undefined): void;
+}
+
+export function untypedHeartbeat<I extends DescMessage, O extends DescMessage>(
+  o: TypedHeartbeat<I, O>,
+): HeartbeatOptions {
   return {
-    address,
-    client<D extends DescService>(descriptor: D): RpcClient<D> {
-      const methods = descriptor.methods.map((method) => {
-        const path = methodPath(descriptor, method);
-        const streamsIn = method.methodKind === "client_streaming" || method.methodKind === "bidi_streaming";
-        const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
-        const call = (request: object, options: RpcCallOptions = {}): unknown => {
-          const answers = stream(path, method, streamsIn ? (request as AsyncIterable<object>) : [request], options);
-          return streamsOut ? answers : single(answers);
-        };
-        return [method.localName, call];
-      });
-      return Object.fromEntries(methods) as RpcClient<D>;
-    },
-    async [Symbol.asyncDispose]() {
-      for (const call of running) call.cancel();
-      client.close();
-    },
+    path: pathOf(o.method),
+    message: () => encode(o.method.input, o.message()),
+    onMessage: (bytes) => o.onMessage?.(decode(o.method.output, bytes)),
+    onRefused: (error) => o.onRefused?.(error),
   };
 }
 
-const asIs = (bytes: Buffer): Buffer => bytes;
+const pathOf = (method: DescMethod): string => methodPath(method.parent, method);
 
-/** Writes what `requests` yields, as fast as the peer takes it. */
-async function send(
-  call: ClientDuplexStream<Buffer, Buffer>,
-  schema: DescMessage,
-  requests: AsyncIterable<object> | Iterable<object>,
-  over: () => boolean,
-): Promise<void> {
-  for await (const request of requests) {
-    if (over()) return;
-    const bytes = toBinary(schema, create(schema, request as Record<string, unknown>));
-    if (call.write(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength))) continue;
-    await drained(call);
-  }
-  if (!over()) call.end();
+function encode<D extends DescMessage>(schema: D, message: MessageInitShape<D>): Buffer {
+  const bytes = toBinary(schema, create(schema, message));
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** Until the peer takes more, or the call is over. */
-function drained(call: ClientDuplexStream<Buffer, Buffer>): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      call.off("drain", done).off("close", done);
-      resolve();
-    };
-    call.on("drain", done).on("close", done);
-  });
-}
-
-function decode(schema: DescMessage, bytes: Buffer): unknown {
+function decode<D extends DescMessage>(schema: D, bytes: Buffer): MessageShape<D> {
   try {
     return fromBinary(schema, bytes);
   } catch (cause) {
     throw new ServiceError("internal", `The answer is not a valid ${schema.typeName}.`, { cause });
   }
-}
-
-function asOurs(thrown: unknown, answered: boolean): ServiceError {
-  if (thrown instanceof ServiceError) return thrown;
-  const { code, details, metadata } = thrown as Partial<GrpcError>;
-  if (typeof code !== "number") return new ServiceError("internal", "The call failed.", { cause: thrown });
-  const detailsBin = metadata?.get(DETAILS_HEADER)[0];
-  return fromStatus(code, details ?? "", typeof detailsBin === "string" ? undefined : detailsBin, answered);
 }

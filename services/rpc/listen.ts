@@ -7,6 +7,8 @@ import { type Socket, createServer } from "node:net";
 export interface Listener {
   /** host:port really bound. */
   readonly address: string;
+  /** The connection from a peer, by its address and port as grpc-js writes them. */
+  connection(peer: string): Socket | undefined;
   /** Accepts no more. Connections stay. */
   close(): void;
   dropConnections(): void;
@@ -29,12 +31,13 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
       new StartError(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`),
     );
   }
-  const sockets = new Set<Socket>();
+  const sockets = new Map<string, Socket>();
   const waiting: (() => void)[] = [];
   const server = createServer({ noDelay: true }, (socket) => {
-    sockets.add(socket);
+    const peer = `${socket.remoteAddress}:${socket.remotePort}`;
+    sockets.set(peer, socket);
     socket.once("close", () => {
-      sockets.delete(socket);
+      sockets.delete(peer);
       if (sockets.size === 0) for (const resolve of waiting.splice(0)) resolve();
     });
     onConnection(socket);
@@ -52,6 +55,7 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
       if (bound === null || typeof bound === "string") throw new Error("not a TCP address");
       resolve({
         address: `${host.includes(":") ? `[${host}]` : host}:${bound.port}`,
+        connection: (peer) => sockets.get(peer),
         close: () => void server.close(),
         dropConnections: () => sockets.forEach((socket) => socket.destroy()),
         empty: () => (sockets.size === 0 ? Promise.resolve() : new Promise((emptied) => void waiting.push(emptied))),

@@ -1,101 +1,96 @@
-// Finds a peer that fell silent: its host gone, the link cut, the process stopped. TCP alone would take minutes.
-import type { ClientHttp2Session } from "node:http2";
-import type { Socket } from "node:net";
+// Finds a peer that fell silent: its host is gone, the link cut, the process stopped. TCP alone would take minutes.
+import type { Clock, Timer } from "../common/clock.ts";
 
-export interface LivenessOptions {
-  readonly pingIntervalMs: number;
-  /** So long without a byte from the peer, and it is doubted: it gets nothing new where another can do it. */
-  readonly doubtMs: number;
-  /** Longest time without a byte from the peer. At least twice `pingIntervalMs`. */
+export interface Pace {
+  /** How often the peer says something, at least: of itself, or because it is asked. */
+  readonly beatMs: number;
+  /** A peer is suspect when no byte has come from it for this long: new work goes elsewhere where it can. */
+  readonly suspectMs: number;
+  /** A peer is silent when no byte has come from it for this long. At least twice `beatMs`. */
   readonly silenceMs: number;
 }
 
+export const PACE: Pace = { beatMs: 500, suspectMs: 1_300, silenceMs: 2_000 };
+
+export interface Peer {
+  /** Read from it so far. Any byte counts: behind a full window of data an answer may take long. */
+  bytesRead(): number;
+  /** Called each `beatMs`, at once for the first time: asks for a sign of life. */
+  ask(): void;
+}
+
 export interface LivenessListener {
-  /** False: it was heard again. Not called any more once it is silent. */
-  onDoubt(doubted: boolean): void;
-  /** Once, and never later than `silenceMs` after the last byte, unless this process stood still itself. */
+  /** False: it was heard again. */
+  onSuspect(suspect: boolean): void;
+  /** Once, as the last call, and never later than `silenceMs` after the last byte unless this process paused itself. */
   onSilent(): void;
 }
 
-/**
- * Sends a PING when nothing was heard for an interval, and tells when nothing comes. Any byte counts: behind a full window of data the
- * acknowledgement may take long.
- *
- * @returns A function that ends the watch.
- */
+/** @returns A function that ends the watch. */
 export function watchLiveness(
-  session: ClientHttp2Session,
-  socket: Socket,
-  { pingIntervalMs, doubtMs, silenceMs }: LivenessOptions,
-  { onDoubt, onSilent }: LivenessListener,
+  peer: Peer,
+  clock: Clock,
+  { beatMs, suspectMs, silenceMs }: Pace,
+  { onSuspect, onSilent }: LivenessListener,
 ): () => void {
-  // Bytes are looked at only here, so the figure is this coarse.
-  const tickMs = pingIntervalMs / 4;
-  /** A tick that comes so late shows that this process stood still, or its whole machine, and nothing of the peer. */
+  // Bytes are looked for only here, so the figure is this coarse.
+  const tickMs = beatMs / 4;
+  /** A tick that comes so late shows that this process paused, or its whole machine, and nothing of the peer. */
   const ownPauseMs = silenceMs / 4;
-  let stopped = false;
-  let doubted = false;
-  let heardMs = performance.now();
-  let heardBytes = socket.bytesRead;
-  let tickedMs = heardMs;
-  let pingSentMs = -Infinity;
-  let outstanding = false;
+  let state: "heard" | "suspect" | "over" = "heard";
+  let bytesRead = peer.bytesRead();
+  let heardMs = clock.nowMs();
+  /** When it was first asked since it was heard. */
+  let askedMs: number | undefined;
+  let nextAskMs = heardMs;
+  let tickedMs = heardMs - tickMs;
+  let timer: Timer | undefined;
 
-  const onAck = (error: Error | null): void => {
-    if (error !== null) return;
-    outstanding = false;
-    heardMs = performance.now();
+  const listen = (): void => {
+    const bytes = peer.bytesRead();
+    if (bytes === bytesRead) return;
+    bytesRead = bytes;
+    heardMs = Math.max(heardMs, tickedMs); // They may have come right after the last look.
+    askedMs = undefined;
   };
-  const quietAt = (nowMs: number): "no" | "doubted" | "silent" => {
-    if (socket.bytesRead !== heardBytes) {
-      heardBytes = socket.bytesRead;
-      heardMs = Math.max(heardMs, tickedMs); // They may have come right after the last look.
-    }
-    // The second condition gives a peer time to answer a PING that was sent late.
-    const over = (limitMs: number): boolean =>
-      outstanding && nowMs + tickMs > heardMs + limitMs && nowMs + tickMs > pingSentMs + limitMs - pingIntervalMs;
-    return over(silenceMs) ? "silent" : over(doubtMs) ? "doubted" : "no";
+  // The second condition gives a peer time to answer a question that was asked late.
+  const quietFor = (limitMs: number, nowMs: number): boolean =>
+    askedMs !== undefined && nowMs + tickMs > heardMs + limitMs && nowMs + tickMs > askedMs + limitMs - beatMs;
+  const become = (next: "heard" | "suspect"): void => {
+    if (state === "over" || state === next) return;
+    state = next;
+    onSuspect(next === "suspect");
   };
-  const doubt = (now: boolean): void => {
-    if (doubted === now) return;
-    doubted = now;
-    onDoubt(now);
+  const stop = (): void => {
+    state = "over";
+    timer?.cancel();
+  };
+  const judge = (nowMs: number): void => {
+    if (state === "over") return;
+    listen();
+    if (quietFor(silenceMs, nowMs)) {
+      stop();
+      onSilent();
+    } else if (quietFor(suspectMs, nowMs)) become("suspect");
   };
   const tick = (): void => {
-    const nowMs = performance.now();
+    const nowMs = clock.nowMs();
     const lateMs = nowMs - tickedMs - tickMs;
     if (lateMs > ownPauseMs) {
       heardMs += lateMs;
-      pingSentMs += lateMs;
+      if (askedMs !== undefined) askedMs += lateMs;
     }
-    if (quietAt(nowMs) !== "no") {
-      // Timers run before sockets are read: the answer may lie in the socket already.
-      setImmediate(() => {
-        if (stopped) return;
-        const quiet = quietAt(nowMs);
-        if (quiet === "doubted") doubt(true);
-        if (quiet !== "silent") return;
-        stop();
-        onSilent();
-      });
-    } else {
-      doubt(false);
-      // Who is heard anyway is not asked.
-      if (!outstanding && nowMs + tickMs / 2 > Math.max(pingSentMs, heardMs) + pingIntervalMs && !session.destroyed) {
-        outstanding = true;
-        pingSentMs = nowMs;
-        // After GOAWAY Node sends no PING any more, although calls still run. Settings must be acknowledged as well.
-        if (session.closed) session.settings({}, onAck);
-        else if (!session.ping(onAck)) outstanding = false;
-      }
+    listen();
+    // Timers run before sockets are read: what is missed may lie in the socket already.
+    if (quietFor(suspectMs, nowMs)) setImmediate(() => judge(nowMs));
+    else become("heard");
+    if (nowMs + tickMs / 2 >= nextAskMs) {
+      nextAskMs = nowMs + beatMs;
+      askedMs ??= nowMs;
+      peer.ask();
     }
     tickedMs = nowMs;
-  };
-  const timer = setInterval(tick, tickMs);
-  timer.unref();
-  const stop = (): void => {
-    stopped = true;
-    clearInterval(timer);
+    if (state !== "over") timer = clock.setTimer(tickMs, tick);
   };
   tick();
   return stop;

@@ -1,5 +1,6 @@
 // Why a peer can't be used, by what an operator does about it. For logs: the text may hold addresses.
 import { asServiceError } from "../common/errors.ts";
+import type { LossReason } from "./connection.ts";
 
 export interface PeerFault {
   /**
@@ -14,8 +15,25 @@ export interface PeerFault {
 export function peerFault(thrown: unknown): PeerFault {
   const { code, message, cause } = asServiceError(thrown);
   if (code === "unauthenticated" || code === "permission_denied") return { kind: "credentials", text: message };
-  const [, status, details] = /^gRPC status (\w+): ([^]*)/.exec(cause instanceof Error ? cause.message : "") ?? [];
-  if (status === "UNAVAILABLE") return { kind: "address", text: details || message };
+  const reason = cause instanceof Error ? cause.message : "";
+  const [, status, details] = /^gRPC status (\w+): ([^]*)/.exec(reason) ?? [];
   if (status === "UNIMPLEMENTED") return { kind: "version", text: details || message };
+  // The connection's own failure has a cause, which a peer's word does not.
+  if ((code === "instance_unavailable" || code === "instance_lost") && reason !== "")
+    return { kind: "address", text: details ?? reason };
   return { kind: code === "deadline_exceeded" ? "timeout" : "refused", text: message };
+}
+
+/** Of a channel that is down. */
+export function lossFault({
+  because,
+  cause,
+}: {
+  readonly because: LossReason;
+  readonly cause: Error | undefined;
+}): PeerFault {
+  return {
+    kind: because === "silent" ? "timeout" : "address",
+    text: cause?.message ?? `The connection is ${because}.`,
+  };
 }

@@ -1,12 +1,15 @@
 // Serves gRPC with @grpc/grpc-js: the given services, grpc.health.v1 and reflection.
 import { setMaxListeners } from "node:events";
 import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
+import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { type Gate, createGate } from "./access.ts";
 import { GrpcCall } from "./grpc-call.ts";
 import { createHealth } from "./health.ts";
+import { HEARTBEAT_HEADER } from "./heartbeat.ts";
 import { type Listener, listenTcp } from "./listen.ts";
+import { watchLiveness } from "./liveness.ts";
 import { reflectionServices } from "./reflection.ts";
 import { type RawCall, type RpcService, methodPath } from "./service.ts";
 import { serveTyped } from "./typed-call.ts";
@@ -36,13 +39,14 @@ export interface RpcServerOptions {
   readonly log: Log;
   /** Default 2000. */
   readonly graceMs?: number;
-  /** A caller is pinged so often, and taken for gone when it doesn't answer for as long. Default 2000. */
+  /** A caller is pinged this often, and taken for gone when it doesn't answer for as long. Default 2000. */
   readonly keepaliveMs?: number;
+  readonly clock?: Clock;
 }
 
 /** @throws StartError when the address is taken or malformed, or is not loopback while no token is configured. */
 export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
-  const { log, graceMs = 2000, keepaliveMs = 2000 } = options;
+  const { log, graceMs = 2000, keepaliveMs = 2000, clock = systemClock } = options;
   const names = options.services.map(({ descriptor }) => descriptor.typeName);
   const health = createHealth(names);
   const services = [
@@ -56,20 +60,21 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
     "grpc.max_send_message_length": MESSAGE_LIMIT_BYTES,
     "grpc.max_concurrent_streams": 65_536,
     "grpc.enable_channelz": 0,
-    // The calls of a host that fell silent are cancelled, so that KV and slots come free.
+    // The calls of a host that fell silent are cancelled, so that KV and slots come free. For callers without heartbeats:
+    // of those that have promised some it is known sooner, see `watchCaller`.
     "grpc.keepalive_time_ms": keepaliveMs,
     "grpc.keepalive_timeout_ms": keepaliveMs,
   });
   const closing = new AbortController();
   setMaxListeners(0, closing.signal); // One per running watch.
   const gate = createGate(options);
-  for (const service of services) addService(server, service, { gate, log, closing: closing.signal });
-
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const listener = await listenTcp(options.listen, {
     trusted: Boolean(options.token),
     onConnection: (socket) => injector.injectConnection(socket),
   });
+  const shared = { gate, log, clock, closing: closing.signal, listener };
+  for (const service of services) addService(server, service, shared);
   let closed: Promise<void> | undefined;
   return {
     address: listener.address,
@@ -85,15 +90,21 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   };
 }
 
-interface CallOptions {
+interface Shared {
   readonly gate: Gate;
   readonly log: Log;
+  readonly clock: Clock;
   readonly closing: AbortSignal;
+  readonly listener: Listener;
 }
+
+/** With less, a caller could keep this process busy with watching it. */
+const SHORTEST_BEAT_MS = 100;
 
 const asIs = (bytes: Buffer): Buffer => bytes;
 
-function addService(server: Server, service: RpcService, { gate, log, closing }: CallOptions): void {
+function addService(server: Server, service: RpcService, shared: Shared): void {
+  const { gate, log, closing } = shared;
   for (const method of service.descriptor.methods) {
     const path = methodPath(service.descriptor, method);
     const raw = service.raw[method.localName];
@@ -108,11 +119,42 @@ function addService(server: Server, service: RpcService, { gate, log, closing }:
     const accept = (stream: ServerDuplexStream<Buffer, Buffer>): void => {
       const call = new GrpcCall(stream, log);
       const refusal = gate(service.access, call.header("authorization"));
-      call.run(refusal === undefined ? handler : () => call.fail(refusal));
+      if (refusal !== undefined) return call.run(() => call.fail(refusal));
+      const beatMs = Number(call.header(HEARTBEAT_HEADER));
+      if (beatMs >= SHORTEST_BEAT_MS && service.access !== "open") watchCaller(stream, beatMs, shared);
+      call.run(handler);
     };
     if (!server.register(path, accept, asIs, asIs, "bidi"))
       throw new Error(`${service.descriptor.typeName} is served twice.`);
   }
+}
+
+/**
+ * A caller that has promised heartbeats is taken for gone when no byte comes from it for four of them, and half a one more
+ * so that it is never less. Its connection is ended then, with all its calls, so that KV and slots come free. Until the call
+ * that carries the heartbeats ends, or the caller half-closes it.
+ */
+function watchCaller(
+  stream: ServerDuplexStream<Buffer, Buffer>,
+  beatMs: number,
+  { clock, log, listener }: Shared,
+): void {
+  const socket = listener.connection(stream.getPeer());
+  if (socket === undefined) return;
+  const silenceMs = 4.5 * beatMs;
+  const stop = watchLiveness(
+    { bytesRead: () => socket.bytesRead, ask() {} },
+    clock,
+    { beatMs, suspectMs: silenceMs, silenceMs },
+    {
+      onSuspect() {},
+      onSilent() {
+        log.warn("a caller is silent; its calls are cancelled", { method: stream.getPath(), silenceMs });
+        socket.destroy();
+      },
+    },
+  );
+  stream.once("end", stop).once("cancelled", stop);
 }
 
 async function shutDown(server: Server, listener: Listener, graceMs: number): Promise<void> {

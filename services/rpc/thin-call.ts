@@ -1,5 +1,6 @@
 // One gRPC call of the thin client: an HTTP/2 stream, its messages, and the one end it comes to.
 import { type ClientHttp2Stream, type IncomingHttpHeaders, constants } from "node:http2";
+import type { Clock, Timer } from "../common/clock.ts";
 import { ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { Deframer, frame } from "./deframer.ts";
@@ -8,7 +9,7 @@ import { DETAILS_HEADER, GRPC_CODES, decodeMessage, fromStatus } from "./errors-
 export interface ThinHandlers {
   /** A whole protobuf message. It may share memory with others: copy it to keep it for long. */
   onMessage(message: Buffer): void;
-  /** Exactly once, always after `open`, `write` or `cancel` have returned; nothing follows it. */
+  /** Exactly once, in a turn of its own: never within another call of the channel or an event of node:http2. Nothing follows it. */
   onEnd(error: ServiceError | undefined): void;
   onDrain?(): void;
 }
@@ -25,15 +26,23 @@ export interface ThinCall {
   resume(): void;
 }
 
+export interface CallOptions {
+  readonly timeoutMs?: number | undefined;
+}
+
+/** Begins a call of any kind. */
+export type OpenCall = (path: string, handlers: ThinHandlers, options?: CallOptions) => ThinCall;
+
 export interface StreamCallOptions {
   readonly path: string;
   readonly timeoutMs: number | undefined;
   readonly messageLimitBytes: number;
-  readonly log: Log;
+  readonly log: Log | undefined;
+  readonly clock: Clock;
   /** Why a stream ended without a status, for the channel knows what became of its connection. */
   whyBroken(stream: ClientHttp2Stream, cause: Error | undefined): ServiceError;
-  /** Once: the peer has begun to answer, or the call ended without that. */
-  onAnswered(): void;
+  /** Once: the call takes no more part in its connection. Its `onEnd` comes later. */
+  onOver(): void;
 }
 
 export class StreamCall implements ThinCall {
@@ -41,7 +50,7 @@ export class StreamCall implements ThinCall {
   readonly #handlers: ThinHandlers;
   readonly #options: StreamCallOptions;
   readonly #deframer: Deframer;
-  readonly #timer: NodeJS.Timeout | undefined;
+  readonly #timer: Timer | undefined;
   #ended = false;
   #read = false;
   #answered = false;
@@ -56,9 +65,9 @@ export class StreamCall implements ThinCall {
       if (!this.#ended) handlers.onMessage(message);
     });
     if (options.timeoutMs !== undefined) {
-      this.#timer = setTimeout(() => {
+      this.#timer = options.clock.setTimer(options.timeoutMs, () => {
         this.#end(new ServiceError("deadline_exceeded", "The call did not end in time."));
-      }, options.timeoutMs);
+      });
     }
     stream.on("response", (headers) => this.#onResponse(headers));
     stream.on("data", (chunk: Buffer) => this.#onData(chunk));
@@ -77,6 +86,11 @@ export class StreamCall implements ThinCall {
     if (handlers.onDrain !== undefined) stream.on("drain", () => this.#onDrain());
   }
 
+  /** The peer has begun to answer. */
+  get answered(): boolean {
+    return this.#answered;
+  }
+
   write(message: Buffer): boolean {
     if (this.#ended || this.#stream.writableEnded || this.#stream.destroyed) return true; // It would never drain.
     return this.#stream.write(frame(message));
@@ -87,10 +101,7 @@ export class StreamCall implements ThinCall {
   }
 
   cancel(): void {
-    if (this.#ended) return;
-    this.#settle(false);
-    const error = new ServiceError("cancelled", "The call was cancelled.");
-    process.nextTick(() => this.#tell(error));
+    this.#end(new ServiceError("cancelled", "The call was cancelled."));
   }
 
   /** Ends it as if its connection had broken. */
@@ -115,7 +126,6 @@ export class StreamCall implements ThinCall {
       this.#end(notGrpc(status, headers["content-type"]));
     } else {
       this.#answered = true;
-      this.#options.onAnswered();
     }
   }
 
@@ -164,25 +174,25 @@ export class StreamCall implements ThinCall {
     this.#end(this.#options.whyBroken(this.#stream, cause));
   }
 
+  /** @param byPeer The peer has ended its side, well or with an error. */
   #end(error: ServiceError | undefined, byPeer = false): void {
     if (this.#ended) return;
-    this.#settle(byPeer);
-    this.#tell(error);
-  }
-
-  #tell(error: ServiceError | undefined): void {
-    try {
-      this.#handlers.onEnd(error);
-    } catch (thrown) {
-      this.#logBug(thrown);
-    }
-  }
-
-  /** @param byPeer The peer has ended its side, well or with an error. */
-  #settle(byPeer: boolean): void {
     this.#ended = true;
-    if (!this.#answered) this.#options.onAnswered();
-    clearTimeout(this.#timer);
+    this.#timer?.cancel();
+    this.#leave(byPeer);
+    this.#options.onOver();
+    // Whoever is told may do anything, such as closing the channel; inside an event of node:http2 that can be fatal (see
+    // `tearDown` in connection.ts).
+    setImmediate(() => {
+      try {
+        this.#handlers.onEnd(error);
+      } catch (thrown) {
+        this.#logBug(thrown);
+      }
+    });
+  }
+
+  #leave(byPeer: boolean): void {
     if (this.#stream.closed || this.#stream.destroyed) return;
     // Ours is ended then and not reset: nghttp2 takes more than 33 resets a second, once 1,000 are used up, for an attack,
     // and breaks the connection with all its calls. Unless much of what was written is still here: who reads it?
@@ -198,7 +208,7 @@ export class StreamCall implements ThinCall {
   }
 
   #logBug(thrown: unknown): void {
-    this.#options.log.error("call handler failed unexpectedly", { method: this.#options.path, error: thrown });
+    this.#options.log?.error("call handler failed unexpectedly", { method: this.#options.path, error: thrown });
   }
 }
 

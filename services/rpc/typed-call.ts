@@ -1,10 +1,8 @@
 // Typed methods over a RawCall: protobuf-es messages in, promises and async iterables out. Not for the token path.
 import { type DescMessage, type DescMethod, type Message, create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { ServiceError, asServiceError } from "../common/errors.ts";
+import { Inbox } from "./inbox.ts";
 import type { AnyMethod, CallContext, RawCall } from "./service.ts";
-
-/** Messages that wait for an implementation that reads slowly, before the caller is held back. */
-const REQUEST_QUEUE_LIMIT = 16;
 
 export interface TypedCallOptions {
   readonly closing: AbortSignal;
@@ -14,7 +12,7 @@ export interface TypedCallOptions {
 
 export function serveTyped(method: DescMethod, impl: AnyMethod, call: RawCall, options: TypedCallOptions): void {
   const state = new CallState(call, options.closing);
-  const requests = new Requests(method.input, call);
+  const requests = new Inbox((bytes) => decode(method.input, bytes), call);
   call.onMessage = (message) => requests.push(message);
   call.onHalfClose = () => requests.end();
   call.onDrain = () => state.wake();
@@ -32,7 +30,7 @@ export function serveTyped(method: DescMethod, impl: AnyMethod, call: RawCall, o
   async function answer(): Promise<void> {
     const streamsIn = method.methodKind === "client_streaming" || method.methodKind === "bidi_streaming";
     const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
-    const result = impl(streamsIn ? requests : await requests.only(), state);
+    const result = impl(streamsIn ? requests : await onlyOf(requests), state);
     if (!streamsOut) {
       call.write(encode(method.output, await (result as Promise<Message>)));
       return call.end();
@@ -96,77 +94,14 @@ class CallState implements CallContext {
   }
 }
 
-/** The caller's messages, for one reader. Ends with the half-close; throws when the call breaks before it. */
-class Requests implements AsyncIterableIterator<Message> {
-  readonly #schema: DescMessage;
-  readonly #call: RawCall;
-  readonly #queue: Buffer[] = [];
-  #paused = false;
-  #ended = false;
-  #error: ServiceError | undefined;
-  #wake: (() => void) | undefined;
-
-  constructor(schema: DescMessage, call: RawCall) {
-    this.#schema = schema;
-    this.#call = call;
-  }
-
-  push(message: Buffer): void {
-    this.#queue.push(message);
-    if (this.#queue.length >= REQUEST_QUEUE_LIMIT && !this.#paused) {
-      this.#paused = true;
-      this.#call.pause();
-    }
-    this.#wake?.();
-  }
-
-  end(): void {
-    this.#ended = true;
-    this.#wake?.();
-  }
-
-  fail(error: ServiceError): void {
-    this.#error = error;
-    this.#wake?.();
-  }
-
-  async next(): Promise<IteratorResult<Message>> {
-    while (this.#queue.length === 0) {
-      if (this.#error !== undefined) throw this.#error;
-      if (this.#ended) return { done: true, value: undefined };
-      await new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-    }
-    const message = this.#queue.shift()!;
-    // Only once it is empty: stopping and going on for every single message costs far more than the messages.
-    if (this.#paused && this.#queue.length === 0) {
-      this.#paused = false;
-      this.#call.resume();
-    }
-    return { done: false, value: decode(this.#schema, message) };
-  }
-
-  async return(): Promise<IteratorResult<Message>> {
-    this.#queue.length = 0;
-    this.#ended = true;
-    this.#call.resume();
-    return { done: true, value: undefined };
-  }
-
-  [Symbol.asyncIterator](): this {
-    return this;
-  }
-
-  /** The request of a method that takes exactly one. */
-  async only(): Promise<Message> {
-    const first = await this.next();
-    if (first.done === true) throw new ServiceError("invalid_request", "The call carries no request message.");
-    const second = await this.next();
-    if (second.done !== true)
-      throw new ServiceError("invalid_request", "The call carries more than one request message.");
-    return first.value;
-  }
+/** The request of a method that takes exactly one. */
+async function onlyOf(requests: Inbox<Message>): Promise<Message> {
+  const first = await requests.next();
+  if (first.done === true) throw new ServiceError("invalid_request", "The call carries no request message.");
+  const second = await requests.next();
+  if (second.done !== true)
+    throw new ServiceError("invalid_request", "The call carries more than one request message.");
+  return first.value;
 }
 
 function decode(schema: DescMessage, bytes: Buffer): Message {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
-import { dialRpc } from "../../services/rpc/client.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 import {
   FinishReason,
   leg,

@@ -6,8 +6,7 @@ import { DecodeRequestSchema, DecodeResponseSchema, DecodeService } from "#gen/t
 import { loadConfig } from "../../services/common/config.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
 import { startDecode } from "../../services/decode/main.ts";
-import { dialRpc } from "../../services/rpc/client.ts";
-import { connectThin } from "../../services/rpc/thin-client.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 import { FACE, leg, openDecode, quiet, type SimInstance } from "../instance/legs.ts";
 import { within } from "../support/waits.ts";
 
@@ -103,7 +102,7 @@ describe("an engine that sends odd bytes", () => {
       "--engine.kv_address=127.0.0.1:9",
     ];
     await using instance = await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
-    const thin = connectThin(instance.address, { log: quiet });
+    const thin = dialRpc(instance.address, { log: quiet });
     let bytes = 0;
     let tokens = 0;
     let stuckAt = 0;
@@ -142,7 +141,7 @@ describe("an engine that sends odd bytes", () => {
     // What the sockets and the HTTP/2 window hold, and no more.
     assert.ok(stuckAt < count / 2, `the engine was held back at ${stuckAt} of ${count}`);
     assert.deepEqual([tokens, bytes > count * 100], [count, true]);
-    await thin.close();
+    await thin[Symbol.asyncDispose]();
     server.closeAllConnections();
     server.close();
   });

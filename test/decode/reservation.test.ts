@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
 import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { dialRpc } from "../../services/rpc/client.ts";
-import { connectThin } from "../../services/rpc/thin-client.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 import {
   leg,
   openDecode,
@@ -149,7 +148,7 @@ describe("a call that breaks the rules", () => {
 
   it("is refused for bytes that are no message, and for a half-close before the start", async () => {
     await using decode = await simDecode();
-    const thin = connectThin(decode.instance.address, { log: quiet });
+    const thin = dialRpc(decode.instance.address, { log: quiet });
     for (const bytes of [Buffer.from([0xff, 0xff, 0xff]), Buffer.alloc(0)]) {
       const ended = await within(
         new Promise<{ code?: string } | undefined>((onEnd) => {
@@ -159,7 +158,7 @@ describe("a call that breaks the rules", () => {
       );
       assert.equal(ended?.code, "invalid_request");
     }
-    await thin.close();
+    await thin[Symbol.asyncDispose]();
     const call = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
     call.halfClose();
     await assert.rejects(call.next(), refusal("invalid_request"));

@@ -4,11 +4,13 @@ import { createServer, type AddressInfo, type Socket } from "node:net";
 import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService } from "#gen/tandem/registry/v1/registry_pb.js";
+import type { Clock } from "../../services/common/clock.ts";
 import { embeddedRegistry, registryHub, type RegistryHub } from "../../services/discovery/embedded.ts";
 import { atEach } from "../../services/discovery/registry.ts";
-import { dialRpc } from "../../services/rpc/client.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
+import { manualClock } from "../support/manual-clock.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
 const info = (change: Partial<Info> = {}): Info =>
@@ -20,18 +22,21 @@ const info = (change: Partial<Info> = {}): Info =>
     grpcAddress: "127.0.0.1:1",
     ...change,
   } as never);
-const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string): Promise<RpcServer> =>
-  serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0 });
+const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string, clock?: Clock): Promise<RpcServer> =>
+  serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0, ...(clock && { clock }) });
 const never = new AbortController().signal;
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 
 /** Takes connections and says nothing. */
-async function silentServer(): Promise<{ readonly address: string } & AsyncDisposable> {
+async function silentServer(): Promise<{ readonly address: string; readonly connections: number } & AsyncDisposable> {
   const sockets = new Set<Socket>();
   const server = createServer((socket) => void sockets.add(socket.on("error", () => {}))).listen(0, "127.0.0.1");
   await once(server, "listening");
   return {
     address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
+    get connections() {
+      return sockets.size;
+    },
     async [Symbol.asyncDispose]() {
       for (const socket of sockets) socket.destroy();
       server.close();
@@ -153,6 +158,33 @@ describe("the embedded registry", () => {
     const next = await hold("c");
     assert.deepEqual(ids(), ["c@"]);
     next.abort();
+  });
+
+  it("lets an instance go that falls silent, and an instance looks for a router that does", async () => {
+    const clock = manualClock();
+    const hub = registryHub({ limit: 4, graceMs: 20 });
+    await using server = await serve(hub, "127.0.0.1:0", undefined, clock);
+    const ids = watched(hub);
+    // Its clock stands still: it says its message once, and then nothing more.
+    await embeddedRegistry({ address: server.address, log: silentLog, clock: manualClock() }).register(
+      () => info(),
+      new AbortController().signal,
+    );
+    await eventually("it is there", () => ids().length === 1);
+    await clock.pass(2_000);
+    assert.deepEqual(ids(), ["a@"]);
+    await clock.pass(500);
+    await eventually("it is gone", () => ids().length === 0);
+
+    await using silent = await silentServer();
+    const registration = await embeddedRegistry({ address: silent.address, log: silentLog, clock }).register(
+      () => info(),
+      new AbortController().signal,
+    );
+    await eventually("a connection", () => silent.connections === 1);
+    await clock.pass(2_500);
+    await eventually("another one", () => silent.connections === 2);
+    await Promise.all([registration[Symbol.asyncDispose](), clock.pass(1_000)]);
   });
 
   it("believes the newest call of an instance, and the end of the older one takes nothing away", async () => {

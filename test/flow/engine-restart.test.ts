@@ -6,12 +6,12 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { dialRpc } from "../../services/rpc/client.ts";
 import { FACE, freshLegId, openDecode, type SimInstance } from "../instance/legs.ts";
 import { vllmOf } from "../live/support/processes.ts";
 import { eligible, startProcess, startRouterProcess, type TestProcess, type TestRouter } from "../support/processes.ts";
 import { steadyLoad, type SteadyLoad } from "../support/steady-load.ts";
 import { eventually } from "../support/waits.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 
 const FAKE = fileURLToPath(new URL("../support/fake-vllm.ts", import.meta.url));
 const TSX = import.meta.resolve("tsx");

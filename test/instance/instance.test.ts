@@ -54,7 +54,7 @@ describe("an instance", () => {
   it("pushes its load: at once, on change, and every second as a heartbeat", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
-    const watch = decode.channel.client(InstanceService).watchLoad({})[Symbol.asyncIterator]();
+    const watch = decode.channel.client(InstanceService).watchLoad([{}])[Symbol.asyncIterator]();
     const next = async () => (await within(watch.next(), "the next load")).value!.load!;
     assert.equal((await next()).state, State.SERVING);
     const call = openDecode(decode);
@@ -73,13 +73,13 @@ describe("an instance", () => {
   it("bounds its watchers, and takes another when one leaves", async () => {
     await using decode = await simDecode();
     const control = decode.channel.client(InstanceService);
-    const watches = Array.from({ length: 64 }, () => control.watchLoad({})[Symbol.asyncIterator]());
+    const watches = Array.from({ length: 64 }, () => control.watchLoad([{}])[Symbol.asyncIterator]());
     await Promise.all(watches.map((watch) => watch.next()));
-    await assert.rejects(control.watchLoad({})[Symbol.asyncIterator]().next(), refusal("instance_busy"));
+    await assert.rejects(control.watchLoad([{}])[Symbol.asyncIterator]().next(), refusal("instance_busy"));
     await watches[0]!.return!();
     await eventually(
       "its place is free",
-      async () => (await control.watchLoad({})[Symbol.asyncIterator]().next()).done === false,
+      async () => (await control.watchLoad([{}])[Symbol.asyncIterator]().next()).done === false,
     );
   });
 

@@ -18,7 +18,7 @@ import { startDecode } from "../../services/decode/main.ts";
 import type { Instance } from "../../services/instance/instance.ts";
 import { prefillConfig } from "../../services/prefill/config.ts";
 import { startPrefill } from "../../services/prefill/main.ts";
-import { dialRpc, type RpcChannel } from "../../services/rpc/client.ts";
+import { dialRpc, type RpcChannel } from "../../services/rpc/channel.ts";
 import { eventually } from "../support/waits.ts";
 import { startSimEngine, type RunningEngine, type SimEngineOptions } from "../../services/tiny-engine/server.ts";
 

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { identityOf } from "../../services/common/process-identity.ts";
-import { dialRpc, type RpcChannel } from "../../services/rpc/client.ts";
+import { dialRpc, type RpcChannel } from "../../services/rpc/channel.ts";
 import { body, FACE, freshLegId, openDecode, type SimInstance } from "./legs.ts";
 import { eventually, within } from "../support/waits.ts";
 

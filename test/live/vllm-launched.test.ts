@@ -7,7 +7,6 @@ import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { FindingLevel, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { tandemClient } from "../../clients/client/index.ts";
-import { dialRpc } from "../../services/rpc/client.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
 import { ask, assertSame, post, readAnswer, type Answer, type Question } from "./support/answers.ts";
@@ -22,6 +21,7 @@ import {
   VLLM_PROGRAM,
   type Vllm,
 } from "./support/vllm.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 
 const STALL_MS = 5_000;
 /** A vLLM loads for 20 to 40 s on two cores, two minutes beside much else. */

@@ -9,9 +9,9 @@ import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { loadConfig } from "../../services/common/config.ts";
 import { embeddedRegistry } from "../../services/discovery/embedded.ts";
-import { dialRpc } from "../../services/rpc/client.ts";
 import { routerConfig } from "../../services/router/config.ts";
 import { startRouter, type Router } from "../../services/router/main.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 import { logSink, type LogSink } from "../support/log-sink.ts";
 import { eventually, freePort, within } from "../support/waits.ts";
 

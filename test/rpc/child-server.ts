@@ -1,7 +1,8 @@
 // Run by fixture.ts in a process of its own, to be stopped and killed.
 import { createServer } from "node:net";
 import { silentLog } from "../support/log-sink.ts";
-import { DECODE, dial, serveRaw } from "./fixture.ts";
+import { manualClock } from "../support/manual-clock.ts";
+import { DECODE, dial, dialBeating, serveRaw } from "./fixture.ts";
 
 process.stdin.resume().once("close", () => process.exit()); // The test is gone.
 if (process.argv[2] === "rpc") {
@@ -10,12 +11,13 @@ if (process.argv[2] === "rpc") {
       call.onMessage = (message) => void call.write(message);
       call.onHalfClose = () => call.end();
     },
-    { log: silentLog, graceMs: 60_000 },
+    // The clock stands still: a test that holds up its heartbeats is not taken for gone.
+    { log: silentLog, graceMs: 60_000, clock: manualClock() },
   );
   process.on("SIGTERM", () => void server[Symbol.asyncDispose]()); // GOAWAY, with its calls still running.
   process.stdout.write(`${server.address}\n`);
-} else if (process.argv[2] === "caller") {
-  dial(process.argv[3]!).open(DECODE, {
+} else if (process.argv[2] === "caller" || process.argv[2] === "beating") {
+  (process.argv[2] === "caller" ? dial : dialBeating)(process.argv[3]!).open(DECODE, {
     onMessage: () => process.stdout.write("calling\n"),
     onEnd: () => process.exit(),
   });

@@ -3,7 +3,7 @@
 // JavaScript over dist/, because tsx needs more address space than the ceiling that it runs under.
 import { once } from "node:events";
 import { constants, createServer } from "node:http2";
-import { connectThin } from "../../dist/services/rpc/thin-client.js";
+import { dialRpc } from "../../dist/services/rpc/channel.js";
 
 const log = { debug() {}, info() {}, warn() {}, error() {}, child: () => log };
 const ROUNDS = 10;
@@ -31,12 +31,12 @@ await once(server, "listening");
 const address = `127.0.0.1:${server.address().port}`;
 
 for (let round = 0; round < ROUNDS; round++) {
-  const channel = connectThin(address, { log });
+  const channel = dialRpc(address, { log });
   let ended = 0;
   await new Promise((resolve) => {
     for (let index = 0; index < CALLS; index++) {
       const onEnd = () => {
-        if (++ended === CALLS - OPEN) void channel.close().then(resolve);
+        if (++ended === CALLS - OPEN) void channel[Symbol.asyncDispose]().then(resolve);
       };
       channel.open("/tandem.decode.v1.DecodeService/Decode", { onMessage() {}, onEnd }).write(Buffer.alloc(100));
     }

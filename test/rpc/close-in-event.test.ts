@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { within } from "../support/waits.ts";
@@ -18,5 +19,19 @@ describe("a channel that is closed inside an event of its own session", () => {
       15_000,
     );
     assert.equal(output, "closed\n");
+  });
+
+  it("is torn down in one place, and its streams are reset by CANCEL alone: nothing else is put off inside an event", () => {
+    const found: string[] = [];
+    for (const file of ["channel.ts", "connection.ts", "heartbeat.ts", "thin-call.ts"]) {
+      const text = readFileSync(new URL(`../../services/rpc/${file}`, import.meta.url), "utf8");
+      // The functions that may: outside of any event, and before there is a session.
+      const rest = text.replaceAll(/^function (tearDown|connectSocket)\b[\s\S]*?^}/gm, "");
+      for (const line of rest.split("\n")) {
+        const resets = /\.(destroy|destroySoon|rstStream)\(|[sS]tream\.close\((?!constants\.NGHTTP2_CANCEL\))/;
+        if (resets.test(line) && !line.startsWith(" *")) found.push(`${file}: ${line.trim()}`);
+      }
+    }
+    assert.deepEqual(found, []);
   });
 });

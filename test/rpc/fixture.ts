@@ -12,14 +12,10 @@ import type { ServiceError } from "../../services/common/errors.ts";
 import type { Log } from "../../services/common/log.ts";
 import { type RpcServer, type RpcServerOptions, serveRpc } from "../../services/rpc/server.ts";
 import { type RawCall, type RpcService, defineService } from "../../services/rpc/service.ts";
-import {
-  type ThinCall,
-  type ThinChannel,
-  type ThinChannelOptions,
-  connectThin,
-} from "../../services/rpc/thin-client.ts";
+import { type ChannelOptions, type ChannelState, type RpcChannel, dialRpc } from "../../services/rpc/channel.ts";
+import type { ThinCall } from "../../services/rpc/thin-call.ts";
 import { silentLog } from "../support/log-sink.ts";
-import { deferred, within } from "../support/waits.ts";
+import { deferred, eventually, within } from "../support/waits.ts";
 
 export const DECODE = "/tandem.decode.v1.DecodeService/Decode";
 
@@ -39,11 +35,21 @@ export function serveRaw(
   return serve([rawService(handler)], options);
 }
 
-export type DisposableChannel = ThinChannel & AsyncDisposable;
+export function dial(address: string, options: Partial<ChannelOptions> = {}): RpcChannel {
+  return dialRpc(address, { log: silentLog, ...options });
+}
 
-export function dial(address: string, options: Partial<ThinChannelOptions> = {}): DisposableChannel {
-  const channel = connectThin(address, { log: silentLog, ...options });
-  return Object.assign(channel, { [Symbol.asyncDispose]: () => channel.close() });
+/** A channel to a server that echoes, with a heartbeat. */
+export function dialBeating(address: string, options: Partial<ChannelOptions> = {}): RpcChannel {
+  const heartbeat = { method: DecodeService.method.decode, message: () => ({}) };
+  return dialRpc(address, { log: silentLog, ...options, heartbeat });
+}
+
+/** Why it is down; else what it is. */
+export const lossOf = (state: ChannelState): string => (state.kind === "down" ? state.because : state.kind);
+
+export async function untilState(channel: RpcChannel, kind: RpcChannel["state"]["kind"]): Promise<void> {
+  await eventually(`the channel is ${kind}`, () => channel.state.kind === kind);
 }
 
 export interface Recorded {
@@ -59,7 +65,7 @@ export interface Recorded {
 const open: { ends: number; afterEnd: number; path: string }[] = [];
 
 /** Begins a call and writes down what happens to it. */
-export function record(channel: ThinChannel, path = DECODE, options: { timeoutMs?: number; log?: Log } = {}): Recorded {
+export function record(channel: RpcChannel, path = DECODE, options: { timeoutMs?: number; log?: Log } = {}): Recorded {
   const counts = { ends: 0, afterEnd: 0, path };
   open.push(counts);
   const messages: Buffer[] = [];
@@ -119,9 +125,10 @@ export interface ChildServer {
 
 /**
  * child-server.ts in a process of its own. `rpc` echoes each message and says GOAWAY on SIGTERM, `mute` accepts no
- * connection once it is stopped, `caller` opens a call to `address` and is ready at its first message.
+ * connection once it is stopped, `caller` opens a call to `address` and is ready at its first message, as is `beating`,
+ * which has a heartbeat besides.
  */
-export async function startChild(kind: "rpc" | "mute" | "caller", address = ""): Promise<ChildServer> {
+export async function startChild(kind: "rpc" | "mute" | "caller" | "beating", address = ""): Promise<ChildServer> {
   const script = fileURLToPath(new URL("child-server.ts", import.meta.url));
   const child = spawn(process.execPath, ["--import=tsx", script, kind, address], {
     stdio: ["pipe", "pipe", "inherit"],

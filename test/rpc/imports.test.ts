@@ -25,9 +25,7 @@ async function modulesOf(script: string): Promise<string[]> {
 
 describe("importing the server and the clients", () => {
   it("loads neither Connect nor protobufjs nor proto-loader", async () => {
-    const files = ["server", "client", "thin-client", "connect-handler"].map(
-      (file) => `await import("./services/rpc/${file}.ts");`,
-    );
+    const files = ["server", "channel", "connect-handler"].map((file) => `await import("./services/rpc/${file}.ts");`);
     const modules = await modulesOf(files.join("\n"));
     assert.ok(modules.some((url) => url.includes("@grpc/grpc-js")));
     assert.deepEqual(
@@ -36,8 +34,8 @@ describe("importing the server and the clients", () => {
     );
   });
 
-  it("loads no grpc-js for the thin client alone", async () => {
-    const modules = await modulesOf('await import("./services/rpc/thin-client.ts");');
+  it("loads no grpc-js for a channel alone", async () => {
+    const modules = await modulesOf('await import("./services/rpc/channel.ts");');
     assert.deepEqual(
       modules.filter((url) => url.includes("@grpc/")),
       [],

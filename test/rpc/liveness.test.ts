@@ -1,65 +1,126 @@
+// The rule of silence by itself, on a clock of the test's.
 import assert from "node:assert/strict";
-import { deferred, within } from "../support/waits.ts";
-import { dial, eachEndedOnce, record, startChild } from "./fixture.ts";
+import { PACE, type Pace, watchLiveness } from "../../services/rpc/liveness.ts";
+import { manualClock } from "../support/manual-clock.ts";
 
-const HELLO = Buffer.from("hello");
+/** A peer, and what is found of it: "suspect 1250" is 1250 ms after the start. `answers` to each question at once. */
+function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: Pace } = {}) {
+  const clock = manualClock(0);
+  const peer = { bytes: 0, asked: 0, answers };
+  const found: string[] = [];
+  const note = (what: string): void => void found.push(`${what} ${clock.nowMs()}`);
+  const stop = watchLiveness(
+    {
+      bytesRead: () => peer.bytes,
+      ask() {
+        peer.asked++;
+        if (peer.answers) peer.bytes++;
+      },
+    },
+    clock,
+    pace,
+    { onSuspect: (suspect) => note(suspect ? "suspect" : "heard"), onSilent: () => note("silent") },
+  );
+  return { clock, peer, found, stop };
+}
 
-describe("a server that is not heard", () => {
-  afterEach(eachEndedOnce);
-
-  it("is doubted, which ends only what it has not answered, and trusted again when it is heard", async () => {
-    await using child = await startChild("rpc");
-    let changed = deferred();
-    await using channel = dial(child.address, {
-      pingIntervalMs: 50,
-      doubtMs: 200,
-      silenceMs: 10_000,
-      onDoubt: () => changed.resolve(),
-    });
-    const running = record(channel);
-    running.call.write(HELLO);
-    await running.received(1);
-    assert.equal(channel.doubted, false);
-    child.signal("SIGSTOP");
-    const fresh = record(channel);
-    fresh.call.write(HELLO);
-    await within(changed.promise, "the doubt");
-    assert.equal(channel.doubted, true);
-    assert.equal(channel.up, true);
-    channel.dropUnanswered();
-    assert.equal((await fresh.ended)?.code, "instance_lost");
-    changed = deferred();
-    child.signal("SIGCONT");
-    await within(changed.promise, "the trust");
-    assert.equal(channel.doubted, false);
-    channel.dropUnanswered(); // Nothing is doubted now.
-    running.call.write(HELLO);
-    await running.received(2);
-    running.call.halfClose();
-    assert.equal(await running.ended, undefined);
+describe("a peer", () => {
+  it("is asked at once, and then each beat, whether it is heard or not", async () => {
+    const { clock, peer } = watch();
+    assert.equal(peer.asked, 1);
+    await clock.pass(499);
+    assert.equal(peer.asked, 1);
+    await clock.pass(1_001);
+    assert.equal(peer.asked, 4);
   });
 
-  it("is not doubted for a pause of the whole machine", async () => {
-    await using child = await startChild("rpc");
-    let doubts = 0;
-    await using channel = dial(child.address, {
-      pingIntervalMs: 100,
-      doubtMs: 300,
-      silenceMs: 400,
-      onDoubt: () => doubts++,
-    });
-    const { call, ended, received } = record(channel);
-    call.write(HELLO);
-    await received(1);
-    child.signal("SIGSTOP");
-    // A PING goes out that the stopped server can't answer.
-    await new Promise((resolve) => setTimeout(resolve, 120));
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1_000);
-    child.signal("SIGCONT");
-    call.write(HELLO);
-    await received(2);
-    call.halfClose();
-    assert.equal(await ended, undefined);
-    assert.equal(doubts, 0);
+  it("that answers is neither suspect nor silent", async () => {
+    const { clock, found } = watch({ answers: true });
+    await clock.pass(60_000);
+    assert.deepEqual(found, []);
+  });
+
+  it("that never answers is suspect within 1.3 s and silent within 2 s, and is not asked any more", async () => {
+    const { clock, peer, found } = watch();
+    await clock.pass(10_000);
+    assert.deepEqual(found, ["suspect 1250", "silent 2000"]);
+    assert.deepEqual([peer.asked, clock.pending], [5, 0]);
+  });
+
+  it("is silent within 2 s of its last byte, wherever that lies between two questions", async () => {
+    for (let lastMs = 1_000; lastMs < 1_500; lastMs += 30) {
+      const { clock, peer, found } = watch({ answers: true });
+      await clock.pass(lastMs - 1);
+      peer.answers = false;
+      await clock.pass(1);
+      peer.bytes++;
+      await clock.pass(10_000);
+      const [suspectMs, silentMs] = found.map((event) => Number(event.split(" ")[1]) - lastMs);
+      assert.ok(suspectMs! <= 1_300 && suspectMs! > 1_300 - 250, `suspect after ${suspectMs} ms`);
+      assert.ok(silentMs! <= 2_000 && silentMs! > 2_000 - 250, `silent after ${silentMs} ms`);
+    }
+  });
+
+  it("is there as long as any byte comes, though it answers nothing", async () => {
+    const { clock, peer, found } = watch();
+    for (let count = 0; count < 20; count++) {
+      await clock.pass(1_000);
+      peer.bytes++;
+    }
+    assert.deepEqual(found, []);
+  });
+
+  it("is trusted again when it is heard, and suspect anew after that", async () => {
+    const { clock, peer, found } = watch();
+    await clock.pass(1_400);
+    peer.bytes++;
+    await clock.pass(1_800);
+    assert.deepEqual(found, ["suspect 1250", "heard 1500", "suspect 2625"]);
+  });
+
+  it("is not held responsible for a pause of this process, however long", async () => {
+    for (const pauseMs of [600, 3_000, 3_600_000]) {
+      const { clock, peer, found } = watch({ answers: true });
+      await clock.pass(1_000);
+      peer.answers = false;
+      await clock.pass(600);
+      clock.stall(pauseMs);
+      peer.answers = true;
+      await clock.pass(10_000);
+      assert.deepEqual(found, [], `${pauseMs} ms`);
+    }
+  });
+
+  it("that is silent after a pause of this process is found as soon as without it", async () => {
+    const { clock, found } = watch();
+    await clock.pass(1_000);
+    clock.stall(5_000);
+    await clock.pass(10_000);
+    assert.deepEqual(found, ["suspect 6125", "silent 6875"]);
+  });
+
+  it("has its whole time for an answer to a question that was asked late", async () => {
+    const { clock, peer, found } = watch({ answers: true });
+    await clock.pass(400);
+    peer.answers = false;
+    clock.stall(490); // Less than counts as a pause. The question of 500 is asked at 890.
+    await clock.pass(10_000);
+    assert.deepEqual(found, ["suspect 1640", "silent 2390"]);
+  });
+
+  it("may have answered while timers ran: its socket is read before it is judged", async () => {
+    const { clock, peer, found } = watch();
+    clock.advance(1_250); // In one turn, and no socket is read in between.
+    peer.bytes++;
+    await clock.pass(500);
+    assert.deepEqual(found, []);
+  });
+
+  it("is not watched any more once the watch is ended", async () => {
+    const { clock, peer, found, stop } = watch();
+    await clock.pass(1_000);
+    stop();
+    await clock.pass(10_000);
+    assert.deepEqual([found, peer.asked, clock.pending], [[], 3, 0]);
   });
 });

@@ -5,9 +5,9 @@ import { createServer, type AddressInfo, type Server } from "node:net";
 import { RegistryService } from "#gen/tandem/registry/v1/registry_pb.js";
 import { ServiceError } from "../../services/common/errors.ts";
 import { registryHub } from "../../services/discovery/embedded.ts";
-import { dialRpc } from "../../services/rpc/client.ts";
 import { peerFault, type PeerFault } from "../../services/rpc/peer-fault.ts";
 import { serveRpc } from "../../services/rpc/server.ts";
+import { dialRpc } from "../../services/rpc/channel.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { freePort } from "../support/waits.ts";
 

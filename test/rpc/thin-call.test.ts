@@ -89,7 +89,7 @@ describe("a call of the thin client", () => {
     for (const socket of rogue.sockets) socket.resetAndDestroy();
     assert.equal(codeOf(await ended), "instance_lost");
     assert.deepEqual(messages, [HELLO]);
-    assert.equal(channel.up, false);
+    assert.equal(channel.state.kind === "up", false);
   });
 
   it("fails as lost when the answer ends without a status", async () => {

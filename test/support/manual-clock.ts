@@ -7,6 +7,8 @@ export interface ManualClock extends Clock {
   readonly pending: number;
   /** Moves on by `ms` and runs what falls due, in order of time; also timers that those set. */
   advance(ms: number): void;
+  /** Moves on by `ms` in which nothing could run, as when the process is stopped: what fell due runs late. */
+  stall(ms: number): void;
   /** As `advance`, and lets promises settle before, between and after the timers. */
   pass(ms: number): Promise<void>;
 }
@@ -42,6 +44,10 @@ export function manualClock(startMs = 1_000_000): ManualClock {
       const untilMs = nowMs + ms;
       while (runNext(untilMs));
       nowMs = untilMs;
+    },
+    stall(ms) {
+      nowMs += ms;
+      while (runNext(nowMs));
     },
     async pass(ms) {
       const untilMs = nowMs + ms;

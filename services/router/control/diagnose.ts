@@ -103,7 +103,7 @@ async function examine({ instance, standing }: Seen, signal: AbortSignal): Promi
           cure: CURES[standing.reason] ?? "See its log; the findings below may say why.",
         };
   try {
-    const client = instance.control.client(InstanceService);
+    const client = instance.channel.client(InstanceService);
     return [state, ...(await client.diagnose({}, { timeoutMs: ASK_TIMEOUT_MS, signal })).findings];
   } catch (error) {
     const message = `It could not be asked: ${asServiceError(error).message}`;

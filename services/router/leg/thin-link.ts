@@ -4,8 +4,9 @@ import { DecodeService, type End, EndSchema, FinishReason } from "#gen/tandem/de
 import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
+import type { RpcChannel } from "../../rpc/channel.ts";
 import { methodPath } from "../../rpc/service.ts";
-import type { ThinCall, ThinChannel } from "../../rpc/thin-client.ts";
+import type { ThinCall } from "../../rpc/thin-call.ts";
 import type { AnswerEnd } from "../request/request.ts";
 import { DecodeFrame } from "./decode-frame.ts";
 import type {
@@ -25,7 +26,7 @@ const PREFILL_PATH = methodPath(PrefillService, PrefillService.method.prefill);
 /** Read to its end before another leg's message comes, so one serves them all. */
 const frame = new DecodeFrame();
 
-export function thinLink(channel: ThinChannel, log: Log): InstanceLink {
+export function thinLink(channel: RpcChannel, log: Log): InstanceLink {
   return {
     reserve: (reservation, listener) => new DecodeCall(channel, reservation, listener),
     prefill: (order, listener) => callPrefill(channel, order, listener, log),
@@ -37,7 +38,7 @@ class DecodeCall implements RemoteDecode {
   readonly #listener: DecodeListener;
   #over = false;
 
-  constructor(channel: ThinChannel, reservation: Reservation, listener: DecodeListener) {
+  constructor(channel: RpcChannel, reservation: Reservation, listener: DecodeListener) {
     const { body, promptIndex, timeoutMs, face, ...words } = reservation;
     const { createdUnixS: created, ...seen } = face;
     this.#listener = listener;
@@ -118,7 +119,7 @@ function wordOf(reason: FinishReason): string {
   return FinishReason[reason]?.toLowerCase() ?? "stop";
 }
 
-function callPrefill(channel: ThinChannel, order: PrefillOrder, listener: PrefillListener, log: Log): RemotePrefill {
+function callPrefill(channel: RpcChannel, order: PrefillOrder, listener: PrefillListener, log: Log): RemotePrefill {
   const { body, promptIndex, timeoutMs, ...words } = order;
   const index = promptIndex === undefined ? {} : { promptIndex };
   let over = false;

@@ -4,20 +4,13 @@ import { equals } from "@bufbuild/protobuf";
 import { InstanceService, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
-import { asServiceError, type ServiceError } from "../../common/errors.ts";
-import { backoffMs } from "../../common/lifecycle.ts";
+import type { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Doubt } from "../../discovery/registry.ts";
-import { dialRpc } from "../../rpc/client.ts";
-import type { RpcChannel } from "../../rpc/client.ts";
-import { connectThin } from "../../rpc/thin-client.ts";
-import type { ThinChannel } from "../../rpc/thin-client.ts";
+import { type ChannelState, type LossReason, type RpcChannel, dialRpc } from "../../rpc/channel.ts";
 import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 import { claimsToServe, standingOf, type Facts, type Link } from "./standing.ts";
 
-/** The heartbeat comes once a second. */
-const SILENCE_MS = 2_000;
-const REDIAL = { minMs: 50, maxMs: 1_000 };
 /** Weight of the latest prefill in the observed rate. */
 const RATE_WEIGHT = 0.2;
 /** A leg that failed a moment ago counts as this many running ones, and as this many waiting prompt tokens. */
@@ -51,10 +44,8 @@ export interface Instance {
   readonly running: number;
   /** Prompt tokens that wait for or are in prefill, with those placed since and failed legs. 0 on decode, where prompts do no work. */
   readonly queuedTokens: number;
-  /** The token path. */
-  readonly channel: ThinChannel;
-  /** All other calls. */
-  readonly control: RpcChannel;
+  /** All calls to it. Its heartbeat is WatchLoad. */
+  readonly channel: RpcChannel;
 }
 
 export interface InstanceOptions {
@@ -80,10 +71,11 @@ export interface InstanceOptions {
 export class TrackedInstance implements Instance, Facts {
   readonly instanceId: string;
   readonly ordinal: number;
-  readonly channel: ThinChannel;
-  readonly control: RpcChannel;
+  readonly channel: RpcChannel;
   readonly breaker: Breaker;
   doubt: Doubt | undefined;
+  registered = true;
+  suspect = false;
   load: Load | undefined;
   loadAtMs = 0;
   legs = 0;
@@ -98,12 +90,8 @@ export class TrackedInstance implements Instance, Facts {
 
   #info: Info;
   #legsAtLoad = 0;
-  #heardAtMs: number;
-  #registered = true;
   #drained = false;
   #closed = false;
-  #watch = new AbortController();
-  #wake: (() => void) | undefined;
   readonly #isDecode: boolean;
   readonly #o: InstanceOptions;
   readonly #log: Log;
@@ -116,26 +104,26 @@ export class TrackedInstance implements Instance, Facts {
     this.#o = o;
     this.#log = o.log.child({ instanceId: info.instanceId });
     this.breaker = new Breaker(o.breaker);
-    this.#heardAtMs = o.clock.nowMs();
     this.#tally();
-    if (o.proves(info)) this.breaker.distrust(this.#heardAtMs);
-    const token = o.token === undefined ? {} : { token: o.token };
-    this.control = dialRpc(info.grpcAddress, token);
-    this.channel = connectThin(info.grpcAddress, {
-      ...token,
-      ...(o.connectTimeoutMs === undefined ? {} : { connectTimeoutMs: o.connectTimeoutMs }),
+    if (o.proves(info)) this.breaker.distrust(o.clock.nowMs());
+    this.channel = dialRpc(info.grpcAddress, {
+      token: o.token,
+      connectTimeoutMs: o.connectTimeoutMs,
       log: this.#log,
-      onState: (up) => {
-        if (!up) this.#down({ kind: "down", reason: "unreachable", text: "The connection to it broke." });
+      clock: o.clock,
+      heartbeat: {
+        method: InstanceService.method.watchLoad,
+        message: () => ({}),
+        onMessage: ({ load }) => {
+          if (!this.#closed && load !== undefined) this.#heard(load);
+        },
+        onRefused: (error) => {
+          this.#log.debug("load watch ended", { error });
+          this.#down(refusedLink(error));
+        },
       },
-      onDoubt: () => {
-        this.#log.info(
-          this.suspect ? "instance is suspect: no byte came for a second" : "instance is no longer suspect",
-        );
-        o.onSuspect();
-      },
+      onState: (state) => this.#followChannel(state),
     });
-    void this.#watchLoad();
   }
 
   /** With what it says itself of its KV address: a registry may learn later that its engine was started again. */
@@ -147,15 +135,6 @@ export class TrackedInstance implements Instance, Facts {
     const kvAddress = this.load?.kvAddress ?? "";
     this.#info = kvAddress === "" || kvAddress === info.kvAddress ? info : { ...info, kvAddress };
     this.#tally();
-  }
-
-  get registered(): boolean {
-    return this.#registered;
-  }
-
-  set registered(registered: boolean) {
-    this.#registered = registered;
-    this.#closeIfLeft();
   }
 
   /** Drained through this router; holds until the instance itself says so. */
@@ -176,10 +155,6 @@ export class TrackedInstance implements Instance, Facts {
     return this.load?.reason ?? "";
   }
 
-  get suspect(): boolean {
-    return this.channel.doubted;
-  }
-
   legStarted(tokens: number): void {
     this.legs += 1;
     this.legsTotal += 1n;
@@ -197,7 +172,6 @@ export class TrackedInstance implements Instance, Facts {
       this.#log.warn("instance is out until a probe succeeds", { because });
     }
     this.#tally();
-    this.#closeIfLeft();
     return opened;
   }
 
@@ -209,27 +183,29 @@ export class TrackedInstance implements Instance, Facts {
   }
 
   /**
-   * Called several times a second: takes it for silent when its heartbeat stays away.
-   *
-   * @param pausedMs In this time this router could hear nothing itself.
+   * It has left, and its last leg has ended. Resolves when its calls have ended, too: those of abandoned and stalled legs
+   * settle after the legs were given back.
    */
-  checkHeartbeat(nowMs: number, pausedMs = 0): void {
-    this.#heardAtMs += pausedMs;
-    if (nowMs - this.#heardAtMs <= SILENCE_MS) return;
-    this.#heardAtMs = nowMs;
-    if (this.link.kind === "up") {
-      this.#down({ kind: "down", reason: "silent", text: `No heartbeat has come from it for ${SILENCE_MS / 1000} s.` });
-    }
-    // A fresh call finds out soonest whether it is back; the old one may hang on a dead connection.
-    this.#watch.abort();
+  retire(): Promise<void> {
+    this.#closed = true;
+    return this.channel.retire();
   }
 
   async close(): Promise<void> {
-    if (this.#closed) return;
     this.#closed = true;
-    this.#watch.abort();
-    this.#wake?.();
-    await Promise.all([this.channel.close(), this.control[Symbol.asyncDispose]()]);
+    await this.channel[Symbol.asyncDispose]();
+  }
+
+  #followChannel(state: ChannelState): void {
+    if (this.#closed) return;
+    if (state.kind === "down") {
+      this.suspect = false;
+      this.#down(LOST[state.because]);
+    } else if (this.suspect !== (state.kind === "suspect")) {
+      this.suspect = state.kind === "suspect";
+      this.#log.info(this.suspect ? "instance is suspect: no byte came for a second" : "instance is no longer suspect");
+      this.#o.onSuspect();
+    }
   }
 
   /**
@@ -252,7 +228,7 @@ export class TrackedInstance implements Instance, Facts {
       : (load?.queuedTokens ?? 0) + this.placedTokens + Math.round(suspicion * SUSPECT_TOKENS);
   }
 
-  #down(link: Link & { readonly kind: "down" }): void {
+  #down(link: Down): void {
     if (this.#closed) return;
     const known = this.link;
     if (known.kind === "down" && known.reason === link.reason && known.text === link.text) return;
@@ -267,7 +243,7 @@ export class TrackedInstance implements Instance, Facts {
     const served = claimsToServe(this);
     const nothingNew = this.link.kind === "up" && this.legs === 0 && isSameIdle(before, load);
     this.load = load;
-    this.loadAtMs = this.#heardAtMs = nowMs;
+    this.loadAtMs = nowMs;
     this.#legsAtLoad = this.legs;
     this.placedTokens = 0;
     this.#tally();
@@ -295,48 +271,22 @@ export class TrackedInstance implements Instance, Facts {
     else this.breaker.probeSoon(nowMs);
     this.#o.onServing();
   }
-
-  async #watchLoad(): Promise<void> {
-    const client = this.control.client(InstanceService);
-    for (let attempt = 0; !this.#closed; attempt += 1) {
-      this.#watch = new AbortController();
-      try {
-        for await (const { load } of client.watchLoad({}, { signal: this.#watch.signal })) {
-          if (this.#closed) return;
-          attempt = 0;
-          if (load !== undefined) this.#heard(load);
-        }
-        this.#down({ kind: "down", reason: "unreachable", text: "It stopped reporting its load." });
-      } catch (thrown) {
-        if (this.#closed) return;
-        const error = asServiceError(thrown);
-        // One that was aborted here is silent already, and says more than "cancelled".
-        if (!this.#watch.signal.aborted) this.#down(refusedLink(error));
-        this.#log.debug("load watch ended", { error });
-      }
-      await this.#pause(backoffMs(attempt, REDIAL));
-    }
-  }
-
-  #pause(ms: number): Promise<void> {
-    if (this.#closed) return Promise.resolve();
-    return new Promise((resolve) => {
-      const timer = this.#o.clock.setTimer(ms, resolve);
-      this.#wake = () => {
-        timer.cancel();
-        resolve();
-      };
-    });
-  }
-
-  #closeIfLeft(): void {
-    if (!this.#registered && this.legs === 0) void this.close();
-  }
 }
 
+type Down = Link & { readonly kind: "down" };
+
+const LOST: Record<LossReason, Down> = {
+  unreachable: { kind: "down", reason: "unreachable", text: "It can't be reached." },
+  broken: { kind: "down", reason: "unreachable", text: "The connection to it broke." },
+  ended: { kind: "down", reason: "unreachable", text: "It ended the connection." },
+  silent: { kind: "down", reason: "silent", text: "No byte has come from it for 2 s." },
+};
+
 /** Keeps the class of a refusal: what an operator has to mend differs. */
-function refusedLink({ code }: ServiceError): Link & { readonly kind: "down" } {
-  switch (code) {
+function refusedLink(error: ServiceError | undefined): Down {
+  switch (error?.code) {
+    case undefined:
+      return { kind: "down", reason: "unreachable", text: "It stopped reporting its load." };
     case "unauthenticated":
     case "permission_denied":
       return {

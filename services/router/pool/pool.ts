@@ -89,8 +89,6 @@ export interface PoolOptions {
 
 const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
 const SWEEP_MS = 250;
-/** A sweep that is this late shows that this process or its machine stood still: it could hear nothing meanwhile. */
-const OWN_PAUSE_MS = 500;
 const DRAIN_TIMEOUT_MS = 2_000;
 /** 8 x 8. */
 const WARMED_PAIRS = 64;
@@ -99,6 +97,8 @@ export function createPool(o: PoolOptions): Pool {
   const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false } = o;
   const proves = o.proves ?? (() => false);
   const tracked = new Set<TrackedInstance>();
+  /** Left, with calls that have not ended. */
+  const retiring = new Set<TrackedInstance>();
   const listeners = new Set<() => void>();
   const viewListeners = new Set<() => void>();
   const pairs = new Pairs(breaker);
@@ -122,9 +122,15 @@ export function createPool(o: PoolOptions): Pool {
   function onStanding(): void {
     if (closed) return;
     view = undefined;
-    for (const one of tracked) if (!one.registered && one.legs === 0) tracked.delete(one);
+    for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
     for (const listener of viewListeners) listener();
     onFigures();
+  }
+
+  function retire(one: TrackedInstance): void {
+    tracked.delete(one);
+    retiring.add(one);
+    void one.retire().then(() => retiring.delete(one));
   }
 
   function makeView(): FleetView {
@@ -216,20 +222,12 @@ export function createPool(o: PoolOptions): Pool {
     if (one.suspect && !lastResortsOf(tracked).has(one)) one.channel.dropUnanswered();
   }
 
-  // An instance that falls silent changes without a word.
   let sweepTimer: Timer;
-  let sweptMs = clock.nowMs();
   const sweep = (): void => {
-    const nowMs = clock.nowMs();
-    const lateMs = nowMs - sweptMs - SWEEP_MS;
-    const pausedMs = lateMs > OWN_PAUSE_MS ? lateMs : 0;
-    sweptMs = nowMs;
     let left = false;
     for (const one of tracked) {
-      if (!one.registered) continue;
-      one.checkHeartbeat(nowMs, pausedMs);
       // Its registry let it go before; now it has ended too.
-      if (one.doubt?.kind !== "missing" || claimsToServe(one)) continue;
+      if (!one.registered || one.doubt?.kind !== "missing" || claimsToServe(one)) continue;
       leave(one);
       left = true;
     }
@@ -297,7 +295,7 @@ export function createPool(o: PoolOptions): Pool {
       const one = find(instanceId);
       if (one === undefined) throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
       one.drained = !undrain;
-      const client = one.control.client(InstanceService);
+      const client = one.channel.client(InstanceService);
       try {
         if (!undrain) return (await client.drain({ reason }, { timeoutMs: DRAIN_TIMEOUT_MS })).remaining;
         await client.undrain({}, { timeoutMs: DRAIN_TIMEOUT_MS });
@@ -328,7 +326,7 @@ export function createPool(o: PoolOptions): Pool {
       if (closed) return;
       closed = true;
       sweepTimer.cancel();
-      await Promise.all([...tracked].map((one) => one.close()));
+      await Promise.all([...tracked, ...retiring].map((one) => one.close()));
     },
   };
   if (o.metrics !== undefined) registerPoolMetrics(o.metrics, pool);

@@ -4,7 +4,7 @@ import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import type { ServiceError } from "../../../services/common/errors.ts";
 import type { DecodeListener, InstanceLink, Reservation } from "../../../services/router/leg/instance-link.ts";
 import { thinLink } from "../../../services/router/leg/thin-link.ts";
-import { connectThin, type ThinChannel } from "../../../services/rpc/thin-client.ts";
+import { dialRpc, type RpcChannel } from "../../../services/rpc/channel.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { deferred, within } from "../../support/waits.ts";
 import { startDecode, startPrefill } from "../support/fake-instance.ts";
@@ -47,9 +47,9 @@ class Heard implements DecodeListener {
   }
 }
 
-function link(address: string): { link: InstanceLink; channel: ThinChannel; [Symbol.asyncDispose](): Promise<void> } {
-  const channel = connectThin(address, { log: silentLog });
-  return { link: thinLink(channel, silentLog), channel, [Symbol.asyncDispose]: () => channel.close() };
+function link(address: string): { link: InstanceLink; channel: RpcChannel; [Symbol.asyncDispose](): Promise<void> } {
+  const channel = dialRpc(address);
+  return { link: thinLink(channel, silentLog), channel, [Symbol.asyncDispose]: () => channel[Symbol.asyncDispose]() };
 }
 
 describe("a link to a decode instance", () => {
@@ -74,7 +74,7 @@ describe("a link to a decode instance", () => {
     await within(leg.halfClosed.promise, "the last word");
     leg.events("data: too late\n\n");
     leg.close();
-    await to.channel.close();
+    await to.channel[Symbol.asyncDispose]();
     assert.deepEqual(heard.all, ["reserved", "data: 1\n\n", "data: 2\n\n", "completed tool_calls 5 2"]);
   });
 
@@ -126,7 +126,7 @@ describe("a link to a decode instance", () => {
     const remote = to.link.reserve(RESERVATION, heard);
     await within(got.promise, "the first events");
     await within(decode.legs.all[0]!.cancelled.promise, "the cut at the instance");
-    await to.channel.close();
+    await to.channel[Symbol.asyncDispose]();
     assert.deepEqual(heard.all, ["reserved", "data: 1\n\n"]);
   });
 
@@ -186,6 +186,6 @@ describe("a link to a prefill instance", () => {
     const leg = await prefill.legs.next("the prefill");
     remote.cancel();
     await within(leg.cancelled.promise, "the cancel at the instance");
-    await to.channel.close();
+    await to.channel[Symbol.asyncDispose]();
   });
 });

@@ -67,12 +67,14 @@ describe("the pool", () => {
     await using pool = createPool({ log: silentLog, clock });
     pool.update([decode.info]);
     await untilStanding(pool, "d1", "serves");
-    clock.advance(1_900);
+    decode.mute();
+    await clock.pass(1_250);
     assert.equal(standingIn(pool.view, "d1"), "serves");
-    clock.advance(500);
+    await clock.pass(1_000);
     assert.equal(standingIn(pool.view, "d1"), "silent");
     assert.match(seenIn(pool, "d1")!.standing.text, /2 s/);
     // It calls again, and hears.
+    decode.mute(false);
     const back = untilStanding(pool, "d1", "serves");
     const timer = setInterval(() => clock.advance(100), 5);
     await back.finally(() => clearInterval(timer));
@@ -163,7 +165,7 @@ describe("the pool", () => {
     }
     assert.equal(standingIn(pool.view, "d1"), "failing");
     // Neither time nor its own word brings it back.
-    clock.advance(1_900);
+    clock.stall(1_900);
     const loaded = untilPool(pool, "its next load", () => instanceIn(pool, "d1")!.load!.running === 1);
     decode.load({ running: 1 });
     await loaded;

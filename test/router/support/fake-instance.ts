@@ -31,6 +31,7 @@ import { ServiceError, type FailureCode } from "../../../services/common/errors.
 import { serveRpc } from "../../../services/rpc/server.ts";
 import { defineService, type RawCall, type RpcService } from "../../../services/rpc/service.ts";
 import { silentLog } from "../../support/log-sink.ts";
+import { manualClock } from "../../support/manual-clock.ts";
 import { deferred, type Deferred, within } from "../../support/waits.ts";
 
 const HEARTBEAT_MS = 500;
@@ -57,8 +58,8 @@ export interface FakeInstance {
   readonly info: Info;
   /** Tells a new load; what is left out stays. */
   load(change: MessageInitShape<typeof LoadSchema>): void;
-  /** From now on no load is told and none repeated. */
-  mute(): void;
+  /** From now on no load is told and none repeated; with false, told again. */
+  mute(muted?: boolean): void;
   /** Reasons of the drains it was told. */
   readonly drains: string[];
   [Symbol.asyncDispose](): Promise<void>;
@@ -76,12 +77,22 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
     changed.resolve();
     changed = deferred();
   };
+  /** Each heartbeat of the router after its first message. */
+  async function answer(requests: AsyncIterable<unknown>): Promise<void> {
+    let count = 0;
+    try {
+      for await (const _ of requests) if (count++ > 0) change({});
+    } catch {
+      // The router is gone.
+    }
+  }
   const control = defineService(
     InstanceService,
     {
       getInfo: async () => ({ info: full, load }),
-      async *watchLoad(_request, { signal, closing }) {
+      async *watchLoad(requests, { signal, closing }) {
         const ended = deferred();
+        void answer(requests);
         for (const stop of [signal, closing]) stop.addEventListener("abort", () => ended.resolve());
         while (!signal.aborted && !closing.aborted) {
           const next = changed.promise;
@@ -110,7 +121,14 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
     { access: token === "" ? "open" : "token" },
   );
   const services = [control, service];
-  const server = await serveRpc({ listen: "127.0.0.1:0", services, token, log: silentLog, graceMs: 0 });
+  const server = await serveRpc({
+    listen: "127.0.0.1:0",
+    services,
+    token,
+    log: silentLog,
+    graceMs: 0,
+    clock: manualClock(), // It stands still: a router that a test holds up is not taken for gone.
+  });
   const full = create(InfoSchema, {
     role,
     model: "tiny",
@@ -124,8 +142,8 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
   return {
     info: full,
     load: change,
-    mute: () => {
-      muted = true;
+    mute(now = true) {
+      muted = now;
     },
     drains,
     [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),

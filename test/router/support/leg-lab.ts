@@ -118,6 +118,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     nowMs: manual.nowMs,
     advance: manual.advance,
     pass: manual.pass,
+    stall: manual.stall,
     get pending() {
       return manual.pending;
     },

@@ -1,0 +1,268 @@
+// One HTTP/2 connection of a channel: its calls, its heartbeat, and how it ends.
+import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
+import { Socket } from "node:net";
+import { splitAddress } from "../common/address.ts";
+import type { Clock, Timer } from "../common/clock.ts";
+import { ServiceError } from "../common/errors.ts";
+import type { Log } from "../common/log.ts";
+import { HEARTBEAT_HEADER, type Heartbeat, type HeartbeatOptions, startHeartbeat } from "./heartbeat.ts";
+import { PACE } from "./liveness.ts";
+import { type CallOptions, StreamCall, type ThinHandlers } from "./thin-call.ts";
+
+/**
+ * - `connecting`: TCP's handshake is under way. Calls wait for it.
+ * - `up`: it takes calls.
+ * - `suspect`: as `up`, but no byte has come for a while, although the peer was asked for one.
+ * - `draining`: it takes no more calls and ends with its last one, because its peer said so (GOAWAY) or its channel.
+ * - `closed`: it is over, and its calls end.
+ */
+export type ConnectionState =
+  | { readonly kind: "connecting"; readonly timeout: Timer }
+  | { readonly kind: "up" | "suspect" | "draining"; readonly heartbeat: Heartbeat | undefined }
+  | { readonly kind: "closed"; readonly because: LossReason | "disposed"; readonly cause: Error | undefined };
+
+/**
+ * - `unreachable`: it never came about.
+ * - `broken`: the peer or the link broke. `silent`: no byte came for too long.
+ * - `ended`: in good order, with its last call.
+ */
+export type LossReason = "unreachable" | "broken" | "silent" | "ended";
+
+export interface ConnectionOptions {
+  /** host:port. */
+  readonly address: string;
+  readonly authorization: string | undefined;
+  readonly clock: Clock;
+  readonly log: Log | undefined;
+  readonly connectTimeoutMs: number;
+  readonly messageLimitBytes: number;
+  /** Runs on it from the moment it is up. */
+  readonly heartbeat: HeartbeatOptions | undefined;
+  /** Its state has changed. */
+  onState(connection: Connection): void;
+}
+
+// Above 1 MiB nothing gets faster; the default of 64 KiB stalls at 256 streams.
+const WINDOW_BYTES = 1024 * 1024;
+/** `grpc-timeout` has eight digits: in milliseconds, 27 hours. */
+const TIMEOUT_LIMIT_MS = 99_999_999;
+/** For the last words on a connection to be taken by the kernel. */
+const FLUSH_MS = 500;
+/** A connection has stream ids for 2^30 calls. */
+const CALLS_LIMIT = 500_000_000;
+
+export class Connection {
+  /** Resolves when nothing of it is left. */
+  readonly gone: Promise<void>;
+  readonly #o: ConnectionOptions;
+  readonly #session: ClientHttp2Session;
+  readonly #socket: Socket;
+  /** Those that have not ended, without the heartbeat. */
+  readonly #calls = new Set<StreamCall>();
+  #callsTotal = 0;
+  #state: ConnectionState;
+
+  constructor(o: ConnectionOptions) {
+    this.#o = o;
+    const socket = connectSocket(o.address);
+    const session = connect("http://localhost", {
+      createConnection: () => socket,
+      settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
+      maxSessionMemory: 1000, // Megabytes. The default of 10 kills a busy connection.
+    });
+    this.#socket = socket;
+    this.#session = session;
+    const late = (): void => this.#end("unreachable", new Error(`no connection in ${o.connectTimeoutMs} ms`));
+    this.#state = { kind: "connecting", timeout: o.clock.setTimer(o.connectTimeoutMs, late) };
+    session.once("connect", () => this.#connected());
+    session.once("goaway", () => this.drain());
+    session.on("error", (error) => this.#broke(error));
+    socket.once("close", () => this.#broke(undefined)); // No new call on it, though its session closes a turn later.
+    this.gone = new Promise((resolve) => {
+      session.once("close", () => {
+        this.#broke(undefined);
+        resolve();
+      });
+    });
+  }
+
+  get state(): ConnectionState {
+    return this.#state;
+  }
+
+  /** Whether a call may be opened. Finds out by itself where the session's own events are still to come. */
+  checkOpen(): boolean {
+    if (!this.#session.closed && !this.#session.destroyed) {
+      return this.#state.kind !== "draining" && this.#state.kind !== "closed";
+    }
+    this.drain();
+    return false;
+  }
+
+  open(path: string, handlers: ThinHandlers, { timeoutMs }: CallOptions = {}): StreamCall {
+    const limitedMs =
+      timeoutMs === undefined ? undefined : Math.min(Math.max(Math.ceil(timeoutMs), 1), TIMEOUT_LIMIT_MS);
+    const headers = limitedMs === undefined ? undefined : { "grpc-timeout": `${limitedMs}m` };
+    const call: StreamCall = this.#begin(path, handlers, headers, limitedMs, () => {
+      this.#calls.delete(call);
+      if (this.#state.kind === "draining") this.#endIfIdle();
+    });
+    this.#calls.add(call);
+    if (++this.#callsTotal >= CALLS_LIMIT) this.drain();
+    return call;
+  }
+
+  /** Ends the calls that the peer has not begun to answer, as lost. */
+  dropUnanswered(): void {
+    for (const call of [...this.#calls]) if (!call.answered) call.lose();
+  }
+
+  /** Says the heartbeat's message now. */
+  beat(): void {
+    if (this.#state.kind === "up" || this.#state.kind === "suspect") this.#state.heartbeat?.beat();
+  }
+
+  /** Takes no more calls, and ends with its last one. While it is connecting it does so only where none waits. */
+  drain(): void {
+    const { state } = this;
+    if (state.kind === "connecting" && this.#calls.size === 0) this.#end("ended", undefined);
+    if (state.kind !== "up" && state.kind !== "suspect") return;
+    this.#become({ kind: "draining", heartbeat: state.heartbeat });
+    this.#endIfIdle();
+  }
+
+  /** Cancels its calls. */
+  close(): void {
+    this.#end("disposed", undefined);
+  }
+
+  #connected(): void {
+    if (this.#state.kind !== "connecting" || this.#session.closed || this.#session.destroyed) return;
+    this.#state.timeout.cancel();
+    this.#session.setLocalWindowSize(WINDOW_BYTES); // The setting above is for each stream, this for all together.
+    this.#become({ kind: "up", heartbeat: this.#startHeartbeat() });
+  }
+
+  #startHeartbeat(): Heartbeat | undefined {
+    const { heartbeat, clock } = this.#o;
+    if (heartbeat === undefined) return undefined;
+    const headers = { [HEARTBEAT_HEADER]: String(PACE.beatMs) };
+    return startHeartbeat(heartbeat, {
+      clock,
+      open: (path, handlers) =>
+        this.checkOpen() ? this.#begin(path, handlers, headers, undefined, () => {}) : undefined,
+      bytesRead: () => this.#socket.bytesRead,
+      onSuspect: (suspect) => {
+        const { state } = this;
+        if (state.kind !== (suspect ? "up" : "suspect")) return;
+        this.#become({ kind: suspect ? "suspect" : "up", heartbeat: state.heartbeat });
+      },
+      onSilent: () => this.#end("silent", new Error(`silent for ${PACE.silenceMs} ms`)),
+    });
+  }
+
+  #begin(
+    path: string,
+    handlers: ThinHandlers,
+    headers: Readonly<Record<string, string>> | undefined,
+    timeoutMs: number | undefined,
+    onOver: () => void,
+  ): StreamCall {
+    const { address, authorization, messageLimitBytes, log, clock } = this.#o;
+    const stream = this.#session.request({
+      ":authority": address,
+      ":method": "POST",
+      ":path": path,
+      "content-type": "application/grpc+proto",
+      te: "trailers",
+      "user-agent": "tandem",
+      ...(authorization === undefined ? {} : { authorization }),
+      ...headers,
+    });
+    return new StreamCall(stream, handlers, {
+      path,
+      timeoutMs,
+      messageLimitBytes,
+      log,
+      clock,
+      whyBroken: (broken, cause) => this.#whyBroken(broken, cause),
+      onOver,
+    });
+  }
+
+  #become(state: ConnectionState): void {
+    this.#state = state;
+    this.#o.onState(this);
+  }
+
+  #endIfIdle(): void {
+    if (this.#calls.size > 0 || this.#state.kind !== "draining") return;
+    const end = (): void => this.#end("ended", undefined);
+    if (this.#state.heartbeat === undefined) end();
+    else this.#state.heartbeat.leave(end);
+  }
+
+  #broke(cause: Error | undefined): void {
+    const { kind } = this.#state;
+    const asItShould = kind === "draining" && this.#calls.size === 0;
+    this.#end(kind === "connecting" ? "unreachable" : asItShould ? "ended" : "broken", cause);
+  }
+
+  #end(because: LossReason | "disposed", cause: Error | undefined): void {
+    const { state } = this;
+    if (state.kind === "closed") return;
+    if (state.kind === "connecting") state.timeout.cancel();
+    else state.heartbeat?.stop();
+    tearDown(this.#session, this.#socket, cause, this.#o.clock);
+    this.#o.log?.debug("connection closed", { address: this.#o.address, because, cause: cause?.message });
+    this.#become({ kind: "closed", because, cause });
+  }
+
+  #whyBroken(stream: ClientHttp2Stream, streamCause: Error | undefined): ServiceError {
+    const { state } = this;
+    const closed = state.kind === "closed" ? state : undefined;
+    if (closed?.because === "disposed") return new ServiceError("cancelled", "The channel was closed.");
+    const what = closed?.cause ?? streamCause ?? `stream ended with HTTP/2 code ${stream.rstCode}`;
+    const cause = new Error(`${this.#o.address}: ${what instanceof Error ? what.message : what}`, { cause: what });
+    // Refused: the peer promises that it has not begun the call (RFC 9113, 8.7).
+    const neverBegan =
+      state.kind === "connecting" ||
+      closed?.because === "unreachable" ||
+      stream.rstCode === constants.NGHTTP2_REFUSED_STREAM;
+    return neverBegan
+      ? new ServiceError("instance_unavailable", "The instance can't be reached.", { cause })
+      : new ServiceError("instance_lost", "The connection to the instance broke.", { cause });
+  }
+}
+
+/** Connects, and fails as a connection does, by an event, also where there can't be such an address. */
+function connectSocket(address: string): Socket {
+  const socket = new Socket().setNoDelay(true);
+  try {
+    socket.connect(splitAddress(address));
+  } catch (error) {
+    socket.destroy(error as Error);
+  }
+  return socket;
+}
+
+/**
+ * Ends a session with all its calls, in a turn of its own. Node 20 never returns from `session.destroy()` inside an event
+ * of that session: it sends from within nghttp2's receive, and nghttp2 asks without end for the data of a stream that
+ * Node has removed already (seen on 20.20.2: the event loop hangs, and memory grows by hundreds of MB a second).
+ */
+function tearDown(session: ClientHttp2Session, socket: Socket, cause: Error | undefined, clock: Clock): void {
+  setImmediate(() => {
+    if (cause === undefined) {
+      session.destroy();
+      // What was said last still goes out, if the peer takes it.
+      const late = clock.setTimer(FLUSH_MS, () => socket.destroy());
+      socket.once("close", () => late.cancel());
+      socket.destroySoon();
+    } else {
+      session.destroy(cause, constants.NGHTTP2_CANCEL);
+      // The session alone would wait for a peer that does not answer to take what was sent.
+      socket.destroy();
+    }
+  });
+}
