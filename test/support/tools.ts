@@ -12,6 +12,8 @@ const GRPCURL_VERSION = "v1.9.4";
 export const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
 export const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
+const GRPCIO_VERSION = "1.85.1";
+const PROTOBUF_PYTHON_VERSION = "7.36.2";
 
 /** Tests may install things only when asked to: CI=true or `npm test -- --all`. */
 export const MAY_FETCH = process.env["CI"] === "true" || process.env["TANDEM_TEST_ALL"] === "1";
@@ -78,19 +80,33 @@ async function buildConsul(bin: string): Promise<void> {
 }
 
 /** Path of a Python that has the openai package, or why there is none. */
-export async function pythonWithOpenai(): Promise<{ path: string } | { missing: string }> {
-  const venv = join(CACHE, `openai-python-${OPENAI_PYTHON_VERSION}`);
+export function pythonWithOpenai(): Promise<{ path: string } | { missing: string }> {
+  return pythonWith("openai", `openai-python-${OPENAI_PYTHON_VERSION}`, [`openai==${OPENAI_PYTHON_VERSION}`]);
+}
+
+/** Path of a Python that has gRPC's C core and protobuf, or why there is none. */
+export function pythonWithGrpcio(): Promise<{ path: string } | { missing: string }> {
+  const packages = [`grpcio==${GRPCIO_VERSION}`, `protobuf==${PROTOBUF_PYTHON_VERSION}`];
+  return pythonWith("grpc, google.protobuf", `grpcio-${GRPCIO_VERSION}`, packages);
+}
+
+async function pythonWith(
+  modules: string,
+  name: string,
+  packages: readonly string[],
+): Promise<{ path: string } | { missing: string }> {
+  const venv = join(CACHE, name);
   const python = join(venv, "bin", "python");
   const works = () =>
-    exec(python, ["-c", "import openai"]).then(
+    exec(python, ["-c", `import ${modules}`]).then(
       () => true,
       () => false,
     );
   if (await works()) return { path: python };
-  if (!MAY_FETCH) return { missing: "openai-python is not installed" };
+  if (!MAY_FETCH) return { missing: `${packages[0]} for Python is not installed` };
   await mkdir(CACHE, { recursive: true });
   await exec("python3", ["-m", "venv", venv]);
-  await exec(python, ["-m", "pip", "install", "-q", `openai==${OPENAI_PYTHON_VERSION}`]);
+  await exec(python, ["-m", "pip", "install", "-q", ...packages]);
   return { path: python };
 }
 
