@@ -63,7 +63,7 @@ const ORPHAN_MS = 2_000;
 const REPLAY_MS = 10_000;
 
 /** How long after it a request may end, by promise 1 of the design. */
-export function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): number {
+function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): number {
   switch (fault.kind) {
     case "freeze-wrapper":
     case "drop-rpc":

@@ -7,7 +7,7 @@ interface Command {
   load(): Promise<(argv: readonly string[]) => Promise<void>>;
 }
 
-export const COMMANDS: Readonly<Record<string, Command>> = {
+const COMMANDS: Readonly<Record<string, Command>> = {
   up: {
     summary: "Start everything on this machine: a router and instances.",
     load: async () => (await import("./up/up.ts")).runUp,

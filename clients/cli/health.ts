@@ -10,7 +10,7 @@ import {
 } from "../../services/common/config.ts";
 import { readiness } from "../client/readiness.ts";
 
-export const healthConfig = defineConfig(
+const healthConfig = defineConfig(
   "health",
   {
     rest: address("rest", "Ask a router's /readyz here: it serves when it has an instance of each role.", {

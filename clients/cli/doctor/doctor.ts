@@ -6,7 +6,7 @@ import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { hasError, renderReport } from "./report.ts";
 
-export const doctorConfig = defineConfig(
+const doctorConfig = defineConfig(
   "doctor",
   {
     ...routerSettings,

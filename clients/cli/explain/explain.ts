@@ -7,7 +7,7 @@ import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { storyOf } from "./story.ts";
 
-export const explainConfig = defineConfig(
+const explainConfig = defineConfig(
   "explain",
   {
     request: text("request", "x-request-id of the answer, or the id that the client sent. The same as ID.", {

@@ -7,7 +7,7 @@ import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { renderInstances } from "./instance-table.ts";
 
-export const statusConfig = defineConfig(
+const statusConfig = defineConfig(
   "status",
   {
     ...routerSettings,

@@ -17,7 +17,7 @@ import { reportOf, runLoad, type LoadReport, type LoadResult } from "../run-load
 import { compareAnswers, type Comparison } from "../verify.ts";
 import { formatMib, formatMs, writeJson } from "./output.ts";
 
-export const compareConfig = defineConfig(
+const compareConfig = defineConfig(
   "bench",
   {
     streams: integer("streams", "Streams at a time.", { default: 64, min: 1, max: 4096 }),

@@ -16,7 +16,7 @@ import { interruption, type Interruption } from "./interruption.ts";
 import { interruptionSvg } from "./interruption-svg.ts";
 import { formatMs, writeJson } from "./output.ts";
 
-export const engineBenchConfig = defineConfig(
+const engineBenchConfig = defineConfig(
   "bench engine",
   {
     rounds: integer(

@@ -17,7 +17,7 @@ import { writeJson } from "./output.ts";
 const SIZES = [1, 2, 8, 16, 64];
 const BATCH = 500;
 
-export const fleetBenchConfig = defineConfig(
+const fleetBenchConfig = defineConfig(
   "bench fleet",
   {
     requests: integer("requests", "Requests for each size of the fleet.", {

@@ -16,7 +16,7 @@ import { cpuMs } from "../procfs.ts";
 import { reportOf, runLoad, type LoadReport } from "../run-load.ts";
 import { formatMs, writeJson } from "./output.ts";
 
-export const loadScenarioConfig = defineConfig(
+const loadScenarioConfig = defineConfig(
   "bench load",
   {
     url: text("url", "The server.", { default: "http://127.0.0.1:3000" }),

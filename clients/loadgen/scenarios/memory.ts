@@ -7,7 +7,7 @@ import { processesOf, startUp } from "../processes.ts";
 import { runLoad } from "../run-load.ts";
 import { formatMib, writeJson } from "./output.ts";
 
-export const memoryConfig = defineConfig(
+const memoryConfig = defineConfig(
   "bench memory",
   {
     chats: integer("chats", "Requests before the weighing.", { default: 100, min: 0, max: 1_000_000 }),

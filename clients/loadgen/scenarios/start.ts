@@ -11,7 +11,7 @@ import { summarise } from "../statistics.ts";
 import { streamRequest } from "../stream-request.ts";
 import { formatMs, writeJson } from "./output.ts";
 
-export const startConfig = defineConfig(
+const startConfig = defineConfig(
   "bench start",
   {
     runs: integer("runs", "Starts to time.", { default: 5, min: 1, max: 100 }),

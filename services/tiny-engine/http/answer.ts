@@ -1,25 +1,20 @@
 // One generation request from submit to the last byte: starts its sequences, writes their tokens as they
 // come or collects them, and ends exactly once: finished, failed, or aborted because the client left.
 import type { ServerResponse } from "node:http";
-import type { Engine, EngineFailure, Finish, Sampling, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
+import type { Engine, EngineFailure, Finish, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { RequestFaults } from "../faults.ts";
 import { errorEvent, HttpError, sendError, sendJson } from "./exchange.ts";
 import type { AnswerFinish, AnswerFormat, Delta, Usage, WholeChoice } from "./format.ts";
 import { OutputText } from "./output-text.ts";
-import type { StreamChoice } from "./sampling.ts";
+import type { ChoicesPlan, StreamChoice } from "./sampling.ts";
 import { DONE, SseWriter } from "./sse.ts";
 
 export type Outcome = "finished" | "aborted" | "failed" | "refused";
 
-export interface AnswerPlan {
+export interface AnswerPlan extends ChoicesPlan {
   /** One prompt each; `id` is the engine-level id without a child index. */
   readonly prompts: readonly { readonly id: string; readonly tokens: readonly number[] }[];
-  readonly n: number;
-  readonly samplings: readonly Sampling[];
-  readonly stops: readonly string[];
-  readonly includeStop: boolean;
   readonly stream: StreamChoice;
-  readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
   readonly promptLogprobs: number | null;
   readonly reportCached: boolean;
   /** Made once the sequences are submitted, whose handles know the prompt's logprobs. */

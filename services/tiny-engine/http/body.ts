@@ -85,7 +85,7 @@ function pythonJsonError(text: string, error: SyntaxError): { position: number; 
 }
 
 /** A value as pydantic's error quotes it, in vLLM's shortened form. */
-export function summary(value: Json): string {
+function summary(value: Json): string {
   if (Array.isArray(value)) return `'<list of ${value.length} items>'`;
   if (typeof value === "object" && value !== null) return `'<dict of ${Object.keys(value).length} items>'`;
   return `'${value === null ? "None" : value === true ? "True" : value === false ? "False" : String(value)}'`;

@@ -6,7 +6,7 @@ import { validationError, type Json, type JsonObject } from "./body.ts";
 import { badRequest, badValue } from "./exchange.ts";
 import { usageHead, usageJson, type AnswerFormat, type Delta, type Usage, type WholeChoice } from "./format.ts";
 import { chatLogprobsJson, promptLogprobsJson } from "./logprobs.ts";
-import { checkModel, clampMaxTokens, readSampling, readSamplingFields, readStops, readStream } from "./sampling.ts";
+import { checkModel, clampMaxTokens, readChoices, readSamplingFields, readStream } from "./sampling.ts";
 
 /**
  * @param requestId From the header, if there was one.
@@ -56,21 +56,14 @@ export function planChat(
   );
   const asked = fields.max_completion_tokens ?? fields.max_tokens;
   const maxTokens = clampMaxTokens(asked, model.maxLength, prompt.length, model.maxLength);
-  const { sampling, n } = readSampling(fields, maxTokens, logprobs, engine);
+  const choices = readChoices(fields, maxTokens, logprobs, engine);
   // In chat, echo gives the prompt's logprobs and not its text.
   const promptLogprobs = fields.prompt_logprobs ?? (fields.echo === true ? (fields.top_logprobs ?? 0) : null);
   const id = `chatcmpl-${requestId ?? fields.request_id ?? newId()}`;
   return {
     prompts: [{ id, tokens: prompt }],
-    n,
-    samplings: Array.from({ length: n }, (_, child) => ({
-      ...sampling,
-      seed: sampling.seed === null ? null : sampling.seed + child,
-    })),
-    stops: readStops(fields),
-    includeStop: fields.include_stop_str_in_output ?? false,
+    ...choices,
     stream,
-    kvTransferParams: fields.kv_transfer_params as JsonObject | null,
     promptLogprobs,
     reportCached,
     format: (handles) =>

@@ -5,7 +5,7 @@ import type { Json, JsonObject } from "./body.ts";
 import { badRequest, badValue } from "./exchange.ts";
 import { usageHead, usageJson, type AnswerFormat, type Delta, type Usage, type WholeChoice } from "./format.ts";
 import { CompletionLogprobs, promptLogprobsJson } from "./logprobs.ts";
-import { checkModel, clampMaxTokens, readSampling, readSamplingFields, readStops, readStream } from "./sampling.ts";
+import { checkModel, clampMaxTokens, readChoices, readSamplingFields, readStream } from "./sampling.ts";
 
 const DEFAULT_MAX_TOKENS = 16;
 
@@ -34,26 +34,19 @@ export function planCompletions(
   const limits = tokens.map((prompt) =>
     clampMaxTokens(fields.max_tokens, DEFAULT_MAX_TOKENS, prompt.length, model.maxLength),
   );
-  const { sampling, n } = readSampling(fields, Math.min(...limits), fields.logprobs, engine);
+  const choices = readChoices(fields, Math.min(...limits), fields.logprobs, engine);
   const id = `cmpl-${requestId ?? fields.request_id ?? newId()}`;
   const echo = fields.echo ?? false;
   const promptLogprobs = fields.prompt_logprobs ?? (echo && fields.logprobs !== null ? fields.logprobs : null);
   return {
     prompts: tokens.map((prompt, index) => ({ id: `${id}-${index}`, tokens: prompt })),
-    n,
-    samplings: Array.from({ length: n }, (_, child) => ({
-      ...sampling,
-      seed: sampling.seed === null ? null : sampling.seed + child,
-    })),
-    stops: readStops(fields),
-    includeStop: fields.include_stop_str_in_output ?? false,
+    ...choices,
     stream,
-    kvTransferParams: fields.kv_transfer_params as JsonObject | null,
     promptLogprobs,
     reportCached,
     format: (handles) =>
       new CompletionsFormat(engine, id, handles, {
-        n,
+        n: choices.n,
         tokens,
         texts: texts.map((prompt) => (typeof prompt === "string" ? prompt : tokenizer.decode(prompt))),
         echo,

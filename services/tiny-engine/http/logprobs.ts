@@ -2,7 +2,7 @@
 import type { TokenLogprobs, Tokenizer } from "../engine.ts";
 
 /** A token as text; specials by name, a piece of a character as U+FFFD. */
-export function tokenText(tokenizer: Tokenizer, token: number): string {
+function tokenText(tokenizer: Tokenizer, token: number): string {
   return tokenizer.text(token) ?? "\ufffd";
 }
 

@@ -3,7 +3,7 @@ import type { Engine, Sampling } from "../engine.ts";
 import { readFields, type Fields, type FieldType, type Json, type JsonObject } from "./body.ts";
 import { badRequest, badValue, HttpError } from "./exchange.ts";
 
-export const SAMPLING_FIELDS = {
+const SAMPLING_FIELDS = {
   model: "string",
   stream: "boolean",
   stream_options: "any",
@@ -64,7 +64,7 @@ export function checkModel(asked: string | null, served: string): void {
   );
 }
 
-export function readStops(fields: SamplingFields): readonly string[] {
+function readStops(fields: SamplingFields): readonly string[] {
   const { stop } = fields;
   const stops = stop === null ? [] : Array.isArray(stop) ? stop : [stop];
   if (stops.some((one) => typeof one !== "string"))
@@ -106,17 +106,27 @@ export function clampMaxTokens(
   return Math.min(asked ?? fallback, maxLength - promptTokens);
 }
 
+/** How the choices of one prompt are drawn and where they end. */
+export interface ChoicesPlan {
+  readonly n: number;
+  /** One for each choice. */
+  readonly samplings: readonly Sampling[];
+  readonly stops: readonly string[];
+  readonly includeStop: boolean;
+  readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
+}
+
 /**
  * @param maxTokens Already clamped.
  * @param logprobs Alternatives per token; null for none.
  * @throws HttpError for the first value out of range.
  */
-export function readSampling(
+export function readChoices(
   fields: SamplingFields,
   maxTokens: number,
   logprobs: number | null,
   engine: Engine,
-): { sampling: Sampling; n: number } {
+): ChoicesPlan {
   const n = fields.n ?? 1;
   const temperature = fields.temperature ?? 1;
   const minTokens = fields.min_tokens ?? 0;
@@ -153,24 +163,29 @@ export function readSampling(
   }
   refuseGrammars(fields, engine);
   if (temperature === 0 && n > 1) throw badRequest(`n must be 1 when using greedy sampling, got ${n}.`);
+  const sampling: Sampling = {
+    temperature,
+    topP,
+    topK: Math.max(0, fields.top_k ?? 0),
+    minP: fields.min_p ?? 0,
+    presencePenalty: fields.presence_penalty ?? 0,
+    frequencyPenalty: fields.frequency_penalty ?? 0,
+    repetitionPenalty: fields.repetition_penalty ?? 1,
+    logitBias: readLogitBias(fields.logit_bias, engine.tokenizer.vocabularySize),
+    seed: fields.seed,
+    maxTokens,
+    minTokens,
+    ignoreEos: fields.ignore_eos ?? false,
+    logprobs,
+    stopTokenIds: readTokenIds(fields.stop_token_ids),
+  };
+  const { seed } = sampling;
   return {
     n,
-    sampling: {
-      temperature,
-      topP,
-      topK: Math.max(0, fields.top_k ?? 0),
-      minP: fields.min_p ?? 0,
-      presencePenalty: fields.presence_penalty ?? 0,
-      frequencyPenalty: fields.frequency_penalty ?? 0,
-      repetitionPenalty: fields.repetition_penalty ?? 1,
-      logitBias: readLogitBias(fields.logit_bias, engine.tokenizer.vocabularySize),
-      seed: fields.seed,
-      maxTokens,
-      minTokens,
-      ignoreEos: fields.ignore_eos ?? false,
-      logprobs,
-      stopTokenIds: readTokenIds(fields.stop_token_ids),
-    },
+    samplings: Array.from({ length: n }, (_, child) => ({ ...sampling, seed: seed === null ? null : seed + child })),
+    stops: readStops(fields),
+    includeStop: fields.include_stop_str_in_output ?? false,
+    kvTransferParams: fields.kv_transfer_params as JsonObject | null,
   };
 }
 

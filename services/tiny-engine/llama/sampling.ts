@@ -49,7 +49,7 @@ export function sample(
 }
 
 /** Index of the largest logit, the first of equals. */
-export function argmax(logits: Float32Array): number {
+function argmax(logits: Float32Array): number {
   let best = 0;
   for (let token = 1; token < logits.length; token++) if (logits[token]! > logits[best]!) best = token;
   return best;

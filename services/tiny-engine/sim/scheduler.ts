@@ -61,9 +61,6 @@ export class Scheduler {
   get freeSlots(): number {
     return this.#options.slots - this.#running.length - this.#heldSlots;
   }
-  get wedged(): boolean {
-    return this.#wedged;
-  }
 
   enqueue(sequence: Sequence): void {
     sequence.state = "waiting";
