@@ -109,6 +109,24 @@ describe("imports", () => {
     none(imports.filter((one) => pointsLeft(ROUTER_LAYERS, one)).map(show));
   });
 
+  it("have a layer for every file of the router", () => {
+    const files = sources.filter((file) => within(file, "services/router"));
+    none(files.filter((file) => placeIn(ROUTER_LAYERS, file) === undefined));
+  });
+
+  it("never go in a circle, of types neither", () => {
+    const circles: string[] = [];
+    const finished = new Set<string>();
+    const visit = (file: string, path: readonly string[]): void => {
+      if (path.includes(file)) circles.push([...path.slice(path.indexOf(file)), file].join(" -> "));
+      if (path.includes(file) || finished.has(file)) return;
+      for (const { target } of imports.filter((one) => one.file === file)) visit(target, [...path, file]);
+      finished.add(file);
+    };
+    for (const file of sources) visit(file, []);
+    none(circles);
+  });
+
   it("leave policy and kv pure: no I/O, no packages", () => {
     const pure = imports.filter(({ file }) => POLICY_FILES.includes(file) || within(file, "services/kv"));
     none(
@@ -205,6 +223,28 @@ describe("files", () => {
   it("have kebab-case names, and none of them is called utils or helpers", () => {
     none(all.filter((file) => !file.split("/").every((part) => /^[a-z0-9]+([-.][a-z0-9]+)*$/.test(part))));
     none(all.filter((file) => /(^|[/-])(utils?|helpers?|misc)([./-]|$)/.test(file)));
+  });
+
+  it("give an exported name one meaning in the whole repository", () => {
+    // The embedded engine is a program of its own.
+    const exported = sources
+      .filter((file) => !within(file, "services/tiny-engine"))
+      .flatMap((file) => {
+        const declared = /^export (?:async )?(?:function\*?|class|interface|type|const|let) ([A-Za-z_$][\w$]*)/gm;
+        return [...textOf(file).matchAll(declared)].map(([, name]) => ({ name: name!, file }));
+      });
+    const twice = exported.filter(({ name, file }) => exported.some((one) => one.name === name && one.file !== file));
+    none(twice.map(({ name, file }) => `${name} in ${file}`));
+  });
+
+  it("change no object's type from outside: no Object.create, no Object.assign on what has one", () => {
+    const allowed = [
+      "services/common/metrics.ts", // prom-client takes `collect` after its constructor only.
+      "services/router/rest/page-script.ts", // Runs in a browser.
+      "services/rpc/server.ts", // grpc-js has no other way to leave its keepalive out.
+    ];
+    const changing = sources.filter((file) => /\bObject\.(create|assign)\(/.test(textOf(file)));
+    none(changing.filter((file) => !allowed.includes(file) && !within(file, "services/tiny-engine")));
   });
 
   it("leave nothing to do", () => {

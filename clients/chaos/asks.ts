@@ -4,7 +4,7 @@ import { Agent } from "node:http";
 import { seededRandom } from "../loadgen/arrivals.ts";
 import { timedRequest, type Ask } from "../common/timed-request.ts";
 
-export interface Answer {
+export interface KnownAnswer {
   readonly text: string;
   readonly tokens: number;
   readonly finishReason: string;
@@ -45,10 +45,10 @@ export function makeAsks(
 }
 
 /** @throws Error when the reference engine does not answer: nothing could be checked then. */
-export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<Answer[]> {
+export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<KnownAnswer[]> {
   const agent = new Agent({ keepAlive: true });
   try {
-    const answers: Answer[] = [];
+    const answers: KnownAnswer[] = [];
     for (let from = 0; from < asks.length; from += 16) {
       const some = asks.slice(from, from + 16).map((ask) => timedRequest(ask, { url, agent, hangMs: 60_000 }));
       for (const record of await Promise.all(some)) {

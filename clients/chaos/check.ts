@@ -1,5 +1,5 @@
 // Holds what clients and engines saw against what was done to them. Pure: the same records give the same verdict.
-import type { Answer } from "./asks.ts";
+import type { KnownAnswer } from "./asks.ts";
 import type { Fault } from "./injector.ts";
 import type { RequestRecord } from "./load.ts";
 import { isSoft } from "./schedule.ts";
@@ -29,7 +29,7 @@ export interface CheckInput {
   readonly records: readonly RequestRecord[];
   readonly faults: readonly Fault[];
   readonly receipts: ReadonlyMap<string, SeenReceipt>;
-  readonly answers: readonly Answer[];
+  readonly answers: readonly KnownAnswer[];
   readonly kv: readonly SeenKv[];
   readonly stallMs: number;
   /** Added to every bound in time: for the machine's own delays. */
@@ -154,7 +154,10 @@ function endOf(fault: Fault): number {
   return (fault.healedMs ?? Infinity) + AFTERMATH_MS;
 }
 
-function wrongIn({ ending, stream, text, tokens, finishReason }: RequestRecord, right: Answer): string | undefined {
+function wrongIn(
+  { ending, stream, text, tokens, finishReason }: RequestRecord,
+  right: KnownAnswer,
+): string | undefined {
   if (ending === "completed") {
     if (text !== right.text)
       return `${JSON.stringify(text.slice(-80))} in place of ${JSON.stringify(right.text.slice(-80))}`;

@@ -8,7 +8,7 @@ import { freePort } from "../../services/common/ports.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 import type { Child } from "../common/child.ts";
 import { engineUnder, supervise, type EngineProcess } from "./process.ts";
-import type { Fleet } from "./schedule.ts";
+import type { FleetShape } from "./schedule.ts";
 
 /** Under this host partners dial the KV ports that engines have on 127.0.0.1: the proxy is between. */
 const KV_PROXY_HOST = "127.0.0.2";
@@ -48,7 +48,7 @@ export interface Cluster {
 }
 
 export interface ClusterOptions {
-  readonly fleet: Fleet;
+  readonly fleet: FleetShape;
   readonly engine: "sim" | "embedded";
   readonly engineFlags: readonly string[];
   readonly stallMs: number;

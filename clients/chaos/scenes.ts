@@ -1,7 +1,7 @@
 // Two trials of their own, beside the random ones: an instance that is drained under load, and one that answers nothing.
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Answer } from "./asks.ts";
+import type { KnownAnswer } from "./asks.ts";
 import type { Violation } from "./check.ts";
 import type { Cluster, InstanceMember } from "./cluster.ts";
 import { timedRequest, type Ask } from "../common/timed-request.ts";
@@ -10,7 +10,7 @@ import type { RequestRecord } from "./load.ts";
 export interface SceneOptions {
   readonly cluster: Cluster;
   readonly asks: readonly Ask[];
-  readonly answers: readonly Answer[];
+  readonly answers: readonly KnownAnswer[];
   readonly hangMs: number;
   readonly slackMs: number;
 }

@@ -33,7 +33,7 @@ export interface PlannedFault {
   readonly engineFault?: Readonly<Record<string, unknown>>;
 }
 
-export interface Fleet {
+export interface FleetShape {
   readonly routers: number;
   readonly prefill: number;
   readonly decode: number;
@@ -101,7 +101,7 @@ const GAP_MS = [400, 2_000] as const;
 export function planFaults(
   seed: number,
   lengthMs: number,
-  fleet: Fleet,
+  fleet: FleetShape,
   o: { readonly kinds?: readonly string[]; readonly restMs?: number } = {},
 ): PlannedFault[] {
   const random = seededRandom(seed);

@@ -37,7 +37,7 @@ export interface RouterFigures {
   readonly delays: Map<number, number>;
 }
 
-export interface Watch {
+export interface ChaosWatch {
   readonly receipts: ReadonlyMap<string, SeenReceipt>;
   readonly kv: readonly SeenKv[];
   readonly routers: readonly RouterFigures[];
@@ -61,7 +61,7 @@ interface EngineState {
   readonly waiting: number;
 }
 
-export function watchCluster(cluster: Cluster, control: { readonly url: string; readonly body: string }): Watch {
+export function watchCluster(cluster: Cluster, control: { readonly url: string; readonly body: string }): ChaosWatch {
   const over = new AbortController();
   const receipts = new Map<string, SeenReceipt>();
   const kv: SeenKv[] = [];

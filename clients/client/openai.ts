@@ -69,7 +69,7 @@ export interface Model {
 }
 
 /** A streamed answer. It is read once; breaking out of the loop ends the request. */
-export interface AnswerStream<T> extends AsyncIterable<T> {
+export interface AnswerChunks<T> extends AsyncIterable<T> {
   /** `x-request-id` of the answer, for `router.getReceipt` and `tandem explain`. */
   readonly requestId: string;
 }
@@ -82,9 +82,9 @@ export interface OpenAiClient {
   ready(signal?: AbortSignal): Promise<Readiness>;
   chat(body: ChatRequest, options?: RestCallOptions): Promise<Chat>;
   /** The stream throws where an answer ends with an error event, or without `[DONE]`. */
-  streamChat(body: ChatRequest, options?: RestCallOptions): Promise<AnswerStream<ChatChunk>>;
+  streamChat(body: ChatRequest, options?: RestCallOptions): Promise<AnswerChunks<ChatChunk>>;
   complete(body: CompletionRequest, options?: RestCallOptions): Promise<Completion>;
-  streamCompletion(body: CompletionRequest, options?: RestCallOptions): Promise<AnswerStream<CompletionChunk>>;
+  streamCompletion(body: CompletionRequest, options?: RestCallOptions): Promise<AnswerChunks<CompletionChunk>>;
 }
 
 interface ErrorBody {
@@ -120,7 +120,7 @@ export function openAiClient(url: string, apiKey = ""): OpenAiClient {
     return json<T>(await send(path, o, { ...body, stream: false }), o.signal);
   }
 
-  async function stream<T>(path: string, body: Sampling, o: RestCallOptions = {}): Promise<AnswerStream<T>> {
+  async function stream<T>(path: string, body: Sampling, o: RestCallOptions = {}): Promise<AnswerChunks<T>> {
     const response = await send(path, o, { ...body, stream: true });
     if (!response.ok) return json<never>(response, o.signal);
     const requestId = requestIdOf(response) ?? "";

@@ -3,7 +3,7 @@
 import { request as httpRequest, type Agent, type IncomingMessage } from "node:http";
 import { createStreamReader } from "../../services/common/openai-stream.ts";
 
-export type Ending =
+export type AnswerEnding =
   /** A whole answer: `[DONE]`, or a body of its whole length. */
   | "completed"
   /** A typed error, by its status or by an event inside the stream. */
@@ -27,7 +27,7 @@ export interface TimedAnswer {
   /** Last piece of the answer; an error is none. */
   lastMs: number | undefined;
   endMs: number;
-  ending: Ending;
+  ending: AnswerEnding;
   status: number;
   /** What was wrong, in the server's words or the socket's. */
   message: string;
@@ -86,7 +86,7 @@ export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
   };
   return new Promise((resolve) => {
     let ended = false;
-    const end = (ending: Ending, message = ""): void => {
+    const end = (ending: AnswerEnding, message = ""): void => {
       if (ended) return;
       ended = true;
       clearTimeout(hang);
@@ -105,7 +105,7 @@ export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
         ...(o.apiKey === undefined ? {} : { authorization: `Bearer ${o.apiKey}` }),
       },
     });
-    const endAfter = (ms: number | undefined, ending: Ending, message?: string): NodeJS.Timeout | undefined =>
+    const endAfter = (ms: number | undefined, ending: AnswerEnding, message?: string): NodeJS.Timeout | undefined =>
       ms === undefined
         ? undefined
         : setTimeout(() => {
@@ -134,7 +134,7 @@ export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
 function readBody(
   response: IncomingMessage,
   record: TimedAnswer,
-  end: (ending: Ending, message?: string) => void,
+  end: (ending: AnswerEnding, message?: string) => void,
 ): void {
   let text = "";
   response.setEncoding("utf8").on("data", (piece: string) => {
@@ -173,7 +173,7 @@ interface Body {
 function readStream(
   response: IncomingMessage,
   record: TimedAnswer,
-  end: (ending: Ending, message?: string) => void,
+  end: (ending: AnswerEnding, message?: string) => void,
 ): void {
   let error: string | undefined;
   let done = false;

@@ -10,13 +10,13 @@ import { commandLine, processTree } from "./procfs.ts";
 
 const START_LIMIT_MS = 60_000;
 
-export interface Started {
+export interface StartedProcess {
   readonly url: string;
   readonly pid: number;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-export interface StartedUp extends Started {
+export interface StartedUp extends StartedProcess {
   readonly run: Run;
 }
 
@@ -46,7 +46,7 @@ export async function startUp(
 }
 
 /** One aggregated sim engine, without Tandem. */
-export async function startEngine(flags: readonly string[]): Promise<Started> {
+export async function startEngine(flags: readonly string[]): Promise<StartedProcess> {
   const all = ["--listen", "127.0.0.1:0", ...flags];
   const { child, output } = await startUntil("engine", all, {}, /ready on http\S+/);
   const url = /ready on (http:\/\/[\d.:]+\d)/.exec(output)![1]!;

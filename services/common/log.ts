@@ -3,15 +3,15 @@
 
 export type LogLevel = "debug" | "info" | "warn" | "error";
 
-export type Fields = Readonly<Record<string, unknown>>;
+export type LogFields = Readonly<Record<string, unknown>>;
 
 export interface Log {
-  debug(event: string, fields?: Fields): void;
-  info(event: string, fields?: Fields): void;
-  warn(event: string, fields?: Fields): void;
-  error(event: string, fields?: Fields): void;
+  debug(event: string, fields?: LogFields): void;
+  info(event: string, fields?: LogFields): void;
+  warn(event: string, fields?: LogFields): void;
+  error(event: string, fields?: LogFields): void;
   /** A log whose every line carries `fields` too. */
-  child(fields: Fields): Log;
+  child(fields: LogFields): Log;
 }
 
 export interface LogOptions {
@@ -43,8 +43,8 @@ export function createLog(o: LogOptions): Log {
   const lowest = LOG_LEVELS.indexOf(level);
   const coloured = onTerminal && (process.env["NO_COLOR"] ?? "") === "";
 
-  const build = (context: Fields): Log => {
-    const write = (at: LogLevel, event: string, fields?: Fields): void => {
+  const build = (context: LogFields): Log => {
+    const write = (at: LogLevel, event: string, fields?: LogFields): void => {
       const all = { ...context, ...fields };
       out.write(format === "json" ? jsonLine(at, o.name, event, all) : textLine(at, o.name, event, all, coloured));
     };
@@ -66,13 +66,13 @@ function fromEnv<T extends string>(name: string, values: readonly T[]): T | unde
   return values.find((value) => value === process.env[name]);
 }
 
-function jsonLine(level: LogLevel, name: string, event: string, fields: Fields): string {
+function jsonLine(level: LogLevel, name: string, event: string, fields: LogFields): string {
   const line: Record<string, unknown> = { level, time: new Date().toISOString(), name, msg: event };
   for (const key in fields) line[LINE_KEYS.has(key) ? `${key}_` : key] = plain(key, fields[key]);
   return `${JSON.stringify(line)}\n`;
 }
 
-function textLine(level: LogLevel, name: string, event: string, fields: Fields, coloured: boolean): string {
+function textLine(level: LogLevel, name: string, event: string, fields: LogFields, coloured: boolean): string {
   const [on, dim, off] = coloured ? [COLOURS[level], "\x1b[2m", "\x1b[0m"] : ["", "", ""];
   let line = `${dim}${new Date().toISOString().slice(11, 23)}${off} ${on}${level.padEnd(5)}${off} ${name}  ${event}`;
   let below = "";

@@ -9,7 +9,7 @@ import { neverReached, type EngineCall } from "../engine/http.ts";
 import { createEventSplitter, type EventSplitter } from "../engine/sse.ts";
 import type { EngineRequest } from "../kv/connector.ts";
 import { AnswerStream } from "./answer-stream.ts";
-import { faceAnswer, finishReasonOf, type Face, type Usage } from "./answer.ts";
+import { faceAnswer, finishReasonOf, type Face, type AnswerUsage } from "./answer.ts";
 import { encodePiece, encodeResponse } from "./wire.ts";
 
 /** The largest event that an engine may send, and the largest body. */
@@ -136,7 +136,7 @@ export class AnswerRun {
     if (stream.finishReason === undefined) {
       return this.#fail(engineFailure("decode", new Error("the engine's stream ended without a finish reason")));
     }
-    const usage: Usage = stream.usage ?? { promptTokens: 0, completionTokens: stream.chunkCount };
+    const usage: AnswerUsage = stream.usage ?? { promptTokens: 0, completionTokens: stream.chunkCount };
     this.#o.write(encodePiece(stream.parts, stream.bytes, stream.tokens, this.#end(stream.finishReason, usage)));
     this.#finish(undefined);
   }
@@ -192,7 +192,7 @@ export class AnswerRun {
     this.#finish(undefined);
   }
 
-  #end(finishReason: FinishReason, usage: Usage): Buffer {
+  #end(finishReason: FinishReason, usage: AnswerUsage): Buffer {
     const { cachedTokens } = this.#o.face;
     return encodeResponse({
       end: {

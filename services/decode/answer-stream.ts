@@ -4,7 +4,7 @@
 // head in their place and is otherwise passed on as it is, unparsed. Anything else goes the slow way, by splices.
 import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanArray, scanObject, type Member } from "../common/json-body.ts";
-import { faceAnswer, finishReasonOf, type Face, type ReadAnswer, type Usage } from "./answer.ts";
+import { faceAnswer, finishReasonOf, type Face, type ReadAnswer, type AnswerUsage } from "./answer.ts";
 
 const LF = 10;
 const PREFIX = Buffer.from("data: ");
@@ -34,7 +34,7 @@ export class AnswerStream {
   /** Chunks with a choice, of the whole stream. */
   chunkCount = 0;
   finishReason: FinishReason | undefined;
-  usage: Usage | undefined;
+  usage: AnswerUsage | undefined;
   /** `[DONE]` came. */
   done = false;
   /** Error that the engine reported inside the stream: the JSON of its `error`. Never to be shown. */

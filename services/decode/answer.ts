@@ -17,7 +17,7 @@ export interface Face {
   readonly cachedTokens: number | undefined;
 }
 
-export interface Usage {
+export interface AnswerUsage {
   readonly promptTokens: number;
   readonly completionTokens: number;
 }
@@ -27,7 +27,7 @@ export interface ReadAnswer {
   readonly choiceCount: number;
   /** As the engine spells it. Undefined where no choice has ended. */
   readonly finishReason: string | undefined;
-  readonly usage: Usage | undefined;
+  readonly usage: AnswerUsage | undefined;
 }
 
 type Changes = Map<string, string | Buffer | undefined>;
@@ -47,7 +47,7 @@ export function faceAnswer(json: Buffer, members: readonly Member[], face: Face,
   changes.set("created", String(face.created));
   let choiceCount = 0;
   let finishReason: string | undefined;
-  let usage: Usage | undefined;
+  let usage: AnswerUsage | undefined;
   for (const { key, valueStart, valueEnd } of members) {
     const value = json.subarray(valueStart, valueEnd);
     if (INTERNAL_FIELDS.includes(key)) {
@@ -95,7 +95,7 @@ function faceChoice(choice: Buffer, index: number): { json: Buffer; finishReason
   };
 }
 
-function readUsage(usage: Buffer): Usage {
+function readUsage(usage: Buffer): AnswerUsage {
   const { prompt_tokens: prompt, completion_tokens: completion } = JSON.parse(usage.toString("utf8")) as Record<
     string,
     unknown

@@ -6,8 +6,8 @@ import { ADDRESS } from "../common/address.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
-import { checkKvAddress, checkLeg, estimateTokens } from "../instance/leg-request.ts";
-import type { EngineRequest, LegContext } from "../kv/connector.ts";
+import { checkKvAddress, checkLeg, estimatePromptTokens } from "../instance/leg-request.ts";
+import type { EngineRequest, LegSpec } from "../kv/connector.ts";
 import { asksForStream, asksForUsage } from "../kv/leg-body.ts";
 import type { RawCall } from "../rpc/service.ts";
 import { AnswerRun } from "./answer-run.ts";
@@ -25,7 +25,7 @@ export interface LegShared {
 /** What is known of a leg from its reservation on. */
 interface Reserved {
   readonly engine: LiveEngine;
-  readonly context: LegContext;
+  readonly context: LegSpec;
   readonly reserve: Reserve;
   readonly reservedAtMs: number;
   readonly queuedTokens: number;
@@ -130,7 +130,7 @@ export class DecodeLeg {
     if (traits.pairedId && reserve.decodeKvAddress !== "" && reserve.decodeKvAddress !== engine.kvAddress) {
       throw new ServiceError("instance_unavailable", "The instance's engine was started again.");
     }
-    const context: LegContext = {
+    const context: LegSpec = {
       ...checked,
       legId: reserve.legId,
       prefillKvAddress: reserve.prefillKvAddress,
@@ -138,7 +138,7 @@ export class DecodeLeg {
       promptIndex: reserve.promptIndex,
       sampleIndex: reserve.face.sampleIndex,
     };
-    const queuedTokens = estimateTokens(checked.body.length);
+    const queuedTokens = estimatePromptTokens(checked.body.length);
     const leg: Reserved = { engine, context, reserve, reservedAtMs: Date.now(), queuedTokens };
     legs.set(reserve.legId, this);
     parts.board.count({ reserved: 1, queuedTokens });

@@ -1,12 +1,12 @@
 // A decode instance: one engine that writes answers, behind DecodeService.
 import { loadConfig } from "../common/config.ts";
-import { startInstance, type Instance, type StartOptions } from "../instance/instance.ts";
+import { startInstance, type RunningInstance, type StartOptions } from "../instance/instance.ts";
 import { runInstance } from "../instance/run.ts";
 import { decodeConfig, type DecodeConfig } from "./config.ts";
 import { decodeService } from "./service.ts";
 
 /** Resolves when the engine works and legs are taken. */
-export function startDecode(config: DecodeConfig, o: StartOptions = {}): Promise<Instance> {
+export function startDecode(config: DecodeConfig, o: StartOptions = {}): Promise<RunningInstance> {
   return startInstance("decode", config, (parts) => decodeService(parts, config.settling), o);
 }
 

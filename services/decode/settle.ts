@@ -8,7 +8,7 @@ import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
-import type { LegContext } from "../kv/connector.ts";
+import type { LegSpec } from "../kv/connector.ts";
 import { dialRpc, type RpcChannel } from "../rpc/channel.ts";
 
 const TRIES = 4;
@@ -20,7 +20,7 @@ const CLOCK_SKEW_MS = 2_000;
 
 export interface Abandoned {
   readonly engine: LiveEngine;
-  readonly context: LegContext;
+  readonly context: LegSpec;
   /** Undefined: it isn't known how prefill ended, and is asked. */
   readonly ticket: string | undefined;
   /** gRPC address of the prefill instance. May be empty. */

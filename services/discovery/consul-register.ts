@@ -15,7 +15,7 @@ import type { ConsulClient } from "./consul-client.ts";
 import { asConsulError, consulFailureLog } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
 import type { ConsulCheckConfig } from "./consul-settings.ts";
-import type { Registration, Standing } from "./registry.ts";
+import type { Registration, SelfReport } from "./registry.ts";
 
 export interface ConsulRegisterOptions {
   readonly client: ConsulClient;
@@ -46,7 +46,7 @@ const LOAD_EVERY_MS = 15_000;
 
 export function keepRegistered(
   record: () => ServiceRecord,
-  standing: () => Standing,
+  standing: () => SelfReport,
   o: ConsulRegisterOptions,
   stop: AbortSignal,
 ): Registration {

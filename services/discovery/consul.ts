@@ -8,16 +8,16 @@ import { instanceRecord, type ServiceRecord } from "./consul-record.ts";
 import { keepRegistered } from "./consul-register.ts";
 import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
 import { watchConsul } from "./consul-watch.ts";
-import type { Directory, Registrar, Registration, RegistryHealth, Standing, Watch } from "./registry.ts";
+import type { Directory, Registrar, Registration, RegistryHealth, SelfReport, Watch } from "./registry.ts";
 
 export { consulCheckSettings, consulSettings } from "./consul-settings.ts";
 export { routerRecord } from "./consul-record.ts";
 
-const SERVING: Standing = { serving: true, text: "serving" };
+const SERVING: SelfReport = { serving: true, text: "serving" };
 
 export interface ConsulRegistrar extends Registrar {
   /** A service that is no instance: the router. */
-  registerService(record: () => ServiceRecord, stop: AbortSignal, standing: () => Standing): Registration;
+  registerService(record: () => ServiceRecord, stop: AbortSignal, standing: () => SelfReport): Registration;
   close(): void;
 }
 

@@ -10,7 +10,7 @@ export interface Registrar {
    *
    * @param standing What the registry shows of its state, where it shows one.
    */
-  register(self: () => Info, stop: AbortSignal, standing?: () => Standing): Promise<Registration>;
+  register(self: () => Info, stop: AbortSignal, standing?: () => SelfReport): Promise<Registration>;
 }
 
 /** Registers at each of at least one, and goes on where some are away: none waits for another. */
@@ -29,7 +29,7 @@ export function atEach(registrars: readonly Registrar[]): Registrar {
 }
 
 /** Whether a process takes work, and why not. */
-export interface Standing {
+export interface SelfReport {
   readonly serving: boolean;
   /** For people. Reported when it changes. */
   readonly text: string;

@@ -1,4 +1,5 @@
 // What prefill and decode know of their engine.
+import type { GuardedCommand } from "../common/guardian.ts";
 import type { EngineHttp } from "./http.ts";
 import type { EngineGauges } from "./metrics-text.ts";
 import type { VllmSettings } from "./vllm-output.ts";
@@ -84,4 +85,41 @@ export interface StartedEngine {
   readonly ended: Promise<Error>;
   kill(): void;
   stop(graceMs: number): Promise<void>;
+}
+
+export interface LaunchOptions {
+  readonly role: "prefill" | "decode";
+  readonly connector: string;
+  /** vLLM: its model. embedded: a GGUF file; empty: the one that ships. sim: a name; empty: the sim's own. */
+  readonly model: string;
+  /** Sequences that the engine must have room for. */
+  readonly slots: number;
+  /** Given to the engine as they are, after Tandem's own. */
+  readonly flags: readonly string[];
+}
+
+export interface LaunchPorts {
+  /** On ENGINE_HOST. */
+  readonly httpPort: number;
+  /** Host of the KV side channel, which partners on other machines dial. */
+  readonly kvHost: string;
+  readonly kvPort: number;
+}
+
+/** How one start is made, and what is to be seen of it. */
+export interface Launch extends GuardedCommand {
+  /** Devices on which only one engine may start at a time. */
+  readonly devices?: readonly string[];
+  /** What it does until its output says more. */
+  readonly firstPhase?: string;
+  /** The phase that begins with this line of its output, if one does. */
+  readonly phaseOf?: (line: string) => string | undefined;
+  /** Why the engine may not go on after this line of its output: it runs, and what it answers from here on is wrong. */
+  readonly brokenBy?: (line: string) => string | undefined;
+  /** Of its last lines, those that say why it failed. */
+  readonly reasonOf?: (lines: readonly string[]) => readonly string[];
+  /** host:port of its KV side channel as it says itself, once it works; undefined where it says nothing. */
+  readonly toldKvAddress?: () => Promise<string | undefined>;
+  /** What its output told besides what its API does. Asked once it works. */
+  readonly learned?: () => Partial<EngineFacts>;
 }

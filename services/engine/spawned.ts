@@ -9,12 +9,12 @@ import type { EngineKind, EngineSource, StartedEngine } from "./engine.ts";
 import { spawnGuarded, type GuardedExit, type GuardedProcess } from "../common/guardian.ts";
 import { createEngineHttp, type EngineHttp } from "./http.ts";
 import { ENGINE_HOST } from "./engine-host.ts";
-import type { Launch, LaunchPorts } from "./launch.ts";
+import type { Launch, LaunchPorts } from "./engine.ts";
 import { killLeftovers, recordEngine } from "./leftovers.ts";
 import { usefulLines } from "../common/output-tail.ts";
 import { claimPortsFrom } from "./ports.ts";
 import { checkReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
-import { startTurn, type Turn } from "./start-turn.ts";
+import { startTurn, type StartTurn } from "./start-turn.ts";
 import { usedPorts } from "./used-ports.ts";
 import type { EngineFacts } from "./engine.ts";
 
@@ -56,7 +56,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
   async function startOnce(signal: AbortSignal): Promise<StartedEngine> {
     const claimed = await claimPortsFrom(o.kvHost, nextKvPort, span, used);
     nextKvPort = claimed.first + span;
-    let turn: Turn | undefined;
+    let turn: StartTurn | undefined;
     try {
       const ports: LaunchPorts = { httpPort: await freePort(ENGINE_HOST), kvHost: o.kvHost, kvPort: claimed.first };
       const launch = await o.launch(ports);

@@ -5,7 +5,7 @@ import { claimName, type Release } from "./name-claim.ts";
 
 const ASK_AGAIN_MS = 200;
 
-export interface Turn {
+export interface StartTurn {
   end(): void;
 }
 
@@ -19,7 +19,7 @@ export async function startTurn(
   devices: readonly string[],
   signal: AbortSignal,
   onWait: () => void = () => {},
-): Promise<Turn> {
+): Promise<StartTurn> {
   const held: Release[] = [];
   const end = (): void => {
     for (const release of held.splice(0)) release();

@@ -2,7 +2,7 @@
 import { vllmCommand } from "./vllm-command.ts";
 import { p2pKvLoss, readVllmOutput, vllmReason } from "./vllm-output.ts";
 import { findVllm, type VllmProgram } from "./vllm-program.ts";
-import type { Launch, LaunchOptions, LaunchPorts } from "./launch.ts";
+import type { Launch, LaunchOptions, LaunchPorts } from "./engine.ts";
 
 /** What only vLLM needs to know. */
 export interface VllmSettingsGiven {

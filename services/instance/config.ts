@@ -10,6 +10,7 @@ import {
   secret,
   section,
   text,
+  type Config,
 } from "../common/config.ts";
 import { deploymentName } from "../common/deployment.ts";
 import { LOG_LEVELS } from "../common/log.ts";
@@ -155,6 +156,8 @@ export function instanceSections(role: InstanceRole) {
     }),
   };
 }
+
+export type InstanceConfig = Config<ReturnType<typeof instanceSections>>;
 
 /** Keys that instances had once. */
 export const REMOVED_INSTANCE_KEYS = {

@@ -6,7 +6,7 @@ import { checkVllm } from "../engine/vllm-checks.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
 import type { Connector } from "../kv/connector.ts";
 import type { InstanceRole } from "./config.ts";
-import type { InstanceConfig } from "./instance.ts";
+import type { InstanceConfig } from "./config.ts";
 
 /** Nothing for engines of Tandem's own: they refuse what doesn't fit by themselves. */
 export function examineEngine(
@@ -33,7 +33,7 @@ export function examineEngine(
 }
 
 /** Why an engine with these findings is not used. Empty where it may be. */
-export function refusalOf(findings: readonly Finding[]): string {
+export function startRefusalOf(findings: readonly Finding[]): string {
   const worst = findings.find(({ level }) => level === "error");
   return worst === undefined ? "" : `${worst.message} ${worst.cure}`.trim();
 }

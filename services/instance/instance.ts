@@ -7,13 +7,13 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, Role, State, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { joinAddress, splitAddress } from "../common/address.ts";
-import { ConfigError, type Config } from "../common/config.ts";
+import { ConfigError } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { stateDirOf } from "../common/state-dir.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
-import type { Registration, Standing } from "../discovery/registry.ts";
+import type { Registration, SelfReport } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
 import type { EngineKeeper, EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
@@ -28,12 +28,10 @@ import { connectorOf } from "../kv/index.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
 import { createBoard, type Board } from "./board.ts";
-import type { instanceSections, InstanceRole } from "./config.ts";
-import { examineEngine, refusalOf } from "./examine.ts";
+import type { InstanceConfig, InstanceRole } from "./config.ts";
+import { examineEngine, startRefusalOf } from "./examine.ts";
 import { instanceService } from "./instance-service.ts";
 import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
-
-export type InstanceConfig = Config<ReturnType<typeof instanceSections>>;
 
 /** What a role's service works with. */
 export interface InstanceParts {
@@ -55,7 +53,7 @@ export interface RoleService {
   settled?(): Promise<void>;
 }
 
-export interface Instance {
+export interface RunningInstance {
   /** host:port that others dial. */
   readonly address: string;
   info(): Info;
@@ -79,7 +77,7 @@ export async function startInstance(
   config: InstanceConfig,
   makeService: (parts: InstanceParts) => RoleService,
   o: StartOptions = {},
-): Promise<Instance> {
+): Promise<RunningInstance> {
   const level = config.process.logLevel;
   const log = o.log ?? createLog({ name: role, ...(level === undefined ? {} : { level }) });
   const connector = connectorOf(connectorName(config));
@@ -137,7 +135,7 @@ export async function startInstance(
   };
 
   const service = makeService({ connector, board, keeper: () => keeper, token: config.grpc.token, log });
-  const standing = (): Standing => standingOf(board);
+  const standing = (): SelfReport => standingOf(board);
   let told = standing();
   board.onChange(() => {
     const now = standing();
@@ -199,7 +197,7 @@ export async function startInstance(
         for (const { level, ...found } of findings)
           if (level === "warning" || level === "error") log.warn("the doctor found something", { ...found });
       }
-      board.setEngine(running.live === undefined ? running.reason : refusalOf(findings));
+      board.setEngine(running.live === undefined ? running.reason : startRefusalOf(findings));
       board.setRetiring(running.retiring ? running.reason : "");
       board.setGauges(running.gauges);
       if (running.live === lastLive) return;
@@ -219,7 +217,7 @@ export async function startInstance(
     throw error;
   }
 
-  const instance: Instance = {
+  const instance: RunningInstance = {
     address: info().grpcAddress,
     info,
     load: board.load,
@@ -231,7 +229,7 @@ export async function startInstance(
 }
 
 /** What the health check and the registry say of it. */
-function standingOf(board: Board): Standing {
+function standingOf(board: Board): SelfReport {
   if (board.state === State.SERVING) return { serving: true, text: "serving" };
   const state = State[board.state].toLowerCase();
   const { reason } = board.load();

@@ -45,7 +45,7 @@ export function checkKvAddress(field: string, address: string, wanted: boolean):
 }
 
 /** Tokens of a prompt, from its body's size: what is known before the engine has counted. English has about 4 bytes a token. */
-export function estimateTokens(bodyBytes: number): number {
+export function estimatePromptTokens(bodyBytes: number): number {
   return Math.ceil(bodyBytes / 4);
 }
 

@@ -3,7 +3,7 @@ import { ConfigError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import { embeddedRegistry } from "../discovery/embedded.ts";
 import { atEach, type Registrar } from "../discovery/registry.ts";
-import type { InstanceConfig } from "./instance.ts";
+import type { InstanceConfig } from "./config.ts";
 
 export interface InstanceRegistrar extends Registrar {
   close(): void;

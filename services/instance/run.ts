@@ -3,20 +3,21 @@ import { settingLines } from "../common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import type { InstanceRole } from "./config.ts";
-import type { Instance, InstanceConfig, StartOptions } from "./instance.ts";
+import type { InstanceConfig } from "./config.ts";
+import type { RunningInstance, StartOptions } from "./instance.ts";
 
 /** Resolves when the instance has stopped. */
 export async function runInstance(
   role: InstanceRole,
   config: InstanceConfig,
-  start: (o: StartOptions) => Promise<Instance>,
+  start: (o: StartOptions) => Promise<RunningInstance>,
 ): Promise<void> {
   const level = config.process.logLevel;
   const log: Log = createLog({ name: role, ...(level === undefined ? {} : { level }) });
   const signalled = untilSignal("SIGINT", "SIGTERM");
   const stop = anySignal(signalled, stopWithParent());
   log.info("settings", { settings: settingLines(config.settings.all) });
-  let instance: Instance;
+  let instance: RunningInstance;
   try {
     instance = await start({ stop, log });
   } catch (error) {

@@ -32,7 +32,7 @@ export interface Traits {
 }
 
 /** One choice of one prompt, on its way through both engines. */
-export interface LegContext {
+export interface LegSpec {
   /** 32 hex digits, fresh for every attempt. */
   readonly legId: string;
   readonly path: LegPath;
@@ -60,7 +60,7 @@ export interface EngineRequest {
 export interface Connector {
   readonly traits: Traits;
   /** The one-token copy that computes the prompt's KV. Never streams: a streamed answer carries no ticket. */
-  prefillRequest(context: LegContext): EngineRequest;
+  prefillRequest(context: LegSpec): EngineRequest;
   /**
    * What the decode leg needs to know of the prefill engine's answer: opaque JSON, or "" where it needs nothing.
    * @param answer Parsed body of the prefill engine's 200 answer.
@@ -68,9 +68,9 @@ export interface Connector {
    */
   ticket(answer: unknown): string;
   /** The request that continues from the KV. A streaming one always asks for the usage chunk. */
-  decodeRequest(context: LegContext, ticket: string): EngineRequest;
+  decodeRequest(context: LegSpec, ticket: string): EngineRequest;
   /** The request of a leg without prefill. Undefined where engines serve no request that belongs to no pair. */
-  unpairedRequest(context: LegContext): EngineRequest | undefined;
+  unpairedRequest(context: LegSpec): EngineRequest | undefined;
   /** The request that frees the KV of an abandoned leg. Undefined where it frees itself. */
-  settleRequest(context: LegContext, ticket: string): EngineRequest | undefined;
+  settleRequest(context: LegSpec, ticket: string): EngineRequest | undefined;
 }

@@ -5,7 +5,7 @@
 
 type Parsed = Readonly<Record<string, unknown>>;
 
-export interface Refusal {
+export interface FieldRefusal {
   readonly param: string;
   /** For the client. */
   readonly message: string;
@@ -74,7 +74,7 @@ export const REFUSED_FIELDS: readonly RefusedField[] = [
 ];
 
 /** The first field of `parsed` that is refused, or undefined. */
-export function refusedField(parsed: Parsed): Refusal | undefined {
+export function refusedField(parsed: Parsed): FieldRefusal | undefined {
   for (const { find, unservable: what } of REFUSED_FIELDS) {
     const param = find(parsed);
     if (param === undefined) continue;

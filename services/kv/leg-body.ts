@@ -1,7 +1,7 @@
 // The bodies of the two legs, as byte splices of the client's. A parse and re-print would change large integers, key
 // order and spacing; a splice leaves every byte alone that it doesn't mean to change.
 import { scanArray, scanObject, splice, type Member } from "../common/json-body.ts";
-import type { LegContext } from "./connector.ts";
+import type { LegSpec } from "./connector.ts";
 
 type Changes = Map<string, string | Buffer | undefined>;
 
@@ -10,7 +10,7 @@ type Changes = Map<string, string | Buffer | undefined>;
  * `stop` and friends go, since the one token is thrown away whatever it is. `logprobs`, sampling fields and grammars
  * stay: an engine that refuses them should say so before decode is troubled.
  */
-export function prefillBody(context: LegContext, extra: Changes = new Map()): Buffer {
+export function prefillBody(context: LegSpec, extra: Changes = new Map()): Buffer {
   const changes: Changes = onePrompt(context);
   changes.set("max_tokens", "1");
   // In chat this field wins over max_tokens; in completions vLLM doesn't know it.
@@ -23,7 +23,7 @@ export function prefillBody(context: LegContext, extra: Changes = new Map()): Bu
 }
 
 /** The copy for the decode engine: the client's body, cut to this leg's prompt and choice. */
-export function decodeBody(context: LegContext, extra: Changes = new Map()): Buffer {
+export function decodeBody(context: LegSpec, extra: Changes = new Map()): Buffer {
   const { body, members } = context;
   const changes: Changes = onePrompt(context);
   if (has(members, "n")) changes.set("n", "1");
@@ -40,7 +40,7 @@ export function decodeBody(context: LegContext, extra: Changes = new Map()): Buf
 }
 
 /** Of a list of prompts, the one of this leg. The raw bytes of the element, so token ids stay as they were written. */
-function onePrompt(context: LegContext): Changes {
+function onePrompt(context: LegSpec): Changes {
   const changes: Changes = new Map();
   if (context.promptIndex === undefined) return changes;
   const prompt = context.members.find((member) => member.key === "prompt");

@@ -2,7 +2,7 @@
 // Source: vLLM 0.32, kv_connector/v1/nixl/, and transcripts of it. The parameters are opaque here: vLLM adds fields from
 // release to release, and a number that passed through a double might come back as another one.
 import { ServiceError } from "../common/errors.ts";
-import type { Connector, EngineRequest, LegContext } from "./connector.ts";
+import type { Connector, EngineRequest, LegSpec } from "./connector.ts";
 import { decodeBody, prefillBody } from "./leg-body.ts";
 import { checkTicket, missingParams } from "./nixl-ticket.ts";
 
@@ -44,6 +44,6 @@ export const nixl: Connector = {
 };
 
 // The leg id is the id at both engines, so that their logs can be read side by side.
-function request(context: LegContext, body: Buffer): EngineRequest {
+function request(context: LegSpec, body: Buffer): EngineRequest {
   return { path: context.path, headers: { "content-type": "application/json", "x-request-id": context.legId }, body };
 }

@@ -1,6 +1,6 @@
 // The two connectors that pair by request id: P2P NCCL of vLLM up to 0.23, and `p2p-zmq`, its likeness in Tandem's own
 // engines. Prefill pushes the KV to the address in the id; decode finds it under the same id.
-import type { Connector, EngineRequest, LegContext } from "./connector.ts";
+import type { Connector, EngineRequest, LegSpec } from "./connector.ts";
 import { decodeBody, prefillBody } from "./leg-body.ts";
 import { pairedId } from "./paired-id.ts";
 
@@ -37,7 +37,7 @@ export const p2pZmq: Connector = {
   }),
 };
 
-function paired(context: LegContext, body: Buffer): EngineRequest {
+function paired(context: LegSpec, body: Buffer): EngineRequest {
   return {
     path: context.path,
     headers: { "content-type": "application/json", "x-request-id": pairedId(context) },

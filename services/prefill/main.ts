@@ -1,12 +1,12 @@
 // A prefill instance: one engine that reads prompts, behind PrefillService.
 import { loadConfig } from "../common/config.ts";
-import { startInstance, type Instance, type StartOptions } from "../instance/instance.ts";
+import { startInstance, type RunningInstance, type StartOptions } from "../instance/instance.ts";
 import { runInstance } from "../instance/run.ts";
 import { prefillConfig, type PrefillConfig } from "./config.ts";
 import { prefillService } from "./service.ts";
 
 /** Resolves when the engine works and legs are taken. */
-export function startPrefill(config: PrefillConfig, o: StartOptions = {}): Promise<Instance> {
+export function startPrefill(config: PrefillConfig, o: StartOptions = {}): Promise<RunningInstance> {
   return startInstance("prefill", config, (parts) => prefillService(parts, config.outcomes), o);
 }
 

@@ -1,7 +1,7 @@
 // How each leg ended, for whoever lost its answer, and the memory that no leg id is used twice. Bounded in time and count.
 import type { Outcome } from "#gen/tandem/prefill/v1/prefill_pb.js";
 
-export interface LegOutcome {
+export interface PrefillOutcome {
   readonly outcome: Outcome;
   readonly ticket: string;
 }
@@ -9,18 +9,18 @@ export interface LegOutcome {
 export interface Outcomes {
   /** False where the id was used before, or was asked for before it came: then it must not run any more. */
   begin(legId: string): boolean;
-  end(legId: string, outcome: LegOutcome): void;
+  end(legId: string, outcome: PrefillOutcome): void;
   /**
    * Resolves when the leg has ended. Undefined for an unknown leg, which from then on stays refused: whoever asked
    * relies on it that the leg will not run later.
    */
-  of(legId: string): Promise<LegOutcome> | undefined;
+  of(legId: string): Promise<PrefillOutcome> | undefined;
 }
 
 interface Entry {
   /** Undefined: asked for before it came, and refused since. */
-  readonly ended: Promise<LegOutcome> | undefined;
-  readonly resolve: (outcome: LegOutcome) => void;
+  readonly ended: Promise<PrefillOutcome> | undefined;
+  readonly resolve: (outcome: PrefillOutcome) => void;
   running: boolean;
   readonly sinceMs: number;
 }
@@ -47,8 +47,8 @@ export function createOutcomes(o: {
   return {
     begin(legId) {
       if (running.has(legId) || over.has(legId)) return false;
-      let resolve!: (outcome: LegOutcome) => void;
-      const ended = new Promise<LegOutcome>((done) => (resolve = done));
+      let resolve!: (outcome: PrefillOutcome) => void;
+      const ended = new Promise<PrefillOutcome>((done) => (resolve = done));
       running.set(legId, { ended, resolve, running: true, sinceMs: o.nowMs() });
       return true;
     },

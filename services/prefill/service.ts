@@ -11,11 +11,11 @@ import type { LiveEngine } from "../engine/engine.ts";
 import { engineFailure, refusalOf } from "../engine/engine-error.ts";
 import { neverReached, type EngineAnswerBody } from "../engine/http.ts";
 import type { InstanceParts, RoleService } from "../instance/instance.ts";
-import { checkKvAddress, checkLeg, estimateTokens } from "../instance/leg-request.ts";
-import type { EngineRequest, LegContext } from "../kv/connector.ts";
+import { checkKvAddress, checkLeg, estimatePromptTokens } from "../instance/leg-request.ts";
+import type { EngineRequest, LegSpec } from "../kv/connector.ts";
 import { defineService, type CallContext } from "../rpc/service.ts";
 import { watchPartners } from "./partner-watch.ts";
-import { createOutcomes, type LegOutcome } from "./outcomes.ts";
+import { createOutcomes, type PrefillOutcome } from "./outcomes.ts";
 
 type Answer = MessageInitShape<typeof PrefillResponseSchema>;
 
@@ -55,7 +55,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     if (traits.pairedId && request.prefillKvAddress !== "" && request.prefillKvAddress !== engine.kvAddress) {
       throw new ServiceError("instance_unavailable", "The instance's engine was started again.");
     }
-    const legContext: LegContext = {
+    const legContext: LegSpec = {
       ...leg,
       legId: request.legId,
       prefillKvAddress: traits.pairedId ? engine.kvAddress : "",
@@ -68,7 +68,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     if (!outcomes.begin(request.legId)) {
       throw new ServiceError("leg_id_reused", "The leg id was used before. Retry with a fresh one.");
     }
-    const queuedTokens = estimateTokens(leg.body.length);
+    const queuedTokens = estimatePromptTokens(leg.body.length);
     board.count({ running: 1, queuedTokens });
     const leaving = new AbortController();
     running.add(leaving);
@@ -81,7 +81,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     return cancellable(work, context.signal, leaving);
   }
 
-  function buildRequest(context: LegContext): EngineRequest {
+  function buildRequest(context: LegSpec): EngineRequest {
     try {
       return connector.prefillRequest(context);
     } catch (error) {
@@ -109,13 +109,13 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
 
   async function run(
     engine: LiveEngine,
-    context: LegContext,
+    context: LegSpec,
     request: EngineRequest,
     leaving: AbortSignal,
     arrivedMs: number,
   ): Promise<Answer> {
-    const finish = (outcome: Outcome, ticket = ""): LegOutcome => {
-      const ended: LegOutcome = { outcome, ticket };
+    const finish = (outcome: Outcome, ticket = ""): PrefillOutcome => {
+      const ended: PrefillOutcome = { outcome, ticket };
       outcomes.end(context.legId, ended);
       log.debug("prefill leg ended", {
         legId: context.legId,

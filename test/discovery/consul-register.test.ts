@@ -4,14 +4,14 @@ import { text as bodyOf } from "node:stream/consumers";
 import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import { consulRegistrar } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
-import type { Registration, Standing } from "../../services/discovery/registry.ts";
+import type { Registration, SelfReport } from "../../services/discovery/registry.ts";
 import { logSink } from "../support/log-sink.ts";
 import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
 import { eventually } from "../support/waits.ts";
 
 const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
 const never = new AbortController().signal;
-const SERVING: Standing = { serving: true, text: "serving" };
+const SERVING: SelfReport = { serving: true, text: "serving" };
 
 /** Takes what is registered and reported, and holds the question for the own entry. */
 function agent(reports: string[], registered: any[] = []): Answer {
@@ -35,7 +35,7 @@ interface Registered extends AsyncDisposable {
 
 async function register(
   consul: ScriptedConsul,
-  standing: () => Standing,
+  standing: () => SelfReport,
   o: { flags?: readonly string[]; ttlMs?: number } = {},
 ): Promise<Registered> {
   const sink = logSink();
@@ -109,7 +109,7 @@ describe("a process in Consul", () => {
 
   it("reports a change at once", async () => {
     const reports: string[] = [];
-    let standing: Standing = { serving: false, text: "draining: an operator asked" };
+    let standing: SelfReport = { serving: false, text: "draining: an operator asked" };
     const consul = await scriptedConsul([agent(reports)]);
     await using slow = await register(consul, () => standing, { ttlMs: 3_600_000 });
     await eventually("the drain is reported", () => reports.length === 1);

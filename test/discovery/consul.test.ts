@@ -11,7 +11,7 @@ import {
   type ConsulRegistrar,
   type ConsulWatcher,
 } from "../../services/discovery/consul.ts";
-import type { Doubt, Registration, Standing } from "../../services/discovery/registry.ts";
+import type { Doubt, Registration, SelfReport } from "../../services/discovery/registry.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { freeConsulPorts, startConsul, type TestConsul } from "../support/consul.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
@@ -28,7 +28,7 @@ interface Served extends AsyncDisposable {
   readonly info: Info;
   readonly server: RpcServer;
   readonly registration: Registration;
-  standing: Standing;
+  standing: SelfReport;
 }
 
 /** A process that serves health, and registers itself. */

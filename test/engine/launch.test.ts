@@ -1,7 +1,8 @@
 // The command line of the sim and the embedded engine, read back by the engine's own parser.
 import assert from "node:assert/strict";
 import { ConfigError, loadConfig } from "../../services/common/config.ts";
-import { launcherOf, type LaunchOptions } from "../../services/engine/launch.ts";
+import type { LaunchOptions } from "../../services/engine/engine.ts";
+import { launcherOf } from "../../services/engine/launch.ts";
 import { engineConfig, type EngineConfig } from "../../services/tiny-engine/config.ts";
 
 const VLLM = { command: "", servedName: "", gpus: "", p2pPoolGib: 4, hfToken: "" };

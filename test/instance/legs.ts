@@ -15,7 +15,7 @@ import { loadConfig } from "../../services/common/config.ts";
 import type { Log } from "../../services/common/log.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
 import { startDecode } from "../../services/decode/main.ts";
-import type { Instance } from "../../services/instance/instance.ts";
+import type { RunningInstance } from "../../services/instance/instance.ts";
 import { prefillConfig } from "../../services/prefill/config.ts";
 import { startPrefill } from "../../services/prefill/main.ts";
 import { dialRpc, type RpcChannel } from "../../services/rpc/channel.ts";
@@ -29,7 +29,7 @@ type ConnectorName = "p2p-zmq" | "nixl";
 
 export interface SimInstance extends AsyncDisposable {
   readonly engine: RunningEngine;
-  readonly instance: Instance;
+  readonly instance: RunningInstance;
   readonly channel: RpcChannel;
 }
 

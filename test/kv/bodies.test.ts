@@ -2,12 +2,12 @@
 import assert from "node:assert/strict";
 import { scanObject } from "../../services/common/json-body.ts";
 import { CONNECTORS } from "../../services/kv/index.ts";
-import type { Connector, LegContext } from "../../services/kv/connector.ts";
+import type { Connector, LegSpec } from "../../services/kv/connector.ts";
 import { asksForStream, asksForUsage } from "../../services/kv/leg-body.ts";
 
 const LEG_ID = "0123456789abcdef0123456789abcdef";
 
-function context(json: string, over: Partial<LegContext> = {}): LegContext {
+function context(json: string, over: Partial<LegSpec> = {}): LegSpec {
   const body = Buffer.from(json);
   return {
     legId: LEG_ID,

@@ -4,7 +4,7 @@ import { DiagnoseResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, defineConfig, loadConfig } from "../../../services/common/config.ts";
 import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
-import { hasError, renderReport } from "./report.ts";
+import { hasError, renderDiagnoses } from "./report.ts";
 
 const doctorConfig = defineConfig(
   "doctor",
@@ -33,7 +33,7 @@ export async function runDoctor(argv: readonly string[]): Promise<void> {
     });
   const text = config.json
     ? toJsonString(DiagnoseResponseSchema, answer, { alwaysEmitImplicit: true, prettySpaces: 2 })
-    : renderReport(answer.diagnoses, config.verbose);
+    : renderDiagnoses(answer.diagnoses, config.verbose);
   process.stdout.write(`${text}\n`);
   if (hasError(answer.diagnoses)) process.exitCode = 1;
 }

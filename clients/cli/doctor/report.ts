@@ -14,7 +14,7 @@ export function hasError(diagnoses: readonly Diagnosis[]): boolean {
 }
 
 /** @param verbose Also what is fine. */
-export function renderReport(diagnoses: readonly Diagnosis[], verbose: boolean): string {
+export function renderDiagnoses(diagnoses: readonly Diagnosis[], verbose: boolean): string {
   const shown = diagnoses
     .filter(({ finding }) => verbose || finding?.level !== FindingLevel.OK)
     .toSorted((a, b) => (b.finding?.level ?? 0) - (a.finding?.level ?? 0));

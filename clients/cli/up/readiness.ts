@@ -3,7 +3,7 @@
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import type { Child } from "../../common/child.ts";
 
-export interface Readiness {
+export interface UpReadiness {
   /** The router answered with these. */
   seen(instances: readonly Instance[]): void;
   /** Whether the child was ready once, in this process or one before. */
@@ -21,7 +21,7 @@ export interface ReadinessEvents {
   allReady(): void;
 }
 
-export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): Readiness {
+export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): UpReadiness {
   const readyPids = new Map<string, number>();
   let latest: readonly Instance[] = [];
   let told = false;

@@ -9,6 +9,7 @@
 // second, once 1,000 are used up, for an attack and breaks the connection with all its calls.
 // How the events come about is run.ts' affair: deadlines of the request arrive as `unwanted`, an instance that owes a word
 // for too long as `decodeStalled` or `prefillFailed`.
+import type { Side } from "../pool/pool.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { AnswerEnd } from "../request/request.ts";
 
@@ -31,8 +32,6 @@ export interface Ticket {
 
 /** Where the time goes, and where a failure happened. */
 export type Phase = "reserve" | "prefill" | "transfer" | "decode";
-
-export type Side = "prefill" | "decode";
 
 export type LegOutcome =
   | { readonly kind: "completed"; readonly end: AnswerEnd }

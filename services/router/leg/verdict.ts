@@ -3,7 +3,8 @@
 import { ServiceError, type FailureCode } from "../../common/errors.ts";
 import type { Verdict } from "../pool/breaker.ts";
 import type { LegEnd } from "../request/metrics.ts";
-import type { LegEffect, LegEvent, LegState, LegTraits, Side } from "./protocol.ts";
+import type { Side } from "../pool/pool.ts";
+import type { LegEffect, LegEvent, LegState, LegTraits } from "./protocol.ts";
 
 /** One side of the leg has ended. */
 export interface SideEnd {

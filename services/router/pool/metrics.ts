@@ -1,10 +1,9 @@
 // What the view of the fleet shows to Prometheus.
 import type { Metrics } from "../../common/metrics.ts";
-import { SIDES, type Seen } from "./fleet.ts";
-import type { Pool } from "./pool.ts";
+import { type FleetView, type Seen, SIDES } from "./fleet.ts";
 import { REASONS } from "./standing.ts";
 
-export function registerPoolMetrics(metrics: Metrics, pool: Pick<Pool, "view">): void {
+export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: FleetView }): void {
   const stateOf = ({ standing }: Seen): string => (standing.kind === "serves" ? "serving" : standing.reason);
   const inState = (seen: readonly Seen[], state: string): number => seen.filter((one) => stateOf(one) === state).length;
   metrics.gauge(
@@ -37,6 +36,6 @@ export function registerPoolMetrics(metrics: Metrics, pool: Pick<Pool, "view">):
   );
 }
 
-function* models({ view }: Pick<Pool, "view">): Generator<[string, { readonly lack: string | undefined }]> {
+function* models({ view }: { readonly view: FleetView }): Generator<[string, { readonly lack: string | undefined }]> {
   for (const [name, model] of view.models) yield [name, { lack: model.lack(false) }];
 }

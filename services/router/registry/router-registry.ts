@@ -6,7 +6,7 @@ import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
 import type { RegistryHub } from "../../discovery/embedded.ts";
-import type { Directory, Registration, RegistryHealth, Standing } from "../../discovery/registry.ts";
+import type { Directory, Registration, RegistryHealth, SelfReport } from "../../discovery/registry.ts";
 import type { RouterConfig } from "../config.ts";
 
 export interface RouterRegistry {
@@ -17,7 +17,7 @@ export interface RouterRegistry {
   /** Makes this router known, where there is a place for it. */
   announce(
     self: { routerId: string; restAddress: string; grpcAddress: string },
-    standing: () => Standing,
+    standing: () => SelfReport,
   ): Registration | undefined;
   /** @param onChange Gets texts by key, and where they are. */
   watchSettings(onChange: (texts: ReadonlyMap<string, string>, source: string) => void): void;

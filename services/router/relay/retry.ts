@@ -1,7 +1,7 @@
 // What a choice does after an attempt has failed: tries again, waits, or gives up. Pure: no clock, no instances.
 // test/router/relay/retry.test.ts explores every course that a choice can take.
 import { FAILURES, type FailureCode } from "../../common/errors.ts";
-import type { Side } from "../leg/protocol.ts";
+import type { Side } from "../pool/pool.ts";
 import type { Exclusion } from "../placement/placement.ts";
 
 /** An attempt that failed. */

@@ -5,7 +5,7 @@ import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { TANDEM_BUILD } from "../../common/version.ts";
 import type { FleetView, Seen } from "../pool/pool.ts";
 import { ANSWER_HEADERS } from "../serving/headers.ts";
-import type { Readiness } from "../serving/readiness.ts";
+import type { RouterReadiness } from "../serving/readiness.ts";
 import { PAGE_SCRIPT } from "./page-script.ts";
 import { PAGE_STYLE } from "./page-style.ts";
 
@@ -25,7 +25,7 @@ export interface PageView {
   readonly grpcAddress: string;
   /** Whether clients need an API key. */
   readonly keyed: boolean;
-  readonly readiness: Readiness;
+  readonly readiness: RouterReadiness;
 }
 
 export function page(o: PageView): string {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
 import { DiagnosisSchema, type Diagnosis } from "#gen/tandem/router/v1/router_pb.js";
-import { hasError, renderReport } from "../../../clients/cli/doctor/report.ts";
+import { hasError, renderDiagnoses } from "../../../clients/cli/doctor/report.ts";
 
 const diagnosis = (level: FindingLevel, check: string, message: string, cure = "", decodeInstanceId = ""): Diagnosis =>
   create(DiagnosisSchema, {
@@ -19,11 +19,11 @@ describe("the doctor's report", () => {
   ];
   it("has the worst first, each with its cure, and leaves out what is fine", () => {
     assert.equal(
-      renderReport(found, false),
+      renderDiagnoses(found, false),
       "ERROR  p-1 with d-1  probe\n  Garbage.\n  → Use PIECEWISE.\nWARNING  spare_prefill\n  Only one.\n  → Run two.\n\n1 errors, 1 warnings, 0 not known, 1 fine.",
     );
-    assert.match(renderReport(found, true), /ok {2}version\n {2}vLLM 0\.32\.0\./);
-    assert.equal(renderReport([found[0]!], false), "0 errors, 0 warnings, 0 not known, 1 fine.");
+    assert.match(renderDiagnoses(found, true), /ok {2}version\n {2}vLLM 0\.32\.0\./);
+    assert.equal(renderDiagnoses([found[0]!], false), "0 errors, 0 warnings, 0 not known, 1 fine.");
   });
   it("says by its exit code whether something gives wrong answers or none", () => {
     assert.equal(hasError(found), true);

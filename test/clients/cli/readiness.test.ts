@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { Child } from "../../../clients/common/child.ts";
-import { createReadiness, type Readiness } from "../../../clients/cli/up/readiness.ts";
+import { createReadiness, type UpReadiness } from "../../../clients/cli/up/readiness.ts";
 import { create } from "@bufbuild/protobuf";
 import { InstanceSchema, type Instance } from "#gen/tandem/router/v1/router_pb.js";
 
@@ -10,7 +10,7 @@ interface FakeChild {
   pid: number | undefined;
 }
 
-function setUp(): { readiness: Readiness; children: FakeChild[]; said: string[] } {
+function setUp(): { readiness: UpReadiness; children: FakeChild[]; said: string[] } {
   const children: FakeChild[] = [
     { name: "router", role: "router", pid: 1 },
     { name: "prefill-1", role: "prefill", pid: 2 },
