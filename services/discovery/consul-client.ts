@@ -7,7 +7,7 @@ import { ConsulError, refusalError } from "./consul-error.ts";
 import { readConsulToken, type ConsulOptions } from "./consul-settings.ts";
 
 /** What every call of the package takes, and its types don't mention. */
-export interface CallOptions {
+export interface ConsulCallOptions {
   readonly ctx: EventEmitter;
   readonly timeout: number;
 }
@@ -24,7 +24,7 @@ export interface ConsulAnswer<T> {
 }
 
 /** One call of the package, with `options` among its own. */
-type Run<T> = (consul: Consul, options: CallOptions) => Promise<T>;
+type Run<T> = (consul: Consul, options: ConsulCallOptions) => Promise<T>;
 
 export interface ConsulClient {
   /** For people: `127.0.0.1:8500`. */

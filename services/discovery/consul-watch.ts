@@ -4,7 +4,7 @@
 import type Consul from "consul";
 import { setTimeout as sleep } from "node:timers/promises";
 import { backoffMs } from "../common/lifecycle.ts";
-import type { CallOptions, ConsulClient } from "./consul-client.ts";
+import type { ConsulCallOptions, ConsulClient } from "./consul-client.ts";
 import { asConsulError, ConsulError, lacksPolicy } from "./consul-error.ts";
 
 export interface BlockingQuery<T> {
@@ -24,7 +24,7 @@ export interface BlockingQuery<T> {
   readonly waitMs?: number;
 }
 
-export interface QueryOptions extends CallOptions {
+export interface QueryOptions extends ConsulCallOptions {
   readonly index?: string;
   readonly wait?: string;
 }

@@ -1,7 +1,7 @@
 // Finds a peer that fell silent: its host is gone, the link cut, the process stopped. TCP alone would take minutes.
 import type { Clock, Timer } from "../common/clock.ts";
 
-export interface Pace {
+export interface HeartbeatPace {
   /** How often the peer says something, at least: of itself, or because it is asked. */
   readonly beatMs: number;
   /** A peer is suspect when no byte has come from it for this long: new work goes elsewhere where it can. */
@@ -10,7 +10,7 @@ export interface Pace {
   readonly silenceMs: number;
 }
 
-export const PACE: Pace = { beatMs: 500, suspectMs: 1_300, silenceMs: 2_000 };
+export const PACE: HeartbeatPace = { beatMs: 500, suspectMs: 1_300, silenceMs: 2_000 };
 
 export interface Peer {
   /** Read from it so far. Any byte counts: behind a full window of data an answer may take long. */
@@ -30,7 +30,7 @@ export interface LivenessListener {
 export function watchLiveness(
   peer: Peer,
   clock: Clock,
-  { beatMs, suspectMs, silenceMs }: Pace,
+  { beatMs, suspectMs, silenceMs }: HeartbeatPace,
   { onSuspect, onSilent }: LivenessListener,
 ): () => void {
   // Bytes are looked for only here, so the figure is this coarse.

@@ -1,10 +1,10 @@
 // The rule of silence by itself, on a clock of the test's.
 import assert from "node:assert/strict";
-import { PACE, type Pace, watchLiveness } from "../../services/rpc/liveness.ts";
+import { PACE, type HeartbeatPace, watchLiveness } from "../../services/rpc/liveness.ts";
 import { manualClock } from "../support/manual-clock.ts";
 
 /** A peer, and what is found of it: "suspect 1250" is 1250 ms after the start. `answers` to each question at once. */
-function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: Pace } = {}) {
+function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: HeartbeatPace } = {}) {
   const clock = manualClock(0);
   const peer = { bytes: 0, asked: 0, answers };
   const found: string[] = [];
