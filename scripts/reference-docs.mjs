@@ -69,8 +69,10 @@ async function settings() {
   const { configMarkdown } = await built("services/common/config-help");
   const definitions = [];
   for (const path of CONFIGS) {
-    for (const [name, value] of Object.entries(await built(path)))
-      if (name.endsWith("Config") && typeof value?.schema === "object") definitions.push(value);
+    const values = Object.entries(await built(path));
+    const found = values.filter(([name, value]) => name.endsWith("Config") && typeof value?.schema === "object");
+    if (found.length === 0) throw new StepFailed(`${path} exports no settings`);
+    definitions.push(...found.map(([, value]) => value));
   }
   return definitions.map(configMarkdown).join("\n").trimEnd();
 }

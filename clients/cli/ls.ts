@@ -4,7 +4,7 @@ import { stateDir, stateDirOf } from "../../services/common/state-dir.ts";
 import { renderTable, type Column } from "../common/table.ts";
 import { liveRuns, type Run } from "./run-file.ts";
 
-const lsConfig = defineConfig(
+export const lsConfig = defineConfig(
   "ls",
   {
     json: boolean("json", "Print JSON: all that is known of each but its join token.", { default: false }),

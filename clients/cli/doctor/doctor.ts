@@ -6,7 +6,7 @@ import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { hasError, renderDiagnoses } from "./report.ts";
 
-const doctorConfig = defineConfig(
+export const doctorConfig = defineConfig(
   "doctor",
   {
     ...routerSettings,

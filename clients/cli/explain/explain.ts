@@ -7,7 +7,7 @@ import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { storyOf } from "./story.ts";
 
-const explainConfig = defineConfig(
+export const explainConfig = defineConfig(
   "explain",
   {
     request: text("request", "x-request-id of the answer, or the id that the client sent. The same as ID.", {

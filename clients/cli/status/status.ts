@@ -7,7 +7,7 @@ import { routerClient } from "../../client/router.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { renderInstances } from "./instance-table.ts";
 
-const statusConfig = defineConfig(
+export const statusConfig = defineConfig(
   "status",
   {
     ...routerSettings,
