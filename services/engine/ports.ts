@@ -51,7 +51,7 @@ async function claimFrom(
     if (problem !== undefined) release();
     if (problem === "EADDRNOTAVAIL" || problem === "ENOTFOUND")
       throw new StartError(
-        `--kv.host ${host} is not an address of this machine (${problem}). Give one that is; --kv.advertise_host sets another for partners to dial.`,
+        `--kv.listen: ${host} is not an address of this machine (${problem}). Give one that is; --kv.advertise sets another for partners to dial.`,
       );
     if (held.length === span) return { first: port - span + 1, release };
   }
