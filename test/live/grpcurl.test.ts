@@ -70,6 +70,26 @@ describe("grpcurl", function () {
     assert.equal(load.state, "STATE_SERVING");
   });
 
+  it("watches how busy it is, and need not say anything itself", async () => {
+    const watch = ["-max-time", "4", addresses["decode"]!, "tandem.instance.v1.InstanceService/WatchLoad"];
+    const loads = await promisify(execFile)(program, [
+      "-plaintext",
+      "-H",
+      `authorization: Bearer ${tandem.token}`,
+      "-d",
+      "{}",
+      ...watch,
+    ]).then(
+      () => assert.fail("it ended by itself"),
+      ({ stdout, stderr }: { stdout: string; stderr: string }) => {
+        assert.match(stderr, /DeadlineExceeded/);
+        return stdout.match(/STATE_SERVING/g)!.length;
+      },
+    );
+    // For longer than a router may be silent, and still one each second.
+    assert.ok(loads >= 3, `${loads} loads in 4 s`);
+  });
+
   it("generates text through the router", async () => {
     const out = await call(
       tandem.grpcAddress,
