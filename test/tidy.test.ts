@@ -200,6 +200,44 @@ describe("imports", () => {
   });
 });
 
+describe("time", () => {
+  /** Not a method: a socket's own timeout is another thing. */
+  const READS = /(?<![.\w])(performance\.now|Date\.now|setTimeout|setInterval)\b|node:timers\/promises/;
+
+  it("is taken from common/clock.ts, so that tests move it", () => {
+    const own: Record<string, string> = {
+      "services/common/clock.ts": "the clock itself",
+      "services/common/event-loop.ts": "how late the real event loop is",
+      "services/common/guardian.ts": "ends real processes",
+      "services/common/lifecycle.ts": "ends this process",
+      "services/router/rest/page-script.ts": "runs in a browser",
+      // Dates for people and other hosts.
+      "services/decode/leg.ts": "a date that is compared with other hosts'",
+      "services/discovery/consul.ts": "a date in the status",
+      "services/instance/instance.ts": "a date in Info",
+      "services/router/registry/router-registry.ts": "a date in Consul and the status",
+      "services/router/rest/app.ts": "a date in the API",
+      "services/router/serving/serving.ts": "a date in answers and receipts",
+      // Still to be moved.
+      "services/decode/settle.ts": "",
+      "services/discovery/embedded.ts": "",
+      "services/prefill/partner-watch.ts": "",
+      "services/rpc/connect-handler.ts": "",
+      "services/rpc/server.ts": "",
+      "services/rpc/typed-call.ts": "",
+    };
+    const reading = sources.filter(
+      (file) =>
+        // The embedded engine is a program of its own.
+        within(file, "services") &&
+        !within(file, "services/tiny-engine") &&
+        READS.test(textOf(file).replaceAll(/^\s*(\/\/|\*|\/\*).*$/gm, "")),
+    );
+    none(reading.filter((file) => own[file] === undefined));
+    none(Object.keys(own).filter((file) => !reading.includes(file)));
+  });
+});
+
 describe("files", () => {
   const all = [...sources, ...filesUnder("scripts"), ...filesUnder("test")].filter(isCode);
 

@@ -25,3 +25,30 @@ export const systemClock: Clock = {
     return { cancel: () => clearTimeout(timer) };
   },
 };
+
+/** Resolves `ms` from now, or as soon as `signal` aborts. */
+export function pause(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
+  if (signal?.aborted === true) return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = (): void => {
+      timer.cancel();
+      signal?.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = clock.setTimer(ms, done);
+    signal?.addEventListener("abort", done, { once: true });
+  });
+}
+
+/** Whether `promise` settles within `ms`. */
+export async function settlesWithin(clock: Clock, promise: Promise<unknown>, ms: number): Promise<boolean> {
+  const late = new AbortController();
+  let settled = false;
+  const end = promise.then(
+    () => (settled = true),
+    () => (settled = true),
+  );
+  await Promise.race([end, pause(clock, ms, late.signal)]);
+  late.abort();
+  return settled;
+}

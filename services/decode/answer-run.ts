@@ -1,6 +1,7 @@
 // The engine's side of a started leg: the request to the engine, and its answer turned into messages for the caller.
 // Ends exactly once, unless it is aborted.
 import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
+import type { Clock } from "../common/clock.ts";
 import { scanObject } from "../common/json-body.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
@@ -34,6 +35,7 @@ export interface AnswerRunOptions {
   ended(error: ServiceError | undefined): void;
   /** The engine failed in a way that a dead one would explain. */
   suspect(): void;
+  readonly clock: Clock;
 }
 
 export class AnswerRun {
@@ -41,7 +43,7 @@ export class AnswerRun {
   readonly #stream: AnswerStream | undefined;
   readonly #splitter: EventSplitter | undefined;
   readonly #call: EngineCall;
-  readonly #startedMs = performance.now();
+  readonly #startedMs: number;
   #firstTokenMs = 0;
   #lastTokenMs = 0;
   #status = 0;
@@ -55,6 +57,7 @@ export class AnswerRun {
 
   constructor(o: AnswerRunOptions) {
     this.#o = o;
+    this.#startedMs = o.clock.nowMs();
     if (o.streaming !== undefined) {
       const stream = new AnswerStream({ face: o.face, ...o.streaming });
       this.#stream = stream;
@@ -105,7 +108,7 @@ export class AnswerRun {
       return this.#fail(engineFailure("decode", error as Error));
     }
     if (stream.chunkCount !== before) {
-      this.#lastTokenMs = performance.now();
+      this.#lastTokenMs = this.#o.clock.nowMs();
       if (before === 0) this.#firstTokenMs = this.#lastTokenMs;
     }
     if (stream.error !== undefined) return this.#fail(reportedError(stream));
@@ -175,7 +178,7 @@ export class AnswerRun {
 
   #completeBody(): void {
     if (this.#discarding) return this.#finish(undefined);
-    this.#firstTokenMs = this.#lastTokenMs = performance.now();
+    this.#firstTokenMs = this.#lastTokenMs = this.#o.clock.nowMs();
     let message: Buffer;
     try {
       const body = Buffer.concat(this.#chunks);

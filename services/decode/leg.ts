@@ -3,6 +3,7 @@
 import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, type Reserve, type Start } from "#gen/tandem/decode/v1/decode_pb.js";
 import { ADDRESS } from "../common/address.ts";
+import type { Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
@@ -33,7 +34,7 @@ interface Reserved {
 
 type Phase =
   | { readonly kind: "new" }
-  | { readonly kind: "reserved"; readonly leg: Reserved; readonly hold: NodeJS.Timeout }
+  | { readonly kind: "reserved"; readonly leg: Reserved; readonly hold: Timer }
   | {
       readonly kind: "running";
       readonly leg: Reserved;
@@ -142,7 +143,7 @@ export class DecodeLeg {
     const leg: Reserved = { engine, context, reserve, reservedAtMs: Date.now(), queuedTokens };
     legs.set(reserve.legId, this);
     parts.board.count({ reserved: 1, queuedTokens });
-    this.#phase = { kind: "reserved", leg, hold: setTimeout(() => this.#expired(), holdMs) };
+    this.#phase = { kind: "reserved", leg, hold: parts.clock.setTimer(holdMs, () => this.#expired()) };
     this.#call.write(encodeResponse({ reserved: { holdMs } }));
   }
 
@@ -190,20 +191,21 @@ export class DecodeLeg {
       },
       ended: (error) => this.#ended(error),
       suspect: () => parts.keeper()?.suspect(engine),
+      clock: parts.clock,
     });
-    this.#phase = { kind: "running", leg, run, ticket, startedMs: performance.now() };
+    this.#phase = { kind: "running", leg, run, ticket, startedMs: parts.clock.nowMs() };
   }
 
   /** The engine's side ended: well, or with what the caller may hear. What the caller already has stands. */
   #ended(error: ServiceError | undefined): void {
     if (this.#phase.kind !== "running") return;
     const { leg, startedMs } = this.#phase;
-    const { log } = this.#shared.parts;
+    const { log, clock } = this.#shared.parts;
     const { legId } = leg.context;
     if (error === undefined) {
       this.#leaveRunning();
       this.#forget(leg);
-      log.debug("decode leg ended", { legId, ms: performance.now() - startedMs });
+      log.debug("decode leg ended", { legId, ms: clock.nowMs() - startedMs });
       return this.#call.end();
     }
     log.warn("decode leg failed", { legId, code: error.code, cause: error.cause });
@@ -285,7 +287,7 @@ export class DecodeLeg {
   #leaveReserved(): Reserved {
     if (this.#phase.kind !== "reserved") throw new Error("the leg is not reserved");
     const { leg, hold } = this.#phase;
-    clearTimeout(hold);
+    hold.cancel();
     this.#phase = { kind: "over" };
     this.#shared.parts.board.count({ reserved: -1, queuedTokens: -leg.queuedTokens });
     return leg;

@@ -1,6 +1,7 @@
 // Who is there according to Consul, for the router. What it once knew it keeps while Consul is away: instances are lost
 // when the router itself sees them fail, not when the registry does.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import type { ConsulClient } from "./consul-client.ts";
 import { ConsulError } from "./consul-error.ts";
@@ -19,6 +20,7 @@ export interface ConsulDirectoryOptions {
   /** How long an entry that is missing in Consul is kept, if its instance lives. Default 30000. */
   readonly forgetMs?: number;
   readonly waitMs?: number;
+  readonly clock?: Clock;
 }
 
 interface Known {
@@ -33,6 +35,7 @@ interface Known {
 const MISSING: Doubt = { kind: "missing", reason: "It is not registered in Consul any more." };
 
 export function consulDirectory(o: ConsulDirectoryOptions): Directory {
+  const { clock = systemClock } = o;
   return {
     watch(onChange) {
       const stop = new AbortController();
@@ -41,7 +44,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
       /** By instance id, of both roles. */
       const known = { prefill: new Map<string, Known>(), decode: new Map<string, Known>() };
       const complained = new Set<string>();
-      let timer: NodeJS.Timeout | undefined;
+      let timer: Timer | undefined;
 
       function tell(): void {
         const byAddress = new Map<string, Known>();
@@ -75,7 +78,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
             complain(id, error as Error);
           }
         }
-        const nowMs = performance.now();
+        const nowMs = clock.nowMs();
         let missing = 0;
         for (const [id, one] of known[role]) {
           if (listed.has(id)) continue;
@@ -90,13 +93,13 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
           o.log.warn("instances are missing in Consul since it was away; kept while they live", { role, missing });
         known[role] = listed;
         if (news) tell();
-        if (missing > 0) timer ??= setTimeout(forget, forgetMs / 4);
+        if (missing > 0) timer ??= clock.setTimer(forgetMs / 4, forget);
       }
 
       /** Consul answers, and still does not list them. */
       function forget(): void {
         timer = undefined;
-        const nowMs = performance.now();
+        const nowMs = clock.nowMs();
         let [forgotten, left] = [0, 0];
         for (const role of ["prefill", "decode"] as const) {
           for (const [id, { missingSinceMs }] of known[role]) {
@@ -110,7 +113,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
           }
         }
         if (forgotten > 0) tell();
-        if (left > 0) timer = setTimeout(forget, forgetMs / 4);
+        if (left > 0) timer = clock.setTimer(forgetMs / 4, forget);
       }
 
       function complain(id: string, error: Error): void {
@@ -132,6 +135,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
             o.onHealth(role, error);
           },
           stop: stop.signal,
+          clock,
           ...(o.waitMs === undefined ? {} : { waitMs: o.waitMs }),
         }),
       );
@@ -139,7 +143,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
       return {
         async [Symbol.asyncDispose]() {
           stop.abort();
-          clearTimeout(timer);
+          timer?.cancel();
           await Promise.all(watches);
         },
       };

@@ -5,8 +5,8 @@
 // the process reports of itself, within milliseconds, where the agent asks once a second; it has a time to live, so that
 // the last words of a dead process do not stay.
 import type Consul from "consul";
-import { setTimeout as sleep } from "node:timers/promises";
 import { splitAddress } from "../common/address.ts";
+import { type Clock, pause, settlesWithin, systemClock } from "../common/clock.ts";
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
@@ -26,6 +26,7 @@ export interface ConsulRegisterOptions {
   readonly log: Log;
   /** Default 5000. */
   readonly ttlMs?: number;
+  readonly clock?: Clock;
 }
 
 type Check = Parameters<Consul["agent"]["check"]["register"]>[0];
@@ -50,7 +51,7 @@ export function keepRegistered(
   o: ConsulRegisterOptions,
   stop: AbortSignal,
 ): Registration {
-  const { client, log, checks } = o;
+  const { client, log, checks, clock = systemClock } = o;
   const over = new AbortController();
   const ending = anySignal(over.signal, stop);
   const changed = createBell();
@@ -91,7 +92,7 @@ export function keepRegistered(
 
   /** The load changes with every leg, so it stands beside the time at which it was so. */
   function loadText(load: string): string {
-    const nowMs = performance.now();
+    const nowMs = clock.nowMs();
     if (load !== shown.load && nowMs - shown.atMs >= LOAD_EVERY_MS)
       shown = { load, text: `; ${load} at ${new Date().toISOString().slice(11, 19)} UTC`, atMs: nowMs };
     return shown.text;
@@ -110,9 +111,9 @@ export function keepRegistered(
       const rung = changed.next(signal);
       if (JSON.stringify(record().meta) !== meta) meta = await put(true);
       await reportState();
-      const timer = setTimeout(changed.ring, ttlMs / 3);
+      const timer = clock.setTimer(ttlMs / 3, changed.ring);
       await rung;
-      clearTimeout(timer);
+      timer.cancel();
     }
   }
 
@@ -122,7 +123,7 @@ export function keepRegistered(
       const timeoutMs = hash === "" ? CALL_MS : WATCH_MS * 1.0625 + CALL_MS;
       hash = await client.ownEntry(id, hash === "" ? {} : { hash, wait: `${WATCH_MS}ms` }, { timeoutMs, signal });
       // Without a hash the agent can't make us wait; then this is a question each second.
-      if (hash === "") await sleep(1_000, undefined, { signal }).catch(() => {});
+      if (hash === "") await pause(clock, 1_000, signal);
     }
   }
 
@@ -148,7 +149,7 @@ export function keepRegistered(
       } finally {
         round.abort();
       }
-      await sleep(backoffMs(attempt++, RETRY), undefined, { signal: ending }).catch(() => {});
+      await pause(clock, backoffMs(attempt++, RETRY), ending);
     }
   }
 
@@ -168,7 +169,7 @@ export function keepRegistered(
   const dispose = (): Promise<void> => {
     over.abort();
     stop.removeEventListener("abort", onStop);
-    return (left ??= Promise.race([leave(), sleep(1_000, undefined, { ref: false })]).then(() => {}));
+    return (left ??= settlesWithin(clock, leave(), 1_000).then(() => {}));
   };
   const onStop = (): void => void dispose();
   stop.addEventListener("abort", onStop);

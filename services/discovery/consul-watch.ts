@@ -2,7 +2,7 @@
 // Source: https://developer.hashicorp.com/consul/api-docs/features/blocking: reset an index that goes backwards, never
 // wait on index 0, limit the rate only when values churn.
 import type Consul from "consul";
-import { setTimeout as sleep } from "node:timers/promises";
+import { type Clock, pause, systemClock } from "../common/clock.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { ConsulCallOptions, ConsulClient } from "./consul-client.ts";
 import { asConsulError, ConsulError, lacksPolicy } from "./consul-error.ts";
@@ -22,6 +22,7 @@ export interface BlockingQuery<T> {
   readonly stop: AbortSignal;
   /** Default 10000: so long at most until a hung agent is noticed, plus a fifth. */
   readonly waitMs?: number;
+  readonly clock?: Clock;
 }
 
 export interface QueryOptions extends ConsulCallOptions {
@@ -38,8 +39,8 @@ const COST_FACTOR = 20;
 
 /** Resolves when `stop` aborts. */
 export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
-  const { stop, waitMs = 10_000 } = o;
-  const pace = createPace();
+  const { stop, waitMs = 10_000, clock = systemClock } = o;
+  const pace = createPace(clock);
   let index = 0n;
   let gap = false;
   for (let failures = 0; !stop.aborted; ) {
@@ -65,33 +66,33 @@ export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
       const news = first || next !== index;
       index = next;
       failures = 0;
-      const sinceMs = performance.now();
+      const sinceMs = clock.nowMs();
       if (news) {
         o.onChange(body, gap);
         gap = false;
       }
       o.onHealth(undefined);
-      await pace(performance.now() - sinceMs, stop);
+      await pace(clock.nowMs() - sinceMs, stop);
     } catch (error) {
       if (stop.aborted) return;
       // Asked without an index, Consul answers at once when it is back.
       index = 0n;
       gap = true;
       o.onHealth(asConsulError(error));
-      await sleep(backoffMs(failures++, RETRY), undefined, { signal: stop }).catch(() => {});
+      await pause(clock, backoffMs(failures++, RETRY), stop);
     }
   }
 }
 
 /** A token bucket: the first answers of a burst go through, then one each REFILL_MS, or later where they cost much. */
-function createPace(): (costMs: number, stop: AbortSignal) => Promise<void> {
+function createPace(clock: Clock): (costMs: number, stop: AbortSignal) => Promise<void> {
   let tokens = BURST;
-  let lastMs = performance.now();
+  let lastMs = clock.nowMs();
   return async (costMs, stop) => {
-    const nowMs = performance.now();
+    const nowMs = clock.nowMs();
     const refillMs = Math.max(REFILL_MS, costMs * COST_FACTOR);
     tokens = Math.min(BURST, tokens + (nowMs - lastMs) / refillMs) - 1;
     lastMs = nowMs;
-    if (tokens < 0) await sleep(-tokens * refillMs, undefined, { signal: stop }).catch(() => {});
+    if (tokens < 0) await pause(clock, -tokens * refillMs, stop);
   };
 }

@@ -1,5 +1,6 @@
 // The door to Consul: registers this process, says who is there, and keeps settings that change while we run.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Clock, systemClock } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import { consulDirectory } from "./consul-directory.ts";
 import { consulClient } from "./consul-client.ts";
@@ -24,7 +25,7 @@ export interface ConsulRegistrar extends Registrar {
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export function consulRegistrar(
   config: ConsulConfig & ConsulCheckConfig,
-  o: { readonly log: Log; readonly deployment: string; readonly ttlMs?: number },
+  o: { readonly log: Log; readonly deployment: string; readonly ttlMs?: number; readonly clock?: Clock },
 ): ConsulRegistrar {
   const client = consulClient(consulOptions(config));
   const options = { ...o, client, prefix: config.servicePrefix, checks: config };
@@ -52,9 +53,9 @@ export interface ConsulWatcher extends Directory {
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export function consulWatcher(
   config: ConsulConfig,
-  o: { readonly log: Log; readonly deployment: string; readonly forgetMs?: number },
+  o: { readonly log: Log; readonly deployment: string; readonly forgetMs?: number; readonly clock?: Clock },
 ): ConsulWatcher {
-  const { log } = o;
+  const { log, clock = systemClock } = o;
   const client = consulClient(consulOptions(config));
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
@@ -86,6 +87,7 @@ export function consulWatcher(
     prefix: config.servicePrefix,
     deployment: o.deployment,
     log,
+    clock,
     onHealth,
     ...(o.forgetMs === undefined ? {} : { forgetMs: o.forgetMs }),
   });
@@ -105,6 +107,7 @@ export function consulWatcher(
         onChange: (items) => onChange(textsOf(items as KvItems, folder)),
         onHealth: (error) => onHealth("settings", error),
         stop: stop.signal,
+        clock,
       });
       return {
         async [Symbol.asyncDispose]() {

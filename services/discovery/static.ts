@@ -1,8 +1,8 @@
 // A fixed list of addresses instead of a registry: each is asked who it is, again and again, because what it answers
 // changes when its engine or its process is restarted.
 import { equals } from "@bufbuild/protobuf";
-import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Clock, pause, systemClock } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/channel.ts";
 import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
@@ -13,12 +13,12 @@ const ASK_EVERY_MS = 1_000;
 export interface StaticOptions {
   readonly token?: string;
   readonly log: Log;
-  /** Default 1000. */
-  readonly askEveryMs?: number;
+  readonly clock?: Clock;
 }
 
 /** An instance that stops answering stays listed as it was last known: the pool sees for itself that it is silent. */
 export function staticRegistry(addresses: readonly string[], o: StaticOptions): Directory {
+  const { clock = systemClock } = o;
   return {
     watch(onChange) {
       const over = new AbortController();
@@ -44,7 +44,7 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
             await channel[Symbol.asyncDispose]();
             channel = dialRpc(address, { token: o.token });
           }
-          await sleep(o.askEveryMs ?? ASK_EVERY_MS, undefined, { signal: over.signal }).catch(() => {});
+          await pause(clock, ASK_EVERY_MS, over.signal);
         }
         await channel[Symbol.asyncDispose]();
       }

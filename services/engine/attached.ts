@@ -1,5 +1,5 @@
 // An engine that somebody else started and looks after.
-import { setTimeout as sleep } from "node:timers/promises";
+import { type Clock, pause, systemClock } from "../common/clock.ts";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import type { EngineKind, EngineSource } from "./engine.ts";
@@ -17,15 +17,17 @@ export interface AttachedOptions {
   readonly kvAddress: string;
   readonly startTimeoutMs: number;
   readonly log: Log;
+  readonly clock?: Clock;
 }
 
 export function attachedEngine(o: AttachedOptions): EngineSource {
+  const { clock = systemClock } = o;
   return {
     ours: false,
     async start(signal) {
-      const deadlineMs = performance.now() + o.startTimeoutMs;
+      const deadlineMs = clock.nowMs() + o.startTimeoutMs;
       for (let waitMs = 100, told = false; ; waitMs = Math.min(1_000, waitMs * 2)) {
-        const http = createEngineHttp({ url: o.url, apiKey: o.apiKey });
+        const http = createEngineHttp({ url: o.url, apiKey: o.apiKey, clock });
         try {
           const facts = await checkReady(http, { ...o, timeoutMs: 5_000, completionTimeoutMs: 120_000 });
           return {
@@ -41,11 +43,11 @@ export function attachedEngine(o: AttachedOptions): EngineSource {
           signal.throwIfAborted();
           const message = (error as Error).message;
           if (error instanceof WrongEngine) throw new StartError(`The engine at ${o.url} can't be used: ${message}.`);
-          if (performance.now() > deadlineMs) throw new StartError(`The engine at ${o.url} does not work: ${message}.`);
+          if (clock.nowMs() > deadlineMs) throw new StartError(`The engine at ${o.url} does not work: ${message}.`);
           if (!told) o.log.info("waiting for the engine", { url: o.url, because: message });
           told = true;
         }
-        await sleep(waitMs, undefined, { signal }).catch(() => {});
+        await pause(clock, waitMs, signal);
         signal.throwIfAborted();
       }
     },

@@ -7,6 +7,7 @@ import {
   type IncomingHttpHeaders,
   type IncomingMessage,
 } from "node:http";
+import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 
 /** vLLM's server (uvicorn) closes a connection after 5 s of silence; ours must go first, or a request meets the close. */
 const IDLE_MS = 4_000;
@@ -69,7 +70,12 @@ export function neverReached(error: unknown): boolean {
 /** Its time was over before the answer: the engine is busy, or stands still. Its process is there. */
 export class EngineSilent extends Error {}
 
-export function createEngineHttp(o: { readonly url: string; readonly apiKey?: string }): EngineHttp {
+export function createEngineHttp(o: {
+  readonly url: string;
+  readonly apiKey?: string;
+  readonly clock?: Clock;
+}): EngineHttp {
+  const { clock = systemClock } = o;
   const url = new URL(o.url);
   const origin = url.origin;
   // `timeout` bounds idle sockets only: nobody listens to it while a request runs, however long the engine thinks. The
@@ -157,9 +163,9 @@ export function createEngineHttp(o: { readonly url: string; readonly apiKey?: st
         let bytes = 0;
         let status = 0;
         let headers: IncomingHttpHeaders = {};
-        let timer: NodeJS.Timeout | undefined;
+        let timer: Timer | undefined;
         const settle = (then: () => void): void => {
-          clearTimeout(timer);
+          timer?.cancel();
           signal?.removeEventListener("abort", onAbort);
           then();
         };
@@ -186,9 +192,8 @@ export function createEngineHttp(o: { readonly url: string; readonly apiKey?: st
           },
         });
         if (timeoutMs !== undefined) {
-          timer = setTimeout(
-            () => giveUp(new EngineSilent(`the engine did not answer ${request.path} within ${timeoutMs} ms`)),
-            timeoutMs,
+          timer = clock.setTimer(timeoutMs, () =>
+            giveUp(new EngineSilent(`the engine did not answer ${request.path} within ${timeoutMs} ms`)),
           );
         }
         if (signal?.aborted === true) onAbort();

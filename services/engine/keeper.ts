@@ -12,7 +12,7 @@
 // with one that comes back where another was. A prefill engine that waits for a decode engine which was killed so is
 // found by its own instance, by the closed port (prefill/partner-watch.ts), and started again at once; the router tries
 // its legs on other pairs.
-import { setTimeout as sleep } from "node:timers/promises";
+import { type Clock, pause, systemClock, type Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
@@ -42,6 +42,7 @@ export interface KeeperOptions {
   readonly kvWaitMs?: number;
   /** Resolves when nothing runs on the engine any more, or may any longer. Left out: nothing is waited for. */
   readonly emptied?: (stop: AbortSignal) => Promise<void>;
+  readonly clock?: Clock;
 }
 
 /**
@@ -50,7 +51,7 @@ export interface KeeperOptions {
  * @throws what `source.start` throws, for the first start only.
  */
 export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<EngineKeeper> {
-  const { source, log } = o;
+  const { source, log, clock = systemClock } = o;
   const listeners: (() => void)[] = [];
   const changed = (): void => {
     for (const listener of listeners) listener();
@@ -70,7 +71,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   let unanswered = 0;
   /** When it last answered a poll, or was found working. */
   let heardMs = 0;
-  let tickTimer: NodeJS.Timeout | undefined;
+  let tickTimer: Timer | undefined;
   let polling = false;
   let polledMs = 0;
   let restarting: Promise<void> | undefined;
@@ -83,22 +84,25 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     incarnation++;
     const engine: LiveEngine = { incarnation, http: next.http, kvAddress: next.kvAddress, facts: next.facts };
     live = engine;
-    liveSinceMs = performance.now();
+    liveSinceMs = clock.nowMs();
     reason = "";
     unanswered = 0;
-    heardMs = performance.now();
+    heardMs = clock.nowMs();
     counted = undefined;
     polling = false;
     void next.ended.then((error) => lose(engine, error));
     const judge = createProgressJudge({ stallMs: o.stallMs, kvWaitMs: o.kvWaitMs ?? 0, tickMs });
-    tickTimer = setInterval(() => tick(engine, judge), tickMs);
-    tickTimer.unref();
+    const tickOn = (): void => {
+      tickTimer = clock.setTimer(tickMs, tickOn);
+      tick(engine, judge);
+    };
+    tickTimer = clock.setTimer(tickMs, tickOn);
     changed();
   }
 
   function lose(engine: LiveEngine, why: Error): void {
     if (live !== engine) return;
-    clearInterval(tickTimer);
+    tickTimer?.cancel();
     live = undefined;
     retiring = undefined;
     gauges = NO_GAUGES;
@@ -108,7 +112,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     );
     if (!over.signal.aborted) {
       log.error("the engine is lost", { incarnation: engine.incarnation, why: why.message });
-      if (performance.now() - liveSinceMs > SETTLED_MS) attempt = 0;
+      if (clock.nowMs() - liveSinceMs > SETTLED_MS) attempt = 0;
       restarting = startAgain();
     }
     changed();
@@ -132,7 +136,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     // Nothing of the old process may hold memory or ports when the new one comes.
     started?.kill();
     while (!over.signal.aborted) {
-      await sleep(backoffMs(attempt++, RESTART_PAUSE), undefined, { signal: over.signal }).catch(() => {});
+      await pause(clock, backoffMs(attempt++, RESTART_PAUSE), over.signal);
       if (over.signal.aborted) return;
       try {
         const next = await source.start(over.signal);
@@ -156,7 +160,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
 
   // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
   function tick(engine: LiveEngine, judge: ProgressJudge): void {
-    const nowMs = performance.now();
+    const nowMs = clock.nowMs();
     const work = o.work();
     if (!polling && (work.legs > 0 || !source.ours || nowMs - polledMs >= POLL_IDLE_MS)) {
       polledMs = nowMs;
@@ -179,7 +183,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       polling = false;
       if (answer.status === 200) counted = gauges = readGauges(answer.body.toString("utf8"));
       unanswered = 0;
-      heardMs = performance.now();
+      heardMs = clock.nowMs();
       changed();
     } catch (error) {
       if (live !== engine) return;
@@ -188,7 +192,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       log.debug("the engine's metrics can't be read", { error });
       // Of our own engine the guardian tells the end; of an attached one nobody does. vLLM's API server that has many tokens
       // to write may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
-      const busy = error instanceof EngineSilent && performance.now() - heardMs < o.stallMs;
+      const busy = error instanceof EngineSilent && clock.nowMs() - heardMs < o.stallMs;
       if (!source.ours && unanswered >= UNANSWERED_LIMIT && !busy)
         lose(engine, new Error("the attached engine does not answer"));
     }
@@ -250,7 +254,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     },
     async stop(graceMs) {
       over.abort(new Error("stopped"));
-      clearInterval(tickTimer);
+      tickTimer?.cancel();
       await Promise.all([started?.stop(graceMs), restarting]);
       if (live !== undefined) lose(live, new Error("stopped"));
     },

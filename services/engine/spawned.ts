@@ -1,7 +1,7 @@
 // An engine of our own: started under a guardian, on ports that nobody has used.
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { splitAddress } from "../common/address.ts";
+import { type Clock, pause, systemClock } from "../common/clock.ts";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import { freePort } from "../common/ports.ts";
@@ -45,9 +45,11 @@ export interface SpawnedOptions {
   readonly onPhase?: (phase: string) => void;
   /** Never shown, should the engine write it. */
   readonly secrets?: readonly string[];
+  readonly clock?: Clock;
 }
 
 export function spawnedEngine(o: SpawnedOptions): EngineSource {
+  const { clock = systemClock } = o;
   const span = o.kvPortSpan ?? 1;
   const used = o.kvPortOnce === true ? usedPorts(join(o.recordsFolder, "..", "kv-ports"), o.log) : undefined;
   let nextKvPort = o.kvPort;
@@ -60,10 +62,9 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     try {
       const ports: LaunchPorts = { httpPort: await freePort(ENGINE_HOST), kvHost: o.kvHost, kvPort: claimed.first };
       const launch = await o.launch(ports);
-      const phases = createPhases(o);
-      turn = await startTurn(launch.devices ?? [], signal, () =>
-        phases.begin("waiting for another engine to start on its device"),
-      );
+      const phases = createPhases(o, clock);
+      const onWait = (): void => phases.begin("waiting for another engine to start on its device");
+      turn = await startTurn(launch.devices ?? [], signal, onWait, clock);
       const started = await startIn(launch, ports, phases, signal);
       void started.ended.then(claimed.release);
       return started;
@@ -100,7 +101,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     const forget = recordEngine(o.recordsFolder, guarded.pid, guarded.group, o.log);
     void guarded.exited.then(forget);
     const failed = (what: string): StartError => failure(what, (launch.reasonOf ?? usefulLines)(guarded.lastLines()));
-    const http = createEngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}` });
+    const http = createEngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}`, clock });
     try {
       const facts = { ...(await untilReady(http, guarded, failed, signal)), ...launch.learned?.() };
       const kvAddress = await kvAddressOf(launch, ports);
@@ -153,7 +154,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
       timeoutMs: 5_000,
       completionTimeoutMs: 120_000,
     };
-    const deadlineMs = performance.now() + o.startTimeoutMs;
+    const deadlineMs = clock.nowMs() + o.startTimeoutMs;
     for (let waitMs = 25; ; waitMs = Math.min(250, waitMs * 1.3)) {
       let last: unknown;
       try {
@@ -164,10 +165,10 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
       signal.throwIfAborted();
       if (exit !== undefined) throw failed(`the engine ${describe(exit)} before it was ready`);
       if (last instanceof WrongEngine) throw failed(`the engine started, but ${last.message}`);
-      if (performance.now() > deadlineMs) {
+      if (clock.nowMs() > deadlineMs) {
         throw failed(`the engine was not ready within ${o.startTimeoutMs} ms (${(last as Error).message})`);
       }
-      await Promise.race([sleep(waitMs, undefined, { signal }).catch(() => {}), guarded.exited]);
+      await Promise.race([pause(clock, waitMs, signal), guarded.exited]);
     }
   }
 
@@ -198,27 +199,27 @@ interface Phases {
 }
 
 /** Tells each phase as it begins and, once the engine works, how long each took: one line to see where a start went. */
-function createPhases(o: SpawnedOptions): Phases {
-  const startMs = performance.now();
+function createPhases(o: SpawnedOptions, clock: Clock): Phases {
+  const startMs = clock.nowMs();
   const taken: string[] = [];
   let current: { readonly name: string; readonly sinceMs: number } | undefined;
   const close = (): void => {
     // "loading weights (3 of 8 files)" and what follows it are one.
     const name = current?.name.replace(/ \(.*\)$/, "");
-    const seconds = current === undefined ? 0 : (performance.now() - current.sinceMs) / 1000;
+    const seconds = current === undefined ? 0 : (clock.nowMs() - current.sinceMs) / 1000;
     if (name !== undefined && seconds >= 0.1) taken.push(`${name} ${seconds.toFixed(1)} s`);
   };
   return {
     begin(name) {
       close();
-      current = { name, sinceMs: performance.now() };
+      current = { name, sinceMs: clock.nowMs() };
       o.onPhase?.(name);
     },
     end() {
       if (current === undefined) return;
       close();
       o.log.info("engine loaded", {
-        seconds: Number(((performance.now() - startMs) / 1000).toFixed(1)),
+        seconds: Number(((clock.nowMs() - startMs) / 1000).toFixed(1)),
         phases: taken.join(", "),
       });
     },

@@ -1,6 +1,6 @@
 // One engine after another on one device. vLLM measures free memory while it starts, and two that measure at once both
 // fail, or both believe to have what one of them gets (seen on a GPU). Across processes; only on Linux.
-import { setTimeout as sleep } from "node:timers/promises";
+import { type Clock, pause, systemClock } from "../common/clock.ts";
 import { claimName, type Release } from "./name-claim.ts";
 
 const ASK_AGAIN_MS = 200;
@@ -19,6 +19,7 @@ export async function startTurn(
   devices: readonly string[],
   signal: AbortSignal,
   onWait: () => void = () => {},
+  clock: Clock = systemClock,
 ): Promise<StartTurn> {
   const held: Release[] = [];
   const end = (): void => {
@@ -37,7 +38,7 @@ export async function startTurn(
         }
         if (!waited) onWait();
         waited = true;
-        await sleep(ASK_AGAIN_MS, undefined, { signal }).catch(() => {});
+        await pause(clock, ASK_AGAIN_MS, signal);
       }
     }
     return { end };

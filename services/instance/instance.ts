@@ -4,9 +4,9 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { InfoSchema, Role, State, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { joinAddress, splitAddress } from "../common/address.ts";
+import { type Clock, settlesWithin, systemClock } from "../common/clock.ts";
 import { ConfigError } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal } from "../common/lifecycle.ts";
@@ -41,6 +41,7 @@ export interface InstanceParts {
   readonly keeper: () => EngineKeeper | undefined;
   readonly token: string;
   readonly log: Log;
+  readonly clock: Clock;
 }
 
 export interface RoleService {
@@ -69,6 +70,7 @@ export interface StartOptions {
   /** Ends a start that has not succeeded. Afterwards the caller decides, with `close`. */
   readonly stop?: AbortSignal;
   readonly log?: Log;
+  readonly clock?: Clock;
 }
 
 /** Resolves when the engine works and legs are taken; on failure nothing is left behind. */
@@ -80,6 +82,7 @@ export async function startInstance(
 ): Promise<RunningInstance> {
   const level = config.process.logLevel;
   const log = o.log ?? createLog({ name: role, ...(level === undefined ? {} : { level }) });
+  const { clock = systemClock } = o;
   const connector = connectorOf(connectorName(config));
   const board = createBoard(config.legs.slots);
   const startedUnixMs = BigInt(Date.now());
@@ -96,7 +99,7 @@ export async function startInstance(
   // The engine's own pings, to this instance alone: they tell the KV address that it really has.
   const openPings = (): Promise<PingListener> =>
     (pings ??= listenForPings({ listen: joinAddress(splitAddress(config.kv.listen).host, 0), log }));
-  const source = engineSource(role, config, connector, log, onPhase, openPings);
+  const source = engineSource(role, config, connector, { log, clock }, onPhase, openPings);
 
   let keeper: EngineKeeper | undefined;
   let server: RpcServer | undefined;
@@ -134,7 +137,7 @@ export async function startInstance(
     });
   };
 
-  const service = makeService({ connector, board, keeper: () => keeper, token: config.grpc.token, log });
+  const service = makeService({ connector, board, keeper: () => keeper, token: config.grpc.token, log, clock });
   const standing = (): SelfReport => standingOf(board);
   let told = standing();
   board.onChange(() => {
@@ -152,10 +155,10 @@ export async function startInstance(
     board.setStopping();
     // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits for ever
     // (P2P NCCL).
-    if (graceMs > 0) await untilSo(board, () => board.remaining + board.load().kvOrphans === 0, graceMs);
+    if (graceMs > 0) await untilSo(board, clock, () => board.remaining + board.load().kvOrphans === 0, graceMs);
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
-    if (keeper?.ours === false) await Promise.race([service.settled?.(), sleep(1_000, undefined, { ref: false })]);
+    if (keeper?.ours === false && service.settled !== undefined) await settlesWithin(clock, service.settled(), 1_000);
     await registration?.[Symbol.asyncDispose]();
     registrar?.close();
     over.abort(new Error("stopped"));
@@ -182,9 +185,9 @@ export async function startInstance(
     });
     const kvWaitMs = role === "decode" ? connector.traits.firstTransferMs : 0;
     const emptied = (gone: AbortSignal): Promise<void> =>
-      untilSo(board, () => board.remaining === 0, config.process.drainGraceMs, gone);
+      untilSo(board, clock, () => board.remaining === 0, config.process.drainGraceMs, gone);
     const running = (keeper = await keepEngine(
-      { source, log, work, stallMs: config.legs.stallMs, kvWaitMs, emptied },
+      { source, log, clock, work, stallMs: config.legs.stallMs, kvWaitMs, emptied },
       anySignal(stop, over.signal),
     ));
     let lastLive = running.live;
@@ -257,12 +260,12 @@ function engineSource(
   role: InstanceRole,
   config: InstanceConfig,
   connector: Connector,
-  log: Log,
+  o: { readonly log: Log; readonly clock: Clock },
   onPhase: (phase: string) => void,
   pings: () => Promise<PingListener>,
 ): EngineSource {
   const { servesUnpaired, pairedId, wedgedByPartner, name } = connector.traits;
-  const common = { model: config.engine.model, servesUnpaired, startTimeoutMs: config.engine.startTimeoutMs, log };
+  const common = { model: config.engine.model, servesUnpaired, startTimeoutMs: config.engine.startTimeoutMs, ...o };
   const url = config.engine.attach;
   if (url !== "") {
     if (!url.startsWith("http://") || !URL.canParse(url))
@@ -312,16 +315,16 @@ function engineSource(
 }
 
 /** Resolves when it is so, or `limitMs` have passed, or `gone` is aborted. */
-function untilSo(board: Board, isSo: () => boolean, limitMs: number, gone?: AbortSignal): Promise<void> {
+function untilSo(board: Board, clock: Clock, isSo: () => boolean, limitMs: number, gone?: AbortSignal): Promise<void> {
   if (isSo() || gone?.aborted === true) return Promise.resolve();
   return new Promise((resolve) => {
     const done = (): void => {
-      clearTimeout(timer);
+      timer.cancel();
       forget();
       gone?.removeEventListener("abort", done);
       resolve();
     };
-    const timer = setTimeout(done, limitMs);
+    const timer = clock.setTimer(limitMs, done);
     const forget = board.onChange(() => {
       if (isSo()) done();
     });

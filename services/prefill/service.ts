@@ -28,9 +28,9 @@ export interface OutcomeLimits {
 }
 
 export function prefillService(parts: InstanceParts, limits: OutcomeLimits): RoleService {
-  const { connector, board, log } = parts;
+  const { connector, board, log, clock } = parts;
   const { traits } = connector;
-  const outcomes = createOutcomes({ ...limits, nowMs: () => performance.now() });
+  const outcomes = createOutcomes({ ...limits, nowMs: clock.nowMs });
   const running = new Set<AbortController>();
   const partners = !traits.wedgedByPartner
     ? undefined
@@ -45,7 +45,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       });
 
   async function prefill(request: PrefillRequest, context: CallContext): Promise<Answer> {
-    const arrivedMs = performance.now();
+    const arrivedMs = clock.nowMs();
     const leg = checkLeg(request);
     checkKvAddress("decode_kv_address", request.decodeKvAddress, traits.decodeFirst);
     board.admit();
@@ -120,7 +120,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       log.debug("prefill leg ended", {
         legId: context.legId,
         outcome: Outcome[outcome],
-        ms: performance.now() - arrivedMs,
+        ms: clock.nowMs() - arrivedMs,
       });
       return ended;
     };
@@ -173,7 +173,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       ...(typeof cached === "number" ? { cachedTokens: cached } : {}),
       ...(typeof kvBytes === "number" && Number.isSafeInteger(kvBytes) ? { kvBytes: BigInt(kvBytes) } : {}),
       ...(firstLogprob === undefined ? {} : { firstLogprob }),
-      engineMs: performance.now() - arrivedMs,
+      engineMs: clock.nowMs() - arrivedMs,
     };
   }
 

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { systemClock } from "../../services/common/clock.ts";
+import { pause, settlesWithin, systemClock } from "../../services/common/clock.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { deferred, within } from "../support/waits.ts";
 
@@ -54,5 +54,31 @@ describe("a clock that the test moves", () => {
     await clock.pass(30);
     await loop;
     assert.deepEqual(seen, [startMs + 10, startMs + 20, startMs + 30]);
+  });
+});
+
+describe("a pause", () => {
+  it("ends when its time has come, or sooner when it is aborted, and leaves no timer", async () => {
+    const clock = manualClock();
+    const stop = new AbortController();
+    const pauses = [pause(clock, 100), pause(clock, 200, stop.signal)];
+    clock.advance(100);
+    await pauses[0];
+    stop.abort();
+    await pauses[1];
+    await pause(clock, 300, stop.signal);
+    assert.equal(clock.pending, 0);
+  });
+});
+
+describe("a wait with a limit", () => {
+  it("says whether it was over in time, however it ended, and leaves no timer", async () => {
+    const clock = manualClock();
+    assert.equal(await settlesWithin(clock, Promise.resolve(), 100), true);
+    assert.equal(await settlesWithin(clock, Promise.reject(new Error("it failed")), 100), true);
+    const late = settlesWithin(clock, new Promise(() => {}), 100);
+    clock.advance(100);
+    assert.equal(await late, false);
+    assert.equal(clock.pending, 0);
   });
 });

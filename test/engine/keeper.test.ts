@@ -13,6 +13,8 @@ import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawne
 import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
+import { systemClock } from "../../services/common/clock.ts";
+import { manualClock } from "../support/manual-clock.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
 
 // Speaks just enough to be found ready: a Node without TypeScript starts in 40 ms.
@@ -247,7 +249,12 @@ describe("an engine that Tandem starts", () => {
 });
 
 describe("an engine that Tandem is attached to", () => {
-  const attached = (url: string, model = "", o = { servesUnpaired: true, stallMs: 60_000 }): Promise<EngineKeeper> =>
+  const attached = (
+    url: string,
+    model = "",
+    o = { servesUnpaired: true, stallMs: 60_000 },
+    clock = systemClock,
+  ): Promise<EngineKeeper> =>
     keepEngine(
       {
         source: attachedEngine({
@@ -259,10 +266,12 @@ describe("an engine that Tandem is attached to", () => {
           kvAddress: "",
           startTimeoutMs: 300,
           log: silentLog,
+          clock,
         }),
         log: silentLog,
         work: () => ({ legs: 1, promptTokens: 0 }),
         stallMs: o.stallMs,
+        clock,
       },
       new AbortController().signal,
     );
@@ -277,8 +286,8 @@ describe("an engine that Tandem is attached to", () => {
     await assert.rejects(attached(broken.url), /a completion of one token answers 503/);
   });
 
-  it("is not missed while it is only too busy to be polled", async function () {
-    this.timeout(30_000);
+  it("is not missed while it is only too busy to be polled", async () => {
+    const clock = manualClock();
     let polls = 0;
     let answers = Infinity;
     const server = createServer((req, res) => {
@@ -287,10 +296,13 @@ describe("an engine that Tandem is attached to", () => {
       res.end(req.url === "/version" ? '{"version":"1.2.3"}' : "{}");
     });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-    const keeper = await attached(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    const keeper = await attached(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, "", undefined, clock);
     const first = keeper.live;
     answers = polls;
-    await eventually("two polls went unanswered, and a third was sent", () => polls >= answers + 3, 15_000);
+    await eventually("two polls went unanswered, and a third was sent", () => {
+      clock.advance(500);
+      return polls >= answers + 3;
+    });
     assert.equal(keeper.live, first);
     await keeper.stop(0);
     server.closeAllConnections();

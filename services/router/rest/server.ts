@@ -2,7 +2,7 @@
 import { isLoopbackHost } from "../../common/loopback.ts";
 import { createServer, STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
-import { setTimeout as sleep } from "node:timers/promises";
+import { settlesWithin, systemClock, type Clock } from "../../common/clock.ts";
 import { FAILURES, ServiceError } from "../../common/errors.ts";
 import { StartError } from "../../common/config.ts";
 import { writeError } from "./stream-answer.ts";
@@ -35,6 +35,7 @@ export interface HttpLimits {
   readonly bodyTimeoutMs: number;
   /** A client that takes nothing for so long of an answer that has ended is cut. */
   readonly stallMs: number;
+  readonly clock?: Clock;
 }
 
 /**
@@ -46,7 +47,7 @@ export async function serveHttp(
   handler: (req: IncomingMessage, res: ServerResponse) => void,
   limits: HttpLimits,
 ): Promise<HttpServer> {
-  const { headTimeoutMs: headMs, bodyTimeoutMs: bodyMs, stallMs } = limits;
+  const { headTimeoutMs: headMs, bodyTimeoutMs: bodyMs, stallMs, clock = systemClock } = limits;
   const server = createServer({
     noDelay: true,
     keepAliveTimeout: KEEP_ALIVE_MS,
@@ -99,9 +100,9 @@ export async function serveHttp(
 
   async function close(): Promise<void> {
     server.close();
-    const untilMs = performance.now() + LAST_BYTES_MS;
+    const untilMs = clock.nowMs() + LAST_BYTES_MS;
     // A connection counts as idle only once its last byte is out, and nobody tells when that is.
-    while (performance.now() < untilMs && !(await settledWithin(closed, 10))) server.closeIdleConnections();
+    while (clock.nowMs() < untilMs && !(await settlesWithin(clock, closed, 10))) server.closeIdleConnections();
     server.closeAllConnections();
     await closed;
   }
@@ -114,10 +115,6 @@ export async function serveHttp(
     closeIdle: () => server.closeIdleConnections(),
     [Symbol.asyncDispose]: () => (done ??= close()),
   };
-}
-
-function settledWithin(promise: Promise<void>, ms: number): Promise<boolean> {
-  return Promise.race([promise.then(() => true), sleep(ms, false)]);
 }
 
 /** An answer may be quiet for as long as its engine thinks, also one that was asked for before the last one was read. */

@@ -1,4 +1,5 @@
 // How requests end when the router stops: no new one, then those that run may end, then they are told to.
+import { settlesWithin, systemClock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { RunningRelay } from "../relay/relay.ts";
@@ -13,28 +14,18 @@ const SETTLE_MS = 500;
 export async function drain(
   { serving, relay, log }: { readonly serving: Serving; readonly relay: Pick<RunningRelay, "idle">; readonly log: Log },
   graceMs: number,
+  clock = systemClock,
 ): Promise<void> {
   const idle = serving.drain();
   if (serving.count > 0) log.info("router drains", { requests: serving.count, graceMs });
-  if (!(await within(idle, graceMs))) {
+  if (!(await settlesWithin(clock, idle, graceMs))) {
     log.warn("router ends requests that still run", { requests: serving.count });
     serving.abandonAll(
       new ServiceError("instance_unavailable", "The server was stopped before the answer was complete. Try again.", {
         retryAfterS: 1,
       }),
     );
-    await within(idle, LAST_WORDS_MS);
+    await settlesWithin(clock, idle, LAST_WORDS_MS);
   }
-  await within(relay.idle(), Math.min(graceMs, SETTLE_MS));
-}
-
-/** Whether `promise` settles within `ms`. */
-function within(promise: Promise<void>, ms: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(() => resolve(false), ms);
-    void promise.then(() => {
-      clearTimeout(timer);
-      resolve(true);
-    });
-  });
+  await settlesWithin(clock, relay.idle(), Math.min(graceMs, SETTLE_MS));
 }

@@ -119,6 +119,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     advance: manual.advance,
     pass: manual.pass,
     stall: manual.stall,
+    untilPending: manual.untilPending,
     get pending() {
       return manual.pending;
     },
