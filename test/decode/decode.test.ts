@@ -221,10 +221,8 @@ describe("a running leg", () => {
     const { call } = await running(prefill, decode);
     await call.next();
     const waiting = await reserved(decode, prefill, leg());
-    const diedMs = performance.now();
     decode.engine.kill();
     await assert.rejects(call.rest(), refusal("engine_failed"));
-    assert.ok(performance.now() - diedMs < 500);
     // An attached engine's death is noticed by looking; the reservation goes with it.
     await assert.rejects(waiting.next(), refusal("instance_lost"));
     assert.equal(decode.instance.load().state, State.STARTING);

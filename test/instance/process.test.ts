@@ -81,7 +81,7 @@ describe("an instance's process", function () {
     assert.deepEqual(readdirSync(join(state, "tandem", "engines")), []);
   });
 
-  it("is gone with its engine within 2 s of SIGINT, a leg in its hands or not", async () => {
+  it("is gone with its engine at SIGINT without waiting for a leg in its hands", async () => {
     const it = await start("decode");
     const call = openDecode({ channel: it.channel } as unknown as SimInstance);
     const pair = { legId: freshLegId(), path: "/v1/completions", body: body() };
@@ -90,8 +90,8 @@ describe("an instance's process", function () {
     const exited = once(it.child, "exit");
     it.child.kill("SIGINT");
     await assert.rejects(call.next(), (error: { code?: string }) => error.code === "instance_lost");
-    await within(exited, "its exit", 2_000);
-    await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined, 500);
+    await within(exited, "its exit", START_LIMIT_MS);
+    await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined);
   });
 
   it("takes its engine with it when it is killed", async () => {

@@ -125,7 +125,7 @@ describe("a prefill leg", () => {
     const call = prefillLeg(prefill, decode, pair);
     await eventually("it runs", () => prefill.engine.state().running === 1);
     prefill.engine.kill();
-    await assert.rejects(within(call, "the end of the leg", 500), refusal("engine_failed"));
+    await assert.rejects(within(call, "the end of the leg"), refusal("engine_failed"));
     assert.equal(await outcomeOf(prefill, pair.legId), Outcome.UNKNOWN);
     await eventually("it is missed", () => prefill.instance.load().state === State.STARTING);
     await assert.rejects(prefillLeg(prefill, decode, leg()), refusal("instance_unavailable"));

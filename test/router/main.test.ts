@@ -138,10 +138,8 @@ describe("the router process", function () {
         });
       });
       const exit = once(child, "exit");
-      const startedMs = performance.now();
       child.kill(signal);
       assert.deepEqual(await exit, [0, null]);
-      assert.ok(performance.now() - startedMs < 1_500);
       assert.match(log, /router has stopped/);
     });
   }

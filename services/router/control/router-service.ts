@@ -1,7 +1,7 @@
 // RouterService: what the router shows of itself and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type RegistryStatusSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
-import type { Clock } from "../../common/clock.ts";
+import { type Clock, pause } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
 import type { Log } from "../../common/log.ts";
@@ -114,17 +114,4 @@ export function routerService(o: RouterServiceOptions): RpcService {
     },
     { access: "token" },
   );
-}
-
-function pause(clock: Clock, ms: number, stop: AbortSignal): Promise<void> {
-  if (stop.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    const end = (): void => {
-      timer.cancel();
-      stop.removeEventListener("abort", end);
-      resolve();
-    };
-    const timer = clock.setTimer(ms, end);
-    stop.addEventListener("abort", end);
-  });
 }

@@ -1,8 +1,10 @@
 // How requests end when the router stops.
 import assert from "node:assert/strict";
+import { systemClock } from "../../../services/common/clock.ts";
 import { ServiceError } from "../../../services/common/errors.ts";
 import { drain } from "../../../services/router/serving/drain.ts";
-import { deferred, within } from "../../support/waits.ts";
+import { manualClock } from "../../support/manual-clock.ts";
+import { deferred, eventually, within } from "../../support/waits.ts";
 import { ENDING, type Script } from "../rest/support/relay.ts";
 import { startRest, type Rest } from "../rest/support/rest.ts";
 
@@ -24,8 +26,12 @@ function stream(): { script: Script; end: () => void } {
   };
 }
 
-const drained = ({ serving, relay, logs }: Rest, graceMs: number): Promise<void> =>
-  drain({ serving, relay: { ...relay, idle: async () => {} }, log: logs.log }, graceMs);
+const drained = (
+  { serving, relay, logs }: Rest,
+  graceMs: number,
+  clock = systemClock,
+  idle = async () => {},
+): Promise<void> => drain({ serving, relay: { ...relay, idle }, log: logs.log }, graceMs, clock);
 
 const BODY = { prompt: "hello", stream: true };
 
@@ -61,6 +67,22 @@ describe("a router that drains", () => {
     await within(drained(rest, 3_600_000), "the drain");
     await within(rest.http[Symbol.asyncDispose](), "the end of the server");
     await assert.rejects(fetch(`${rest.url}/livez`), "the port is closed");
+  });
+
+  it("waits for nothing longer than three quarters of a second after its grace", async () => {
+    const { script } = stream();
+    await using rest = await startRest({ script });
+    const response = await rest.post("/v1/completions", BODY);
+    const clock = manualClock();
+    const over = drained(rest, 30_000, clock, () => new Promise(() => {}));
+    clock.advance(29_999);
+    assert.equal(rest.serving.count, 1);
+    clock.advance(1);
+    await response.text();
+    // What is unsettled then, the instances settle by themselves.
+    await eventually("it waits for that", () => rest.serving.count === 0 && clock.pending === 1);
+    clock.advance(500);
+    await within(over, "the drain");
   });
 
   it("is not held up by a client that never finishes its request", async () => {

@@ -110,7 +110,10 @@ let count = 0;
 export async function deploy(
   instances: readonly { readonly info: Info }[],
   o: {
+    /** Of requests and their legs. */
     clock?: Clock;
+    /** Of the pool and the probes: moved far, instances fall silent by it. */
+    poolClock?: Clock;
     limits?: Partial<RelayLimits>;
     queueTimeoutMs?: number;
     unpairedTokens?: number;
@@ -120,12 +123,12 @@ export async function deploy(
     standing?: string;
   } = {},
 ): Promise<Deployment> {
-  const clock = o.clock ?? systemClock;
+  const { clock = systemClock, poolClock = systemClock } = o;
   const metrics = createMetrics();
   const limits = { current: { ...LIMITS, ...o.limits } };
   const pool = createPool({
     log: silentLog,
-    clock: systemClock,
+    clock: poolClock,
     metrics,
     breaker: o.breaker ?? { failureLimit: 5, probeEveryMs: 60_000 },
     unpaired: o.unpaired ?? false,
@@ -148,7 +151,7 @@ export async function deploy(
   const admission = createAdmission({ capacity: () => 1_000_000, queue, clock, deadlines });
   pool.onChange(admission.poke);
   const admitted = await admission.acquire(new AbortController().signal);
-  const probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
+  const probes = startProbes({ pool, prober: relay.prober, clock: poolClock, metrics });
   return {
     pool,
     relay,
