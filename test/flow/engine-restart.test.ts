@@ -163,9 +163,9 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
   leg.start();
   const wedgedAtMs = Date.now();
   await assert.rejects(leg.next(), (error: { code?: string }) => error.code === "engine_failed");
-  const endedMs = Date.now() - wedgedAtMs;
-  // Promise 1, and some room for a busy machine: the router itself would wait much longer.
-  assert.ok(endedMs >= STALL_MS && endedMs < STALL_MS + 5_000, `${endedMs} ms`);
+  // Promise 1: by the instance itself; the router would wait much longer.
+  assert.ok(Date.now() - wedgedAtMs >= STALL_MS);
+  assert.match(String(wedged!.logged("the engine is lost")[0]?.["why"]), /wedged: no token for/);
 
   const again = await eventually(
     "it is back, on another KV port",
@@ -175,6 +175,7 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
     },
     LONG_MS,
   );
+  const backAtMs = Date.now();
   assert.equal(again.info.instanceId, info.instanceId);
   await eventually(
     "it has legs again",
@@ -185,10 +186,10 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
   await load.stop();
 
   for (const { endedMs: at, error } of load.failed)
-    assert.ok(at - wedgedAtMs < STALL_MS + 5_000, `${at - wedgedAtMs} ms: ${error}`);
+    assert.ok(at < backAtMs, `${at - backAtMs} ms after it was back: ${error}`);
   const { receipts } = await router.call("ListRequests", { limit: 1000 });
   const ranThere = (one: any): boolean =>
-    one.legs.some((each: any) => each.decodeInstanceId === info.instanceId && each.error);
+    (one.legs ?? []).some((each: any) => each.decodeInstanceId === info.instanceId && each.error);
   assert.ok(receipts.some(ranThere), "streams ran there");
   for (const one of receipts) assert.ok(one.outcome === "OUTCOME_COMPLETED" || ranThere(one), JSON.stringify(one));
   assert.ok(load.failed.length <= receipts.filter(ranThere).length);

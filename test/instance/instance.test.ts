@@ -115,7 +115,7 @@ describe("an instance", () => {
     const outcome = decode.engine.nextOutcome();
     const closed = decode.instance.close(50);
     await assert.rejects(call.rest(), refusal("instance_lost"));
-    await within(closed, "the end", 2_500);
+    await within(closed, "the end");
     assert.equal(await outcome, "aborted");
   });
 

@@ -1,7 +1,7 @@
 // Waiting for events. Every wait has a limit and says what it waited for; none is a pause. The limit only ends a test that
 // would never end: nothing is asserted by it, and a busy machine must not reach it.
 import type { EventEmitter } from "node:events";
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate, setTimeout as sleep } from "node:timers/promises";
 
 export { freePort } from "../../services/common/ports.ts";
 
@@ -65,4 +65,12 @@ export async function eventually<T>(
     if (performance.now() > untilMs) throw new Error(`${what}: not so within ${limitMs} ms`, { cause: last });
     await sleep(10);
   }
+}
+
+/**
+ * Lets everything happen that can without more time: on loopback bytes are at the other end as soon as they are written,
+ * and each turn of the event loop reads what is there. For "nothing happened" between sockets of this process.
+ */
+export async function untilQuiet(): Promise<void> {
+  for (let turn = 0; turn < 50; turn++) await setImmediate();
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { startProxy, type Proxy } from "../../../clients/chaos/proxy.ts";
-import { deferred, freePort, nextEvent, within } from "../../support/waits.ts";
+import { deferred, freePort, nextEvent, untilQuiet, within } from "../../support/waits.ts";
 
 describe("the proxy of chaos", () => {
   let proxy: Proxy;
@@ -46,7 +46,7 @@ describe("the proxy of chaos", () => {
     near.write("late");
     let early = false;
     far.once("data", () => (early = true));
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await untilQuiet();
     assert.deepEqual([early, near.destroyed, far.destroyed], [false, false, false]);
     proxy.setMode({ kind: "pass" });
     assert.equal(await arrived(far), "late");
@@ -55,7 +55,7 @@ describe("the proxy of chaos", () => {
   it("tells of an end only when it is silent no more", async () => {
     proxy.setMode({ kind: "drop" });
     far.destroy();
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await untilQuiet();
     assert.equal(near.destroyed, false);
     proxy.setMode({ kind: "pass" });
     await nextEvent(near, "close");
@@ -71,7 +71,7 @@ describe("the proxy of chaos", () => {
   it("keeps the order of what was late when it is fast again", async () => {
     proxy.setMode({ kind: "delay", ms: 1_000 });
     near.write("one ");
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await untilQuiet();
     proxy.setMode({ kind: "pass" });
     near.write("two");
     let text = "";

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { eventually, within } from "../../support/waits.ts";
+import { deferred, eventually, within } from "../../support/waits.ts";
 import { ENDING, type Script } from "./support/relay.ts";
 import { startRest, type Rest } from "./support/rest.ts";
 
@@ -68,13 +68,22 @@ describe("a client that sends a byte at a time", () => {
   }
 
   it("is served when it is whole in time, however long the answer takes then", async () => {
+    const running = deferred();
+    const lateCut = deferred();
     const script: Script = async ({ write }) => {
-      await sleep(400);
+      running.resolve();
+      await lateCut.promise;
       write("{}");
       return ENDING;
     };
-    await using rest = await startRest({ script, headMs: 150, bodyMs: 200, stallMs: 100 });
-    assert.equal((await rest.post("/v1/completions", { prompt: "x" })).status, 200);
+    await using rest = await startRest({ script, headMs: 1_000, bodyMs: 1_000 });
+    const response = rest.post("/v1/completions", { prompt: "x" });
+    await within(running.promise, "its run");
+    // One that came later has been cut by now for being late.
+    const other = (await open(rest)).resume();
+    await within(once(other, "close"), "the cut of another");
+    lateCut.resolve();
+    assert.equal((await response).status, 200);
   });
 });
 
