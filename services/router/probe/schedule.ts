@@ -1,6 +1,7 @@
 // The schedule of probes: each instance and pair that is out until a probe succeeds gets one when it is due. Probes bring
 // back what they find repaired, at no user's cost, and prove engines whose faults would show as garbage with HTTP 200
 // before users come. They are not requests: not in the queue, not in the receipts, and counted apart.
+import { setMaxListeners } from "node:events";
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
 import type { Metrics } from "../../common/metrics.ts";
@@ -44,6 +45,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     ["outcome"],
   );
   const stopped = new AbortController();
+  setMaxListeners(OPEN_LIMIT, stopped.signal);
   /** Probes sent to each, so that each one goes through another partner: the partner may be the one that fails. */
   const sentTo = new WeakMap<Instance, number>();
   let open = 0;

@@ -1,10 +1,11 @@
 // Breakers at work, over real gRPC: users' legs open them, probes and nothing else close them.
 import assert from "node:assert/strict";
 import { manualClock } from "../../support/manual-clock.ts";
-import { within } from "../../support/waits.ts";
+import { eventually, untilQuiet, within } from "../../support/waits.ts";
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
+import { standingIn } from "../support/fleet.ts";
 import { instanceIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
@@ -80,16 +81,24 @@ describe("an instance that hangs for good", () => {
       if (leg.reserve.prefillGrpcAddress === prefill.info.grpcAddress)
         void leg.abandoned.promise.then(() => leg.close());
     });
+    const poolClock = manualClock();
     await using tandem = await deploy([hung, prefill, decode], {
       limits: { retryLimit: 0, prefillTimeoutMs: 50 },
       breaker: { failureLimit: 1, probeEveryMs: 20 },
+      poolClock,
     });
+    const probed = async (): Promise<number> => {
+      poolClock.advance(1_000);
+      for (const one of [hung, prefill, decode]) one.load({}); // Or they fall silent on this clock.
+      await untilQuiet();
+      return prefill.legs.all.filter(({ request }) => isProbe(request.body)).length;
+    };
     for (let count = 0; count < 2; count += 1) await tandem.start().ending.catch(() => {});
     // The hung one: it and its only partner, for whose fault it is that prefill pushes in vain can't be told.
     await untilStanding(tandem.pool, "p2", "failing");
-    for (let count = 0; count < 12; count += 1) await prefill.legs.next("a probe that fails");
+    await eventually("twelve probes failed", async () => (await probed()) >= 12);
     broken = false;
-    await untilStanding(tandem.pool, "p2", "serves");
+    await eventually("a probe succeeds", async () => (await probed(), standingIn(tandem.pool.view, "p2") === "serves"));
     const probes = hung.legs.all.filter(({ request }) => isProbe(request.body)).length;
     assert.ok(probes >= 1 && probes <= 8, `${probes} probes`);
   });
