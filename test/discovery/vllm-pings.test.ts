@@ -64,13 +64,15 @@ describe("vLLM's pings", () => {
     for (let second = 0; second < 11; second++) {
       clock.advance(1_000);
       await two.ping(DECODE);
-      await eventually("heard", () => listener.engines.some(({ role }) => role === "decode"));
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      // Pings of one socket are heard in their order, and one with a new KV address is told of.
+      const other = { type: "D", http_address: "10.0.0.3:20007", zmq_address: `10.0.0.3:${23_000 + second}` };
+      await two.ping(other);
+      await eventually("both are heard", () => told.at(-1)!.endsWith(other.zmq_address));
     }
-    await eventually("the silent one left", () => told.includes("left prefill 10.0.0.1:20003 10.0.0.1:21001"));
+    assert.ok(told.includes("left prefill 10.0.0.1:20003 10.0.0.1:21001"));
     assert.deepEqual(
-      listener.engines.map(({ role }) => role),
-      ["decode"],
+      listener.engines.map(({ httpAddress }) => httpAddress),
+      ["10.0.0.2:20005", "10.0.0.3:20007"],
     );
     two.close();
     clock.advance(11_000);

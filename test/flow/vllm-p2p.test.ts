@@ -118,7 +118,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     const running = Array.from({ length: 8 }, () =>
       complete({ stream: true, max_tokens: 200, prompt: "x ".repeat(1_000) }),
     );
-    await new Promise((resolve) => setTimeout(resolve, 60));
+    await eventually("they run", async () => (await instances()).some(({ load }) => load!.running > 0));
     assert.ok(group.length > 0);
     for (const pid of group) process.kill(pid, "SIGKILL");
     for (const response of await Promise.all(running)) {
