@@ -219,9 +219,7 @@ describe("time", () => {
       "services/router/rest/app.ts": "a date in the API",
       "services/router/serving/serving.ts": "a date in answers and receipts",
       // Still to be moved.
-      "services/decode/settle.ts": "",
       "services/discovery/embedded.ts": "",
-      "services/prefill/partner-watch.ts": "",
       "services/rpc/connect-handler.ts": "",
       "services/rpc/server.ts": "",
       "services/rpc/typed-call.ts": "",

@@ -1,9 +1,9 @@
 // What becomes of KV that prefill pushed, or may have pushed, for a leg that nobody will decode any more. It is claimed
 // or released as its connector wants it; where nobody can tell what was pushed, the engine is restarted, which frees it
 // all. Until then it is counted as an orphan and keeps its slot.
-import { setTimeout as sleep } from "node:timers/promises";
 import { InstanceService } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
+import { pause } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { LiveEngine } from "../engine/engine.ts";
@@ -73,7 +73,7 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
     const wanted = connector.settleRequest(leg.context, ticket);
     if (wanted === undefined) return true;
     for (let attempt = 0; attempt < TRIES && !isGone(leg.engine); attempt++) {
-      if (attempt > 0) await sleep(backoffMs(attempt - 1, RETRY));
+      if (attempt > 0) await pause(parts.clock, backoffMs(attempt - 1, RETRY));
       try {
         // A drain carries the leg's id and must not arrive twice; a release may.
         const repeatable = means === "release";
@@ -97,10 +97,10 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
     if (leg.prefillAddress === "") return unknown;
     await using asking = prefills.ask(leg.prefillAddress);
     const { channel } = asking;
-    const deadlineMs = performance.now() + o.askTimeoutMs;
+    const deadlineMs = parts.clock.nowMs() + o.askTimeoutMs;
     for (let attempt = 0; attempt < TRIES; attempt++) {
-      if (attempt > 0) await sleep(backoffMs(attempt - 1, RETRY));
-      const timeoutMs = deadlineMs - performance.now();
+      if (attempt > 0) await pause(parts.clock, backoffMs(attempt - 1, RETRY));
+      const timeoutMs = deadlineMs - parts.clock.nowMs();
       if (timeoutMs <= 0 || isGone(leg.engine)) return unknown;
       try {
         return await channel.client(PrefillService).getOutcome({ legId: leg.context.legId }, { timeoutMs });
@@ -122,9 +122,17 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
     return unknown;
   }
 
-  async function untilGone(engine: LiveEngine): Promise<void> {
-    // Seldom and long: an operator has to act. Unreferenced, so that it doesn't hold up the end of the process.
-    while (!isGone(engine) && !board.stopping) await sleep(1_000, undefined, { ref: false });
+  /** Or until the instance stops. An operator has to act. */
+  function untilGone(engine: LiveEngine): Promise<void> {
+    return new Promise((resolve) => {
+      const look = (): void => {
+        if (!isGone(engine) && !board.stopping) return;
+        forget();
+        resolve();
+      };
+      const forget = board.onChange(look);
+      look();
+    });
   }
 
   return {

@@ -4,6 +4,7 @@
 // two, long before the engine's counters would.
 import { connect } from "node:net";
 import { splitAddress } from "../common/address.ts";
+import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 
 const LOOK_EVERY_MS = 1_000;
 /** A leg younger than this is not worth a look. */
@@ -17,8 +18,7 @@ export interface PartnerWatchOptions {
   lost(address: string): void;
   /** Whether nobody listens there. Default: asks by TCP; what only stays silent is not closed. */
   readonly isClosed?: (address: string) => Promise<boolean>;
-  /** Default 1000. */
-  readonly everyMs?: number;
+  readonly clock?: Clock;
 }
 
 export interface PartnerWatch {
@@ -28,18 +28,18 @@ export interface PartnerWatch {
 
 export function watchPartners({
   lost,
-  isClosed = refuses,
-  everyMs = LOOK_EVERY_MS,
+  clock = systemClock,
+  isClosed = (address) => refuses(address, clock),
 }: PartnerWatchOptions): PartnerWatch {
   const legs = new Map<string, { since: Set<number>; closedCount: number }>();
-  let timer: NodeJS.Timeout | undefined;
+  let timer: Timer | undefined;
 
   async function look(): Promise<void> {
-    const nowMs = performance.now();
+    const nowMs = clock.nowMs();
     await Promise.all(
       [...legs].map(async ([address, partner]) => {
         const [oldest] = partner.since;
-        if (oldest === undefined || nowMs - oldest < Math.min(AGE_MS, everyMs)) return;
+        if (oldest === undefined || nowMs - oldest < AGE_MS) return;
         if (!(await isClosed(address))) partner.closedCount = 0;
         else if (++partner.closedCount === CLOSED_LIMIT && partner.since.size > 0) lost(address);
       }),
@@ -50,8 +50,7 @@ export function watchPartners({
 
   function arm(): void {
     if (timer !== undefined || legs.size === 0) return;
-    timer = setTimeout(() => void look(), everyMs);
-    timer.unref();
+    timer = clock.setTimer(LOOK_EVERY_MS, () => void look());
   }
 
   return {
@@ -59,27 +58,30 @@ export function watchPartners({
       let partner = legs.get(address);
       if (partner === undefined) legs.set(address, (partner = { since: new Set(), closedCount: 0 }));
       // Two legs of one moment are told apart.
-      let sinceMs = performance.now();
+      let sinceMs = clock.nowMs();
       while (partner.since.has(sinceMs)) sinceMs += 1e-3;
       partner.since.add(sinceMs);
       arm();
       return () => {
         partner.since.delete(sinceMs);
         if (partner.since.size === 0 && legs.get(address) === partner) legs.delete(address);
+        if (legs.size > 0) return;
+        timer?.cancel();
+        timer = undefined;
       };
     },
   };
 }
 
-function refuses(address: string): Promise<boolean> {
+function refuses(address: string, clock: Clock): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(splitAddress(address));
     const done = (closed: boolean): void => {
-      clearTimeout(timer);
+      timer.cancel();
       socket.destroy();
       resolve(closed);
     };
-    const timer = setTimeout(() => done(false), CONNECT_TIMEOUT_MS);
+    const timer = clock.setTimer(CONNECT_TIMEOUT_MS, () => done(false));
     socket.once("connect", () => done(false));
     socket.once("error", (error: NodeJS.ErrnoException) => done(error.code === "ECONNREFUSED"));
   });

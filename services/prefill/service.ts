@@ -35,6 +35,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
   const partners = !traits.wedgedByPartner
     ? undefined
     : watchPartners({
+        clock,
         lost(address) {
           const engine = parts.keeper()?.live;
           if (engine === undefined) return;

@@ -1,30 +1,49 @@
 import assert from "node:assert/strict";
 import { createServer, type AddressInfo } from "node:net";
 import { watchPartners } from "../../services/prefill/partner-watch.ts";
-import { deferred, freePort, within } from "../support/waits.ts";
+import { manualClock } from "../support/manual-clock.ts";
+import { eventually, freePort, untilQuiet } from "../support/waits.ts";
 
 describe("the decode engines that a prefill engine sends KV to", () => {
   it("are found dead while legs run to them, once, by their closed port", async () => {
     const address = `127.0.0.1:${await freePort()}`;
     const lost: string[] = [];
-    const told = deferred();
-    const watch = watchPartners({ everyMs: 20, lost: (which) => (lost.push(which), told.resolve()) });
+    const clock = manualClock();
+    const watch = watchPartners({ clock, lost: (which) => void lost.push(which) });
     const ends = [watch.began(address), watch.began(address)];
-    await within(told.promise, "it is found dead");
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    clock.advance(999);
+    await untilQuiet();
+    assert.equal(clock.pending, 1, "it is not asked yet");
+    const look = async (): Promise<number> => {
+      clock.advance(1_000);
+      await untilQuiet();
+      return lost.length;
+    };
+    await eventually("it is found dead", async () => (await look()) > 0);
+    for (let count = 0; count < 3; count++) await look();
     assert.deepEqual(lost, [address]);
     for (const end of ends) end();
+    assert.equal(clock.pending, 0, "nobody is asked");
   });
 
   it("are left alone while they listen, and when no leg runs to them", async () => {
-    const server = createServer((socket) => socket.destroy());
+    let asked = 0;
+    const server = createServer((socket) => {
+      asked++;
+      socket.destroy();
+    });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
     const alive = `127.0.0.1:${(server.address() as AddressInfo).port}`;
     const lost: string[] = [];
-    const watch = watchPartners({ everyMs: 10, lost: (which) => void lost.push(which) });
+    const clock = manualClock();
+    const watch = watchPartners({ clock, lost: (which) => void lost.push(which) });
     const end = watch.began(alive);
     watch.began(`127.0.0.1:${await freePort()}`)();
-    await new Promise((resolve) => setTimeout(resolve, 120));
+    await eventually("it was asked three times", async () => {
+      clock.advance(1_000);
+      await untilQuiet();
+      return asked >= 3;
+    });
     assert.deepEqual(lost, []);
     end();
     server.close();
@@ -32,18 +51,18 @@ describe("the decode engines that a prefill engine sends KV to", () => {
 
   it("may miss one look", async () => {
     const looks = [true, false, true, false, true, false];
-    const done = deferred();
+    const clock = manualClock();
     const lost: string[] = [];
     const watch = watchPartners({
-      everyMs: 5,
+      clock,
       lost: (which) => void lost.push(which),
-      isClosed: async () => {
-        if (looks.length === 1) done.resolve();
-        return looks.shift() ?? false;
-      },
+      isClosed: async () => looks.shift() ?? false,
     });
     const end = watch.began("h:1");
-    await within(done.promise, "all looks");
+    while (looks.length > 0) {
+      clock.advance(1_000);
+      await clock.untilPending();
+    }
     end();
     assert.deepEqual(lost, []);
   });
