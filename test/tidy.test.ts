@@ -219,7 +219,6 @@ describe("time", () => {
       "services/router/rest/app.ts": "a date in the API",
       "services/router/serving/serving.ts": "a date in answers and receipts",
       // Still to be moved.
-      "services/discovery/embedded.ts": "",
       "services/rpc/connect-handler.ts": "",
       "services/rpc/server.ts": "",
       "services/rpc/typed-call.ts": "",

@@ -5,7 +5,7 @@ import { equals } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { InfoSchema, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService, type RegisterRequest } from "#gen/tandem/registry/v1/registry_pb.js";
-import type { Clock } from "../common/clock.ts";
+import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/channel.ts";
@@ -81,12 +81,15 @@ export function registryHub(o: {
   readonly limit?: number;
   readonly routerId?: string;
   readonly graceMs?: number;
+  readonly clock?: Clock;
 }): RegistryHub {
   const routerId = o.routerId ?? randomUUID();
-  const { graceMs = GRACE_MS, limit = INSTANCE_LIMIT } = o;
+  const { graceMs = GRACE_MS, limit = INSTANCE_LIMIT, clock = systemClock } = o;
   /** By instance id. The lease tells two calls of one instance apart: the newest counts. */
   const entries = new Map<string, { readonly info: Info; lease: symbol; held: boolean }>();
   const watchers = new Set<EntriesListener>();
+  /** Of instances whose call broke. */
+  const graces = new Set<Timer>();
   const tell = (): void => {
     const all = [...entries.values()].map((entry) => entry.info);
     for (const watcher of watchers) watcher(all);
@@ -124,10 +127,15 @@ export function registryHub(o: {
       left = true;
     } finally {
       const entry = heldId === undefined ? undefined : entries.get(heldId);
-      if (left || graceMs === 0) remove();
+      // Once the last watcher has left, nothing waits for an instance that may come back.
+      if (left || graceMs === 0 || watchers.size === 0) remove();
       else if (entry?.lease === lease) {
         entry.held = false;
-        setTimeout(remove, graceMs).unref();
+        const timer = clock.setTimer(graceMs, () => {
+          graces.delete(timer);
+          remove();
+        });
+        graces.add(timer);
       }
     }
   }
@@ -140,6 +148,9 @@ export function registryHub(o: {
       return {
         async [Symbol.asyncDispose]() {
           watchers.delete(onChange);
+          if (watchers.size > 0) return;
+          for (const timer of graces) timer.cancel();
+          graces.clear();
         },
       };
     },
