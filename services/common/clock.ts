@@ -1,21 +1,21 @@
 // Time as an argument, so that a test can move it.
 
 export interface Timer {
-  /** No effect once the timer has run, or the second time. */
+  /** Has no effect once the timer has run, or on a second call. */
   cancel(): void;
 }
 
 export interface Clock {
   /**
    * Milliseconds since 1970 as of the start of the process, counted on by a clock that never jumps: for durations and
-   * deadlines. What people read as a date comes from `Date.now()`.
+   * deadlines. Dates for people come from `Date.now()`.
    */
   nowMs(): number;
   /** Runs `fn` once, `ms` from now. Keeps the process alive until then. */
   setTimer(ms: number, fn: () => void): Timer;
 }
 
-/** setTimeout takes a larger number for 1. */
+/** setTimeout treats a larger number as 1. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 export const systemClock: Clock = {

@@ -1,4 +1,5 @@
-// Settings from a file: YAML, and so JSON too. One mapping, with dotted or nested keys. Every error names file, line and key.
+// Settings from a YAML (and so also JSON) file: one mapping, with dotted or nested keys. Errors name file, line and
+// key.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import type * as yaml from "yaml";
@@ -6,7 +7,7 @@ import type { ConfigDefinition, Option } from "./config-schema.ts";
 import { nearest } from "./nearest.ts";
 import { ConfigError } from "./run-main.ts";
 
-/** What one source says about one setting; `where` names it for error messages. */
+/** The value that one source gives to one setting. `where` names the source in error messages. */
 export interface Given {
   readonly value: string | readonly string[];
   readonly origin: string;
@@ -38,7 +39,7 @@ export function readConfigFile(definition: ConfigDefinition, path: string): Read
 
   function textOf(node: unknown, { kind }: Option<unknown>): string | undefined {
     if (!isScalar(node) || node.value === null) return undefined;
-    // A token 0123 or a model 1e3 is meant as it is written, without quotes too.
+    // A token 0123 or a model 1e3 is taken as written, even without quotes.
     const asValue = typeof node.value === "string" || kind === "integer" || kind === "number";
     return asValue ? String(node.value) : (node.source ?? String(node.value));
   }
@@ -50,7 +51,7 @@ export function readConfigFile(definition: ConfigDefinition, path: string): Read
 
   function visit(prefix: string, { items }: yaml.YAMLMap): void {
     for (const pair of items) {
-      if (!isScalar(pair.key)) throw new ConfigError(`${path}: a key is a name, and not a list or a mapping.`);
+      if (!isScalar(pair.key)) throw new ConfigError(`${path}: a key must be a name, not a list or a mapping.`);
       const key = `${prefix}${String(pair.key.value)}`;
       const place = placeOf(pair.key.range![0]);
       const option = definition.options.get(key);
@@ -79,7 +80,7 @@ export function readConfigFile(definition: ConfigDefinition, path: string): Read
   return given;
 }
 
-/** @param where The name of the key, as the user wrote it, and where that is. */
+/** @param where The key as the user wrote it, and where. */
 export function removedKey(where: string, instead: string): ConfigError {
   return new ConfigError(`${where} is no longer a setting: ${instead}.`);
 }

@@ -18,7 +18,7 @@ interface Group {
   readonly options: readonly Option<any>[];
 }
 
-/** The sections in the order of the schema, and before them what stands in none. */
+/** The sections in the order of the schema, after the options without a section. */
 function groupsOf({ schema }: ConfigDefinition): readonly Group[] {
   const loose: Option<any>[] = [];
   const sections: Group[] = [];
@@ -34,14 +34,14 @@ export function helpText(definition: ConfigDefinition): string {
   const lines: string[] = [];
   if (definition.summary !== "") lines.push(...wrap(definition.summary, ""), "");
   lines.push(`Usage: ${definition.usage}`);
-  lines.push("In a flag, a dash may stand for a dot or an underscore: --queue-timeout-ms is --queue.timeout_ms.");
+  lines.push("A flag may have dashes in place of dots and underscores: --queue-timeout-ms is --queue.timeout_ms.");
   for (const { title, options } of groupsOf(definition)) {
     lines.push("", ...(title === "" ? [] : [title]));
     for (const option of options) {
       const names = [...option.aliases, option.key].map((name) => `--${name}`).join(", ");
       lines.push(`  ${names}${option.placeholder === "" ? "" : ` ${option.placeholder}`}`);
       lines.push(...wrap(option.doc, "      "));
-      const live = option.live ? "; can change while it runs" : "";
+      const live = option.live ? "; can change while the process runs" : "";
       lines.push(
         ...wrap(`${limits(option)}${defaultOf(option)}; env ${variablesOf(option).join(", ")}${live}`, "      "),
       );
@@ -52,7 +52,7 @@ export function helpText(definition: ConfigDefinition): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** A line for each setting: what --print-config prints, and what a process logs when it starts. */
+/** A line for each setting, for --print-config and the log of a starting process. */
 export function settingLines(
   settings: readonly { readonly key: string; readonly value: string; readonly origin: string }[],
 ): string[] {

@@ -3,14 +3,14 @@
 
 /** One setting. `T` is the type of its value; `L` says whether it may change while the process runs. */
 export interface Option<T, L extends boolean = boolean> {
-  /** Dotted, in the words of the file: "queue.limit". Flag and variable are made of it. */
+  /** Dotted, as in the file: "queue.limit". The names of the flag and the variable are made from it. */
   readonly key: string;
   readonly kind: "address" | "integer" | "number" | "boolean" | "choice" | "text" | "secret" | "list";
   /** What the user may write, as a noun phrase: "an integer from 0 to 65536". */
   readonly expected: string;
-  /** Stands for the value in `--help`: "HOST:PORT". */
+  /** Placeholder for the value in `--help`: "HOST:PORT". */
   readonly placeholder: string;
-  /** Whole sentences: what it does and when to change it. */
+  /** Whole sentences that say what the setting does and when to change it. */
   readonly doc: string;
   /** Other names of the flag, without dashes. */
   readonly aliases: readonly string[];
@@ -19,13 +19,13 @@ export interface Option<T, L extends boolean = boolean> {
   readonly default: T | undefined;
   /** Without a default: the value may be left out and is then `undefined`. */
   readonly optional: boolean;
-  /** Whether a change reaches the running process. Its section is a `Live` one then. */
+  /** Whether a change reaches the running process. The section is then a `Live` one. */
   readonly live: L;
   /**
-   * The value of what was written, or an exception whose message says what is wrong with it. Items that came one by one,
-   * in a repeated flag or a list in the file, are given to lists alone.
+   * Parses the written text. The message of an exception says why the text is wrong. Only lists get an array: the items
+   * of a repeated flag or of a list in the file.
    *
-   * @param below The value that would hold without it: a bare port keeps its host.
+   * @param below The value of the next weaker source: a bare port keeps its host.
    */
   parse(written: string | readonly string[], below: T | undefined): T;
   /** With the unit. Never a secret's value. */
@@ -34,7 +34,7 @@ export interface Option<T, L extends boolean = boolean> {
 
 export type ValueOf<O> = O extends Option<infer T, boolean> ? T : never;
 
-/** What an entry of a schema says of itself, beside its key and what it is for. */
+/** The properties of a schema's entry, beside its key and its description. */
 interface Entry<T> {
   readonly default?: T;
   /** Another name of the flag. */
@@ -57,7 +57,7 @@ interface Kind<T, W = string> extends Pick<Option<T>, "kind" | "expected" | "pla
 
 type MakeOption<T, X> = <const E extends Entry<T> & X>(key: string, doc: string, entry?: E) => OptionOf<T, E>;
 
-/** Makes the function that makes options of one kind. `X` is what an entry of it says besides. */
+/** Makes the function that makes options of one kind. `X` has the further properties of this kind's entries. */
 function kind<T, X = unknown, W = string>(kindOf: (entry: Entry<T> & X) => Kind<T, W>): MakeOption<T, X> {
   return <const E extends Entry<T> & X>(key: string, doc: string, entry = {} as E): OptionOf<T, E> => {
     const { kind, expected, placeholder, parse, print = String } = kindOf(entry);
@@ -81,8 +81,8 @@ function kind<T, X = unknown, W = string>(kindOf: (entry: Entry<T> & X) => Kind<
 }
 
 /**
- * "host:port" with a port from 0 to 65535; an IPv6 host stands in brackets. A bare port keeps the host of the source
- * below it, which is what makes `--port` a short name of a whole address.
+ * "host:port" with a port from 0 to 65535; an IPv6 host needs brackets. A bare port keeps the host of the next
+ * weaker source, so that `--port` can be an alias of a whole address.
  */
 export const address = kind<string>((entry) => ({
   kind: "address",
@@ -129,7 +129,7 @@ function numeric({ min = -Infinity, max = Infinity, unit }: Range, whole: boolea
 export const integer = kind<number, Range>((entry) => numeric(entry, true));
 /** A finite number. `min` and `max` belong to the range. */
 export const number = kind<number, Range>((entry) => numeric(entry, false));
-/** A time: from 1 ms to an hour, where nothing else is said. */
+/** A time, by default from 1 ms to an hour. */
 export const milliseconds = kind<number, Range>((entry) =>
   numeric({ min: 1, max: 3_600_000, unit: "ms", ...entry }, true),
 );
@@ -159,7 +159,7 @@ export function choice<const T extends string, const E extends Entry<NoInfer<T>>
     placeholder: values.join("|"),
     parse(written) {
       const value = values.find((candidate) => candidate === written);
-      if (value === undefined) throw new Error("it is none of them");
+      if (value === undefined) throw new Error("it is not one of them");
       return value;
     },
   }));
@@ -174,7 +174,7 @@ export const text = kind<string>(() => ({
   print: (value) => (value === "" ? "(empty)" : value),
 }));
 
-/** Printed as `set` or `unset` and never otherwise; "" when it isn't set. */
+/** Always printed as `set` or `unset`. "" when not set. */
 export function secret(
   key: string,
   doc: string,
@@ -214,7 +214,7 @@ function listOf(
   return items(key, doc, { ...entry, default: entry.default ?? [] });
 }
 
-/** A flag that may be given again and again, a comma-separated variable, a list in the file. Empty by default. */
+/** A repeatable flag, a comma-separated variable, or a list in the file. Empty by default. */
 export function list(key: string, doc: string, entry: ListEntry = {}): Option<readonly string[], false> {
   // Whole: a text may hold commas.
   return listOf(key, doc, entry, { expected: "a list of texts", placeholder: "TEXT", parse: (item) => item });
@@ -237,7 +237,7 @@ function split(written: string): string[] {
     .filter((item) => item !== "");
 }
 
-/** By the name that the code has for each. */
+/** By the name that the code uses. */
 export type Entries = Readonly<Record<string, Option<any>>>;
 
 /** Options that belong together: one heading in the documentation, one object in the code. */
@@ -250,11 +250,11 @@ export function section<const E extends Entries>(title: string, entries: E): Sec
   return { title, entries };
 }
 
-/** Sections, and options that stand in none, by the name that the code has for each. */
+/** Sections, and options without a section, by the name that the code uses. */
 export type Schema = Readonly<Record<string, Option<any> | Section>>;
 
 export interface ConfigDefinition<S extends Schema = Schema> {
-  /** Of the process: "router". */
+  /** Name of the process: "router". */
   readonly name: string;
   readonly schema: S;
   /** Every option by its key, in the order of the schema. */
@@ -263,7 +263,7 @@ export interface ConfigDefinition<S extends Schema = Schema> {
   readonly usage: string;
   /** Key of the list that takes all words after `--`. */
   readonly rest: string | undefined;
-  /** Keys that there were once, with what to do instead. */
+  /** Keys of removed settings, with the replacement of each. */
   readonly removed: ReadonlyMap<string, string>;
 }
 
@@ -309,7 +309,7 @@ export function isSection(one: Option<any> | Section): one is Section {
   return "entries" in one;
 }
 
-/** Names that differ by this only are one flag. */
+/** Names that differ only in these characters are one flag. */
 function inUnderscores(name: string): string {
   return name.replace(/[-.]/g, "_");
 }

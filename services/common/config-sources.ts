@@ -1,5 +1,5 @@
-// Where settings come from, the strongest first: the command line, the environment, a file. Each gives texts by key; what
-// they mean is not known here.
+// Where settings come from, the strongest first: the command line, the environment, a file. Each source gives texts by
+// key. The meaning of the texts is unknown here.
 import { parseArgs } from "node:util";
 import { readConfigFile, removedKey, type Given } from "./config-file.ts";
 import { variableOf, variablesOf, type ConfigDefinition, type Option } from "./config-schema.ts";
@@ -7,7 +7,7 @@ import { editDistance, nearest } from "./nearest.ts";
 import { ConfigError } from "./run-main.ts";
 
 export interface ConfigSource {
-  /** Without node and the script. */
+  /** The command line without node and the script. */
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
 }
@@ -42,7 +42,9 @@ interface Flags {
   readonly given: Map<string, Given>;
 }
 
-/** `--key value`, `--key=value`, `--alias value`, `--switch`, `--no-switch`; a dash may stand for a dot or an underscore. */
+/**
+ * `--key value`, `--key=value`, `--alias value`, `--switch`, `--no-switch`; a dash may replace a dot or an underscore.
+ */
 function readFlags(definition: ConfigDefinition, argv: readonly string[]): Flags {
   const names = new Map<string, Option<unknown>>();
   for (const option of definition.options.values()) {
@@ -55,11 +57,11 @@ function readFlags(definition: ConfigDefinition, argv: readonly string[]): Flags
     help: { type: "boolean", short: "h" },
   };
   for (const [name, { kind }] of names) parserOptions[name] = { type: kind === "boolean" ? "boolean" : "string" };
-  // Not strict: the messages of strict mode name neither what was expected nor what was probably meant.
+  // Not strict: the messages of strict mode name neither the expected value nor the likely intended flag.
   const { tokens } = parseArgs({ args: [...argv], options: parserOptions, strict: false, tokens: true });
 
   const flags: Flags = { action: undefined, file: undefined, given: new Map() };
-  // Whoever asks for help may have got anything else wrong.
+  // A user who asks for help may have got anything else wrong.
   if (tokens.some((token) => token.kind === "option" && token.name === "help")) return { ...flags, action: "help" };
   let rest = false;
   for (const token of tokens) {
@@ -101,7 +103,7 @@ function readFlag(
 }
 
 function valueOf({ rawName, value, inlineValue }: OptionToken, expected: string): string {
-  // The parser takes any next word, also one that is a flag itself.
+  // The parser takes any next word as the value, even another flag.
   if (value !== undefined && (inlineValue === true || !value.startsWith("--"))) return value;
   const hint = value === undefined ? "" : ` (a value that starts with -- is written ${rawName}=${value})`;
   throw new ConfigError(`${rawName} needs a value: ${expected}${hint}.`);
@@ -119,7 +121,7 @@ function setOnce({ given }: Flags, key: string, name: string, value: string): vo
   given.set(key, { value, origin: `flag ${name}`, where: name });
 }
 
-/** An empty item empties nothing and adds nothing: it makes a list that is given and empty. */
+/** An empty item adds nothing, but marks the list as given. */
 function addItem({ given }: Flags, key: string, name: string, item: string): void {
   const before = given.get(key)?.value ?? [];
   given.set(key, { value: [...before, ...(item === "" ? [] : [item])], origin: `flag ${name}`, where: name });
@@ -149,7 +151,7 @@ function seeHelp(definition: ConfigDefinition): string {
 
 function givenByVariable(option: Option<unknown>, env: ConfigSource["env"]): Given | undefined {
   const [own, ...extra] = variablesOf(option);
-  // The extra names are other programs' too, where an empty variable is a way to say "not set".
+  // Other programs share the extra names, and may set an empty variable to mean "not set".
   const name = env[own!] !== undefined ? own! : extra.find((candidate) => (env[candidate] ?? "") !== "");
   return name === undefined ? undefined : { value: env[name]!, origin: `env ${name}`, where: name };
 }

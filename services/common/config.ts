@@ -1,6 +1,6 @@
-// The door of configuration: one schema gives the types, the flags, the variables, the file keys, the checks, changes
-// while the process runs, --help and docs/config.md. A flag beats the environment, which beats the file, which beats the
-// default; a change beats them all. Nothing falls back in silence.
+// The entry point of configuration: one schema gives the types, the flags, the variables, the file keys, the checks,
+// changes while the process runs, --help and docs/config.md. A flag beats the environment, which beats the file, which
+// beats the default; a change beats them all. There is no silent fallback.
 import type { Given } from "./config-file.ts";
 import { helpText, settingLines } from "./config-help.ts";
 import {
@@ -36,12 +36,12 @@ export type { ConfigDefinition, Schema } from "./config-schema.ts";
 export type { ConfigSource } from "./config-sources.ts";
 export { ConfigError, PrintAndExit, runMain, StartError } from "./run-main.ts";
 
-/** The values of one section, by the names that the code has for them. */
+/** The values of one section, by the names that the code uses. */
 export type Values<E> = { readonly [Name in keyof E]: ValueOf<E[Name]> };
 
 /**
- * A section of which something may change while the process runs. Pass it on as it is, and read `current` where a
- * decision is taken: it is replaced as a whole, so what was read once stays as it was.
+ * A section with settings that may change while the process runs. Pass the section on, and read `current` where a
+ * decision is made. A change replaces `current` as a whole, so values that were read together belong together.
  */
 export interface Live<T> {
   readonly current: T;
@@ -58,7 +58,7 @@ export type Config<S extends Schema> = {
 /** One setting as it is shown to people. */
 export interface Setting {
   readonly key: string;
-  /** With its unit; a secret is `set` or `unset`. */
+  /** The value with its unit; `set` or `unset` for a secret. */
   readonly value: string;
   /** `flag --port`, `env TANDEM_X`, `file tandem.yaml:3`, `default`, or where a change came from. */
   readonly origin: string;
@@ -68,14 +68,15 @@ export interface Setting {
 export interface Settings {
   /** In the order of the schema. */
   readonly all: readonly Setting[];
-  /** Whether anyone has set it. */
+  /** Whether any source sets it. */
   isGiven(key: string): boolean;
   /**
-   * Lays `texts` over what the process was started with, in place of the change before. All of them hold or none.
+   * Applies `texts` on top of the settings that the process was started with, and drops the previous change. Applies
+   * all of them or none.
    *
-   * @param source Where they come from, put before the key: `consul tandem/config/`.
-   * @returns What is another value than before.
-   * @throws ConfigError that names every fault
+   * @param source Where the texts come from, as a prefix of the key: `consul tandem/config/`.
+   * @returns The settings whose value changed.
+   * @throws ConfigError that names every fault.
    */
   change(texts: ReadonlyMap<string, string>, source: string): readonly Setting[];
 }

@@ -1,24 +1,24 @@
-// Everything that has to happen by a certain time, in one queue with one armed timer: ten thousand running answers cost
-// one timer, and none of them pays for it while tokens come. What moves its own deadline all the time, as a stream does
-// with every token, only notes when that was; the queue asks for it when the old deadline is reached.
+// All deadlines in one queue with one armed timer: ten thousand running answers cost one timer, and none of them pays
+// for the timer while tokens arrive. A stream whose deadline moves with every token only notes the time of the token;
+// the queue asks for the new deadline when the old one is reached.
 import type { Clock, Timer } from "./clock.ts";
 import { Heap } from "./heap.ts";
 
 export interface Deadline {
-  /** No effect once it is over, or the second time. */
+  /** Has no effect once the deadline is over, or on a second call. */
   cancel(): void;
 }
 
 interface Entry {
   readonly look: (nowMs: number) => number | undefined;
   atMs: number;
-  /** Of two that are due at once, the older comes first. */
+  /** Of two deadlines at the same time, the older one runs first. */
   readonly order: number;
 }
 
 /** A timer that fires this late shows that this process was stopped or starved. */
 const OWN_PAUSE_MS = 500;
-/** What came meanwhile is read first: only then is it known who was silent. */
+/** Data that arrived meanwhile is read first: only then is it known which peers were silent. */
 const CATCH_UP_MS = 50;
 
 export class Deadlines {
@@ -32,12 +32,12 @@ export class Deadlines {
     this.#clock = clock;
   }
 
-  /** Deadlines that are ahead. */
+  /** Number of deadlines ahead. */
   get size(): number {
     return this.#entries.size;
   }
 
-  /** Calls `fn` once, at `atMs` of the clock. Infinity: never. */
+  /** Calls `fn` once, at clock time `atMs`. Infinity: never. */
   at(atMs: number, fn: () => void): Deadline {
     return this.watch(atMs, () => {
       fn();
@@ -48,7 +48,7 @@ export class Deadlines {
   /**
    * Calls `look` at `atMs`.
    *
-   * @param look Returns when to look again: it is not due yet. Undefined or Infinity: never.
+   * @param look Returns when to call it again, if the deadline has moved. Undefined or Infinity: never.
    */
   watch(atMs: number, look: (nowMs: number) => number | undefined): Deadline {
     const entry: Entry = { look, atMs, order: this.#added++ };
@@ -56,7 +56,7 @@ export class Deadlines {
     return { cancel: () => this.#remove(entry) };
   }
 
-  /** Nothing is due any more. */
+  /** Drops all deadlines. */
   [Symbol.dispose](): void {
     this.#closed = true;
     this.#disarm();
@@ -69,7 +69,7 @@ export class Deadlines {
   }
 
   #remove(entry: Entry): void {
-    // The timer stands, so that what is set and cancelled with every request sets none; the last one takes it along.
+    // The timer stays armed, so that deadlines set and cancelled with every request arm none. The last one cancels it.
     if (this.#entries.remove(entry) && this.#entries.size === 0) this.#disarm();
   }
 

@@ -1,18 +1,19 @@
-// Which engine runs where nobody said: one rule for `tandem up`, `tandem prefill` and `tandem decode`.
+// Which engine runs if none is configured: one rule for `tandem up`, `tandem prefill` and `tandem decode`.
 import { ConfigError } from "./config.ts";
 import { shippedModel } from "./shipped-model.ts";
 
 /**
- * The embedded engine with a GGUF file or the model that ships; a simulation where this build has no model.
+ * The embedded engine with a GGUF file or the shipped model; a simulation if this build has no model.
  *
- * @param model What `--model` says; empty or undefined where it doesn't.
- * @throws ConfigError for a model that only another engine runs: a simulation under its name would be taken for it.
+ * @param model The value of `--model`; empty or undefined if not given.
+ * @throws ConfigError for a model that only another engine runs: a simulation under the model's name could be mistaken
+ * for the model.
  */
 export function defaultEngineKind(model: string | undefined): "embedded" | "sim" {
   if (isGguf(model)) return "embedded";
   if (model !== undefined && model !== "") {
     throw new ConfigError(
-      `--model ${model} is not named like a GGUF file. With --engine vllm it is run by vLLM; with --engine sim it is the name of a simulation.`,
+      `--model ${model} doesn't look like a GGUF file. With --engine vllm, vLLM runs the model; with --engine sim, a simulation takes its name.`,
     );
   }
   return shippedModel() === undefined ? "sim" : "embedded";

@@ -1,5 +1,5 @@
-// Which deployment a process belongs to: one router or several, with their instances. What several deployments share, a
-// Consul or a machine, tells them apart by this name.
+// Which deployment a process belongs to: one router or several, with their instances. Deployments that share a
+// Consul or a machine are told apart by this name.
 import { text } from "./config.ts";
 
 const NAME = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
@@ -8,10 +8,10 @@ const NAME = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
 export const deploymentName = {
   ...text(
     "deployment.name",
-    "Name of the deployment. Deployments of different names can share a Consul: none lists or dials instances of another. The same on every process.",
+    "Name of the deployment. Must be the same on every process of the deployment. Deployments of different names can share a Consul: none lists or dials instances of another.",
     { default: "default", alias: "name" },
   ),
-  // A label of DNS: Consul has it as a tag, and in the path of settings.
+  // A DNS label: Consul uses the name as a tag, and in the path of settings.
   expected: "1 to 63 letters, digits and hyphens",
   parse(written: string | readonly string[]): string {
     if (typeof written !== "string" || !NAME.test(written)) throw new Error("it is not a name");

@@ -19,13 +19,13 @@ export type GrpcCode =
   | "UNAUTHENTICATED";
 
 /**
- * What the router may do next, before the first byte reached the client.
+ * The retry that the router may make before the first byte has reached the client.
  * `elsewhere`: the same leg on another instance. `both legs`: a new pair with a fresh leg id.
  */
 export type Retry = "never" | "elsewhere" | "both legs";
 
 export interface Failure {
-  /** Status of the HTTP answer. */
+  /** Status of the HTTP response. */
   readonly http: number;
   readonly grpc: GrpcCode;
   readonly retry: Retry;
@@ -62,7 +62,7 @@ export const FAILURES = {
 
 export type FailureCode = keyof typeof FAILURES;
 
-/** An answer of the engine that the client may see as it is. */
+/** A response of the engine that the client may see unchanged. */
 export interface EngineAnswer {
   readonly status: number;
   /** JSON text, `{"error":{...}}`. */
@@ -80,8 +80,8 @@ export interface ServiceErrorOptions {
 }
 
 /**
- * The only class thrown on purpose. `message` may reach a client: what happened and what to do about it, without any
- * internal address or id.
+ * The only class thrown on purpose. `message` may reach a client: it says what happened and what to do about it,
+ * without internal addresses or ids.
  */
 export class ServiceError extends Error {
   readonly code: FailureCode;

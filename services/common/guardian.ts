@@ -1,6 +1,7 @@
-// Starts a program so that it can't outlive this process, however this process ends. Node has no parent-death signal, so
-// a shell stands between: it holds the other end of a pipe of ours and kills its whole process group when that closes,
-// which the system does for a process killed with SIGKILL too. A shell and not a second Node: 0.2 MB instead of 40.
+// Starts a program so that it can't outlive this process, however this process ends. Node has no parent-death signal,
+// so a shell runs in between: it holds the other end of a pipe of ours and kills its whole process group when the pipe
+// closes. The system closes the pipe even for a process killed with SIGKILL. A shell and not a second Node: 0.2 MB
+// instead of 40.
 import { spawn, type ChildProcess } from "node:child_process";
 import type { Readable } from "node:stream";
 import { createOutputTail } from "./output-tail.ts";
@@ -23,7 +24,7 @@ kill -s KILL -- "-$$"
 `;
 
 export interface GuardedExit {
-  /** Undefined where a signal ended it, or nobody could tell. */
+  /** Undefined if a signal ended the program, or the exit code is unknown. */
   readonly code?: number;
   readonly signal?: number;
 }
@@ -34,9 +35,9 @@ export interface GuardedProcess {
   readonly group: number;
   /** Resolves when the program ended by itself or was killed, and the rest of its group with it. */
   readonly exited: Promise<GuardedExit>;
-  /** What it wrote last, to either stream. */
+  /** The last lines that the program wrote, to either stream. */
   lastLines(): readonly string[];
-  /** SIGTERM, then after `graceMs` SIGKILL to the whole group. Resolves when it is gone; may be called twice. */
+  /** SIGTERM, then after `graceMs` SIGKILL to the whole group. Resolves when the group is gone; may be called twice. */
   stop(graceMs: number): Promise<void>;
   /** SIGKILL to the whole group. */
   kill(): void;
@@ -47,13 +48,13 @@ export interface GuardedCommand {
   readonly args: readonly string[];
   readonly env?: Readonly<Record<string, string | undefined>>;
   readonly onLine?: (line: string) => void;
-  /** Of its output, for when it fails. Default 50. */
+  /** Lines of output to keep for error messages. Default 50. */
   readonly keepLines?: number;
-  /** Texts that are blotted out wherever its output is shown. */
+  /** Texts that are redacted wherever the output is shown. */
   readonly hide?: readonly string[];
 }
 
-/** @throws Error when there is no shell, or the command can't be started at all. */
+/** @throws Error if there is no shell, or the command can't be started. */
 export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
   const tail = createOutputTail(o.keepLines ?? 50, o.onLine ?? (() => {}), o.hide);
   // Detached: a group of its own, which the terminal's Ctrl-C doesn't reach and one kill ends.
@@ -76,7 +77,7 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
     try {
       process.kill(-group, "SIGKILL");
     } catch {
-      // Nobody is left in it.
+      // The group is empty.
     }
   };
   const end = (exit: GuardedExit): void => {
@@ -94,7 +95,8 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
     started.reject(error);
     end({});
   });
-  // The guardian itself was killed: without it the program must not go on. Not its exit: its last word may still be in the pipe.
+  // The guardian was killed, and the program must not go on without it. `exit` would be too early: the pipe may hold
+  // more.
   guardian.stdio[4]!.once("close", () => end({}));
 
   const pid = await started.promise;
@@ -109,7 +111,7 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
       try {
         process.kill(pid, "SIGTERM");
       } catch {
-        // Gone between the look and the signal.
+        // The process ended between the check and the signal.
       }
       const timer = setTimeout(killGroup, graceMs);
       await ended.promise;
@@ -144,7 +146,7 @@ function deferred<T>(): { promise: Promise<T>; resolve(value: T): void; reject(e
     resolve = yes;
     reject = no;
   });
-  // A start that failed is told to the one who awaits it; a rejection after the start is nobody's business.
+  // The caller of the start gets its failure. A rejection after the start has no consumer.
   promise.catch(() => {});
   return { promise, resolve, reject };
 }

@@ -22,14 +22,14 @@ export class Heap<T extends object> {
     this.#rise(item, this.#items.length - 1);
   }
 
-  /** False where it is not in. */
+  /** False if the item is not in the heap. */
   remove(item: T): boolean {
     const index = this.#at.get(item);
     if (index === undefined) return false;
     this.#at.delete(item);
     const last = this.#items.pop()!;
     if (last === item) return true;
-    // The last one takes its place, and finds its own from there.
+    // The last item replaces it and sifts to its own position from there.
     const parent = this.#items[(index - 1) >> 1];
     if (index > 0 && this.#before(last, parent!)) this.#rise(last, index);
     else this.#sink(last, index);

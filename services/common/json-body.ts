@@ -1,11 +1,11 @@
-// A byte-level view of a JSON object, for changing some members of a request and leaving every other byte as it came: a
+// A byte-level view of a JSON object, for changing some members of a request and leaving all other bytes alone: a
 // parse and re-print would change large integers, key order and number formats. Knows nothing of LLMs.
 
 /** One member of an object. Offsets are bytes into the buffer; ends are exclusive. */
 export interface Member {
   /** Decoded: `"\u006b"` is `k`. */
   readonly key: string;
-  /** Of the key's opening quote. */
+  /** Offset of the key's opening quote. */
   readonly start: number;
   readonly valueStart: number;
   readonly valueEnd: number;
@@ -20,7 +20,7 @@ const CLOSE_BRACE = 0x7d;
 const OPEN_BRACKET = 0x5b;
 const CLOSE_BRACKET = 0x5d;
 
-/** Up to here a loop finds a string's end sooner than a call of `indexOf` does. */
+/** Up to this length a loop finds a string's end faster than `indexOf` does. */
 const SHORT_STRING = 24;
 
 /**
@@ -77,7 +77,7 @@ export function scanArray(json: Buffer, start: number, end: number): { start: nu
 }
 
 /**
- * `json` with some members changed and all other bytes as they were. A key that stands there twice is changed twice.
+ * `json` with some members changed and all other bytes as they were. A key that occurs twice is changed twice.
  *
  * @param members What `scanObject(json)` returned.
  * @param changes By key: raw JSON replaces the value, or appends the member; `undefined` removes it.
@@ -125,10 +125,11 @@ export function splice(
 
 /**
  * `parsed` with the keys that the text really has, in nested objects of the first level too. V8 of Node 24 sometimes
- * decodes an escaped key as another one (24.21.0: the key `\"` as `\\`, once it has seen that), which could hide a field
- * from a check by its name. Where no key is written with an escape, which is nearly always, all stays as it is.
+ * decodes an escaped key as another one (24.21.0: the key `\"` as `\\`, once V8 has seen that), which could hide a
+ * field from a check by its name. If no key is written with an escape, as in nearly all bodies, `parsed` is returned
+ * unchanged.
  *
- * @param parsed What JSON.parse made of `json`.
+ * @param parsed The result of JSON.parse for `json`.
  * @param members What `scanObject(json)` returned, without duplicates.
  */
 export function withTrueKeys(
@@ -156,14 +157,14 @@ export function withTrueKeys(
   return Object.fromEntries(values);
 }
 
-/** Whether the key is written otherwise than it reads. */
+/** Whether the key is written with an escape. */
 function hasEscape(json: Buffer, { key, start }: Member): boolean {
   return json.toString("utf8", start + 1, start + 1 + Buffer.byteLength(key)) !== key;
 }
 
 /**
- * How many fields, objects and lists there are, however deep: what a parse takes longest for. Counts no further than just
- * above `limit`, and checks nothing.
+ * The number of fields, objects and lists at any depth, which decides how long a parse takes. Stops counting just above
+ * `limit`, and checks nothing.
  */
 export function countParts(json: Buffer, limit: number): number {
   let parts = 0;
@@ -181,7 +182,7 @@ export function countParts(json: Buffer, limit: number): number {
   return parts;
 }
 
-/** A key that stands there more than once; parsers disagree about which one counts. */
+/** A key that occurs more than once; parsers disagree about which one counts. */
 export function duplicateKey(members: readonly Member[]): string | undefined {
   const seen = new Set<string>();
   for (const { key } of members) {
@@ -204,7 +205,7 @@ function endOfString(json: Buffer, open: number): number {
   return quote + 1;
 }
 
-/** Where the string that opens at `open` ends; -1 where it doesn't. */
+/** Where the string that opens at `open` ends; -1 if it doesn't. */
 function closingQuote(json: Buffer, open: number): number {
   const nearby = Math.min(json.length, open + SHORT_STRING);
   let at = open + 1;

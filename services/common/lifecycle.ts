@@ -7,7 +7,7 @@ import { constants } from "node:os";
  */
 const SAME_SIGNAL_MS = 500;
 
-/** Left to a process after its parent died. */
+/** Time left to a process after its parent died. */
 const ORPHAN_GRACE_MS = 2_000;
 
 /**
@@ -31,8 +31,8 @@ export function untilSignal(...signals: NodeJS.Signals[]): AbortSignal {
 
 /**
  * Node has no parent-death signal. A parent that sets TANDEM_PARENT_PIPE=1 holds the other end of our standard input
- * and never writes: its end means that the parent died. Aborts then and, 2 s later, exits hard. Standard input is read
- * in that case only, and never keeps the process alive.
+ * and never writes: the end of the input means that the parent died. Aborts then and, 2 s later, exits hard. Standard
+ * input is read in that case only, and never keeps the process alive.
  */
 export function stopWithParent(): AbortSignal | undefined {
   if (process.env["TANDEM_PARENT_PIPE"] !== "1") return undefined;
@@ -63,16 +63,16 @@ export function onceAborted(signal: AbortSignal): Promise<void> {
 
 export interface Started<T> {
   readonly parts: T;
-  /** Gives the parts `graceMs` to end what they do. Later calls wait for the first. */
+  /** Gives the parts `graceMs` to finish their work. Later calls wait for the first. */
   stop(graceMs: number): Promise<void>;
 }
 
 /**
- * Starts a service whose life is one function: it starts its parts with `await using`, tells by `running` what others need
- * of them, waits there for the grace that it is given to end in, drains and returns. What it started is disposed of on the
- * way out, the last first; a start that fails takes the same way.
+ * Starts a service whose life is one function: the function starts its parts with `await using`, publishes them through
+ * `running`, waits there until it is given a grace period to stop in, drains and returns. The parts are disposed of in
+ * reverse order when the function returns or its start fails.
  *
- * @returns Once `running` was called. Rejects with what the start throws.
+ * @returns Once `running` was called. Rejects with the error of the start.
  */
 export function startLife<T>(life: (running: (parts: T) => Promise<number>) => Promise<void>): Promise<Started<T>> {
   return new Promise((resolve, reject) => {

@@ -1,5 +1,5 @@
-// One event a line, with fields: text for a terminal, JSON for everything else. The JSON has pino's keys, so that what reads
-// pino's lines reads these (`| npx pino-pretty`); why it isn't pino that writes them: docs/adr/0011-our-own-log.md.
+// One event a line, with fields: text for a terminal, JSON for everything else. The JSON has pino's keys, so that tools
+// for pino's lines read these (`| npx pino-pretty`); why it isn't pino that writes them: docs/adr/0011-our-own-log.md.
 
 export type LogLevel = "debug" | "info" | "warn" | "error";
 
@@ -15,13 +15,13 @@ export interface Log {
 }
 
 export interface LogOptions {
-  /** Of the process: "router". */
+  /** Name of the process: "router". */
   readonly name: string;
   /** TANDEM_LOG_LEVEL, else info. */
   readonly level?: LogLevel;
   /** TANDEM_LOG_FORMAT, else text on a terminal and JSON lines elsewhere. */
   readonly format?: "json" | "text";
-  /** Standard error by default: standard output belongs to what a command answers. */
+  /** Standard error by default: standard output is for the result of a command. */
   readonly out?: NodeJS.WritableStream;
 }
 
@@ -32,7 +32,7 @@ const SECRET = /([tT]oken|[sS]ecret|[pP]assword|[aA]uthorization|[a-z]Key|_key|-
 
 const COLOURS: Record<LogLevel, string> = { debug: "\x1b[2m", info: "\x1b[36m", warn: "\x1b[33m", error: "\x1b[31m" };
 
-/** What every line has; a field of that name gets a `_` behind it. */
+/** Keys that every line has; a field of that name gets a `_` appended. */
 export const LINE_KEYS: ReadonlySet<string> = new Set(["level", "time", "name", "msg"]);
 
 export function createLog(o: LogOptions): Log {
@@ -85,7 +85,7 @@ function textLine(level: LogLevel, name: string, event: string, fields: LogField
   return `${line}\n${below}`;
 }
 
-/** A field of a line as people read it; an error by its message. */
+/** A field of a line as text; an error is shown by its message. */
 export function valueText(value: unknown): string {
   if (typeof value === "object" && value !== null && "message" in value) return valueText(value.message);
   return typeof value === "string" && /^[^\s"=]+$/.test(value) ? value : JSON.stringify(value);

@@ -1,4 +1,4 @@
-// Which hosts only this machine can reach. What listens beyond them must know its callers.
+// Which hosts only this machine can reach. A server on any other host must authenticate its callers.
 
 /** @param host Without port and brackets. A name other than `localhost` may lead anywhere, and counts as reachable. */
 export function isLoopbackHost(host: string): boolean {

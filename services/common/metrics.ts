@@ -1,4 +1,5 @@
-// The door to prom-client: metrics that belong to an object rather than to the process, so that tests can run several.
+// The only user of prom-client: metrics that belong to an object rather than to the process, so that tests can run
+// several.
 import { createRequire } from "node:module";
 import type * as prom from "prom-client";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "./version.ts";
@@ -14,7 +15,7 @@ export type Counter = prom.Counter<string>;
 export type Gauge = prom.Gauge<string>;
 export type Histogram = prom.Histogram<string>;
 
-/** A metric as it was registered. */
+/** A registered metric. */
 export interface MetricInfo {
   readonly name: string;
   readonly help: string;
@@ -23,15 +24,15 @@ export interface MetricInfo {
 }
 
 export interface Metrics {
-  /** `name` ends in `_total`. The same name again gives the same metric. */
+  /** `name` ends in `_total`. A second call with the same name returns the same metric. */
   counter(name: string, help: string, labels?: readonly string[]): Counter;
   /** @param collect Called at each scrape; sets the value. */
   gauge(name: string, help: string, labels?: readonly string[], collect?: (gauge: Gauge) => void): Gauge;
   /** @param buckets Upper bounds, ascending, in the unit that `name` ends in. */
   histogram(name: string, help: string, buckets: readonly number[], labels?: readonly string[]): Histogram;
-  /** A histogram for what runs per token: without labels, and an observation allocates nothing. */
+  /** A histogram for code that runs per token: no labels, and an observation allocates nothing. */
   tally(name: string, help: string, buckets: readonly number[]): { observe(value: number): void };
-  /** All that are registered, those without a value yet included: docs/metrics.md is made from it. */
+  /** All registered metrics, also those without a value yet. docs/metrics.md is generated from this list. */
   list(): readonly MetricInfo[];
   /** Prometheus text format. */
   text(): Promise<string>;
@@ -68,7 +69,7 @@ export function createMetrics(): Metrics {
   metrics
     .gauge("tandem_build_info", "1; the labels say which build this is.", ["version", "commit"])
     .set({ version: TANDEM_VERSION, commit: TANDEM_COMMIT }, 1);
-  // Those that every dashboard has. prom-client's own collection also samples the event loop, all the time.
+  // The metrics that every dashboard has. prom-client's own collection would also sample the event loop all the time.
   metrics.gauge("process_resident_memory_bytes", "Resident memory.", [], (gauge) =>
     gauge.set(process.memoryUsage.rss()),
   );
@@ -88,7 +89,10 @@ export function createMetrics(): Metrics {
   return metrics;
 }
 
-/** As prom-client's histogram tells itself to its registry. Source: prom-client 15.1, lib/registry.js and lib/histogram.js. */
+/**
+ * The form in which prom-client's histogram reports to its registry. Source: prom-client 15.1, lib/registry.js and
+ * lib/histogram.js.
+ */
 function tallyOf(
   name: string,
   help: string,

@@ -1,8 +1,8 @@
-// Reads an OpenAI event stream as a client does: text, finish reason, usage and errors. The hot path has readers of its
-// own, on bytes: engine/sse.ts and decode/answer-stream.ts.
+// Reads an OpenAI event stream as a client does: text, finish reason, usage and errors. The hot path has its own
+// readers, on bytes: engine/sse.ts and decode/answer-stream.ts.
 import { createParser } from "eventsource-parser";
 
-/** One event: what it adds to the answer of the first choice. */
+/** The part of the first choice's answer that one event carries. */
 export interface StreamPart {
   /** Empty when the event carries none. */
   readonly text: string;
@@ -38,7 +38,9 @@ interface Chunk {
   readonly error?: { readonly message?: string };
 }
 
-/** @returns What takes the stream's text as it arrives. It throws a SyntaxError at an event that is not JSON. */
+/**
+ * @returns A function that takes the stream's text as it arrives. It throws a SyntaxError at an event that is not JSON.
+ */
 export function createStreamReader({ onPart, onDone }: StreamHandlers): (piece: string) => void {
   const parser = createParser({
     onEvent({ data }) {

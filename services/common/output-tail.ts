@@ -1,6 +1,6 @@
 // The last lines that a program wrote: for the message when it fails, and for the log while it runs.
 
-/** Of a line: what is kept of it, and what a listener gets. vLLM tells all its settings in one of 5,000 characters. */
+/** Longest line that is kept and passed to a listener. vLLM logs all its settings in one line of 5,000 characters. */
 const LONGEST_KEPT = 2_000;
 const LONGEST_LINE = 32_000;
 
@@ -12,7 +12,7 @@ export interface OutputTail {
 
 /**
  * @param limit Lines kept.
- * @param hide Texts that are blotted out, such as a token.
+ * @param hide Texts that are redacted, such as a token.
  */
 export function createOutputTail(
   limit: number,
@@ -36,7 +36,7 @@ export function createOutputTail(
       // A character cut between two reads is garbled in the log; nothing else depends on it.
       const parts = (rest + chunk.toString("utf8")).split("\n");
       rest = parts.pop()!.slice(0, LONGEST_LINE);
-      // A progress bar goes back to the start of its line: what it wrote last stands.
+      // A progress bar returns to the start of its line: only its last state counts.
       for (const part of parts) add(lastOf(part).slice(0, LONGEST_LINE));
     },
     lines: () => (rest.trim() === "" ? [...kept] : [...kept, shown(rest).slice(0, LONGEST_KEPT)]),
@@ -48,7 +48,7 @@ function lastOf(line: string): string {
   return whole.slice(whole.lastIndexOf("\r") + 1);
 }
 
-/** Of a program's last lines, those that say what went wrong: from the last error or traceback on, else the last 8. */
+/** The lines that say what went wrong: from the last error or traceback on, or else the last 8 lines. */
 export function usefulLines(lines: readonly string[]): readonly string[] {
   const blamed = lines.findLastIndex((line) =>
     /\b(error|exception|traceback|fatal|panic|cannot|can't|unknown)\b|Error:/i.test(line),

@@ -1,4 +1,4 @@
-// Files that come with Tandem beside its code, and the one place that knows where the package begins.
+// Files that ship with Tandem beside its code. Only this file knows where the package's root is.
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 

@@ -2,12 +2,14 @@
 import { createServer } from "node:net";
 import { StartError } from "./run-main.ts";
 
-/** Below the ports that systems take for outgoing connections (32,768 and up on Linux), above the KV ports of engines. */
+/**
+ * Below the ports that systems use for outgoing connections (32,768 and up on Linux), above the KV ports of engines.
+ */
 const RANGE = { first: 22_500, count: 10_000 };
 const TRIES = 1_000;
 const given = new Set<number>();
 
-/** Why `host`:`port` can't be listened on, as the system's code: `EADDRINUSE`. Undefined where it can. */
+/** Why `host`:`port` can't be listened on, as the system's code: `EADDRINUSE`. Undefined if it can. */
 export function listenProblem(host: string, port: number): Promise<string | undefined> {
   return new Promise((resolve) => {
     const server = createServer();
@@ -17,10 +19,10 @@ export function listenProblem(host: string, port: number): Promise<string | unde
 }
 
 /**
- * A free port of `host`. Never one that the system could give to another socket before the process listens there, nor one
- * that this process was given before. Where a server can listen on port 0 and report its port, let it.
+ * A free port of `host`. Never a port that the system could give to another socket before the process listens there,
+ * nor one that this process was given before. If a server can listen on port 0 and report its port, use that instead.
  *
- * @throws StartError where `host` is not of this machine, or has no free port.
+ * @throws StartError if `host` does not belong to this machine, or has no free port.
  */
 export async function freePort(host = "127.0.0.1"): Promise<number> {
   let problem: string | undefined;

@@ -1,5 +1,5 @@
-// When a process started, as the system tells it: with its id, that names a process for good, where the id alone may
-// belong to another one later.
+// When a process started, according to the system. Start time and id together name a process permanently; the id alone
+// may belong to another process later.
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 
@@ -10,13 +10,13 @@ export interface ProcessIdentity {
   readonly group: number;
 }
 
-/** Undefined where there is no such process. */
+/** Undefined if there is no such process. */
 export function identityOf(pid: number): ProcessIdentity | undefined {
   return process.platform === "linux" ? fromProc(pid) : fromPs(pid);
 }
 
 /**
- * Fields of /proc/PID/stat from `state` on, at index 0; proc(5) counts it as the third. Undefined where there is no such
+ * Fields of /proc/PID/stat from `state` on, at index 0; proc(5) counts it as the third. Undefined if there is no such
  * process, or no /proc.
  */
 export function statFields(pid: number): readonly string[] | undefined {

@@ -1,17 +1,17 @@
 // The top of every process: turns how `main` ended into output and an exit code.
 import { ServiceError } from "./errors.ts";
 
-/** The user wrote something that can't be used. `message` says what, where and what was expected. */
+/** A configuration that can't be used. `message` says what is wrong, where, and what was expected. */
 export class ConfigError extends Error {
   override readonly name = "ConfigError";
 }
 
-/** A start that failed for a reason that the user can do something about: printed without a stack, exit code 1. */
+/** A start that failed for a reason that the user can fix: printed without a stack, exit code 1. */
 export class StartError extends Error {
   override readonly name = "StartError";
 }
 
-/** `--help` or `--print-config` was given; `text` is what to print, and nothing else is to be done. */
+/** `--help` or `--print-config` was given; `text` is to be printed, and nothing else is to be done. */
 export class PrintAndExit extends Error {
   override readonly name = "PrintAndExit";
   readonly text: string;
@@ -23,11 +23,11 @@ export class PrintAndExit extends Error {
 }
 
 /**
- * Runs `main`. Exit code 2 for a ConfigError, 0 for PrintAndExit, 1 for anything else thrown; otherwise the process ends
- * when nothing is left to do.
+ * Runs `main`. Exit code 2 for a ConfigError, 0 for PrintAndExit, 1 for anything else thrown; otherwise the process
+ * ends when nothing is left to do.
  */
 export function runMain(main: () => Promise<void>): void {
-  // Whoever read our output left (`| head`, a parent that died). That is not a reason to die in the middle of a drain.
+  // The reader of our output is gone (`| head`, a dead parent). That is not a reason to die in the middle of a drain.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
   main().catch((error: unknown) => {
     const { code, stdout = "", stderr = "" } = outcomeOf(error);

@@ -5,8 +5,8 @@ import { packageFile } from "./package-file.ts";
 export const TANDEM_VERSION: string = readVersion();
 
 /**
- * 12 hex digits, followed by `-dirty` if files differed from that commit; `unknown` if the build had no git and was not
- * told the commit, and for source that runs without a build.
+ * 12 hex digits, followed by `-dirty` if files differed from that commit; `unknown` if the build had neither git nor a
+ * given commit, and for source that runs without a build.
  */
 export const TANDEM_COMMIT: string = readCommit();
 

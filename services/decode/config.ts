@@ -13,13 +13,13 @@ export const decodeConfig = defineConfig(
       }),
       settleTimeoutMs: milliseconds(
         "settle.timeout_ms",
-        "How long to wait for the outcome of a prefill whose router was lost, before its KV counts as lost.",
+        "How long to wait for the outcome of a prefill whose router was lost, before the KV counts as lost.",
         { default: 60_000, min: 100 },
       ),
     }),
   },
   {
-    summary: "One decode instance: takes a KV cache and writes the answer on its engine.",
+    summary: "One decode instance: receives a KV cache and generates the answer on its engine.",
     rest: "engine.flag",
     removed: REMOVED_INSTANCE_KEYS,
   },

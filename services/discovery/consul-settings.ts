@@ -14,42 +14,48 @@ import {
   type Values,
 } from "../common/config.ts";
 
-/** Entries of the section of every process that talks to Consul. */
+/** Settings of every process that talks to Consul. */
 export const consulSettings = {
   address: text(
     "consul.address",
-    "Consul's HTTP API: host:port, http://host:port, https://host:port or unix:///path. Best the agent on this machine.",
+    "Consul's HTTP API: host:port, http://host:port, https://host:port or unix:///path. Preferably the agent on this machine.",
     { default: "127.0.0.1:8500", env: ["CONSUL_HTTP_ADDR"] },
   ),
-  token: secret("consul.token", "ACL token. docs/consul.md lists the policies that it needs.", {
+  token: secret("consul.token", "ACL token. docs/consul.md lists the policies that the token needs.", {
     env: ["CONSUL_HTTP_TOKEN"],
   }),
   tokenFile: text(
     "consul.token_file",
-    "File that holds the ACL token. It goes before consul.token, and is read again when Consul denies something.",
+    "File that holds the ACL token. The file takes precedence over consul.token, and is read again when Consul denies a request.",
     { default: "", env: ["CONSUL_HTTP_TOKEN_FILE"] },
   ),
-  httpAuth: secret("consul.http_auth", "user:password for a proxy that stands before Consul.", {
+  httpAuth: secret("consul.http_auth", "user:password for a proxy in front of Consul.", {
     env: ["CONSUL_HTTP_AUTH"],
   }),
-  datacenter: text("consul.datacenter", "Datacenter to watch. Empty: that of the agent.", { default: "" }),
-  tlsEnabled: boolean("consul.tls.enabled", "Speak HTTPS with Consul. Not needed where the address says https://.", {
+  datacenter: text("consul.datacenter", "Datacenter to watch. Empty: the agent's datacenter.", { default: "" }),
+  tlsEnabled: boolean("consul.tls.enabled", "Use HTTPS with Consul. Not needed if the address begins with https://.", {
     default: false,
     env: ["CONSUL_HTTP_SSL"],
   }),
-  tlsCaFile: text("consul.tls.ca_file", "PEM file of the authority that signed Consul's certificate.", {
+  tlsCaFile: text("consul.tls.ca_file", "PEM file of the certificate authority that signed Consul's certificate.", {
     default: "",
     env: ["CONSUL_CACERT"],
   }),
-  tlsCaPath: text("consul.tls.ca_path", "Folder of such files.", { default: "", env: ["CONSUL_CAPATH"] }),
-  tlsCertFile: text("consul.tls.cert_file", "PEM file of our certificate, where Consul wants one.", {
+  tlsCaPath: text("consul.tls.ca_path", "Folder of PEM files of certificate authorities.", {
+    default: "",
+    env: ["CONSUL_CAPATH"],
+  }),
+  tlsCertFile: text("consul.tls.cert_file", "PEM file of the client certificate, if Consul requires one.", {
     default: "",
     env: ["CONSUL_CLIENT_CERT"],
   }),
-  tlsKeyFile: text("consul.tls.key_file", "PEM file of its key.", { default: "", env: ["CONSUL_CLIENT_KEY"] }),
+  tlsKeyFile: text("consul.tls.key_file", "PEM file of the client certificate's key.", {
+    default: "",
+    env: ["CONSUL_CLIENT_KEY"],
+  }),
   tlsServerName: text(
     "consul.tls.server_name",
-    "Name that Consul's certificate is checked against, where that is not the host of the address.",
+    "Name that Consul's certificate is checked against, if different from the host of the address.",
     { default: "", env: ["CONSUL_TLS_SERVER_NAME"] },
   ),
   tlsVerify: boolean("consul.tls.verify", "Check Consul's certificate.", {
@@ -58,22 +64,22 @@ export const consulSettings = {
   }),
   servicePrefix: text(
     "consul.service_prefix",
-    "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode, which is what ACL rules are about.",
+    "Services are called PREFIX-router, PREFIX-prefill and PREFIX-decode. ACL rules refer to these names.",
     { default: "tandem" },
   ),
 } as const;
 
-/** And of one that registers itself. */
+/** Additional settings of a process that registers itself. */
 export const consulCheckSettings = {
   check: choice(
     "consul.check",
-    "How Consul finds out that this process is alive. Either way the process reports its state. grpc: the agent also asks grpc.health.v1. ttl: it does not, for an agent that can't reach the process.",
+    "How Consul finds out that this process is alive. The process always reports its state. grpc: the agent also calls grpc.health.v1. ttl: the agent makes no call; use this if the agent can't reach the process.",
     ["grpc", "ttl"],
     { default: "grpc" },
   ),
   checkAddress: addressOption(
     "consul.check_address",
-    "host:port at which the agent asks grpc.health.v1, where that is not the advertised address.",
+    "host:port at which the agent calls grpc.health.v1, if different from the advertised address.",
     { optional: true },
   ),
   deregisterAfterMs: milliseconds(
@@ -83,9 +89,9 @@ export const consulCheckSettings = {
   ),
 } as const;
 
-/** Keys that the section had once. */
+/** Keys of settings that were removed. */
 export const REMOVED_CONSUL_KEYS = {
-  "consul.check_interval_ms": "the agent asks once a second",
+  "consul.check_interval_ms": "the agent checks once a second",
   "consul.ttl_ms": "with consul.check=ttl a check fails after 5 s of silence",
 } as const;
 
@@ -93,12 +99,12 @@ export type ConsulConfig = Values<typeof consulSettings>;
 export type ConsulCheckConfig = Values<typeof consulCheckSettings>;
 
 export interface ConsulOptions {
-  /** As the package takes it, and passes it on to node:http or node:https. An IPv6 host has its brackets. */
+  /** In the form that the package passes on to node:http or node:https. An IPv6 host has brackets. */
   readonly server: RequestOptions & { readonly secure: boolean; readonly defaults: { readonly dc?: string } };
-  /** The address, for people. */
+  /** The address, for messages. */
   readonly shown: string;
   readonly token: string;
-  /** Empty where there is none. */
+  /** Empty if none is set. */
   readonly tokenFile: string;
   /** user:password */
   readonly auth: string;
@@ -111,7 +117,7 @@ export function consulOptions(config: ConsulConfig): ConsulOptions {
   if (!["", "http", "https", "unix"].includes(scheme)) {
     throw new ConfigError(`consul.address ${shown}: expected host:port, http://, https:// or unix://.`);
   }
-  // As Consul's own tools do it: http:// never switches off the TLS that another setting asked for.
+  // As in Consul's own tools: http:// never switches off the TLS that another setting asked for.
   const secure = scheme === "https" || config.tlsEnabled;
   const server = { secure, defaults: dc === "" ? {} : { dc }, ...(secure ? tlsOf(config) : {}) };
   const [token, tokenFile, auth] = [config.token, config.tokenFile, config.httpAuth];

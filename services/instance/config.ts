@@ -26,7 +26,7 @@ const DEFAULTS = {
   decode: { grpc: "127.0.0.1:3201", kv: "127.0.0.1:21001", kvEnv: "DECODE_KV_PORT", slots: 256 },
 } as const;
 
-/** The result's type is written out by inference: `defineConfig` needs each setting's own. */
+/** The return type is inferred, because `defineConfig` needs the type of each setting. */
 // oxlint-disable-next-line explicit-function-return-type
 export function instanceSections(role: InstanceRole) {
   const preset = DEFAULTS[role];
@@ -44,37 +44,37 @@ export function instanceSections(role: InstanceRole) {
     registry: section("Registration", {
       kind: choice(
         "registry.kind",
-        "Where this instance registers. embedded: with a router, at registry.address. consul: in Consul. static: nowhere, and the router must list it.",
+        "Where this instance registers. embedded: with a router, at registry.address. consul: in Consul. static: nowhere; the router must list the instance.",
         ["embedded", "consul", "static"],
         { default: "embedded" },
       ),
       addresses: addresses(
         "registry.address",
-        "The router's gRPC address, where this instance registers; of several routers each one's, with commas between. " +
-          "Empty: it doesn't register, and the router must list it.",
+        "gRPC address of the router where this instance registers. With several routers: all their addresses, with commas " +
+          "between. Empty: the instance doesn't register, and the router must list it.",
         { default: ["127.0.0.1:3001"], alias: "router" },
       ),
     }),
     engine: section("Engine", {
       kind: choice(
         "engine.kind",
-        "Engine to start: embedded, a small model on the CPU; vllm, which needs a model; sim, a simulation. Left out together with engine.attach: embedded, with the model that ships or the GGUF file of `model`.",
+        "Engine to start: embedded, a small model on the CPU; vllm, which needs a model; sim, a simulation. Without this setting and engine.attach: embedded, with the shipped model or the GGUF file of `model`.",
         ENGINE_KINDS,
         { optional: true, alias: "engine" },
       ),
       model: text(
         "model",
-        "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, an id of Hugging Face or a folder. With --engine embedded: a GGUF file; empty: the model that ships.",
+        "Name under which the engine serves the model. Empty: the engine's own. With --engine vllm: the model itself, as a Hugging Face id or a folder. With --engine embedded: a GGUF file, or empty for the shipped model.",
         { default: "", env: ["MODEL_ID"] },
       ),
       servedName: text(
         "served_name",
-        "Name under which a started vLLM or embedded engine serves its model. Empty: its id, or what the file says, or the last part of its path.",
+        "Name under which a started vLLM or embedded engine serves its model. Empty: the model's id, the name in its file, or the last part of its path.",
         { default: "" },
       ),
       flags: list(
         "engine.flag",
-        "A word for the engine's command line, passed on as it is. May be given several times; all words after -- are meant so too.",
+        "A word for the engine's command line, passed on unchanged. May be repeated; all words after -- are passed on too.",
       ),
       startTimeoutMs: milliseconds(
         "engine.start_timeout_ms",
@@ -85,7 +85,7 @@ export function instanceSections(role: InstanceRole) {
         default: "",
         alias: "attach",
       }),
-      apiKey: secret("engine.api_key", "Key that the attached engine wants."),
+      apiKey: secret("engine.api_key", "API key of the attached engine."),
       kvAddress: address(
         "engine.kv_address",
         "host:port of the attached engine's KV side channel. Needed with p2p-nccl and p2p-zmq.",
@@ -95,36 +95,36 @@ export function instanceSections(role: InstanceRole) {
     vllm: section("vLLM", {
       command: text(
         "vllm.command",
-        "The vLLM to start: a program, or words such as python3 -m vllm.entrypoints.cli.main. Empty: `vllm` of the active virtual environment, then of the PATH.",
+        "Command that starts vLLM: a program, or words such as python3 -m vllm.entrypoints.cli.main. Empty: `vllm` of the active virtual environment, otherwise of the PATH.",
         { default: "" },
       ),
       gpus: text(
         "gpus",
-        "GPUs of the vLLM that is started, as CUDA_VISIBLE_DEVICES names them: 0 or 2,3. Empty: as inherited.",
+        "GPUs for the started vLLM, in the form of CUDA_VISIBLE_DEVICES: 0 or 2,3. Empty: as inherited.",
         { default: "" },
       ),
       hfToken: secret("hf_token", "Hugging Face token for vLLM.", { env: ["HF_TOKEN"] }),
       poolGib: number(
         "vllm.pool_gib",
-        "Pinned host memory that every rank of a vLLM with p2p-nccl takes at its start, for KV that its GPU has no room for.",
+        "Pinned host memory that every rank of a vLLM with p2p-nccl allocates at its start, for KV that doesn't fit on its GPU.",
         { default: 4, min: 0.25, max: 1_024, unit: "GiB" },
       ),
     }),
     kv: section("KV transfer", {
       connector: choice(
         "connector",
-        "How the KV cache moves between engines. Left out: p2p-zmq with the sim and the embedded engine, nixl with vLLM and with an attached engine.",
+        "How the KV cache moves between engines. Not set: p2p-zmq with the sim and the embedded engine, nixl with vLLM and with an attached engine.",
         CONNECTOR_NAMES,
         { optional: true },
       ),
       listen: address(
         "kv.listen",
-        "Host of the engine's KV side channel, as its partners dial it, and the first port to try. The first free one is taken, and a higher one after every restart of the engine. A bare port keeps the host.",
+        "Host of the engine's KV side channel, as its partners dial it, and the first port to try. The engine takes the first free port, and a higher one after every restart. A bare port keeps the host.",
         { default: preset.kv, env: [preset.kvEnv] },
       ),
       advertise: text(
         "kv.advertise",
-        "Host under which partners dial the KV side channel, if different from that of kv.listen. The port is the one taken.",
+        "Host under which partners dial the KV side channel, if different from the host of kv.listen. The port stays the same.",
         { optional: true },
       ),
     }),
@@ -132,14 +132,14 @@ export function instanceSections(role: InstanceRole) {
       slots: integer(
         "slots",
         role === "decode"
-          ? "KV slots: reservations and answers at once. One more is refused."
-          : "Prompts at once. One more is refused.",
+          ? "KV slots: limit on reservations and running answers together. Further legs are refused."
+          : "Limit on concurrent prompts. Further legs are refused.",
         { default: preset.slots, min: 1, max: 65_536, unit: "legs" },
       ),
       stallMs: milliseconds(
         "stall_ms",
-        "An engine that has work and counts no token for this long is wedged and is started again. Prompts get more: by " +
-          "their length and the rate seen so far. An answer that a slow client holds back doesn't count.",
+        "An engine that has work and counts no token for this long is considered wedged and is restarted. Prompts get more " +
+          "time, by their length and the rate seen so far. Answers held back by a slow client don't count.",
         { default: 15_000, min: 100 },
       ),
     }),
@@ -150,7 +150,7 @@ export function instanceSections(role: InstanceRole) {
         min: 0,
       }),
       stateDir,
-      logLevel: choice("log.level", "Lowest level that is logged. Left out: TANDEM_LOG_LEVEL, else info.", LOG_LEVELS, {
+      logLevel: choice("log.level", "Lowest level that is logged. Not set: TANDEM_LOG_LEVEL, or info.", LOG_LEVELS, {
         optional: true,
       }),
     }),
@@ -159,11 +159,11 @@ export function instanceSections(role: InstanceRole) {
 
 export type InstanceConfig = Config<ReturnType<typeof instanceSections>>;
 
-/** Keys that instances had once. */
+/** Keys of settings that were removed. */
 export const REMOVED_INSTANCE_KEYS = {
-  "kv.host": "kv.listen is the host and the first port, as HOST:PORT",
-  "kv.port": "kv.listen is the host and the first port, and --kv.listen=PORT keeps the host",
+  "kv.host": "kv.listen sets the host and the first port, as HOST:PORT",
+  "kv.port": "kv.listen sets the host and the first port, and --kv.listen=PORT keeps the host",
   "kv.advertise_host": "it is called kv.advertise",
-  "watch.limit": "64 routers may watch an instance, and no setup needs another number",
+  "watch.limit": "64 routers may watch an instance, and no deployment needs another limit",
   ...REMOVED_CONSUL_KEYS,
 } as const;

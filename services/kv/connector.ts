@@ -1,4 +1,4 @@
-// What a KV connector is to Tandem: a table of traits and pure functions that build what goes to the engines.
+// A KV connector, as Tandem sees it: a table of traits, and pure functions that build the requests to the engines.
 // The router reads the traits and mints ids; the instance builds the requests. Nothing here does I/O.
 import type { Member } from "../common/json-body.ts";
 
@@ -9,25 +9,27 @@ export type LegPath = "/v1/completions" | "/v1/chat/completions";
 
 export interface Traits {
   readonly name: ConnectorName;
-  /** The decode instance is picked, and its slot reserved, before prefill runs: its address is part of the id. */
+  /**
+   * The decode instance is picked, and its slot reserved, before prefill runs, because its address is part of the id.
+   */
   readonly decodeFirst: boolean;
   /** The engine-side request id carries both KV addresses. */
   readonly pairedId: boolean;
-  /** An engine that is asked to abort a prefill does so and sends no KV. */
+  /** An engine obeys a request to abort a prefill, and sends no KV. */
   readonly prefillCancellable: boolean;
   /**
-   * What frees KV that was handed over for a request nobody wants any more. `drain`: a decode leg of one token whose
-   * output is dropped. `release`: a call that drops it. `lease`: it runs out by itself.
+   * How transferred KV of an abandoned request is freed. `drain`: by a decode leg of one token whose output is dropped.
+   * `release`: by a call that drops the KV. `lease`: the KV expires.
    */
   readonly abandoned: "drain" | "release" | "lease";
-  /** Engines also serve requests that belong to no pair. Where false, such a request is refused, or kills the engine. */
+  /** Engines also serve unpaired requests. If false, such a request is refused, or kills the engine. */
   readonly servesUnpaired: boolean;
   /**
-   * What the first KV transfer between two engines may take, in milliseconds, because it sets up their connection: again
-   * after each start of either. 0: no longer than any other.
+   * How long the first KV transfer between two engines may take, in milliseconds, because it sets up their connection.
+   * It is a first transfer again after each start of either engine. 0: no longer than any other.
    */
   readonly firstTransferMs: number;
-  /** A prefill engine whose decode engine dies while it sends waits for it for ever, and serves nobody any more. */
+  /** A prefill engine whose decode engine dies during a transfer waits forever, and serves no further request. */
   readonly wedgedByPartner: boolean;
 }
 
@@ -44,7 +46,7 @@ export interface LegSpec {
   readonly prefillKvAddress: string;
   /** host:port of the decode engine's KV side channel. Empty where the connector doesn't pair by id. */
   readonly decodeKvAddress: string;
-  /** Which prompt of the body's list this leg is for. Absent where `prompt` is no list. */
+  /** Which prompt of the body's list this leg is for. Absent if `prompt` is not a list. */
   readonly promptIndex?: number | undefined;
   /** Which of the prompt's n choices this leg is. */
   readonly sampleIndex: number;
@@ -62,15 +64,15 @@ export interface Connector {
   /** The one-token copy that computes the prompt's KV. Never streams: a streamed answer carries no ticket. */
   prefillRequest(context: LegSpec): EngineRequest;
   /**
-   * What the decode leg needs to know of the prefill engine's answer: opaque JSON, or "" where it needs nothing.
+   * The part of the prefill engine's answer that the decode leg needs: opaque JSON, or "" for nothing.
    * @param answer Parsed body of the prefill engine's 200 answer.
-   * @throws ServiceError `kv_transfer_failed` where the engine answered but kept no KV.
+   * @throws ServiceError `kv_transfer_failed` if the engine answered but kept no KV.
    */
   ticket(answer: unknown): string;
   /** The request that continues from the KV. A streaming one always asks for the usage chunk. */
   decodeRequest(context: LegSpec, ticket: string): EngineRequest;
-  /** The request of a leg without prefill. Undefined where engines serve no request that belongs to no pair. */
+  /** The request of a leg without prefill. Undefined if engines serve no unpaired requests. */
   unpairedRequest(context: LegSpec): EngineRequest | undefined;
-  /** The request that frees the KV of an abandoned leg. Undefined where it frees itself. */
+  /** The request that frees the KV of an abandoned leg. Undefined if the KV expires by itself. */
   settleRequest(context: LegSpec, ticket: string): EngineRequest | undefined;
 }

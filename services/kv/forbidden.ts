@@ -1,15 +1,15 @@
-// Fields of a client's body that must not reach an engine: those through which vLLM would read addresses or KV
-// parameters from the client, and those that no pair of legs can serve. docs/api.md is made from the list.
-// `parsed` comes from JSON.parse, so every spelling of a key (escapes, spaces around it) is one here; duplicates, which
-// a parse would hide, are refused before this is asked.
+// Fields of a client's body that must not reach an engine: fields through which vLLM would read addresses or KV
+// parameters from the client, and fields that no pair of legs can serve. docs/api.md is generated from the list.
+// `parsed` comes from JSON.parse, so every spelling of a key (escapes, spaces around it) is the same here. Duplicates,
+// which a parse would hide, are refused earlier.
 
 type Parsed = Readonly<Record<string, unknown>>;
 
 export interface FieldRefusal {
   readonly param: string;
-  /** For the client. */
+  /** Message for the client. */
   readonly message: string;
-  /** Whether it is a field that only Tandem may set, rather than one that a pair can't serve. */
+  /** Whether only Tandem may set the field, rather than that a pair can't serve it. */
   readonly reserved: boolean;
 }
 
@@ -18,14 +18,14 @@ export interface RefusedField {
   /** Which values are refused, and why, for people. */
   readonly when: string;
   readonly why: string;
-  /** What can't be served, as a noun. Absent: only Tandem may set the field. */
+  /** The feature that can't be served, as a noun. Absent: only Tandem may set the field. */
   readonly unservable?: string;
-  /** Undefined where it may pass, else the field to blame. */
+  /** The field to blame, or undefined if the value is allowed. */
   find(parsed: Parsed): string | undefined;
 }
 
-const ADDRESSES = "The engines find each other's KV by it, addresses included: Tandem sets it.";
-// vLLM copies vllm_xargs into the same dictionary in which it carries kv_transfer_params
+const ADDRESSES = "The engines find each other's KV and addresses by this field, so Tandem sets it.";
+// vLLM copies vllm_xargs into the dictionary that also carries kv_transfer_params
 // (entrypoints/openai/*/protocol.py, to_sampling_params, 0.32).
 const RESERVED_ARGUMENT = /(^|_)(kv|ec)_|transfer_params|request_id/;
 
@@ -38,8 +38,8 @@ export const REFUSED_FIELDS: readonly RefusedField[] = [
   })),
   {
     field: "vllm_xargs",
-    when: "a key in it with `kv_`, `ec_`, `transfer_params` or `request_id`",
-    why: "vLLM puts its keys where the fields above end up.",
+    when: "with a key that contains `kv_`, `ec_`, `transfer_params` or `request_id`",
+    why: "vLLM stores these keys together with the fields above.",
     find({ vllm_xargs: extra }) {
       if (typeof extra !== "object" || extra === null) return undefined;
       const key = Object.keys(extra).find((name) => RESERVED_ARGUMENT.test(name));
@@ -58,7 +58,7 @@ export const REFUSED_FIELDS: readonly RefusedField[] = [
   }),
   unservable("use_beam_search", "beam search", {
     when: "`true`",
-    why: "Engines make ids of their own for beams, so that the two legs would not find each other.",
+    why: "Engines make their own ids for beams, so the two legs would not find each other.",
     refuses: ({ use_beam_search: value }) => value === true,
   }),
   unservable("best_of", "best_of above 1", {
@@ -68,7 +68,7 @@ export const REFUSED_FIELDS: readonly RefusedField[] = [
   }),
   unservable("prompt_embeds", "prompt_embeds", {
     when: "anything but null",
-    why: "Without token ids a decode engine can't match KV to the prompt: it would compute the prompt by itself.",
+    why: "Without token ids a decode engine can't match KV to the prompt, and would compute the prompt itself.",
     refuses: ({ prompt_embeds: value }) => value != null,
   }),
 ];

@@ -12,18 +12,18 @@ export const CONNECTORS: Readonly<Record<ConnectorName, Connector>> = {
 
 export const CONNECTOR_NAMES = Object.keys(CONNECTORS) as ConnectorName[];
 
-/** @throws ServiceError `invalid_request` naming the connectors there are. */
+/** @throws ServiceError `invalid_request` that names the known connectors. */
 export function connectorOf(name: string): Connector {
   if (Object.hasOwn(CONNECTORS, name)) return CONNECTORS[name as ConnectorName];
   throw new ServiceError("invalid_request", `Unknown connector "${name}". There are: ${CONNECTOR_NAMES.join(", ")}.`);
 }
 
-/** What the first KV transfer between two engines of this connector may take. 0 for one that isn't known. */
+/** How long the first KV transfer between two engines of this connector may take. 0 for an unknown connector. */
 export function firstTransferMs(name: string): number {
   return Object.hasOwn(CONNECTORS, name) ? CONNECTORS[name as ConnectorName].traits.firstTransferMs : 0;
 }
 
-/** Whether engines of this connector also serve requests that belong to no pair. False for one that isn't known. */
+/** Whether engines of this connector also serve unpaired requests. False for an unknown connector. */
 export function servesUnpaired(name: string): boolean {
   return Object.hasOwn(CONNECTORS, name) && CONNECTORS[name as ConnectorName].traits.servesUnpaired;
 }

@@ -1,5 +1,5 @@
 // The bodies of the two legs, as byte splices of the client's. A parse and re-print would change large integers, key
-// order and spacing; a splice leaves every byte alone that it doesn't mean to change.
+// order and spacing; a splice leaves all other bytes alone.
 import { scanArray, scanObject, splice, type Member } from "../common/json-body.ts";
 import type { LegSpec } from "./connector.ts";
 
@@ -7,13 +7,13 @@ type Changes = Map<string, string | Buffer | undefined>;
 
 /**
  * The copy for the prefill engine: the same prompt, one token, no stream.
- * `stop` and friends go, since the one token is thrown away whatever it is. `logprobs`, sampling fields and grammars
- * stay: an engine that refuses them should say so before decode is troubled.
+ * `stop` and similar fields are removed, because the one token is dropped anyway. `logprobs`, sampling fields and
+ * grammars stay, so that an engine that refuses them does so before the decode leg starts.
  */
 export function prefillBody(context: LegSpec, extra: Changes = new Map()): Buffer {
   const changes: Changes = onePrompt(context);
   changes.set("max_tokens", "1");
-  // In chat this field wins over max_tokens; in completions vLLM doesn't know it.
+  // In chat this field overrides max_tokens; in completions vLLM ignores it.
   if (context.path === "/v1/chat/completions") changes.set("max_completion_tokens", "1");
   for (const key of ["stream", "stream_options", "min_tokens", "n", "best_of", "echo", "stop", "stop_token_ids"]) {
     if (has(context.members, key)) changes.set(key, undefined);
@@ -22,7 +22,7 @@ export function prefillBody(context: LegSpec, extra: Changes = new Map()): Buffe
   return splice(context.body, context.members, changes);
 }
 
-/** The copy for the decode engine: the client's body, cut to this leg's prompt and choice. */
+/** The copy for the decode engine: the client's body, reduced to this leg's prompt and choice. */
 export function decodeBody(context: LegSpec, extra: Changes = new Map()): Buffer {
   const { body, members } = context;
   const changes: Changes = onePrompt(context);
@@ -39,7 +39,7 @@ export function decodeBody(context: LegSpec, extra: Changes = new Map()): Buffer
   return splice(body, members, changes);
 }
 
-/** Of a list of prompts, the one of this leg. The raw bytes of the element, so token ids stay as they were written. */
+/** This leg's prompt from a list of prompts, as raw bytes, so that token ids stay as they were written. */
 function onePrompt(context: LegSpec): Changes {
   const changes: Changes = new Map();
   if (context.promptIndex === undefined) return changes;

@@ -1,6 +1,6 @@
-// NIXL, pull mode: the prefill engine keeps the KV and says where; the decode engine fetches it.
-// Source: vLLM 0.32, kv_connector/v1/nixl/, and transcripts of it. The parameters are opaque here: vLLM adds fields from
-// release to release, and a number that passed through a double might come back as another one.
+// NIXL, pull mode: the prefill engine keeps the KV and reports its address; the decode engine fetches it.
+// Source: vLLM 0.32, kv_connector/v1/nixl/, and recorded traffic. The parameters are opaque here: vLLM adds fields from
+// release to release, and a number might change on its way through a double.
 import { ServiceError } from "../common/errors.ts";
 import type { Connector, EngineRequest, LegSpec } from "./connector.ts";
 import { decodeBody, prefillBody } from "./leg-body.ts";
@@ -18,8 +18,8 @@ export const nixl: Connector = {
     prefillCancellable: true,
     abandoned: "lease",
     servesUnpaired: true,
-    // vLLM 0.23 cuts all KV of the partner into pieces first, one a block, layer and K or V, at 0.56 us each: 11.7 s were
-    // measured at 80 GiB of KV, 18.7 s are to be expected at 128 GiB. Thrice that.
+    // vLLM 0.23 first cuts all KV of the partner into pieces, one per block, layer and K or V, at 0.56 us each: 11.7 s
+    // were measured at 80 GiB of KV, 18.7 s are expected at 128 GiB. The bound is three times that.
     firstTransferMs: 60_000,
     wedgedByPartner: false,
   },
@@ -31,7 +31,7 @@ export const nixl: Connector = {
     }
     const missing = missingParams(params);
     if (missing.length > 0) {
-      throw new ServiceError("kv_transfer_failed", "The prefill engine's KV parameters are not complete.", {
+      throw new ServiceError("kv_transfer_failed", "The prefill engine's KV parameters are incomplete.", {
         cause: new Error(`kv_transfer_params lacks ${missing.join(", ")}`),
       });
     }
@@ -43,7 +43,7 @@ export const nixl: Connector = {
   settleRequest: () => undefined,
 };
 
-// The leg id is the id at both engines, so that their logs can be read side by side.
+// Both engines use the leg id, so that their logs can be read side by side.
 function request(context: LegSpec, body: Buffer): EngineRequest {
   return { path: context.path, headers: { "content-type": "application/json", "x-request-id": context.legId }, body };
 }

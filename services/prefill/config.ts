@@ -12,7 +12,7 @@ export const prefillConfig = defineConfig(
         "How long the outcome of an ended leg is kept for a decode instance that lost its router.",
         { default: 600_000, min: 1_000, max: 86_400_000 },
       ),
-      limit: integer("outcome.limit", "Outcomes kept at most; beyond it the oldest are forgotten.", {
+      limit: integer("outcome.limit", "Limit on kept outcomes. Beyond it the oldest are dropped.", {
         default: 65_536,
         min: 1,
         unit: "legs",
@@ -20,7 +20,7 @@ export const prefillConfig = defineConfig(
     }),
   },
   {
-    summary: "One prefill instance: reads prompts on its engine and hands their KV cache over.",
+    summary: "One prefill instance: computes prompts on its engine and transfers their KV cache.",
     rest: "engine.flag",
     removed: REMOVED_INSTANCE_KEYS,
   },

@@ -1,4 +1,4 @@
-// Who may call: the one check of bearer tokens, the same for gRPC, Connect and REST. Only the words of a refusal differ.
+// Access control: the one check of bearer tokens for gRPC, Connect and REST. Only the texts of a refusal differ.
 import { createHash, timingSafeEqual } from "node:crypto";
 import { ServiceError } from "../common/errors.ts";
 import type { Access } from "./service.ts";
@@ -10,7 +10,7 @@ export interface Secrets {
   readonly apiKey?: string | undefined;
 }
 
-/** Returns why a call with this `authorization` header is refused, or undefined where it may go on. */
+/** Returns why a call with this `authorization` header is refused, or undefined if it is allowed. */
 export type Gate = (access: Access, authorization: string | undefined) => ServiceError | undefined;
 
 export interface Refusals {
@@ -37,7 +37,7 @@ export function createGate(secrets: Secrets, refusals = GRPC_REFUSALS): Gate {
     if (expected === undefined) return undefined;
     const given = /^Bearer +(.*\S) *$/i.exec(authorization ?? "")?.[1];
     if (given === undefined) return new ServiceError("unauthenticated", refusals.missing(access));
-    // Digests have equal length, so the comparison takes the same time whatever was given.
+    // Digests have equal length, so the comparison takes the same time for every input.
     if (timingSafeEqual(digest(given), expected)) return undefined;
     return new ServiceError("unauthenticated", refusals.wrong(access));
   };

@@ -1,6 +1,6 @@
-// A channel to one peer: gRPC on node:http2 itself. On the token path, which has callbacks only, a message costs about 5 us
-// in all, with grpc-js 16 to 18 (Node 24, 256 streams). The channel alone decides how many connections it has: one, and
-// after a GOAWAY two until the calls on the old one have ended.
+// A channel to one peer: gRPC on node:http2 itself. On the token path, which uses only callbacks, a message costs about
+// 5 us in total; with grpc-js 16 to 18 (Node 24, 256 streams). The channel alone decides how many connections it has:
+// one, and after a GOAWAY two until the calls on the old one have ended.
 import type { DescMessage, DescService } from "@bufbuild/protobuf";
 import { type Clock, type Timer, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
@@ -15,17 +15,17 @@ import type { CallOptions, ThinCall, ThinHandlers } from "./thin-call.ts";
 export type { LossReason } from "./connection.ts";
 
 export interface ChannelOptions<I extends DescMessage = DescMessage, O extends DescMessage = DescMessage> {
-  /** Sent with each call. Empty or left out: none is. */
+  /** Join token, sent with each call. Empty or left out: no token is sent. */
   readonly token?: string | undefined;
   readonly log?: Log | undefined;
   readonly clock?: Clock;
   /** Default 2000. */
   readonly connectTimeoutMs?: number | undefined;
-  /** Longest message that is taken. Default 64 MiB. */
+  /** Longest accepted message. Default 64 MiB. */
   readonly messageLimitBytes?: number;
   /**
-   * The call by which both sides know that the other is there. With it the channel connects at once and, after a loss, again
-   * and again. Without it the channel connects for a call, and nothing but TCP tells that its peer is gone.
+   * The call that shows each side that the other is alive. With a heartbeat the channel connects at once, and
+   * reconnects after each loss. Without one it connects for a call, and only TCP notices that the peer is gone.
    */
   readonly heartbeat?: TypedHeartbeat<I, O>;
   /** `state` has changed. */
@@ -33,12 +33,12 @@ export interface ChannelOptions<I extends DescMessage = DescMessage, O extends D
 }
 
 /**
- * - `idle`: nothing was called yet.
- * - `connecting`: a connection is being made, for which calls wait.
- * - `up`: it takes calls.
+ * - `idle`: no call was made yet.
+ * - `connecting`: a connection is being made, and calls wait for it.
+ * - `up`: the channel takes calls.
  * - `suspect`: as `up`, but no byte has come for 1.3 s, although the peer was asked for one.
- * - `down`: the last connection is over, or never came about. The next call makes another.
- * - `retired`: it takes no more calls, and closes with its last one.
+ * - `down`: the last connection ended or failed. The next call makes a new one.
+ * - `retired`: the channel takes no more calls, and closes with its last one.
  * - `closed`: permanently.
  */
 export type ChannelState =
@@ -51,10 +51,10 @@ export interface RpcChannel extends AsyncDisposable {
   readonly state: ChannelState;
   /** Typed calls, off the token path. */
   client<D extends DescService>(descriptor: D): RpcClient<D>;
-  /** Begins a call of any kind. */
+  /** Starts a call of any kind. */
   open(path: string, handlers: ThinHandlers, options?: CallOptions): ThinCall;
   /**
-   * Calls a unary method, or any that answers one message. Rejects with ServiceError.
+   * Calls a unary method, or any method that answers with one message. Rejects with ServiceError.
    *
    * @param options.onCancelable Gets a function that cancels the call.
    */
@@ -63,20 +63,20 @@ export interface RpcChannel extends AsyncDisposable {
     message: Buffer,
     options?: CallOptions & { onCancelable?(cancel: () => void): void },
   ): Promise<Buffer>;
-  /** Says the heartbeat's message now, because it has changed. */
+  /** Sends the heartbeat's message now, because it has changed. */
   beat(): void;
-  /** While the peer is suspect: ends the calls that it has not begun to answer, as lost. The others go on. */
+  /** While the peer is suspect: ends, as lost, the calls that the peer has not begun to answer. The others go on. */
   dropUnanswered(): void;
-  /** Takes no more calls, and closes when its last one has ended. Resolves then. */
+  /** Takes no more calls, and closes when the last call has ended. Resolves then. */
   retire(): Promise<void>;
-  /** Cancels what runs. May be called twice. */
+  /** Cancels the running calls. May be called twice. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
 const REDIAL = { minMs: 50, maxMs: 1_000 };
 
-/** Calls fail with `instance_unavailable` where there is no connection, and none can be made. */
+/** Calls fail with `instance_unavailable` if there is no connection and none can be made. */
 export function dialRpc<I extends DescMessage, O extends DescMessage>(
   address: string,
   options: ChannelOptions<I, O> = {},
@@ -85,7 +85,7 @@ export function dialRpc<I extends DescMessage, O extends DescMessage>(
   return new Channel(address, rest, heartbeat === undefined ? undefined : untypedHeartbeat(heartbeat));
 }
 
-/** `failures` in a row: connections and heartbeats that never got an answer. */
+/** Consecutive `failures`: connections and heartbeats that never got an answer. */
 type State =
   | { readonly kind: "idle" | "retired" | "closed" }
   | { readonly kind: "open"; readonly connection: Connection; failures: number }
@@ -102,7 +102,7 @@ class Channel implements RpcChannel {
   readonly #o: Omit<ChannelOptions, "heartbeat">;
   readonly #clock: Clock;
   readonly #heartbeat: HeartbeatOptions | undefined;
-  /** All that are not closed: others than the one that takes new calls may be finishing theirs. */
+  /** All open connections: beside the one that takes new calls, others may be finishing theirs. */
   readonly #connections = new Set<Connection>();
   #state: State = { kind: "idle" };
   #toldKind: ChannelState["kind"] = "idle";
@@ -112,7 +112,7 @@ class Channel implements RpcChannel {
     this.#o = o;
     this.#clock = o.clock ?? systemClock;
     this.#heartbeat = heartbeat;
-    // Later, so that no listener hears of a channel that its owner has not got yet.
+    // In a later turn, so that no listener is called before the owner has the channel.
     if (heartbeat !== undefined) queueMicrotask(() => this.#state.kind === "idle" && this.#connect(0));
   }
 
@@ -121,7 +121,7 @@ class Channel implements RpcChannel {
     if (state.kind === "down") return { kind: "down", because: state.because, cause: state.cause };
     if (state.kind !== "open") return { kind: state.kind };
     const { kind } = state.connection.state;
-    // A connection that drains or is closed is given up at once, so this is not seen.
+    // The channel drops a draining or closed connection at once, so this state is not visible.
     return kind === "draining" || kind === "closed" ? { kind: "down", because: "ended", cause: undefined } : { kind };
   }
 
@@ -221,7 +221,7 @@ class Channel implements RpcChannel {
     return connection;
   }
 
-  /** The heartbeat of one connection. Its owner hears only that of the connection that takes new calls. */
+  /** The heartbeat of one connection. The owner only gets the answers on the connection that takes new calls. */
   #heartbeatOf(connection: () => Connection): HeartbeatOptions | undefined {
     const heartbeat = this.#heartbeat;
     if (heartbeat === undefined) return undefined;

@@ -38,7 +38,7 @@ type ClientMethod<M> =
           ? (requests: Stream<MessageInitShape<I>>, options?: RpcCallOptions) => AsyncIterable<MessageShape<O>>
           : never;
 
-/** Methods by `localName`. All throw ServiceError. A stream's call begins with its first `next`, and a break cancels it. */
+/** Methods by `localName`. All throw ServiceError. A streaming call starts at the first `next`; a break cancels it. */
 export type RpcClient<D extends DescService> = { readonly [K in keyof D["method"]]: ClientMethod<D["method"][K]> };
 
 export function typedClient<D extends DescService>(open: OpenCall, descriptor: D): RpcClient<D> {
@@ -54,7 +54,7 @@ export function typedClient<D extends DescService>(open: OpenCall, descriptor: D
   return Object.fromEntries(methods) as RpcClient<D>;
 }
 
-/** Any method as a stream of answers. Unary ones are streams of one. */
+/** Any method as a stream of answers. A unary method is a stream of one answer. */
 async function* answersOf(
   open: OpenCall,
   method: DescMethod,
@@ -64,7 +64,7 @@ async function* answersOf(
   if (signal?.aborted === true) throw new ServiceError("cancelled", "The call was cancelled.");
   let over = false;
   let wake = (): void => {};
-  /** What the requests threw. */
+  /** The error that the requests threw. */
   let thrown: { readonly error: unknown } | undefined;
   const inbox = new Inbox((bytes) => decode(method.output, bytes), {
     pause: () => call.pause(),
@@ -118,12 +118,14 @@ async function only(answers: AsyncGenerator<unknown>): Promise<unknown> {
 
 /** A channel's heartbeat, typed. */
 export interface TypedHeartbeat<I extends DescMessage, O extends DescMessage> {
-  /** Its server answers each message. */
+  /** A method whose server answers each message. */
   readonly method: DescMethodBiDiStreaming<I, O>;
-  /** What is said: now. */
+  /** Returns the current message. */
   message(): MessageInitShape<I>;
   onMessage?(answer: MessageShape<O>): void;
-  /** The peer ended the call, well or with an error, and the connection stands. The call is opened again after a pause. */
+  /**
+   * The peer ended the call, with or without an error, and the connection is open. The call is retried after a pause.
+   */
   onRefused?(error: ServiceError | undefined): void;
 }
 

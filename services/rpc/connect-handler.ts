@@ -1,5 +1,5 @@
 // The same services over HTTP/1.1, for browsers and curl: Connect, gRPC-Web and plain JSON by @connectrpc/connect-node.
-// That package is loaded at the first request for one of them: instances never need it, and a router not before then.
+// The package is loaded at the first such request: instances never need it, and routers only then.
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Interceptor } from "@connectrpc/connect";
 import { asServiceError } from "../common/errors.ts";
@@ -17,7 +17,7 @@ export interface ConnectHandlerOptions {
 
 type Handler = (request: IncomingMessage, response: ServerResponse) => void;
 
-/** Serves the typed methods of `services`. Calls `next` for every path that is none of theirs. */
+/** Serves the typed methods of `services`. Calls `next` for every other path. */
 export function connectHandler(
   services: readonly RpcService[],
   options: ConnectHandlerOptions,
@@ -31,7 +31,7 @@ export function connectHandler(
     loading.then(
       (handler) => handler(request, response),
       (error: unknown) => {
-        options.log.error("connect can't be loaded", { error });
+        options.log.error("the Connect package can't be loaded", { error });
         response.writeHead(500).end();
       },
     );
@@ -57,9 +57,9 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
   };
 
   return connectNodeAdapter({
-    grpc: false, // HTTP/2 and trailers: server.ts has it.
+    grpc: false, // Needs HTTP/2 and trailers: server.ts serves gRPC.
     interceptors: [refuse],
-    // Read before its caller is known. Requests over HTTP/1.1 are a few fields.
+    // The body is read before the caller is authenticated. Requests over HTTP/1.1 have only a few fields.
     readMaxBytes: 256 * 1024,
     routes(router) {
       for (const { descriptor, typed } of services) {

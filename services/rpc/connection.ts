@@ -1,4 +1,4 @@
-// One HTTP/2 connection of a channel: its calls, its heartbeat, and how it ends.
+// One HTTP/2 connection of a channel: its calls, its heartbeat, and its end.
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
 import { Socket } from "node:net";
 import { splitAddress } from "../common/address.ts";
@@ -10,11 +10,12 @@ import { PACE } from "./liveness.ts";
 import { type CallOptions, StreamCall, type ThinHandlers } from "./thin-call.ts";
 
 /**
- * - `connecting`: TCP's handshake is under way. Calls wait for it.
- * - `up`: it takes calls.
+ * - `connecting`: the TCP handshake is under way, and calls wait for it.
+ * - `up`: the connection takes calls.
  * - `suspect`: as `up`, but no byte has come for a while, although the peer was asked for one.
- * - `draining`: it takes no more calls and ends with its last one, because its peer said so (GOAWAY) or its channel.
- * - `closed`: it is over, and its calls end.
+ * - `draining`: it takes no more calls and ends with its last one, because the peer (GOAWAY) or the channel asked for
+ * it.
+ * - `closed`: the connection is over, and its calls end.
  */
 export type ConnectionState =
   | { readonly kind: "connecting"; readonly timeout: Timer }
@@ -22,9 +23,9 @@ export type ConnectionState =
   | { readonly kind: "closed"; readonly because: LossReason | "disposed"; readonly cause: Error | undefined };
 
 /**
- * - `unreachable`: it never came about.
+ * - `unreachable`: the connection was never established.
  * - `broken`: the peer or the link broke. `silent`: no byte came for too long.
- * - `ended`: in good order, with its last call.
+ * - `ended`: cleanly, with its last call.
  */
 export type LossReason = "unreachable" | "broken" | "silent" | "ended";
 
@@ -36,28 +37,28 @@ export interface ConnectionOptions {
   readonly log: Log | undefined;
   readonly connectTimeoutMs: number;
   readonly messageLimitBytes: number;
-  /** Runs on it from the moment it is up. */
+  /** Runs on the connection while it is up. */
   readonly heartbeat: HeartbeatOptions | undefined;
-  /** Its state has changed. */
+  /** Called when the state has changed. */
   onState(connection: Connection): void;
 }
 
-// Above 1 MiB nothing gets faster; the default of 64 KiB stalls at 256 streams.
+// More than 1 MiB brings no speed; the default of 64 KiB stalls at 256 streams.
 const WINDOW_BYTES = 1024 * 1024;
 /** `grpc-timeout` has eight digits: in milliseconds, 27 hours. */
 const TIMEOUT_LIMIT_MS = 99_999_999;
-/** For the last words on a connection to be taken by the kernel. */
+/** Time for the kernel to take the last bytes of a connection. */
 const FLUSH_MS = 500;
 /** A connection has stream ids for 2^30 calls. */
 const CALLS_LIMIT = 500_000_000;
 
 export class Connection {
-  /** Resolves when nothing of it is left. */
+  /** Resolves when the session and its socket are closed. */
   readonly gone: Promise<void>;
   readonly #o: ConnectionOptions;
   readonly #session: ClientHttp2Session;
   readonly #socket: Socket;
-  /** Those that have not ended, without the heartbeat. */
+  /** Calls that have not ended, without the heartbeat. */
   readonly #calls = new Set<StreamCall>();
   #callsTotal = 0;
   #state: ConnectionState;
@@ -77,7 +78,7 @@ export class Connection {
     session.once("connect", () => this.#connected());
     session.once("goaway", () => this.drain());
     session.on("error", (error) => this.#broke(error));
-    socket.once("close", () => this.#broke(undefined)); // No new call on it, though its session closes a turn later.
+    socket.once("close", () => this.#broke(undefined)); // No new call from here on, although the session closes a turn later.
     this.gone = new Promise((resolve) => {
       session.once("close", () => {
         this.#broke(undefined);
@@ -90,7 +91,7 @@ export class Connection {
     return this.#state;
   }
 
-  /** Whether a call may be opened. Finds out by itself where the session's own events are still to come. */
+  /** Whether a call may be opened. Also notices a closed session whose events are still pending. */
   checkOpen(): boolean {
     if (!this.#session.closed && !this.#session.destroyed) {
       return this.#state.kind !== "draining" && this.#state.kind !== "closed";
@@ -112,17 +113,17 @@ export class Connection {
     return call;
   }
 
-  /** Ends the calls that the peer has not begun to answer, as lost. */
+  /** Ends, as lost, the calls that the peer has not begun to answer. */
   dropUnanswered(): void {
     for (const call of [...this.#calls]) if (!call.answered) call.lose();
   }
 
-  /** Says the heartbeat's message now. */
+  /** Sends the heartbeat's message now. */
   beat(): void {
     if (this.#state.kind === "up" || this.#state.kind === "suspect") this.#state.heartbeat?.beat();
   }
 
-  /** Takes no more calls, and ends with its last one. While it is connecting it does so only where none waits. */
+  /** Takes no more calls, and ends with its last one. While connecting, does so only if no call waits. */
   drain(): void {
     const { state } = this;
     if (state.kind === "connecting" && this.#calls.size === 0) this.#end("ended", undefined);
@@ -131,7 +132,7 @@ export class Connection {
     this.#endIfIdle();
   }
 
-  /** Cancels its calls. */
+  /** Closes the connection and cancels its calls. */
   close(): void {
     this.#end("disposed", undefined);
   }
@@ -139,7 +140,7 @@ export class Connection {
   #connected(): void {
     if (this.#state.kind !== "connecting" || this.#session.closed || this.#session.destroyed) return;
     this.#state.timeout.cancel();
-    this.#session.setLocalWindowSize(WINDOW_BYTES); // The setting above is for each stream, this for all together.
+    this.#session.setLocalWindowSize(WINDOW_BYTES); // The setting above applies to each stream, this one to all together.
     this.#become({ kind: "up", heartbeat: this.#startHeartbeat() });
   }
 
@@ -235,7 +236,7 @@ export class Connection {
   }
 }
 
-/** Connects, and fails as a connection does, by an event, also where there can't be such an address. */
+/** Connects. Even an impossible address fails by an event, as a connection does. */
 function connectSocket(address: string): Socket {
   const socket = new Socket().setNoDelay(true);
   try {
@@ -247,21 +248,21 @@ function connectSocket(address: string): Socket {
 }
 
 /**
- * Ends a session with all its calls, in a turn of its own. Node 20 never returns from `session.destroy()` inside an event
- * of that session: it sends from within nghttp2's receive, and nghttp2 asks without end for the data of a stream that
- * Node has removed already (seen on 20.20.2: the event loop hangs, and memory grows by hundreds of MB a second).
+ * Ends a session with all its calls, in a later turn. Node 20 never returns from `session.destroy()` inside an event of
+ * that session: Node sends from within nghttp2's receive, and nghttp2 asks endlessly for the data of a stream that Node
+ * has already removed (seen on 20.20.2: the event loop hangs, and memory grows by hundreds of MB a second).
  */
 function tearDown(session: ClientHttp2Session, socket: Socket, cause: Error | undefined, clock: Clock): void {
   setImmediate(() => {
     if (cause === undefined) {
       session.destroy();
-      // What was said last still goes out, if the peer takes it.
+      // The last frames are still sent, if the peer accepts them.
       const late = clock.setTimer(FLUSH_MS, () => socket.destroy());
       socket.once("close", () => late.cancel());
       socket.destroySoon();
     } else {
       session.destroy(cause, constants.NGHTTP2_CANCEL);
-      // The session alone would wait for a peer that does not answer to take what was sent.
+      // The session alone would wait until an unresponsive peer has taken all data.
       socket.destroy();
     }
   });

@@ -5,7 +5,7 @@ import { ServiceError } from "../common/errors.ts";
 
 const HEAD_BYTES = 5;
 
-/** A message with its head, as one Buffer. */
+/** A message with its header, as one Buffer. */
 export function frame(message: Buffer): Buffer {
   const framed = Buffer.allocUnsafe(HEAD_BYTES + message.length);
   framed[0] = 0;
@@ -17,12 +17,12 @@ export function frame(message: Buffer): Buffer {
 export class Deframer {
   readonly #limitBytes: number;
   readonly #onMessage: (message: Buffer) => void;
-  // What is left of the chunks so far: `#heldBytes` bytes of an unfinished head or message, which needs `#neededBytes`.
+  // The rest of the chunks so far: `#heldBytes` bytes of an unfinished header or message, which needs `#neededBytes`.
   #held: Buffer[] = [];
   #heldBytes = 0;
   #neededBytes = HEAD_BYTES;
 
-  /** @param limitBytes Longest message that is taken. */
+  /** @param limitBytes Longest accepted message. */
   constructor(limitBytes: number, onMessage: (message: Buffer) => void) {
     this.#limitBytes = limitBytes;
     this.#onMessage = onMessage;
@@ -34,7 +34,7 @@ export class Deframer {
   }
 
   /**
-   * Hands on every message that `chunk` completes. They share its memory where they lie in it whole.
+   * Passes on every message that `chunk` completes. A message that lies whole in `chunk` shares its memory.
    *
    * @throws ServiceError `internal` for a message that is too long or compressed.
    */
@@ -44,7 +44,7 @@ export class Deframer {
       this.#held.push(chunk);
       this.#heldBytes += chunk.length;
       if (this.#heldBytes < this.#neededBytes) return;
-      // Joined once the missing part is there, not at every chunk: a long message comes in thousands.
+      // Joined once the missing part has arrived, not at every chunk: a long message has thousands of chunks.
       bytes = Buffer.concat(this.#held, this.#heldBytes);
       this.#held = [];
       this.#heldBytes = 0;
@@ -67,13 +67,13 @@ export class Deframer {
 
   #lengthAt(bytes: Buffer, at: number): number {
     if (bytes[at] !== 0) {
-      throw new ServiceError("internal", "The peer sent a compressed message, although none was agreed on.");
+      throw new ServiceError("internal", "The peer sent a compressed message, although no compression was agreed on.");
     }
     const length = bytes.readUInt32BE(at + 1);
     if (length > this.#limitBytes) {
       throw new ServiceError(
         "internal",
-        `The peer sent a message of ${length} bytes; at most ${this.#limitBytes} are taken.`,
+        `The peer sent a message of ${length} bytes; the limit is ${this.#limitBytes}.`,
       );
     }
     return length;

@@ -12,11 +12,11 @@ import { packageFile } from "../common/package-file.ts";
 export interface DescriptorIndex {
   /** Name of the proto file that declares a full symbol name, such as `tandem.decode.v1.DecodeService`. */
   fileOf(symbol: string): string | undefined;
-  /** A file and all that it imports, directly or not, as encoded FileDescriptorProtos. */
+  /** A file and all its direct and indirect imports, as encoded FileDescriptorProtos. */
   withImports(file: string): Uint8Array[] | undefined;
 }
 
-/** @throws When this package was built without them. */
+/** @throws If this package was built without descriptors. */
 export async function readDescriptors(): Promise<DescriptorIndex> {
   const file = packageFile("gen/descriptors.binpb");
   if (file === undefined) throw new Error("gen/descriptors.binpb is missing: `npm run gen` writes it");
@@ -27,7 +27,7 @@ export function indexDescriptors(descriptorSet: Uint8Array): DescriptorIndex {
   const files = new Map<string, { bytes: Uint8Array; imports: readonly string[] }>();
   const symbols = new Map<string, string>();
   for (const file of fromBinary(FileDescriptorSetSchema, descriptorSet).file) {
-    delete file.$unknown; // Buf's own notes on the file.
+    delete file.$unknown; // Buf's own metadata of the file.
     files.set(file.name, { bytes: toBinary(FileDescriptorProtoSchema, file), imports: file.dependency });
     const add = (scope: string, name: string): string => {
       const symbol = scope === "" ? name : `${scope}.${name}`;
@@ -36,7 +36,7 @@ export function indexDescriptors(descriptorSet: Uint8Array): DescriptorIndex {
     };
     const addEnum = (scope: string, declared: EnumDescriptorProto): void => {
       add(scope, declared.name);
-      for (const value of declared.value) add(scope, value.name); // Values live beside their enum, as in C++.
+      for (const value of declared.value) add(scope, value.name); // Values are in the scope of their enum's parent, as in C++.
     };
     const addMessage = (scope: string, message: DescriptorProto): void => {
       const symbol = add(scope, message.name);
@@ -58,7 +58,7 @@ export function indexDescriptors(descriptorSet: Uint8Array): DescriptorIndex {
     withImports(name) {
       if (!files.has(name)) return undefined;
       const wanted = new Set([name]);
-      // A Set may grow while it is walked; what was added is walked too.
+      // A Set may grow during iteration; the iteration reaches the added items too.
       for (const each of wanted) for (const imported of files.get(each)?.imports ?? []) wanted.add(imported);
       return [...wanted].flatMap((each) => files.get(each)?.bytes ?? []);
     },

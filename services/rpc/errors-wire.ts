@@ -1,5 +1,5 @@
-// ServiceError to gRPC status and back. A code survives the wire as google.rpc.ErrorInfo; only a status that carries
-// one is trusted as Tandem's own, since every proxy and library makes statuses too.
+// ServiceError to gRPC status and back. A code survives the wire as google.rpc.ErrorInfo; only a status with an
+// ErrorInfo is trusted as Tandem's own, because proxies and libraries make statuses too.
 // Format: https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.proto
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { anyPack, anyUnpack } from "@bufbuild/protobuf/wkt";
@@ -30,7 +30,7 @@ export const GRPC_CODES = {
   UNAUTHENTICATED: 16,
 } as const satisfies Record<GrpcCode, number> & Record<string, number>;
 
-// Trailers are headers, and a peer may refuse more than 64 KiB of them.
+// Trailers count as headers, and a peer may refuse more than 64 KiB of them.
 const MESSAGE_LIMIT_CHARS = 4096;
 const ENGINE_BODY_LIMIT_BYTES = 16_384;
 
@@ -48,7 +48,7 @@ export function errorDetails(error: ServiceError): { info: ErrorInfo; retry: Ret
   if (error.engineAnswer !== undefined) {
     const { status, body } = error.engineAnswer;
     metadata["engine_status"] = String(status);
-    // Half a JSON body is worth nothing, so one that is too long is left out; the message still says what happened.
+    // Half a JSON body is useless, so a body that is too long is left out. The message still says what happened.
     if (Buffer.byteLength(body) <= ENGINE_BODY_LIMIT_BYTES) metadata["engine_body"] = body;
   }
   const info = create(ErrorInfoSchema, { reason: error.code, domain: DOMAIN, metadata });
@@ -73,7 +73,7 @@ export function toStatus(error: ServiceError): WireStatus {
 }
 
 /**
- * The error that a gRPC status stands for.
+ * The error for a gRPC status.
  *
  * @param message Already percent-decoded.
  * @param answered Whether the peer had begun to answer: UNAVAILABLE then means that a running call was lost.
@@ -81,7 +81,7 @@ export function toStatus(error: ServiceError): WireStatus {
 export function fromStatus(code: number, message: string, detailsBin?: Uint8Array, answered = false): ServiceError {
   const own = detailsBin === undefined ? undefined : readDetails(message, detailsBin);
   if (own !== undefined) return own;
-  // Foreign text may hold addresses, so it is for the log only.
+  // Foreign text may contain addresses, so it only goes into the log.
   const cause = new Error(`gRPC status ${codeName(code)}: ${message}`);
   switch (code) {
     case GRPC_CODES.UNAVAILABLE:
@@ -97,7 +97,7 @@ export function fromStatus(code: number, message: string, detailsBin?: Uint8Arra
   }
 }
 
-/** The error inside a google.rpc.Status, where Tandem made it. */
+/** The error inside a google.rpc.Status that Tandem made. */
 function readDetails(message: string, detailsBin: Uint8Array): ServiceError | undefined {
   let info: ErrorInfo | undefined;
   let retry: RetryInfo | undefined;
@@ -107,12 +107,12 @@ function readDetails(message: string, detailsBin: Uint8Array): ServiceError | un
       retry ??= anyUnpack(any, RetryInfoSchema);
     }
   } catch {
-    return undefined; // Not what it claims to be: an ordinary foreign status.
+    return undefined; // The bytes are not a Tandem error: an ordinary foreign status.
   }
   return info === undefined ? undefined : fromDetails(message, info, retry);
 }
 
-/** Undefined where `info` is not Tandem's, or from a version that knows more codes. */
+/** Undefined if `info` is not Tandem's, or comes from a version with more codes. */
 export function fromDetails(message: string, info: ErrorInfo, retry: RetryInfo | undefined): ServiceError | undefined {
   if (info.domain !== DOMAIN || !Object.hasOwn(FAILURES, info.reason)) return undefined;
   const { param, engine_status: status, engine_body: body } = info.metadata;

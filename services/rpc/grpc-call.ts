@@ -1,6 +1,6 @@
-// A RawCall on top of grpc-js. Every method, unary ones too, is registered as a bidirectional stream with identity
-// serializers: one path for all, the access check runs before a byte of the request is read, and a message that can't
-// be decoded gets our error instead of grpc-js's.
+// A RawCall on top of grpc-js. Every method, even a unary one, is registered as a bidirectional stream with identity
+// serializers: all methods take one path, the access check runs before a byte of the request is read, and a message
+// that can't be decoded gets our error instead of grpc-js's.
 import { Metadata, type ServerDuplexStream } from "@grpc/grpc-js";
 import { type ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
@@ -26,10 +26,10 @@ export class GrpcCall implements RawCall {
     this.deadlineMs = deadline === Infinity ? undefined : Number(deadline);
   }
 
-  /** Hands the call to `handler`, then begins to read. */
+  /** Passes the call to `handler`, then begins to read. */
   run(handler: (call: RawCall) => void): void {
     const stream = this.#stream;
-    // grpc-js says `cancelled` after every end of a call, an orderly one too.
+    // grpc-js emits `cancelled` after every end of a call, even a clean one.
     stream.on("cancelled", () => {
       if (this.#ended) return;
       this.#ended = true;
@@ -38,8 +38,8 @@ export class GrpcCall implements RawCall {
     this.#guard(handler, this);
     if (this.#ended) return;
     stream.on("drain", () => this.#guard(this.onDrain, undefined as never));
-    // A client that resets its stream half-closes it first, for that is how node:http2 does it. Both come in one read,
-    // and a turn later it is known which of the two was meant.
+    // A client that resets its stream half-closes it first, because node:http2 works that way. Both arrive in one read,
+    // and a turn later it is clear which of the two was meant.
     stream.on("end", () => setImmediate(() => this.#ended || this.#guard(this.onHalfClose, undefined as never)));
     stream.on("data", (message: Buffer) => {
       if (!this.#ended) this.#guard(this.onMessage, message);
@@ -51,7 +51,7 @@ export class GrpcCall implements RawCall {
   }
 
   write(message: Buffer): boolean {
-    if (this.#ended) return true; // Nobody would ever say that it drained.
+    if (this.#ended) return true; // No `drain` event would follow.
     return this.#stream.write(message);
   }
 
@@ -59,7 +59,7 @@ export class GrpcCall implements RawCall {
     if (this.#ended) return;
     this.#ended = true;
     this.#stream.end();
-    this.#stream.resume(); // What the caller still sends is dropped; unread, it would hold up the end of the stream.
+    this.#stream.resume(); // Drops further data of the caller; unread data would delay the end of the stream.
   }
 
   fail(error: ServiceError): void {

@@ -4,18 +4,20 @@ import { ServiceError } from "../common/errors.ts";
 import { type CallContext, type RpcService, defineService } from "./service.ts";
 
 /**
- * The name under which a check that doesn't pass says why: UNAVAILABLE with the reason, where the names of services
- * answer NOT_SERVING. Consul shows the words of an error, and nothing more of a status.
+ * Name of a check that gives a reason when it fails: it answers UNAVAILABLE with the reason, while the names of
+ * services answer NOT_SERVING. Consul shows the text of an error, but no details of a status.
  */
 export const HEALTH_WITH_REASON = "tandem";
 
 export interface HealthState {
   readonly service: RpcService;
-  /** For the server as a whole ("") and every service on it. @param reason Why not, for people. */
+  /**
+   * For the server as a whole ("") and every service on it. @param reason Why the server is not serving, for people.
+   */
   set(serving: boolean, reason?: string): void;
 }
 
-/** @param names Type names of the services beside this one. Not serving until told otherwise. */
+/** @param names Type names of the services beside this one. Not serving until `set` is called. */
 export function createHealth(names: readonly string[]): HealthState {
   const known = new Set(["", Health.typeName, ...names]);
   const watchers = new Set<() => void>();
@@ -62,7 +64,7 @@ export function createHealth(names: readonly string[]): HealthState {
   };
 }
 
-/** Until the status may have changed, or the call or the server ends. */
+/** Resolves when the status may have changed, or when the call or the server ends. */
 function change(context: CallContext, watchers: Set<() => void>): Promise<void> {
   return new Promise((resolve) => {
     const wake = (): void => {

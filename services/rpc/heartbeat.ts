@@ -1,6 +1,6 @@
-// The call by which both sides of a connection know that the other is there: its message is said again and again, and each
-// time answered. PINGs would do it too, but servers other than Node's take more than a few of them for an attack and end
-// the connection (ENHANCE_YOUR_CALM of gRPC's C core and of grpc-go).
+// The call that shows each side of a connection that the other is alive: its message is sent repeatedly and answered
+// each time. PINGs would do too, but servers other than Node's treat more than a few of them as an attack and end the
+// connection (ENHANCE_YOUR_CALM of gRPC's C core and of grpc-go).
 import type { Clock, Timer } from "../common/clock.ts";
 import type { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
@@ -8,28 +8,30 @@ import { PACE, watchLiveness } from "./liveness.ts";
 import type { ThinCall, ThinHandlers } from "./thin-call.ts";
 
 /**
- * Header of a heartbeat call: its caller says something on it each so many milliseconds. When no byte comes over its
- * connection for four times as long, it is taken for gone, and the server ends all its calls.
+ * Header of a heartbeat call: the interval in milliseconds at which the caller sends a message. If no byte arrives on
+ * the connection for four intervals, the server considers the caller gone and ends all its calls.
  */
 export const HEARTBEAT_HEADER = "tandem-heartbeat-ms";
 
-/** After a peer refused the call. */
+/** Pause after a peer refused the call. */
 const REOPEN = { minMs: 50, maxMs: 1_000 };
-/** For the peer to end the call after it was half-closed. */
+/** Time for the peer to end the call after the half-close. */
 const LEAVE_MS = 500;
 
 export interface HeartbeatOptions {
   readonly path: string;
-  /** What is said: now. */
+  /** Returns the current message. */
   message(): Buffer;
   onMessage(answer: Buffer): void;
-  /** The peer ended the call, well or with an error, and the connection stands. The call is opened again after a pause. */
+  /**
+   * The peer ended the call, with or without an error, and the connection is open. The call is retried after a pause.
+   */
   onRefused(error: ServiceError | undefined): void;
 }
 
 export interface HeartbeatSide {
   readonly clock: Clock;
-  /** Undefined where the connection takes no more calls. */
+  /** Undefined if the connection takes no more calls. */
   open(path: string, handlers: ThinHandlers): ThinCall | undefined;
   bytesRead(): number;
   onSuspect(suspect: boolean): void;
@@ -37,11 +39,11 @@ export interface HeartbeatSide {
 }
 
 export interface Heartbeat {
-  /** Says its message now, because it has changed. */
+  /** Sends the message now, because it has changed. */
   beat(): void;
-  /** Half-closes the call, and calls `done` once the peer has ended it, or has had 500 ms for that. */
+  /** Half-closes the call, and calls `done` once the peer has ended it, or after 500 ms. */
   leave(done: () => void): void;
-  /** Its connection is closed. */
+  /** Called when the connection is closed. */
   stop(): void;
 }
 

@@ -1,5 +1,5 @@
-// The messages of one call for one reader, at either end of it: what the reader has not taken yet waits here, and holds
-// the sender back once it is much.
+// The messages of one call for one reader, at either end of the call. Unread messages wait here, and hold the sender
+// back once there are many.
 import type { ServiceError } from "../common/errors.ts";
 
 /** Messages that wait before the sender is held back. */
@@ -56,7 +56,7 @@ export class Inbox<T> implements AsyncIterableIterator<T> {
       });
     }
     const message = this.#queue.shift()!;
-    // Only once it is empty: stopping and going on for every single message costs far more than the messages.
+    // Only once the inbox is empty: pausing and resuming for every message costs far more than the messages.
     if (this.#paused && this.#queue.length === 0) {
       this.#paused = false;
       this.#source.resume();

@@ -1,32 +1,34 @@
-// The TCP side of the server. grpc-js could listen by itself, but then prints a taken port instead of explaining it, and
-// can't drop its connections.
+// The TCP side of the server. grpc-js could listen by itself, but only prints the error for a taken port, and can't
+// drop its connections.
 import { isLoopbackHost } from "../common/loopback.ts";
 import { StartError } from "../common/run-main.ts";
 import { type Socket, createServer } from "node:net";
 
 export interface Listener {
-  /** host:port really bound. */
+  /** The bound host:port. */
   readonly address: string;
   /** The connection from a peer, by its address and port as grpc-js writes them. */
   connection(peer: string): Socket | undefined;
-  /** Accepts no more. Connections stay. */
+  /** Accepts no more connections. Existing ones stay open. */
   close(): void;
   dropConnections(): void;
-  /** Resolves once no connection is left. */
+  /** Resolves once all connections are closed. */
   empty(): Promise<void>;
 }
 
 export interface ListenOptions {
-  /** Whether callers must prove who they are; without that only loopback may be listened on. */
+  /** Whether callers must authenticate; otherwise the server may listen on loopback only. */
   readonly trusted: boolean;
   onConnection(socket: Socket): void;
 }
 
-/** @throws StartError that says what to change when `listen` is malformed, taken, or not loopback while not trusted. */
+/**
+ * @throws StartError that says what to change, if `listen` is malformed, taken, or neither loopback nor authenticated.
+ */
 export function listenTcp(listen: string, { trusted, onConnection }: ListenOptions): Promise<Listener> {
   const { host, port } = parse(listen);
   if (!trusted && !isLoopbackHost(host)) {
-    const reason = "without a join token anyone who reaches it could use the engines";
+    const reason = "without a join token any caller that reaches this address could use the engines";
     return Promise.reject(
       new StartError(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`),
     );
@@ -46,7 +48,7 @@ export function listenTcp(listen: string, { trusted, onConnection }: ListenOptio
     server.once("error", (cause: NodeJS.ErrnoException) => {
       const why =
         cause.code === "EADDRINUSE"
-          ? "another process listens there. Stop it, or choose another address with --grpc.listen"
+          ? "another process listens there. Stop that process, or choose another address with --grpc.listen"
           : `${cause.message}. Check --grpc.listen`;
       reject(new StartError(`Can't listen on ${listen}: ${why}.`, { cause }));
     });
@@ -69,6 +71,6 @@ function parse(listen: string): { host: string; port: number } {
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
   if (host === undefined || port > 65_535)
-    throw new StartError(`"${listen}" is not an address: it should look like 127.0.0.1:3001.`);
+    throw new StartError(`"${listen}" is not an address. Expected host:port, such as 127.0.0.1:3001.`);
   return { host, port };
 }

@@ -2,7 +2,7 @@
 import type { Clock, Timer } from "../common/clock.ts";
 
 export interface HeartbeatPace {
-  /** How often the peer says something, at least: of itself, or because it is asked. */
+  /** Longest interval between signs of life of a healthy peer, sent by itself or on request. */
   readonly beatMs: number;
   /** A peer is suspect when no byte has come from it for this long: new work goes elsewhere where it can. */
   readonly suspectMs: number;
@@ -13,14 +13,14 @@ export interface HeartbeatPace {
 export const PACE: HeartbeatPace = { beatMs: 500, suspectMs: 1_300, silenceMs: 2_000 };
 
 export interface Peer {
-  /** Read from it so far. Any byte counts: behind a full window of data an answer may take long. */
+  /** Bytes read from the peer so far. Any byte counts: an answer may take long behind a full window of data. */
   bytesRead(): number;
-  /** Called each `beatMs`, at once for the first time: asks for a sign of life. */
+  /** Asks for a sign of life. Called at once, and then each `beatMs`. */
   ask(): void;
 }
 
 export interface LivenessListener {
-  /** False: it was heard again. */
+  /** False: the peer has sent a byte again. */
   onSuspect(suspect: boolean): void;
   /** Once, as the last call, and never later than `silenceMs` after the last byte unless this process paused itself. */
   onSilent(): void;
@@ -33,14 +33,14 @@ export function watchLiveness(
   { beatMs, suspectMs, silenceMs }: HeartbeatPace,
   { onSuspect, onSilent }: LivenessListener,
 ): () => void {
-  // Bytes are looked for only here, so the figure is this coarse.
+  // Bytes are checked only here, so the figure is this coarse.
   const tickMs = beatMs / 4;
-  /** A tick that comes so late shows that this process paused, or its whole machine, and nothing of the peer. */
+  /** A tick this late shows that this process or its machine was paused, and says nothing about the peer. */
   const ownPauseMs = silenceMs / 4;
   let state: "heard" | "suspect" | "over" = "heard";
   let bytesRead = peer.bytesRead();
   let heardMs = clock.nowMs();
-  /** When it was first asked since it was heard. */
+  /** When the peer was first asked since its last byte. */
   let askedMs: number | undefined;
   let nextAskMs = heardMs;
   let tickedMs = heardMs - tickMs;
@@ -50,10 +50,10 @@ export function watchLiveness(
     const bytes = peer.bytesRead();
     if (bytes === bytesRead) return;
     bytesRead = bytes;
-    heardMs = Math.max(heardMs, tickedMs); // They may have come right after the last look.
+    heardMs = Math.max(heardMs, tickedMs); // The bytes may have arrived right after the last check.
     askedMs = undefined;
   };
-  // The second condition gives a peer time to answer a question that was asked late.
+  // The second condition gives the peer time to answer a late question.
   const quietFor = (limitMs: number, nowMs: number): boolean =>
     askedMs !== undefined && nowMs + tickMs > heardMs + limitMs && nowMs + tickMs > askedMs + limitMs - beatMs;
   const become = (next: "heard" | "suspect"): void => {
@@ -81,7 +81,7 @@ export function watchLiveness(
       if (askedMs !== undefined) askedMs += lateMs;
     }
     listen();
-    // Timers run before sockets are read: what is missed may lie in the socket already.
+    // Timers run before sockets are read: the missing bytes may already be in the socket.
     if (quietFor(suspectMs, nowMs)) setImmediate(() => judge(nowMs));
     else become("heard");
     if (nowMs + tickMs / 2 >= nextAskMs) {

@@ -1,30 +1,32 @@
-// Why a peer can't be used, by what an operator does about it. For logs: the text may hold addresses.
+// Why a peer can't be used, classified by the remedy. For logs: the text may contain addresses.
 import { asServiceError } from "../common/errors.ts";
 import type { LossReason } from "./connection.ts";
 
 export interface PeerFault {
   /**
-   * `credentials`: give both sides the same token. `version`: it serves no such call. `address`: nothing that speaks gRPC
-   * is there. `timeout`: it is there and doesn't answer. `refused`: it says no, in its own words.
+   * `credentials`: give both sides the same token. `version`: the peer doesn't serve the call. `address`: no gRPC
+   * server is there. `timeout`: the server doesn't answer. `refused`: the server refuses, in its own words.
    */
   readonly kind: "credentials" | "version" | "address" | "timeout" | "refused";
   readonly text: string;
 }
 
-/** Of what a call threw. A status without Tandem's own code is known by its name, which fromStatus keeps in the cause. */
+/**
+ * The fault for a call's error. A status without Tandem's code is known by the name that fromStatus keeps in `cause`.
+ */
 export function peerFault(thrown: unknown): PeerFault {
   const { code, message, cause } = asServiceError(thrown);
   if (code === "unauthenticated" || code === "permission_denied") return { kind: "credentials", text: message };
   const reason = cause instanceof Error ? cause.message : "";
   const [, status, details] = /^gRPC status (\w+): ([^]*)/.exec(reason) ?? [];
   if (status === "UNIMPLEMENTED") return { kind: "version", text: details || message };
-  // The connection's own failure has a cause, which a peer's word does not.
+  // A failure of the connection has a cause; an answer of the peer does not.
   if ((code === "instance_unavailable" || code === "instance_lost") && reason !== "")
     return { kind: "address", text: details ?? reason };
   return { kind: code === "deadline_exceeded" ? "timeout" : "refused", text: message };
 }
 
-/** Of a channel that is down. */
+/** The fault of a channel that is down. */
 export function lossFault({
   because,
   cause,

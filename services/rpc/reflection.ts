@@ -1,5 +1,5 @@
-// Server reflection v1 and v1alpha, so that `grpcurl HOST list` needs no file and shows the comments of the protos.
-// https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
+// Server reflection v1 and v1alpha, so that `grpcurl HOST list` needs no proto file and shows the comments of the
+// protos. https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 import { ServerReflection } from "#gen/grpc/reflection/v1/reflection_pb.js";
 import { ServerReflection as ServerReflectionAlpha } from "#gen/grpc/reflection/v1alpha/reflection_pb.js";
 import { ServiceError } from "../common/errors.ts";
@@ -10,7 +10,7 @@ import { type RpcService, defineService } from "./service.ts";
 /** Both services for a server that serves `names`. Descriptors are read at the first call. */
 export function reflectionServices(names: readonly string[]): readonly RpcService[] {
   const listed = [...names, ServerReflection.typeName, ServerReflectionAlpha.typeName].sort();
-  // The messages of v1 and v1alpha are the same but for their names.
+  // The messages of v1 and v1alpha differ only in their names.
   const impl = {
     async *serverReflectionInfo(requests: AsyncIterable<ReflectionRequest>) {
       const index = await loadIndex();
@@ -73,13 +73,13 @@ function failure(errorCode: number, errorMessage: string): Answer {
   return { case: "errorResponse", value: { errorCode, errorMessage } };
 }
 
-// One for the process: every server in it shows the same protos. Kept, since it is small (about 0.2 MB).
+// One index for the process: all its servers show the same protos. It is kept, because it is small (about 0.2 MB).
 let loading: Promise<DescriptorIndex> | undefined;
 
 function loadIndex(): Promise<DescriptorIndex> {
   loading ??= import("./descriptors.ts").then(({ readDescriptors }) => readDescriptors());
   return loading.catch((cause: unknown) => {
-    loading = undefined; // The file may be there next time.
+    loading = undefined; // The file may exist next time.
     throw new ServiceError("failed_precondition", "gen/descriptors.binpb can't be read. Run `npm run gen`.", { cause });
   });
 }

@@ -14,16 +14,16 @@ import { reflectionServices } from "./reflection.ts";
 import { type RawCall, type RpcService, methodPath } from "./service.ts";
 import { serveTyped } from "./typed-call.ts";
 
-/** Longest message that is taken or sent, in bytes. gRPC's own default of 4 MiB is too short for long prompts. */
+/** Longest message that is accepted or sent, in bytes. gRPC's own default of 4 MiB is too short for long prompts. */
 export const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
 
 export interface RpcServer {
-  /** host:port really bound. */
+  /** The bound host:port. */
   readonly address: string;
   /**
-   * What grpc.health.v1 says of "" and of every service. A new server is not serving until it is told.
+   * Sets the status of "" and of every service in grpc.health.v1. A new server is not serving until this is called.
    *
-   * @param reason Why not, for people.
+   * @param reason Why the server is not serving, for people.
    */
   setServing(serving: boolean, reason?: string): void;
   /** Stops accepting, lets running calls end for `graceMs`, then breaks them. May be called twice. */
@@ -39,12 +39,12 @@ export interface RpcServerOptions {
   readonly log: Log;
   /** Default 2000. */
   readonly graceMs?: number;
-  /** A caller is pinged this often, and taken for gone when it doesn't answer for as long. Default 2000. */
+  /** Interval of the pings to a caller, which counts as gone if it doesn't answer for this long. Default 2000. */
   readonly keepaliveMs?: number;
   readonly clock?: Clock;
 }
 
-/** @throws StartError when the address is taken or malformed, or is not loopback while no token is configured. */
+/** @throws StartError if the address is taken or malformed, or is not loopback while no token is configured. */
 export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const { log, graceMs = 2000, keepaliveMs = 2000, clock = systemClock } = options;
   const names = options.services.map(({ descriptor }) => descriptor.typeName);
@@ -60,8 +60,8 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
     "grpc.max_send_message_length": MESSAGE_LIMIT_BYTES,
     "grpc.max_concurrent_streams": 65_536,
     "grpc.enable_channelz": 0,
-    // The calls of a host that fell silent are cancelled, so that KV and slots come free. For callers without heartbeats:
-    // of those that have promised some it is known sooner, see `watchCaller`.
+    // The calls of a host that fell silent are cancelled, so that KV and slots are freed. This serves callers without
+    // heartbeats; `watchCaller` notices the others sooner.
     "grpc.keepalive_time_ms": keepaliveMs,
     "grpc.keepalive_timeout_ms": keepaliveMs,
   });
@@ -98,7 +98,7 @@ interface Shared {
   readonly listener: Listener;
 }
 
-/** With less, a caller could keep this process busy with watching it. */
+/** A shorter interval would let a caller keep this process busy watching it. */
 const SHORTEST_BEAT_MS = 100;
 
 const asIs = (bytes: Buffer): Buffer => bytes;
@@ -130,9 +130,9 @@ function addService(server: Server, service: RpcService, shared: Shared): void {
 }
 
 /**
- * A caller that has promised heartbeats is taken for gone when no byte comes from it for four of them, and half a one more
- * so that it is never less. Its connection is ended then, with all its calls, so that KV and slots come free. Until the call
- * that carries the heartbeats ends, or the caller half-closes it.
+ * A caller that has promised heartbeats counts as gone if no byte arrives from it for four intervals, plus half an
+ * interval so that it is never less. Its connection is then closed with all its calls, so that KV and slots are freed.
+ * The watch ends when the call that carries the heartbeats ends, or when the caller half-closes it.
  */
 function watchCaller(
   stream: ServerDuplexStream<Buffer, Buffer>,
@@ -158,15 +158,15 @@ function watchCaller(
 }
 
 async function shutDown(server: Server, listener: Listener, graceMs: number): Promise<void> {
-  // After GOAWAY Node refuses to send a PING, which grpc-js takes for a broken connection: it would drop the very calls
-  // that are to end in peace. It reads this field before each PING. Seen in grpc-js 1.14.7 on Node 20.20.
+  // After GOAWAY Node refuses to send a PING, which grpc-js takes for a broken connection: grpc-js would drop the very
+  // calls that should end undisturbed. It reads this field before each PING. Seen in grpc-js 1.14.7 on Node 20.20.
   Object.assign(server, { keepaliveTimeMs: -1 });
   listener.close();
-  // Not forceShutdown: it forgets the connections of a server without channelz.
+  // Not forceShutdown, which misses the connections of a server without channelz.
   const timer = setTimeout(() => listener.dropConnections(), graceMs);
   await new Promise((resolve) => server.tryShutdown(resolve));
-  // From Node 24 on a closing server closes its sessions by itself, and grpc-js 1.14.7 then takes them for closed at once,
-  // with calls still running. A session closes its connection when the last call has ended, so that is what is awaited.
+  // From Node 24 on a closing server closes its sessions by itself, and grpc-js 1.14.7 then considers them closed at
+  // once, while calls still run. A session closes its connection after its last call, so wait for the connections.
   await listener.empty();
   clearTimeout(timer);
 }

@@ -1,5 +1,5 @@
-// What a gRPC service is, independent of what carries it: server.ts serves it with @grpc/grpc-js, connect-handler.ts
-// the same object over HTTP/1.1. Typed methods see protobuf-es messages; raw methods, the token path, see Buffers.
+// A gRPC service, independent of the transport: server.ts serves it with @grpc/grpc-js, connect-handler.ts serves the
+// same object over HTTP/1.1. Typed methods see protobuf-es messages; raw methods, the token path, see Buffers.
 import type {
   DescMessage,
   DescMethodBiDiStreaming,
@@ -19,9 +19,9 @@ import type { ServiceError } from "../common/errors.ts";
 export type Access = "open" | "token" | "key";
 
 export interface CallContext {
-  /** Aborts when the caller cancelled, went away, or its deadline passed. */
+  /** Aborts when the caller has cancelled or gone, or its deadline has passed. */
   readonly signal: AbortSignal;
-  /** Aborts when the server begins to shut down. Calls without an end of their own should end then. */
+  /** Aborts when the server begins to shut down. Endless calls should end then. */
   readonly closing: AbortSignal;
   /** When the caller gives up, in epoch milliseconds. */
   readonly deadlineMs: number | undefined;
@@ -38,12 +38,12 @@ export interface RawCall {
   readonly deadlineMs: number | undefined;
   header(name: string): string | undefined;
   onMessage: (message: Buffer) => void;
-  /** The caller will send nothing more. */
+  /** The caller has sent its last message. */
   onHalfClose: () => void;
-  /** Once, when the call was cancelled, broke or ran out of time before `end` or `fail`. */
+  /** Called once, if the call was cancelled, broke or ran out of time before `end` or `fail`. */
   onCancel: () => void;
   onDrain: () => void;
-  /** False: wait for `onDrain` before the next write. Ignored once the call has ended. */
+  /** Returns false if the next write must wait for `onDrain`. Ignored once the call has ended. */
   write(message: Buffer): boolean;
   end(): void;
   fail(error: ServiceError): void;
@@ -66,7 +66,7 @@ type Method<M> =
 /** Implementations by `localName` (`getInfo`). */
 export type ServiceImpl<D extends DescService> = { readonly [K in keyof D["method"]]: Method<D["method"][K]> };
 
-// Behind RpcService the message types are gone: the descriptor is what ties request and answer together at run time.
+// RpcService erases the message types: only the descriptor ties request and answer together at run time.
 export type AnyMethod = (request: any, context: CallContext) => Promise<any> | AsyncIterable<any>;
 
 export interface RpcService {
@@ -100,7 +100,7 @@ export function defineService<D extends DescService, R extends keyof D["method"]
   };
 }
 
-/** `/package.Service/Method`, as it stands in `:path`. */
+/** `/package.Service/Method`, as in `:path`. */
 export function methodPath(service: { readonly typeName: string }, method: { readonly name: string }): string {
   return `/${service.typeName}/${method.name}`;
 }

@@ -1,4 +1,4 @@
-// One gRPC call of the thin client: an HTTP/2 stream, its messages, and the one end it comes to.
+// One gRPC call of the thin client: an HTTP/2 stream, its messages, and its one end.
 import { type ClientHttp2Stream, type IncomingHttpHeaders, constants } from "node:http2";
 import type { Clock, Timer } from "../common/clock.ts";
 import { ServiceError, asServiceError } from "../common/errors.ts";
@@ -7,21 +7,23 @@ import { Deframer, frame } from "./deframer.ts";
 import { DETAILS_HEADER, GRPC_CODES, decodeMessage, fromStatus } from "./errors-wire.ts";
 
 export interface ThinHandlers {
-  /** A whole protobuf message. It may share memory with others: copy it to keep it for long. */
+  /** A whole protobuf message. The message may share memory with others: copy it to keep it for long. */
   onMessage(message: Buffer): void;
-  /** Exactly once, in a turn of its own: never within another call of the channel or an event of node:http2. Nothing follows it. */
+  /**
+   * Called last and exactly once, in its own turn: never inside another call of the channel or an event of node:http2.
+   */
   onEnd(error: ServiceError | undefined): void;
   onDrain?(): void;
 }
 
 export interface ThinCall {
-  /** False: wait for `onDrain` before the next write. Ignored once the call has ended. */
+  /** Returns false if the next write must wait for `onDrain`. Ignored once the call has ended. */
   write(message: Buffer): boolean;
-  /** Nothing more will be written. */
+  /** Half-closes the call. */
   halfClose(): void;
-  /** Ends the call with `cancelled`, unless it has ended. No message comes after it. */
+  /** Ends the call with `cancelled`, unless it has ended. No message follows. */
   cancel(): void;
-  /** Stops reading, so that the peer is held back. Messages of the frame at hand still come, at most 16 KiB. */
+  /** Stops reading, so that the peer is held back. Messages of the current frame, at most 16 KiB, still arrive. */
   pause(): void;
   resume(): void;
 }
@@ -30,7 +32,7 @@ export interface CallOptions {
   readonly timeoutMs?: number | undefined;
 }
 
-/** Begins a call of any kind. */
+/** Starts a call of any kind. */
 export type OpenCall = (path: string, handlers: ThinHandlers, options?: CallOptions) => ThinCall;
 
 export interface StreamCallOptions {
@@ -39,9 +41,9 @@ export interface StreamCallOptions {
   readonly messageLimitBytes: number;
   readonly log: Log | undefined;
   readonly clock: Clock;
-  /** Why a stream ended without a status, for the channel knows what became of its connection. */
+  /** Why a stream ended without a status: the channel knows how its connection ended. */
   whyBroken(stream: ClientHttp2Stream, cause: Error | undefined): ServiceError;
-  /** Once: the call takes no more part in its connection. Its `onEnd` comes later. */
+  /** Called once, when the call has left its connection. `onEnd` follows later. */
   onOver(): void;
 }
 
@@ -61,7 +63,7 @@ export class StreamCall implements ThinCall {
     this.#handlers = handlers;
     this.#options = options;
     this.#deframer = new Deframer(options.messageLimitBytes, (message) => {
-      // Looked at for each message: the handler of the one before may have cancelled.
+      // Checked for each message: the handler of the previous one may have cancelled.
       if (!this.#ended) handlers.onMessage(message);
     });
     if (options.timeoutMs !== undefined) {
@@ -78,7 +80,7 @@ export class StreamCall implements ThinCall {
     stream.on("end", () => {
       this.#read = true;
       if (this.#trailers !== undefined) return this.#endByStatus();
-      // The trailers' event may follow in this turn. The stream itself would stay half open without them.
+      // The trailers' event may follow in this turn. Without trailers the stream would stay half open.
       setImmediate(() => this.#endBroken(undefined));
     });
     stream.on("error", (error) => this.#endBroken(error));
@@ -104,9 +106,9 @@ export class StreamCall implements ThinCall {
     this.#end(new ServiceError("cancelled", "The call was cancelled."));
   }
 
-  /** Ends it as if its connection had broken. */
+  /** Ends the call as if its connection had broken. */
   lose(): void {
-    const cause = new Error("nothing is heard of the peer");
+    const cause = new Error("the peer is silent");
     this.#end(new ServiceError("instance_lost", "The instance does not answer.", { cause }));
   }
 
@@ -167,21 +169,21 @@ export class StreamCall implements ThinCall {
 
   #endBroken(cause: Error | undefined): void {
     if (this.#ended) return;
-    // A failure that was reported stands, also where the connection broke after it. An OK does not, unless all was read:
+    // A reported failure counts even if the connection broke after it. An OK counts only if everything was read:
     // messages may have been lost with the connection.
     const status = this.#trailers?.["grpc-status"];
     if (status !== undefined && (this.#read || status !== "0")) return this.#endByStatus();
     this.#end(this.#options.whyBroken(this.#stream, cause));
   }
 
-  /** @param byPeer The peer has ended its side, well or with an error. */
+  /** @param byPeer Whether the peer has ended its side, with or without an error. */
   #end(error: ServiceError | undefined, byPeer = false): void {
     if (this.#ended) return;
     this.#ended = true;
     this.#timer?.cancel();
     this.#leave(byPeer);
     this.#options.onOver();
-    // Whoever is told may do anything, such as closing the channel; inside an event of node:http2 that can be fatal (see
+    // A listener may do anything, such as close the channel; inside an event of node:http2 that can be fatal (see
     // `tearDown` in connection.ts).
     setImmediate(() => {
       try {
@@ -194,8 +196,9 @@ export class StreamCall implements ThinCall {
 
   #leave(byPeer: boolean): void {
     if (this.#stream.closed || this.#stream.destroyed) return;
-    // Ours is ended then and not reset: nghttp2 takes more than 33 resets a second, once 1,000 are used up, for an attack,
-    // and breaks the connection with all its calls. Unless much of what was written is still here: who reads it?
+    // Our side is then ended, not reset: nghttp2 treats more than 33 resets a second, once 1,000 are used up, as an
+    // attack and breaks the connection with all its calls. Unsent data is the exception: the peer will no longer read
+    // it.
     if (byPeer && this.#stream.writableLength === 0) this.#stream.end();
     else this.#stream.close(constants.NGHTTP2_CANCEL);
   }
@@ -212,7 +215,7 @@ export class StreamCall implements ThinCall {
   }
 }
 
-/** https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md, as far as it matters for retries. */
+/** https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md, as far as retries depend on it. */
 function notGrpc(status: number, contentType: string | undefined): ServiceError {
   const cause = new Error(`HTTP status ${status}, content-type ${contentType}`);
   return status === 429 || (status >= 502 && status <= 504)

@@ -6,7 +6,7 @@ import type { AnyMethod, CallContext, RawCall } from "./service.ts";
 
 export interface TypedCallOptions {
   readonly closing: AbortSignal;
-  /** Told of everything thrown that is not a ServiceError. */
+  /** Called with everything thrown that is not a ServiceError. */
   onBug(thrown: unknown): void;
 }
 
@@ -21,7 +21,7 @@ export function serveTyped(method: DescMethod, impl: AnyMethod, call: RawCall, o
     requests.fail(error);
   };
   void answer().catch((thrown: unknown) => {
-    if (state.cancelled) return; // The caller is gone, and what it left behind threw on the way out.
+    if (state.cancelled) return; // The caller is gone, and the abandoned handler threw on its way out.
     const error = asServiceError(thrown);
     if (error.code === "internal") options.onBug(thrown);
     call.fail(error);
@@ -59,7 +59,7 @@ class CallState implements CallContext {
     this.closing = closing;
   }
 
-  // Made on demand: most unary methods never look at it.
+  // Made on demand: most unary methods never use it.
   get signal(): AbortSignal {
     this.#controller ??= new AbortController();
     if (this.cancelled) this.#controller.abort(this.#reason);
@@ -74,7 +74,7 @@ class CallState implements CallContext {
     const late = this.deadlineMs !== undefined && Date.now() >= this.deadlineMs;
     this.#reason = late
       ? new ServiceError("deadline_exceeded", "The call did not end in time.")
-      : new ServiceError("cancelled", "The caller cancelled or went away.");
+      : new ServiceError("cancelled", "The caller cancelled or disconnected.");
     this.cancelled = true;
     this.wake();
     this.#controller?.abort(this.#reason);
@@ -85,7 +85,7 @@ class CallState implements CallContext {
     this.#wake?.();
   }
 
-  /** Until the caller reads again, or is gone. */
+  /** Resolves when the caller reads again, or is gone. */
   drained(): Promise<void> {
     if (this.cancelled) return Promise.resolve();
     return new Promise((resolve) => {
@@ -94,7 +94,7 @@ class CallState implements CallContext {
   }
 }
 
-/** The request of a method that takes exactly one. */
+/** The single request of a method. */
 async function onlyOf(requests: Inbox<Message>): Promise<Message> {
   const first = await requests.next();
   if (first.done === true) throw new ServiceError("invalid_request", "The call carries no request message.");

@@ -26,66 +26,68 @@ export const engineConfig = defineConfig(
   {
     sim: boolean(
       "sim",
-      "Simulate: the arithmetic is replaced by a clock, everything else is real. --no-sim: run the model that ships. Left out: simulate, unless a model is given.",
+      "Simulate: a clock replaces the arithmetic, everything else is real. --no-sim: run the shipped model. Not set: simulate, unless a model is given.",
       { optional: true },
     ),
     listen: address(
       "listen",
-      "Where the OpenAI API is served. Port 0: any free one. With several engines the ports follow each other.",
+      "Where the OpenAI API is served. Port 0: any free port. Several engines take consecutive ports.",
       { default: "127.0.0.1:8000", alias: "port" },
     ),
     expose: boolean(
       "expose",
-      "Allow addresses that other machines reach. An engine has no access control, and its request ids say where it connects to.",
+      "Allow addresses that other machines can reach. An engine has no access control, and request ids decide where it connects to.",
       { default: false },
     ),
-    engines: integer("engines", "Engines in this one process.", { default: 1, min: 1, max: 4_096, unit: "engines" }),
-    role: choice("role", "Which leg of a request this engine computes. none: both, an aggregated engine.", ROLES, {
+    engines: integer("engines", "Number of engines in this process.", {
+      default: 1,
+      min: 1,
+      max: 4_096,
+      unit: "engines",
+    }),
+    role: choice("role", "Which leg of a request this engine computes. none: both legs.", ROLES, {
       default: "none",
     }),
     connector: choice(
       "connector",
-      "How KV moves between engines: pushed under the request's id, or offered and read as with NIXL.",
+      "How KV moves between engines. p2p-zmq: pushed under the request's id. nixl: offered, and read by the decode engine.",
       CONNECTORS,
       { default: "none" },
     ),
-    fault: list(
-      "fault",
-      `Something to do wrong, as KIND:FIELD=VALUE. May be given several times. Kinds: ${FAULT_KINDS.join(", ")}.`,
-    ),
+    fault: list("fault", `A fault to inject, as KIND:FIELD=VALUE. May be repeated. Kinds: ${FAULT_KINDS.join(", ")}.`),
     model: section("Model", {
       file: text("model.file", "A GGUF file to run: Llama architecture; F32, F16 or Q8_0.", {
         optional: true,
         alias: "model",
       }),
-      name: text("model.name", "Name under which the model is served. Left out: what its file says, or tandem-sim.", {
+      name: text("model.name", "Name under which the model is served. Not set: the name in its file, or tandem-sim.", {
         optional: true,
       }),
       maxLen: integer(
         "model.max_len",
-        "Prompt and answer together. Left out: the model's context, or 8,192 with the sim.",
+        "Limit on prompt and answer together. Not set: the model's context, or 8,192 with the sim.",
         { optional: true, min: 16, max: 10_000_000, unit: "tokens" },
       ),
       claimHash: text(
         "model.claim_hash",
-        "Lie to other engines about which model this is. For tests: it shows what KV of other weights does.",
+        "Model hash to claim falsely to other engines. For tests of KV that was made by other weights.",
         { optional: true },
       ),
       hashSalt: text(
         "model.hash_salt",
-        "Other weights: another salt gives other texts, and its KV fits no other engine.",
+        "Simulates other weights: another salt gives other texts, and KV that engines with a different salt refuse.",
         { default: "" },
       ),
     }),
     kv: section("KV cache and its transfer", {
       listen: address(
         "kv.listen",
-        "Where other engines reach this one's KV. With several engines the ports follow each other.",
+        "Where other engines reach this engine's KV. Several engines take consecutive ports.",
         { default: "127.0.0.1:0" },
       ),
       slots: integer(
         "kv.slots",
-        "Sequences that run or hold KV at one time. More wait; more KV that is pushed here is refused.",
+        "Limit on sequences that run or hold KV at one time. Further sequences wait; further pushed KV is refused.",
         { default: 64, min: 1, max: 65_536, unit: "sequences" },
       ),
       blockSize: integer("kv.block_size", "Tokens in one block of KV.", {
@@ -94,7 +96,7 @@ export const engineConfig = defineConfig(
         max: 1_024,
         unit: "tokens",
       }),
-      leaseMs: milliseconds("kv.lease_ms", "KV that nobody claims is freed after this.", { default: 30_000 }),
+      leaseMs: milliseconds("kv.lease_ms", "How long unclaimed KV is kept before it is freed.", { default: 30_000 }),
       pushTimeoutMs: milliseconds(
         "kv.push_timeout_ms",
         "How long pushing a prompt's KV may take before its request fails.",
@@ -102,29 +104,29 @@ export const engineConfig = defineConfig(
       ),
       bytesPerToken: integer(
         "kv.bytes_per_token",
-        "Size of one token's KV, a multiple of 4. They are really made, sent and checked.",
+        "Size of one token's KV, a multiple of 4. The bytes are really made, sent and checked.",
         { default: 256, min: MIN_ROW_BYTES, max: 1_048_576, unit: "bytes" },
       ),
       tokenLimit: integer(
         "kv.token_limit",
-        "KV of all sequences together. Left out: enough for the longest sequence in every slot.",
+        "Limit on the KV of all sequences together. Not set: enough for the longest sequence in every slot.",
         { optional: true, min: 16, unit: "tokens" },
       ),
     }),
     pace: section("Pace of the sim", {
-      prefillMsPerToken: number("sim.prefill_ms_per_token", "Time for one prompt token.", {
+      prefillMsPerToken: number("sim.prefill_ms_per_token", "Time to compute one prompt token.", {
         default: 0.05,
         min: 0,
         max: 10_000,
         unit: "ms",
       }),
-      decodeMsPerToken: number("sim.decode_ms_per_token", "Time for one token of every answer that is running.", {
+      decodeMsPerToken: number("sim.decode_ms_per_token", "Time to compute one token of every running answer.", {
         default: 8,
         min: 0,
         max: 60_000,
         unit: "ms",
       }),
-      requestMs: number("sim.request_ms", "Added once for each request.", {
+      requestMs: number("sim.request_ms", "Time added once for each request.", {
         default: 0,
         min: 0,
         max: 60_000,
@@ -132,20 +134,20 @@ export const engineConfig = defineConfig(
       }),
       stepTokens: integer(
         "sim.step_tokens",
-        "Prompt tokens that one step computes at most; longer prompts take several.",
+        "Limit on the prompt tokens that one step computes. Longer prompts take several steps.",
         { default: 2_048, min: 1, unit: "tokens" },
       ),
     }),
   },
   {
-    summary: "Runs an engine alone: vLLM's HTTP API over a small model, or over a clock in its place.",
+    summary: "Runs an engine alone: vLLM's HTTP API over a small model or a simulation.",
     usage: "tandem engine [--sim | --no-sim | --model FILE.gguf] [--listen 127.0.0.1:8000]",
   },
 );
 
 export type EngineConfig = Config<typeof engineConfig.schema>;
 
-/** Settings that mean something to the sim alone. */
+/** Settings that only the sim uses. */
 const SIM_ONLY = [
   "engines",
   "model.hash_salt",
@@ -157,12 +159,10 @@ const SIM_ONLY = [
   "sim.step_tokens",
 ];
 
-/** Whether a model is to be run rather than simulated. @throws ConfigError where both are asked for. */
+/** Whether to run a model rather than simulate one. @throws ConfigError if both are asked for. */
 export function isEmbedded(config: EngineConfig): boolean {
   if (config.sim === true && config.model.file !== undefined) {
-    throw new ConfigError(
-      "--sim and --model exclude each other: the sim runs no model. Its name is set by --model.name.",
-    );
+    throw new ConfigError("--sim and --model exclude each other: the sim runs no model. --model.name sets its name.");
   }
   return config.sim === false || config.model.file !== undefined;
 }
@@ -170,8 +170,7 @@ export function isEmbedded(config: EngineConfig): boolean {
 /** @param model The file. @throws ConfigError for settings that contradict each other. */
 export function embeddedOptions(config: EngineConfig, model: string): LlamaEngineStart {
   const idle = config.settings.all.find(({ key, origin }) => SIM_ONLY.includes(key) && origin !== "default");
-  if (idle !== undefined)
-    throw new ConfigError(`${idle.key} is for the sim; a model has its own. Leave it out, or say --sim.`);
+  if (idle !== undefined) throw new ConfigError(`${idle.key} applies to the sim only. Leave it out, or add --sim.`);
   if (config.connector === "nixl")
     throw new ConfigError("--connector nixl: the embedded engine moves KV by p2p-zmq. nixl is for vLLM and the sim.");
   const { host, port, role, connector } = commonOptions(config);
@@ -236,7 +235,7 @@ function commonOptions(config: EngineConfig): CommonOptions {
   ] as const) {
     if (!config.expose && !isLoopbackHost(at)) {
       throw new ConfigError(
-        `${key} ${at} can be reached from other machines, and an engine has no access control. Use 127.0.0.1, or say --expose.`,
+        `${key} ${at} can be reached from other machines, and an engine has no access control. Use 127.0.0.1, or add --expose.`,
       );
     }
   }

@@ -138,7 +138,9 @@ export interface EngineFailure {
 export interface SequenceHandle {
   /** Prompt tokens found in the prefix cache. Known once the first token is there. */
   readonly cachedTokens: number;
-  /** Logprobs of the prompt itself, one per prompt token; the first has none. Asked for once the first token is there. */
+  /**
+   * Logprobs of the prompt itself, one per prompt token; the first has none. Asked for once the first token is there.
+   */
   promptLogprobs(alternatives: number): readonly (TokenLogprobs | null)[];
   /** Stops the sequence and frees its KV. Harmless after its end. */
   abort(): void;

@@ -125,8 +125,8 @@ export class Answer {
   }
 
   /**
-   * The client reads again. A token stays an event of its own, however late: an answer that is written again has the same
-   * bytes, so that whoever has half of one can go on with the other half of another.
+   * The client reads again. A token stays an event of its own, however late: an answer that is written again has the
+   * same bytes, so that whoever has half of one can go on with the other half of another.
    */
   #onDrain(): void {
     const writer = this.#writer!;

@@ -24,7 +24,9 @@ export interface Connector {
   arrive(request: SequenceRequest): Arrival;
   /** Begins to send a prompt's KV away; its token is given out once that has settled. Null: nothing to send. */
   push(request: SequenceRequest, signal: AbortSignal): KvOutflow | null;
-  /** Keeps the KV of a finished sequence for a decode engine, and says how it is to be had. Null: it was not asked to. */
+  /**
+   * Keeps the KV of a finished sequence for a decode engine, and says how it is to be had. Null: it was not asked to.
+   */
   offer(
     request: SequenceRequest,
     kvTokens: readonly number[],

@@ -1,5 +1,5 @@
-// The embedded engine: an Engine whose arithmetic is a real model's, in a worker thread. This side admits sequences, hands
-// their tokens on, and moves their KV; it never computes.
+// The embedded engine: an Engine whose arithmetic is a real model's, in a worker thread. This side admits sequences,
+// hands their tokens on, and moves their KV; it never computes.
 import { createHash } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import { TANDEM_VERSION } from "../../common/version.ts";

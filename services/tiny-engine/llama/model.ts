@@ -38,8 +38,8 @@ export interface Model {
   addBlock(table: BlockTable, block: number): void;
   freeTable(table: BlockTable): void;
   /**
-   * Computes 1 to MAX_ROWS rows and writes their keys and values into their blocks. Rows of one sequence come in the order
-   * of their positions, and every position before them has been computed.
+   * Computes 1 to MAX_ROWS rows and writes their keys and values into their blocks. Rows of one sequence come in the
+   * order of their positions, and every position before them has been computed.
    * @param logitsOf Index of the first row whose logits are wanted; all rows after it too. `rows.length` for none.
    * @returns [rows - logitsOf][vocab], a view that the next call overwrites.
    */

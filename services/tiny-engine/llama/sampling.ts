@@ -1,6 +1,6 @@
 // Picks the next token from logits, with vLLM's meaning and order of the parameters:
-// bias, bans, penalties, temperature, min_p, top_k, top_p. A pure function of its arguments: the random number comes from
-// (seed, position) alone, so a seeded answer is the same disaggregated or not, and alone or in company.
+// bias, bans, penalties, temperature, min_p, top_k, top_p. A pure function of its arguments: the random number comes
+// from (seed, position) alone, so a seeded answer is the same disaggregated or not, and alone or in company.
 // Source: vLLM 0.32, v1/sample/sampler.py.
 import { exp, ln } from "./exact-math.ts";
 
@@ -140,7 +140,9 @@ export function logprobs(
   return { chosen: { token, logprob: logits[token]! - offset, rank }, top };
 }
 
-/** In [0, 1), from 53 bits of a hash of both numbers. The finaliser is MurmurHash3's, twice over with different keys. */
+/**
+ * In [0, 1), from 53 bits of a hash of both numbers. The finaliser is MurmurHash3's, twice over with different keys.
+ */
 export function uniform(seed: bigint, position: number): number {
   const low = Number(BigInt.asUintN(32, seed));
   const high = Number(BigInt.asUintN(32, seed >> 32n));

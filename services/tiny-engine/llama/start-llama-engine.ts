@@ -29,7 +29,9 @@ export interface LlamaEngineStart {
   readonly kvListen?: string;
   /** Sequences that run or hold KV at one time; more wait. */
   readonly kvSlots?: number;
-  /** KV of all sequences together. Default: enough for every slot's longest sequence, within a quarter of the memory. */
+  /**
+   * KV of all sequences together. Default: enough for every slot's longest sequence, within a quarter of the memory.
+   */
   readonly kvTokenLimit?: number;
   readonly kvLeaseMs?: number;
   readonly kvPushTimeoutMs?: number;

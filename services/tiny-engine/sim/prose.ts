@@ -48,7 +48,10 @@ export class Prose {
     this.#sentence = [opening, ...this.#mention(promptTokens)];
   }
 
-  /** A number that the KV rows decide: every answer begins with the same word, and its log probability must tell them apart. */
+  /**
+   * A number that the KV rows decide: every answer begins with the same word, and its log probability must tell them
+   * apart.
+   */
   get basis(): number {
     return this.#state.a;
   }

@@ -120,7 +120,9 @@ export class Scheduler {
     this.#wake();
   }
 
-  /** Takes a sequence out of the batch while its KV is on its way; slot and tokens stay taken. Undone by `releaseSlot`. */
+  /**
+   * Takes a sequence out of the batch while its KV is on its way; slot and tokens stay taken. Undone by `releaseSlot`.
+   */
   park(sequence: Sequence): number {
     const tokens = sequence.kvTokens;
     sequence.state = "transferring";

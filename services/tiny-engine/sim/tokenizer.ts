@@ -46,7 +46,9 @@ const pieces = [
 const wordIds = new Map(pieces.map((piece, index) => [piece, FIRST_WORD + index]));
 const vocabularySize = FIRST_WORD + pieces.length;
 
-/** `child[node * ALPHABET + byte]` is the next node, 0 for none; `accepts[node]` the token that ends there, 0 for none. */
+/**
+ * `child[node * ALPHABET + byte]` is the next node, 0 for none; `accepts[node]` the token that ends there, 0 for none.
+ */
 const { child, accepts } = buildTrie();
 
 function buildTrie(): { child: Uint16Array; accepts: Uint16Array } {

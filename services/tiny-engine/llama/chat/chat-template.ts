@@ -1,5 +1,5 @@
-// A conversation as tokens, by the template in the model's file. The names of special tokens mean those tokens where the
-// template wrote them, and are ordinary letters where a client did: nobody can end a turn from inside a message.
+// A conversation as tokens, by the template in the model's file. The names of special tokens mean those tokens where
+// the template wrote them, and are ordinary letters where a client did: nobody can end a turn from inside a message.
 import { badRequest } from "../../http/exchange.ts";
 import type { Message } from "../../message.ts";
 import type { Bpe } from "../bpe.ts";
@@ -8,8 +8,8 @@ import { compileTemplate, RefusedByTemplate, TemplateError, type RenderTemplate 
 
 export type ChatTemplate = (messages: readonly Message[], openTurn: boolean, continueFinal: boolean) => number[];
 
-// Put after the first letter of special names in messages, and taken out again before the text is encoded. Noncharacters
-// of Unicode: one that no message holds is found, or the message is refused.
+// Put after the first letter of special names in messages, and taken out again before the text is encoded.
+// Noncharacters of Unicode: one that no message holds is found, or the message is refused.
 const MARKS = Array.from({ length: 32 }, (_, index) => String.fromCodePoint(0xfdd0 + index));
 /** Where the last message ends, for an answer that goes on from it. */
 const END_MARK = "\ufffe";

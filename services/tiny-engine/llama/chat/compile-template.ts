@@ -1,7 +1,7 @@
 // The door to @huggingface/jinja: the chat template of a model's file, ready to be rendered.
-// The file often comes from a stranger. Its template sees the values it is given and pure functions: no file, no network,
-// no object of JavaScript. It decides the whole prompt, and it may loop: V8 ends it after a second. Memory is not limited:
-// a template that fills it ends its own engine.
+// The file often comes from a stranger. Its template sees the values it is given and pure functions: no file, no
+// network, no object of JavaScript. It decides the whole prompt, and it may loop: V8 ends it after a second. Memory is
+// not limited: a template that fills it ends its own engine.
 import { createRequire } from "node:module";
 import { createContext, Script } from "node:vm";
 
@@ -104,8 +104,8 @@ const DIRECTIVES: Readonly<Record<string, (now: Date) => string>> = {
 };
 
 /**
- * As Python's strftime, of the beginning of the day in UTC: a prefill and a decode engine render the same conversation at
- * different moments, perhaps in different time zones, and must get the same prompt.
+ * As Python's strftime, of the beginning of the day in UTC: a prefill and a decode engine render the same conversation
+ * at different moments, perhaps in different time zones, and must get the same prompt.
  */
 function dayIn(format: string, now: Date): string {
   return format.replace(/%./g, (directive) => DIRECTIVES[directive]?.(now) ?? directive);

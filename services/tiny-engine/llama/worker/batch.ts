@@ -1,10 +1,13 @@
-// Continuous batching. A round computes one row for every answer that is running and a bounded number of rows of prompts,
-// so a long prompt never holds the others up for longer than that, and prompts share it evenly.
+// Continuous batching. A round computes one row for every answer that is running and a bounded number of rows of
+// prompts, so a long prompt never holds the others up for longer than that, and prompts share it evenly.
 import { MAX_ROWS, type Model, type Row } from "../model.ts";
 import type { Add, GivenKv, GivenToken, Report } from "./messages.ts";
 import { Sequence } from "./sequence.ts";
 
-/** Prompt rows of a round while answers run. More would make tokens wait; fewer waste the kernel, which takes four at a time. */
+/**
+ * Prompt rows of a round while answers run. More would make tokens wait; fewer waste the kernel, which takes four at a
+ * time.
+ */
 export const PROMPT_ROWS_BESIDE_ANSWERS = 16;
 /** And while none runs. */
 export const PROMPT_ROWS_ALONE = MAX_ROWS;

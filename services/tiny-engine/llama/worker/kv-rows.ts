@@ -1,5 +1,5 @@
-// A KV block as it travels: [layers][K, V][rows][kvDim] of F32, little-endian. In the kernel a block always has 16 rows;
-// the last of a prompt travels with those alone that were computed, so nothing of another sequence goes with it.
+// A KV block as it travels: [layers][K, V][rows][kvDim] of F32, little-endian. In the kernel a block always has 16
+// rows; the last of a prompt travels with those alone that were computed, so nothing of another sequence goes with it.
 import { KV_BLOCK_TOKENS, type LlamaShape } from "../shape.ts";
 
 /** Bytes of one token's keys and values. */
