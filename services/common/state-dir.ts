@@ -6,7 +6,7 @@ import { text } from "./config.ts";
 /** A setting of every program that uses the folder. */
 export const stateDir = text(
   "state.dir",
-  "Folder for run files, logs and records of engines. Not set: tandem in XDG_STATE_HOME, or ~/.local/state/tandem.",
+  "Folder for run files, logs and records of engines. Left out: tandem in XDG_STATE_HOME, or ~/.local/state/tandem.",
   { optional: true },
 );
 

@@ -113,7 +113,7 @@ export function instanceSections(role: InstanceRole) {
     kv: section("KV transfer", {
       connector: choice(
         "connector",
-        "How the KV cache moves between engines. Not set: p2p-zmq with the sim and the embedded engine, nixl with vLLM and with an attached engine.",
+        "How the KV cache moves between engines. Left out: p2p-zmq with the sim and the embedded engine, nixl with vLLM and with an attached engine.",
         CONNECTOR_NAMES,
         { optional: true },
       ),
@@ -150,7 +150,7 @@ export function instanceSections(role: InstanceRole) {
         min: 0,
       }),
       stateDir,
-      logLevel: choice("log.level", "Lowest level that is logged. Not set: TANDEM_LOG_LEVEL, or info.", LOG_LEVELS, {
+      logLevel: choice("log.level", "Lowest level that is logged. Left out: TANDEM_LOG_LEVEL, or info.", LOG_LEVELS, {
         optional: true,
       }),
     }),

@@ -1,4 +1,4 @@
-// The engine's own time: as the system's, but a wait of nothing is nothing. setTimeout never waits less
+// The engine's clock: the system's, except that a wait of 0 ms takes no time. setTimeout never waits less
 // than a millisecond, which would make an engine with a decode time of 0 a thousand times slower.
 import { systemClock, type Clock } from "../common/clock.ts";
 

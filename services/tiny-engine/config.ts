@@ -26,7 +26,7 @@ export const engineConfig = defineConfig(
   {
     sim: boolean(
       "sim",
-      "Simulate: a clock replaces the arithmetic, everything else is real. --no-sim: run the shipped model. Not set: simulate, unless a model is given.",
+      "Simulate: a clock replaces the arithmetic, everything else is real. --no-sim: run the shipped model. Left out: simulate, unless a model is given.",
       { optional: true },
     ),
     listen: address(
@@ -60,12 +60,12 @@ export const engineConfig = defineConfig(
         optional: true,
         alias: "model",
       }),
-      name: text("model.name", "Name under which the model is served. Not set: the name in its file, or tandem-sim.", {
+      name: text("model.name", "Name under which the model is served. Left out: the name in its file, or tandem-sim.", {
         optional: true,
       }),
       maxLen: integer(
         "model.max_len",
-        "Limit on prompt and answer together. Not set: the model's context, or 8,192 with the sim.",
+        "Limit on prompt and answer together. Left out: the model's context, or 8,192 with the sim.",
         { optional: true, min: 16, max: 10_000_000, unit: "tokens" },
       ),
       claimHash: text(
@@ -109,7 +109,7 @@ export const engineConfig = defineConfig(
       ),
       tokenLimit: integer(
         "kv.token_limit",
-        "Limit on the KV of all sequences together. Not set: enough for the longest sequence in every slot.",
+        "Limit on the KV of all sequences together. Left out: enough for the longest sequence in every slot.",
         { optional: true, min: 16, unit: "tokens" },
       ),
     }),

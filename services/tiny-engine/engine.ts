@@ -1,4 +1,4 @@
-// What the HTTP server asks of whatever computes behind it. The sim is one implementation; a real
+// The HTTP server's view of the engine that computes. The sim is one implementation; a real
 // model is another. Tokens are pushed, not pulled: with thousands of streams an async iterator per
 // token costs more than making the token does.
 import type { Message } from "./message.ts";
@@ -8,7 +8,7 @@ export interface Engine {
   readonly tokenizer: Tokenizer;
   /**
    * The prompt of a chat. `openTurn` leaves the answer's turn open; `continueFinal` leaves the last message's.
-   * @throws HttpError where the conversation does not fit the model's template.
+   * @throws HttpError if the conversation does not fit the model's template.
    */
   chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[];
   /** False once the engine core is gone: `/health` says 503 and every request fails. */
@@ -26,14 +26,14 @@ export interface Tokenizer {
   readonly vocabularySize: number;
   /**
    * Special tokens are never read out of text: their names in a prompt are ordinary letters.
-   * @param withStart Whether the token that begins a prompt stands before it, where the model has one.
+   * @param withStart Whether to put the token that begins a prompt in front, if the model has one.
    */
   encodePrompt(text: string, withStart: boolean): number[];
-  /** Specials are written out by name. Broken UTF-8 becomes U+FFFD, as in vLLM. */
+  /** Special tokens are written out by name. Broken UTF-8 becomes U+FFFD, as in vLLM. */
   decode(tokens: readonly number[]): string;
   /** A token's bytes. */
   bytes(token: number): Uint8Array;
-  /** A token's text where it is valid UTF-8 by itself, null for a piece of a character. */
+  /** A token's text if it is valid UTF-8 by itself, null for a piece of a character. */
   text(token: number): string | null;
   isSpecial(token: number): boolean;
 }
@@ -45,7 +45,7 @@ export interface ModelFacts {
   readonly maxLength: number;
   /** As vLLM prints it: `vllm-<version>-<8 hex>`. */
   readonly fingerprint: string;
-  /** Of the API that is spoken, or of the engine where it has one of its own. */
+  /** Version of the served API, or of the engine if it has its own version. */
   readonly version: string;
   /** Whether answers can be held to a grammar. The sim takes the fields and ignores them. */
   readonly takesGrammars: boolean;
@@ -55,7 +55,7 @@ export interface SequenceRequest {
   /** Engine-level id as vLLM makes it, child index and prompt index included; the KV travels under it. */
   readonly id: string;
   readonly prompt: readonly number[];
-  /** Which of the `n` choices of its prompt this is, from 0. */
+  /** Index among the `n` choices of its prompt. */
   readonly choice: number;
   readonly choiceCount: number;
   readonly sampling: Sampling;
@@ -91,7 +91,7 @@ export interface Sampling {
   readonly logitBias: ReadonlyMap<number, number> | null;
   /** Null: random when the temperature is above 0. */
   readonly seed: number | null;
-  /** At least 1, already clamped to the room that the prompt leaves. */
+  /** At least 1, already clamped to the length that the prompt leaves. */
   readonly maxTokens: number;
   readonly minTokens: number;
   readonly ignoreEos: boolean;
@@ -125,7 +125,7 @@ export interface TokenLogprobs {
   readonly top: readonly { readonly token: number; readonly logprob: number; readonly rank: number }[];
 }
 
-/** As it goes into the error body. */
+/** In the form of the error body. */
 export interface EngineFailure {
   /** For the log only. */
   readonly cause?: unknown;
@@ -136,11 +136,9 @@ export interface EngineFailure {
 }
 
 export interface SequenceHandle {
-  /** Prompt tokens found in the prefix cache. Known once the first token is there. */
+  /** Prompt tokens found in the prefix cache. Known once the first token is generated. */
   readonly cachedTokens: number;
-  /**
-   * Logprobs of the prompt itself, one per prompt token; the first has none. Asked for once the first token is there.
-   */
+  /** Logprobs of the prompt itself, one per prompt token; the first has none. Read after the first token. */
   promptLogprobs(alternatives: number): readonly (TokenLogprobs | null)[];
   /** Stops the sequence and frees its KV. Harmless after its end. */
   abort(): void;

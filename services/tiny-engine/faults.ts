@@ -1,21 +1,21 @@
 // Every way in which the sim fails on request. A fault matches generation requests or KV transfers in
-// the order they come; with a `count` it is used up after that many, without one it stays until cleared.
+// the order they come; with a `count` it is used up after that number, without one it stays until cleared.
 //
 // | kind        | fields                  | what happens                                                                     |
 // |-------------|-------------------------|----------------------------------------------------------------------------------|
-// | slow        | extra_ms (100)          | the request's tokens come that much further apart                                |
-// | stall       | after_tokens (0)        | accepted, then silence: at once, or after so many tokens. Its slot stays taken   |
+// | slow        | extra_ms (100)          | adds this time between the request's tokens                                      |
+// | stall       | after_tokens (0)        | accepted, then silence: at once, or after this many tokens. Its slot stays taken |
 // | refuse      | status (503)            | answered with this status and vLLM's error body; the engine never sees it        |
 // | die         | after_tokens (0)        | the whole instance closes every socket, or the process exits if it has no other  |
 // | error-event | after_tokens (0)        | a stream ends with one error event and [DONE]; a plain answer becomes a 500      |
 // | half-event  | after_tokens (0)        | the connection closes in the middle of an SSE event, or of a JSON body           |
-// | hang        | none                    | every sequence stops for ever; /health 200, gauges frozen, new requests accepted |
+// | hang        | none                    | every sequence stops forever; /health 200, gauges frozen, new requests accepted  |
 // | drop-kv     | none                    | KV that arrives is acknowledged, then lost; under nixl the blocks offered are    |
-// | corrupt-kv  | none                    | one byte of an outgoing block is wrong, its checksum is not                      |
+// | corrupt-kv  | none                    | one byte of an outgoing block is wrong, but the checksum is right                |
 // | silent-kv   | none                    | incoming KV messages are not answered: the other side has to time out            |
 // | wrong-model | none                    | this engine claims another model hash in KV headers and handshakes               |
 // | upstream    | none (a mode)           | p2p-zmq fails as P2P NCCL of vLLM 0.23: a request without the paired id kills    |
-// |             |                         | the engine, missing or unfit KV hangs all of it for ever                         |
+// |             |                         | the engine, missing or unfit KV hangs the whole engine forever                   |
 // | tame        | none (a mode)           | nixl parameters that do not fit give a 400 instead of killing the engine         |
 //
 // As text, for flags: `kind:field=value:field=value`, as in `stall:after_tokens=3:count=2`.
@@ -42,11 +42,11 @@ export interface Fault {
   readonly extraMs?: number;
   readonly afterTokens?: number;
   readonly status?: number;
-  /** Requests or transfers that it still hits. Absent: all. */
+  /** Remaining requests or transfers that the fault hits. Absent: all. */
   readonly count?: number;
 }
 
-/** What one generation request suffers, fixed when it arrives. */
+/** The faults of one generation request, fixed when it arrives. */
 export interface RequestFaults {
   readonly refuseStatus: number | null;
   readonly extraMsPerToken: number;
@@ -58,7 +58,7 @@ export interface RequestFaults {
 
 const FIELDS = { extra_ms: "extraMs", after_tokens: "afterTokens", status: "status", count: "count" } as const;
 
-/** @throws RangeError saying what is wrong with it. */
+/** @throws RangeError that says why the text is invalid. */
 export function parseFault(source: string | Readonly<Record<string, unknown>>): Fault {
   const fields = typeof source === "string" ? fieldsOf(source) : { ...source };
   const kind = FAULT_KINDS.find((known) => known === fields["kind"]);
@@ -72,7 +72,7 @@ export function parseFault(source: string | Readonly<Record<string, unknown>>): 
     if (field === undefined)
       throw new RangeError(`unknown field "${key}" of fault "${kind}"; known: ${Object.keys(FIELDS).join(", ")}`);
     if (!Number.isFinite(amount) || amount < 0)
-      throw new RangeError(`${key} of fault "${kind}" must be a number from 0 up, got "${String(value)}"`);
+      throw new RangeError(`${key} of fault "${kind}" must be a number of at least 0, got "${String(value)}"`);
     fault[field] = amount;
   }
   return fault as unknown as Fault;
@@ -93,7 +93,7 @@ export class FaultBoard {
   #active: Fault[] = [];
   readonly #onChange: () => void;
 
-  /** @param onChange Told when faults were added or cleared: an idle engine may have to start or stop. */
+  /** @param onChange Called when faults were added or cleared: an idle engine may have to start or stop. */
   constructor(initial: readonly Fault[], onChange: () => void = () => {}) {
     this.#active = [...initial];
     this.#onChange = onChange;
@@ -118,7 +118,7 @@ export class FaultBoard {
     return this.#active.some((fault) => fault.kind === kind);
   }
 
-  /** The first fault of this kind, one use of it spent. */
+  /** The first fault of this kind, after spending one use of it. */
   take(kind: FaultKind): Fault | null {
     const fault = this.#active.find((candidate) => candidate.kind === kind);
     if (fault === undefined) return null;
@@ -132,7 +132,7 @@ export class FaultBoard {
     return fault;
   }
 
-  /** Spends one use of every fault that hits requests. Null: nothing to suffer, the usual case. */
+  /** Spends one use of every fault that hits requests. Null: no fault, the usual case. */
   takeForRequest(): RequestFaults | null {
     if (this.#active.length === 0) return null;
     const refuse = this.take("refuse");

@@ -20,11 +20,11 @@ export async function runEngine(argv: readonly string[]): Promise<void> {
     );
   }
   await onceAborted(stop);
-  // As vLLM without --shutdown-timeout: whatever runs is aborted.
+  // As in vLLM without --shutdown-timeout: running requests are aborted.
   await Promise.all(engines.map((engine) => engine[Symbol.asyncDispose]()));
 }
 
-// Each kind is loaded where it is wanted: the other's code would cost memory and time.
+// Only the wanted kind is loaded: the other's code would cost memory and time.
 
 async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
   const { startSimEngines } = await import("./server.ts");
@@ -34,7 +34,7 @@ async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
       ...simOptions(config),
       onDeath() {
         alive--;
-        // What a dead engine leaves of its process is nothing, unless others live in it.
+        // A dead engine ends its process, unless other engines live in it.
         if (alive === 0) process.exit(1);
       },
     },
@@ -45,9 +45,7 @@ async function startSims(config: EngineConfig): Promise<RunningEngine[]> {
 async function startEmbedded(config: EngineConfig): Promise<RunningEngine[]> {
   const file = config.model.file ?? shippedModel();
   if (file === undefined)
-    throw new StartError(
-      "This build has no model of its own. Give one with --model FILE.gguf, or simulate one with --sim.",
-    );
+    throw new StartError("This build ships no model. Give one with --model FILE.gguf, or simulate one with --sim.");
   const { GgufError } = await import("./llama/gguf.ts");
   const { startLlamaEngine } = await import("./llama/start-llama-engine.ts");
   try {

@@ -1,4 +1,4 @@
-// What an engine counts and times of each sequence, under vLLM's names.
+// Counts and times of each sequence, under vLLM's names.
 import type { SequenceRequest } from "./engine.ts";
 import { observe } from "./prometheus-text.ts";
 import type { EngineMetrics, FinishedReason } from "./metrics.ts";
@@ -23,7 +23,7 @@ export function measureArrival(metrics: EngineMetrics, { sampling, choice, choic
   observe(metrics.maxGenerationTokens, sampling.maxTokens);
 }
 
-/** @param sequence The token is counted in its `outputCount` already. */
+/** @param sequence Its `outputCount` already counts the token. */
 export function measureToken(metrics: EngineMetrics, sequence: Measured, nowMs: number): void {
   metrics.generationTokens++;
   if (sequence.outputCount > 1) {

@@ -1,4 +1,4 @@
-// One message of a chat, as every template gets it.
+// One message of a chat, as templates receive it.
 export interface Message {
   readonly role: string;
   readonly content: string;

@@ -1,5 +1,5 @@
-// The engine's counters and histograms under vLLM's names. Gauges are set by engine steps and by
-// nothing else, so on a wedged engine they freeze, as vLLM's do.
+// The engine's counters and histograms under vLLM's names. Only engine steps set the gauges,
+// so on a wedged engine they freeze, as vLLM's do.
 import { bucketsUpTo, histogram, metricsText, type Family, type Histogram, type Labels } from "./prometheus-text.ts";
 
 export type FinishedReason = "stop" | "length" | "abort" | "error" | "repetition";
@@ -26,7 +26,7 @@ export class EngineMetrics {
 
   running = 0;
   waiting = 0;
-  /** Sequences that wait for a KV transfer rather than for room. */
+  /** Sequences that wait for a KV transfer rather than for capacity. */
   deferred = 0;
   kvUsageRatio = 0;
 

@@ -1,5 +1,5 @@
-// One engine behind its HTTP server, with its connector, its faults and its state to look at. The sim and the embedded
-// engine are started alike from here on.
+// One engine behind its HTTP server, with its connector, its faults and its state for inspection. From here on, the sim
+// and the embedded engine start alike.
 import { once } from "node:events";
 import type { Server } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -25,9 +25,9 @@ export interface EngineState {
   readonly running: number;
   readonly waiting: number;
   readonly kv_tokens: number;
-  /** KV held for somebody else: pushed here and unclaimed, or offered and unread. */
+  /** KV held for other engines: pushed here and unclaimed, or offered and unread. */
   readonly kv_held: ConnectorState["held"];
-  /** How many of them are complete: nobody may ever come for these. */
+  /** How many of them are complete: these may never be claimed. */
   readonly kv_orphans: number;
   readonly leases_expired: number;
   readonly kv_sent_bytes: number;
@@ -47,7 +47,7 @@ export interface RunningEngine extends AsyncDisposable {
   clearFaults(): void;
   /** How the next generation request ends, counted from this call. */
   nextOutcome(): Promise<Outcome>;
-  /** Every socket closes at once, as when the process is killed. */
+  /** Closes every socket at once, as when the process is killed. */
   kill(): void;
 }
 
@@ -72,11 +72,11 @@ export interface ServeOptions {
   readonly reportCached: boolean;
   readonly host: string;
   readonly port: number;
-  /** Called once when the instance died of a fault; its sockets are closed by then. */
+  /** Called once if a fault killed the engine; its sockets are closed by then. */
   readonly onDeath?: () => void;
 }
 
-/** @throws Error when the address cannot be bound; the engine is closed then. */
+/** @throws Error if the address cannot be bound; the engine is then closed. */
 export async function serveEngine(options: ServeOptions): Promise<RunningEngine> {
   const { core, connector, faults, role, host } = options;
   const outcomes: Record<Outcome, number> = { finished: 0, aborted: 0, failed: 0, refused: 0 };

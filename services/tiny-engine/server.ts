@@ -1,5 +1,5 @@
 // Starts sim engines: one HTTP server, one engine core and one KV connector each, several in one process
-// if asked. This is the door for tests and benchmarks; main.ts is the one for the command line.
+// if asked. Tests and benchmarks start here; the command line starts at main.ts.
 import { joinAddress, splitAddress } from "../common/address.ts";
 import type { Clock } from "../common/clock.ts";
 import { engineClock } from "./clock.ts";
@@ -32,7 +32,7 @@ export interface SimEngineOptions {
   readonly kvBlockSize?: number;
   readonly kvBytesPerToken?: number;
   readonly kvLeaseMs?: number;
-  /** How long a push of KV may take. */
+  /** Timeout of a KV push. */
   readonly kvPushTimeoutMs?: number;
   /** vLLM's is 5 s. */
   readonly handshakeTimeoutMs?: number;
@@ -45,18 +45,18 @@ export interface SimEngineOptions {
   readonly clock?: Clock;
   /** How long a dead core still answers, with 503, before its process goes. */
   readonly deathMs?: number;
-  /** Called once when the instance died of a fault; its sockets are closed by then. */
+  /** Called once if a fault killed the engine; its sockets are closed by then. */
   readonly onDeath?: () => void;
 }
 
-/**
- * @throws RangeError for options that contradict each other, Error when an address cannot be bound.
- */
+/** @throws RangeError for options that contradict each other, Error if an address cannot be bound. */
 export async function startSimEngine(options: SimEngineOptions = {}): Promise<RunningEngine> {
   const { role = "none", connector: connectorName = "none", clock = engineClock, host = "127.0.0.1" } = options;
   const { kvSlots = 64, maxLength = 8192, kvBlockSize = 16, kvBytesPerToken = 256 } = options;
   if (kvBytesPerToken < MIN_ROW_BYTES || kvBytesPerToken % 4 !== 0) {
-    throw new RangeError(`kv.bytes_per_token must be a multiple of 4 from ${MIN_ROW_BYTES} up, got ${kvBytesPerToken}`);
+    throw new RangeError(
+      `kv.bytes_per_token must be a multiple of 4 and at least ${MIN_ROW_BYTES}, got ${kvBytesPerToken}`,
+    );
   }
   if (connectorName !== "none" && role === "none")
     throw new RangeError(`connector ${connectorName} needs a role: prefill or decode`);
@@ -106,7 +106,7 @@ export async function startSimEngine(options: SimEngineOptions = {}): Promise<Ru
   return running;
 }
 
-/** `count` engines of the same kind. Ports follow each other from the given one, or are any free ones. */
+/** `count` engines of the same kind, on consecutive ports from the given one, or on any free ports. */
 export async function startSimEngines(options: SimEngineOptions, count: number): Promise<RunningEngine[]> {
   const engines: RunningEngine[] = [];
   try {

@@ -113,7 +113,7 @@ describe("p2p-zmq: what cannot work is refused with a reason", () => {
     await refused(
       complete(pair.decode, PROMPT.replace("captain", "painter"), {}, headers),
       500,
-      /^kv_mismatch: the KV is that of another prompt/,
+      /^kv_mismatch: the KV belongs to another prompt/,
     );
     assert.equal(pair.decode.state().kv_tokens, 0);
   });

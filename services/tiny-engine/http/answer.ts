@@ -1,5 +1,5 @@
 // One generation request from submit to the last byte: starts its sequences, writes their tokens as they
-// come or collects them, and ends exactly once: finished, failed, or aborted because the client left.
+// arrive or collects them, and ends exactly once: finished, failed, or aborted because the client left.
 import type { ServerResponse } from "node:http";
 import type { Engine, EngineFailure, Finish, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { RequestFaults } from "../faults.ts";
@@ -31,7 +31,7 @@ export class Answer {
   readonly #handles: SequenceHandle[] = [];
   #format: AnswerFormat | null = null;
   #writer: SseWriter | null = null;
-  /** One entry per token that waits for a slow client, in the order they came; the choices hold what they say. */
+  /** One entry per token that waits for a slow client, in the order of arrival. The choices hold the text. */
   readonly #unwritten: Choice[] = [];
   #opened = false;
   #open = 0;
@@ -83,14 +83,14 @@ export class Answer {
         this.#handles.push(engine.submit(request, choice));
       }
     });
-    // A sequence may have failed at once: then there is a status to tell it by.
+    // A sequence may have failed at once: then an HTTP status can still report the failure.
     if (this.#over) return;
     this.#format = this.#plan.format(this.#handles);
     if (stream.stream) this.#writer = new SseWriter(this.#res, () => this.#onDrain());
     if (this.#faults !== null) this.#strike();
   }
 
-  /** Called by a choice that has something to say. */
+  /** Called by a choice that has something to write. */
   advance(choice: Choice): void {
     if (this.#over) return;
     this.#tokenCount++;
@@ -125,8 +125,8 @@ export class Answer {
   }
 
   /**
-   * The client reads again. A token stays an event of its own, however late: an answer that is written again has the
-   * same bytes, so that whoever has half of one can go on with the other half of another.
+   * The client reads again. Each token stays its own event, however late: a repeated answer has the same bytes, so that
+   * a client with half of one answer can continue with the other half of another.
    */
   #onDrain(): void {
     const writer = this.#writer!;
@@ -165,7 +165,7 @@ export class Answer {
     this.#end("aborted");
   }
 
-  /** False when it was over already. Sequences that still run are aborted. */
+  /** False if the answer was already over. Aborts sequences that still run. */
   #end(outcome: Outcome): boolean {
     if (this.#over) return false;
     this.#over = true;
@@ -175,7 +175,7 @@ export class Answer {
     return true;
   }
 
-  /** The faults that hit after so many tokens. */
+  /** Applies the faults that hit after a number of tokens. */
   #strike(): void {
     const { errorAfterTokens, halfEventAfterTokens, dieAfterTokens } = this.#faults!;
     if (this.#over) return;
@@ -205,13 +205,13 @@ export class Answer {
   }
 }
 
-/** One choice: what was generated, and how much of it is not written yet. */
+/** One choice: the generated tokens, and those not written yet. */
 class Choice implements TokenSink {
   readonly #index: number;
   readonly #answer: Answer;
   readonly #output: OutputText;
   readonly #includeStop: boolean;
-  /** Of the tokens that are not written, one entry each; of all tokens where the answer is not streamed. */
+  /** One entry for each unwritten token; for all tokens if the answer is not streamed. */
   readonly #texts: string[] = [];
   readonly #tokens: number[] = [];
   readonly #logprobs: TokenLogprobs[] = [];
@@ -230,7 +230,7 @@ class Choice implements TokenSink {
     this.completionTokens++;
     this.#tokens.push(token);
     if (logprobs !== null) this.#logprobs.push(logprobs);
-    // A stop token is counted and listed, but its text is no part of the answer.
+    // A stop token is counted and listed, but its text is not part of the answer.
     let text = finish?.reason !== "stop" || this.#includeStop ? this.#output.push(token) : "";
     const { stoppedBy } = this.#output;
     if (stoppedBy !== null) {
@@ -263,7 +263,7 @@ class Choice implements TokenSink {
     };
   }
 
-  /** All of it. */
+  /** The whole choice. */
   whole(): WholeChoice {
     return {
       index: this.#index,

@@ -1,4 +1,4 @@
-// From bytes to known fields, failing as FastAPI and pydantic do: the same codes, places and words.
+// From bytes to known fields, failing as FastAPI and pydantic do: the same codes, locations and messages.
 import { HttpError } from "./exchange.ts";
 
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
@@ -23,7 +23,7 @@ export function validationError(complaints: readonly Complaint[]): HttpError {
   return new HttpError(400, "Bad Request", message, complaints[0]!.loc);
 }
 
-/** @throws HttpError as FastAPI answers: wrong content type, no body, broken JSON, not an object. */
+/** @throws HttpError as FastAPI does: wrong content type, no body, broken JSON, not an object. */
 export function parseObject(text: string, contentType: string | undefined): JsonObject {
   if ((contentType ?? "").toLowerCase().split(";")[0]!.trim() !== "application/json") {
     throw new HttpError(
@@ -61,7 +61,7 @@ export function parseObject(text: string, contentType: string | undefined): Json
   return value as JsonObject;
 }
 
-/** What Python's json module says of it. V8's messages tell the cases apart, not always as finely. */
+/** The message of Python's json module. V8's messages distinguish the cases, though not always as finely. */
 function pythonJsonError(text: string, error: SyntaxError): { position: number; complaint: string } {
   const found = /at position (\d+)/.exec(error.message);
   const position = found === null ? text.length : Number(found[1]);
@@ -108,9 +108,9 @@ export type Fields<Spec> = {
 
 /**
  * Reads the fields of `spec` with pydantic's lax conversions ("10" is an integer, 1 is true).
- * Unknown fields are let through, as vLLM does.
+ * Ignores unknown fields, as vLLM does.
  *
- * @throws HttpError naming every field that does not fit.
+ * @throws HttpError that names every invalid field.
  */
 export function readFields<Spec extends Readonly<Record<string, FieldType>>>(
   body: JsonObject,

@@ -10,7 +10,7 @@ import { checkModel, clampMaxTokens, readChoices, readSamplingFields, readStream
 
 /**
  * @param requestId From the header, if there was one.
- * @throws HttpError where vLLM would refuse.
+ * @throws HttpError if vLLM would refuse the request.
  */
 export function planChat(
   engine: Engine,
@@ -77,7 +77,7 @@ export function planChat(
   };
 }
 
-/** @throws HttpError for what is no list of messages. Any role is let through, as vLLM does. */
+/** @throws HttpError for anything but a list of messages. Accepts any role, as vLLM does. */
 export function readMessages(messages: Json): Message[] {
   if (!Array.isArray(messages)) {
     throw validationError([

@@ -11,7 +11,7 @@ const DEFAULT_MAX_TOKENS = 16;
 
 /**
  * @param requestId From the header, if there was one.
- * @throws HttpError where vLLM would refuse.
+ * @throws HttpError if vLLM would refuse the request.
  */
 export function planCompletions(
   engine: Engine,
@@ -101,7 +101,7 @@ class CompletionsFormat implements AnswerFormat {
   readonly #options: FormatOptions;
   readonly #head: string;
   readonly #fingerprint: string;
-  /** One per choice, where logprobs were asked for: offsets run through the whole answer. */
+  /** One per choice, if logprobs were asked for: offsets count through the whole answer. */
   readonly #logprobs: readonly CompletionLogprobs[];
 
   constructor(engine: Engine, id: string, handles: readonly SequenceHandle[], options: FormatOptions) {
@@ -124,7 +124,7 @@ class CompletionsFormat implements AnswerFormat {
     const prompt = Math.floor(delta.index / n);
     const { finish } = delta;
     const text = echo && delta.first ? this.#options.texts[prompt]! + delta.text : delta.text;
-    // vLLM lists the prompt's ids in the first chunk of an echo too, asked for or not.
+    // vLLM lists the prompt's ids in the first chunk of an echo too, whether asked for or not.
     const promptIds = delta.first && (returnTokenIds || echo) ? JSON.stringify(this.#options.tokens[prompt]) : "null";
     const ids = returnTokenIds ? JSON.stringify(delta.tokens) : "null";
     const tail = continuousUsage

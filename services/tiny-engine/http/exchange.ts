@@ -1,10 +1,10 @@
 // One HTTP exchange in uvicorn's handwriting: the headers and their order, and the error bodies that
-// vLLM's FastAPI application sends. Bodies are read whole; vLLM has no limit, this has one.
+// vLLM's FastAPI application sends. Bodies are read whole, up to a limit; vLLM has none.
 import { STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
 
 const BODY_LIMIT_BYTES = 64 * 1024 * 1024;
 
-/** Thrown where a request cannot be served; becomes vLLM's error body. */
+/** Thrown for a request that cannot be served; becomes vLLM's error body. */
 export class HttpError extends Error {
   readonly status: number;
   readonly type: string;
@@ -23,7 +23,7 @@ export function badRequest(message: string, param: string | null = null): HttpEr
   return new HttpError(400, "BadRequestError", message, param);
 }
 
-/** As above, with the suffix of vLLM's own validation errors. `value` as Python prints it. */
+/** Like badRequest, with the suffix of vLLM's own validation errors. `value` as Python prints it. */
 export function badValue(message: string, param: string, value?: string): HttpError {
   return badRequest(`${message} (parameter=${param}${value === undefined ? "" : `, value=${value}`})`, param);
 }
@@ -36,7 +36,7 @@ export function errorBody(error: ErrorFacts): string {
   });
 }
 
-/** The same as the data of an SSE event: there Python's own JSON writer is at work, with spaces. */
+/** The error body as data of an SSE event, which Python's own JSON writer prints with spaces. */
 export function errorEvent({ message, type, param, status }: ErrorFacts): string {
   const fields = `"message": ${JSON.stringify(message)}, "type": ${JSON.stringify(type)}, "param": ${JSON.stringify(param)}, "code": ${status}`;
   return `data: {"error": {${fields}}}\n\n`;
@@ -91,7 +91,7 @@ function httpDate(): string {
   return dateText;
 }
 
-/** @throws HttpError when it is too long; rejects when the client leaves. */
+/** @throws HttpError if the body is too long; rejects if the client leaves. */
 export async function readBody(req: IncomingMessage): Promise<string> {
   const chunks: Buffer[] = [];
   let bytes = 0;

@@ -1,7 +1,7 @@
-// What the two endpoints do differently when they write an answer; everything else is in answer.ts.
+// The differences of the two endpoints in writing an answer; everything else is in answer.ts.
 import type { TokenLogprobs } from "../engine.ts";
 
-/** What is written for one choice at one time: one token, also to a client that reads slowly. */
+/** The unit that is written for one choice: one token, even to a client that reads slowly. */
 export interface Delta {
   readonly index: number;
   readonly text: string;
@@ -33,7 +33,7 @@ export interface WholeChoice {
 export interface Usage {
   readonly promptTokens: number;
   readonly completionTokens: number;
-  /** Null unless the server was told to report them. */
+  /** Null unless the server is configured to report them. */
   readonly cachedTokens: number | null;
 }
 
@@ -41,7 +41,7 @@ export interface AnswerFormat {
   /** Events before the first token of any choice. */
   opening(choiceCount: number): string[];
   event(delta: Delta): string;
-  /** The event after the last choice, where usage was asked for. */
+  /** The event after the last choice, if usage was asked for. */
   usageEvent(usage: Usage): string;
   body(choices: readonly WholeChoice[], usage: Usage): string;
 }

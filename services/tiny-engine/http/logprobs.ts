@@ -30,7 +30,7 @@ export class CompletionLogprobs {
     this.#offset += text.length;
   }
 
-  /** As JSON, what was added since the last time. */
+  /** The entries added since the last call, as JSON. */
   take(): string {
     const json = `{"text_offset":${JSON.stringify(this.#offsets)},"token_logprobs":${JSON.stringify(this.#values)},"tokens":${JSON.stringify(this.#texts)},"top_logprobs":[${this.#tops.join(",")}]}`;
     this.#offsets = [];

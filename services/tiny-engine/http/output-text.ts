@@ -8,7 +8,7 @@ export class OutputText {
   readonly #stops: readonly string[];
   readonly #includeStop: boolean;
   readonly #minTokens: number;
-  /** So many characters at the end may turn out to belong to a stop string. */
+  /** Number of characters at the end that may turn out to belong to a stop string. */
   readonly #holdChars: number;
   #decoder: StringDecoder | null = null;
   #held = "";
@@ -30,7 +30,7 @@ export class OutputText {
     if (this.#stops.length === 0) return text;
     this.#tokenCount++;
     const seen = this.#held + text;
-    // As in vLLM, text that came before min_tokens was reached never stops the answer.
+    // As in vLLM, text from before min_tokens was reached never stops the answer.
     if (this.#tokenCount > this.#minTokens) {
       for (const stop of this.#stops) {
         const at = seen.indexOf(stop);
@@ -45,7 +45,7 @@ export class OutputText {
     return seen.slice(0, certain);
   }
 
-  /** What was held back, once no token follows. */
+  /** The text that was held back, once no token follows. */
   flush(): string {
     const rest = this.#held + (this.#decoder?.end() ?? "");
     this.#held = "";

@@ -43,7 +43,7 @@ export interface StreamChoice {
   readonly continuousUsage: boolean;
 }
 
-/** @throws HttpError when usage is asked for without a stream. */
+/** @throws HttpError if usage is asked for without a stream. */
 export function readStream(fields: SamplingFields): StreamChoice {
   const options = fields.stream_options as JsonObject | null;
   const stream = fields.stream ?? false;
@@ -74,9 +74,9 @@ function readStops(fields: SamplingFields): readonly string[] {
 }
 
 /**
- * How many tokens may come: what was asked for, or what is left, or `fallback`.
+ * Limit on new tokens: the requested number, or the remaining length, or `fallback`.
  *
- * @throws HttpError when the prompt leaves no room, or more is asked for than the model can ever give.
+ * @throws HttpError if the prompt leaves no length, or the request exceeds the model's length.
  */
 export function clampMaxTokens(
   asked: number | null,
@@ -88,7 +88,7 @@ export function clampMaxTokens(
     const why = `max_tokens=${asked} cannot be greater than max_model_len=${maxLength}. Please request fewer output tokens.`;
     throw badValue(why, "max_tokens", String(asked));
   }
-  // vLLM stops tokenizing one token past the limit, so that is all it knows of longer prompts.
+  // vLLM stops tokenizing one token past the limit, so it doesn't know the length of longer prompts.
   if (promptTokens >= maxLength) {
     const seen = Math.min(promptTokens, maxLength + 1);
     const why =
@@ -189,7 +189,7 @@ export function readChoices(
   };
 }
 
-/** vLLM's shortest word for what it cannot constrain. */
+/** vLLM's shortest message for a format that it cannot constrain. */
 function refuseGrammars(
   { response_format: format, structured_outputs: structured }: SamplingFields,
   engine: Engine,
@@ -241,7 +241,7 @@ function python(value: number): string {
   return Number.isInteger(value) ? `${value}.0` : String(value);
 }
 
-/** The fields above and those that one endpoint has beside them. */
+/** The fields above, and those that only one endpoint has. */
 export function readSamplingFields<Spec extends Readonly<Record<string, FieldType>>>(
   body: JsonObject,
   more: Spec,

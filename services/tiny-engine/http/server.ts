@@ -1,5 +1,5 @@
-// vLLM's HTTP surface over an Engine: the routes, what they answer, and what they say of wrong ones.
-// Beside it the sim's own: /sim/* to look inside and to break things, /kv/release to drop KV.
+// vLLM's HTTP API over an Engine: the routes, their answers, and the errors for unknown routes.
+// In addition the sim's own routes: /sim/* to inspect the engine and inject faults, /kv/release to drop KV.
 import { randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Engine } from "../engine.ts";
@@ -142,12 +142,12 @@ export function createEngineServer(options: ServerOptions): Server {
 
   const server = createServer((req, res) => {
     serve(req, res).catch((error: unknown) => {
-      // The client left while it was sending: there is nobody to answer.
+      // The client left while it was sending, so no answer is possible.
       if (!res.headersSent && !res.destroyed) sendError(res, error);
     });
   });
   server.keepAliveTimeout = KEEP_ALIVE_MS;
-  // A request may rightly take longer than Node's five minutes to answer; it may not to arrive.
+  // A response may take longer than Node's five minutes; receiving a request may not.
   server.requestTimeout = 60_000;
   return server;
 }

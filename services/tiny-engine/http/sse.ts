@@ -1,5 +1,5 @@
 // Writes SSE events as uvicorn does, one chunk each. The chunk framing is done here and not by Node,
-// whose own takes four socket writes a chunk: with thousands of streams that is most of a step.
+// which takes four socket writes a chunk: with thousands of streams that is most of a step's time.
 import type { ServerResponse } from "node:http";
 import { head } from "./exchange.ts";
 
@@ -7,7 +7,7 @@ export const DONE = "data: [DONE]\n\n";
 
 export class SseWriter {
   readonly #res: ServerResponse;
-  /** The client reads more slowly than tokens come: nothing is written until `onDrain`. */
+  /** The client reads more slowly than tokens arrive: nothing is written until `onDrain`. */
   blocked = false;
 
   constructor(res: ServerResponse, onDrain: () => void) {
@@ -22,7 +22,7 @@ export class SseWriter {
     });
   }
 
-  /** @param events One event, or several that go out together; each becomes a chunk of its own. */
+  /** @param events One event, or several that are sent together; each becomes its own chunk. */
   write(...events: readonly string[]): void {
     let frames = "";
     for (const event of events) frames += frame(event);
@@ -34,7 +34,7 @@ export class SseWriter {
     this.#res.end();
   }
 
-  /** Half of an event, then the connection is gone. */
+  /** Writes half of an event, then breaks the connection. */
   breakOff(event: string): void {
     const frames = frame(event);
     this.#res.write(frames.slice(0, frames.length >> 1), () => this.#res.destroy());

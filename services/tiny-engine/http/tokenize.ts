@@ -36,7 +36,7 @@ export function tokenize(engine: Engine, body: JsonObject): string {
   return JSON.stringify({ count: tokens.length, max_model_len: model.maxLength, tokens, token_strs: texts });
 }
 
-/** @returns The answer's JSON. @throws HttpError for ids that are none. */
+/** @returns The answer's JSON. @throws HttpError for invalid ids. */
 export function detokenize(engine: Engine, body: JsonObject): string {
   const fields = readFields(body, { model: "string", tokens: "any" });
   if (fields.tokens === null) {
@@ -58,7 +58,7 @@ export function detokenize(engine: Engine, body: JsonObject): string {
   return JSON.stringify({ prompt: engine.tokenizer.decode(tokens as number[]) });
 }
 
-/** As byte-level BPE vocabularies spell it: a leading space is a letter of its own. */
+/** A token as byte-level BPE vocabularies spell it: a leading space is a letter of its own. */
 function pieceOf({ tokenizer }: Engine, token: number): string {
   return (tokenizer.text(token) ?? "\ufffd").replaceAll(" ", "\u0120").replaceAll("\n", "\u010a");
 }

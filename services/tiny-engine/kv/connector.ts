@@ -1,19 +1,19 @@
-// What an engine asks of its KV connector, and what a connector needs to know of the engine's KV.
-// Neither side knows the other's insides, so a real model can use the same connectors.
+// The interface between an engine and its KV connector, in both directions.
+// Neither side knows the other's internals, so a real model can use the same connectors.
 import type { EngineFailure, SequenceRequest } from "../engine.ts";
 
-/** How one sequence comes by the KV of its prompt. */
+/** How one sequence gets the KV of its prompt. */
 export type Arrival =
   /** Computed here. */
   | { readonly kind: "compute" }
-  /** It was pushed here before; its slot, holding so many tokens, passes to the sequence. */
+  /** Pushed here earlier. Its slot, which holds this many tokens, passes to the sequence. */
   | { readonly kind: "claim"; readonly blocks: readonly Buffer[]; readonly tokens: number }
-  /** It has to be pulled from its prefill engine first. */
+  /** To be pulled from its prefill engine first. */
   | { readonly kind: "fetch"; readonly fetch: (signal: AbortSignal) => Promise<Fetched> }
   | { readonly kind: "refuse"; readonly failure: EngineFailure }
   /** The engine core dies of it. */
   | { readonly kind: "kill" }
-  /** The engine core waits for it for ever, and everything else with it. */
+  /** The engine core waits for the KV forever, and all other sequences with it. */
   | { readonly kind: "wedge" };
 
 export type Fetched =
@@ -22,11 +22,9 @@ export type Fetched =
 
 export interface Connector {
   arrive(request: SequenceRequest): Arrival;
-  /** Begins to send a prompt's KV away; its token is given out once that has settled. Null: nothing to send. */
+  /** Begins to send a prompt's KV; the token is delivered once the transfer has settled. Null: nothing to send. */
   push(request: SequenceRequest, signal: AbortSignal): KvOutflow | null;
-  /**
-   * Keeps the KV of a finished sequence for a decode engine, and says how it is to be had. Null: it was not asked to.
-   */
+  /** Keeps the KV of a finished sequence for a decode engine, and says how to read it. Null: not requested. */
   offer(
     request: SequenceRequest,
     kvTokens: readonly number[],
@@ -44,9 +42,9 @@ export interface Connector {
 export interface KvOutflow {
   /** The next blocks, in order. */
   write(blocks: readonly Buffer[]): void;
-  /** That was the last block. */
+  /** Marks the end: the last block was sent. */
   end(): void;
-  /** Null: it arrived whole. A failure may come at any time, also before the end. Never rejects. */
+  /** Null: the KV arrived whole. A failure may be reported at any time, also before the end. Never rejects. */
   readonly settled: Promise<EngineFailure | null>;
 }
 
@@ -63,19 +61,19 @@ export interface ConnectorState {
   readonly receivedBytes: number;
 }
 
-/** The KV of this engine, as far as a connector has to know it. */
+/** The part of this engine's KV that a connector needs. */
 export interface KvModel {
   readonly modelHash: string;
   readonly blockSize: number;
   readonly bytesPerToken: number;
-  /** How the bytes of a block are to be read: equal for engines that understand each other's. */
+  /** Layout of a block's bytes: equal for engines that understand each other's blocks. */
   readonly layout: string;
   /** Longest sequence in tokens. */
   readonly maxLength: number;
   promptHash(tokens: readonly number[]): string;
 }
 
-/** KV that can be made again when it is asked for. */
+/** KV that can be made again on request. */
 export interface RepeatableKv extends KvModel {
   blocksOf(tokens: readonly number[]): Iterable<Buffer>;
 }

@@ -11,18 +11,18 @@ export type PushResult =
 
 /** One request's KV on its way. */
 export interface Push {
-  /** The next blocks, in order. They are kept until the other side has granted them a place. */
+  /** Sends the next blocks, in order. They are kept until the other side has granted a slot. */
   write(blocks: readonly Buffer[]): void;
-  /** That was the last block. */
+  /** Marks the end: the last block was sent. */
   end(): void;
-  /** Never rejects. Settles early where the other side refuses or is gone. */
+  /** Never rejects. Settles early if the other side refuses or is gone. */
   readonly settled: Promise<PushResult>;
 }
 
 export interface PushOptions {
   readonly id: string;
   readonly header: KvHeader;
-  /** Spoils one byte of the first block, its checksum already taken. */
+  /** Corrupts one byte of the first block after its checksum was computed. */
   readonly corrupt: boolean;
 }
 
@@ -42,13 +42,13 @@ export class KvPusher {
   readonly #clock: Clock;
   sentBytes = 0;
 
-  /** @param timeoutMs How long an answer of the other side may take. */
+  /** @param timeoutMs Timeout for an answer of the other side. */
   constructor(timeoutMs: number, clock: Clock) {
     this.#timeoutMs = timeoutMs;
     this.#clock = clock;
   }
 
-  /** Asks `address` for a place at once. An abort releases what the other side already holds. */
+  /** Asks `address` for a slot at once. An abort releases the blocks that the other side already holds. */
   open(address: string, { id, header, corrupt }: PushOptions, signal: AbortSignal): Push {
     const link = this.#links.get(address) ?? this.#dial(address);
     if (link.pending.has(id)) {
@@ -90,7 +90,7 @@ export class KvPusher {
         giveUp(`${address} did not answer for ${this.#timeoutMs} ms`),
       );
     };
-    /** What waits goes out as soon as there is a place for it. */
+    /** Sends the waiting blocks once a slot is granted. */
     const flush = (): void => {
       if (peer === null || !link.pending.has(id)) return;
       for (const frames of blockMessages(id, queue, corrupt, sentBlocks)) peer.send(frames);
@@ -149,7 +149,8 @@ export class KvPusher {
         address,
         (message) => onMessage(pending, message),
         (reason) => {
-          // The next push dials afresh: the engine may be back, and nothing sent to the old one counts.
+          // The next push makes a new connection: the engine may have restarted, and has none of the blocks sent
+          // before.
           if (this.#links.get(address) === link) this.#links.delete(address);
           for (const { settle } of [...pending.values()]) settle({ kind: "lost", message: reason });
         },

@@ -1,6 +1,6 @@
 // KV that was pushed to this decode engine and is not claimed yet. Every entry has a lease from the
-// moment its slot is reserved, so a prefill that dies half-way or a request that nobody sends leaves
-// nothing behind for longer than that.
+// moment its slot is reserved, so a prefill that dies half-way or a request that never arrives leaves
+// nothing behind after the lease.
 import type { Clock } from "../../common/clock.ts";
 import type { Block, KvHeader, Refusal } from "./wire.ts";
 
@@ -26,11 +26,10 @@ export interface KvStoreOptions {
   readonly blockSize: number;
   readonly bytesPerToken: number;
   readonly layout: string;
-  /** Of a sequence. */
-  readonly maxLength: number;
+  /** Longest sequence in tokens. */ /** Of a sequence. */ readonly maxLength: number;
   readonly leaseMs: number;
   readonly clock: Clock;
-  /** Keeps a slot for so many tokens; false when there is none. */
+  /** Keeps a slot for `tokens` tokens; false if there is none. */
   readonly holdSlot: (tokens: number) => boolean;
   readonly releaseSlot: (tokens: number) => void;
 }
@@ -95,11 +94,11 @@ export class KvStore {
       else entry.blocks[index] = payload;
       this.receivedBytes += payload.length;
     }
-    // A long prompt may take longer than a lease; as long as it comes, it is not forgotten.
+    // A long prompt may take longer than a lease; each block that arrives renews the lease.
     this.#startLease(id, entry);
   }
 
-  /** Null: complete. A refusal frees what was held. */
+  /** Null: complete. A refusal frees the slot and the blocks. */
   commit(id: string): Refusal | null {
     const entry = this.#entries.get(id);
     if (entry === undefined) return { reason: "unknown_id", message: `no KV is held under id ${id}` };
@@ -117,7 +116,7 @@ export class KvStore {
     return null;
   }
 
-  /** Hands complete KV over, with the slot it holds. Null: nothing complete is held under this id. */
+  /** Takes complete KV out, with its slot. Null: no complete KV is held under this id. */
   claim(id: string): { header: KvHeader; blocks: readonly Buffer[] } | null {
     const entry = this.#entries.get(id);
     if (entry === undefined || !entry.ready) return null;
@@ -126,7 +125,7 @@ export class KvStore {
     return { header: entry.header, blocks: entry.blocks.filter((block) => block !== undefined) };
   }
 
-  /** Frees KV that nobody will claim. True where there was some. */
+  /** Frees KV that will not be claimed. True if there was any. */
   release(id: string): boolean {
     const entry = this.#entries.get(id);
     if (entry === undefined) return false;

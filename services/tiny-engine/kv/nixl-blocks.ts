@@ -1,5 +1,5 @@
 // The prefill side of nixl: which block ids hold whose KV, and for how long. As in vLLM a block keeps
-// its content after it was freed, until another request needs it: reading late usually works.
+// its content after it was freed, until another request needs the block: a late read usually works.
 import type { Clock } from "../../common/clock.ts";
 import type { KvSpace, RepeatableKv } from "./connector.ts";
 
@@ -20,7 +20,7 @@ export class NixlBlocks {
   readonly #free: number[];
   readonly #content = new Map<number, { readonly owner: Owner; readonly index: number }>();
   readonly #leased = new Map<string, Owner>();
-  /** Blocks are made when they are read; those of one request are read together. */
+  /** Blocks are made when they are read; all blocks of one request are read together. */
   #made: { readonly owner: Owner; readonly blocks: readonly Buffer[] } | null = null;
   expiredLeases = 0;
   lateNotifications = 0;
@@ -33,7 +33,7 @@ export class NixlBlocks {
     this.#free = Array.from({ length: blockCount }, (_, index) => index + 1);
   }
 
-  /** Null: no block is free, all are under lease. */
+  /** Null: no block is free, because all are under lease. */
   lease(requestId: string, tokens: readonly number[]): readonly number[] | null {
     const count = Math.ceil(tokens.length / this.#model.blockSize);
     if (count > this.#free.length) return null;

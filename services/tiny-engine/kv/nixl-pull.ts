@@ -4,7 +4,7 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { dialKv, type KvPeer } from "./sockets.ts";
 import { parseBlocks, parseJson, type KvMessage } from "./wire.ts";
 
-/** What `kv_transfer_params` says about where the KV is. */
+/** The location of the KV, from `kv_transfer_params`. */
 export interface Remote {
   readonly engineId: string;
   readonly requestId: string;
@@ -32,14 +32,14 @@ export class NixlPuller {
   #pullCount = 0;
   receivedBytes = 0;
 
-  /** @param timeoutMs Of a handshake, and of a read. vLLM: 5 s. */
+  /** @param timeoutMs Timeout of a handshake, and of a read. vLLM: 5 s. */
   constructor(clock: Clock, timeoutMs: number, modelHash: () => string) {
     this.#clock = clock;
     this.#timeoutMs = timeoutMs;
     this.#modelHash = modelHash;
   }
 
-  /** @throws Error saying why the blocks cannot be had. */
+  /** @throws Error that says why the blocks cannot be read. */
   async pull(remote: Remote, signal: AbortSignal): Promise<readonly Buffer[]> {
     const known = this.#links.get(remote.engineId);
     const link = known ?? (await this.#handshakeInTurn(remote));
@@ -50,7 +50,7 @@ export class NixlPuller {
         if (!link.pulls.delete(pullId)) return;
         timer.cancel();
         signal.removeEventListener("abort", onAbort);
-        // Also after a failure: the prefill engine need not wait for the lease to free them.
+        // Also after a failure, so that the prefill engine can free the blocks before the lease ends.
         if (!link.peer.lost) link.peer.send(["DONE", remote.requestId]);
         if (result instanceof Error) reject(result);
         else resolve(result);
@@ -99,7 +99,7 @@ export class NixlPuller {
     try {
       const facts = new Promise<Record<string, unknown> | null>((resolve, reject) => {
         onFacts = resolve;
-        // Not earlier where the connection is refused: vLLM waits its whole timeout for that too.
+        // Not earlier if the connection is refused: vLLM waits its whole timeout then too.
         const late = new Error(`no handshake with ${remote.address} within ${this.#timeoutMs} ms`);
         timer = this.#clock.setTimer(this.#timeoutMs, () => reject(late));
       });

@@ -1,5 +1,5 @@
 // The nixl connector as vLLM 0.32 shows it: the prefill engine keeps finished blocks under a lease and
-// returns `kv_transfer_params`; the decode engine, given them, reads the blocks and says when it has.
+// returns `kv_transfer_params`; the decode engine gets them, reads the blocks and reports when it is done.
 // Nothing ties the KV to the prompt: other parameters of the same size give 200 and another text, and
 // parameters that do not fit kill the engine, unless the fault "tame" is set.
 import { randomBytes, randomUUID } from "node:crypto";
@@ -44,7 +44,7 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       const found = (Array.isArray(ids) ? ids : [])
         .map((id) => blocks.read(Number(id)))
         .filter((block) => block !== null);
-      // Copies where a byte will be spoilt: the blocks themselves may be read again.
+      // Copies if a byte will be corrupted: the blocks themselves may be read again.
       const corrupt = faults.take("corrupt-kv") !== null;
       for (const frames of blockMessages(
         message.id,
@@ -76,7 +76,7 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       return { kind: "blocks", blocks: received };
     } catch (error) {
       metrics.failedTransfers++;
-      // vLLM's body says no more than this; why stays in its log.
+      // vLLM's body says no more than this; the reason is only in the log.
       return { kind: "failed", failure: { ...kvFailure(500, "Internal server error"), cause: error } };
     }
   };
@@ -142,7 +142,7 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
   };
 }
 
-/** Null where a field is missing or of another type. */
+/** Null if a field is missing or of another type. */
 function remoteOf(params: Readonly<Record<string, unknown>>): Remote | null {
   const {
     remote_engine_id: engineId,

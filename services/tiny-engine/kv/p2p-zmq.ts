@@ -1,6 +1,6 @@
 // The p2p-zmq connector: KV is pushed from prefill to decode under the request's id, which names both
-// engines as P2P NCCL's ids do. Unlike P2P NCCL it answers every mishap with a typed error, unless the
-// fault "upstream" tells it to fail as vLLM 0.23 does.
+// engines as P2P NCCL's ids do. Unlike P2P NCCL it answers every failure with a typed error, unless the
+// fault "upstream" makes it fail as vLLM 0.23 does.
 import type { Clock } from "../../common/clock.ts";
 import type { EngineFailure, SequenceRequest } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
@@ -39,7 +39,7 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
     releaseSlot: (tokens) => space.releaseSlot(tokens),
   });
   const pusher = new KvPusher(options.pushTimeoutMs, clock);
-  // A prefill engine listens too: its address is half of the id, so it has to be its own.
+  // A prefill engine listens too: its address is half of the id, so the address must be its own.
   const listener = await listenForKv(options.listen, (message, reply) => {
     if (faults.take("silent-kv") === null) answer(message, reply, store, faults);
   });
@@ -47,7 +47,7 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
   const arriveAtPrefill = (request: SequenceRequest): Arrival => {
     if (decodeAddressOf(request.id) === null) return unpaired("___decode_addr_{ip:port}");
     if (request.sampling.maxTokens > 1) {
-      // vLLM's connector asserts here in the second step; nobody would get the other tokens anyway.
+      // vLLM's connector fails an assertion here in the second step; the other tokens would be dropped anyway.
       if (faults.has("upstream")) return { kind: "kill" };
       return {
         kind: "refuse",
@@ -68,9 +68,9 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       header.token_count !== request.prompt.length
         ? `the KV has ${header.token_count} tokens, the prompt ${request.prompt.length}`
         : header.prompt_hash !== model.promptHash(request.prompt)
-          ? "the KV is that of another prompt"
+          ? "the KV belongs to another prompt"
           : null;
-    // vLLM compares nothing and answers from the wrong KV, so "upstream" lets it through.
+    // vLLM compares nothing and answers from the wrong KV, so "upstream" accepts the KV.
     if (unfit !== null && !faults.has("upstream")) {
       space.releaseSlot(header.token_count);
       return { kind: "refuse", failure: kvFailure(500, `kv_mismatch: ${unfit}`, "kv") };

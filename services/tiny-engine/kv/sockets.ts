@@ -4,7 +4,7 @@ import type { Dealer, Router } from "zeromq";
 import { parseMessage, type Frame, type KvMessage } from "./wire.ts";
 
 export interface KvListener {
-  /** As `host:port`, the port that was really bound. */
+  /** The bound address, as `host:port`. */
   readonly address: string;
   close(): void;
 }
@@ -27,7 +27,7 @@ export async function listenForKv(
         onMessage(message, (answer) => outbox.send([identity, ...answer]));
     }
   })().catch(() => {
-    /* The socket was closed: the loop's only end. */
+    /* The socket was closed, which is the only way the loop ends. */
   });
   return {
     address: (router.lastEndpoint ?? `tcp://${address}`).slice("tcp://".length),
@@ -37,12 +37,12 @@ export async function listenForKv(
 
 export interface KvPeer {
   send(frames: Frame[]): void;
-  /** The other side is gone or was never there; nothing more arrives. */
+  /** The other side is gone or never existed; nothing more arrives. */
   readonly lost: boolean;
   close(): void;
 }
 
-/** Connects lazily, as ZeroMQ does: a peer that nobody listens for is reported lost after its first failed try. */
+/** Connects lazily, as ZeroMQ does: a peer without a listener is reported lost after the first failed try. */
 export async function dialKv(
   address: string,
   onMessage: (message: KvMessage) => void,
@@ -81,7 +81,7 @@ export async function dialKv(
   };
 }
 
-/** zeromq allows one `send` at a time per socket; this is the line behind it. Bounded by the transfers in flight. */
+/** zeromq allows one `send` at a time per socket; this is the queue for it. Bounded by the transfers in flight. */
 class Outbox {
   readonly #socket: Dealer | Router;
   readonly #queue: Frame[][] = [];
@@ -102,7 +102,7 @@ class Outbox {
       for (let frames = this.#queue.shift(); frames !== undefined; frames = this.#queue.shift())
         await this.#socket.send(frames);
     } catch {
-      // The socket was closed, or the peer of a ROUTER left: whoever waits for an answer has a timeout.
+      // The socket was closed, or the peer of a ROUTER left. Callers that wait for an answer have a timeout.
       this.#queue.length = 0;
     }
     this.#sending = false;

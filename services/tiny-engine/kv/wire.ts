@@ -1,4 +1,4 @@
-// The KV messages between two engines, ZeroMQ multipart: type, transfer id, then what the type says.
+// The KV messages between two engines, ZeroMQ multipart: type, transfer id, then parts that depend on the type.
 //
 // | type    | way               | rest                                        | meaning                                   |
 // |---------|-------------------|---------------------------------------------|-------------------------------------------|
@@ -6,9 +6,9 @@
 // | GRANT   | decode -> prefill | none                                        | yes, a slot is kept for `lease_ms`        |
 // | REFUSE  | either            | JSON Refusal                                | no, and why; nothing is kept              |
 // | BLOCK   | both              | (8-byte head, payload), one or more pairs   | head: block index and crc32, big-endian   |
-// | COMMIT  | prefill -> decode | none                                        | that was all of it                        |
-// | ACK     | decode -> prefill | none                                        | complete and every checksum right         |
-// | RELEASE | any -> decode     | none                                        | drop what you hold under this id          |
+// | COMMIT  | prefill -> decode | none                                        | all blocks were sent                      |
+// | ACK     | decode -> prefill | none                                        | complete, and every checksum is right     |
+// | RELEASE | any -> decode     | none                                        | drop the KV held under this id            |
 // | HELLO   | decode -> prefill | JSON { engine_id }                          | nixl handshake                            |
 // | FACTS   | prefill -> decode | JSON Facts                                  | answer to HELLO                           |
 // | PULL    | decode -> prefill | JSON { block_ids }                          | nixl read; answered by BLOCKs and END     |
@@ -23,9 +23,9 @@ export interface KvHeader {
   readonly block_size: number;
   readonly bytes_per_token: number;
   readonly token_count: number;
-  /** How the bytes of a block are to be read. */
+  /** Layout of a block's bytes. */
   readonly layout: string;
-  /** Names the prompt, for the sim together with its weights. */
+  /** Identifies the prompt; for the sim, prompt and weights together. */
   readonly prompt_hash: string;
 }
 
@@ -57,7 +57,7 @@ export function parseMessage(frames: readonly Buffer[]): KvMessage | null {
   return { type: frames[0]!.toString("latin1"), id: frames[1]!.toString("utf8"), rest: frames.slice(2) };
 }
 
-/** Enough per message that the cost per message disappears, few enough that messages of other requests get between. */
+/** Enough blocks per message to make its cost negligible, few enough to interleave messages of other requests. */
 const BLOCKS_PER_MESSAGE = 32;
 
 export interface Block {
@@ -67,7 +67,7 @@ export interface Block {
 }
 
 /**
- * @param corrupt Spoils the payload of block 0, its checksum already taken.
+ * @param corrupt Corrupts the payload of block 0 after its checksum was computed.
  * @param from Index of the first of `blocks`.
  */
 export function* blockMessages(id: string, blocks: Iterable<Buffer>, corrupt: boolean, from = 0): Generator<Frame[]> {
@@ -88,7 +88,7 @@ export function* blockMessages(id: string, blocks: Iterable<Buffer>, corrupt: bo
   if (message.length > 2) yield message;
 }
 
-/** Null where the frames are not pairs of head and payload. */
+/** Null if the frames are not pairs of head and payload. */
 export function parseBlocks(rest: readonly Buffer[]): Block[] | null {
   const blocks: Block[] = [];
   for (let at = 0; at < rest.length; at += 2) {
@@ -100,7 +100,7 @@ export function parseBlocks(rest: readonly Buffer[]): Block[] | null {
   return blocks;
 }
 
-/** Null where it is not a JSON object. */
+/** Null if it is not a JSON object. */
 export function parseJson(frame: Buffer | undefined): Record<string, unknown> | null {
   try {
     const value: unknown = JSON.parse(frame?.toString("utf8") ?? "");

@@ -4,18 +4,16 @@ import { GgufError, type Gguf } from "./gguf.ts";
 
 export interface Bpe {
   readonly vocabularySize: number;
-  /** Undefined where the model has none. */
+  /** Undefined if the model has none. */
   readonly bos: number | undefined;
   /** Tokens that end an answer. */
   readonly eos: ReadonlySet<number>;
   readonly addBos: boolean;
-  /**
-   * @param specials Whether the names of special tokens in the text mean those tokens. Never for text of a client.
-   */
+  /** @param specials Whether the names of special tokens in the text mean those tokens. Never for a client's text. */
   encode(text: string, specials: boolean): number[];
   /** The text with `mark` inside each name of a special token, so that `encodeHidden` reads it as letters. */
   hideSpecials(text: string, mark: string): string;
-  /** Encodes with specials, each `mark` left out where it hid one. */
+  /** Encodes with special tokens, and drops each `mark` that hid one. */
   encodeHidden(text: string, mark: string): number[];
   /** A token's bytes; a special token's are its name. */
   bytes(token: number): Uint8Array;
@@ -29,7 +27,7 @@ const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 const CONTROL = 3;
 const USER_DEFINED = 4;
 
-/** @throws GgufError where the tokenizer is of another kind or malformed. */
+/** @throws GgufError if the tokenizer is of another kind or malformed. */
 export function createBpe(gguf: Gguf): Bpe {
   const kind = gguf.metadata.get("tokenizer.ggml.model");
   if (kind !== "gpt2")
@@ -61,7 +59,7 @@ export function createBpe(gguf: Gguf): Bpe {
   const turnEnd = gguf.metadata.get("tokenizer.ggml.eot_token_id");
   const bos = gguf.metadata.get("tokenizer.ggml.bos_token_id");
 
-  // Words repeat; a bounded memory of them saves most of the merging.
+  // Words repeat; a bounded cache of them saves most of the merging.
   const known = new Map<string, readonly number[]>();
   const word = (text: string): readonly number[] => {
     const before = known.get(text);
@@ -78,7 +76,7 @@ export function createBpe(gguf: Gguf): Bpe {
     return found;
   };
   const plain = (text: string): number[] => (text.match(WORDS) ?? []).flatMap((part) => [...word(part)]);
-  // Splitting at a group keeps what matched, at the odd places.
+  // Splitting at a group keeps the matches, at the odd indices.
   const split = (text: string): string[] => (specialPattern === undefined ? [text] : text.split(specialPattern));
   const encodeParts = (parts: readonly string[]): number[] =>
     parts.flatMap((part, index) => (index % 2 === 1 ? [ids.get(part)!] : plain(part)));
@@ -124,7 +122,7 @@ function merge(pieces: string[], ranks: ReadonlyMap<string, number>): string[] {
   }
 }
 
-/** GPT-2 writes every byte as one printable character: its own where it is printable, else one from U+0100 on. */
+/** GPT-2 writes every byte as one printable character: the byte's own if printable, else one from U+0100 on. */
 function byteAlphabet(): { toByte: Map<string, number>; toCharacter: string[] } {
   const printable = (byte: number): boolean =>
     (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);

@@ -1,6 +1,6 @@
 // exp, ln, sin and cos from nothing but + - * / and Math.round, which IEEE 754 fixes to the last bit. V8's own differ
-// between versions and builds, and a last bit is enough to turn a near-tie between two tokens.
-// All take and give doubles and are within a few ulp over the ranges named.
+// between versions and builds, and one bit is enough to flip a near-tie between two tokens.
+// All take and return doubles and are within a few ulp over the stated ranges.
 
 const LN2_HIGH = 0.6931471803691238;
 const LN2_LOW = 1.9082149292705877e-10;
@@ -71,7 +71,7 @@ function series(x: number, from: 0 | 1): number {
   return sum;
 }
 
-/** x * 2^n, exactly where the result is normal. */
+/** x * 2^n, exact if the result is normal. */
 function scale(x: number, n: number): number {
   let result = x;
   for (let left = n; left > 0; left--) result *= 2;

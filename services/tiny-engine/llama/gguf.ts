@@ -1,8 +1,8 @@
 // Reads GGUF, the file format of llama.cpp: metadata and tensors in one file. Versions 2 and 3, little-endian.
-// Source: ggml's docs/gguf.md. Every count is checked against the bytes that are there before anything is allocated, so
+// Source: ggml's docs/gguf.md. Every count is checked against the available bytes before anything is allocated, so
 // that a truncated or hostile file is refused with a reason.
 
-/** A value of the metadata. 64-bit integers are numbers where a double holds them, else the file is refused. */
+/** A value of the metadata. 64-bit integers are numbers if a double holds them; otherwise the file is refused. */
 export type GgufValue = number | string | boolean | readonly GgufValue[];
 
 export type TensorType = "F32" | "F16" | "Q8_0";
@@ -26,7 +26,7 @@ export class GgufError extends Error {
   override readonly name = "GgufError";
 }
 
-// ggml's type numbers. Only those that the engine computes with; the names of others make the refusal readable.
+// ggml's type numbers. Only the types that the engine computes with; the names of the others make the refusal readable.
 const TYPES: ReadonlyMap<number, TensorType> = new Map([
   [0, "F32"],
   [1, "F16"],
@@ -53,7 +53,7 @@ export function readGguf(file: Uint8Array): Gguf {
   const reader = new Reader(file);
   if (reader.text(4) !== "GGUF") throw new GgufError("this is not a GGUF file");
   const version = reader.u32();
-  if (version !== 2 && version !== 3) throw new GgufError(`GGUF version ${version} is not known; 2 and 3 are`);
+  if (version !== 2 && version !== 3) throw new GgufError(`GGUF version ${version} is not supported; 2 and 3 are`);
   const tensorCount = reader.count(LIMIT.tensors, "tensors");
   const metadataCount = reader.count(LIMIT.metadata, "metadata entries");
   const metadata = new Map<string, GgufValue>();
@@ -95,7 +95,8 @@ function byteLength(type: TensorType, dimensions: readonly number[], name: strin
   if (!Number.isSafeInteger(elements) || elements < 1) throw new GgufError(`tensor ${name} has an impossible size`);
   if (type === "F32") return elements * 4;
   if (type === "F16") return elements * 2;
-  if (dimensions[0]! % 32 !== 0) throw new GgufError(`tensor ${name} is Q8_0 with rows that are no multiple of 32`);
+  if (dimensions[0]! % 32 !== 0)
+    throw new GgufError(`tensor ${name} is Q8_0 with a row length that is not a multiple of 32`);
   // A half-precision scale and 32 bytes for each 32 elements.
   return (elements / 32) * 34;
 }
@@ -133,7 +134,7 @@ class Reader {
 
   text(length: number): string {
     const at = this.#take(length);
-    // A vocabulary has thousands of these: a TextDecoder each would take a quarter of the time that the file does.
+    // A vocabulary has thousands of strings: a TextDecoder for each would take a quarter of the file's reading time.
     return this.#bytes.toString("utf8", at, at + length);
   }
 
@@ -170,15 +171,15 @@ class Reader {
       case 12:
         return this.#view.getFloat64(this.#take(8), true);
       default:
-        throw new GgufError(`metadata of type ${type} is not known`);
+        throw new GgufError(`metadata of type ${type} is not supported`);
     }
   }
 
   #array(): GgufValue[] {
     const type = this.u32();
-    if (type === 9) throw new GgufError("an array of arrays is not known here");
+    if (type === 9) throw new GgufError("an array of arrays is not supported");
     const length = this.u64();
-    // Each element takes a byte at least.
+    // Each element takes at least one byte.
     if (length > this.#bytes.byteLength - this.at) throw new GgufError("the file is cut off within an array");
     const values: GgufValue[] = [];
     for (let i = 0; i < length; i++) values.push(this.value(type));

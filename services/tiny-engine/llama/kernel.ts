@@ -1,7 +1,7 @@
 // The WebAssembly kernel and its memory. Pointers are byte offsets; everything is 16-byte aligned.
 import { KERNEL_WASM } from "./kernel-wasm.ts";
 
-/** What kernel.c exports; the comments there give shapes. All arguments but `epsilon` are integers. */
+/** The exports of kernel.c; the comments there give shapes. All arguments but `epsilon` are integers. */
 export interface KernelFunctions {
   quantize(q: number, scales: number, x: number, rows: number, n: number): void;
   matmul_q8(out: number, x: number, xs: number, rows: number, w: number, ws: number, outs: number, n: number): void;
@@ -27,11 +27,11 @@ export interface KernelFunctions {
 
 export interface Kernel {
   readonly call: KernelFunctions;
-  /** Takes memory for good. @param bytes 0 or more. @returns A pointer to zeroes. */
+  /** Allocates memory permanently. @param bytes 0 or more. @returns A pointer to zeroes. */
   allocate(bytes: number): number;
-  /** Bytes taken so far. */
+  /** Bytes allocated so far. */
   readonly used: number;
-  /** Views. They go stale when memory grows, so take one after the last `allocate`. */
+  /** Views. They become invalid when memory grows, so take one after the last `allocate`. */
   bytes(pointer: number, length: number): Uint8Array;
   floats(pointer: number, length: number): Float32Array;
   integers(pointer: number, length: number): Int32Array;
@@ -42,7 +42,7 @@ const ALIGNMENT = 16;
 /** Memory grows by this much at a time, so that allocating many KV blocks doesn't copy views each time. */
 const GROWTH_PAGES = 16;
 
-/** @param limitBytes No allocation goes beyond it. @throws RangeError then, or when the system has no memory. */
+/** @param limitBytes Limit on all allocations. @throws RangeError beyond the limit, or if the system has no memory. */
 export function createKernel(limitBytes: number): Kernel {
   const memory = new WebAssembly.Memory({
     initial: 2,

@@ -1,5 +1,5 @@
-// The embedded engine: an Engine whose arithmetic is a real model's, in a worker thread. This side admits sequences,
-// hands their tokens on, and moves their KV; it never computes.
+// The embedded engine: an Engine whose arithmetic is a real model's, in a worker thread. This side admits
+// sequences, passes on their tokens, and moves their KV; it never computes.
 import { createHash } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import { TANDEM_VERSION } from "../../common/version.ts";
@@ -35,10 +35,10 @@ export interface LlamaEngineOptions {
   readonly slots: number;
   /** KV of all sequences together. */
   readonly kvTokenLimit: number;
-  /** Claimed in place of the file's hash. Null: the truth. */
+  /** Hash to claim instead of the file's. Null: the file's hash. */
   readonly claimedHash: string | null;
   readonly clock: Clock;
-  /** What a dead engine core says before its process goes. */
+  /** Called when the engine core has died, before its process ends. */
   readonly onDeath: () => void;
 }
 
@@ -65,7 +65,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
   #waiting: Run[] = [];
   #connector: Connector | null = null;
   #alive = true;
-  /** By the fault "hang", which may be undone; and by KV that never came, which may not. */
+  /** Hung by the fault "hang", which may be undone, or by KV that never arrived, which may not. */
   #hung = false;
   #wedged = false;
   #count = 0;
@@ -117,7 +117,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     this.#connector = connector;
   }
 
-  // Of KV that is pushed here nobody knows yet how long its answer may become.
+  // The length of the answer is not known yet for KV that is pushed here.
   holdSlot(): boolean {
     return this.#room.take(this.maxLength);
   }
@@ -162,7 +162,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     if (arrival.kind === "claim" && request.promptLogprobs === null) this.#adopt(run, arrival.blocks);
     if (arrival.kind === "claim" || arrival.kind === "compute") {
       this.#waiting.push(run);
-      // In place of what was held for it: that is more than it can need, so it starts at once.
+      // Replaces the blocks held for it, which are more than it can need, so the sequence starts at once.
       if (arrival.kind === "claim") this.releaseSlot();
       else this.#admit();
     } else if (arrival.kind === "refuse") {
@@ -178,7 +178,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     return handle;
   }
 
-  /** No token ever again, unless it is undone: the fault "hang". */
+  /** Stops all tokens until it is undone: the fault "hang". */
   setHung(hung: boolean): void {
     if (hung === this.#hung) return;
     this.#hung = hung;
@@ -186,7 +186,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     this.#admit();
   }
 
-  /** The engine core dies: all its sequences fail, and the process goes a moment later. */
+  /** The engine core dies: all its sequences fail, and the process ends a moment later. */
   die(cause: Error): void {
     if (!this.#alive) return;
     this.#alive = false;
@@ -202,7 +202,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     this.#connector?.close();
   }
 
-  /** The first of those that wait goes first, also where a later one would fit already. */
+  /** Waiting sequences start in order, even if a later one would already fit. */
   #admit(): void {
     if (this.#hung || this.#wedged || !this.#alive) return;
     while (this.#waiting.length > 0 && this.#room.take(tokenLimit(this.#waiting[0]!.request)))
@@ -213,7 +213,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
   #start(run: Run): void {
     run.state = "running";
     run.scheduledMs = this.#options.clock.nowMs();
-    // The decode engine is asked for its place while the prompt is computed here.
+    // Asks the decode engine for a slot while the prompt is computed here.
     run.outflow = this.#connector?.push(run.request, run.cancel.signal) ?? null;
     this.#options.worker.send(addCommand(run, this.#options.file.eos));
     run.kv = null;
@@ -222,7 +222,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     });
   }
 
-  /** From here on the sequence knows its prompt only by the KV that was sent. */
+  /** From here on the sequence knows its prompt only from the transferred KV. */
   #adopt(run: Run, blocks: readonly Buffer[]): void {
     const { length } = run.request.prompt;
     run.kv = blocks;
@@ -246,7 +246,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
 
   #onToken(given: GivenToken, nowMs: number): void {
     const run = this.#runs.get(given.id);
-    // Aborted, while the worker was computing it.
+    // The sequence was aborted while the worker was computing it.
     if (run === undefined) return;
     run.outputCount++;
     if (given.promptLogprobs !== null) run.promptLogprobs = given.promptLogprobs;
@@ -307,7 +307,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     this.#admit();
   }
 
-  /** From `#admit` alone: the gauges of a hung engine stay as they are. */
+  /** Called only by `#admit`: the gauges of a hung engine don't change. */
   #setGauges(): void {
     this.metrics.running = this.runningCount;
     this.metrics.waiting = this.#waiting.length;

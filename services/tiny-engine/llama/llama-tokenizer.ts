@@ -1,10 +1,10 @@
-// The model's tokenizer as the HTTP server wants it.
+// The model's tokenizer in the form that the HTTP server needs.
 import type { Tokenizer } from "../engine.ts";
 import type { Bpe } from "./bpe.ts";
 
 export function llamaTokenizer(bpe: Bpe): Tokenizer {
   const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  // Made when they are asked for: a large vocabulary's would cost memory that most of it never uses.
+  // Made on demand: a large vocabulary would cost memory, and most of its tokens are never used.
   const texts = new Map<number, string | null>();
   const textOf = (token: number): string | null => {
     try {

@@ -1,4 +1,4 @@
-// A model's file, read and looked through before anything is computed with it: tokenizer, chat template, size, and the
+// A model's file, read and checked before anything is computed with it: tokenizer, chat template, size, and the
 // hash by which two engines know that they run the same weights.
 import { createHash } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
@@ -11,11 +11,11 @@ import { llamaTokenizer } from "./llama-tokenizer.ts";
 import { readShape, type LlamaShape } from "./shape.ts";
 
 export interface ModelFile {
-  /** The whole file, alone in its buffer so that it can be handed to the worker. */
+  /** The whole file, alone in its buffer so that it can be transferred to the worker. */
   readonly bytes: ArrayBuffer;
   /** SHA-256 of the file: weights, tokenizer and template. */
   readonly hash: string;
-  /** What the file calls itself. */
+  /** The model's name in its file. */
   readonly name: string;
   readonly shape: LlamaShape;
   readonly tokenizer: Tokenizer;
@@ -26,7 +26,7 @@ export interface ModelFile {
 /** WebAssembly addresses 4 GiB; some of it is for rows and angles. */
 const ADDRESSABLE_BYTES = 4 * 1024 ** 3 - 256 * 1024 ** 2;
 
-/** @param source A path, or the file's bytes. @throws GgufError where it can't be run here, saying why. */
+/** @param source A path, or the file's bytes. @throws GgufError that says why the model can't be run here. */
 export function openModelFile(source: string | Uint8Array): ModelFile {
   const file = typeof source === "string" ? readChecked(source) : source;
   const gguf = readGguf(file);
@@ -37,7 +37,7 @@ export function openModelFile(source: string | Uint8Array): ModelFile {
     throw new GgufError(`the tokenizer has ${bpe.vocabularySize} tokens and the embeddings ${shape.vocab}`);
   }
   const name = gguf.metadata.get("general.name");
-  // A copy where the bytes share their buffer with others, such as a small file from Node's pool.
+  // A copy if the bytes share their buffer with others, such as a small file from Node's pool.
   const alone = file.byteOffset === 0 && file.byteLength === file.buffer.byteLength && typeof source === "string";
   return {
     bytes: (alone ? file.buffer : new Uint8Array(file).buffer) as ArrayBuffer,
@@ -60,7 +60,7 @@ function readChecked(path: string): Uint8Array {
   }
 }
 
-/** What the weights take in the kernel: F16 is widened there. */
+/** Size of the weights in the kernel, where F16 is widened. */
 function weightBytes(tensors: Iterable<{ readonly type: string; readonly bytes: Uint8Array }>): number {
   let sum = 0;
   for (const { type, bytes } of tensors)

@@ -10,7 +10,7 @@ import { loadWeights, type Matrix, type Weights } from "./weights.ts";
 /** Rows computed at once. More would only cost scratch memory. */
 export const MAX_ROWS = 64;
 
-/** A place for one sequence's list of KV blocks. */
+/** One sequence's list of KV blocks. */
 export interface BlockTable {
   /** Where the kernel reads the block addresses. */
   readonly pointer: number;
@@ -29,7 +29,7 @@ export interface Model {
   /** Takes a free KV block, or undefined when the limit is reached. */
   takeBlock(): number | undefined;
   freeBlock(block: number): void;
-  /** Blocks that may still be taken. */
+  /** Remaining blocks. */
   readonly freeBlocks: number;
   /** The bytes of a block: [layers][K, V][16][kvDim] F32, little-endian. A view, stale after the next `takeBlock`. */
   blockBytes(block: number): Uint8Array;
@@ -38,7 +38,7 @@ export interface Model {
   addBlock(table: BlockTable, block: number): void;
   freeTable(table: BlockTable): void;
   /**
-   * Computes 1 to MAX_ROWS rows and writes their keys and values into their blocks. Rows of one sequence come in the
+   * Computes 1 to MAX_ROWS rows and writes their keys and values into their blocks. Rows of one sequence are in the
    * order of their positions, and every position before them has been computed.
    * @param logitsOf Index of the first row whose logits are wanted; all rows after it too. `rows.length` for none.
    * @returns [rows - logitsOf][vocab], a view that the next call overwrites.

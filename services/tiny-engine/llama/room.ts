@@ -1,10 +1,10 @@
-// Who may have how much of the KV cache. A sequence starts only when all the blocks that it can ever need are its own,
-// so none is ever thrown out half-way. KV that is pushed here comes without a word on how long its answer may become:
-// it holds a place for the longest one until its request is there.
+// Shares out the KV cache. A sequence starts only once it owns all the blocks that it can ever need, so that no
+// sequence is preempted. Pushed KV doesn't say how long its answer may become: it holds the blocks of the longest
+// answer until its request arrives.
 import { KV_BLOCK_TOKENS } from "./shape.ts";
 
 export interface Room {
-  /** Takes a place for a sequence that may grow to so many tokens. False where there is none now. */
+  /** Takes a slot and blocks for a sequence that may grow to `tokens` tokens. False if there are none now. */
   take(tokens: number): boolean;
   give(tokens: number): void;
   readonly takenSlots: number;

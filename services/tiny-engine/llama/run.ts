@@ -1,4 +1,4 @@
-// One sequence in the engine: what was asked, where its answer goes, and how far it has come.
+// One sequence in the engine: its request, the sink of its answer, and its progress.
 import { randomBytes } from "node:crypto";
 import type { SequenceRequest, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { KvOutflow } from "../kv/connector.ts";
@@ -13,7 +13,7 @@ export interface Run extends Measured {
   scheduledMs: number;
   outputCount: number;
   cachedTokens: number;
-  /** KV of the prompt that was sent here. */
+  /** KV of the prompt that was transferred to this engine. */
   kv: readonly Buffer[] | null;
   /** KV of the prompt on its way to a decode engine. */
   outflow: KvOutflow | null;
@@ -49,7 +49,7 @@ export function tokenLimit({ prompt, sampling }: SequenceRequest): number {
 
 const NONE: ReadonlySet<number> = new Set();
 
-/** What the worker is told of it. Without a seed the randomness is the system's. */
+/** The command for the worker. Without a seed the randomness is the system's. */
 export function addCommand({ id, request, kv, outflow }: Run, eos: ReadonlySet<number>): Add {
   const { prompt, sampling, promptLogprobs, pace } = request;
   const { temperature, topP, topK, minP, presencePenalty, frequencyPenalty, repetitionPenalty } = sampling;

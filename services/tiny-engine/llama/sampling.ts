@@ -1,6 +1,6 @@
 // Picks the next token from logits, with vLLM's meaning and order of the parameters:
 // bias, bans, penalties, temperature, min_p, top_k, top_p. A pure function of its arguments: the random number comes
-// from (seed, position) alone, so a seeded answer is the same disaggregated or not, and alone or in company.
+// from (seed, position) alone, so a seeded answer is the same with or without disaggregation and batching.
 // Source: vLLM 0.32, v1/sample/sampler.py.
 import { exp, ln } from "./exact-math.ts";
 
@@ -23,14 +23,14 @@ export interface SamplingParams {
 
 export interface TokenHistory {
   readonly promptTokens: ReadonlySet<number>;
-  /** How often each token stands in the answer so far. */
+  /** How often each token occurs in the answer so far. */
   readonly outputCounts: ReadonlyMap<number, number>;
 }
 
 /**
  * @param logits [vocab]. Overwritten.
  * @param position Of the new token in its sequence, prompt included: the counter of the random numbers.
- * @param banned Tokens that may not come now, such as the end before `min_tokens`.
+ * @param banned Tokens that must not be drawn now, such as the end before `min_tokens`.
  */
 export function sample(
   logits: Float32Array,
@@ -87,7 +87,7 @@ function candidates(logits: Float32Array, params: SamplingParams): Candidate[] {
     const weight = exp(distance);
     if (weight >= params.minP) kept.push({ token, weight });
   }
-  // Ties in the order of the tokens, so that the result doesn't hang on the sort.
+  // Ties are ordered by token, so that the result doesn't depend on the sort.
   kept.sort((a, b) => b.weight - a.weight || a.token - b.token);
   if (params.topK > 0 && kept.length > params.topK) kept.length = params.topK;
   if (params.topP < 1) {

@@ -18,7 +18,7 @@ export interface LlamaShape {
   readonly epsilon: number;
 }
 
-/** @throws GgufError where the file is no Llama that this engine computes. */
+/** @throws GgufError if the file is not a Llama that this engine can compute. */
 export function readShape(gguf: Gguf): LlamaShape {
   const architecture = gguf.metadata.get("general.architecture");
   if (architecture !== "llama") {
@@ -26,7 +26,7 @@ export function readShape(gguf: Gguf): LlamaShape {
   }
   const number = (key: string, fallback?: number): number => {
     const value = gguf.metadata.get(key) ?? fallback;
-    if (typeof value !== "number" || !(value > 0)) throw new GgufError(`the file doesn't say ${key}`);
+    if (typeof value !== "number" || !(value > 0)) throw new GgufError(`the file doesn't state ${key}`);
     return value;
   };
   const embedding = gguf.tensors.get("token_embd.weight");
@@ -63,7 +63,7 @@ export function readShape(gguf: Gguf): LlamaShape {
     ["attention.head_count", heads, shape.kvHeads],
     ["heads times head size", heads * shape.headDim, 32],
   ] as const) {
-    if (value % multiple !== 0) throw new GgufError(`${name} is ${value}, which is no multiple of ${multiple}`);
+    if (value % multiple !== 0) throw new GgufError(`${name} is ${value}, which is not a multiple of ${multiple}`);
   }
   return shape;
 }

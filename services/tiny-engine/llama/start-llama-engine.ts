@@ -17,11 +17,11 @@ export interface LlamaEngineStart {
   readonly host?: string;
   /** 0: any free one. */
   readonly port?: number;
-  /** Default: what the file calls itself. */
+  /** Default: the model's name in its file. */
   readonly modelName?: string;
   /** Default, and at most: the model's context. */
   readonly maxLength?: number;
-  /** Claimed in KV messages in place of the file's. For tests of what happens when that is a lie. */
+  /** Hash to claim in KV messages instead of the file's, for tests of a false claim. */
   readonly claimedHash?: string;
   readonly role?: EngineRole;
   readonly connector?: ConnectorName;
@@ -43,19 +43,19 @@ export interface LlamaEngineStart {
 
 const GIB = 1024 ** 3;
 
-/** @throws GgufError where the model can't be run here, RangeError for options that contradict each other. */
+/** @throws GgufError if the model can't be run here, RangeError for options that contradict each other. */
 export async function startLlamaEngine(options: LlamaEngineStart): Promise<RunningEngine> {
   const { role = "none", connector: connectorName = "none", host = "127.0.0.1", kvSlots = 64 } = options;
   if (connectorName === "nixl")
     throw new RangeError("the embedded engine moves KV by p2p-zmq; nixl is for the sim and for vLLM");
   if ((connectorName === "none") !== (role === "none"))
-    throw new RangeError("a role needs connector p2p-zmq, and that a role");
+    throw new RangeError("a role needs connector p2p-zmq, and p2p-zmq needs a role");
   const { bytes, ...file } = openModelFile(options.model);
   const maxLength = Math.min(options.maxLength ?? Infinity, file.shape.maxContext);
   const kvTokenLimit = options.kvTokenLimit ?? defaultTokenLimit(file.shape, kvSlots, maxLength);
   if (kvTokenLimit < maxLength) {
     throw new RangeError(
-      `kv.token_limit ${kvTokenLimit} has no room for one sequence of ${maxLength} tokens: raise it, or lower model.max_len`,
+      `kv.token_limit ${kvTokenLimit} can't hold one sequence of ${maxLength} tokens: raise it, or lower model.max_len`,
     );
   }
   const clock = engineClock;
@@ -81,7 +81,7 @@ export async function startLlamaEngine(options: LlamaEngineStart): Promise<Runni
   let connector: Connector | null = null;
   if (connectorName !== "none") {
     try {
-      // Loaded here: an engine alone has no use for sockets.
+      // Loaded only here: an engine without a connector needs no sockets.
       const { startP2pZmq } = await import("../kv/p2p-zmq.ts");
       connector = await startP2pZmq({
         role: role === "prefill" ? "prefill" : "decode",
@@ -115,7 +115,7 @@ export async function startLlamaEngine(options: LlamaEngineStart): Promise<Runni
   return running;
 }
 
-/** Memory is taken when tokens come, so a high limit costs nothing until then. */
+/** Memory is allocated when tokens arrive, so a high limit costs nothing until then. */
 function defaultTokenLimit(shape: LlamaShape, slots: number, maxLength: number): number {
   const budget = Math.min(totalmem() / 4, 2 * GIB);
   const blocks = Math.min(slots * Math.ceil(maxLength / KV_BLOCK_TOKENS), Math.floor(budget / kvBlockBytes(shape)));

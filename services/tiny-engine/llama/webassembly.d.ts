@@ -1,5 +1,5 @@
-// The part of the WebAssembly API that the kernel uses. TypeScript declares it only with the whole DOM, which would let
-// browser-only code pass the type check.
+// The part of the WebAssembly API that the kernel uses. TypeScript declares it only with the whole DOM, and then
+// browser-only code would pass the type check.
 declare namespace WebAssembly {
   class Memory {
     constructor(descriptor: { readonly initial: number; readonly maximum?: number });

@@ -27,11 +27,11 @@ export interface Weights {
   readonly embedding: Matrix;
   readonly layers: readonly LayerWeights[];
   readonly outputNorm: number;
-  /** The embedding again where the model ties them. */
+  /** The embedding itself if the model ties them. */
   readonly output: Matrix;
 }
 
-/** @throws GgufError where a tensor is missing or of another size than the metadata says. */
+/** @throws GgufError if a tensor is missing or its size differs from the metadata. */
 export function loadWeights(gguf: Gguf, shape: LlamaShape, kernel: Kernel): Weights {
   const { dim, ffDim, vocab } = shape;
   const qDim = shape.heads * shape.headDim;

@@ -1,8 +1,8 @@
 // The sim's KV cache: one row of bytes per prompt token. A row carries a running hash of the tokens
-// up to it, so the answer can be computed from the rows alone: a decode engine that was sent other
-// rows answers something else, which is what makes a wrong transfer visible in a test.
+// up to it, so the answer can be computed from the rows alone: a decode engine that received other
+// rows gives another answer, which makes a wrong transfer visible in a test.
 
-/** What the answer depends on: two independent 32-bit folds over all rows. */
+/** The state that decides the answer: two independent 32-bit folds over all rows. */
 export interface PromptState {
   readonly a: number;
   readonly b: number;
@@ -46,7 +46,7 @@ export function promptState(tokens: readonly number[], modelSeed: number): Promp
   return fold.state;
 }
 
-/** The running hash at the end of each full block: what a prefix cache is keyed by. */
+/** The running hash at the end of each full block: the keys of a prefix cache. */
 export function blockHashes(tokens: readonly number[], blockSize: number, modelSeed: number): number[] {
   const hashes: number[] = [];
   let hash = modelSeed;
@@ -69,7 +69,7 @@ export function* blocksOf(
   for (let from = 0; from < tokens.length; from += blockSize) {
     const to = Math.min(from + blockSize, tokens.length);
     const block = Buffer.alloc((to - from) * rowBytes);
-    // Rows are written in the machine's byte order, little-endian on all that Node runs on but s390x.
+    // Rows are written in the machine's byte order, little-endian on all machines of Node except s390x.
     const words = new Uint32Array(block.buffer, block.byteOffset, block.byteLength >>> 2);
     for (let position = from, at = 0; position < to; position++, at += rowWords) {
       const token = tokens[position]!;
@@ -89,7 +89,7 @@ export function* blocksOf(
 
 /**
  * The state and the tokens that `blocks` carry, at most `count` rows.
- * Rows that are missing are simply not folded in: the caller decides whether that is an error.
+ * Missing rows are skipped: the caller decides whether that is an error.
  */
 export function readRows(
   blocks: readonly Buffer[],
@@ -108,7 +108,7 @@ export function readRows(
   return { state: fold.state, tokens };
 }
 
-/** Names a state: equal for equal prompts under equal weights. */
+/** Identifies a state: equal for equal prompts under equal weights. */
 export function stateName(state: PromptState): string {
   return hex32(state.a) + hex32(state.b);
 }

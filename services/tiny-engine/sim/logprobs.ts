@@ -8,7 +8,7 @@ function fraction(...parts: number[]): number {
   return (parts.reduce((hash, part) => mix(hash ^ Math.imul(part, 0x9e3779b1)), 7) >>> 0) / 2 ** 32;
 }
 
-/** @param position Of the token in the answer, from 1. */
+/** @param position Position of the token in the answer, from 1. */
 export function outputLogprobs(token: number, position: number, seed: number, alternatives: number): TokenLogprobs {
   const logprob = -2 * fraction(token, position, seed);
   const top = alternatives === 0 ? [] : [{ token, logprob, rank: 1 }];

@@ -1,5 +1,5 @@
-// Which prompt blocks a prefill would find computed already: least recently used blocks go first.
-// Only hashes are kept; the sim has no use for the KV itself.
+// Which prompt blocks a prefill would find already computed: the least recently used blocks are dropped first.
+// Only hashes are kept; the sim doesn't need the KV itself.
 
 export class PrefixCache {
   readonly #limit: number;
@@ -10,7 +10,7 @@ export class PrefixCache {
     this.#limit = blockLimit;
   }
 
-  /** How many of these blocks, from the first on, are there. All of them are afterwards. */
+  /** How many of these blocks, from the first on, are cached. Afterwards all of them are. */
   use(hashes: readonly number[]): number {
     const firstMiss = hashes.findIndex((hash) => !this.#hashes.has(hash));
     for (const hash of hashes) {

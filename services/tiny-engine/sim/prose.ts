@@ -1,4 +1,4 @@
-// What the sim says: an opening that names words of the prompt, then sentences without meaning,
+// The sim's texts: an opening that names words of the prompt, then sentences without meaning,
 // all a pure function of the prompt's KV rows and the seed. Some answers are short, some long, none endless.
 import { wordToken, type SimTokenizer } from "./tokenizer.ts";
 import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, PREPOSITIONS, VERBS } from "./vocabulary.ts";
@@ -37,7 +37,7 @@ export class Prose {
   #draws = 0;
   #said = 0;
 
-  /** @param lane 0 for greedy; else what the sampling seed gives. */
+  /** @param lane 0 for greedy, else derived from the sampling seed. */
   constructor(tokenizer: SimTokenizer, state: PromptState, promptTokens: readonly number[], lane: number) {
     this.#tokenizer = tokenizer;
     this.#state = state;
@@ -48,10 +48,7 @@ export class Prose {
     this.#sentence = [opening, ...this.#mention(promptTokens)];
   }
 
-  /**
-   * A number that the KV rows decide: every answer begins with the same word, and its log probability must tell them
-   * apart.
-   */
+  /** A number from the KV rows: all answers begin with the same word, so its log probability must differ by prompt. */
   get basis(): number {
     return this.#state.a;
   }

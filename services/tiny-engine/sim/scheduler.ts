@@ -1,5 +1,5 @@
-// Continuous batching on a clock. There is one timer for the whole engine: a step admits what fits,
-// takes as long as its prompt tokens and its decode cost say, then gives every running sequence its
+// Continuous batching on a clock. There is one timer for the whole engine: a step admits the sequences that fit,
+// takes the time of its prompt tokens and its decode cost, then gives every running sequence its
 // token in one burst. Prompts are cut to a token budget per step, so a long prompt slows the others
 // down for some steps, as vLLM's chunked prefill does.
 import type { Clock, Timer } from "../../common/clock.ts";
@@ -23,7 +23,7 @@ export interface SchedulerOptions {
   readonly timing: Timing;
   readonly clock: Clock;
   readonly metrics: EngineMetrics;
-  /** Called when a sequence is admitted; sets what it has in the prefix cache. */
+  /** Called when a sequence is admitted; sets its tokens found in the prefix cache. */
   readonly onAdmit: (sequence: Sequence) => void;
   /** Called when a sequence's next token is due. May end or park the sequence. */
   readonly onToken: (sequence: Sequence, nowMs: number) => void;
@@ -38,9 +38,9 @@ export class Scheduler {
   #deferred = 0;
   #wedged = false;
   #closed = false;
-  /** Inside a step, where the running sequences are being walked. */
+  /** Whether a step is iterating over the running sequences. */
   #stepping = false;
-  /** The timer is set, for a step's start or its end. */
+  /** Whether the timer is set, for a step's start or its end. */
   #scheduled = false;
   #dueMs = 0;
   #timer: Timer | null = null;
@@ -108,12 +108,12 @@ export class Scheduler {
     };
   }
 
-  /** The sequence is over: frees what it holds. */
+  /** Ends the sequence and frees its slot and KV. */
   remove(sequence: Sequence): void {
     if (sequence.state === "running") this.#usedTokens -= sequence.kvTokens;
     sequence.state = "ended";
     sequence.kvTokens = 0;
-    // Inside a step the arrays are being walked; the step drops the ended ones itself.
+    // A step iterates over the arrays, and drops the ended sequences itself.
     if (this.#stepping) return;
     this.#running = this.#running.filter((other) => other !== sequence);
     this.#waiting = this.#waiting.filter((other) => other !== sequence);
@@ -131,7 +131,7 @@ export class Scheduler {
     return tokens;
   }
 
-  /** No step ever again, unless undone: what a hung engine core does. The gauges stay as they are. */
+  /** Stops all steps until undone, as a hung engine core does. The gauges don't change. */
   setWedged(wedged: boolean): void {
     this.#wedged = wedged;
     if (wedged) this.#cancelStep();

@@ -1,4 +1,4 @@
-// One sequence in the sim: where it stands, and what the scheduler accounts for it.
+// One sequence in the sim: its state, and the scheduler's account of it.
 import type { SequenceRequest, TokenSink } from "../engine.ts";
 import type { Prose } from "./prose.ts";
 
@@ -6,9 +6,9 @@ export interface Sequence {
   readonly request: SequenceRequest;
   readonly sink: TokenSink;
   readonly arrivedMs: number;
-  /** How the sequence comes by its prompt's KV. */
+  /** How the sequence gets its prompt's KV. */
   source: "compute" | "transfer";
-  /** Null until the prompt's KV is there. */
+  /** Null until the prompt's KV has arrived. */
   prose: Prose | null;
   promptTokens: readonly number[];
   /** Prompt tokens still to compute. After a preemption the answer so far counts again. */
@@ -20,7 +20,7 @@ export interface Sequence {
   readonly outputTokens: number[];
   /** Set once, with the outcome counted. */
   ended: boolean;
-  /** What the running step does for it. */
+  /** The running step's work for this sequence. */
   planned: "nothing" | "prefill" | "decode";
   plannedPrefill: number;
   /** No token before this time: a slowed sequence. */

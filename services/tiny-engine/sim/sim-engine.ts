@@ -1,5 +1,5 @@
-// The sim: an Engine whose arithmetic is a clock and a hash. What is real: the queue, the slots, the KV
-// bytes and their way from prefill to decode, and that the answer is computed from the KV alone.
+// The sim: an Engine whose arithmetic is a clock and a hash. The queue, the slots, the KV
+// bytes and their transfer from prefill to decode are real, and the answer is computed from the KV alone.
 import type { Clock } from "../../common/clock.ts";
 import type {
   Engine,
@@ -27,7 +27,7 @@ import { tokenizer } from "./tokenizer.ts";
 export interface SimOptions {
   readonly modelName: string;
   readonly maxLength: number;
-  /** Other weights: another salt gives other texts, and KV that fits no other. */
+  /** Simulates other weights: another salt gives other texts, and KV that fits no other salt. */
   readonly hashSalt: string;
   readonly slots: number;
   readonly blockSize: number;
@@ -37,11 +37,11 @@ export interface SimOptions {
   readonly clock: Clock;
   readonly faults: FaultBoard;
   readonly withNixl: boolean;
-  /** What a dead engine core says before its process goes. */
+  /** Called when the engine core has died, before its process ends. */
   readonly onDeath: () => void;
 }
 
-/** Whose API it speaks. */
+/** Version of the vLLM API that the sim speaks. */
 const VLLM_VERSION = "0.32.0";
 
 /** vLLM's words for a request that the dying engine core takes with it. */
@@ -193,14 +193,14 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     return handle;
   }
 
-  /** Stops every step until it is undone; the fault "hang". A wedge of another cause is not undone by it. */
+  /** Stops every step until undone; the fault "hang". Does not undo a wedge of another cause. */
   setHung(hung: boolean): void {
     if (hung === this.#hung) return;
     this.#hung = hung;
     this.#scheduler.setWedged(hung);
   }
 
-  /** The engine core dies: all its sequences fail, and the process goes a moment later. */
+  /** The engine core dies: all its sequences fail, and the process ends a moment later. */
   die(also: readonly Sequence[] = []): void {
     if (!this.#alive) return;
     this.#alive = false;
@@ -220,7 +220,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   #lookUpPrefix(sequence: Sequence): void {
     const { promptTokens } = sequence;
     const hits = this.#prefixCache.use(blockHashes(promptTokens, this.blockSize, this.#seed)) * this.blockSize;
-    // The last prompt token is always computed: its result is what the first answer token is drawn from.
+    // The last prompt token is always computed: the first answer token is drawn from its result.
     const cached = Math.min(hits, Math.floor((promptTokens.length - 1) / this.blockSize) * this.blockSize);
     this.metrics.prefixQueries += promptTokens.length;
     this.metrics.prefixHits += cached;
@@ -229,7 +229,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     sequence.prefillLeft -= cached;
   }
 
-  /** From here on the sequence knows its prompt only by the rows that were sent. */
+  /** From here on the sequence knows its prompt only from the transferred rows. */
   #adoptRows(sequence: Sequence, blocks: readonly Buffer[]): void {
     const length = sequence.request.prompt.length;
     const { state, tokens } = readRows(blocks, this.bytesPerToken, length);
@@ -248,7 +248,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     const fetched = await fetch(sequence.cancel.signal);
     settled();
     this.#transferring.delete(sequence);
-    // An abort or a death while waiting has ended it already.
+    // An abort or the engine's death has already ended the sequence while it waited.
     if (sequence.cancel.signal.aborted || !this.#alive) return;
     if (fetched.kind === "failed") {
       this.#fail(sequence, fetched.failure);

@@ -26,7 +26,7 @@ const SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|im_end|>"];
 const FIRST_BYTE = SPECIALS.length;
 const FIRST_WORD = FIRST_BYTE + 256;
 const ROOT = 0;
-// Node ids of the trie and token ids both fit 16 bits with room to spare.
+// Node ids of the trie and token ids both fit easily into 16 bits.
 const ALPHABET = 128;
 
 const pieces = [

@@ -1,4 +1,4 @@
-// The words that the sim speaks in, by their place in a sentence. Every word is one token with its
+// The vocabulary of the sim, by position in a sentence. Every word is one token with its
 // leading space; prompts made of them cost about one token a word, as with a real tokenizer.
 
 const words = (list: string): readonly string[] =>
@@ -7,7 +7,7 @@ const words = (list: string): readonly string[] =>
     .split(/\s+/)
     .map((word) => ` ${word}`);
 
-/** How every answer begins, so that nobody takes it for a model's. */
+/** The beginning of every answer, so that it isn't mistaken for a model's. */
 export const OPENING = "(simulated)";
 
 export const OPENERS = words("The A This That Every Each One Another Some No My Your Our Their");

@@ -1,5 +1,5 @@
-// A conversation as tokens, by the template in the model's file. The names of special tokens mean those tokens where
-// the template wrote them, and are ordinary letters where a client did: nobody can end a turn from inside a message.
+// A conversation as tokens, by the template in the model's file. The names of special tokens mean those tokens if
+// the template wrote them, and are ordinary letters if a client did: no client can end a turn from inside a message.
 import { badRequest } from "../../http/exchange.ts";
 import type { Message } from "../../message.ts";
 import type { Bpe } from "../bpe.ts";
@@ -8,13 +8,13 @@ import { compileTemplate, RefusedByTemplate, TemplateError, type RenderTemplate 
 
 export type ChatTemplate = (messages: readonly Message[], openTurn: boolean, continueFinal: boolean) => number[];
 
-// Put after the first letter of special names in messages, and taken out again before the text is encoded.
-// Noncharacters of Unicode: one that no message holds is found, or the message is refused.
+// Inserted after the first letter of special names in messages, and removed before the text is encoded. Noncharacters
+// of Unicode: the code picks one that no message holds, or refuses the messages.
 const MARKS = Array.from({ length: 32 }, (_, index) => String.fromCodePoint(0xfdd0 + index));
-/** Where the last message ends, for an answer that goes on from it. */
+/** Marks the end of the last message, for an answer that continues it. */
 const END_MARK = "\ufffe";
 
-/** @throws GgufError when this engine can't render the file's template. */
+/** @throws GgufError if this engine can't render the file's template. */
 export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
   const source = gguf.metadata.get("tokenizer.chat_template");
   if (typeof source !== "string") {
@@ -49,19 +49,23 @@ export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
     const last = safe.at(-1)!;
     const text = write([...safe.slice(0, -1), { ...last, content: last.content.trimEnd() + END_MARK }], false);
     const end = text.lastIndexOf(END_MARK);
-    if (end < 0) throw badRequest("The chat template leaves the final message out; it can't be continued.", "messages");
+    if (end < 0)
+      throw badRequest(
+        "The chat template leaves out the final message, so that message can't be continued.",
+        "messages",
+      );
     return bpe.encodeHidden(text.slice(0, end), mark);
   };
 }
 
-/** A trial finds what parsing doesn't: filters and functions that don't exist. */
+/** A trial run finds errors that parsing doesn't: filters and functions that don't exist. */
 function checked(source: string, globals: Readonly<Record<string, string>>): RenderTemplate {
   try {
     const render = compileTemplate(source);
     try {
       render({ ...globals, messages: [{ role: "user", content: "?" }], add_generation_prompt: true });
     } catch (error) {
-      // Such a template wants another conversation, not another engine.
+      // Such a template needs another conversation, not another engine.
       if (!(error instanceof RefusedByTemplate)) throw error;
     }
     return render;

@@ -1,11 +1,11 @@
-// The door to @huggingface/jinja: the chat template of a model's file, ready to be rendered.
-// The file often comes from a stranger. Its template sees the values it is given and pure functions: no file, no
-// network, no object of JavaScript. It decides the whole prompt, and it may loop: V8 ends it after a second. Memory is
-// not limited: a template that fills it ends its own engine.
+// The only user of @huggingface/jinja: compiles the chat template of a model's file, for rendering.
+// The file is often untrusted. Its template only sees the given values and pure functions: no file, no network, no
+// object of JavaScript. The template decides the whole prompt, and may loop: V8 ends it after a second. Memory is not
+// limited: a template that fills the memory ends its own engine.
 import { createRequire } from "node:module";
 import { createContext, Script } from "node:vm";
 
-/** The template, or what it does to a conversation, can't be computed. */
+/** The template can't be parsed, or can't be rendered for a conversation. */
 export class TemplateError extends Error {
   override readonly name = "TemplateError";
 }
@@ -33,10 +33,10 @@ const TIME_LIMIT_MS = 1_000;
 const RANGE_LIMIT = 100_000;
 
 /**
- * Whitespace is treated as in transformers: trim_blocks and lstrip_blocks.
+ * Compiles a template. Treats whitespace as transformers does: trim_blocks and lstrip_blocks.
  *
- * @param now For templates that write the date.
- * @throws TemplateError when the source is not a template.
+ * @param now The time, for templates that write the date.
+ * @throws TemplateError if the source is not a template.
  */
 export function compileTemplate(source: string, now: () => Date = () => new Date()): RenderTemplate {
   const program = limited(() => parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true })));
@@ -64,7 +64,9 @@ export function compileTemplate(source: string, now: () => Date = () => new Date
 const box = createContext({ compute: (): unknown => undefined });
 const COMPUTE = new Script("compute()");
 
-/** What `compute` returns. The time-out stops JavaScript wherever it runs, not only in the box; it costs 0.14 ms. */
+/**
+ * The result of `compute`. The timeout stops JavaScript wherever it runs, not only in the context; it costs 0.14 ms.
+ */
 function limited<T>(compute: () => T): T {
   box["compute"] = compute;
   try {
@@ -77,7 +79,7 @@ function limited<T>(compute: () => T): T {
   }
 }
 
-/** As Python's. */
+/** Python's range(). */
 function range(first: number, second?: number, step = 1): number[] {
   const [start, stop] = second === undefined ? [0, first] : [first, second];
   const length = Math.max(0, Math.ceil((stop - start) / step));
@@ -104,8 +106,8 @@ const DIRECTIVES: Readonly<Record<string, (now: Date) => string>> = {
 };
 
 /**
- * As Python's strftime, of the beginning of the day in UTC: a prefill and a decode engine render the same conversation
- * at different moments, perhaps in different time zones, and must get the same prompt.
+ * Formats the beginning of the day in UTC as Python's strftime does: a prefill and a decode engine render the same
+ * conversation at different moments, perhaps in different time zones, and must get the same prompt.
  */
 function dayIn(format: string, now: Date): string {
   return format.replace(/%./g, (directive) => DIRECTIVES[directive]?.(now) ?? directive);

@@ -9,16 +9,16 @@ import { Sequence } from "./sequence.ts";
  * time.
  */
 export const PROMPT_ROWS_BESIDE_ANSWERS = 16;
-/** And while none runs. */
+/** Prompt rows of a round while no answer runs. */
 export const PROMPT_ROWS_ALONE = MAX_ROWS;
 /** Least share of one prompt in a round. */
 const MIN_SHARE_ROWS = 8;
 
 export interface Batch {
   add(add: Add): void;
-  /** Frees a sequence, wherever it stands. One that has ended is unknown and no matter. */
+  /** Frees a sequence in any state. Has no effect if the sequence has ended. */
   drop(id: number): void;
-  /** Computes what can be computed now. Null: nothing; `wakeMs` says when there will be. */
+  /** Computes the sequences that are ready. Null: none is; `wakeMs` says when one will be. */
   round(nowMs: number): Report | null;
   /** When a slowed sequence may go on. Infinity: none waits. */
   wakeMs(): number;
@@ -33,7 +33,7 @@ interface Part {
 
 export function createBatch(model: Model): Batch {
   const sequences = new Map<number, Sequence>();
-  /** Prompts take turns in being first, since the last of them may get nothing in a round. */
+  /** Prompts take turns in being first, because the last of them may get nothing in a round. */
   let turn = 0;
 
   const plan = (nowMs: number): Part[] => {
@@ -84,7 +84,7 @@ export function createBatch(model: Model): Batch {
   };
 }
 
-/** A row and what becomes of its logits. */
+/** A row and the use of its logits. */
 interface Job {
   readonly sequence: Sequence;
   readonly row: Row;

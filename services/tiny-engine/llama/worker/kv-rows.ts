@@ -1,5 +1,5 @@
 // A KV block as it travels: [layers][K, V][rows][kvDim] of F32, little-endian. In the kernel a block always has 16
-// rows; the last of a prompt travels with those alone that were computed, so nothing of another sequence goes with it.
+// rows; a prompt's last block travels with only the computed rows, so it carries nothing of another sequence.
 import { KV_BLOCK_TOKENS, type LlamaShape } from "../shape.ts";
 
 /** Bytes of one token's keys and values. */
@@ -7,7 +7,7 @@ export function kvRowBytes(shape: LlamaShape): number {
   return shape.layers * 2 * shape.kvHeads * shape.headDim * 4;
 }
 
-/** Says how the bytes are to be read; equal for engines that understand each other's. */
+/** Layout of the bytes; equal for engines that understand each other's blocks. */
 export function kvLayout(shape: LlamaShape): string {
   return `f32[${shape.layers}][2][tokens][${shape.kvHeads}][${shape.headDim}]`;
 }

@@ -1,4 +1,4 @@
-// What the engine and its worker thread say to each other. Commands take effect in the order they are sent.
+// The messages between the engine and its worker thread. Commands take effect in the order they are sent.
 import type { Pace, TokenLogprobs } from "../../engine.ts";
 import type { SamplingParams } from "../sampling.ts";
 
@@ -22,7 +22,7 @@ export interface Add {
   readonly params: SamplingParams;
   readonly maxTokens: number;
   readonly minTokens: number;
-  /** Tokens that end the answer; empty where they are ignored. */
+  /** Tokens that end the answer; empty if they are ignored. */
   readonly eos: ReadonlySet<number>;
   readonly stopTokenIds: ReadonlySet<number>;
   /** Alternatives per output token. Null: no logprobs. */
@@ -30,19 +30,19 @@ export interface Add {
   readonly promptLogprobs: number | null;
   /** KV of the whole prompt, checked, packed as in kv-rows.ts. Null: to be computed. */
   readonly kv: readonly Uint8Array[] | null;
-  /** Whether the prompt's KV is to be given out. */
+  /** Whether to send out the prompt's KV. */
   readonly givesKv: boolean;
   readonly pace: Pace | null;
 }
 
-/** What one round brought. */
+/** The result of one round. */
 export interface Report {
   readonly kind: "report";
   /** Rows computed, of prompts and of answers. */
   readonly rows: number;
   /** Sequences whose first row was computed in this round. */
   readonly started: readonly number[];
-  /** Before the tokens of the same round. */
+  /** Sent before the tokens of the same round. */
   readonly kv: readonly GivenKv[];
   readonly tokens: readonly GivenToken[];
 }
@@ -58,16 +58,16 @@ export interface GivenKv {
 export interface GivenToken {
   readonly id: number;
   readonly token: number;
-  /** With it the sequence is over and its blocks are free. */
+  /** Set with the last token: the sequence is over and its blocks are free. */
   readonly finish: "stop" | "length" | null;
   readonly logprobs: TokenLogprobs | null;
-  /** With the first token, where they were asked for. */
+  /** Sent with the first token, if requested. */
   readonly promptLogprobs: readonly (TokenLogprobs | null)[] | null;
 }
 
 export type Answer =
   /** The model is in memory. */
   | { readonly kind: "ready" }
-  /** It can't be run; why, for people. */
+  /** Why the model can't be run, for people. */
   | { readonly kind: "unfit"; readonly message: string }
   | Report;

@@ -1,4 +1,4 @@
-// One sequence in the worker: its tokens, how far its KV reaches, and what its next token is drawn with.
+// One sequence in the worker: its tokens, the extent of its KV, and the parameters of its next token.
 import type { TokenLogprobs } from "../../engine.ts";
 import type { BlockTable, Model } from "../model.ts";
 import { logprobs, sample } from "../sampling.ts";
@@ -15,7 +15,7 @@ export class Sequence {
   readonly #model: Model;
   /** Prompt and answer so far. */
   readonly tokens: number[];
-  /** Tokens whose KV is there. */
+  /** Tokens whose KV exists. */
   computed: number;
   started = false;
   /** No token before this time: a slowed sequence. Infinity: a stalled one. */
@@ -42,7 +42,7 @@ export class Sequence {
     });
   }
 
-  /** Rows that stand between it and its next token. 1: only the last token's. */
+  /** Rows to compute before the next token. 1: only the last token's row. */
   get rowsLeft(): number {
     return this.tokens.length - this.computed;
   }
@@ -55,8 +55,8 @@ export class Sequence {
   #reach(position: number): void {
     while (this.table.blocks.length * KV_BLOCK_TOKENS <= position) {
       const block = this.#model.takeBlock();
-      // The engine admits a sequence only where its blocks are there.
-      if (block === undefined) throw new Error("the KV cache is full, though its places were counted");
+      // The engine admits a sequence only if its blocks are available.
+      if (block === undefined) throw new Error("the KV cache is full, although its blocks were counted");
       this.#model.addBlock(this.table, block);
     }
   }
@@ -71,7 +71,7 @@ export class Sequence {
     });
   }
 
-  /** A row of the prompt: what the model thinks of the token that follows it there. */
+  /** A row of the prompt: records the model's logprobs for the prompt token that follows. */
   takePromptRow(logits: Float32Array, position: number): void {
     const { chosen, top } = logprobs(logits, this.add.prompt[position + 1]!, this.add.promptLogprobs!);
     this.#promptLogprobs!.push({ logprob: chosen.logprob, rank: chosen.rank, top });
@@ -111,7 +111,7 @@ export class Sequence {
     this.notBeforeMs = outputs >= pace.stallAfterTokens ? Infinity : nowMs + pace.extraMsPerToken;
   }
 
-  /** Blocks of the prompt that have become final since the last time. Null: none. */
+  /** Blocks of the prompt that have become final since the last call. Null: none. */
   takeKv(): GivenKv | null {
     const length = this.add.prompt.length;
     const whole = this.computed >= length;

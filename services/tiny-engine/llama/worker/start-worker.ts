@@ -1,4 +1,4 @@
-// Starts the worker thread of an engine and gives the other end of it.
+// Starts the worker thread of an engine and returns the engine's end of the connection.
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 import { Worker, type Transferable } from "node:worker_threads";
@@ -7,17 +7,17 @@ import type { Answer, Command, Report, WorkerStart } from "./messages.ts";
 
 export interface LlamaWorker {
   send(command: Command): void;
-  /** Set before the first command. */
+  /** Must be set before the first command. */
   onReport: (report: Report) => void;
-  /** The thread is gone, though nobody closed it. */
+  /** Called if the thread has ended without being closed. */
   onDeath: (cause: Error) => void;
   close(): Promise<void>;
 }
 
-// The model lives outside of the worker's JavaScript heap; what is left is small, and V8 would otherwise let it grow.
+// The model lives outside the worker's JavaScript heap. The rest is small, but V8 would let the heap grow.
 const LIMITS = { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 256, stackSizeMb: 2 };
 
-/** Resolves when the model is in memory. @throws GgufError where it can't be run. */
+/** Resolves when the model is in memory. @throws GgufError if the model can't be run. */
 export function startLlamaWorker(start: WorkerStart): Promise<LlamaWorker> {
   return new Promise((resolve, reject) => {
     const thread = spawn(start);
@@ -50,7 +50,7 @@ function spawn(start: WorkerStart): Worker {
   const transferList: Transferable[] = [start.file];
   const options = { workerData: start, transferList, resourceLimits: LIMITS, name: "llama" };
   if (!import.meta.url.endsWith(".ts")) return new Worker(new URL("./worker.js", import.meta.url), options);
-  // Node 20 doesn't hand the loader of TypeScript on to threads, so in development they fetch it themselves.
+  // Node 20 doesn't pass the TypeScript loader on to threads, so in development they load it themselves.
   // Found this way because import.meta.resolve is missing where tsx runs a module as CommonJS, as it does for mocha.
   const api = createRequire(import.meta.url)
     .resolve("tsx/esm/api")

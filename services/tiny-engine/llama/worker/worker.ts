@@ -1,4 +1,4 @@
-// The worker thread: holds the model and does all its arithmetic, so that HTTP and KV never wait for any.
+// The worker thread: holds the model and does all its arithmetic, so that HTTP and KV never wait for it.
 import { parentPort, workerData } from "node:worker_threads";
 import { GgufError, readGguf } from "../gguf.ts";
 import { createModel, type Model } from "../model.ts";
@@ -33,7 +33,7 @@ function serve(batch: Batch): void {
   const schedule = (waitMs: number): void => {
     if (batch.size === 0 || waitMs === Infinity) return;
     sleeping = waitMs > 0;
-    // Between two rounds the commands that came meanwhile are taken.
+    // Commands that arrived meanwhile are handled between two rounds.
     scheduled = sleeping ? setTimeout(step, waitMs) : setImmediate(step);
   };
   port.on("message", (command: Command) => {
@@ -57,6 +57,6 @@ function post(report: Report): void {
 
 const start = workerData as WorkerStart;
 const model = loadModel(start);
-// The weights are in the kernel's memory now. Whatever still points to the file lets go of its bytes.
+// The weights are in the kernel's memory now, so the file's bytes can be released.
 structuredClone(start.file, { transfer: [start.file] });
 if (model !== null) serve(createBatch(model));

@@ -42,7 +42,7 @@ describe("the chat template in a model's file", () => {
       "can't have a message continued that it leaves out",
       "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
       [user, { role: "assistant", content: "Hel" }],
-      "The chat template leaves the final message out; it can't be continued.",
+      "The chat template leaves out the final message, so that message can't be continued.",
     ],
   ] as const) {
     it(`${name}: a 400`, () => {
