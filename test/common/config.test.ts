@@ -317,7 +317,7 @@ describe("--help", () => {
     assert.match(help, /\nOpenAI REST\n {2}--port, --rest\.listen HOST:PORT\n/);
     assert.match(
       help,
-      /from 0 to 65536 \(requests\); default 256 requests; env TANDEM_QUEUE_LIMIT; can change while the\s+process runs/,
+      /from 0 to 65536 \(requests\); default 256 requests; env TANDEM_QUEUE_LIMIT; can\s+change while the process runs/,
     );
     assert.ok(help.indexOf("--model") < help.indexOf("OpenAI REST"), "what stands in no section comes first");
     assert.ok(

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { shippedModel } from "../../services/common/shipped-model.ts";
 import { defaultEngineKind } from "../../services/common/default-engine.ts";
 
-describe("the engine that runs where nobody said which", () => {
+describe("the engine that runs if none is configured which", () => {
   it("is the embedded one with the model that ships, or with a GGUF file", () => {
     for (const model of [undefined, ""])
       assert.equal(defaultEngineKind(model), shippedModel() === undefined ? "sim" : "embedded");
@@ -10,6 +10,9 @@ describe("the engine that runs where nobody said which", () => {
   });
 
   it("is none for what only vLLM runs", () => {
-    assert.throws(() => defaultEngineKind("meta-llama/Llama-3.1-8B-Instruct"), /With --engine vllm it is run by vLLM/);
+    assert.throws(
+      () => defaultEngineKind("meta-llama/Llama-3.1-8B-Instruct"),
+      /With --engine vllm, vLLM runs the model/,
+    );
   });
 });

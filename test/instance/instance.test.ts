@@ -139,7 +139,10 @@ describe("an instance", () => {
     await assert.rejects(start("--attach", "ftp://x"), ConfigError);
     await assert.rejects(start("--engine", "vllm"), ConfigError);
     await assert.rejects(start("--connector", "nixl"), /needs --engine vllm with a --model, or --engine sim/);
-    await assert.rejects(start("--model", "meta-llama/Llama-3.1-8B-Instruct"), /With --engine vllm it is run by vLLM/);
+    await assert.rejects(
+      start("--model", "meta-llama/Llama-3.1-8B-Instruct"),
+      /With --engine vllm, vLLM runs the model/,
+    );
   });
 });
 
