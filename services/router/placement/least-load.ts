@@ -1,7 +1,7 @@
-// Least load: the instance with the least to do, by prompt tokens first and by legs second.
+// Least load: picks the instance with the fewest prompt tokens to compute and, among equals, the fewest legs.
 // Prefill time grows with tokens, so one 32k-token prompt outweighs forty short ones; on decode the tokens are all 0
-// and the legs decide. "Always the minimum" would send a burst to one instance while its figures are stale: the
-// figures therefore include what was placed since they were told, and equals take turns.
+// and the legs decide. "Always the minimum" would send a burst to one instance while its figures are stale. Therefore
+// the figures include the legs placed since the last report, and equals take turns.
 import type { Policy } from "./policy.ts";
 import { Turns } from "./turns.ts";
 
@@ -9,7 +9,7 @@ export function leastLoad(): Policy {
   const turns = new Turns();
   return {
     name: "least-load",
-    // One pass and no copies: it runs twice a request, over every instance.
+    // One pass without copies, because this runs twice a request, over every instance.
     pick(candidates) {
       let least = { queuedTokens: Infinity, running: Infinity, legs: Infinity };
       for (const candidate of candidates) {

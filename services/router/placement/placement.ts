@@ -1,5 +1,6 @@
-// Picks the instances of one attempt from the view of the fleet: prefill by its policy among those that have a partner,
-// decode by its own among the partners. The view says who can serve; here is only whom this attempt gets.
+// Picks the instances of one attempt from the view of the fleet. The prefill policy picks among the instances that have
+// a partner, the decode policy among the partners. The view decides which instances can serve; this file only picks
+// from them.
 import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Live } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
@@ -8,29 +9,29 @@ import type { ConnectorName, Traits } from "../../kv/connector.ts";
 import type { Instance, ModelView, Pool, Side } from "../pool/pool.ts";
 import type { Policy } from "./policies.ts";
 
-/** What is to be placed. */
+/** The attempt to place. */
 export interface Wanted {
   readonly model: string;
-  /** Of its prompt, estimated. */
+  /** Tokens of its prompt, estimated. */
   readonly tokens: number;
-  /** No fallbacks: on a pair, or not at all. */
+  /** Whether only a pair may serve it, without fallbacks. */
   readonly strict: boolean;
 }
 
 export interface Place {
   readonly traits: Traits & { readonly unpaired?: boolean };
-  /** Undefined where the leg is unpaired. */
+  /** Undefined if the leg is unpaired. */
   readonly prefill: Instance | undefined;
-  /** Undefined where the connector has it picked after prefill. */
+  /** Undefined if the connector requires that it is picked after prefill. */
   readonly decode: Instance | undefined;
   /** How the placement differs from the plan. */
   readonly fallback?: "pair_avoided" | "unpaired" | "unpaired_short";
 }
 
-/** How an instance is treated in further attempts. `failed`: only where no other is left. `wedged`: not again. */
+/** How further attempts treat an instance. `failed`: used only if no other is left. `wedged`: not used again. */
 export type Exclusion = "failed" | "wedged";
 
-/** What one choice has learned about instances in its earlier attempts. */
+/** What one choice learned about instances in earlier attempts. */
 export class Exclusions {
   readonly #excluded = new Map<string, Exclusion>();
   readonly #busy = new Map<string, { readonly load: Load | undefined; readonly legs: number }>();
@@ -44,7 +45,9 @@ export class Exclusions {
     if (this.#excluded.get(instanceId) !== "wedged") this.#excluded.set(instanceId, how);
   }
 
-  /** It refused for want of a slot: out until something says that one is free. Called after the leg was given back. */
+  /**
+   * Excludes an instance that had no free slot until its figures show one. Called after the leg's slot was released.
+   */
   busy({ instanceId, load, legs }: Instance): void {
     this.#busy.set(instanceId, { load, legs });
   }
@@ -68,14 +71,17 @@ export class Exclusions {
 }
 
 export interface Placer {
-  /** @throws ServiceError `no_instance`; `instance_busy` where waiting may help */
+  /** @throws ServiceError `no_instance`; `instance_busy` if waiting may help */
   place(wanted: Wanted, exclusions: Exclusions): Place;
-  /** A decode instance for KV that `prefill` keeps or, given a model, for a leg without prefill. Throws as `place`. */
+  /**
+   * Picks a decode instance for the KV that `prefill` keeps or, given a model, for an unpaired leg. Throws like
+   * `place`.
+   */
   placeDecode(prefill: Instance | string, exclusions: Exclusions): Instance;
 }
 
 export interface PlacementRules {
-  /** Shorter prompts, in tokens, are served unpaired, where the connector allows it. */
+  /** Prompts of fewer tokens are served unpaired, if the connector allows it. */
   readonly unpairedTokens: number;
 }
 
@@ -103,7 +109,7 @@ export function createPlacer(
     return policy.pick(preferred(able, ({ freeSlots }) => freeSlots > 0));
   }
 
-  /** For a leg without prefill; its decode instance is picked when it opens. */
+  /** Places a leg without prefill. Its decode instance is picked when the leg opens. */
   function placeUnpaired(
     { unpaired }: ModelView,
     fallback: "unpaired" | "unpaired_short",
@@ -123,7 +129,7 @@ export function createPlacer(
       model.partnersOf(prefill).filter((decode) => !exclusions.isWedged(decode));
     const partnered = sound.filter((one) => partners(one).some((decode) => !exclusions.isBusy(decode)));
     if (partnered.length > 0 || sound.length === 0) return partnered;
-    // No prefill is paid while its KV has nowhere to go.
+    // No prefill runs while no decode instance can take its KV.
     const decodes = new Set(sound.flatMap(partners));
     throw decodes.size === 0 ? allTried("decode") : allBusy("decode", decodes.size);
   }
@@ -157,12 +163,12 @@ export function createPlacer(
   };
 }
 
-/** Of an instance in a view: its connector is known. */
+/** Requires an instance from a view, because its connector is known. */
 function traitsOf({ info }: Instance): Traits {
   return CONNECTORS[info.connector as ConnectorName].traits;
 }
 
-/** Those that pass the test, or all where none does. Copies nothing where all or none do. */
+/** The instances that pass the test, or all if none does. Copies nothing if all or none pass. */
 function preferred(instances: readonly Instance[], test: (instance: Instance) => boolean): readonly Instance[] {
   let passed = 0;
   for (const one of instances) if (test(one)) passed += 1;

@@ -1,4 +1,4 @@
-// What the names of policies stand for.
+// The policies by name.
 import type { PolicyName } from "../config.ts";
 import { leastLoad } from "./least-load.ts";
 import type { Policy } from "./policy.ts";
@@ -11,12 +11,12 @@ const POLICIES = {
   "least-load": leastLoad,
 } as const satisfies Record<PolicyName, () => Policy>;
 
-/** A policy with a memory of its own: each leg gets one, so that the choices for prefill and decode are not coupled. */
+/** Makes a policy with a state of its own. Prefill and decode get one each, so that their choices are not coupled. */
 export function policyOf(name: PolicyName): Policy {
   return POLICIES[name]();
 }
 
-/** The policy that is named at each choice. It keeps its memory until the name changes. */
+/** Applies the policy that is configured at each choice. The policy keeps its state until the name changes. */
 export function namedPolicy(nameNow: () => PolicyName): Policy {
   let named = nameNow();
   let policy = policyOf(named);

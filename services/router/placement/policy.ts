@@ -1,18 +1,18 @@
-// What a policy is: a pure choice among instances that could all do it. Chance and memory are its own; the figures come
-// in with the call, and it awaits nothing.
+// A policy picks one of several instances that could all serve. It owns its randomness and its state, gets all figures
+// as arguments, and awaits nothing.
 
 /** One instance as a policy sees it. All figures are estimates for this moment. */
 export interface Candidate {
   readonly instanceId: string;
-  /** Differs from instance to instance, and stays: in this order they take turns. Above 0. */
+  /** Unique and constant. Instances take turns in this order. Above 0. */
   readonly ordinal: number;
   /** Legs of this router that run on it. */
   readonly legs: number;
-  /** Prompt tokens that wait for, or are in, prefill on it: its own figure plus what was placed on it since. 0 on decode. */
+  /** Prompt tokens waiting for or in prefill on it: its own figure plus those placed on it since. 0 on decode. */
   readonly queuedTokens: number;
-  /** Legs and reservations of all routers: its own figure plus what was placed on it since. */
+  /** Legs and reservations of all routers: its own figure plus the legs placed on it since. */
   readonly running: number;
-  /** Legs it may still take: its own figure less what was placed on it since. */
+  /** Legs it may still take: its own figure less the legs placed on it since. */
   readonly freeSlots: number;
 }
 

@@ -1,4 +1,5 @@
-// Round robin: each in turn, whatever its load. Right where requests are alike, and the yardstick for everything else.
+// Round robin: each instance in turn, whatever its load. It suits uniform requests, and is the baseline for other
+// policies.
 import type { Policy } from "./policy.ts";
 import { Turns } from "./turns.ts";
 

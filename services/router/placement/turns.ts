@@ -1,8 +1,8 @@
-// Whose turn it is. Remembers the last instance by its ordinal and not by its position, so that an instance that joins,
-// leaves or is left out of one choice takes no other's turn.
+// Gives instances their turns. Remembers the last instance by its ordinal and not by its position, so that no instance
+// loses its turn when another one joins, leaves or is left out of one choice.
 import type { Candidate } from "./policy.ts";
 
-/** Among the candidates offered since `clear`, the first one after the last one taken; from the start again at the end. */
+/** Takes, among the candidates offered since `clear`, the first one after the last one taken, and wraps around. */
 export class Turns {
   #last = 0;
   #next: Candidate | undefined;
@@ -18,7 +18,7 @@ export class Turns {
     if (ordinal > this.#last && (this.#next === undefined || ordinal < this.#next.ordinal)) this.#next = candidate;
   }
 
-  /** At least one was offered, and all of them are of type `T`. */
+  /** Requires that at least one candidate was offered, and that all are of type `T`. */
   take<T extends Candidate>(): T {
     const taken = (this.#next ?? this.#first)!;
     this.#last = taken.ordinal;

@@ -1,11 +1,13 @@
-// A circuit breaker, for one instance or for one pair of them. Closed, it lets users' legs through and keeps a score;
-// open, it lets none through. A user's leg never tries whether it may close: a probe does, a tiny request of our own, and
-// one probe that succeeds closes it. Where answers must be proven before users get them, it is open from the start.
-// Source of the pattern: Nygard, Release It!, 2007; here with half-open by probes, as in Envoy's active health checks.
+// A circuit breaker for one instance or one pair. A closed breaker passes users' legs and keeps a score; an open one
+// passes none. Only a probe, a tiny request of the router's own, finds out whether an open breaker may close, never a
+// user's leg. One successful probe closes it. If answers must be proven before users get them, the breaker starts open.
+// Source of the pattern: Nygard, Release It!, 2007. Probes replace the half-open state, as in Envoy's active health
+// checks.
 
 /**
- * What the end of a leg says of an instance or a pair. `none`: nothing, such as a client that left. `wedged`: it took the
- * work and then stalled; one is enough, because the next user would wait as long in vain.
+ * What the end of a leg says about an instance or a pair. `none`: nothing, for example because the client left.
+ * `wedged`: it took the work and then stalled; one such leg is enough, because the next user would wait as long in
+ * vain.
  */
 export type Verdict = "good" | "none" | "bad" | "wedged";
 
@@ -13,26 +15,26 @@ export type Verdict = "good" | "none" | "bad" | "wedged";
 export type OpenBecause = "failing" | "unproven";
 
 /**
- * How a probe failed. `refused`: quickly, with an error; it may be repaired any second. `late` or `wrong`: no answer in
- * time, or not the one that the KV gives; trying often would only keep an engine busy that can't do it.
+ * How a probe failed. `refused`: quickly, with an error; the fault may be repaired any second. `late` or `wrong`: no
+ * answer in time, or not the answer that the KV gives; frequent probes would only load an engine that can't answer.
  */
 export type ProbeFailure = "refused" | "late" | "wrong";
 
 export interface BreakerLimits {
-  /** Legs in a row that open it. Among successes it takes more: a failure weighs as much as two of them. */
+  /** Failed legs in a row that open the breaker. One failure weighs as much as two successes. */
   readonly failureLimit: number;
-  /** From one probe to the next, before any back-off. */
+  /** Pause between two probes, before any back-off. */
   readonly probeEveryMs: number;
 }
 
 export const BREAKER_LIMITS: BreakerLimits = { failureLimit: 5, probeEveryMs: 500 };
 
-/** Failed probes double the pause up to here. */
+/** Failed probes double the pause up to this limit. */
 const PAUSE_LIMIT_MS: Readonly<Record<ProbeFailure, number>> = { refused: 1_000, late: 30_000, wrong: 30_000 };
-/** A failure counts half after this time. */
+/** The weight of a failure halves in this time. */
 const HALF_LIFE_MS = 5_000;
 
-const FAILING = "Legs failed on it. A probe must succeed before it gets requests again.";
+const FAILING = "Legs failed on it. It gets no requests until a probe succeeds.";
 const UNPROVEN = "No probe has succeeded with it yet.";
 
 type State =
@@ -43,7 +45,7 @@ type State =
       text: string;
       probeAtMs: number;
       pauseMs: number;
-      /** How its last probe failed. */
+      /** How the last probe failed. */
       failure: ProbeFailure | undefined;
     };
 
@@ -61,22 +63,22 @@ export class Breaker {
     return this.#state.kind === "open";
   }
 
-  /** Undefined while it is closed. */
+  /** Undefined while the breaker is closed. */
   get because(): OpenBecause | undefined {
     return this.#state.kind === "open" ? this.#state.because : undefined;
   }
 
-  /** Why it is open, for people; with what the last probe said. */
+  /** Why the breaker is open, in a sentence for people that includes the last probe's error. */
   get text(): string {
     return this.#state.kind === "open" ? this.#state.text : "";
   }
 
-  /** Nothing is held against it: it may be forgotten. */
+  /** Closed, with no failure on its score: the breaker may be discarded. */
   get spotless(): boolean {
     return this.#state.kind === "closed" && this.#state.score === 0;
   }
 
-  /** A user's leg has ended. True where that opened it. What ends while it is open says nothing new. */
+  /** Scores a user's leg that has ended. Returns true if that opened the breaker. An open breaker ignores verdicts. */
   judge(verdict: Verdict, nowMs: number): boolean {
     if (verdict === "none" || this.#state.kind === "open") return false;
     if (verdict === "good") {
@@ -92,16 +94,16 @@ export class Breaker {
   }
 
   /**
-   * The engine behind it started, or is another one: only a probe can tell what its answers are worth. A verdict outlives
-   * the engine that it condemned: one whose probes were late or wrong waits out its back-off, or each start would be
-   * followed by a probe that wedges it again.
+   * Opens the breaker after the engine started or was replaced: only a probe can show whether its answers are right. An
+   * earlier verdict outlives the engine: after late or wrong probes the back-off runs on, because otherwise each start
+   * would be followed by a probe that wedges the engine again.
    */
   distrust(nowMs: number): void {
     if (this.#state.kind === "closed") this.#open("unproven", UNPROVEN, nowMs);
     else this.probeSoon(nowMs);
   }
 
-  /** Failures of the last seconds, fading. Policies count them as load: what fails fast is never idle for long. */
+  /** Recent failures, fading. Policies count them as load, because an instance that fails fast always looks idle. */
   suspicion(nowMs: number): number {
     if (this.#suspicion === 0) return 0;
     const left = this.#suspicion * 2 ** (-(nowMs - this.#suspectedAtMs) / HALF_LIFE_MS);
@@ -114,17 +116,17 @@ export class Breaker {
     return this.#state.kind === "open" && nowMs >= this.#state.probeAtMs;
   }
 
-  /** When a probe is due; Infinity while it is closed. */
+  /** When a probe is due; Infinity while the breaker is closed. */
   get dueMs(): number {
     return this.#state.kind === "open" ? this.#state.probeAtMs : Infinity;
   }
 
-  /** A probe is sent. */
+  /** Notes that a probe is sent. */
   probing(nowMs: number): void {
     if (this.#state.kind === "open") this.#state.probeAtMs = nowMs + this.#state.pauseMs;
   }
 
-  /** A probe failed. The next one comes after a longer pause. @param text One sentence. */
+  /** Notes a failed probe. The next one is due after a longer pause. @param text One sentence. */
   probeFailed(failure: ProbeFailure, text: string, nowMs: number): void {
     const state = this.#state;
     if (state.kind === "closed") return;
@@ -135,13 +137,13 @@ export class Breaker {
     state.text = text;
   }
 
-  /** Something changed that makes a probe worth its while at once. */
+  /** Makes a probe due now, because something changed. Late or wrong probes wait out their back-off. */
   probeSoon(nowMs: number): void {
     const state = this.#state;
     if (state.kind === "open" && (state.failure === undefined || state.failure === "refused")) state.probeAtMs = nowMs;
   }
 
-  /** A probe succeeded. On probation: the next failure opens it again. True where it was open. */
+  /** Closes after a successful probe, on probation: the next failure opens it again. Returns true if it was open. */
   close(): boolean {
     if (this.#state.kind === "closed") return false;
     this.#state = { kind: "closed", score: this.#state.because === "failing" ? this.#opensAt - 2 : 0 };

@@ -1,5 +1,6 @@
-// A router that has just started hears of its instances one by one. Decode that serves unpaired makes up for prefill that is
-// gone, not for prefill that was never there yet: until then requests wait for a pair, for as long as one may be expected.
+// A router that has just started finds its instances one by one. Unpaired decode makes up for prefill instances that
+// are gone, but not for ones that have not registered yet: for a limited time requests wait for the first prefill
+// instance.
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
 import type { Known } from "./fleet.ts";
@@ -11,15 +12,15 @@ export const FIRST_PREFILL_MS = 15_000;
 export interface FirstPrefill {
   /** Notes which models have instances that serve. */
   look(tracked: Iterable<Known>): void;
-  /** Whether the model had no prefill instance that served, while one may still come. */
+  /** Whether the model never had a serving prefill instance, and one is still expected. */
   isAwaited(model: string): boolean;
-  /** Whether the time of one that was awaited is over. */
+  /** Whether the wait of some model is over. */
   readonly isOver: boolean;
 }
 
-/** @param waitMs From the first decode instance of a model that serves. */
+/** @param waitMs Starts with the first serving decode instance of a model. */
 export function awaitFirstPrefill(clock: Clock, waitMs: number): FirstPrefill {
-  /** By model: until when, or that there was one. */
+  /** By model: when its wait ends, or that it had a prefill instance. */
   const awaited = new Map<string, number | "had">();
   let nextMs = Infinity;
   return {
@@ -31,12 +32,12 @@ export function awaitFirstPrefill(clock: Clock, waitMs: number): FirstPrefill {
         const { model, role } = one.info;
         models.add(model);
         if (role === Role.PREFILL && standingOf(one).kind === "serves") awaited.set(model, "had");
-        // One that no probe has proven yet serves alone.
+        // A decode instance that no probe has proven yet serves unpaired.
         else if (role === Role.DECODE && !awaited.has(model) && isUp(one)) awaited.set(model, nowMs + waitMs);
       }
       nextMs = Infinity;
       for (const [model, untilMs] of awaited) {
-        // A model without any instance starts afresh.
+        // A model that loses all its instances starts again.
         if (!models.has(model)) awaited.delete(model);
         else if (untilMs !== "had" && nowMs < untilMs) nextMs = Math.min(nextMs, untilMs);
       }

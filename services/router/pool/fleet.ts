@@ -1,9 +1,10 @@
-// The fleet at one moment: who serves, who is out and why, which pairs there are, and what each model lacks. Placing,
-// admission, readiness, /v1/models, the page, status, doctor and metrics all read this and decide none of it anew.
+// The fleet at one moment: which instances serve, which are out and why, which pairs there are, and what each model
+// lacks. Placement, admission, readiness, /v1/models, the page, status, doctor and metrics all read it and decide none
+// of it anew.
 //
-// A view does not change; the pool makes another when a standing does. Figures that move with every leg (legs, slots,
-// tokens) are read from the instances themselves, so that a leg that ends costs no view. Making one costs the number of
-// instances and not that of pairs: instances of one build share one list of partners.
+// A view is immutable; the pool makes a new one when a standing changes. Figures that change with every leg (legs,
+// slots, tokens) are read from the instances themselves, so that the end of a leg needs no new view. The cost of a view
+// grows with the instances and not with the pairs, because instances of one build share one list of partners.
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { CONNECTORS, servesUnpaired } from "../../kv/index.ts";
 import { buildOf, misfitOf } from "./compat.ts";
@@ -22,56 +23,56 @@ export interface Seen {
 
 export interface ModelView {
   readonly name: string;
-  /** The shortest of its instances, in tokens. 0 where none says. */
+  /** The shortest limit among its instances, in tokens. 0 if no instance reports one. */
   readonly maxModelLen: number;
-  /** All its registered instances. */
+  /** All registered instances of the model. */
   readonly prefill: readonly Seen[];
   readonly decode: readonly Seen[];
   /** Prefill instances that serve and have a partner, in the order of their ids. */
   readonly prefills: readonly Instance[];
-  /** The decode instances that the KV of `prefill` may go to, also where it takes no new legs itself. */
+  /** The decode instances that may get the KV of `prefill`, even if `prefill` itself takes no new legs. */
   partnersOf(prefill: Instance): readonly Instance[];
-  /** Decode instances that serve, and whose engines take requests that belong to no pair. */
+  /** Decode instances that serve, and whose engines take requests without a prefill partner. */
   readonly unpaired: readonly Instance[];
-  /** A pair that fits is left out because legs of it fail. */
+  /** Whether a pair that fits is left out because its legs fail. */
   readonly avoidsPair: boolean;
-  /** Whether decode may make up for prefill now. Not while the first prefill instance may still come. */
+  /** Whether decode may serve unpaired now. False while the first prefill instance is still awaited. */
   readonly mayServeUnpaired: boolean;
-  /** Legs that its decode instances can hold, of this router. Of this moment. */
+  /** Legs of this router that its decode instances can hold at this moment. */
   readonly slots: number;
   /**
-   * Why it can't be served, as a sentence for clients; undefined where it can.
+   * Why the model can't be served, as a sentence for clients; undefined if it can.
    *
-   * @param paired Only by a pair: decode without prefill does not count.
+   * @param paired Whether only pairs count, and not decode without prefill.
    */
   lack(paired: boolean): string | undefined;
 }
 
 export interface FleetView {
-  /** In the order of their ids, with those that left and still run legs. */
+  /** In the order of their ids, including instances that left and still run legs. */
   readonly prefill: readonly Seen[];
   readonly decode: readonly Seen[];
   /** In the order of their names. */
   readonly models: ReadonlyMap<string, ModelView>;
-  /** An instance gets legs though its registry reports it dead or gone. */
+  /** Whether an instance gets legs although its registry reports it dead or gone. */
   readonly overruled: boolean;
-  /** Pairs that get no legs though both of them do. */
+  /** Pairs that get no legs although both their instances do. */
   readonly pairsOut: number;
-  /** Undefined where the two are a pair that takes legs; else a clause for people. */
+  /** Undefined if the two are a pair that takes legs; otherwise a clause for people. */
   pairFault(prefill: Instance, decode: Instance): string | undefined;
 }
 
-/** An instance with all that its standing depends on. */
+/** An instance with everything that its standing depends on. */
 export type Known = Instance & Facts & { readonly breaker: Breaker };
 
 export interface FleetRules {
-  /** Whether decode serves unpaired while no prefill instance is left, where the connector allows it. */
+  /** Whether decode serves unpaired while no prefill instance is left, if the connector allows it. */
   readonly unpaired: boolean;
-  /** Whether the first prefill instance of a model may still come. */
+  /** Whether the first prefill instance of a model is still awaited. */
   awaitsPrefill(model: string): boolean;
 }
 
-/** @param tracked All that are known, in any order. */
+/** @param tracked All known instances, in any order. */
 export function fleetOf(tracked: Iterable<Known>, pairs: Pairs, rules: FleetRules): FleetView {
   const sorted = [...tracked].sort((a, b) => (a.instanceId < b.instanceId ? -1 : 1));
   const lastResorts = lastResortsOf(sorted);
@@ -89,7 +90,7 @@ export function fleetOf(tracked: Iterable<Known>, pairs: Pairs, rules: FleetRule
   for (const [name, { prefill, decode }] of [...models].sort(([a], [b]) => (a < b ? -1 : 1))) {
     const partners = partnersIn(prefill, decode, standings, pairs);
     const seen = (instance: Instance): Seen => ({ instance, standing: standings.get(instance)! });
-    // Its KV must go somewhere, also where it is draining by now.
+    // Its KV needs a partner even if the prefill instance itself is draining by now.
     const find = (one: Instance): readonly Instance[] =>
       decode.filter(
         (other) =>
@@ -131,20 +132,20 @@ export function sideOf({ info }: Instance): Side {
 }
 
 /**
- * Those without which a side of a model had no instance: neither their registry nor a second's silence takes them out. An
- * agent that restarts fails the checks of all that is registered with it, and forgets it all if it has no disk; what this
- * router hears from the instances weighs more then. An operator's maintenance mode holds in any case.
+ * The instances without which a side of a model would have none. Neither their registry nor a second of silence takes
+ * them out: a Consul agent that restarts fails the checks of all its services, and forgets them if it has no disk, so
+ * the instances' own heartbeats weigh more then. An operator's maintenance mode takes an instance out in any case.
  */
 export function lastResortsOf(tracked: Iterable<Known>): ReadonlySet<Known> {
   const sound = new Set<string>();
-  const doubtful: Known[] = [];
+  const candidates: Known[] = [];
   const key = (one: Known): string => `${sideOf(one)} ${one.info.model}`;
   for (const one of tracked) {
     const standing = standingOf(one);
     if (standing.kind === "serves") sound.add(key(one));
-    else if (standing.reason === "suspect" || standing.reason === "unlisted") doubtful.push(one);
+    else if (standing.reason === "suspect" || standing.reason === "unlisted") candidates.push(one);
   }
-  return new Set(doubtful.filter((one) => !sound.has(key(one))));
+  return new Set(candidates.filter((one) => !sound.has(key(one))));
 }
 
 interface Partners {
@@ -154,7 +155,7 @@ interface Partners {
   readonly avoidsPair: boolean;
 }
 
-/** Pairs those of one model. Puts those out that serve by themselves and may be used in no pair. */
+/** Pairs the instances of one model. Takes out instances that serve by their own word but fit into no pair. */
 function partnersIn(
   prefill: readonly Known[],
   decode: readonly Known[],
@@ -162,7 +163,7 @@ function partnersIn(
   pairs: Pairs,
 ): Partners {
   const serves = (one: Instance): boolean => standings.get(one)!.kind === "serves";
-  // Its engine answers requests of no pair as any plain engine does, proven or not.
+  // Proven or not, its engine answers unpaired requests as any plain engine does.
   for (const one of decode) {
     const standing = standings.get(one)!;
     if (standing.kind !== "out" || standing.reason !== "unproven" || !servesUnpaired(one.info.connector)) continue;
@@ -284,7 +285,7 @@ class Model implements ModelView {
   }
 }
 
-/** Names no instance and no address: clients read it. */
+/** Clients read this text, so it names no instance and no address. */
 function lackText({ name, prefill, decode }: ModelView): string {
   const lacks: string[] = [];
   const isUnmatched = ({ standing }: Seen): boolean => standing.kind === "out" && standing.reason === "unmatched";

@@ -1,5 +1,5 @@
-// One known instance: the link to it, what it last told, and the legs that this router runs on it. Whether it gets more
-// of them is decided in standing.ts, from what is gathered here.
+// One known instance: the link to it, its last report, and the legs that this router runs on it. standing.ts decides
+// from these facts whether the instance gets more legs.
 import { equals } from "@bufbuild/protobuf";
 import { InstanceService, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
@@ -17,34 +17,37 @@ const RATE_WEIGHT = 0.2;
 const SUSPECT_LEGS = 4;
 const SUSPECT_TOKENS = 2_048;
 
-/** An instance as the rest of the router sees it. The figures are those of the moment: they change in place. */
+/** An instance as the rest of the router sees it. The figures are current: they change in place. */
 export interface Instance {
   readonly info: Info;
   /** `info.instanceId`. */
   readonly instanceId: string;
-  /** In the order in which the instances were found, from 1. */
+  /** Counts the instances in the order in which they were found, from 1. */
   readonly ordinal: number;
-  /** Its last word about itself. Undefined before the first. */
+  /** Its last load report. Undefined before the first. */
   readonly load: Load | undefined;
-  /** When `load` came, by the pool's clock. 0 before. */
+  /** When `load` arrived, by the pool's clock. 0 before. */
   readonly loadAtMs: number;
   /** Legs of this router that run on it. */
   readonly legs: number;
-  /** Legs that this router ever gave it. */
+  /** Legs that this router has given it since it was found. */
   readonly legsTotal: bigint;
-  /** Prompt tokens placed on it since `load` came, estimated. */
+  /** Prompt tokens placed on it since `load` arrived, estimated. */
   readonly placedTokens: number;
-  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first. */
+  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first leg. */
   readonly tokensPerMs: number;
-  /** Legs it can hold beside those of other routers, by its own word: this router's legs and what was free. */
+  /** Legs of this router that it can hold, by its last report: those that ran then, and the slots that were free. */
   readonly slots: number;
-  /** Slots that are free: its own figure, less what was placed on it since. */
+  /** Free slots: its own figure less the legs placed on it since. */
   readonly freeSlots: number;
-  /** Legs and reservations of all routers: its own figure, and what was placed on it since. Failed legs weigh in. */
+  /** Legs and reservations of all routers: its own figure plus the legs placed on it since. Failed legs add to it. */
   readonly running: number;
-  /** Prompt tokens that wait for or are in prefill, with those placed since and failed legs. 0 on decode, where prompts do no work. */
+  /**
+   * Prompt tokens waiting for or in prefill, plus those placed since, plus failed legs. 0 on decode, which computes no
+   * prompts.
+   */
   readonly queuedTokens: number;
-  /** All calls to it. Its heartbeat is WatchLoad. */
+  /** Carries all calls to it. The heartbeat is WatchLoad. */
   readonly channel: RpcChannel;
 }
 
@@ -55,15 +58,15 @@ export interface InstanceOptions {
   readonly breaker: BreakerLimits;
   readonly ordinal: number;
   readonly connectTimeoutMs?: number | undefined;
-  /** Whether probes must prove it before users come. */
+  /** Whether a probe must prove the instance before it gets users' requests. */
   readonly proves: (info: Info) => boolean;
-  /** Its standing or its facts may have changed. */
+  /** Called when its standing or its facts may have changed. */
   onStanding(): void;
-  /** Only its figures have: a load came. */
+  /** Called when a load report changed only its figures. */
   onFigures(): void;
-  /** It serves, and did not before: its engine may be another one. */
+  /** Called when it starts to serve: its engine may be a new one. */
   onServing(): void;
-  /** `suspect` has changed. */
+  /** Called when `suspect` changes. */
   onSuspect(): void;
 }
 
@@ -115,7 +118,7 @@ export class TrackedInstance implements Instance, Facts {
         method: InstanceService.method.watchLoad,
         message: () => ({}),
         onMessage: ({ load }) => {
-          if (!this.#closed && load !== undefined) this.#heard(load);
+          if (!this.#closed && load !== undefined) this.#onLoad(load);
         },
         onRefused: (error) => {
           this.#log.debug("load watch ended", { error });
@@ -126,7 +129,7 @@ export class TrackedInstance implements Instance, Facts {
     });
   }
 
-  /** With what it says itself of its KV address: a registry may learn later that its engine was started again. */
+  /** Contains the KV address that the instance itself reports: a registry may learn of an engine's restart later. */
   get info(): Info {
     return this.#info;
   }
@@ -137,7 +140,7 @@ export class TrackedInstance implements Instance, Facts {
     this.#tally();
   }
 
-  /** Drained through this router; holds until the instance itself says so. */
+  /** Drained through this router. Cleared once the instance itself reports that it drains. */
   get drained(): boolean {
     return this.#drained;
   }
@@ -162,10 +165,10 @@ export class TrackedInstance implements Instance, Facts {
     this.#tally();
   }
 
-  /** Returns true where that took it out. */
+  /** Returns true if that took the instance out. */
   legEnded(verdict: Verdict): boolean {
     this.legs -= 1;
-    // Legs that fall with an instance that is out already say nothing new.
+    // Legs that fail with an instance that is out already say nothing new.
     const opened = standingOf(this).kind === "serves" && this.breaker.judge(verdict, this.#o.clock.nowMs());
     if (opened) {
       const because = verdict === "wedged" ? "a leg stalled on it" : "leg after leg failed on it";
@@ -175,7 +178,7 @@ export class TrackedInstance implements Instance, Facts {
     return opened;
   }
 
-  /** It computed a prompt. */
+  /** Notes that the instance computed a prompt. */
   prefilled(tokens: number, ms: number): void {
     if (tokens <= 0 || ms <= 0) return;
     const rate = tokens / ms;
@@ -183,8 +186,8 @@ export class TrackedInstance implements Instance, Facts {
   }
 
   /**
-   * It has left, and its last leg has ended. Resolves when its calls have ended, too: those of abandoned and stalled legs
-   * settle after the legs were given back.
+   * Called when the instance has left and its last leg has ended. Resolves when its calls have ended too: calls of
+   * abandoned and stalled legs settle after their slots were released.
    */
   retire(): Promise<void> {
     this.#closed = true;
@@ -209,14 +212,14 @@ export class TrackedInstance implements Instance, Facts {
   }
 
   /**
-   * Brings the figures for placing up to date, after every change. They are fields and not computed when read: each
-   * placement reads them of every candidate.
+   * Updates the figures for placement after every change. They are fields rather than getters because each placement
+   * reads them from every candidate.
    */
   #tally(): void {
     const { load, legs, breaker } = this;
     const { slotLimit } = this.#info;
     const since = legs - this.#legsAtLoad;
-    // An instance that fails at once is always idle; without this it would draw every leg to itself.
+    // An instance that fails at once is always idle. Without this term it would attract every leg.
     const suspicion = breaker.suspicion(this.#o.clock.nowMs());
     this.running =
       Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since) +
@@ -237,7 +240,7 @@ export class TrackedInstance implements Instance, Facts {
     this.#o.onStanding();
   }
 
-  #heard(load: Load): void {
+  #onLoad(load: Load): void {
     const before = this.load;
     const nowMs = this.#o.clock.nowMs();
     const served = claimsToServe(this);
@@ -248,7 +251,7 @@ export class TrackedInstance implements Instance, Facts {
     this.placedTokens = 0;
     this.#tally();
     if (before?.kvAddress !== load.kvAddress) this.info = this.#info;
-    // From here on its own word holds, and whoever undrains it need not know of this router.
+    // From now on the instance's own state decides, so any router may undrain it.
     const undrained = this.#drained && load.state === State.DRAINING;
     if (undrained) this.#drained = false;
     if (this.link.kind === "down") this.#log.info("instance reports its load", { state: State[load.state] });
@@ -261,11 +264,13 @@ export class TrackedInstance implements Instance, Facts {
     this.link = { kind: "up" };
     if (!served && claimsToServe(this)) this.#isBack(nowMs);
     if (news) this.#o.onStanding();
-    // Heartbeats of hundreds of idle instances shall wake nothing.
+    // Heartbeats of hundreds of idle instances must not wake anything.
     else if (!nothingNew) this.#o.onFigures();
   }
 
-  /** From its start, a restart of its engine or a cut link: it may be sound again, or another one. */
+  /**
+   * The instance is back from its start, an engine restart or a cut link: its engine may be sound again, or a new one.
+   */
   #isBack(nowMs: number): void {
     if (this.#o.proves(this.#info)) this.breaker.distrust(nowMs);
     else this.breaker.probeSoon(nowMs);
@@ -282,7 +287,7 @@ const LOST: Record<LossReason, Down> = {
   silent: { kind: "down", reason: "silent", text: "No byte has come from it for 2 s." },
 };
 
-/** Keeps the class of a refusal: what an operator has to mend differs. */
+/** Keeps the kinds of refusal apart, because an operator must repair each in a different way. */
 function refusedLink(error: ServiceError | undefined): Down {
   switch (error?.code) {
     case undefined:
@@ -307,7 +312,7 @@ function refusedLink(error: ServiceError | undefined): Down {
   }
 }
 
-/** Whether an instance without work says again what it said before. */
+/** Whether an idle instance repeats its last report. */
 function isSameIdle(before: Load | undefined, now: Load): boolean {
   return before !== undefined && now.running === 0 && now.reserved === 0 && equals(LoadSchema, before, now);
 }

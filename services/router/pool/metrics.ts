@@ -1,4 +1,4 @@
-// What the view of the fleet shows to Prometheus.
+// Exports the view of the fleet to Prometheus.
 import type { Metrics } from "../../common/metrics.ts";
 import { type FleetView, type Seen, SIDES } from "./fleet.ts";
 import { REASONS } from "./standing.ts";
@@ -19,14 +19,19 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     for (const role of SIDES) gauge.set({ of: role }, inState(pool.view[role], "failing"));
     gauge.set({ of: "pair" }, pool.view.pairsOut);
   });
-  metrics.gauge("tandem_model_ready", "1 where a request for the model can be served now.", ["model"], (gauge) => {
-    gauge.reset();
-    for (const [model, { lack }] of models(pool)) gauge.set({ model }, lack === undefined ? 1 : 0);
-  });
-  // Instance ids are new after every start, so the old ones are taken off.
+  metrics.gauge(
+    "tandem_model_ready",
+    "1 if a request for the model can be served now, otherwise 0.",
+    ["model"],
+    (gauge) => {
+      gauge.reset();
+      for (const [model, { lack }] of models(pool)) gauge.set({ model }, lack === undefined ? 1 : 0);
+    },
+  );
+  // Instance ids change with every start, so old ones are removed.
   metrics.gauge(
     "tandem_kv_orphans",
-    "Pushed KV whose request is gone and that is not settled yet, by instance.",
+    "Pushed KV caches whose request is gone and that are not settled yet, by instance.",
     ["instance"],
     (gauge) => {
       gauge.reset();

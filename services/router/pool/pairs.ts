@@ -1,6 +1,6 @@
 // Breakers of pairs: two instances that serve well with others may fail with each other, because the network between
-// them is cut or one wedges the other. Only pairs with something against them are remembered, and those that must be
-// probed before users come (`expect`).
+// them is cut or one wedges the other. Only two kinds of pairs are remembered: pairs with failures, and pairs that must
+// be probed before they get users' requests (`expect`).
 import { Breaker, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 
 export interface PairEntry {
@@ -9,7 +9,7 @@ export interface PairEntry {
   readonly breaker: Breaker;
 }
 
-/** Above it the oldest is forgotten. */
+/** Above this limit the oldest pair is forgotten. */
 const PAIR_LIMIT = 4_096;
 
 export class Pairs {
@@ -22,12 +22,12 @@ export class Pairs {
     this.#limits = limits;
   }
 
-  /** Whether any pair is remembered: none is on most days. */
+  /** Whether any pair is remembered. Usually none is. */
   get any(): boolean {
     return this.#entries.size > 0;
   }
 
-  /** Its breaker, where the pair is out. */
+  /** The pair's breaker if the pair is out. */
   outOf(prefillId: string, decodeId: string): Breaker | undefined {
     if (this.#entries.size === 0) return undefined;
     const breaker = this.#entries.get(keyOf(prefillId, decodeId))?.breaker;
@@ -39,13 +39,13 @@ export class Pairs {
     return this.#warm.has(keyOf(prefillId, decodeId));
   }
 
-  /** A leg of the pair has ended. True where that opened its breaker. */
+  /** Scores a leg of the pair that has ended. Returns true if that opened the breaker. */
   judge(prefillId: string, decodeId: string, verdict: Verdict, nowMs: number): boolean {
     const key = keyOf(prefillId, decodeId);
     if (verdict === "good") this.#warmed(key);
     else if (verdict !== "none") this.#warm.delete(key);
     const entry = this.#entries.get(key);
-    // All that is remembered is failures; most pairs never have one.
+    // Only failures are remembered, and most pairs never have one.
     if (entry === undefined && (verdict === "good" || verdict === "none")) return false;
     const { breaker } = entry ?? this.#add(prefillId, decodeId);
     const opened = breaker.judge(verdict, nowMs);
@@ -53,20 +53,20 @@ export class Pairs {
     return opened;
   }
 
-  /** A probe of the pair failed, though both of them work with others: they are out with each other. */
+  /** Takes the pair out after a failed probe: both instances work, but not with each other. */
   probeFailed(prefillId: string, decodeId: string, failure: ProbeFailure, text: string, nowMs: number): void {
     const { breaker } = this.#entries.get(keyOf(prefillId, decodeId)) ?? this.#add(prefillId, decodeId);
     breaker.distrust(nowMs);
     breaker.probeFailed(failure, text, nowMs);
   }
 
-  /** The pair takes no users before a probe has succeeded, unless one has. */
+  /** Keeps users' requests from the pair until a probe has succeeded, unless one already has. */
   expect(prefillId: string, decodeId: string, nowMs: number): void {
     if (this.#warm.has(keyOf(prefillId, decodeId)) || this.outOf(prefillId, decodeId) !== undefined) return;
     (this.#entries.get(keyOf(prefillId, decodeId)) ?? this.#add(prefillId, decodeId)).breaker.distrust(nowMs);
   }
 
-  /** A probe succeeded. True where the pair was out. */
+  /** Notes a successful probe. Returns true if the pair was out. */
   close(prefillId: string, decodeId: string): boolean {
     const key = keyOf(prefillId, decodeId);
     const { breaker } = this.#entries.get(key) ?? {};
@@ -76,18 +76,21 @@ export class Pairs {
     return closed;
   }
 
-  /** Those that take no users. */
+  /** Pairs that get no users' requests. */
   *open(): Generator<PairEntry> {
     for (const entry of this.#entries.values()) if (entry.breaker.open) yield entry;
   }
 
-  /** Its engine started again: what it had set up with others is gone. A pair that is out stays out, with its back-off. */
+  /**
+   * Notes that an engine restarted: its connections to others are gone. A pair that is out stays out, with its
+   * back-off.
+   */
   cool(instanceId: string, nowMs: number): void {
     for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
     for (const entry of this.#entries.values()) if (names(entry, instanceId)) entry.breaker.probeSoon(nowMs);
   }
 
-  /** An instance is gone, and its id with it. */
+  /** Forgets an instance that is gone, and whose id will not be used again. */
   forget(instanceId: string): void {
     for (const [key, entry] of this.#entries) if (names(entry, instanceId)) this.#entries.delete(key);
     for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);

@@ -1,6 +1,6 @@
-// What the router knows of the instances. Discovery says who there is; the instances say how they are; the rest of the
-// router reads one view of them. An instance that is gone from discovery keeps its channels until the last leg on it has
-// ended: the registry's word ends no stream.
+// What the router knows about the instances. Discovery lists them, they report their own state, and the rest of the
+// router reads one view of them. An instance that is gone from discovery keeps its channels until its last leg has
+// ended, so the registry never ends a stream.
 import { InstanceService, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
@@ -27,28 +27,29 @@ export interface Pool {
   /** The same object until a standing, a pair or a fact changes. */
   readonly view: FleetView;
   /**
-   * All instances that discovery knows now.
+   * Replaces the instances with those that discovery knows now.
    *
-   * @param doubts What it has against some of them, by instance id.
+   * @param doubts Objections of discovery to some of them, by instance id.
    */
   update(entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>): void;
-  /** After every change: of the view, of figures, or a leg that ended. Returns what ends it. */
+  /** Called after every change of the view or of figures, and when a leg ends. Returns a function that unsubscribes. */
   onChange(listener: () => void): () => void;
-  /** After changes of the view alone. */
+  /** Called only after changes of the view. */
   onView(listener: () => void): () => void;
   /**
-   * Tells an instance to take no new leg, or to take them again; this router obeys at once. Returns the legs that still
-   * run on it, of all routers.
+   * Orders an instance to take no new legs, or to take them again. This router acts on the order at once. Returns the
+   * legs of all routers that still run on the instance.
    *
-   * @throws ServiceError `not_found`; `instance_unavailable` when it could not be told, which undoes nothing here
+   * @throws ServiceError `not_found`; `instance_unavailable` if the instance did not confirm the order. This router
+   *   still acts on the order.
    */
   drain(instanceId: string, undrain: boolean, reason?: string): Promise<number>;
-  /** @param tokens Prompt tokens of it, where they are still to be computed. */
+  /** @param tokens The leg's prompt tokens, if they are still to be computed. */
   legStarted(instance: Instance, tokens?: number): void;
   legEnded(instance: Instance, verdict: Verdict): void;
-  /** What the same leg says of the two together. */
+  /** Books what the same leg says about the two as a pair. */
   pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
-  /** @param tokens That were computed, or waited for, in `ms`. */
+  /** @param tokens Tokens that were computed, or waited for, in `ms`. */
   prefilled(instance: Instance, tokens: number, ms: number): void;
   /** Whether KV has moved between the two since both of them started. */
   isWarm(prefill: Instance, decode: Instance): boolean;
@@ -56,16 +57,16 @@ export interface Pool {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** What is out until a probe succeeds; for probe/, which sends them. */
+/** The instances and pairs that are out until a probe succeeds. Used by probe/, which sends the probes. */
 export interface ProbeBooks {
   /** When the next probe is due, by the pool's clock; Infinity while nothing is out. */
   readonly dueMs: number;
-  /** Instances and pairs that are due now, whether or not they can be reached. */
+  /** Instances and pairs that are due for a probe now, reachable or not. */
   due(nowMs: number): { readonly instances: readonly Instance[]; readonly pairs: readonly PairEntry[] };
-  /** One is sent through the two: neither of them, nor the pair, is due again before its pause is over. */
+  /** Notes that a probe is sent through the two. They and their pair are due again after their pauses. */
   sending(prefill: Instance, decode: Instance): void;
   succeeded(prefill: Instance, decode: Instance): void;
-  /** @param text Why, as one sentence for people. */
+  /** @param text The reason, as one sentence for people. */
   failed(prefill: Instance, decode: Instance, failure: ProbeFailure, text: string): void;
 }
 
@@ -74,16 +75,16 @@ export interface PoolOptions {
   readonly log: Log;
   readonly clock: Clock;
   readonly metrics?: Metrics;
-  /** Instances that are tracked; more are left out and logged. */
+  /** Limits the tracked instances. Further ones are left out and logged. */
   readonly limit?: number;
   readonly breaker?: BreakerLimits;
-  /** For a connection to be made. */
+  /** Timeout for connecting to an instance. */
   readonly connectTimeoutMs?: number;
-  /** Whether decode serves unpaired while no prefill instance is left, where the connector allows it. */
+  /** Whether decode serves unpaired while no prefill instance is left, if the connector allows it. */
   readonly unpaired?: boolean;
-  /** How long the first prefill instance of a model is waited for, once it has a decode instance. Default 0. */
+  /** How long a model that has a decode instance waits for its first prefill instance. Default 0. */
   readonly firstPrefillMs?: number;
-  /** Whether an instance takes users only after a probe has succeeded with it. Left out: none needs that. */
+  /** Whether an instance gets users' requests only after a successful probe. Default: never. */
   readonly proves?: (info: Info) => boolean;
 }
 
@@ -97,7 +98,7 @@ export function createPool(o: PoolOptions): Pool {
   const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false } = o;
   const proves = o.proves ?? (() => false);
   const tracked = new Set<TrackedInstance>();
-  /** Left, with calls that have not ended. */
+  /** Instances that left, with calls that have not ended. */
   const retiring = new Set<TrackedInstance>();
   const listeners = new Set<() => void>();
   const viewListeners = new Set<() => void>();
@@ -111,7 +112,7 @@ export function createPool(o: PoolOptions): Pool {
     for (const one of tracked) if (one.registered && one.instanceId === instanceId) return one;
     return undefined;
   };
-  // All instances that the router sees are of this pool's making.
+  // The router only sees instances that this pool made.
   const own = (instance: Instance): TrackedInstance => instance as TrackedInstance;
 
   function onFigures(): void {
@@ -140,8 +141,8 @@ export function createPool(o: PoolOptions): Pool {
   }
 
   /**
-   * The first transfer of a pair sets up its connection, which may take many seconds. In small fleets a probe pays for
-   * that; in large ones only instances are proven, and the first user of a pair waits.
+   * The first transfer of a pair sets up its connection, which may take many seconds. In small fleets a probe does that
+   * in advance. In large fleets only instances are proven, and the first user of a pair waits.
    */
   function expectPairs(): void {
     if (o.proves === undefined) return;
@@ -167,7 +168,7 @@ export function createPool(o: PoolOptions): Pool {
       if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
       const known = find(info.instanceId);
       const doubt = doubts.get(info.instanceId);
-      // Gone for the registry, and by its own word too.
+      // The registry no longer lists it, and the instance itself doesn't report that it serves.
       if (doubt?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
       named.add(info.instanceId);
       if (known !== undefined) {
@@ -176,7 +177,7 @@ export function createPool(o: PoolOptions): Pool {
           known.info = info;
           continue;
         }
-        // Reached at another address now: legs over the old one end there.
+        // It has a new address. Legs over the old one end there.
         known.registered = false;
       }
       if (tracked.size >= limit) {
@@ -215,7 +216,7 @@ export function createPool(o: PoolOptions): Pool {
     pairs.forget(one.instanceId);
   }
 
-  /** Calls that it has not answered are made elsewhere now, and not when it is given up. */
+  /** Moves its unanswered calls elsewhere now, rather than when the instance is given up. */
   function suspected(one: TrackedInstance): void {
     if (closed) return;
     onStanding();
@@ -226,7 +227,7 @@ export function createPool(o: PoolOptions): Pool {
   const sweep = (): void => {
     let left = false;
     for (const one of tracked) {
-      // Its registry let it go before; now it has ended too.
+      // Its registry dropped it before, and now the instance has stopped too.
       if (!one.registered || one.doubt?.kind !== "missing" || claimsToServe(one)) continue;
       leave(one);
       left = true;
@@ -276,7 +277,7 @@ export function createPool(o: PoolOptions): Pool {
       const nowMs = clock.nowMs();
       const open = [own(prefill), own(decode)].filter((one) => one.breaker.open);
       for (const one of open) one.breaker.probeFailed(failure, text, nowMs);
-      // Both work with others, so it is the two together that don't.
+      // Both work with others, so the fault is in the pair.
       if (open.length === 0) pairs.probeFailed(prefill.instanceId, decode.instanceId, failure, text, nowMs);
       else pairs.outOf(prefill.instanceId, decode.instanceId)?.probeFailed(failure, text, nowMs);
       log.warn("a probe failed", { ...pairFields(prefill, decode), failure, why: text });
@@ -304,7 +305,9 @@ export function createPool(o: PoolOptions): Pool {
         const error = asServiceError(thrown);
         if (error.code === "failed_precondition") throw error;
         const done = undrain ? "" : " This router gives it no new leg anyway.";
-        throw new ServiceError("instance_unavailable", `The instance could not be told.${done}`, { cause: error });
+        throw new ServiceError("instance_unavailable", `The instance did not confirm the order.${done}`, {
+          cause: error,
+        });
       }
     },
     legStarted: (instance, tokens = 0) => own(instance).legStarted(tokens),

@@ -1,6 +1,7 @@
-// Whether an instance gets legs, and if not, why: the only place that decides it. Four sources speak of an instance: its
-// registry, its own word (`Load.state`), the link to it, and how legs on it end. Where they disagree, the first one below
-// that is against it decides. What its partners add to that (`unproven`, `unmatched`) is in fleet.ts.
+// Decides whether an instance gets legs and, if not, why. No other file decides that. There are four sources: the
+// registry, the state that the instance reports (`Load.state`), the link to it, and how its legs end. If they disagree,
+// the first objection in the order below decides. fleet.ts adds the reasons that depend on partners (`unproven`,
+// `unmatched`).
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Doubt } from "../../discovery/registry.ts";
 import type { OpenBecause } from "./breaker.ts";
@@ -8,14 +9,15 @@ import type { OpenBecause } from "./breaker.ts";
 /**
  * Why an instance gets no legs.
  *
- * - `missing`: the deployment wants it and it is not there. Reserved; no instance has it yet.
+ * - `missing`: the deployment expects the instance, which is not there. Reserved; not used yet.
  * - `left`: no longer registered; known only until its last leg has ended.
- * - `draining`, `starting`, `stopped`: it says so; `draining` also where an operator says so.
- * - `unreachable`: no connection to it, or a broken one. `denied`: it refuses this router's token.
+ * - `draining`, `starting`, `stopped`: the instance reports it. `draining` is also set by an operator.
+ * - `unreachable`: no connection, or a broken one. `denied`: the instance refuses this router's token.
  * - `silent`: connected, and no heartbeat for 2 s. `suspect`: for 1.3 s; its running legs go on.
- * - `failing`: it says that it serves, and legs on it fail or stall. A probe brings it back.
- * - `unlisted`: it says that it serves, and its registry reports it dead or gone.
- * - `unproven`: no probe has shown yet that it answers from the KV that it is sent, or one has shown that it does not.
+ * - `failing`: it reports that it serves, but its legs fail or stall. A successful probe brings it back.
+ * - `unlisted`: it reports that it serves, but its registry reports it dead or gone.
+ * - `unproven`: no probe has shown yet that it answers from the KV that it is sent, or a probe has shown that it
+ *   doesn't.
  * - `unmatched`: it fits no instance of the other role: their facts differ.
  */
 export const REASONS = [
@@ -37,7 +39,7 @@ export const REASONS = [
 export type Reason = (typeof REASONS)[number];
 
 export type Standing =
-  /** `despite`: what would take it out if another instance of its side could do its work. */
+  /** `despite`: the reason that would take it out if another instance could do its work. */
   | { readonly kind: "serves"; readonly despite?: Reason; readonly text: string }
   /** `text` is one sentence for people, without addresses. */
   | { readonly kind: "out"; readonly reason: Reason; readonly text: string };
@@ -47,26 +49,28 @@ export type Link =
   | { readonly kind: "up" }
   | { readonly kind: "down"; readonly reason: "unreachable" | "denied" | "silent"; readonly text: string };
 
-/** What is known of an instance by itself. */
+/** What is known about an instance on its own, without its partners. */
 export interface Facts {
   readonly registered: boolean;
   /** Drained through this router, and not confirmed by the instance yet. */
   readonly drained: boolean;
-  /** What its registry has against it. */
+  /** The objection of its registry. */
   readonly doubt: Doubt | undefined;
   readonly link: Link;
-  /** Its own word; undefined before the first load. */
+  /** The state that it reports; undefined before the first load report. */
   readonly state: State | undefined;
-  /** Its own reason for `state`. */
+  /** The reason that it reports for `state`. */
   readonly stateText: string;
   readonly breaker: { readonly because: OpenBecause | undefined; readonly text: string };
-  /** No byte came over its link for longer than usual. */
+  /** No byte arrived over its link for longer than usual. */
   readonly suspect: boolean;
 }
 
 const SERVES: Standing = { kind: "serves", text: "" };
 
-/** @param lastResort Without it, a side of its model would have no instance: a mere suspicion does not take it out. */
+/**
+ * @param lastResort Whether its side of the model has no other instance. Then a mere suspicion does not take it out.
+ */
 export function standingOf(facts: Facts, lastResort = false): Standing {
   const { doubt, link, stateText, breaker } = facts;
   if (!facts.registered) return out("left", "It is no longer registered.");
@@ -90,14 +94,14 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
     return {
       kind: "serves",
       despite: "unlisted",
-      text: `${doubt.reason} It says that it serves, and no other instance does.`,
+      text: `${doubt.reason} It reports that it serves, and no other instance does.`,
     };
   }
   if (breaker.because === "unproven") return out("unproven", breaker.text);
   return SERVES;
 }
 
-/** Whether it serves by its own word alone. */
+/** Whether the instance itself reports that it serves, whatever other sources say. */
 export function claimsToServe({ registered, link, state }: Facts): boolean {
   return registered && link.kind === "up" && state === State.SERVING;
 }

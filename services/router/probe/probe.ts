@@ -1,9 +1,9 @@
-// A probe: a tiny request of our own through one pair, over the same legs as users' requests and in the same order. It
-// finds out whether the pair works and whether decode really answers from the KV that prefill sent. Prefill writes one
-// token that no client sees, having computed the whole prompt itself: decode's first token is compared with that one, by
-// log probability and not by text: on a GPU numbers differ a little with the batch, and ties fall either way. Seen on vLLM
-// 0.23, bfloat16: 0.12 at most where all is well, 0.27 and more where decode answers from KV it never loaded. Prompts are
-// random token ids, so that no cache can answer for the transfer.
+// A probe is a tiny request of the router's own through one pair, over the same legs as users' requests and in the same
+// order. It finds out whether the pair works and whether decode really answers from the KV that prefill sent. Prefill
+// computes the whole prompt and writes one token that no client sees. Decode's first token is compared with that token
+// by log probability and not by text, because on a GPU numbers differ a little with the batch, and ties fall either
+// way. Seen on vLLM 0.23, bfloat16: 0.12 at most if all is well, 0.27 and more if decode answers from KV that it never
+// loaded. Prompts are random token ids, so that a cache hit can't hide a failed transfer.
 import { randomInt } from "node:crypto";
 import { ServiceError } from "../../common/errors.ts";
 import { CONNECTORS } from "../../kv/index.ts";
@@ -17,34 +17,34 @@ import type { RelayRequest } from "../request/request.ts";
 
 export type ProbeResult =
   | { readonly kind: "right"; readonly worstDelta: number; readonly ms: number }
-  /** It succeeded and can't be judged: the engines report no log probabilities. */
+  /** The probe succeeded, but can't be judged because the engines report no log probabilities. */
   | { readonly kind: "unjudged"; readonly ms: number }
   | { readonly kind: "failed"; readonly failure: ProbeFailure; readonly text: string };
 
 export interface ProbeOptions {
-  /** One alone may look right by chance: garbage of a small model is now and then near the truth. */
+  /** One prompt may look right by chance: garbage from a small model is sometimes close to the right answer. */
   readonly prompts: number;
-  /** For all of them. */
+  /** Timeout for all prompts together. */
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
 }
 
 export interface Prober {
-  /** Never rejects. Books nothing but the legs of the two: what the result means for them is for the caller. */
+  /** Never rejects. Books only the legs of the two; the caller books the result. */
   probe(prefill: Instance, decode: Instance, o: ProbeOptions): Promise<ProbeResult>;
-  /** Legs of probes through the two that have not come to their end, KV settled and all. */
+  /** Legs of probes through the two that have not ended, settling of KV included. */
   unsettled(prefill: Instance, decode: Instance): number;
 }
 
 export interface ProberOptions {
-  /** Of users' legs. */
+  /** The context of users' legs. */
   readonly context: LegContext;
   readonly mintLegId: () => string;
 }
 
-/** Longer than a KV block, so that some KV moves. */
+/** Longer than a KV block, so that KV moves. */
 const PROMPT_TOKENS = 160;
-/** Ids that every vocabulary has, above the special ones of most. */
+/** Range of ids that every vocabulary has, above the special tokens of most. */
 const TOKEN_IDS = [10, 240] as const;
 const TOLERANCE = 0.2;
 const TOLERANCE_FLOAT32 = 0.01;
@@ -52,7 +52,7 @@ const TOLERANCE_FLOAT32 = 0.01;
 export function createProber({ context, mintLegId }: ProberOptions): Prober {
   const { metrics, clock, limits, deadlines } = context;
   const live = new Set<LegRun>();
-  // A probe's result is booked once, by the sender; users' figures say nothing of probes.
+  // The sender books a probe's result once. Users' figures exclude probes.
   const books: Books = {
     legStarted: (instance, tokens) => context.books.legStarted(instance, tokens),
     legEnded: (instance) => context.books.legEnded(instance, "none"),
@@ -62,7 +62,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
   };
   const uncounted: LegContext["metrics"] = { ...metrics, leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
 
-  /** How far the two are apart; undefined where one of them doesn't tell. */
+  /** The difference between the two log probabilities; undefined if an engine doesn't report its own. */
   function once(
     prefill: Instance,
     decode: Instance,
@@ -145,7 +145,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
       let count = 0;
       for (const leg of live) {
         if (leg.ended) live.delete(leg);
-        // A leg that has found no decode instance yet counts for each.
+        // A leg without a decode instance yet counts for every pair of its prefill instance.
         else if (leg.task.prefill === prefill && (leg.decode === undefined || leg.decode === decode)) count += 1;
       }
       return count;
@@ -183,8 +183,8 @@ function wrongText(delta: number, tolerance: number): string {
 }
 
 function deltaOf(own: number | undefined, answer: Buffer): number | undefined {
-  const told = firstLogprobOf(answer.toString());
-  return own === undefined || told === undefined ? undefined : Math.abs(own - told);
+  const first = firstLogprobOf(answer.toString());
+  return own === undefined || first === undefined ? undefined : Math.abs(own - first);
 }
 
 function firstLogprobOf(text: string): number | undefined {

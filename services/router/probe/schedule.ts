@@ -1,6 +1,6 @@
-// The schedule of probes: each instance and pair that is out until a probe succeeds gets one when it is due. Probes bring
-// back what they find repaired, at no user's cost, and prove engines whose faults would show as garbage with HTTP 200
-// before users come. They are not requests: not in the queue, not in the receipts, and counted apart.
+// The schedule of probes: each instance and pair that is out until a probe succeeds gets a probe when one is due.
+// Probes bring repaired instances back at no user's cost. Before users' requests arrive, they also prove engines whose
+// faults would show as garbage with HTTP 200. Probes skip the queue, have no receipts, and are counted separately.
 import { setMaxListeners } from "node:events";
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
@@ -9,25 +9,25 @@ import { misfitOf } from "../pool/compat.ts";
 import type { FleetView, Instance, Pool, Seen, Side } from "../pool/pool.ts";
 import type { Prober, ProbeResult } from "./probe.ts";
 
-/** Fine enough that what is repaired is back well within two seconds. */
+/** Short enough that a repaired instance is back well within two seconds. */
 const TICK_MS = 100;
-/** Probes of one pair that have not settled: an engine that hangs is not buried under them. */
+/** Limits the unsettled probes of one pair, so that they don't pile up on an engine that hangs. */
 const PAIR_LIMIT = 8;
-/** And of all pairs, each of which may hang. */
+/** Limits the open probes of all pairs, each of which may hang. */
 const OPEN_LIMIT = 64;
-/** Through engines that have worked with each other. */
+/** Timeout for engines that need no proof. */
 const TIMEOUT_MS = 2_000;
-/** The first use of a pair sets up its connection, and may compile kernels. */
+/** Timeout for a proof: the first use of a pair sets up its connection, and may compile kernels. */
 const COLD_TIMEOUT_MS = 60_000;
 const PROOF_PROMPTS = 3;
 
-/** vLLM engines must be proven. Tandem's own engines refuse KV that doesn't fit by themselves. */
+/** vLLM engines must be proven. Tandem's own engines refuse wrong KV by themselves. */
 export function provesByProbe({ engine, connector }: Info): boolean {
   return engine === "vllm" && connector !== "p2p-zmq";
 }
 
 export interface Probes extends Disposable {
-  /** One more, for the doctor; the pool learns what it says. */
+  /** Sends an extra probe for the doctor. The pool gets its result too. */
   now(prefill: Instance, decode: Instance, signal?: AbortSignal): Promise<ProbeResult>;
 }
 
@@ -41,12 +41,12 @@ export interface ProbesOptions {
 export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Probes {
   const ended = metrics.counter(
     "tandem_probes_total",
-    "Requests of the router's own to instances and pairs that are out, by how they ended.",
+    "Probes that ended, by outcome. A probe is a request of the router's own that tests an instance or a pair.",
     ["outcome"],
   );
   const stopped = new AbortController();
   setMaxListeners(OPEN_LIMIT, stopped.signal);
-  /** Probes sent to each, so that each one goes through another partner: the partner may be the one that fails. */
+  /** Counts the probes of each instance, so that each uses another partner: the partner may be at fault. */
   const sentTo = new WeakMap<Instance, number>();
   let open = 0;
   let timer: Timer | undefined;
@@ -81,7 +81,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     for (const { prefillId, decodeId, breaker } of pool.probes.due(nowMs).pairs) {
       if (breaker.due(nowMs)) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
     }
-    // Those that a probe of a pair goes to by now are no longer due.
+    // Instances that just got a probe of a pair are no longer due.
     for (const { instanceId } of pool.probes.due(nowMs).instances) {
       const side = view.prefill.some(({ instance }) => instance.instanceId === instanceId) ? "prefill" : "decode";
       const instance = find(view, side, instanceId);
@@ -96,7 +96,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     arm();
   }
 
-  /** Runs while anything is out; an instance that is due and can't be reached is looked for again at each tick. */
+  /** Runs while anything is out. Checks a due instance that can't be reached again at each tick. */
   function arm(): void {
     const { dueMs } = pool.probes;
     if (stopped.signal.aborted || timer !== undefined || dueMs === Infinity) return;
@@ -119,7 +119,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
   };
 }
 
-/** An instance that a probe can tell something of: it serves, or is out for what only a probe can end. */
+/** Finds an instance for which a probe makes sense: it serves, or is out for a reason that only a probe can end. */
 function find(view: FleetView, side: Side, instanceId: string): Instance | undefined {
   return view[side].find((seen) => seen.instance.instanceId === instanceId && isReachable(seen))?.instance;
 }
@@ -128,7 +128,7 @@ function isReachable({ standing }: Seen): boolean {
   return standing.kind === "serves" || standing.reason === "failing" || standing.reason === "unproven";
 }
 
-/** Those that serve, or else all that a probe may go to. */
+/** Partners that serve or, if there are none, all that a probe can reach. */
 function partnersFor(view: FleetView, one: Instance, side: Side): Instance[] {
   const fits = (other: Instance): boolean =>
     (side === "prefill" ? misfitOf(one.info, other.info) : misfitOf(other.info, one.info)) === undefined;
