@@ -1,4 +1,4 @@
-// What legs are run with: what all of a relay share, and what one attempt is to do.
+// The context that all legs of a relay share, and the task of one attempt.
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadlines } from "../../common/deadlines.ts";
@@ -17,7 +17,7 @@ export interface LegContext {
   readonly books: Books;
   readonly linkTo: (instance: Instance) => InstanceLink;
   readonly limits: Live<RelayLimits>;
-  /** For a decode instance to answer a reservation. */
+  /** Timeout for a decode instance to answer a reservation. */
   readonly reserveTimeoutMs: number;
   readonly paces: AnswerPaces;
   readonly deadlines: Deadlines;
@@ -28,20 +28,20 @@ export interface LegContext {
 }
 
 export interface LiveLeg {
-  /** Its owner has its answer or has left, and its instances have not ended it yet. */
+  /** Its owner has its answer or has left, but its instances have not ended it yet. */
   readonly settling: boolean;
 }
 
-/** One attempt: at which choice of which request, on which instances, under which id. */
+/** One attempt: its choice, request, instances and id. */
 export interface LegTask {
   readonly request: RelayRequest;
   readonly draft: LegDraft;
   readonly promptIndex: number | undefined;
   readonly sampleIndex: number;
   readonly traits: LegTraits;
-  /** Undefined where the leg is unpaired. */
+  /** Undefined if the leg is unpaired. */
   readonly prefill: Instance | undefined;
-  /** Undefined where it is picked after prefill. */
+  /** Undefined if it is picked after prefill. */
   readonly decode: Instance | undefined;
 }
 

@@ -1,6 +1,6 @@
-// Reads a DecodeResponse as it came from the wire, once a token: `events` stays a view of the network's buffer, and
-// nothing is allocated for a message that carries only events and a count. One reader serves any number of legs, since
-// its fields are taken before the next message is read.
+// Reads a DecodeResponse from the wire, once a token. `events` stays a view of the network's buffer, and nothing is
+// allocated for a message that carries only events and a count. One reader serves any number of legs, because its
+// fields are used before the next message is read.
 import { ServiceError } from "../../common/errors.ts";
 
 const EVENTS = 1;
@@ -11,7 +11,7 @@ const END = 4;
 const NOTHING = Buffer.alloc(0);
 
 export class DecodeFrame {
-  /** A view into the message, empty where it carries none. */
+  /** A view into the message, empty if it carries no events. */
   events: Buffer = NOTHING;
   tokenCount = 0;
   reserved = false;
@@ -20,7 +20,7 @@ export class DecodeFrame {
 
   #at = 0;
 
-  /** @throws ServiceError `engine_failed` when `message` is no DecodeResponse. The fields mean nothing then. */
+  /** @throws ServiceError `engine_failed` if `message` is not a DecodeResponse. The fields are undefined then. */
   read(message: Buffer): void {
     this.events = NOTHING;
     this.tokenCount = 0;
@@ -29,7 +29,7 @@ export class DecodeFrame {
     this.#at = 0;
     while (this.#at < message.length) {
       const tag = this.#varint(message);
-      // Field numbers above 15 are not ours, but a later version's may be, and are skipped like any other.
+      // This version has no field numbers above 15. A later one may, and they are skipped like any unknown field.
       const field = Math.floor(tag / 8);
       switch (tag % 8) {
         case 0: {
@@ -60,7 +60,7 @@ export class DecodeFrame {
     if (this.#at !== message.length) throw malformed();
   }
 
-  /** A varint below 2^53; of a longer one the high bits are dropped, and none of ours is that long. */
+  /** Reads a varint below 2^53. A longer one loses its high bits, but no field here is that long. */
   #varint(message: Buffer): number {
     let byte = message[this.#at++];
     if (byte !== undefined && byte < 0x80) return byte;

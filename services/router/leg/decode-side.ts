@@ -1,5 +1,5 @@
-// The decode side of one attempt: a slot on an instance, from the reservation to the last word. Each phase owns what
-// exists only then: the leg there, the deadline of the instance's next word, and the pause of a stream.
+// The decode side of one attempt: a slot on an instance, from the reservation to the last message. Each phase owns what
+// exists only then: the remote leg, the deadline for the instance's next message, and the pause of a stream.
 import type { Deadline } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
@@ -10,39 +10,39 @@ import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.
 import type { LegEvent, Ticket } from "./protocol.ts";
 import { fromInstance, type SideEnd } from "./verdict.ts";
 
-/** How long an instance may take to end an abandoned leg before it is left. */
+/** Time that an instance gets to end an abandoned leg before the leg is cut. */
 const SETTLE_MS = 30_000;
 
 type Phase =
   /** Nothing is open. */
   | { readonly kind: "none" }
-  /** Reserved, and not answered; started in the same breath where prefill came first. */
+  /** The reservation is sent but not answered. `started`: the start was sent with it, because prefill came first. */
   | { readonly kind: "asked"; readonly remote: RemoteDecode; readonly due: Deadline; readonly started: boolean }
-  /** The slot is held while prefill runs, which has a bound of its own. */
+  /** The slot is held while prefill runs, which has its own bound. */
   | { readonly kind: "held"; readonly remote: RemoteDecode }
-  /** Started, and nothing of the answer is here. */
+  /** Started, but nothing of the answer has arrived. */
   | { readonly kind: "transferring"; readonly remote: RemoteDecode; readonly due: Deadline }
   | Streaming
-  /** The last word was sent. */
+  /** The last message was sent. */
   | { readonly kind: "abandoned"; readonly remote: RemoteDecode; readonly due: Deadline };
 
 interface Streaming {
   readonly kind: "streaming";
   readonly remote: RemoteDecode;
-  /** Looked at once in the longest silence, and not moved with every token. */
+  /** Checked once per allowed silence, and not moved with every token. */
   readonly due: Deadline;
-  /** When it was heard last, or resumed. */
-  heardMs: number;
-  /** When tokens came last; 0 where the next gap says nothing of the engine. */
+  /** When the last events arrived, or the stream was resumed. */
+  activeAtMs: number;
+  /** When the last tokens arrived; 0 if the next gap says nothing about the engine. */
   tokensAtMs: number;
-  /** The client takes nothing more for now. */
+  /** Whether the client takes nothing more for now. */
   paused: boolean;
 }
 
 const NONE: Phase = { kind: "none" };
 
 export class DecodeSide implements DecodeListener {
-  /** The instance that it is on, or was last. */
+  /** The current or last instance. */
   on: Instance | undefined;
   /** The instance that the leg is counted on. */
   #held: Instance | undefined;
@@ -52,7 +52,7 @@ export class DecodeSide implements DecodeListener {
   readonly #deliver: (events: Buffer) => boolean;
   #phase: Phase = NONE;
 
-  /** @param deliver Takes events of the answer. False: none more until `resume`. */
+  /** @param deliver Takes events of the answer. Returns false to get no more until `resume`. */
   constructor(context: LegContext, task: LegTask, runner: SideRunner, deliver: (events: Buffer) => boolean) {
     this.#context = context;
     this.#task = task;
@@ -60,7 +60,7 @@ export class DecodeSide implements DecodeListener {
     this.#deliver = deliver;
   }
 
-  /** Counted before the reservation, or a burst would all see the same least loaded instance. */
+  /** Counts the leg before the reservation, so that a burst doesn't see the same least loaded instance. */
   hold(decode: Instance): void {
     this.on = this.#held = decode;
     this.#task.draft.decodeInstanceId = decode.info.instanceId;
@@ -76,7 +76,7 @@ export class DecodeSide implements DecodeListener {
     this.#context.books.legEnded(held, verdict);
   }
 
-  /** @param ticket Given where prefill has run: the leg is started in the same breath. */
+  /** @param ticket Given if prefill has run: the leg is then started together with the reservation. */
   reserve(ticket: Ticket | undefined): void {
     const decode = this.on!;
     const remote = this.#context.linkTo(decode).reserve(this.#reservation(decode), this);
@@ -113,7 +113,7 @@ export class DecodeSide implements DecodeListener {
     const phase = this.#phase;
     if (phase.kind !== "streaming" || !phase.paused) return;
     phase.paused = false;
-    phase.heardMs = this.#context.clock.nowMs();
+    phase.activeAtMs = this.#context.clock.nowMs();
     phase.remote.resume();
   }
 
@@ -132,8 +132,8 @@ export class DecodeSide implements DecodeListener {
     if (phase === undefined) return;
     const nowMs = this.#context.clock.nowMs();
     if (phase.tokensAtMs > 0) this.#context.metrics.interTokenMs(nowMs - phase.tokensAtMs);
-    phase.tokensAtMs = phase.heardMs = nowMs;
-    // A delivery may have ended it.
+    phase.tokensAtMs = phase.activeAtMs = nowMs;
+    // The delivery may have ended the phase.
     if (this.#deliver(events) || this.#phase !== phase) return;
     phase.paused = true;
     phase.tokensAtMs = 0;
@@ -152,15 +152,15 @@ export class DecodeSide implements DecodeListener {
     this.#runner.dispatch(endOf(kind, error));
   }
 
-  /** Entered with the first events. Undefined where the answer was given up. */
+  /** The streaming phase, entered with the first events. Undefined if the answer was given up. */
   #streaming(): Streaming | undefined {
     if (this.#phase.kind !== "streaming" && this.#isStarted) {
       const { remote } = this.#phase as Extract<Phase, { remote: RemoteDecode }>;
-      const heardMs = this.#context.clock.nowMs();
-      const due = this.#context.deadlines.watch(heardMs + this.#context.limits.current.stallMs, (nowMs) =>
+      const activeAtMs = this.#context.clock.nowMs();
+      const due = this.#context.deadlines.watch(activeAtMs + this.#context.limits.current.stallMs, (nowMs) =>
         this.#look(nowMs),
       );
-      this.#enter({ kind: "streaming", remote, due, heardMs, tokensAtMs: 0, paused: false });
+      this.#enter({ kind: "streaming", remote, due, activeAtMs, tokensAtMs: 0, paused: false });
       this.#runner.dispatch({ kind: "decodeChunk" });
     }
     return this.#phase.kind === "streaming" ? this.#phase : undefined;
@@ -179,22 +179,22 @@ export class DecodeSide implements DecodeListener {
     const firstMs = prefill === undefined ? 0 : setUpMs(books, prefill, decode);
     const due = request.stream
       ? this.#within("transfer", Math.max(limits.transferTimeoutMs, firstMs))
-      : // A body in one piece comes when it is complete, after minutes perhaps.
+      : // A non-streaming body arrives only when it is complete, perhaps after minutes.
         this.#within("answer", paces.boundMs(limits, decode, request.maxTokens) + firstMs);
     this.#enter({ kind: "transferring", remote, due });
   }
 
-  /** When a stream has stalled. A slow client's pause is not its instance's. */
+  /** Fails a stream that has stalled. A pause for a slow client doesn't count against the instance. */
   #look(nowMs: number): number | undefined {
     const { stallMs } = this.#context.limits.current;
     const phase = this.#phase as Streaming;
     if (phase.paused) return nowMs + stallMs;
-    if (nowMs < phase.heardMs + stallMs) return phase.heardMs + stallMs;
+    if (nowMs < phase.activeAtMs + stallMs) return phase.activeAtMs + stallMs;
     this.#stalled("decode", stallMs);
     return undefined;
   }
 
-  /** The instance owes a word within `limitMs`. */
+  /** Sets the deadline for the instance's next message. */
   #within(part: QuietPart, limitMs: number): Deadline {
     const { deadlines, clock } = this.#context;
     return deadlines.at(clock.nowMs() + limitMs, () => this.#stalled(part, limitMs));
@@ -231,12 +231,12 @@ export class DecodeSide implements DecodeListener {
   }
 }
 
-/** What the end of a leg without an answer means, by the phase that it came in. */
+/** The event for a leg that ended without an answer, by the phase in which it ended. */
 function endOf(kind: Phase["kind"], error: ServiceError | undefined): LegEvent {
   if (kind === "abandoned" && (error === undefined || error.code === "cancelled")) return { kind: "decodeSettled" };
-  const told = error === undefined ? endedEarly() : fromInstance(error, "decode");
-  const refused = kind === "asked" && told.failure.retry === "elsewhere";
-  return { kind: refused ? "decodeRefused" : "decodeFailed", error: told };
+  const reported = error === undefined ? endedEarly() : fromInstance(error, "decode");
+  const refused = kind === "asked" && reported.failure.retry === "elsewhere";
+  return { kind: refused ? "decodeRefused" : "decodeFailed", error: reported };
 }
 
 function endedEarly(): ServiceError {

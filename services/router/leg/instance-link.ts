@@ -1,15 +1,15 @@
-// What a leg says to an instance and hears from it, whatever carries the words: thin-link.ts has a gRPC call for each leg.
-// No call, no stream and no encoding is named here, so that another carrier, such as one stream for all legs of an
-// instance, needs no change of the runner.
+// The messages between a leg and an instance, independent of their transport. thin-link.ts uses a gRPC call for each
+// leg. This file mentions no call, stream or encoding, so that another transport, such as one stream for all legs of an
+// instance, needs no change in the runner.
 import type { ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import type { AnswerEnd } from "../request/request.ts";
 import type { Ticket } from "./protocol.ts";
 
 export interface InstanceLink {
-  /** Asks a decode instance for a slot. `listener` hears nothing before this has returned. */
+  /** Asks a decode instance for a slot. `listener` is not called before this returns. */
   reserve(reservation: Reservation, listener: DecodeListener): RemoteDecode;
-  /** Has a prefill instance compute a prompt. `listener` hears nothing before this has returned. */
+  /** Has a prefill instance compute a prompt. `listener` is not called before this returns. */
   prefill(order: PrefillOrder, listener: PrefillListener): RemotePrefill;
 }
 
@@ -17,21 +17,21 @@ interface LegWords {
   /** Id of this attempt in both engines. */
   readonly legId: string;
   readonly path: LegPath;
-  /** The client's, byte for byte. */
+  /** The client's body, byte for byte. */
   readonly body: Buffer;
-  /** Which prompt of the body's list; undefined where it has none. */
+  /** Index into the body's list of prompts; undefined if it has no list. */
   readonly promptIndex: number | undefined;
-  /** KV addresses of both engines, where the connector pairs by them. Empty otherwise. */
+  /** KV addresses of both engines, if the connector pairs by them. Otherwise empty. */
   readonly prefillKvAddress: string;
   readonly decodeKvAddress: string;
-  /** What the instance shall take for the deadline of the leg; undefined: it has none. */
+  /** The leg's timeout for the instance; undefined if it has none. */
   readonly timeoutMs: number | undefined;
 }
 
 export interface Reservation extends LegWords {
-  /** Whom the instance asks for prefill's outcome when the router is lost. Empty where there is no prefill. */
+  /** The address that the instance asks for prefill's outcome if the router is lost. Empty without prefill. */
   readonly prefillGrpcAddress: string;
-  /** What the client sees in place of the engine's own. */
+  /** Values that the client sees in place of the engine's own. */
   readonly face: {
     readonly id: string;
     readonly createdUnixS: number;
@@ -42,14 +42,14 @@ export interface Reservation extends LegWords {
 
 export type PrefillOrder = LegWords;
 
-/** A leg on its decode instance. Words to one that has ended are lost. */
+/** A leg on its decode instance. Messages to an ended leg are dropped. */
 export interface RemoteDecode {
   start(ticket: Ticket): void;
-  /** The last word, to a reservation or a started answer: the instance ends the leg, and is listened to until then. */
+  /** The last message, to a reservation or a started answer. The instance ends the leg, and may report until then. */
   abandon(reason: string, nothingSent: boolean): void;
-  /** Breaks off. Nothing more is heard, not even what was on its way. */
+  /** Breaks the leg off. The listener gets nothing more, not even messages that were on their way. */
   cut(): void;
-  /** Holds the instance back. A few events that are on their way still come. */
+  /** Holds the instance back. A few events that are on their way still arrive. */
   pause(): void;
   resume(): void;
 }
@@ -59,27 +59,27 @@ export interface DecodeListener {
   onReserved(): void;
   /** Whole SSE events or the whole body; never empty. A view of the network's memory: copy to keep. */
   onEvents(events: Buffer): void;
-  /** The whole answer was heard, and nothing follows. */
+  /** The whole answer has arrived, and nothing follows. */
   onCompleted(end: AnswerEnd): void;
-  /** It ended without a whole answer, and nothing follows. Undefined: in order, as an abandoned leg does. */
+  /** The leg ended without a whole answer, and nothing follows. Undefined: it ended in order, like an abandoned leg. */
   onEnded(error: ServiceError | undefined): void;
 }
 
 export interface RemotePrefill {
-  /** Nothing more is heard of it. Whether the engine stops depends on its connector. */
+  /** The listener gets nothing more. Whether the engine stops depends on its connector. */
   cancel(): void;
 }
 
 export interface PrefillAnswer {
   readonly ticket: Ticket;
   readonly promptTokens: number;
-  /** Bytes of KV that moved or will; undefined where the engine doesn't say. */
+  /** Bytes of KV that moved or will move; undefined if the engine doesn't report them. */
   readonly kvBytes: bigint | undefined;
-  /** Log probability of the token that prefill wrote; undefined where the body asked for none. */
+  /** Log probability of the token that prefill wrote; undefined if the body asked for none. */
   readonly firstLogprob: number | undefined;
 }
 
-/** Hears exactly one of the two. */
+/** Gets exactly one of the two calls. */
 export interface PrefillListener {
   onDone(answer: PrefillAnswer): void;
   onFailed(error: ServiceError): void;

@@ -1,5 +1,5 @@
-// The prefill side of one attempt: an entry in the books from the start, then one order with a bound of its own. The bound
-// also holds while the leg settles: a prefill that can't be cancelled goes on after the answer was given up.
+// The prefill side of one attempt: an entry in the books from the start, then one order with its own bound. The bound
+// also applies while the leg settles, because a prefill that can't be cancelled goes on after the answer was given up.
 import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
@@ -13,12 +13,12 @@ interface Running {
   readonly prefill: Instance;
   readonly remote: RemotePrefill;
   readonly due: Deadline;
-  /** Of this prompt and those before it. */
+  /** Tokens of this prompt and of those before it. */
   readonly tokens: number;
 }
 
 export class PrefillSide implements PrefillListener {
-  /** Of the token that prefill wrote, where its engine reports it. */
+  /** Log probability of the token that prefill wrote, if its engine reports it. */
   firstLogprob: number | undefined;
   readonly #context: LegContext;
   readonly #task: LegTask;
@@ -33,7 +33,9 @@ export class PrefillSide implements PrefillListener {
     this.#runner = runner;
   }
 
-  /** Counted from the start and not from the call, or a burst would all see the same least loaded instance. */
+  /**
+   * Counts the leg from the start and not from the call, so that a burst doesn't see the same least loaded instance.
+   */
   hold(): void {
     const { prefill, draft, request } = this.#task;
     if (prefill === undefined) return;
@@ -47,9 +49,9 @@ export class PrefillSide implements PrefillListener {
     const { limits, clock, deadlines, linkTo, books } = this.#context;
     const prefill = this.#task.prefill!;
     const nowMs = clock.nowMs();
-    // A load that came since the reservation may not count this prompt any more.
+    // After a load report since the reservation, the prompt may no longer be among the waiting tokens.
     const tokens = Math.max(waitingTokens(prefill), estimateTokens(request));
-    // Decode was picked already: prefill pushes its KV there, within this call.
+    // If decode is already picked, prefill pushes its KV there within this call.
     const firstMs = decode === undefined ? 0 : setUpMs(books, prefill, decode);
     const boundMs = prefillBoundMs(limits.current, prefill, tokens) + firstMs;
     const remote = linkTo(prefill).prefill(
@@ -58,7 +60,7 @@ export class PrefillSide implements PrefillListener {
         path: request.path,
         body: request.body,
         promptIndex,
-        // What decode was told, too.
+        // Decode gets the same two addresses.
         prefillKvAddress: decode === undefined ? "" : prefill.info.kvAddress,
         decodeKvAddress: decode?.info.kvAddress ?? "",
         timeoutMs: timeLeftMs(request, nowMs),
@@ -72,7 +74,7 @@ export class PrefillSide implements PrefillListener {
     this.#over()?.remote.cancel();
   }
 
-  /** Ends the entry in the books. A prefill that was never called has no `end`. */
+  /** Ends the entry in the books. `end` is undefined if prefill was never called. */
   release(end?: SideEnd): void {
     const held = this.#held;
     if (held === undefined) return;
@@ -93,7 +95,7 @@ export class PrefillSide implements PrefillListener {
       this.#context.metrics.kvBytes(kvBytes);
     }
     this.#runner.dispatch({ kind: "prefillDone", ticket });
-    // What was found in the cache cost nothing, and would make the instance look faster than it is.
+    // Cached tokens cost nothing, and would make the instance look faster than it is.
     if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
       this.#context.books.prefilled(prefill, tokens, draft.prefillMs);
   }

@@ -2,13 +2,13 @@
 // Two orders. Decode first (P2P): reserve on decode, prefill, then start or abandon the reservation. Prefill first
 // (NIXL): prefill, then reserve and start on decode together; a decode instance that refuses is replaced by another.
 // Unpaired is prefill first without the prefill.
-// What it promises, and test/router/leg/protocol.test.ts explores in every interleaving: it finishes exactly once and at
-// once when told to stop; nothing starts without a prefill that succeeded; a reservation is started, abandoned or cut;
-// nothing is sent to a leg that has ended; and it always comes to `ended`. An unwanted answer is abandoned as well: only an
-// instance that owed a word for too long is cut off, for a cut call costs a reset, and nghttp2 takes more than 33 resets a
-// second, once 1,000 are used up, for an attack and breaks the connection with all its calls.
-// How the events come about is run.ts' affair: deadlines of the request arrive as `unwanted`, an instance that owes a word
-// for too long as `decodeStalled` or `prefillFailed`.
+// The protocol keeps these promises, which test/router/leg/protocol.test.ts explores in every interleaving: it finishes
+// exactly once, and at once when asked to stop; nothing starts without a successful prefill; a reservation is started,
+// abandoned or cut; nothing is sent to a leg that has ended; and it always reaches `ended`. An unwanted answer is also
+// abandoned. Only an instance that is silent for too long is cut, because a cut call costs a reset: once 1,000 resets
+// are used up, nghttp2 treats more than 33 a second as an attack, and breaks the connection with all its calls.
+// run.ts produces the events: the request's deadlines arrive as `unwanted`, an instance that is silent for too long as
+// `decodeStalled` or `prefillFailed`.
 import type { Side } from "../pool/pool.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { AnswerEnd } from "../request/request.ts";
@@ -17,20 +17,20 @@ import type { AnswerEnd } from "../request/request.ts";
 export interface LegTraits {
   readonly decodeFirst: boolean;
   readonly prefillCancellable: boolean;
-  /** No prefill leg: the decode engine computes the prompt as well. Only where the connector has engines serve so. */
+  /** No prefill leg: the decode engine also computes the prompt. Only with connectors that allow it. */
   readonly unpaired?: boolean;
 }
 
-/** What prefill's answer gives decode to start with. */
+/** The part of prefill's answer with which decode starts. */
 export interface Ticket {
-  /** Opaque; empty where the connector needs none. */
+  /** Opaque; empty if the connector needs no ticket. */
   readonly text: string;
   readonly cachedTokens: number | undefined;
   /** There was no prefill. */
   readonly unpaired?: boolean;
 }
 
-/** Where the time goes, and where a failure happened. */
+/** The part of a leg in which time passed or a failure happened. */
 export type Phase = "reserve" | "prefill" | "transfer" | "decode";
 
 export type LegOutcome =
@@ -41,15 +41,17 @@ export type LegOutcome =
 
 export type LegState =
   | { readonly kind: "idle" }
-  /** Decode first: the reservation is sent and not answered. */
+  /** Decode first: the reservation is sent but not answered. */
   | { readonly kind: "reserving" }
   | { readonly kind: "prefilling"; readonly reserved: boolean }
-  /** Prefill first: an instance is looked for or, once asked, reservation and start are sent and not answered. */
+  /**
+   * Prefill first: the search for an instance runs or, once `asked`, reservation and start are sent but not answered.
+   */
   | { readonly kind: "opening"; readonly ticket: Ticket; readonly asked: boolean }
-  /** Started; nothing of the answer is here yet. */
+  /** Started, but nothing of the answer has arrived. */
   | { readonly kind: "transferring" }
   | { readonly kind: "streaming" }
-  /** Finished for the client; what was set going is being brought to its end. */
+  /** Finished for the client. The calls that are still open are being ended. */
   | {
       readonly kind: "settling";
       readonly prefill: "running" | "ended";
@@ -59,20 +61,20 @@ export type LegState =
 
 export type LegEvent =
   | { readonly kind: "begin" }
-  /** The instance that was looked for. */
+  /** The search found an instance. */
   | { readonly kind: "decodeFound" }
   | { readonly kind: "reserved" }
-  /** No slot for this leg there; another decode instance may have one. */
+  /** The instance has no slot for this leg; another one may. */
   | { readonly kind: "decodeRefused"; readonly error: ServiceError }
-  /** The first bytes of the answer. Later ones don't come by here. */
+  /** The first bytes of the answer. Later bytes cause no event. */
   | { readonly kind: "decodeChunk" }
-  /** The whole answer is here. */
+  /** The whole answer has arrived. */
   | { readonly kind: "decodeEnd"; readonly end: AnswerEnd }
-  /** Failed, lost, expired, or ended without its end. */
+  /** The leg failed, was lost, expired, or ended before its answer was complete. */
   | { readonly kind: "decodeFailed"; readonly error: ServiceError }
-  /** It was quiet for longer than it may be. Its leg is still open there. */
+  /** The instance was silent for too long. The leg is still open there. */
   | { readonly kind: "decodeStalled"; readonly error: ServiceError }
-  /** It ended what was abandoned. */
+  /** The instance ended an abandoned leg. */
   | { readonly kind: "decodeSettled" }
   | { readonly kind: "prefillDone"; readonly ticket: Ticket }
   | { readonly kind: "prefillFailed"; readonly error: ServiceError; readonly nothingSent: boolean }
@@ -82,18 +84,18 @@ export type LegEvent =
   | { readonly kind: "settleTimeout" };
 
 export type LegEffect =
-  /** Find a decode instance. `refusal`: what the one before said. */
+  /** Find a decode instance. `refusal`: the error of the previous one. */
   | { readonly kind: "seekDecode"; readonly refusal: ServiceError | undefined }
-  /** Stop looking for one. */
+  /** Stop the search. */
   | { readonly kind: "endSearch" }
-  /** Reserve a slot on the decode instance; with a ticket, start in the same breath. */
+  /** Reserve a slot on the decode instance and, with a ticket, start at once. */
   | { readonly kind: "reserve"; readonly ticket: Ticket | undefined }
   | { readonly kind: "callPrefill" }
   | { readonly kind: "sendStart"; readonly ticket: Ticket }
-  /** Of a reservation or of a started answer. The instance ends the leg. */
+  /** Abandon a reservation or a started answer. The instance ends the leg. */
   | { readonly kind: "sendAbandon"; readonly nothingSent: boolean; readonly reason: string }
   | { readonly kind: "cancelPrefill" }
-  /** Leave an instance that owes a word for too long. */
+  /** Cut the call to an instance that is silent for too long. */
   | { readonly kind: "cutDecode" }
   | { readonly kind: "finish"; readonly outcome: LegOutcome };
 
@@ -108,7 +110,7 @@ const CANCELLED: LegOutcome = { kind: "cancelled" };
 
 export const IDLE: LegState = { kind: "idle" };
 
-/** Events that come too late, such as the end of a call that was cut, change nothing. */
+/** Late events, such as the end of a call that was cut, change nothing. */
 export function step(traits: LegTraits, state: LegState, event: LegEvent): Step {
   switch (state.kind) {
     case "idle":
@@ -144,7 +146,7 @@ function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
 function reserving(state: LegState, event: LegEvent): Step {
   switch (event.kind) {
     case "unwanted":
-      // Not cut but abandoned: a broken call would make the instance ask about a prefill that never was.
+      // Abandoned rather than cut, because a broken call would make the instance ask about a prefill that never ran.
       return left(true, CANCELLED);
     case "reserved":
       return { state: { kind: "prefilling", reserved: true }, effects: [{ kind: "callPrefill" }] };
@@ -165,11 +167,11 @@ function prefilling(traits: LegTraits, state: LegState & { kind: "prefilling" },
     const effects: LegEffect[] = [];
     if (traits.prefillCancellable) {
       effects.push({ kind: "cancelPrefill" });
-      // Whether the abort came in time is not known here; the decode instance asks for the outcome.
+      // The router can't know whether the abort was in time, so the decode instance asks for the outcome.
       if (decodeHeld) effects.push(abandon(false, outcome));
     }
     effects.push(finish(outcome));
-    // A prefill that can't be cancelled goes on, and the reservation must stand until it is known what was pushed.
+    // A prefill that can't be cancelled goes on, and the reservation must last until its outcome is known.
     const prefill = traits.prefillCancellable ? "ended" : "running";
     const decode = !decodeHeld ? "ended" : traits.prefillCancellable ? "abandoned" : "reserved";
     return { state: settle(prefill, decode), effects };
@@ -194,7 +196,7 @@ function opening(state: LegState & { kind: "opening" }, event: LegEvent): Step {
     return { state: { ...state, asked: true }, effects: [{ kind: "reserve", ticket: state.ticket }] };
   }
   if (event.kind === "reserved") return { state: { kind: "transferring" }, effects: [] };
-  // The ticket is as good for another decode instance: nobody has used it.
+  // The ticket is unused, so another decode instance can take it.
   if (event.kind === "decodeRefused") return seek(state.ticket, event.error);
   if (event.kind === "decodeStalled") return cut(failed(event.error, "reserve", "decode"));
   if (event.kind === "unwanted" && !state.asked) {
@@ -258,12 +260,12 @@ function finished(outcome: LegOutcome): Step {
   return { state: ENDED, effects: [finish(outcome)] };
 }
 
-/** Looks for a decode instance that takes reservation and start together. */
+/** Starts the search for a decode instance that takes reservation and start together. */
 function seek(ticket: Ticket, refusal: ServiceError | undefined): Step {
   return { state: { kind: "opening", ticket, asked: false }, effects: [{ kind: "seekDecode", refusal }] };
 }
 
-/** Finished, with a decode leg that its instance is told to end: at once, or once it has settled what it holds. */
+/** Finished, with an abandoned decode leg, which its instance ends at once or after it has settled the KV. */
 function left(nothingSent: boolean, outcome: LegOutcome): Step {
   return {
     state: { kind: "settling", prefill: "ended", decode: "abandoned" },
@@ -271,7 +273,7 @@ function left(nothingSent: boolean, outcome: LegOutcome): Step {
   };
 }
 
-/** Finished, with a decode leg that is still open. Its instance settles what it holds. */
+/** Finished, with the call of an open decode leg cut. Its instance settles the KV. */
 function cut(outcome: LegOutcome): Step {
   return { state: ENDED, effects: [{ kind: "cutDecode" }, finish(outcome)] };
 }

@@ -1,6 +1,6 @@
-// One attempt at one choice: brings the protocol of protocol.ts to two instances. What the instances, the owner and the
-// clock say becomes an event; the protocol takes one step; its effects become words to the instances, then entries in the
-// books, then words to the owner. The leg may outlive its request: what was set going is also settled for no one.
+// One attempt at one choice: runs the protocol of protocol.ts on two instances. Input from the instances, the owner and
+// the clock becomes an event; the protocol takes one step; its effects become messages to the instances, then entries
+// in the books, then calls to the owner. The leg may outlive its request, because its KV must be settled in any case.
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { LegContext, LegTask, LiveLeg } from "./context.ts";
@@ -10,18 +10,18 @@ import { IDLE, step, type LegEffect, type LegEvent, type LegOutcome, type LegSta
 import { LegTimes } from "./times.ts";
 import { judge, type Judgement } from "./verdict.ts";
 
-/** The one that the answer is for. */
+/** The owner gets the answer. */
 export interface LegOwner {
-  /** Events of the answer, or the whole body. False holds the leg back until `resume`. */
+  /** Takes events of the answer, or the whole body. Returns false to hold the leg back until `resume`. */
   deliver(events: Buffer): boolean;
   /**
-   * Picks a decode instance, at once or later, and tells the leg by `decodeFound` or `noDecode`.
-   * @param refusal What the last one said, which is `leg.decode`; undefined the first time.
+   * Picks a decode instance, at once or later, and calls the leg's `decodeFound` or `noDecode`.
+   * @param refusal The error of the last one, which is `leg.decode`; undefined the first time.
    */
   findDecode(leg: LegRun, refusal: ServiceError | undefined): void;
-  /** No decode instance is needed any more. */
+  /** Ends the search: no decode instance is needed any more. */
   endSearch(leg: LegRun): void;
-  /** Once. The leg may go on settling. */
+  /** Called once. The leg may go on settling. */
   finished(leg: LegRun, outcome: LegOutcome): void;
 }
 
@@ -33,7 +33,7 @@ export class LegRun implements LiveLeg {
   readonly #prefill: PrefillSide;
   readonly #decode: DecodeSide;
   #state: LegState = IDLE;
-  /** The one that is dealt with, and those that came of it. */
+  /** The current event, and those that it caused. */
   readonly #events: LegEvent[] = [];
 
   constructor(context: LegContext, task: LegTask, owner: LegOwner) {
@@ -56,33 +56,33 @@ export class LegRun implements LiveLeg {
     this.#dispatch({ kind: "begin" });
   }
 
-  /** The owner wants no answer any more. */
+  /** Called when the owner no longer wants the answer. */
   unwanted(): void {
     this.#dispatch({ kind: "unwanted" });
   }
 
-  /** What `findDecode` found. */
+  /** Called with the instance that `findDecode` picked. */
   decodeFound(decode: Instance): void {
     this.#decode.hold(decode);
     this.#dispatch({ kind: "decodeFound" });
   }
 
-  /** `findDecode` found none. */
+  /** Called when `findDecode` found no instance. */
   noDecode(error: ServiceError): void {
     this.#dispatch({ kind: "decodeFailed", error });
   }
 
-  /** The owner takes events again. */
+  /** Called when the owner takes events again. */
   resume(): void {
     this.#decode.resume();
   }
 
-  /** The decode instance that it is on, or was last. */
+  /** The current or last decode instance. */
   get decode(): Instance | undefined {
     return this.#decode.on;
   }
 
-  /** Log probability of the token that prefill wrote, where its engine reports it. */
+  /** Log probability of the token that prefill wrote, if its engine reports it. */
   get prefillLogprob(): number | undefined {
     return this.#prefill.firstLogprob;
   }
@@ -100,7 +100,7 @@ export class LegRun implements LiveLeg {
     return this.#times.where(nowMs);
   }
 
-  // An effect may bring the next event at once; it waits until the step that caused it is done.
+  // An effect may cause the next event at once. That event waits until the current step is done.
   #dispatch(event: LegEvent): void {
     if (this.#events.push(event) > 1) return;
     try {
@@ -141,7 +141,7 @@ export class LegRun implements LiveLeg {
     }
   }
 
-  /** Before the owner hears of it: what it tries next has to see them. */
+  /** Runs before the owner is called, because the owner's next attempt must see the updated books. */
   #toBooks({ prefill, decode, pair }: Judgement, { kind }: LegState): void {
     if (prefill !== undefined) this.#prefill.release(prefill);
     if (decode !== undefined) this.#decode.release(decode);

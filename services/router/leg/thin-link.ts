@@ -1,4 +1,5 @@
-// An instance over its thin channel: a bidirectional call for each decode leg, a unary one for each prefill leg.
+// Links to an instance over its thin channel, with a bidirectional call for each decode leg and a unary call for each
+// prefill leg.
 import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeService, type End, EndSchema, FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillResponseSchema, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
@@ -23,7 +24,7 @@ import { abandonMessage, prefillMessage, reserveMessage, startMessage } from "./
 
 const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
 const PREFILL_PATH = methodPath(PrefillService, PrefillService.method.prefill);
-/** Read to its end before another leg's message comes, so one serves them all. */
+/** Each message is used before the next one is read, so one frame serves all legs. */
 const frame = new DecodeFrame();
 
 export function thinLink(channel: RpcChannel, log: Log): InstanceLink {
@@ -52,7 +53,7 @@ class DecodeCall implements RemoteDecode {
   }
 
   start(ticket: Ticket): void {
-    // Not half-closed: it may have to be abandoned yet.
+    // Not half-closed, because the leg may still have to be abandoned.
     this.#call.write(startMessage(ticket));
   }
 
@@ -74,7 +75,7 @@ class DecodeCall implements RemoteDecode {
     this.#call.resume();
   }
 
-  /** Says that nothing follows, and takes what is under way: a call that is held back would not hear its end. */
+  /** Half-closes, and reads the rest: a call that is held back would never see its end. */
   #readOut(): void {
     this.#call.halfClose();
     this.#call.resume();
@@ -101,7 +102,7 @@ class DecodeCall implements RemoteDecode {
   }
 }
 
-/** Unreadable is a failure of the instance, as it is of a whole message. */
+/** @throws ServiceError `engine_failed` if the end can't be read, as for a whole message */
 function readEnd(bytes: Buffer): AnswerEnd {
   let end: End;
   try {
@@ -113,7 +114,7 @@ function readEnd(bytes: Buffer): AnswerEnd {
   return { finishReason: wordOf(finishReason), promptTokens, completionTokens, cachedTokens };
 }
 
-/** OpenAI's word is the value's own name. What a later version adds counts as `stop`, as decode.proto says. */
+/** OpenAI's word is the name of the value. Values of later versions count as `stop`, as decode.proto says. */
 function wordOf(reason: FinishReason): string {
   if (reason === FinishReason.UNSPECIFIED) return "stop";
   return FinishReason[reason]?.toLowerCase() ?? "stop";

@@ -1,4 +1,4 @@
-// When things happened on one leg: for its receipt, and for deadline errors that say where the time went.
+// Times of the steps of one leg, for its receipt and for deadline errors that say where the time went.
 import type { LegDraft } from "../request/receipt.ts";
 import type { LegEvent, LegState, LegTraits } from "./protocol.ts";
 
@@ -8,9 +8,9 @@ export class LegTimes {
   readonly #beganMs: number;
   /** When prefill was called. */
   #prefillCalledMs: number;
-  /** When prefill had answered. 0 before. */
+  /** When prefill answered. 0 before. */
   #prefilledMs: number;
-  /** When the first token came. 0 before. */
+  /** When the first token arrived. 0 before. */
   #firstMs = 0;
   #reserved = false;
 
@@ -21,7 +21,7 @@ export class LegTimes {
     this.#prefilledMs = unpaired === true ? nowMs : 0;
   }
 
-  /** @param before The state that `event` came in. */
+  /** @param before The state in which `event` arrived. */
   note(before: LegState, event: LegEvent, nowMs: number): void {
     if (event.kind === "reserved" && before.kind === "reserving") {
       this.#reserved = true;
@@ -36,7 +36,7 @@ export class LegTimes {
     }
   }
 
-  /** The leg is finished, well or not. */
+  /** Notes the end of the leg, whatever its outcome. */
   ended(nowMs: number): void {
     if (this.#firstMs > 0) this.#draft.decodeMs = nowMs - this.#firstMs;
   }

@@ -1,5 +1,5 @@
-// What a step of the protocol says of the instances that the leg ran on: which side it ends, how that is counted, and
-// whom it speaks against. Pure; run.ts tells the books.
+// Judges a step of the protocol: which sides of the leg it ends, how they are counted, and whether it speaks against an
+// instance or the pair. Pure; run.ts books the result.
 import { ServiceError, type FailureCode } from "../../common/errors.ts";
 import type { Verdict } from "../pool/breaker.ts";
 import type { LegEnd } from "../request/metrics.ts";
@@ -9,14 +9,14 @@ import type { LegEffect, LegEvent, LegState, LegTraits } from "./protocol.ts";
 /** One side of the leg has ended. */
 export interface SideEnd {
   readonly outcome: LegEnd;
-  /** Of its instance. */
+  /** Verdict on the instance. */
   readonly verdict: Verdict;
 }
 
 export interface Judgement {
   readonly prefill: SideEnd | undefined;
   readonly decode: SideEnd | undefined;
-  /** Of the two together. */
+  /** Verdict on the two as a pair. */
   readonly pair: Verdict;
 }
 
@@ -37,7 +37,7 @@ function prefillEnd(traits: LegTraits, event: LegEvent, effects: readonly LegEff
   if (event.kind !== "prefillFailed") return undefined;
   const { code } = event.error;
   if (code !== "leg_stalled") return { outcome: code, verdict: verdictOf(code) };
-  // Where prefill pushes the KV it may as well be decode that doesn't take it: that speaks against the pair alone.
+  // If prefill pushes the KV, decode may be at fault by not taking it, so this speaks only against the pair.
   return { outcome: code, verdict: traits.decodeFirst ? "none" : "wedged" };
 }
 
@@ -63,8 +63,8 @@ function decodeEnd(
 }
 
 /**
- * Between prefill and the first token a leg waits for its KV, and who keeps it waiting shows at neither end: that speaks
- * against the pair alone. Whether an engine hangs its own instance finds out.
+ * Between prefill and the first token a leg waits for its KV, and neither end shows which side causes the wait, so this
+ * speaks only against the pair. An instance finds out itself whether its engine hangs.
  */
 function stallVerdict(traits: LegTraits, before: LegState): Verdict {
   if (before.kind !== "transferring") return "wedged";
@@ -96,7 +96,7 @@ function verdictOf(code: FailureCode): Verdict {
   return BLAMED.has(code) ? "bad" : "none";
 }
 
-/** Refused before anything ran: a prefill that fails so has sent no KV. */
+/** Errors from before anything ran: a prefill that fails with one of them has sent no KV. */
 const NOTHING_SENT: ReadonlySet<FailureCode> = new Set<FailureCode>([
   "invalid_request",
   "engine_refused",
@@ -113,7 +113,7 @@ export function sentNothing(error: ServiceError): boolean {
   return NOTHING_SENT.has(error.code);
 }
 
-/** `error` as our client may see it: an instance's "cancelled" is not our client's. */
+/** Converts an instance's error for the client: if an instance reports "cancelled", the client has not cancelled. */
 export function fromInstance(error: ServiceError, side: Side): ServiceError {
   if (error.code !== "cancelled") return error;
   return new ServiceError("instance_lost", `The ${side} instance broke off.`, { cause: error });

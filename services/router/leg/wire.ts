@@ -1,5 +1,5 @@
-// Messages to the instances, written so that the client's body is copied once and never becomes a string.
-// protobuf allows the fields of a message in any order, so the body is put behind what protobuf-es wrote of the rest.
+// Writes messages to the instances so that the client's body is copied once and never becomes a string. protobuf allows
+// the fields of a message in any order, so the body is appended to the fields that protobuf-es wrote.
 import { create, toBinary } from "@bufbuild/protobuf";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
@@ -7,18 +7,18 @@ import { DecodeRequestSchema, ReserveSchema } from "#gen/tandem/decode/v1/decode
 import { PrefillRequestSchema } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import type { Ticket } from "./protocol.ts";
 
-/** Number of `body`, in Reserve and PrefillRequest alike. */
+/** Field number of `body` in both Reserve and PrefillRequest. */
 const BODY = 3;
-/** Number of `reserve` in DecodeRequest. */
+/** Field number of `reserve` in DecodeRequest. */
 const RESERVE = 1;
 
-/** A PrefillRequest. `fields` without its body. */
+/** Encodes a PrefillRequest. `fields` holds all but its body. */
 export function prefillMessage(fields: MessageInitShape<typeof PrefillRequestSchema>, body: Buffer): Buffer {
   const rest = toBinary(PrefillRequestSchema, create(PrefillRequestSchema, fields));
   return bufferOf(new BinaryWriter().raw(rest).raw(bodyHead(body)).raw(body));
 }
 
-/** A DecodeRequest that reserves. `fields` without its body. */
+/** Encodes a DecodeRequest that reserves. `fields` holds all but its body. */
 export function reserveMessage(fields: MessageInitShape<typeof ReserveSchema>, body: Buffer): Buffer {
   const rest = toBinary(ReserveSchema, create(ReserveSchema, fields));
   const head = bodyHead(body);
@@ -41,7 +41,7 @@ function stepMessage(step: MessageInitShape<typeof DecodeRequestSchema>): Buffer
   return Buffer.from(toBinary(DecodeRequestSchema, create(DecodeRequestSchema, step)));
 }
 
-/** What stands before the body on the wire. */
+/** The tag and length that precede the body on the wire. */
 function bodyHead(body: Buffer): Uint8Array {
   return new BinaryWriter().tag(BODY, WireType.LengthDelimited).uint32(body.length).finish();
 }

@@ -173,7 +173,7 @@ describe("the bound of an answer in one piece", () => {
     await assert.rejects(ending, {
       code: "leg_stalled",
       message:
-        "The answer, wanted in one piece, was not complete within 7000 ms (reserve 0 ms, prefill 0 ms, transfer 7000 ms).",
+        "The non-streaming answer was not complete within 7000 ms (reserve 0 ms, prefill 0 ms, transfer 7000 ms).",
     });
     await within(stuck.cancelled.promise, "the cancel");
     await untilNoLegs(tandem);
