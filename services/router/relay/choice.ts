@@ -1,5 +1,5 @@
-// One choice of one prompt: attempt after attempt, until one gives the answer or the table of failures says that no
-// further one may. Once a byte of this choice was delivered, a further attempt has to write the same again (sent-so-far.ts).
+// One choice of one prompt: makes attempts until one gives the answer, or the table of failures allows no further one.
+// Once a byte of this choice was delivered, a further attempt must write the same bytes again (sent-so-far.ts).
 import type { ServiceError } from "../../common/errors.ts";
 import type { Admitted } from "../admission/admission.ts";
 import type { Deadline } from "../../common/deadlines.ts";
@@ -19,7 +19,10 @@ import type { Fallback } from "../request/metrics.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerEnd, RelayRequest } from "../request/request.ts";
 
-/** Kinds of engines that write the same bytes again for a greedy or seeded request: test/tiny-engine/llama/repeatable.test.ts. */
+/**
+ * Kinds of engines that write the same bytes again for a greedy or seeded request:
+ * test/tiny-engine/llama/repeatable.test.ts.
+ */
 const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
 export interface ChoiceContext extends LegContext {
@@ -28,22 +31,22 @@ export interface ChoiceContext extends LegContext {
   readonly mintLegId: () => string;
 }
 
-/** The request that this is a choice of. */
+/** The request that the choice belongs to. */
 export interface ChoiceOwner {
   readonly request: RelayRequest;
   readonly receipt: ReceiptDraft;
   readonly admitted: Pick<Admitted, "findSlot">;
-  /** Since the request came. */
+  /** Time since the request arrived. */
   elapsedMs(): number;
-  /** False holds the choice back until its `resume`. */
+  /** Returns false to hold the choice back until its `resume`. */
   deliver(index: number, events: Buffer): boolean;
   completed(index: number, end: AnswerEnd): void;
   failed(error: ServiceError): void;
-  /** Since when no other choice of the request holds slots, which would come free. Undefined while one does. */
+  /** Since when no other choice of the request holds slots that could become free. Undefined while one does. */
   othersIdleSinceMs(index: number): number | undefined;
 }
 
-/** What broke the stream, and until when another attempt may write it again. */
+/** The error that broke the stream, and the deadline for another attempt to write it again. */
 interface Broken {
   readonly error: ServiceError;
   readonly due: Deadline;
@@ -62,9 +65,9 @@ export class Choice implements LegOwner {
   #retries = 0;
   /** The failure that the running attempt makes up for. */
   #failure: ServiceError | undefined;
-  /** What the client has, where the stream could be written again. */
+  /** What the client has, if the stream can be replayed. */
   #sent: SentSoFar | undefined;
-  /** When the first of it was delivered. */
+  /** When its first bytes were delivered. */
   #sentMs: number | undefined;
   /** Set while another attempt repeats what the client has. */
   #broken: Broken | undefined;
@@ -90,7 +93,7 @@ export class Choice implements LegOwner {
     this.#find(
       () => this.#context.placer.place(wanted, this.#exclusions),
       (place) => this.#attempt(place),
-      // What went wrong first tells more than that nothing is left to try.
+      // The first failure says more than that no instance is left to try.
       (error) => this.#fail(this.#failure ?? error),
     );
   }
@@ -111,9 +114,7 @@ export class Choice implements LegOwner {
     return this.#leg?.where(nowMs) ?? "";
   }
 
-  // Of its leg.
-
-  // The token path.
+  // The calls of its leg. `deliver` is on the token path.
   deliver(events: Buffer): boolean {
     if (this.#sentMs === undefined) {
       this.#sentMs = this.#context.clock.nowMs();
@@ -152,11 +153,11 @@ export class Choice implements LegOwner {
     this.#idleSinceMs = this.#context.clock.nowMs();
     switch (outcome.kind) {
       case "completed":
-        // The whole answer is shorter than what the client has of it.
+        // The new answer is shorter than the part that the client already has.
         if (this.#broken !== undefined) return this.#diverged();
         return this.#owner.completed(this.index, outcome.end);
       case "cancelled":
-        return; // It was this choice that asked for it.
+        return; // This choice asked for it.
       case "failed": {
         const { error, phase, side } = outcome;
         const { task } = leg;
@@ -207,7 +208,7 @@ export class Choice implements LegOwner {
     return replayMode === "always" || REPEATABLE_ENGINES.has(this.#leg?.decode?.info.engine ?? "");
   }
 
-  /** What took longer to write than there is time to write it again isn't tried. */
+  /** Whether a replay has time to repeat what the client has, by the time that it took to write. */
   #canCatchUp(): boolean {
     if (this.#sent === undefined || this.#sentMs === undefined) return false;
     return (
@@ -234,7 +235,7 @@ export class Choice implements LegOwner {
     if (this.#broken !== undefined) this.#replayFailed("diverged");
   }
 
-  /** The client hears why its stream broke, and not why it could not be written again. */
+  /** Reports to the client why its stream broke, and not why the replay failed. */
   #replayFailed(outcome: "diverged" | "failed"): void {
     const { error } = this.#broken!;
     this.#mended();
@@ -274,7 +275,7 @@ export class Choice implements LegOwner {
     this.#leg.begin();
   }
 
-  /** Whether the KV may be offered to another decode instance than `by`, which refused it. */
+  /** Whether the KV that `by` refused may be offered to another decode instance. */
   #another(by: Instance, error: ServiceError): boolean {
     const next = afterRefusal(error.code, this.#retries, this.#rules());
     if (next.kind === "give-up") {
@@ -301,12 +302,12 @@ export class Choice implements LegOwner {
   #note(reason: Fallback, text: string): void {
     this.#context.metrics.fallback(reason);
     const { fallbacks } = this.#owner.receipt;
-    // A request that waits for a slot may be refused again and again; once tells it all.
+    // A request that waits for a slot may be refused again and again. It is noted once.
     if (reason !== "retry" && reason !== "replay" && fallbacks.includes(text)) return;
     if (fallbacks.length < FALLBACK_LIMIT) fallbacks.push(text);
   }
 
-  /** `found` or `failed` comes at once, or when a slot is free. */
+  /** Calls `found` or `failed`, at once or when a slot is free. */
   #find<T>(pick: () => T, found: (picked: T) => void, failed: (error: ServiceError) => void): void {
     let over = false;
     const once =

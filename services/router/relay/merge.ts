@@ -1,19 +1,19 @@
-// Several legs of one request made into the answer of one engine (n > 1, prompt lists). Choice index = prompt index x n
-// + sample index; each leg already writes its own index. Usage is counted as a single vLLM counts it: the prompt once
-// for all its samples, the answers of all choices summed up.
-// Bodies are spliced, not re-printed: a logprob or token id comes out with the digits the engine gave it.
+// Merges several legs of one request into one answer (n > 1, prompt lists). Choice index = prompt index x n + sample
+// index; each leg already writes its own index. Usage is counted as a single vLLM counts it: the prompt once for all
+// its samples, and the sum of the answers of all choices.
+// Bodies are spliced, not re-printed, so that logprobs and token ids keep the digits that the engine wrote.
 import { ServiceError } from "../../common/errors.ts";
 import { scanArray, scanObject, splice } from "../../common/json-body.ts";
 
-/** Stands in no text: a quote inside a JSON string is escaped. */
+/** Can't occur inside a text, because quotes in JSON strings are escaped. */
 const NO_CHOICES = Buffer.from('"choices":[]');
 const EVENT_END = "\n\n";
 const DATA = "data: ";
 
 export interface SplitEvents {
-  /** What the client gets now. May be empty. */
+  /** The events that the client gets now. May be empty. */
   readonly events: Buffer;
-  /** The leg's own usage chunk, a whole event; undefined where it is not in here. */
+  /** The leg's own usage chunk, a whole event; undefined if it is not among the events. */
   readonly usage: Buffer | undefined;
 }
 
@@ -28,9 +28,9 @@ export function splitUsage(events: Buffer): SplitEvents {
 }
 
 /**
- * The usage chunk of the whole answer.
+ * Merges the usage chunks of the legs into the chunk of the whole answer.
  *
- * @param chunks Of the legs, by choice index.
+ * @param chunks Usage chunks of the legs, by choice index.
  * @param choices n: legs of one prompt.
  */
 export function mergeUsageEvents(chunks: readonly Buffer[], choices: number): Buffer {
@@ -40,10 +40,10 @@ export function mergeUsageEvents(chunks: readonly Buffer[], choices: number): Bu
 }
 
 /**
- * The JSON body of the whole answer: all choices in the order of their index, the usage summed up, every other member
- * as the first leg has it.
+ * Merges the JSON bodies of the legs: all choices in the order of their index, the summed usage, and every other member
+ * from the first leg.
  *
- * @param bodies Of the legs, by choice index.
+ * @param bodies Bodies of the legs, by choice index.
  */
 export function mergeBodies(bodies: readonly Buffer[], choices: number): Buffer {
   const elements: Buffer[] = [];
@@ -85,9 +85,9 @@ function withUsage(bodies: readonly Buffer[], choices: number, changes: Map<stri
   return splice(first, scanObject(first), changes);
 }
 
-/** Shaped like the first leg's: its keys in its order. */
+/** Sums the usage of the legs. The result has the first leg's keys in the first leg's order. */
 export function sumUsage(usages: readonly Figures[], choices: number): Figures {
-  // A prompt is counted with its first sample, whose prefill is the one a single engine would have run.
+  // A prompt is counted with its first sample, because a single engine would have run only that prefill.
   const perPrompt = usages.filter((_, index) => index % choices === 0);
   const sum: Figures = {};
   for (const key of Object.keys(usages[0] ?? {})) {
@@ -99,7 +99,7 @@ export function sumUsage(usages: readonly Figures[], choices: number): Figures {
   return sum;
 }
 
-/** Sums numbers, and objects of numbers by key. What is neither stays as the first that is there. */
+/** Sums numbers, and objects of numbers by key. Of other values it keeps the first. */
 function add(values: readonly unknown[]): unknown {
   const present = values.filter((value) => value !== null && value !== undefined);
   if (present.length === 0) return values[0];

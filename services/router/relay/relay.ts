@@ -1,5 +1,5 @@
-// One request through its legs, from the admitted body to the last byte: places it, runs the legs, merges them where
-// there are several, and ends every request exactly once. No HTTP, no registry.
+// Serves one request from the admitted body to the last byte: places it, runs its legs, merges them if there are
+// several, and ends every request exactly once. No HTTP, no registry.
 import { randomBytes } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
@@ -28,10 +28,10 @@ export type { AnswerSink, Ending, RelayRequest } from "../request/request.ts";
 
 export interface Relay {
   /**
-   * @param receipt Gets the legs and fallbacks as they come.
-   * @param admitted What the request holds; its legs return to the queue through it.
+   * @param receipt Gets the legs and fallbacks as they happen.
+   * @param admitted The request's slots. Its legs return to the queue through it.
    * @param gone Aborted when the answer is no longer wanted.
-   * @returns Once the whole answer was given to `sink`.
+   * @returns Resolves once the whole answer was given to `sink`.
    * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
    */
   run(
@@ -43,15 +43,15 @@ export interface Relay {
   ): Promise<Ending>;
 }
 
-/** The relay as whoever created it has it. */
+/** The relay as its creator sees it. */
 export interface RunningRelay extends Relay {
-  /** Sends requests of our own over the same legs. */
+  /** Sends the router's own requests over the same legs. */
   readonly prober: Prober;
-  /** Legs that run or settle. A leg settles when its request is gone and its KV is not yet. */
+  /** Legs that run or settle. A leg settles while its request is gone but its KV is not. */
   readonly legs: number;
   /** Resolves when the last leg has ended. */
   idle(): Promise<void>;
-  /** Fails what runs, and leaves what settles to the instances. */
+  /** Fails the running requests, and leaves settling legs to the instances. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
@@ -146,7 +146,7 @@ interface Settle {
   reject(error: ServiceError): void;
 }
 
-/** One request: its choices, and the one sink that they share. */
+/** One request with its choices, which share one sink. */
 class Run implements ChoiceOwner {
   readonly request: RelayRequest;
   readonly receipt: ReceiptDraft;
@@ -154,7 +154,7 @@ class Run implements ChoiceOwner {
   readonly #sink: AnswerSink;
   readonly #choices: Choice[] = [];
   readonly #ends: (AnswerEnd | undefined)[];
-  /** What is held back until all choices are there: their bodies or, streaming, their usage chunks. */
+  /** Held back until all choices have ended: their bodies or, for a stream, their usage chunks. */
   readonly #held: (Buffer | undefined)[];
   readonly #beganMs: number;
   readonly #clock: Clock;
@@ -177,7 +177,7 @@ class Run implements ChoiceOwner {
     this.#sink = sink;
     this.#clock = context.clock;
     this.#beganMs = context.clock.nowMs();
-    // Only a stream has a first token that anyone sees.
+    // Only a stream shows its first token to the client.
     this.#firstTokenTimeoutMs = request.stream ? context.limits.current.firstTokenTimeoutMs : Infinity;
     const count = request.choices * request.prompts;
     this.#open = count;
@@ -200,7 +200,7 @@ class Run implements ChoiceOwner {
     });
   }
 
-  // The token path. With one choice, a read of two fields before the write.
+  // The token path. With one choice it only reads two fields before the write.
   deliver(index: number, events: Buffer): boolean {
     let bytes = events;
     if (this.#choices.length > 1) {
@@ -252,7 +252,7 @@ class Run implements ChoiceOwner {
     return others.reduce((last, { idleSinceMs }) => Math.max(last, idleSinceMs), 0);
   }
 
-  /** When the request's own time is up: all of it, or that for its first token. */
+  /** The earlier of the request's deadline and the deadline for its first token. */
   #dueMs(): number {
     const firstMs = this.#started ? Infinity : this.#beganMs + this.#firstTokenTimeoutMs;
     return Math.min(firstMs, this.request.deadlineMs ?? Infinity);
@@ -275,12 +275,12 @@ class Run implements ChoiceOwner {
     this.#sink.start();
   }
 
-  /** What the choices give together once the last one is there. */
+  /** The merged parts of the choices, after the last one has ended. */
   #merged(): Buffer | undefined {
     if (this.#choices.length === 1) return undefined;
     const parts = this.#held.filter((part) => part !== undefined);
     if (!this.request.stream) return mergeBodies(parts, this.request.choices);
-    // Without the chunk of every leg there is no sum, and a client that asked for none gets none.
+    // Without the chunk of every leg there is no sum, and a client that asked for no usage gets none.
     return parts.length === this.#choices.length ? mergeUsageEvents(parts, this.request.choices) : undefined;
   }
 
@@ -305,7 +305,7 @@ class Run implements ChoiceOwner {
   }
 
   #tooLate(what: string, nowMs: number): ServiceError {
-    // Of several choices the first that still runs: it is one of those that were waited for.
+    // Reports the first choice that still runs, because the request was waiting for it.
     const where = this.#choices.find((choice) => choice.running)?.where(nowMs) ?? "";
     const waitedMs = where === "" ? this.elapsedMs() : this.receipt.queueMs;
     const queue = `queue ${Math.round(waitedMs)} ms`;

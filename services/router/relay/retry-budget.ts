@@ -1,24 +1,24 @@
-// How many retries the whole router may make: so many for each request that comes, and a few in every second. While a
-// few instances fail it is never felt; while all fail, retries would multiply the load on those that come back first.
-// Source: the retry budget of Finagle and Linkerd; here one token bucket.
+// Limits the retries of the whole router: each request adds to the budget, and so does each second. While a few
+// instances fail, the budget is never used up. While all fail, it keeps retries from multiplying the load on those that
+// come back first. Source: the retry budget of Finagle and Linkerd; here one token bucket.
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 
 export interface RetryBudget {
-  /** A request has come. */
+  /** Adds a request's share. */
   earn(): void;
-  /** Takes one retry out. False: there is none. */
+  /** Takes one retry out. Returns false if the budget is used up. */
   take(): boolean;
 }
 
-/** Retries that there are in each second beside those that requests earn. */
+/** Retries per second on top of those that requests earn. */
 const RETRIES_PER_S = 10;
-/** What may be saved up: the earnings of so many seconds, and of so many requests. */
+/** The budget saves at most the earnings of SAVED_S seconds and of SAVED_REQUESTS requests. */
 const SAVED_S = 2;
 const SAVED_REQUESTS = 500;
 
 export function createRetryBudget(o: {
-  /** `retryRatio`: what one request earns. */
+  /** `retryRatio` is the retries that one request earns. */
   readonly limits: Live<{ readonly retryRatio: number }>;
   readonly clock: Clock;
   /** Default 10. */
@@ -39,7 +39,7 @@ export function createRetryBudget(o: {
       const nowMs = clock.nowMs();
       timed = Math.min(timedLimit, timed + ((nowMs - timedAtMs) * perS) / 1000);
       timedAtMs = nowMs;
-      // Rounding must not cost the fifth of five requests its retry.
+      // The epsilon keeps rounding from costing the fifth of five requests its retry.
       if (earned >= 1 - 1e-9) earned -= 1;
       else if (timed >= 1 - 1e-9) timed -= 1;
       else return false;

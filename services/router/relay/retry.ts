@@ -1,5 +1,5 @@
-// What a choice does after an attempt has failed: tries again, waits, or gives up. Pure: no clock, no instances.
-// test/router/relay/retry.test.ts explores every course that a choice can take.
+// Decides what a choice does after a failed attempt: retry, wait or give up. Pure: no clock, no instances.
+// test/router/relay/retry.test.ts explores every path that a choice can take.
 import { FAILURES, type FailureCode } from "../../common/errors.ts";
 import type { Side } from "../pool/pool.ts";
 import type { Exclusion } from "../placement/placement.ts";
@@ -11,22 +11,22 @@ export interface Failed {
   readonly side: Side;
   /** Whether any of the answer reached the client. */
   readonly delivered: boolean;
-  /** What reached it will be written again byte for byte, as far as can be known beforehand. */
+  /** Whether another attempt is expected to write the delivered bytes again. */
   readonly repeatable: boolean;
   readonly decodeFirst: boolean;
 }
 
 export interface RetryRules {
   readonly limit: number;
-  /** Nothing may be done otherwise than planned. */
+  /** Whether fallbacks are forbidden. */
   readonly strict: boolean;
-  /** Takes one out of the router's budget; asked last. */
+  /** Takes a retry from the router's budget. Called last. */
   takeFromBudget(): boolean;
 }
 
 export type Next =
   | { readonly kind: "give-up"; readonly because: "delivered" | "never" | "strict" | "limit" | "budget" }
-  /** Refused before anything was paid: not a retry but a wait, for that side. */
+  /** The side refused before any work was done, so the choice waits for a slot there, which is not a retry. */
   | { readonly kind: "wait"; readonly busy: Side }
   | { readonly kind: "retry"; readonly exclude: Readonly<Partial<Record<Side, Exclusion>>> };
 
@@ -37,7 +37,7 @@ export function afterFailure(
 ): Next {
   if (delivered && !repeatable) return giveUp("delivered");
   if (code === "instance_busy") {
-    // With prefill first, the search for a decode instance has waited already.
+    // With prefill first, the search for a decode instance has already waited.
     return side === "decode" && !decodeFirst ? giveUp("never") : { kind: "wait", busy: side };
   }
   const { retry } = FAILURES[code];
@@ -51,7 +51,7 @@ export function afterFailure(
   return { kind: "retry", exclude };
 }
 
-/** Prefill first: a decode instance would not take the KV, which is as good for another one. */
+/** Prefill first: decides after a decode instance refused the KV, which another one can still use. */
 export function afterRefusal(code: FailureCode, retries: number, rules: RetryRules): Next {
   if (code === "instance_busy") return { kind: "wait", busy: "decode" };
   return refused(false, retries, rules) ?? { kind: "retry", exclude: { decode: "failed" } };

@@ -1,6 +1,6 @@
-// What the client has of one streamed choice, as a digest: enough to know whether another attempt writes the same again.
-// A stream that is written again is compared to the last byte before anything of it is passed on, so what the client gets
-// is always one whole answer of one engine, or an error. Memory is the same for any length.
+// Keeps a digest of the bytes that the client has of one streamed choice, to check whether another attempt repeats
+// them. All of those bytes are compared before any new byte is passed on, so the client always gets one whole answer of
+// one engine, or an error. Memory is the same for any length.
 import { createHash, type Hash } from "node:crypto";
 
 const NOTHING = Buffer.alloc(0);
@@ -11,18 +11,18 @@ export class SentSoFar {
   #again: Hash | undefined;
   #bytesLeft = 0;
 
-  /** Whether an attempt still repeats what the client has. */
+  /** Whether an attempt is still repeating what the client has. */
   get repeating(): boolean {
     return this.#again !== undefined;
   }
 
-  /** Another attempt begins. */
+  /** Starts the comparison for another attempt. */
   repeat(): void {
     this.#again = createHash("sha256");
     this.#bytesLeft = this.#sentBytes;
   }
 
-  /** The part of `events` that the client doesn't have; undefined where this attempt writes another answer. */
+  /** Returns the part of `events` that the client doesn't have; undefined if this attempt writes another answer. */
   pass(events: Buffer): Buffer | undefined {
     const again = this.#again;
     let fresh = events;

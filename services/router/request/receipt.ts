@@ -1,47 +1,47 @@
-// What becomes of one request, as it becomes: written by rest/ and relay/, read by control/, which turns it into the
-// Receipt of router.proto. Prompts and answers are never in it.
+// The record of one request while it runs and after. rest/ and relay/ write it; control/ reads it and turns it into the
+// Receipt of router.proto. It never holds prompts or answers.
 
 export interface LegDraft {
   /** Id of this attempt in both engines. */
   readonly legId: string;
-  /** Which choice of the answer it is for. Several drafts with one index are attempts at the same choice. */
+  /** The choice that it attempts. Several drafts with the same index are attempts at the same choice. */
   readonly choiceIndex: number;
-  /** Empty where decode served alone. */
+  /** Empty if the leg is unpaired. */
   prefillInstanceId: string;
-  /** Empty until one is picked: after prefill, where the connector has it so. */
+  /** Empty until one is picked, which some connectors require to happen after prefill. */
   decodeInstanceId: string;
-  /** When it began: since the request came. */
+  /** When it began, counted from the arrival of the request. */
   readonly startedMs: number;
-  /** The error that ended it, `code: message`. Empty where there was none. */
+  /** The error that ended it, `code: message`. Empty if it did not fail. */
   error: string;
   promptTokens: number;
   completionTokens: number;
   cachedTokens?: number;
   kvBytes?: bigint;
-  /** Until the decode slot was reserved; 0 where that came with the start. */
+  /** Time until the decode slot was reserved; 0 if reservation and start were sent together. */
   reserveMs: number;
-  /** Until prefill had answered. */
+  /** Time until prefill answered. */
   prefillMs: number;
-  /** From prefill's answer to the first token. */
+  /** Time from prefill's answer to the first token. */
   transferMs: number;
-  /** From the first to the last token. */
+  /** Time from the first to the last token. */
   decodeMs: number;
 }
 
 export type RequestOutcome = "running" | "completed" | "cancelled" | "refused" | "failed";
 
 export interface ReceiptDraft {
-  /** The id that the client was given. */
+  /** The id that the client got. */
   readonly requestId: string;
-  /** The id that the client sent, for the log. */
+  /** The id that the client sent. */
   readonly clientId: string | undefined;
   readonly startedUnixMs: number;
   readonly path: string;
   readonly model: string;
   readonly stream: boolean;
-  /** Whose share of the queue it takes. */
+  /** The tenant whose share of the queue it takes. */
   readonly tenant: string;
-  /** Lower ones are served first. */
+  /** Lower values are served first. */
   readonly priority: number;
   outcome: RequestOutcome;
   errorCode: string;
@@ -53,12 +53,12 @@ export interface ReceiptDraft {
   totalMs: number;
   /** In the order of their start. Bounded by the choices of the request times the attempts at each. */
   readonly legs: LegDraft[];
-  /** What was done otherwise than planned, such as `retry:prefill:instance_lost`. Bounded by FALLBACK_LIMIT. */
+  /** Its fallbacks, such as `retry:prefill:instance_lost`. Bounded by FALLBACK_LIMIT. */
   readonly fallbacks: string[];
   bodyBytes: number;
 }
 
-/** A request that waits for a slot for long may be refused many times. */
+/** Bounds the fallbacks of a receipt, because a request may be retried and refused many times. */
 export const FALLBACK_LIMIT = 128;
 
 export interface ReceiptHead {

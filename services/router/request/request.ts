@@ -1,4 +1,4 @@
-// What the relay is given and gives back.
+// The input and output of the relay.
 import type { LegPath } from "../../kv/connector.ts";
 
 /** One checked and admitted request. */
@@ -10,11 +10,11 @@ export interface RelayRequest {
   /** The client's body, byte for byte: valid UTF-8. */
   readonly body: Buffer;
   readonly stream: boolean;
-  /** Greedy, or sampled with a seed: an engine that works alike each time gives the same answer again. */
+  /** Greedy, or sampled with a seed: a deterministic engine gives the same answer again. */
   readonly repeatable?: boolean;
   /** `n`. */
   readonly choices: number;
-  /** Tokens that each choice may have. Absent: as many as the model has room for. */
+  /** Limits the tokens of each choice. Absent: the model's length limits them. */
   readonly maxTokens?: number;
   /** Length of the prompt list, else 1. */
   readonly prompts: number;
@@ -24,17 +24,17 @@ export interface RelayRequest {
   /** When it must have ended, by the relay's clock. */
   readonly deadlineMs?: number;
   readonly createdUnixS: number;
-  /** An error rather than anything done otherwise than planned. */
+  /** Whether it fails with an error rather than using a fallback. */
   readonly strict?: boolean;
 }
 
-/** Where the answer goes. */
+/** Receives the answer. */
 export interface AnswerSink {
-  /** Once, when the first bytes are there: from now on the status stands. */
+  /** Called once, before the first bytes. The status can't change after that. */
   start(): void;
   /**
-   * Whole SSE events without `[DONE]` or, not streaming, the JSON body.
-   * @returns False: full. The relay holds the legs back until `onDrain`.
+   * Takes whole SSE events without `[DONE]` or, for a non-streaming answer, the JSON body.
+   * @returns False if the sink is full. The relay then holds the legs back until `onDrain`.
    */
   write(bytes: Buffer): boolean;
   /** Set by the relay. */
@@ -43,11 +43,11 @@ export interface AnswerSink {
 
 /** How one choice of one prompt ended, in the figures of its usage. */
 export interface AnswerEnd {
-  /** In OpenAI's words, as `Ending.finishReasons`. */
+  /** In OpenAI's words, like `Ending.finishReasons`. */
   readonly finishReason: string;
   readonly promptTokens: number;
   readonly completionTokens: number;
-  /** Absent where nobody said. */
+  /** Absent if the engine did not report it. */
   readonly cachedTokens?: number | undefined;
 }
 
@@ -55,10 +55,10 @@ export interface AnswerEnd {
 export interface Ending {
   /** By choice index, in OpenAI's words: `stop`, `length`, `tool_calls`, and vLLM's `abort`. */
   readonly finishReasons: readonly string[];
-  /** Every prompt once. */
+  /** Counts every prompt once. */
   readonly promptTokens: number;
-  /** Of all choices. */
+  /** Sum over all choices. */
   readonly completionTokens: number;
-  /** Absent where nobody said. */
+  /** Absent if the engine did not report it. */
   readonly cachedTokens?: number;
 }
