@@ -1,5 +1,6 @@
-// Whether a request may start: at once while decode has room for its model, else after a wait in one bounded queue,
-// which is fair between tenants (queue.ts). A request that is refused or leaves costs the instances nothing.
+// Decides when a request may start: at once while decode has free slots for its model, otherwise after a wait in one
+// bounded queue, which is fair between tenants (queue.ts). A request that is refused or leaves costs the instances
+// nothing.
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
@@ -10,30 +11,30 @@ import { FairQueue, type Waiter as Queued } from "./queue.ts";
 import type { Refusal } from "./refusals.ts";
 import { type ReturnedLeg, ReturnedLegs } from "./returned.ts";
 
-/** What an admitted request holds until it ends: room for its legs. */
+/** The slots that an admitted request holds for its legs until it ends. */
 export interface Admitted {
   /** Time spent in the queue before it was admitted. */
   readonly waitedMs: number;
   /**
-   * A leg found every instance busy, or was refused by one: it returns to the head of the queue and waits for the time
-   * that its request has left there. Calls `found` or `failed`, at once or later and exactly once, unless the wait is
-   * ended first.
+   * Finds a slot for a leg that found every instance busy, or was refused by one. The leg returns to the head of the
+   * queue, and waits there for the rest of its request's queue time. Calls `found` or `failed` exactly once, at once or
+   * later, unless the wait is ended first.
    *
-   * @param othersIdleSinceMs Since when no other leg of the request runs that would free a slot; undefined while one does,
-   *   and then the time stands still.
-   * @returns What ends the wait.
+   * @param othersIdleSinceMs Since when no other leg of the request runs that would free a slot; undefined while one
+   *   runs, which pauses the queue time.
+   * @returns A function that ends the wait.
    */
   findSlot<T>(leg: ReturnedLeg<T>, othersIdleSinceMs: () => number | undefined): () => void;
-  /** Gives the room back. Further calls do nothing. */
+  /** Releases the slots. Further calls do nothing. */
   release(): void;
 }
 
 /** A request as admission sees it. */
 export interface Applicant {
-  /** Pairs of legs it will run, one for each choice of each prompt. Default 1. */
+  /** Legs that it will run, one for each choice of each prompt. Default 1. */
   readonly legs?: number;
   readonly model?: string;
-  /** Whose share of the queue it takes. Default: nobody's, which is one tenant too. */
+  /** The tenant whose share of the queue it takes. Default: empty, the tenant of all requests without one. */
   readonly tenant?: string;
   /** Lower is sooner, as in vLLM. Default 0. */
   readonly priority?: number;
@@ -43,15 +44,15 @@ export interface Applicant {
 
 export interface Admission {
   /**
-   * Resolves when the request may start. One with more legs than there is room at all starts when nothing else of its
-   * model runs, and has to pace itself.
+   * Resolves when the request may start. A request with more legs than there are slots in total starts when no other
+   * request of its model runs, and has to pace itself.
    *
    * @param gone Aborted when the client leaves: it leaves the queue at once.
-   * @throws ServiceError `queue_full`, also where its deadline can't be met; `instance_busy` or `no_instance` after the
+   * @throws ServiceError `queue_full`, also if its deadline can't be met; `instance_busy` or `no_instance` after the
    *   queue's timeout; `deadline_exceeded`; `cancelled` when `gone`
    */
   acquire(gone: AbortSignal, applicant?: Applicant): Promise<Admitted>;
-  /** The capacity may have changed. */
+  /** Admits waiting requests, after the capacity may have changed. */
   poke(): void;
   /** Legs of the requests that run. */
   readonly running: number;
@@ -60,13 +61,13 @@ export interface Admission {
 }
 
 export interface AdmissionOptions {
-  /** Legs of a model that may run at once, now. */
+  /** Legs of a model that may run at once at this moment. */
   capacity(model: string): number;
-  /** Why nothing can serve a model, in words. Undefined where something can. */
+  /** Why no instance can serve a model, in words. Undefined if one can. */
   lack?(model: string): string | undefined;
-  /** Requests that may wait, and how long. */
+  /** Limits of the queue: its length and the longest wait. */
   readonly queue: Live<Pick<RouterConfig["queue"]["current"], "limit" | "timeoutMs">>;
-  /** A request that `acquire` took rejects. */
+  /** Called when a request is refused. */
   onRefused?(because: Refusal): void;
   readonly clock: Clock;
   readonly deadlines: Deadlines;
@@ -82,7 +83,7 @@ interface Refused {
   readonly error: ServiceError;
 }
 
-/** For a client that is told when to come again. */
+/** Range of the Retry-After that a refused client gets. */
 const RETRY_AFTER_S = { min: 1, max: 60 };
 
 export function createAdmission(o: AdmissionOptions): Admission {
@@ -116,7 +117,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
         if (!held) return;
         held = false;
         count(model, -legs);
-        // While no request waits, slots come free as slowly as requests come, and tell nothing of how fast they could.
+        // While no request waits, the pace of freed slots only reflects the pace of arriving requests.
         if (queue.first(model) !== undefined) paceOf(model).released(legs, clock.nowMs());
         else paces.delete(model);
         pokeOne(model);
@@ -130,7 +131,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     return pace;
   }
 
-  // Only the first is asked: a large request must not be overtaken for ever by small ones.
+  // Only the first one is tried, so that small requests don't overtake a large one for ever.
   function pokeOne(model: string): void {
     for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model))
       first.admit();
@@ -192,8 +193,8 @@ export function createAdmission(o: AdmissionOptions): Admission {
         },
         refuse(refused) {
           leave(false);
-          reject(told(refused));
-          pokeOne(wanted.model); // The one behind it may fit.
+          reject(counted(refused));
+          pokeOne(wanted.model); // The next one may fit.
         },
       };
       const onGone = (): void => waiter.refuse({ because: "client_left", error: cancelled() });
@@ -208,7 +209,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     });
   }
 
-  function told({ because, error }: Refused): ServiceError {
+  function counted({ because, error }: Refused): ServiceError {
     o.onRefused?.(because);
     return error;
   }
@@ -219,18 +220,18 @@ export function createAdmission(o: AdmissionOptions): Admission {
       const message = `${lack} The request waited ${queueTimeoutMs} ms. Try again later.`;
       return { because: "no_instance", error: new ServiceError("no_instance", message, { retryAfterS: 1 }) };
     }
-    const message = `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and none became free. Try again later.`;
+    const message = `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and no slot became free. Try again later.`;
     return { because: "queue_timeout", error: new ServiceError("instance_busy", message, { retryAfterS: 1 }) };
   }
 
-  /** @throws ServiceError where a wait would be in vain */
+  /** @throws ServiceError if a wait would be in vain */
   function checkWait(wanted: Queued, deadlineMs: number): void {
     const nowMs = clock.nowMs();
     const waitMs = paces.get(wanted.model)?.waitMs(queue.legsBefore(wanted) + wanted.legs, nowMs);
     const leftMs = deadlineMs - nowMs;
     if (waitMs !== undefined && waitMs > leftMs) {
-      const message = `The request can't start before its deadline: about ${Math.round(waitMs)} ms of waiting are before it, and it has ${Math.round(leftMs)}.`;
-      throw told({
+      const message = `The request can't start before its deadline: it would wait about ${Math.round(waitMs)} ms, and has ${Math.round(leftMs)} ms left.`;
+      throw counted({
         because: "deadline_foreseen",
         error: new ServiceError("queue_full", message, { retryAfterS: seconds(waitMs - leftMs) }),
       });
@@ -238,13 +239,13 @@ export function createAdmission(o: AdmissionOptions): Admission {
     const { limit } = o.queue.current;
     if (queue.size < limit) return;
     const displaced = limit === 0 ? undefined : queue.displacedBy(wanted);
-    if (displaced === undefined) throw told({ because: "queue_full", error: full(queue.size, waitMs) });
+    if (displaced === undefined) throw counted({ because: "queue_full", error: full(queue.size, waitMs) });
     displaced.refuse({ because: "displaced", error: full(queue.size, undefined) });
   }
 
   return {
     async acquire(gone, { legs = 1, model = "", tenant = "", priority = 0, deadlineMs = Infinity } = {}) {
-      if (gone.aborted) throw told({ because: "client_left", error: cancelled() });
+      if (gone.aborted) throw counted({ because: "client_left", error: cancelled() });
       const wanted = { legs, model, tenant, priority };
       if (queue.first(model) === undefined && fits(model, legs)) return admit(wanted, 0);
       checkWait(wanted, deadlineMs);

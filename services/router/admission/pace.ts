@@ -1,6 +1,6 @@
-// How fast places come free: what a wait is estimated from. The last few that were given back tell.
+// Measures how fast slots become free, from the last few releases, to estimate waits.
 const KEPT = 32;
-/** Fewer tell nothing. */
+/** Fewer releases allow no estimate. */
 const ENOUGH = 8;
 
 export class Pace {
@@ -14,7 +14,7 @@ export class Pace {
     this.#next = (this.#next + 1) % KEPT;
   }
 
-  /** Until so many legs have come free; undefined where too little was seen to tell. */
+  /** Estimates the time until this many slots have become free; undefined after too few releases. */
   waitMs(legs: number, nowMs: number): number | undefined {
     if (this.#atMs.length < ENOUGH) return undefined;
     const oldestMs = Math.min(...this.#atMs);

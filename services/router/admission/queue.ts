@@ -1,5 +1,5 @@
-// Who is next: by priority, within it by tenants in turn, within a tenant first come first served. Every operation is
-// O(log n) in the requests that wait.
+// The order of waiting requests: by priority, within a priority by tenants in turn, within a tenant first come, first
+// served. Every operation is O(log n) in the requests that wait.
 // Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a request's start tag is where its tenant's
 // earlier ones end, or the present for a tenant that has none; the lowest tag is next. A tenant that brings a thousand
 // requests delays another's first by one.
@@ -16,22 +16,22 @@ export interface Waiter {
 interface Entry {
   readonly waiter: Waiter;
   readonly tag: number;
-  /** In the order of coming. */
+  /** Counts the requests in the order of arrival. */
   readonly index: number;
 }
 
-/** Those of one tenant, of all models: its worst is what leaves when the queue is full. */
+/** The requests of one tenant, of all models. The last one of them is displaced when the queue is full. */
 interface Tenant {
   readonly waiting: Heap<Entry>;
   readonly name: string;
 }
 
-/** Those of one model. */
+/** The requests of one model. */
 interface Line {
   readonly next: Heap<Entry>;
-  /** Start tag of the last one that was let in. */
+  /** Start tag of the last request that was admitted. */
   present: number;
-  /** Where each tenant's last one ends. */
+  /** End tag of each tenant's last request. */
   readonly ends: Map<string, { tag: number; count: number }>;
   readonly legsByPriority: Map<number, number>;
 }
@@ -75,7 +75,7 @@ export class FairQueue<W extends Waiter> {
     this.#heaviest.push(tenant);
   }
 
-  /** It goes: let in, or left. @param served Whether its turn counts. */
+  /** Removes a request that was admitted or left. @param served Whether its turn counts. */
   remove(waiter: W, served: boolean): void {
     const entry = this.#entries.get(waiter);
     if (entry === undefined) return;
@@ -88,7 +88,8 @@ export class FairQueue<W extends Waiter> {
     else line.legsByPriority.delete(waiter.priority);
     const end = line.ends.get(waiter.tenant)!;
     end.count -= 1;
-    // Without any that wait, what it owes is at most one request: forgotten, so that nothing grows with their number.
+    // A tenant without waiting requests owes at most one turn. It is forgotten, so that memory doesn't grow with
+    // tenants.
     if (end.count === 0) line.ends.delete(waiter.tenant);
     if (line.next.size === 0) this.#lines.delete(waiter.model);
     const tenant = this.#tenants.get(waiter.tenant)!;
@@ -99,8 +100,8 @@ export class FairQueue<W extends Waiter> {
   }
 
   /**
-   * Who makes room for a newcomer when the queue is full: the worst of the tenant that has the most waiting, or of its
-   * own tenant one that matters less. Undefined: the newcomer itself is one too many.
+   * Finds the request that a newcomer displaces when the queue is full: the last one of the tenant with the most
+   * waiting requests, or one of the newcomer's tenant with a lower priority. Undefined: the newcomer itself is refused.
    */
   displacedBy({ tenant, priority }: Waiter): W | undefined {
     const own = this.#tenants.get(tenant);
@@ -112,7 +113,7 @@ export class FairQueue<W extends Waiter> {
     return worst !== undefined && worst.priority > priority ? (worst as W) : undefined;
   }
 
-  /** Legs that will be let in before a newcomer, at the least. */
+  /** Lower bound of the legs that will be admitted before a newcomer. */
   legsBefore({ model, tenant, priority }: Waiter): number {
     const line = this.#lines.get(model);
     if (line === undefined) return 0;
@@ -122,7 +123,7 @@ export class FairQueue<W extends Waiter> {
       if (other < priority) sooner += legs;
       else if (other === priority) same += legs;
     }
-    // Of its equals, only what its own tenant's turns and those of the others between them take.
+    // At equal priority, only its own tenant's earlier turns and the other tenants' turns between them count.
     const debt = Math.max(0, (line.ends.get(tenant)?.tag ?? 0) - line.present);
     return sooner + Math.min(same, debt * line.ends.size);
   }

@@ -1,17 +1,17 @@
-// Why a request got no place to run. The code of its failure doesn't tell them apart: three of them are 429.
+// Why a request was not admitted. The failure's code doesn't tell all reasons apart: three of them are 429.
 
 export const REFUSALS = [
-  /** As many wait as may. */
+  /** The queue is full. */
   "queue_full",
-  /** It gave its place in the full queue to a tenant that has fewer waiting, or to its own tenant's better priority. */
+  /** A request of a tenant with fewer waiting requests, or of its own tenant with a better priority, displaced it. */
   "displaced",
-  /** The wait that was foreseen was longer than it had. */
+  /** The estimated wait was longer than its deadline allowed. */
   "deadline_foreseen",
-  /** It had no time left while it waited. */
+  /** Its deadline passed while it waited. */
   "deadline_passed",
   /** queue.timeout_ms was over. */
   "queue_timeout",
-  /** Nothing could serve its model. */
+  /** No instance could serve its model. */
   "no_instance",
   /** Its client left while it waited. */
   "client_left",

@@ -1,14 +1,16 @@
-// Legs of admitted requests that came back: every instance that could take them was busy, with other routers' legs or by
-// figures that were old. They wait at the head of the queue, for their turn was given to them already: by priority, and
-// then in the order in which they came back. One that still finds no slot keeps no other from being admitted.
+// Legs of admitted requests that returned to the queue because every suitable instance was busy, with other routers'
+// legs or by stale figures. They wait at the head of the queue, because they have already had their turn: by priority,
+// and then in the order of their return. A leg that still finds no slot does not keep others from being admitted.
 import { asServiceError, type ServiceError } from "../../common/errors.ts";
 
-/** Legs that are tried in vain after one change. More than one: what each may use differs. */
+/**
+ * Legs that may fail to find a slot after one change. More than one, because legs differ in the instances they may use.
+ */
 const MISS_LIMIT = 8;
 
 /** One leg that waits for a slot. */
 export interface ReturnedLeg<T = unknown> {
-  /** Throws `instance_busy` where waiting may help. */
+  /** Throws `instance_busy` if waiting may help. */
   pick(): T;
   found(picked: T): void;
   failed(error: ServiceError): void;
@@ -16,7 +18,7 @@ export interface ReturnedLeg<T = unknown> {
 
 interface Entry {
   readonly priority: number;
-  /** Tries again. False: still busy. */
+  /** Tries again. Returns false if all instances are still busy. */
   retry(): boolean;
 }
 
@@ -30,9 +32,9 @@ export class ReturnedLegs {
   }
 
   /**
-   * Calls `found` or `failed`, at once or later and exactly once, unless the wait is ended first.
+   * Calls `found` or `failed` exactly once, at once or later, unless the wait is ended first.
    *
-   * @returns The refusal that is waited out and what ends the wait; undefined where there was no wait.
+   * @returns The refusal that caused the wait and a function that ends the wait; undefined if there was no wait.
    */
   add<T>(model: string, priority: number, leg: ReturnedLeg<T>): { error: ServiceError; end(): void } | undefined {
     const first = attempt(leg);
@@ -53,11 +55,11 @@ export class ReturnedLegs {
     return { error: first, end };
   }
 
-  /** Slots may have come free: tries the legs again, few of them in vain. */
+  /** Tries the legs again after slots may have become free. Stops after a few failures. */
   poke(): void {
     for (const entries of this.#byModel.values()) {
       let misses = 0;
-      // A copy, because one that finds a slot and is refused there comes back.
+      // A copy, because a leg that finds a slot and is refused there returns to the list.
       for (const entry of [...entries]) {
         if (!entries.includes(entry) || entry.retry()) continue;
         misses += 1;
@@ -68,10 +70,10 @@ export class ReturnedLegs {
 }
 
 /**
- * Picks, and tells the leg what came of it.
+ * Picks an instance, and calls the leg's `found` or `failed`.
  *
- * @param done Called before the leg is told.
- * @returns The error where it has to wait on.
+ * @param done Called before `found` or `failed`.
+ * @returns The error if the leg has to keep waiting.
  */
 function attempt<T>(leg: ReturnedLeg<T>, done: () => void = () => {}): ServiceError | undefined {
   let picked: T;

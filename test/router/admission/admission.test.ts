@@ -211,7 +211,7 @@ describe("admission", () => {
     const late = admission.acquire(never, { deadlineMs: clock.nowMs() + 300 });
     await assert.rejects(late, (error: ServiceError) => {
       assert.equal(error.code, "queue_full");
-      assert.match(error.message, /before its deadline: about \d+ ms of waiting are before it, and it has 300\./);
+      assert.match(error.message, /before its deadline: it would wait about \d+ ms, and has 300 ms left\./);
       assert.ok(error.retryAfterS! >= 1);
       return true;
     });
