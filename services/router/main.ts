@@ -1,4 +1,4 @@
-// The router process as a life: its parts start from top to bottom, and end the other way round.
+// The life of the router process: its parts start from top to bottom, and end in reverse order.
 import { randomUUID } from "node:crypto";
 import { systemClock } from "../common/clock.ts";
 import { loadConfig, settingLines } from "../common/config.ts";
@@ -33,9 +33,9 @@ import { drain } from "./serving/drain.ts";
 import { createServingMetrics } from "./serving/metrics.ts";
 import { createServing } from "./serving/serving.ts";
 
-/** What SIGINT, or the death of the parent, leaves to running requests. */
+/** Time that running requests get after SIGINT or the death of the parent. */
 const QUICK_GRACE_MS = 500;
-/** Requests have ended before gRPC is closed; this is for the last messages of watchers. */
+/** Time for the last messages to watchers. Requests have ended before gRPC is closed. */
 const RPC_GRACE_MS = 300;
 
 export interface Router extends AsyncDisposable {
@@ -44,17 +44,17 @@ export interface Router extends AsyncDisposable {
   readonly grpcAddress: string;
   /**
    * Takes no new request, gives the running ones `graceMs` to end, then ends them. Later calls wait for the first.
-   * Disposing does it with the configured grace.
+   * Disposing the router stops it with the configured grace.
    */
   stop(graceMs: number): Promise<void>;
 }
 
 export interface RouterOptions {
-  /** Gives up the start when it aborts. */
+  /** Cancels the start when it aborts. */
   readonly signal?: AbortSignal;
   readonly log?: Log;
   readonly metrics?: Metrics;
-  /** What is a constant beside its use, and another one in tests. */
+  /** Constants that tests replace. */
   readonly constants?: RelayOptions["constants"] & { readonly firstPrefillMs?: number };
 }
 
@@ -71,9 +71,9 @@ export async function runRouter(argv: readonly string[]): Promise<void> {
 }
 
 /**
- * Resolves when REST and gRPC are listened on. Whether anything can be served is another question: /readyz.
+ * Resolves when REST and gRPC listen. /readyz answers whether any model can be served.
  *
- * @throws StartError saying which address is taken, and by which flag to change it
+ * @throws StartError that names the address that is taken, and the flag that changes it
  */
 export async function startRouter(config: RouterConfig, o: RouterOptions = {}): Promise<Router> {
   const log = o.log ?? createLog({ name: "router", level: config.process.logLevel });
@@ -135,7 +135,7 @@ async function life(
     registryIsAway: () => registry.health?.up === false,
   });
 
-  /** Ends calls of RouterService over HTTP/1.1 that have no end of their own. */
+  /** Ends calls of RouterService over HTTP/1.1 that would not end by themselves. */
   const closing = new AbortController();
   const changes = liveSettings(config.settings, { log, metrics, onChange: admission.poke });
   const routerCalls = routerService({
@@ -165,7 +165,7 @@ async function life(
     checkHost: hostChecks({ ...config.rest, ...access }),
   });
   await using http = await serveHttp(config.rest.listen, handler, config.rest);
-  if (signal?.aborted) throw new ServiceError("cancelled", "The start was given up.");
+  if (signal?.aborted) throw new ServiceError("cancelled", "The start was cancelled.");
 
   const listed = staticRegistry(config.registry.instances, { token, log });
   await using _directories = watchAll([...registry.directories, listed], pool.update);
@@ -179,7 +179,8 @@ async function life(
   log.info("router is listening", { rest: restUrl, grpc: grpcAddress, routerId });
 
   const graceMs = await running({ restUrl, grpcAddress });
-  // New requests get 503 and /readyz says so, on a port that stays open: a balancer sees us leave before we are gone.
+  // New requests and /readyz get 503 on a port that stays open, so a load balancer sees the router leave before it is
+  // gone.
   const drained = drain({ serving, relay, log }, graceMs);
   rpc.setServing(false, "draining");
   registration?.update();

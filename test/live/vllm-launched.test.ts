@@ -252,7 +252,7 @@ describe("vLLM started by Tandem", function () {
     );
     const probes = diagnoses.filter(({ finding }) => finding?.check === "probe");
     assert.equal(probes.length, 2);
-    for (const { finding } of probes) assert.match(finding!.message, /first token was that of prefill alone/);
+    for (const { finding } of probes) assert.match(finding!.message, /first token matched prefill's own/);
   });
 
   it("answers 100 prompts, 8 at once, as a plain vLLM does", async () => {

@@ -1,6 +1,6 @@
-// The doctor: what is wrong with the models, the instances and the pairs, or would go wrong. It reports what the router
-// has decided, and a probe that it sends counts like any other: the two can't contradict each other. Each finding says
-// what to do.
+// The doctor reports what is wrong, or would go wrong, with the models, the instances and the pairs. It reports what
+// the router has decided, and a probe that it sends counts like any other probe, so doctor and router can't contradict
+// each other. Each finding says what to do.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { FindingLevel, InstanceService, type FindingSchema } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { DiagnosisSchema } from "#gen/tandem/router/v1/router_pb.js";
@@ -12,11 +12,11 @@ type Diagnosis = MessageInitShape<typeof DiagnosisSchema>;
 type FindingInit = MessageInitShape<typeof FindingSchema>;
 
 const ASK_TIMEOUT_MS = 5_000;
-/** Pairs that are probed one by one; of a larger fleet each instance is, with one partner. 8 x 8. */
+/** Up to this many pairs (8 x 8) each pair is probed. In a larger fleet each instance is probed with one partner. */
 const PAIR_LIMIT = 64;
 
 export interface DiagnoseOptions {
-  /** Left out: no probes are sent. */
+  /** Without it no probes are sent. */
   readonly probes?: Pick<Probes, "now">;
   readonly signal: AbortSignal;
 }
@@ -32,7 +32,7 @@ export async function diagnose(pool: Pick<Pool, "view">, o: DiagnoseOptions): Pr
       (await examine(seen, o.signal)).map((finding) => ({ decodeInstanceId: seen.instance.instanceId, finding })),
     ),
   ]);
-  // One after another: probes that wait for each other would be measured as slow.
+  // Pairs are probed one after another, because probes that wait for each other would be measured as slow.
   const ofPairs: Diagnosis[] = [];
   for (const model of models) {
     for (const [prefill, decode] of pairsToProbe(model)) {
@@ -56,7 +56,8 @@ function examineModel(model: ModelView): FindingInit[] {
   const lack = model.lack(false);
   const found: FindingInit[] = [];
   if (lack !== undefined) {
-    const cure = "See the findings of its instances below; start what is missing with tandem prefill or tandem decode.";
+    const cure =
+      "See the findings of its instances below; start the missing instances with tandem prefill or tandem decode.";
     found.push({ check: "model", level: FindingLevel.ERROR, message: lack, cure });
   } else {
     const pairs = model.prefills.reduce((sum, one) => sum + model.partnersOf(one).length, 0);
@@ -67,25 +68,25 @@ function examineModel(model: ModelView): FindingInit[] {
     found.push({
       check: "spare_prefill",
       level: FindingLevel.WARNING,
-      message: `The model \`${name}\` has one prefill instance, and P2P NCCL: a decode engine that dies wedges it, and nothing is served until it has restarted.`,
+      message: `The model \`${name}\` has one prefill instance, and P2P NCCL: a decode engine that dies wedges it, and no request is served until it has restarted.`,
       cure: "Run two prefill instances or more.",
     });
   }
   return found;
 }
 
-/** Ends by itself, or was meant. */
+/** Reasons that pass without help, or that an operator intended. */
 const PASSING: ReadonlySet<Reason> = new Set(["starting", "draining", "suspect", "left"]);
 
 const CURES: Readonly<Partial<Record<Reason, string>>> = {
-  draining: "Take it back with RouterService.DrainInstance and undrain, or let it end.",
-  unreachable: "See whether its process runs, and whether this router can reach its address.",
-  denied: "Start router and instance with the same token and of the same version.",
-  silent: "See whether its process or its host stands still.",
-  unlisted: "See what the registry has against it.",
-  unmatched: "Start both roles alike in that.",
+  draining: "Undrain the instance with RouterService.DrainInstance, or wait until it has stopped.",
+  unreachable: "Check that its process runs, and that this router can reach its address.",
+  denied: "Start router and instance with the same token and in the same version.",
+  silent: "Check whether its process or its host hangs.",
+  unlisted: "Check why the registry reports the instance as dead or gone.",
+  unmatched: "Start both roles with the same value.",
   unproven:
-    "See the logs of both engines. If decode does not answer from the KV it was sent, look at its CUDA graphs, and whether both run the same weights and number type.",
+    "Check the logs of both engines. If decode does not answer from the KV it was sent, check its CUDA graphs, and that both engines run the same weights and number type.",
 };
 
 async function examine({ instance, standing }: Seen, signal: AbortSignal): Promise<FindingInit[]> {
@@ -100,13 +101,13 @@ async function examine({ instance, standing }: Seen, signal: AbortSignal): Promi
           check: "standing",
           level: PASSING.has(standing.reason) ? FindingLevel.WARNING : FindingLevel.ERROR,
           message: `It gets no requests (${standing.reason}): ${standing.text}`,
-          cure: CURES[standing.reason] ?? "See its log; the findings below may say why.",
+          cure: CURES[standing.reason] ?? "Check its log; the findings below may give the cause.",
         };
   try {
     const client = instance.channel.client(InstanceService);
     return [state, ...(await client.diagnose({}, { timeoutMs: ASK_TIMEOUT_MS, signal })).findings];
   } catch (error) {
-    const message = `It could not be asked: ${asServiceError(error).message}`;
+    const message = `The instance did not answer the doctor: ${asServiceError(error).message}`;
     return [state, { check: "asked", level: FindingLevel.UNKNOWN, message }];
   }
 }
@@ -141,11 +142,11 @@ async function examinePair(
         check: "probe",
         level: FindingLevel.ERROR,
         message: `The pair gets no more requests until a probe succeeds. ${result.text}`,
-        cure: "See the logs of both engines; with P2P NCCL a pair that hangs once stays so until both engines have restarted.",
+        cure: "Check the logs of both engines; with P2P NCCL a pair that has hung once stays wedged until both engines have restarted.",
       };
     case "right": {
       const delta = result.worstDelta.toPrecision(2);
-      const message = `A probe succeeded in ${Math.round(result.ms)} ms; decode's first token was that of prefill alone (log probability off by ${delta}).`;
+      const message = `A probe succeeded in ${Math.round(result.ms)} ms; decode's first token matched prefill's own (log probability off by ${delta}).`;
       return { check: "probe", level: FindingLevel.OK, message };
     }
     case "unjudged": {

@@ -1,4 +1,4 @@
-// What the doctor says of the registry, when that can be away or holds settings: Consul.
+// The doctor's findings about Consul, the only registry that can be away or hold settings.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { FindingLevel, type FindingSchema } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
@@ -14,7 +14,7 @@ export function examineRegistry(status: MessageInitShape<typeof RegistryStatusSc
         {
           check: "registry",
           level: FindingLevel.WARNING,
-          message: `${sentence(error)} The router goes on with the instances it knows, and learns of no others.`,
+          message: `${sentence(error)} The router goes on with the instances it knows, and finds no new ones.`,
           cure: "Check the Consul agent, its address (consul.address) and the policies of the token (docs/consul.md).",
         },
       ];
@@ -22,7 +22,7 @@ export function examineRegistry(status: MessageInitShape<typeof RegistryStatusSc
     found.push({
       check: "settings",
       level: FindingLevel.WARNING,
-      message: `The settings in Consul are refused, all of them: ${sentence(settingsError)} Those from before stay in force.`,
+      message: `All settings in Consul are refused: ${sentence(settingsError)} The previous settings stay in force.`,
       cure: "Correct or delete the key (consul kv put, consul kv delete).",
     });
   return found;

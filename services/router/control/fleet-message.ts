@@ -1,4 +1,4 @@
-// The view of the fleet as RouterService tells it.
+// The view of the fleet as RouterService reports it.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type InstanceSchema, type ModelSchema, Standing } from "#gen/tandem/router/v1/router_pb.js";
 import type { FleetView, ModelView, Reason, Seen } from "../pool/pool.ts";

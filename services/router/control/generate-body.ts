@@ -1,4 +1,4 @@
-// The OpenAI request that a typed GenerateRequest stands for. It then takes the same way as one that came over REST.
+// Turns a typed GenerateRequest into an OpenAI request, which is then served like one that arrived over REST.
 import { type GenerateRequest, type Message, Speaker } from "#gen/tandem/inference/v1/inference_pb.js";
 import { duplicateKey, scanObject, type Member } from "../../common/json-body.ts";
 import { ServiceError } from "../../common/errors.ts";
@@ -12,7 +12,9 @@ const ROLES: Readonly<Record<Speaker, string>> = {
   [Speaker.ASSISTANT]: "assistant",
 };
 
-/** Fields that only the typed request may set, and those whose answers its messages can't carry. */
+/**
+ * Fields that extra_json must not hold: the typed request sets them, or its messages can't carry the answers to them.
+ */
 const OWN = [
   "model",
   "prompt",
@@ -28,7 +30,7 @@ const OWN = [
   "n",
 ];
 
-/** Fields of extra_json. */
+/** Limits the fields of extra_json. */
 const EXTRA_LIMIT = 900;
 
 /** @throws ServiceError `invalid_request` */
@@ -51,7 +53,7 @@ export function generateBody(request: GenerateRequest): { path: LegPath; body: B
   if (request.maxTokens !== undefined) put("max_tokens", String(request.maxTokens));
   if (request.temperature !== undefined) put("temperature", decimal(request.temperature, "temperature"));
   if (request.topP !== undefined) put("top_p", decimal(request.topP, "top_p"));
-  // 64 bits: as text, since a double would change it.
+  // Written as text, because a double can't hold all 64 bits.
   if (request.seed !== undefined) put("seed", request.seed.toString());
   if (request.stop.length > 0) put("stop", JSON.stringify(request.stop));
   put("stream", "true");
@@ -67,7 +69,7 @@ function openAiMessage({ speaker, text }: Message): { role: string; content: str
   return { role: ROLES[speaker] ?? "user", content: text };
 }
 
-// What JSON can't say.
+// JSON has no infinity and no NaN.
 function decimal(value: number, param: string): string {
   if (Number.isFinite(value)) return String(value);
   throw new ServiceError("invalid_request", `${param} must be a finite number.`, { param });

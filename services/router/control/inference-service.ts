@@ -1,4 +1,4 @@
-// InferenceService: the same serving as the REST API, for gRPC clients.
+// InferenceService serves gRPC clients in the same way as the REST API serves HTTP clients.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type GenerateResponseSchema, InferenceService } from "#gen/tandem/inference/v1/inference_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
@@ -20,7 +20,7 @@ export interface InferenceOptions {
   readonly metrics: ServingMetrics;
   /** Bytes that may wait for a slow caller before its decode leg is held back. */
   readonly bufferBytes: number;
-  /** A caller that takes nothing for so long while its leg is held back is given up. */
+  /** A call is given up if its caller takes nothing for this long while its leg is held back. */
   readonly stallMs: number;
   readonly clock: Clock;
 }
@@ -49,7 +49,7 @@ export function inferenceService(o: InferenceOptions): RpcService {
         const onStall = (): void => {
           const error = new ServiceError("cancelled", `The caller took nothing for ${o.stallMs} ms and was given up.`);
           served.abandon(error);
-          // Here and now: what waits below wakes only when the caller reads again, or is gone.
+          // Closed at once, because the loop below wakes only when the caller reads again or is gone.
           served.close({ status: error.failure.http, bodyBytes, error });
         };
         const inbox = createInbox(o.bufferBytes, {
@@ -105,7 +105,7 @@ export function inferenceService(o: InferenceOptions): RpcService {
           served.close({ status: asServiceError(error).failure.http, bodyBytes, error });
           throw error;
         } finally {
-          // Reached without either where the caller stopped reading.
+          // If the caller stopped reading, neither of the two closes above has run.
           timer?.cancel();
           context.signal.removeEventListener("abort", onGone);
           const left = asServiceError(context.signal.reason);
@@ -134,7 +134,7 @@ interface Inbox {
   ring(): void;
 }
 
-/** Between the relay, which pushes, and the generator, which pulls: paces the one by the other. */
+/** Connects the relay, which pushes, with the generator, which pulls. A slow generator slows the relay down. */
 function createInbox(bufferBytes: number, on: { onStart(): void; onFull(): void; onEmpty(): void }): Inbox {
   const waiting: Buffer[] = [];
   let waitingBytes = 0;

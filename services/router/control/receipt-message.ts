@@ -1,4 +1,4 @@
-// A receipt as RouterService tells it.
+// A receipt as RouterService reports it.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Outcome, type ReceiptSchema } from "#gen/tandem/router/v1/router_pb.js";
 import type { ReceiptDraft } from "../request/receipt.ts";

@@ -1,5 +1,5 @@
-// The receipts of requests: those that run, and the last that ended in a ring. Bounded on every side; a watcher that
-// reads too slowly loses some and is told how many.
+// The receipts of the requests that run, and of the last ones that ended. Everything here is bounded: a watcher that
+// reads too slowly loses receipts, and the next one that it gets says how many.
 import { ServiceError } from "../../common/errors.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { ReceiptBook } from "../serving/serving.ts";
@@ -8,9 +8,9 @@ import type { ReceiptBook } from "../serving/serving.ts";
 const WATCHER_BACKLOG = 256;
 
 export interface Receipts extends ReceiptBook {
-  /** Running ones first, the latest first, then those that ended, the latest first. */
+  /** Receipts of running requests, then of ended ones, each with the latest first. */
   list(limit: number): ReceiptDraft[];
-  /** By the id that the client was given or that it gave itself: the latest of that name. */
+  /** Finds a receipt by the id that the client got or the id that it sent. The latest one with that id wins. */
   find(id: string): ReceiptDraft | undefined;
   /** Receipts as they are closed, until `signal` aborts. @throws ServiceError `queue_full` */
   watch(signal: AbortSignal): AsyncIterable<Seen>;
@@ -24,14 +24,14 @@ interface Seen {
 
 interface Watcher {
   readonly backlog: Seen[];
-  /** Lost since the last one that found room. */
+  /** Receipts lost since the last one that was queued. */
   missed: number;
   wake: (() => void) | undefined;
 }
 
 /** Ended requests whose receipts are kept. */
 const RECEIPTS_LIMIT = 1_000;
-/** Calls that may watch. */
+/** Limits the calls that watch. */
 const WATCHERS_LIMIT = 64;
 
 export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS_LIMIT } = {}): Receipts {

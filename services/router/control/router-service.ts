@@ -1,4 +1,4 @@
-// RouterService: what the router shows of itself and its instances.
+// RouterService shows the state of the router and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type RegistryStatusSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { type Clock, pause } from "../../common/clock.ts";
@@ -26,12 +26,12 @@ export interface RouterServiceOptions {
   readonly routerId: string;
   readonly pool: Pool;
   readonly receipts: Receipts;
-  /** For the doctor. */
+  /** Used by the doctor. */
   readonly probes: Pick<Probes, "now">;
   /** Every setting, secrets hidden. */
   settings(): readonly { readonly key: string; readonly value: string; readonly origin: string }[];
   registry(): MessageInitShape<typeof RegistryStatusSchema>;
-  /** Calls that may watch instances. Default 64. */
+  /** Limits the calls that watch instances. Default 64. */
   readonly watcherLimit?: number;
   readonly clock: Clock;
   readonly log: Log;
@@ -61,7 +61,7 @@ export function routerService(o: RouterServiceOptions): RpcService {
         watchers += 1;
         try {
           while (!stop.aborted) {
-            // Asked before the look, so that no change falls between the two.
+            // Waits for the bell from before the view is read, so that no change is missed in between.
             const changed = bell.next(stop);
             yield fleet();
             await pause(clock, WATCH_PAUSE_MS, stop);
@@ -87,14 +87,14 @@ export function routerService(o: RouterServiceOptions): RpcService {
         if (draft === undefined) {
           throw new ServiceError(
             "not_found",
-            `No request \`${requestId}\` among those that run and the last that ended.`,
+            `Request \`${requestId}\` is neither running nor among the last that ended.`,
           );
         }
         return { receipt: receiptMessage(draft) };
       },
 
       async drainInstance({ instanceId, undrain, reason }) {
-        o.log.info(undrain ? "instance taken back" : "instance drained", { instanceId, reason });
+        o.log.info(undrain ? "instance undrained" : "instance drained", { instanceId, reason });
         return { remaining: await pool.drain(instanceId, undrain, reason) };
       },
 

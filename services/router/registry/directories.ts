@@ -1,8 +1,10 @@
-// All places that say who is there, as one list for the pool: a registry and the static list together.
+// Merges the registry and the static list into one list of instances for the pool.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Directory, Doubt, EntriesListener } from "../../discovery/registry.ts";
 
-/** `onChange` gets every instance known to any of them; the first to name an instance is believed. */
+/**
+ * `onChange` gets every instance that any directory lists. If several list one, the first directory's entry is used.
+ */
 export function watchAll(
   directories: readonly Directory[],
   onChange: EntriesListener,

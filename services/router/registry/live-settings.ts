@@ -1,28 +1,28 @@
-// Settings that change while the router runs, as texts from a registry's key-value store. Whoever reads a `Live` section
-// sees a change from its next decision on.
+// Settings that change while the router runs. They arrive as texts from a registry's key-value store. Code that reads a
+// `Live` section sees a change from its next decision on.
 import { settingLines, type Settings } from "../../common/config.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 
 export interface LiveSettings {
-  /** Why the last change was not taken. Empty where it was. */
+  /** Why the last change was refused. Empty if it was accepted. */
   readonly refusal: string;
   /**
-   * Takes all of `texts` or none.
+   * Applies all of `texts` or none.
    *
-   * @param source Where they came from, before the key: `consul tandem/config/`.
+   * @param source The origin of the texts, written before each key: `consul tandem/config/`.
    */
   apply(texts: ReadonlyMap<string, string>, source: string): void;
 }
 
-/** @param o.onChange After a change was taken. */
+/** @param o.onChange Called after a change was applied. */
 export function liveSettings(
   settings: Settings,
   o: { readonly log: Log; readonly metrics: Metrics; onChange(): void },
 ): LiveSettings {
   const changes = o.metrics.counter(
     "tandem_settings_changes_total",
-    "Changes of settings while the router ran, by what became of them.",
+    "Changes of settings while the router ran, by outcome.",
     ["outcome"],
   );
   let refusal = "";
@@ -41,7 +41,7 @@ export function liveSettings(
       } catch (error) {
         refusal = (error as Error).message;
         changes.inc({ outcome: "refused" });
-        o.log.error("changed settings are refused; those from before stay in force", { source, because: refusal });
+        o.log.error("changed settings are refused; the previous ones stay in force", { source, because: refusal });
       }
     },
   };

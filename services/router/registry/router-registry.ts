@@ -1,4 +1,4 @@
-// Where the router learns who is there: its own registry, Consul, or a list; and how that place is doing.
+// The source from which the router learns of instances (its own registry, Consul, or a list), and that source's health.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { ConfigError } from "../../common/config.ts";
@@ -11,20 +11,20 @@ import type { RouterConfig } from "../config.ts";
 
 export interface RouterRegistry {
   readonly kind: RouterConfig["registry"]["kind"];
-  /** Undefined where the registry is part of this router, or a list. */
+  /** Undefined if the registry is part of this router, or a list. */
   readonly health: RegistryHealth | undefined;
   readonly directories: readonly Directory[];
-  /** Makes this router known, where there is a place for it. */
+  /** Registers this router, if the registry lists routers. */
   announce(
     self: { routerId: string; restAddress: string; grpcAddress: string },
     standing: () => SelfReport,
   ): Registration | undefined;
-  /** @param onChange Gets texts by key, and where they are. */
+  /** @param onChange Gets the texts by key, and their origin. */
   watchSettings(onChange: (texts: ReadonlyMap<string, string>, source: string) => void): void;
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** As RouterService shows it. */
+/** The registry's status as RouterService reports it. */
 export function registryStatus(
   { kind, health }: RouterRegistry,
   settings: { readonly refusal: string },
@@ -34,7 +34,7 @@ export function registryStatus(
   return { kind, address, up, downSinceUnixMs: BigInt(downSinceUnixMs), error, settingsError: settings.refusal };
 }
 
-/** @throws ConfigError where Consul's settings can't be used; that Consul is away is no error */
+/** @throws ConfigError if Consul's settings can't be used. An unreachable Consul is not an error. */
 export async function openRegistry(
   config: RouterConfig,
   hub: RegistryHub,
@@ -43,7 +43,7 @@ export async function openRegistry(
   const { kind } = config.registry;
   const up = o.metrics.gauge(
     "tandem_registry_up",
-    "1 while the registry answers, 0 while the router goes on with what it knew.",
+    "1 while the registry answers, 0 while the router uses what it last knew.",
     ["kind"],
   );
   if (kind !== "consul") {
@@ -64,10 +64,15 @@ export async function openRegistry(
   const registrar = consulRegistrar(config.consul, { deployment, log: o.log });
   up.set({ kind }, 0);
   watcher.onHealth(() => up.set({ kind }, watcher.health.up ? 1 : 0));
-  o.metrics.gauge("tandem_registry_stale_seconds", "For how long the registry has not answered.", [], (gauge) => {
-    const { downSinceUnixMs } = watcher.health;
-    gauge.set(downSinceUnixMs === 0 ? 0 : (Date.now() - downSinceUnixMs) / 1000);
-  });
+  o.metrics.gauge(
+    "tandem_registry_stale_seconds",
+    "Seconds since the registry last answered. 0 while it answers.",
+    [],
+    (gauge) => {
+      const { downSinceUnixMs } = watcher.health;
+      gauge.set(downSinceUnixMs === 0 ? 0 : (Date.now() - downSinceUnixMs) / 1000);
+    },
+  );
   const over = new AbortController();
   const startedUnixMs = Date.now();
   const open: { [Symbol.asyncDispose](): Promise<void> }[] = [];
@@ -105,11 +110,11 @@ export async function openRegistry(
   };
 }
 
-/** What everyone listens on, nobody can dial. */
+/** A wildcard address can be listened on, but not dialed. */
 function refuseAnyAddress(config: RouterConfig, key: "rest" | "grpc"): void {
   const address = config[key].advertise ?? config[key].listen;
   if (!/^(0\.0\.0\.0|\[::\]):/.test(address)) return;
   throw new ConfigError(
-    `With --registry.kind consul others must be told an address to dial, and ${address} is none: give --${key}.advertise HOST:PORT.`,
+    `--registry.kind consul needs an address that others can dial, and ${address} is not one: give --${key}.advertise HOST:PORT.`,
   );
 }

@@ -153,7 +153,7 @@ describe("tandem explain", () => {
     assert.equal(json.legs.length, 1);
     await assert.rejects(
       explain(["nobody", "--router", router.restUrl], {}),
-      /^StartError: http:\/\/\S+: No request `nobody` among those that run/,
+      /^StartError: http:\/\/\S+: Request `nobody` is neither running nor among the last/,
     );
     await assert.rejects(explain([], {}), /Which request\?/);
     const metrics = await (await fetch(`${router.restUrl}/metrics`)).text();

@@ -47,13 +47,13 @@ describe("settings that change while the router runs", () => {
     assert.match(await metrics.text(), /tandem_settings_changes_total\{outcome="taken"\} 3/);
   });
 
-  it("are refused whole, with a log line and a metric, and those from before stay in force", async () => {
+  it("are refused whole, with a log line and a metric, and the previous ones stay in force", async () => {
     const { config, live, sink, metrics, apply } = start();
     apply({ "queue.limit": "512" });
     apply({ "queue.limit": "16", "retry.limit": "-1", "connections.limit": "9" });
     assert.deepEqual([config.queue.current.limit, config.relay.current.retryLimit], [512, 2]);
     assert.match(live.refusal, /connections\.limit can't change while the process runs\. retry\.limit: .*too small/);
-    assert.equal(sink.events("changed settings are refused; those from before stay in force").length, 1);
+    assert.equal(sink.events("changed settings are refused; the previous ones stay in force").length, 1);
     assert.match(await metrics.text(), /tandem_settings_changes_total\{outcome="refused"\} 1/);
     apply({ "queue.limit": "16" });
     assert.deepEqual([config.queue.current.limit, live.refusal], [16, ""]);
