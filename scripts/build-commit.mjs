@@ -1,4 +1,4 @@
-// The commit that a build is made from, kept in dist/build.json beside the built code.
+// The commit of a build, stored in dist/build.json beside the built code.
 import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -6,8 +6,8 @@ import { join } from "node:path";
 const FILE = "build.json";
 
 /**
- * 12 hex digits, followed by `-dirty` if tracked files differ from the commit. `SOURCE_COMMIT` in the environment wins, for
- * builds without git, such as an image's; with neither it is `unknown`.
+ * 12 hex digits, followed by `-dirty` if tracked files differ from the commit. `SOURCE_COMMIT` in the environment wins,
+ * for builds without git, such as an image's; with neither it is `unknown`.
  */
 export function sourceCommit(root, env = process.env) {
   if (env.SOURCE_COMMIT) return env.SOURCE_COMMIT.slice(0, 12);
@@ -21,7 +21,7 @@ export function sourceCommit(root, env = process.env) {
   }
 }
 
-/** Makes the built code in `dist` name `commit`: a later commit of the same files is named without a build. */
+/** Writes `commit` into the build in `dist`, so that a later commit of the same files needs no new build. */
 export function writeCommit(dist, commit) {
   if (readCommit(dist) === commit) return;
   const [file, part] = [join(dist, FILE), join(dist, `${FILE}.${process.pid}`)];

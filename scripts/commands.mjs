@@ -5,12 +5,12 @@ import { pathToFileURL } from "node:url";
 import { ROOT, StepFailed } from "./process.mjs";
 import { setUp } from "./set-up.mjs";
 
-/** The contracts as the last release has them. A file, because a clone may have no history to compare with. */
+/** The contracts of the last release. A file, because a clone may have no history to compare with. */
 const PROTO_BASELINE = "test/fixtures/proto-baseline.binpb";
 
 const COMMANDS = { start, test, gen, format, lint, typecheck, build, bench, chaos, check };
 
-/** @throws StepFailed when a step failed; it has printed why. */
+/** @throws StepFailed when a step failed and has printed why. */
 export async function runCommand(name, args) {
   const command = Object.hasOwn(COMMANDS, name ?? "") ? COMMANDS[name] : undefined;
   if (command === undefined) {
@@ -84,7 +84,7 @@ async function typecheck() {
   await run("typecheck", tool("typescript/bin/tsc"), ["--noEmit", "-p", "tsconfig.json"]);
 }
 
-/** All that CI holds, quickest first. */
+/** Everything that CI checks, quickest first. */
 async function check(args) {
   const { lockFaults } = await import("./lock-check.mjs");
   const faults = lockFaults(JSON.parse(readFileSync("package-lock.json", "utf8")));

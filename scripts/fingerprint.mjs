@@ -1,5 +1,5 @@
-// Whether files changed since something was made of them: first by size and time, which takes a few milliseconds, then
-// by content, so that a checkout that only touched the files rebuilds nothing.
+// Detects whether files changed since their output was made: first by size and time, which takes a few milliseconds,
+// then by content, so that a checkout that only touched the files rebuilds nothing.
 import { createHash } from "node:crypto";
 import { lstatSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -7,12 +7,12 @@ import { dirname, join } from "node:path";
 /**
  * @typedef {{ stat: string, content: string }} Stamp
  * @typedef {{ root: string, paths: readonly string[], extra: string }} Inputs
- *   Files and folders, and text that counts too.
+ *   Files and folders, and text that also counts as input.
  */
 
 /**
- * True when `inputs` are what the stamp at `stampPath` was written for. A stamp with old times but the same content is
- * brought up to date.
+ * True if the stamp at `stampPath` was written for `inputs` as they are now. A stamp with old times but the same
+ * content is updated.
  */
 export function isFresh(stampPath, inputs) {
   let stamp;
@@ -29,7 +29,9 @@ export function isFresh(stampPath, inputs) {
   return true;
 }
 
-/** The stamp of `inputs` as they are now. Taken before the work, so that a change during it is noticed afterwards. */
+/**
+ * Returns the stamp of the current `inputs`. Taken before the work, so that a change during it is noticed afterwards.
+ */
 export function stampOf(inputs) {
   const files = filesOf(inputs);
   return { stat: statHash(inputs, files), content: contentHash(inputs, files) };

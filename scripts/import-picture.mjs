@@ -1,10 +1,10 @@
-// docs/images/imports.svg: the folders of services/ and clients/, and which imports which. Laid out by Graphviz; the same
-// code gives the same bytes.
+// docs/images/imports.svg: the folders of services/ and clients/, and which imports which. Graphviz does the layout;
+// the same code gives the same bytes.
 import { instance } from "@viz-js/viz";
 import { filesUnder, importsOf } from "./imports.mjs";
 
 const CONTRACTS = "proto";
-/** Everything is made of messages, and Node is everywhere. */
+/** Left out, because everything uses messages and Node. */
 const COMMON_PACKAGES = /^(node:|@bufbuild\/protobuf)/;
 
 export async function importPicture() {
@@ -12,7 +12,7 @@ export async function importPicture() {
   return viz.renderString(graphOf(edgesBetweenFolders()), { format: "svg" }).replace(/^[\s\S]*?(?=<svg)/, "");
 }
 
-/** Of the router the folders inside, and its own files as one; else the folders of services/; clients/ as one. */
+/** The box of a file: a folder of the router (its top files share a box), a folder of services/, or all of clients/. */
 function folderOf(path) {
   if (path.startsWith("#gen/")) return CONTRACTS;
   const [top, service, inner, file] = path.split("/");
@@ -37,7 +37,7 @@ function edgesBetweenFolders() {
   return folders;
 }
 
-/** In Graphviz' language. @param folders By name: what it imports, what it starts, and its npm packages. */
+/** Writes Graphviz' language. @param folders By name: imports, started programs and npm packages. */
 export function graphOf(folders) {
   const reach = (from, seen = new Set()) => {
     for (const next of folders.get(from).imports) if (!seen.has(next)) reach(next, seen.add(next));
@@ -49,7 +49,7 @@ export function graphOf(folders) {
     const label = [name.replace("router/", ""), ...[...packages].sort().map((each) => `(${each})`)].join("\\n");
     lines.push(`"${name}" [label="${label}" fillcolor="${name.startsWith("router/") ? "#dbeafe" : "#f3f4f6"}"]`);
     for (const next of imports) {
-      // One that others stand for is left out; one that closes a circle is always drawn.
+      // An edge that others imply is left out; an edge that closes a circle is always drawn.
       const circle = reached.get(next).has(name);
       if (circle) lines.push(`"${name}" -> "${next}" [color="#dc2626" penwidth=2 constraint=false]`);
       else if (![...imports].some((other) => other !== next && reached.get(other).has(next)))

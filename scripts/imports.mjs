@@ -1,9 +1,9 @@
-// Who imports whom, read from the source: for test/tidy.test.ts, which holds the rules, and for the picture of it.
+// Reads the imports from the source, for test/tidy.test.ts, which checks the rules, and for the picture of the imports.
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join, posix } from "node:path";
 import { ROOT } from "./process.mjs";
 
-/** All files, however deep, by their paths from the root. */
+/** All files at any depth, by their paths from the root. */
 export function filesUnder(folder) {
   if (!existsSync(join(ROOT, folder))) return [];
   return readdirSync(join(ROOT, folder), { recursive: true, encoding: "utf8" })

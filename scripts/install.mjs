@@ -1,11 +1,11 @@
-// The packages: whether those of the lock are there, and `npm ci` when they are not.
+// Checks whether the packages of the lock are installed, and runs `npm ci` if not.
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { runQuietly } from "./process.mjs";
 
 /**
  * Whether node_modules holds what package-lock.json asks for on this machine, by npm's own record of what it installed.
- * Reads two files; doesn't look into packages.
+ * Reads two files, and doesn't check the packages themselves.
  */
 export function isInstalled(root) {
   const record = join(root, "node_modules/.package-lock.json");
@@ -18,7 +18,7 @@ export function isInstalled(root) {
   });
 }
 
-/** Platform packages of the C library that isn't ours may be missing; npm alone knows which one it is. */
+/** Platform packages for the other C library may be missing; only npm knows which one applies. */
 function isForHere({ os, cpu, libc }) {
   return matches(os, process.platform) && matches(cpu, process.arch) && libc === undefined;
 }
@@ -32,8 +32,8 @@ function matches(list, value) {
 }
 
 /**
- * No install script runs: every binary that Tandem needs comes as a package of its platform. Settings that would leave
- * the tools out (NODE_ENV=production, omit=dev) are for those who install Tandem, not for its clone.
+ * No install scripts run, because every binary that Tandem needs is in a package for its platform. Settings that leave
+ * out the tools (NODE_ENV=production, omit=dev) are meant for users who install Tandem, not for its clone.
  */
 export async function npmCi() {
   const env = { ...process.env };
@@ -42,7 +42,7 @@ export async function npmCi() {
   }
   const args = ["ci", "--include=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"];
   const npm = process.env.npm_execpath;
-  // Under `npm start` the same npm; a plain `node scripts/run.mjs` takes the one on the path.
+  // `npm start` uses the same npm again; a plain `node scripts/run.mjs` uses the one on the PATH.
   if (npm !== undefined && /npm-cli\.[cm]?js$/.test(npm)) {
     await runQuietly("npm ci", process.execPath, [npm, ...args], { env, lines: 12 });
   } else await runQuietly("npm ci", "npm", args, { env, lines: 12 });

@@ -1,7 +1,7 @@
-// Whether package-lock.json can be installed on every platform. Some registries leave entries out of the lock that they
-// write (buf 1.75.0 was such a case), and `npm ci` then fails, or installs no binary, on the machines of others.
+// Checks whether package-lock.json can be installed on every platform. Some registries leave entries out of the lock
+// that they write (buf 1.75.0 was such a case), and `npm ci` then fails, or installs no binary, on other machines.
 
-/** One sentence for each fault; empty when there is none. */
+/** Returns one sentence per fault; empty if the lock has no faults. */
 export function lockFaults(lock) {
   const faults = [];
   for (const [path, entry] of Object.entries(lock.packages ?? {})) {
@@ -11,19 +11,19 @@ export function lockFaults(lock) {
       if (entry.integrity === undefined && entry.inBundle !== true) faults.push(`${path} has no integrity`);
       if (entry.resolved?.startsWith("http")) {
         faults.push(
-          `${path} names the host that it came from; with .npmrc's omit-lockfile-registry-resolved npm leaves it out`,
+          `${path} names its registry host; .npmrc's omit-lockfile-registry-resolved makes npm leave the host out`,
         );
       }
     }
     for (const optional of Object.keys(entry.optionalDependencies ?? {})) {
       if (lookUp(lock.packages, path, optional) === undefined)
-        faults.push(`${name} needs ${optional} on some platform, and it has no entry`);
+        faults.push(`${name} needs ${optional} on some platform, but the lock has no entry for it`);
     }
   }
   return faults;
 }
 
-/** As Node resolves: in the package's own node_modules, then in those of the folders above it. */
+/** Resolves like Node: in the package's own node_modules, then in those of the folders above. */
 function lookUp(packages, from, name) {
   for (let folder = from; ; folder = folder.replace(/\/?node_modules\/(@[^/]+\/)?[^/]+$/, "")) {
     const entry = packages[folder === "" ? `node_modules/${name}` : `${folder}/node_modules/${name}`];

@@ -1,4 +1,4 @@
-// `npm start --port 9` without `--` before the flags: npm takes them for its own, and the user wonders.
+// Detects `npm start --port 9` without `--` before the flags: npm silently takes such flags as its own.
 
 /** Flags of `tandem up` that people type and npm doesn't know. */
 const FLAGS = [
@@ -16,8 +16,8 @@ const FLAGS = [
 ];
 
 /**
- * What to tell the user when npm took flags that were meant for Tandem; undefined when it didn't. npm passes on what it
- * took as npm_config_*: `--port=9` as "9", and `--port 9` as "true" with the "9" left among the arguments.
+ * The hint for the user if npm took flags that were meant for Tandem; undefined if not. npm passes such flags on
+ * as npm_config_*: `--port=9` as "9", and `--port 9` as "true" with the "9" left among the arguments.
  */
 export function swallowedFlags(env, args) {
   const loose = args.filter((arg) => !arg.startsWith("-"));
@@ -28,10 +28,10 @@ export function swallowedFlags(env, args) {
   const written = taken.map((flag) => {
     const value = env[`npm_config_${flag.replaceAll("-", "_")}`];
     if (value !== undefined && value !== "true") return `--${flag} ${value}`;
-    // Which loose word belonged to which flag is only sure when there is one of each.
+    // A loose word only certainly belongs to a flag if there is one of each.
     return taken.length === 1 && loose.length === 1 ? `--${flag} ${loose[0]}` : `--${flag} ...`;
   });
   const names = taken.map((flag) => `--${flag}`).join(", ");
   const right = `npm start -- ${written.join(" ")}`;
-  return `npm took ${names} for itself. Flags for Tandem stand behind two dashes:\n\n  ${right}\n`;
+  return `npm took ${names} for itself. Put the flags for Tandem after two dashes:\n\n  ${right}\n`;
 }

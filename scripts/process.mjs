@@ -1,11 +1,11 @@
-// Running the tools, and saying so.
+// Runs tools and reports progress.
 import { spawn } from "node:child_process";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 
-/** A failure that the user has been, or is now, told about in full: no stack. */
+/** A failure whose message explains it to the user in full, without a stack. */
 export class StepFailed extends Error {
   expected = true;
 
@@ -15,25 +15,27 @@ export class StepFailed extends Error {
   }
 }
 
-/** A line of progress on standard error. */
+/** Prints a line of progress on standard error. */
 export function say(line) {
   const coloured = process.stderr.isTTY && !process.env.NO_COLOR;
   process.stderr.write(coloured ? `\x1b[2mtandem: ${line}\x1b[0m\n` : `tandem: ${line}\n`);
 }
 
-/** JavaScript file of an installed tool; started with node, it needs no shell and no .bin links. */
+/** The JavaScript file of an installed tool. Run by node, it needs no shell and no .bin links. */
 export function tool(path) {
   return join(ROOT, "node_modules", path);
 }
 
-/** Runs a tool of ours to its end, its output going where ours goes. */
+/** Runs a tool to its end, with our own standard output and error. */
 export async function run(name, script, args, env = process.env) {
   const child = spawn(process.execPath, [script, ...args], { cwd: ROOT, stdio: ["ignore", "inherit", "inherit"], env });
   const code = await ended(child);
   if (code !== 0) throw new StepFailed(`tandem: ${name} failed`);
 }
 
-/** As `run`, but shows the output only when it fails, and then the first `lines`: compilers and npm begin with why. */
+/**
+ * Like `run`, but shows output only on failure, and then the first `lines`: compilers and npm print the reason first.
+ */
 export async function runQuietly(name, command, args, { env = process.env, lines = 60 } = {}) {
   const child = spawn(command, args, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"], env });
   let output = "";
@@ -45,7 +47,7 @@ export async function runQuietly(name, command, args, { env = process.env, lines
   throw new StepFailed(`${all.slice(0, lines).join("\n")}${left}\ntandem: ${name} failed`);
 }
 
-/** Exit code of `child`; it is ended with us. 128 and more: ended by a signal. */
+/** Resolves with the exit code of `child`, which ends with this process. 128 or more: ended by a signal. */
 function ended(child) {
   return new Promise((resolve, reject) => {
     const stop = (signal) => child.kill(signal);
@@ -54,7 +56,7 @@ function ended(child) {
     child.once("error", reject);
     child.once("close", (code, signal) => {
       for (const name of signals) process.off(name, stop);
-      // What ended the step by Ctrl-C or from outside was meant for the whole run.
+      // A Ctrl-C or signal that ended the step was meant for the whole run.
       if (signals.includes(signal)) process.kill(process.pid, signal);
       else resolve(code ?? 128);
     });

@@ -1,13 +1,13 @@
-// What is made from the code in docs/: tables, and the picture of the imports. A page has each table between
-// `<!-- table: NAME -->` and `<!-- end -->`; the rest of it is written by hand. `npm run gen` writes them anew, `npm run
-// check` fails where they are stale.
+// Generates the parts of docs/ that come from the code: tables, and the picture of the imports. A page has each table
+// between `<!-- table: NAME -->` and `<!-- end -->`; the rest is written by hand. `npm run gen` rewrites them; `npm run
+// check` fails if they are stale.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { importPicture } from "./import-picture.mjs";
 import { ROOT, StepFailed } from "./process.mjs";
 
-/** Who has settings, in the order of docs/config.md. */
+/** The programs with settings, in the order of docs/config.md. */
 const CONFIGS = [
   "clients/cli/up/config",
   "services/router/config",
@@ -45,7 +45,7 @@ export async function checkDocs() {
   throw new StepFailed(`${stale.map(([file]) => file).join(", ")}: stale. Run \`npm run gen\` and commit it.`);
 }
 
-/** Whole files by their paths. */
+/** Returns complete files by their paths. */
 async function madeDocs() {
   const made = new Map([["docs/images/imports.svg", await importPicture()]]);
   const left = new Set(Object.keys(TABLES));
@@ -94,7 +94,7 @@ async function errors() {
   );
 }
 
-/** Those that a router registers when it starts, with each kind of registry. */
+/** The metrics that a router registers when it starts, with each kind of registry. */
 async function metrics() {
   const found = new Map();
   for (const registry of ["embedded", "consul"])
@@ -121,7 +121,7 @@ async function metricsOfRouter(registry) {
   const { createMetrics } = await built("services/common/metrics");
   const { routerConfig } = await built("services/router/config");
   const { startRouter } = await built("services/router/main");
-  // Nothing listens on port 1: a router starts without its Consul.
+  // Nothing listens on port 1; a router also starts without its Consul.
   const argv = ["--rest.listen=127.0.0.1:0", "--grpc.listen=127.0.0.1:0", "--consul.address=127.0.0.1:1"];
   const config = loadConfig(routerConfig, { argv: [...argv, `--registry.kind=${registry}`], env: {} });
   const registered = createMetrics();

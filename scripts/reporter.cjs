@@ -1,4 +1,5 @@
-// One line a suite while it runs; then every failure in full, every skipped test with its reason, and the sum.
+// Prints one line per suite during the run; then every failure in full, every skipped test with its reason, and the
+// sum.
 "use strict";
 const { writeFileSync } = require("node:fs");
 const { inspect } = require("node:util");
@@ -53,7 +54,8 @@ module.exports = class Reporter {
         console.log(`skipped, ${reason}:`);
         for (const title of titles) console.log(`  ${title}`);
       }
-      // scripts/tests.mjs prints the sum itself, as its very last line; run by hand, mocha has nobody else to do it.
+      // scripts/tests.mjs prints the sum itself, as its very last line. If mocha is run by hand, the reporter prints
+      // it.
       if (process.env.TANDEM_TEST_RESULT) writeFileSync(process.env.TANDEM_TEST_RESULT, JSON.stringify(total));
       else
         console.log(
@@ -67,7 +69,7 @@ function fresh() {
   return { passed: 0, failed: 0, skipped: 0, startMs: performance.now() };
 }
 
-/** What test/support/skip.ts left at the test, or at a suite around it. */
+/** The reason that test/support/skip.ts set on the test, or on a suite around it. */
 function reasonOf(test) {
   for (let at = test; at; at = at.parent) if (at.skipReason) return at.skipReason;
   return "no reason given";

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// What `npm start`, `npm test` and the other npm scripts run, also on a fresh clone: node's own modules only, and
-// nothing here that an old Node can't parse.
+// The entry of `npm start`, `npm test` and the other npm scripts, also on a fresh clone. Uses only Node's own modules,
+// and no syntax that an old Node can't parse.
 const [major, minor] = process.versions.node.split(".").map(Number);
 if (major < 20 || (major === 20 && minor < 19)) {
   console.error(
@@ -16,7 +16,7 @@ import("./commands.mjs")
     return commands.runCommand(process.argv[2], process.argv.slice(3));
   })
   .catch(function (error) {
-    // A step that failed has said why; anything else is a bug of these scripts.
+    // A failed step has a message for the user; any other error is a bug in these scripts.
     console.error(error.expected ? error.message : error);
     process.exit(error.exitCode || 1);
   });

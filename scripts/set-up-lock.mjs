@@ -5,7 +5,7 @@ import { dirname } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const HEARTBEAT_MS = 2_000;
-/** A holder on another host (or in another container) whose heart hasn't beaten for so long is gone. */
+/** A holder on another host (or in another container) without a heartbeat for this long is gone. */
 const SILENT_MS = 20_000;
 
 /**
@@ -16,7 +16,7 @@ export async function withLock(path, work, { onWait = () => {}, pollMs = 100 } =
   mkdirSync(dirname(path), { recursive: true });
   const mine = `${path}.${process.pid}`;
   for (let waited = false; ; ) {
-    // A link of a finished file: nobody ever reads a lock that is half written.
+    // Links a complete file, so that a half-written lock is never read.
     writeFileSync(mine, JSON.stringify({ pid: process.pid, host: hostname() }));
     try {
       linkSync(mine, path);
@@ -41,7 +41,7 @@ export async function withLock(path, work, { onWait = () => {}, pollMs = 100 } =
     try {
       utimesSync(path, now, now);
     } catch {
-      // Removed under us, by hand: then there is nothing to keep alive.
+      // The lock was removed by hand, so there is nothing to keep alive.
     }
   }, HEARTBEAT_MS);
   heart.unref();
@@ -76,7 +76,7 @@ function isAlive({ pid, host, beatAtMs }) {
   }
 }
 
-/** Of two that find the same dead lock, the second must not remove the lock that the first has put in its place. */
+/** If two processes find the same dead lock, the second must not remove the new lock of the first. */
 function takeAway(path, holder) {
   const aside = `${path}.stale.${process.pid}`;
   try {

@@ -1,5 +1,5 @@
 // Brings a clone to the point where a command can run: packages installed, code generated, dist built. Each step is
-// skipped when its inputs are those it ran for; all three being fresh takes some tens of milliseconds.
+// skipped if its inputs have not changed. If all three are fresh, the check takes some tens of milliseconds.
 import { chmodSync, existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { sourceCommit, writeCommit } from "./build-commit.mjs";
@@ -19,7 +19,7 @@ const STEPS = {
 /**
  * Makes everything up to and including `last`: "install", "gen" or "build".
  *
- * @param force A step that is done again even when it is fresh.
+ * @param force A step to repeat even if it is fresh.
  */
 export async function setUp(last, { force } = {}) {
   await bringUpTo(last, force);
@@ -32,7 +32,7 @@ async function bringUpTo(last, force) {
   if (force === undefined && wanted.every((name) => STEPS[name].isDone())) return;
   const { withLock } = await import("./set-up-lock.mjs");
   const work = async () => {
-    // Asked again: whoever held the lock before us may have done it.
+    // Checked again, because the previous holder of the lock may have done the step.
     for (const name of wanted) if (name === force || !STEPS[name].isDone()) await STEPS[name].make();
   };
   try {
@@ -75,7 +75,7 @@ function versionOf(name) {
 async function install() {
   const { isInstalled, npmCi } = await import("./install.mjs");
   const stamp = stampOf(installInputs());
-  // Installed by hand, with `npm ci` or `npm install`: nothing to do again.
+  // Skipped if the packages were installed by hand, with `npm ci` or `npm install`.
   if (!isInstalled(ROOT)) await timed("installing packages (about 20 s) ...", npmCi);
   writeStamp(INSTALL_STAMP, stamp);
 }
@@ -86,14 +86,14 @@ async function generate() {
   const stamp = stampOf(genInputs());
   const descriptors = join(ROOT, ".tandem/descriptors.binpb");
   await timed("generating code from proto/ ...", async () => {
-    // Descriptors with source comments, for reflection. Aside at first, because `buf generate` empties gen/.
+    // Descriptors with source comments, for reflection. Written elsewhere first, because `buf generate` empties gen/.
     await Promise.all([buf("generate"), buf("build", "-o", descriptors)]);
     renameSync(descriptors, join(ROOT, "gen/descriptors.binpb"));
   });
   writeStamp(GEN_STAMP, stamp);
 }
 
-/** Into a folder beside, then swapped: a build that fails leaves the last good one. */
+/** Builds into a separate folder and swaps it in, so that a failed build leaves the last good one. */
 async function build() {
   const { runQuietly, tool } = await import("./process.mjs");
   const [fresh, old, dist] = ["dist.new", "dist.old", "dist"].map((name) => join(ROOT, name));
@@ -114,7 +114,7 @@ async function build() {
     rmSync(fresh, { recursive: true, force: true });
     throw error;
   }
-  // npm makes a program executable when it links it, which `npx tandem` in a clone does once and not after each build.
+  // npm makes a program executable when it links it. `npx tandem` in a clone does that once, not after each build.
   chmodSync(join(fresh, "clients/cli/main.js"), 0o755);
   writeStamp(join(fresh, ".tandem-stamp"), stamp);
   if (existsSync(dist)) renameSync(dist, old);

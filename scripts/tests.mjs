@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync, rmSync, mkdirSync, statSync } fr
 import { join } from "node:path";
 import { ROOT, StepFailed, tool } from "./process.mjs";
 
-/** Mocha flags that take a value, so that the value isn't taken for a path. */
+/** Mocha flags that take a value, so that the value isn't mistaken for a path. */
 const WITH_VALUE = new Set([
   "--grep",
   "-g",
@@ -42,7 +42,7 @@ export async function runTests(args, env = process.env) {
   return failed ? 1 : 0;
 }
 
-/** Which files to run, which were left out, what goes to mocha, and whether all was asked for. */
+/** Returns the files to run, the files left out, the flags for mocha, and whether all tests were requested. */
 export function selectTests(root, args, env) {
   const paths = [];
   const flags = [];
@@ -60,13 +60,13 @@ export function selectTests(root, args, env) {
 
 function testFilesIn(root, path) {
   const absolute = join(root, path);
-  if (!existsSync(absolute)) throw new StepFailed(`there is no ${path} to test`, 2);
+  if (!existsSync(absolute)) throw new StepFailed(`${path} does not exist`, 2);
   if (!statSync(absolute).isDirectory()) return [path];
   const found = readdirSync(absolute, { recursive: true }).filter((name) => name.endsWith(".test.ts"));
   return found.sort().map((name) => `${path}/${name.replaceAll("\\", "/")}`);
 }
 
-/** "N passed, N failed", alone on its line. A mocha that died without a result counts as one failure. */
+/** Returns "N passed, N failed", alone on its line. A mocha that died without a result counts as one failure. */
 export function closingLine(result, exitCode) {
   const { passed = 0, failed = 0, skipped = 0 } = result ?? {};
   const failures = failed === 0 && exitCode !== 0 ? 1 : failed;
@@ -84,7 +84,7 @@ function takeResult(file) {
 }
 
 function mocha(args, env) {
-  // Not mocha/bin, which would start one process more to pass --import on.
+  // Not mocha/bin, which would start an extra process to pass --import on.
   const child = spawn(process.execPath, ["--import=tsx", tool("mocha/lib/cli/cli.js"), ...args], {
     cwd: ROOT,
     stdio: "inherit",

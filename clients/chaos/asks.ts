@@ -1,5 +1,5 @@
-// What is asked, and what the answer must be. The sim's answer is a pure function of the prompt, and an engine that does
-// both legs itself, with no Tandem around it, gives it.
+// The requests of a run and their right answers. The sim's answer is a pure function of the prompt; the right answers
+// come from an engine that does both legs itself, without Tandem.
 import { Agent } from "node:http";
 import { seededRandom } from "../loadgen/arrivals.ts";
 import { timedRequest, type Ask } from "../common/timed-request.ts";
@@ -13,7 +13,7 @@ export interface KnownAnswer {
 const WORDS =
   "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");
 
-/** Of every shape: both routes, streamed and whole, short and long, ended by the text or by the limit. */
+/** Makes requests of every shape: both routes, streaming and not, short and long, ended by the text or by the limit. */
 export function makeAsks(
   seed: number,
   count: number,
@@ -44,7 +44,7 @@ export function makeAsks(
   });
 }
 
-/** @throws Error when the reference engine does not answer: nothing could be checked then. */
+/** @throws Error when the reference engine does not answer, because nothing could be checked then. */
 export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<KnownAnswer[]> {
   const agent = new Agent({ keepAlive: true });
   try {

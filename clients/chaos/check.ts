@@ -1,4 +1,4 @@
-// Holds what clients and engines saw against what was done to them. Pure: the same records give the same verdict.
+// Compares what clients and engines saw with the faults that hit them. Pure: the same records give the same verdict.
 import type { KnownAnswer } from "./asks.ts";
 import type { Fault } from "./injector.ts";
 import type { RequestRecord } from "./load.ts";
@@ -32,18 +32,18 @@ export interface CheckInput {
   readonly answers: readonly KnownAnswer[];
   readonly kv: readonly SeenKv[];
   readonly stallMs: number;
-  /** Added to every bound in time: for the machine's own delays. */
+  /** Added to every time limit, for the machine's own delays. */
   readonly slackMs: number;
 }
 
 export interface CheckResult {
   readonly violations: readonly Violation[];
   readonly endings: Readonly<Record<string, number>>;
-  /** Requests no leg of which was on an instance or router while it was hurt. */
+  /** Requests none of whose legs ran on a router or instance during a fault. */
   readonly untouched: number;
-  /** Requests that were hurt and completed all the same. */
+  /** Requests that a fault hit and that completed anyway. */
   readonly rescued: number;
-  /** Of these, streams that broke after their first byte and went on. */
+  /** The rescued streams that broke after their first byte and continued. */
   readonly resumed: number;
   readonly untouchedGapsMs: readonly number[];
   /** Errors that clients saw, by code. */
@@ -54,15 +54,15 @@ export interface CheckResult {
   readonly longestKvMs: number;
 }
 
-/** After its target is whole again, what a fault broke may still be found out. */
+/** For this long after the target recovers, effects of the fault may still be detected. */
 const AFTERMATH_MS = 3_000;
-/** An instance finds out by gRPC's keepalive, two seconds and two more, that its caller is silent. */
+/** gRPC's keepalive shows an instance after two seconds plus two more that its caller is silent. */
 const CALLER_SILENT_MS = 4_000;
 const ORPHAN_MS = 2_000;
-/** `replay.timeout_ms` of the routers: how long a broken stream may be silent while it is written again. */
+/** `replay.timeout_ms` of the routers: how long a broken stream may be silent during a replay. */
 const REPLAY_MS = 10_000;
 
-/** How long after it a request may end, by promise 1 of the design. */
+/** How long after the fault a request may end, by promise 1 of the design. */
 function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): number {
   switch (fault.kind) {
     case "freeze-wrapper":
@@ -107,9 +107,8 @@ export function check(input: CheckInput): CheckResult {
       if (!record.slow) for (const gap of record.gapsMs) untouchedGapsMs.push(gap);
     }
     const replays = receipt?.fallbacks.filter((fallback) => fallback.startsWith("replay:")) ?? [];
-    // All that is asked here has one right answer.
-    if (replays.includes("replay:diverged"))
-      add("wrong answer", "a stream that broke was written again in other words");
+    // Every request here has exactly one right answer.
+    if (replays.includes("replay:diverged")) add("wrong answer", "the replay of a broken stream wrote different text");
     if (record.ending === "completed" && hard.length > 0 && (receipt?.legs.length ?? 0) > 1) rescued++;
     if (record.ending === "completed" && replays.length > 0) resumed++;
     if (record.ending !== "error" && record.ending !== "cut") continue;
@@ -117,7 +116,7 @@ export function check(input: CheckInput): CheckResult {
     const key = record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status));
     errors[key] = (errors[key] ?? 0) + 1;
     const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
-    // A router that stops takes nothing new, and closes connections that are idle.
+    // A stopping router accepts no new requests, and closes idle connections.
     const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
     if (excuses.length === 0 && !turnedAway) {
       add(record.ending === "cut" ? "cut" : "untouched", `${record.ending} ${record.status}: ${record.message}`);
@@ -139,10 +138,10 @@ export function check(input: CheckInput): CheckResult {
   return { violations, endings, untouched, rescued, resumed, untouchedGapsMs, errors, slowestEndMs, longestKvMs };
 }
 
-/** Faults of the router and the instances that a request was on, while it was. */
+/** Faults of a request's router and instances that overlap the request in time. */
 function faultsOf(record: RequestRecord, receipt: SeenReceipt | undefined, faults: readonly Fault[]): Fault[] {
   const on = new Set([record.router, ...(receipt?.legs ?? []).flatMap(({ prefill, decode }) => [prefill, decode])]);
-  // Without a receipt (its router died), or without a leg (nothing could serve it), any instance may be why.
+  // Without a receipt (the router died), or without a leg (nothing could serve it), any instance may be the cause.
   const anywhere = receipt === undefined || receipt.legs.length === 0;
   return faults.filter((fault) => {
     if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
@@ -160,15 +159,15 @@ function wrongIn(
 ): string | undefined {
   if (ending === "completed") {
     if (text !== right.text)
-      return `${JSON.stringify(text.slice(-80))} in place of ${JSON.stringify(right.text.slice(-80))}`;
-    if (tokens !== right.tokens) return `usage says ${tokens} tokens in place of ${right.tokens}`;
+      return `${JSON.stringify(text.slice(-80))} instead of ${JSON.stringify(right.text.slice(-80))}`;
+    if (tokens !== right.tokens) return `usage reports ${tokens} tokens instead of ${right.tokens}`;
     return finishReason === right.finishReason
       ? undefined
-      : `finish reason ${finishReason} in place of ${right.finishReason}`;
+      : `finish reason ${finishReason} instead of ${right.finishReason}`;
   }
   return !stream || right.text.startsWith(text)
     ? undefined
-    : `broken off after what is no beginning of the answer: ${JSON.stringify(text.slice(-80))}`;
+    : `broken off after text that is not a prefix of the answer: ${JSON.stringify(text.slice(-80))}`;
 }
 
 function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[], violations: Violation[]): number {
@@ -187,7 +186,7 @@ function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[]
         fault.beganMs <= lastSeenMs &&
         (fault.healedMs ?? Infinity) + AFTERMATH_MS >= readySinceMs,
     );
-    // What is not whole can settle nothing; the time runs from when it is, or its partner has found out.
+    // A broken instance can't settle anything. The time runs from its recovery, or from when its partner notices.
     const fromMs = Math.max(readySinceMs, ...hurt.map(({ healedMs }) => (healedMs ?? Infinity) + CALLER_SILENT_MS));
     if (lastSeenMs <= fromMs + ORPHAN_MS + slackMs) continue;
     const what = `KV ${id} lay on ${instance} for ${Math.round(lastSeenMs - readySinceMs)} ms`;

@@ -1,5 +1,5 @@
-// The deployment under test: two routers, prefill and decode instances with engines of their own, and a proxy before
-// every link between them. The first router is where instances register; the second has them as a list.
+// The deployment under test: two routers, prefill and decode instances with engines of their own, and a proxy on
+// every link between them. Instances register at the first router; the second has a static list of them.
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -10,14 +10,14 @@ import type { Child } from "../common/child.ts";
 import { engineUnder, supervise, type EngineProcess } from "./process.ts";
 import type { FleetShape } from "./schedule.ts";
 
-/** Under this host partners dial the KV ports that engines have on 127.0.0.1: the proxy is between. */
+/** Partners dial KV ports on this host, engines listen on 127.0.0.1, and the proxy is in between. */
 const KV_PROXY_HOST = "127.0.0.2";
-/** KV ports that one decode instance may go through: a fresh one with every start of its engine. */
+/** KV ports that one decode instance may use up: each start of its engine takes a fresh one. */
 const KV_PORTS = 64;
 const READY_LIMIT_MS = 60_000;
 /**
- * What routers give the prefill of an engine whose pace is known. By the default, made for GPUs that compile at their first
- * request, a leg waits until the instance finds that its engine stands still, which takes longer the longer the prompts.
+ * Prefill limits of the routers, for an engine whose pace is known. With the defaults, made for GPUs that compile at
+ * their first request, a leg waits until the instance finds its engine stalled, which takes longer for longer prompts.
  */
 const PREFILL_LIMITS = ["--prefill.floor_ms=1000", "--prefill.slack=4"];
 
@@ -29,20 +29,20 @@ export interface RouterMember {
 
 export interface InstanceMember {
   readonly process: Child;
-  /** Undefined while none runs. */
+  /** Undefined while no engine runs. */
   engine(): EngineProcess | undefined;
   readonly role: "prefill" | "decode";
-  /** Where it is dialled. */
+  /** Address that callers dial. */
   readonly grpcAddress: string;
   readonly rpcLink: Proxy;
-  /** Only of decode: prefill dials. */
+  /** Only for decode, because prefill dials. */
   readonly kvLink: Proxy | undefined;
 }
 
 export interface Cluster {
   readonly routers: readonly RouterMember[];
   readonly instances: readonly InstanceMember[];
-  /** Resolves when both routers give every instance legs. */
+  /** Resolves when both routers give legs to every instance. */
   ready(limitMs?: number): Promise<void>;
   close(): Promise<void>;
 }
@@ -77,7 +77,7 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
     const routerPorts: { rest: number; grpc: number }[] = [];
     while (routerPorts.length < o.fleet.routers) routerPorts.push({ rest: await freePort(), grpc: await freePort() });
     const instances: InstanceMember[] = [];
-    // Apart from other runs on this machine, and below the ports that `freePort` gives.
+    // Distinct from other runs on this machine, and below the ports that `freePort` returns.
     let kvPort = 10_000 + (process.pid % 97) * 100;
     for (const role of ["prefill", "decode"] as const) {
       for (let index = 1; index <= o.fleet[role]; index++) {
@@ -95,7 +95,8 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           `--registry.address=${host}:${routerPorts[0]!.grpc}`,
           `--engine.kind=${o.engine}`,
           `--kv.listen=${kvPort}`,
-          // It sees all that its engine does, and a router one stream of it: it can be sure sooner, and its legs be elsewhere.
+          // An instance sees all streams of its engine, and a router only one: the instance detects a stall sooner, and
+          // its legs move elsewhere.
           `--stall_ms=${o.stallMs / 2}`,
           "--drain.grace_ms=10000",
           "--log.level=info",

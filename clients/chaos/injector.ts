@@ -1,16 +1,16 @@
-// Does what the schedule says, to real processes and links, and writes down when each fault began and was healed.
+// Injects the scheduled faults into real processes and links, and records when each fault began and was healed.
 import { setTimeout as sleep } from "node:timers/promises";
 import { readiness } from "../client/readiness.ts";
 import type { Cluster, InstanceMember } from "./cluster.ts";
 import type { Child } from "../common/child.ts";
 import type { PlannedFault } from "./schedule.ts";
 
-/** One fault as it was done. Times by performance.now(). */
+/** One injected fault. Times by performance.now(). */
 export interface Fault extends PlannedFault {
   readonly beganMs: number;
-  /** Undefined while it is held. */
+  /** Undefined while the fault lasts. */
   healedMs: number | undefined;
-  /** Why it could not be done. Then nothing was. */
+  /** Why the fault could not be injected. Nothing was done then. */
   skipped: string | undefined;
 }
 
@@ -23,7 +23,7 @@ export interface Injector {
 const NOTICED_MS = 500;
 const WHOLE_LIMIT_MS = 30_000;
 const ENGINE_ANSWER_MS = 2_000;
-/** An engine that gets no request uses up no fault. */
+/** An engine without requests doesn't use up its fault. */
 const FAULT_LIMIT_MS = 20_000;
 
 export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "began" | "healed") => void): Injector {
@@ -34,9 +34,9 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
     faults.push(fault);
     onEvent(fault, "began");
     try {
-      if (wouldLeaveNone(fault)) throw new Error("it would leave none of its kind whole");
+      if (wouldLeaveNone(fault)) throw new Error("it would leave no healthy process of its kind");
       await perform(fault);
-      // Nobody may have noticed yet.
+      // No other process may have noticed yet.
       await sleep(NOTICED_MS);
       await whole(fault.target);
     } catch (error) {
@@ -46,7 +46,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
     onEvent(fault, "healed");
   }
 
-  /** The schedule leaves one; but what is slow to come back may not be back yet. */
+  /** The schedule leaves one healthy process, but a slow one may not have recovered yet. */
   function wouldLeaveNone({ index, target }: Fault): boolean {
     const all = [...cluster.routers, ...cluster.instances].map(({ process }) => process.name);
     const hurt = new Set(
@@ -56,7 +56,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
     return all.filter((name) => kindOf(name) === kindOf(target) && name !== target && !hurt.has(name)).length === 0;
   }
 
-  /** Until it serves again, as all routers see it that run. */
+  /** Resolves when the target serves again in the view of all running routers. */
   async function whole(target: string): Promise<void> {
     const untilMs = performance.now() + WHOLE_LIMIT_MS;
     const router = cluster.routers.find(({ process }) => process.name === target);
@@ -66,7 +66,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       if (seen) return;
       await sleep(100);
     }
-    throw new Error(`${target} was not whole again after ${WHOLE_LIMIT_MS} ms`);
+    throw new Error(`${target} did not recover within ${WHOLE_LIMIT_MS} ms`);
   }
 
   async function isEligible(instance: InstanceMember): Promise<boolean> {
@@ -110,13 +110,13 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       case "delay-rpc":
         return linked(rpcLink, { kind: "delay", ms: 150 }, durationMs);
       case "engine-fault":
-        return tell(instance!, fault.engineFault!);
+        return faultEngine(instance!, fault.engineFault!);
       case "drain":
         return drained(instance!, durationMs);
     }
   }
 
-  /** Until the next one was started. */
+  /** Resolves when the next process was started. */
   async function killed(process: Child, how: NodeJS.Signals): Promise<void> {
     const { restarts } = process;
     process.signal(how);
@@ -131,7 +131,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
   }
 
   async function drained(instance: InstanceMember, durationMs: number): Promise<void> {
-    // By whichever router knows it; the instance itself tells the other.
+    // By any router that knows the instance; the instance itself reports to the other.
     for (const { control } of cluster.routers) {
       const seen = await control.listInstances({}, { timeoutMs: 2_000 }).catch(() => undefined);
       const known = seen?.instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress);
@@ -142,7 +142,7 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       await control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
       return;
     }
-    throw new Error("no router knows it");
+    throw new Error("no router knows the instance");
   }
 
   return {
@@ -185,8 +185,8 @@ async function linked(
   link.setMode({ kind: "pass" });
 }
 
-/** Until it is used up, or the engine that had it is gone. */
-async function tell(instance: InstanceMember, fault: Readonly<Record<string, unknown>>): Promise<void> {
+/** Resolves when the fault is used up, or its engine is gone. */
+async function faultEngine(instance: InstanceMember, fault: Readonly<Record<string, unknown>>): Promise<void> {
   const { pid, url } = engineOf(instance);
   const answer = await fetch(`${url}/sim/fault`, {
     method: "POST",
@@ -194,7 +194,7 @@ async function tell(instance: InstanceMember, fault: Readonly<Record<string, unk
     headers: { "content-type": "application/json" },
     signal: AbortSignal.timeout(ENGINE_ANSWER_MS),
   });
-  if (answer.status !== 200) throw new Error(`the engine refuses the fault: ${answer.status}`);
+  if (answer.status !== 200) throw new Error(`the engine rejects the fault: ${answer.status}`);
   const untilMs = performance.now() + FAULT_LIMIT_MS;
   while (performance.now() < untilMs && instance.engine()?.pid === pid) {
     const left = await fetch(`${url}/sim/state`, { signal: AbortSignal.timeout(ENGINE_ANSWER_MS) })
@@ -206,7 +206,7 @@ async function tell(instance: InstanceMember, fault: Readonly<Record<string, unk
   }
 }
 
-/** Gone in the meantime: the fault has been done by another. */
+/** The process is already gone: another fault ended it. */
 function signal(pid: number, name: NodeJS.Signals): void {
   try {
     process.kill(pid, name);
@@ -216,7 +216,7 @@ function signal(pid: number, name: NodeJS.Signals): void {
 }
 
 function pidOf(process: Child): number {
-  if (process.pid === undefined) throw new Error("it does not run");
+  if (process.pid === undefined) throw new Error("the process does not run");
   return process.pid;
 }
 

@@ -1,5 +1,5 @@
-// Streams that are kept going, alternately through the routers, by clients of every manner: most read to the end, some
-// leave at a random moment, some hold their stream back for a while.
+// A steady number of streams, alternating between the routers, from different kinds of clients: most read to the end,
+// some leave at a random moment, and some pause reading for a while.
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { seededRandom } from "../loadgen/arrivals.ts";
@@ -9,7 +9,7 @@ import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-reques
 export interface RequestRecord extends TimedAnswer {
   readonly number: number;
   readonly router: string;
-  /** Which of the asked bodies it was. */
+  /** Index of the request body. */
   readonly ask: number;
 }
 
@@ -27,11 +27,11 @@ export interface LoadOptions {
 export interface Load {
   readonly records: readonly RequestRecord[];
   readonly running: number;
-  /** Begins nothing more; resolves when the last has ended. */
+  /** Starts no more requests; resolves when the last one has ended. */
   stop(): Promise<void>;
 }
 
-/** After a request that failed at once: a client that asks again without a pause only loads the machine. */
+/** Pause after a failed request, because a client that retries without a pause only loads the machine. */
 const PAUSE_MS = 50;
 
 export function startLoad(o: LoadOptions): Load {
@@ -44,7 +44,7 @@ export function startLoad(o: LoadOptions): Load {
   async function lane(index: number): Promise<void> {
     const random = seededRandom(o.seed * 7_919 + index);
     let turn = index;
-    // Not all in step.
+    // Spreads the starts, so that the streams don't run in step.
     await sleep(random() * 500);
     while (!stopping) {
       const number = next++;

@@ -1,5 +1,5 @@
-// `npm run chaos`: a whole deployment of real processes under load, hurt by a schedule that a seed decides, and checked
-// against what docs and design promise.
+// `npm run chaos`: a whole deployment of real processes under load. A seeded schedule injects faults, and the results
+// are checked against the promises of docs and design.
 import { createWriteStream, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -19,27 +19,27 @@ import { drainUnderLoad, silentInstance, type SceneResult } from "./scenes.ts";
 import { HARD_FAULTS, planFaults, SOFT_FAULTS } from "./schedule.ts";
 import { watchCluster } from "./watch.ts";
 
-/** Different questions; each is asked again and again. */
+/** Number of different requests; each is sent again and again. */
 const ASKS = 192;
-/** Longest prompt. */
+/** Longest prompt, in words. */
 const WORDS = 400;
-/** A real model on the CPU computes each of them, alone and again under load. */
+/** Fewer and shorter, because a real model on the CPU computes each, alone and again under load. */
 const EMBEDDED = { asks: 24, words: 40 };
-/** Before the load ends: the last fault has this long to be got over. */
+/** Time between the last fault and the end of the load, for recovery. */
 const REST_MS = 8_000;
 const LEAVE_SHARE = 0.05;
 const HOLD_SHARE = 0.03;
-/** By then nothing may be left of any request. */
+/** By then no engine or instance may hold anything of any request. */
 const SETTLE_LIMIT_MS = 10_000;
 
-/** Exit code 1 when a promise was broken. */
+/** Sets exit code 1 when a promise was broken. */
 export async function chaos(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chaosConfig, { argv, env: process.env });
   const fleet = { routers: config.routers, prefill: config.prefill, decode: config.decode };
   const lengthMs = config.minutes * 60_000;
   const known: readonly string[] = [...HARD_FAULTS, ...SOFT_FAULTS];
   for (const kind of config.kinds)
-    if (!known.includes(kind)) throw new ConfigError(`There is no fault "${kind}". Known: ${known.join(", ")}.`);
+    if (!known.includes(kind)) throw new ConfigError(`"${kind}" is not a fault. Known: ${known.join(", ")}.`);
   const plan = planFaults(config.seed, lengthMs, fleet, {
     kinds: config.kinds,
     restMs: Math.min(REST_MS, lengthMs / 3),
@@ -138,7 +138,7 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
       const o = { cluster, asks, answers, hangMs: config.hangMs, slackMs: config.slackMs };
       say("draining an instance under load ...");
       scenes.push(await scene("drain under load", () => drainUnderLoad(o, config.drainStreams)));
-      say("asking instances that answer nothing ...");
+      say("sending requests to instances that answer nothing ...");
       for (const part of ["engine", "process"] as const) {
         if (part === "engine" && !isSim) continue;
         for (const role of ["decode", "prefill"] as const) {
@@ -178,17 +178,17 @@ async function run(config: ChaosConfig, plan: ReturnType<typeof planFaults>, fol
   }
 }
 
-/** A scene that could not be played is a finding, and not the end of the report. */
+/** A scene that fails to run is a violation, and does not end the report. */
 async function scene(name: string, play: () => Promise<SceneResult>): Promise<SceneResult> {
   try {
     return await play();
   } catch (error) {
-    const what = `could not be played: ${(error as Error).message}`;
+    const what = `could not run: ${(error as Error).message}`;
     return { name, figures: what, violations: [{ rule: "scene", what: `${name} ${what}`, faults: [] }] };
   }
 }
 
-/** Milliseconds. */
+/** Duration in milliseconds. */
 async function untilSettled(watch: ReturnType<typeof watchCluster>): Promise<number | undefined> {
   const startMs = performance.now();
   while (performance.now() - startMs < SETTLE_LIMIT_MS) {

@@ -1,12 +1,11 @@
-// The processes of the deployment: started as a user starts them, and started again when they are gone, as an orchestrator
-// would.
+// The processes of the deployment: started as a user starts them, and restarted when they end, as by an orchestrator.
 import { endWithin, startChild, TANDEM, type Child, type ChildSpec } from "../common/child.ts";
 import { createOutput } from "../common/child-output.ts";
 import { commandLine, processTree } from "../loadgen/procfs.ts";
 
 const RESTART_PAUSE_MS = 200;
 const STOP_LIMIT_MS = 4_000;
-/** More than any run writes: why a promise was broken stands in the logs. */
+/** More than any run writes, because the logs must show why a promise was broken. */
 const LOG_LIMIT_BYTES = 4 * 1024 ** 3;
 
 export interface SupervisedOptions extends Pick<ChildSpec, "name" | "role"> {
@@ -17,7 +16,7 @@ export interface SupervisedOptions extends Pick<ChildSpec, "name" | "role"> {
 
 export interface Supervised {
   readonly child: Child;
-  /** Ends it for good. */
+  /** Ends the process permanently. */
   stop(): Promise<void>;
 }
 
@@ -47,12 +46,12 @@ export interface EngineProcess {
   readonly url: string;
 }
 
-/** Finds the engine under a wrapper, as the system shows it. */
+/** Finds the engine process below a wrapper in /proc. */
 export function engineUnder(wrapper: Child): () => EngineProcess | undefined {
   let known: (EngineProcess & { readonly under: number }) | undefined;
   return () => {
     if (wrapper.pid === undefined) return undefined;
-    // Looking through all processes is dear, and the last one found is nearly always still it.
+    // A search through all processes is expensive, and the last one found is nearly always still the engine.
     if (known !== undefined && known.under === wrapper.pid && listenOf(known.pid) === known.url) return known;
     known = undefined;
     for (const pid of processTree(wrapper.pid).slice(1)) {
@@ -63,7 +62,10 @@ export function engineUnder(wrapper: Child): () => EngineProcess | undefined {
   };
 }
 
-/** Where an engine process serves. Undefined where it is none: its guardian, a shell, has the same arguments behind its own. */
+/**
+ * URL of an engine process. Undefined for other processes, such as the guardian: a shell whose arguments include the
+ * engine's.
+ */
 function listenOf(pid: number): string | undefined {
   const args = commandLine(pid);
   if (!args.includes("engine") || args[0]?.endsWith("sh") === true) return undefined;

@@ -1,9 +1,9 @@
-// A TCP proxy that can go wrong as networks do: it falls silent with its connections open, is slow, or breaks them in
-// the middle of a message.
+// A TCP proxy that fails as networks do: it falls silent with open connections, is slow, or breaks connections in the
+// middle of a message.
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { once } from "node:events";
 
-/** `drop`: nothing gets through, connections stay. `halve`: of the next bytes each way half arrive, then a reset. */
+/** `drop`: no bytes pass, connections stay open. `halve`: half of the next bytes each way pass, then a reset. */
 export type LinkMode = { readonly kind: "pass" | "drop" | "halve" } | { readonly kind: "delay"; readonly ms: number };
 
 export interface Proxy {
@@ -16,7 +16,7 @@ export interface ProxyAddress {
   readonly port: number;
 }
 
-/** Several listeners that go wrong together: the addresses of one peer. */
+/** Starts several listeners that fail together: the addresses of one peer. */
 export async function startProxy(
   links: readonly { readonly listen: ProxyAddress; readonly target: ProxyAddress }[],
 ): Promise<Proxy> {
@@ -71,7 +71,7 @@ function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, clos
       if (mode().kind !== "drop") from.resume();
     });
   };
-  /** Returns what sends on all that is late: TCP is slow at times, but never out of order. */
+  /** Returns a function that sends all delayed bytes: TCP may be slow, but never out of order. */
   const forward = (from: Socket, to: Socket): (() => void) => {
     const late: Buffer[] = [];
     from.on("data", (bytes: Buffer) => {
@@ -89,7 +89,7 @@ function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, clos
         timers.add(timer);
       } else send(to, from, bytes);
     });
-    // What is closed on one side is closed on the other, unless the network is said to be silent.
+    // A close on one side closes the other side, unless the network is silent.
     from.on("close", () => {
       if (mode().kind === "drop") return;
       to.destroy();
@@ -110,7 +110,7 @@ function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, clos
         if (silent) socket.pause();
         else socket.resume();
       }
-      // One side went while nothing got through; the other hears of it now.
+      // One side closed while no bytes passed; the other side is closed now.
       if (!silent && (near.destroyed || far.destroyed)) destroy();
     },
     destroy,

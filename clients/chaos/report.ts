@@ -1,4 +1,4 @@
-// What a run has shown, in words and figures.
+// The result of a run in words and figures.
 import { percentile } from "../loadgen/statistics.ts";
 import type { CheckResult, Violation } from "./check.ts";
 import type { Fault } from "./injector.ts";
@@ -19,7 +19,7 @@ export interface Report {
   readonly slowestEndMs: number;
   readonly longestKvMs: number;
   readonly leasesExpired: number;
-  /** Milliseconds until no engine held KV and no instance counted a leg, after the last stream. */
+  /** Milliseconds from the last stream until no engine held KV and no instance counted a leg. */
   readonly settledMs: number | undefined;
   readonly itlMs: Readonly<
     Record<"control" | "untouched", { readonly p50: number; readonly p99: number; readonly max: number }>
@@ -45,7 +45,7 @@ export interface ReportInput {
   readonly controlGapsMs: readonly number[];
   readonly routers: readonly RouterFigures[];
   readonly scenes: readonly SceneResult[];
-  /** Beside those of the result and the scenes. */
+  /** Violations in addition to those of the result and the scenes. */
   readonly violations: readonly Violation[];
 }
 
@@ -92,10 +92,10 @@ export function renderReport(report: Report, folder: string): string {
   const { control, untouched } = report.itlMs;
   const lines = [
     `seed ${report.seed}, ${report.lengthS.toFixed(0)} s, ${report.requests} requests`,
-    `faults: ${counts(report.faults)}${report.skipped > 0 ? `; ${report.skipped} could not be done` : ""}`,
+    `faults: ${counts(report.faults)}${report.skipped > 0 ? `; ${report.skipped} could not be injected` : ""}`,
     `endings: ${counts(report.endings)}`,
     `errors that clients saw: ${counts(report.errors)}`,
-    `untouched by any fault: ${report.untouched}; hurt, tried again and completed: ${report.rescued}, of them in the middle of their stream: ${report.resumed}`,
+    `untouched by any fault: ${report.untouched}; hit, retried and completed: ${report.rescued}, of which in mid-stream: ${report.resumed}`,
     `slowest end after a fault: ${ms(report.slowestEndMs)}`,
     `longest that KV lay unclaimed: ${ms(report.longestKvMs)}; leases that ran out: ${report.leasesExpired}; all settled after the last stream: ${report.settledMs === undefined ? "never" : ms(report.settledMs)}`,
     `ITL p50/p99/max: ${ms(untouched.p50)} / ${ms(untouched.p99)} / ${ms(untouched.max)} untouched, ${ms(control.p50)} / ${ms(control.p99)} / ${ms(control.max)} control`,
@@ -141,7 +141,7 @@ function shares(values: readonly number[]): { p50: number; p99: number; max: num
   return { p50: percentile(sorted, 0.5), p99: percentile(sorted, 0.99), max: percentile(sorted, 1) };
 }
 
-/** Of a Prometheus histogram: linear inside its bucket. NaN where nothing was counted. */
+/** Quantile of a Prometheus histogram, linear inside its bucket. NaN if nothing was counted. */
 export function quantile(cumulative: ReadonlyMap<number, number>, share: number): number {
   const buckets = [...cumulative].sort(([a], [b]) => a - b);
   const total = buckets.at(-1)?.[1] ?? 0;
@@ -158,7 +158,7 @@ export function quantile(cumulative: ReadonlyMap<number, number>, share: number)
   return lower;
 }
 
-/** The lowest of each tenth: what a collection leaves, without the waves between two. */
+/** The lowest sample of each tenth: the heap after a collection, without the growth between collections. */
 function lowMarks(
   samples: readonly { readonly atS: number; readonly bytes: number }[],
 ): { atS: number; bytes: number }[] {
@@ -170,7 +170,7 @@ function lowMarks(
   return marks;
 }
 
-/** Bytes a second, least squares. */
+/** Slope in bytes per second, by least squares. */
 function slope(points: readonly { readonly atS: number; readonly bytes: number }[]): number {
   const count = points.length;
   const meanX = points.reduce((sum, { atS }) => sum + atS, 0) / count;

@@ -1,4 +1,4 @@
-// Two trials of their own, beside the random ones: an instance that is drained under load, and one that answers nothing.
+// Two separate trials beside the random faults: an instance that is drained under load, and one that answers nothing.
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { KnownAnswer } from "./asks.ts";
@@ -21,9 +21,9 @@ export interface SceneResult {
   readonly violations: readonly Violation[];
 }
 
-/** No leg may be new on it so long after. */
+/** No new leg may start on a drained instance after this long. */
 const DRAIN_MS = 1_000;
-/** Whatever answers nothing, an answer or a typed error is there after so long. */
+/** Clients must have an answer or a typed error after this long, even if an instance is silent. */
 const ANSWER_MS = 2_000;
 const CLIENTS = 8;
 
@@ -43,7 +43,7 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   await sleep(DRAIN_MS);
   const before = await legsOn(o.cluster, instance);
   const results = await running;
-  // Whoever comes now must be served by the others.
+  // Requests from here on must be served by the other instances.
   results.push(...(await sendMany(o, agent, CLIENTS, streams, 0)));
   const after = await legsOn(o.cluster, instance);
   for (const record of results) {
@@ -58,7 +58,7 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   if (after !== before) {
     violations.push({
       rule: "drain",
-      what: `${after - before} new legs came later than ${DRAIN_MS} ms after the drain`,
+      what: `${after - before} new legs started later than ${DRAIN_MS} ms after the drain`,
       faults: [],
     });
   }
@@ -73,14 +73,16 @@ export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<
   };
 }
 
-/** @param part What falls silent: the engine, whose instance speaks on, or the process of the instance. */
+/**
+ * @param part The part that falls silent: the engine, while its instance keeps answering, or the instance's process.
+ */
 export async function silentInstance(
   o: SceneOptions,
   role: "prefill" | "decode",
   part: "engine" | "process",
 ): Promise<SceneResult> {
   const violations: Violation[] = [];
-  // The scene before may have left it out, and then it would not be asked.
+  // The previous scene may have excluded the instance, and then it would get no requests.
   await o.cluster.ready(15_000);
   const instance = o.cluster.instances.find((member) => member.role === role)!;
   if (part === "process") instance.process.signal("SIGSTOP");
@@ -92,7 +94,7 @@ export async function silentInstance(
   const agent = new Agent({ keepAlive: true });
   const limitMs = ANSWER_MS + o.slackMs;
   const judge = (record: RequestRecord, must: "end" | "succeed"): number => {
-    // An answer counts from its first byte: how long it is, is the client's own wish.
+    // The time counts to the first byte, because the client chooses the length of the answer.
     const tookMs = (record.ending === "completed" ? (record.firstMs ?? record.endMs) : record.endMs) - record.sentMs;
     const good = record.ending === "completed" || (must === "end" && record.ending === "error");
     if (!good || tookMs > limitMs) {
@@ -108,7 +110,7 @@ export async function silentInstance(
   agent.destroy();
   if (part === "process") instance.process.signal("SIGCONT");
   await o.cluster.ready(15_000).catch((error: unknown) => {
-    violations.push({ rule: "silent instance", what: `not back: ${(error as Error).message}`, faults: [] });
+    violations.push({ rule: "silent instance", what: `did not recover: ${(error as Error).message}`, faults: [] });
   });
   const ok = (records: readonly RequestRecord[]): number =>
     records.filter(({ ending }) => ending === "completed").length;
@@ -119,7 +121,7 @@ export async function silentInstance(
   };
 }
 
-/** @param from Index of the first ask. They are sent within `rampMs`. */
+/** @param from Index of the first ask. All are sent within `rampMs`. */
 function sendMany(
   o: SceneOptions,
   agent: Agent,
@@ -144,7 +146,7 @@ async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string>
   return instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)!.info!.instanceId;
 }
 
-/** Legs that both routers ever gave it. */
+/** Number of legs that both routers ever gave the instance. */
 async function legsOn(cluster: Cluster, instance: InstanceMember): Promise<number> {
   let sum = 0;
   for (const { control } of cluster.routers) {

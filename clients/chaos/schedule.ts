@@ -1,8 +1,8 @@
-// What is done to whom and when: a pure function of the seed, so that a run that failed can be repeated. Every role
-// always keeps one instance that nothing is done to, and one router: promises are about what a fault leaves standing.
+// The schedule of faults: a pure function of the seed, so that a failed run can be repeated. One instance of every role
+// and one router are always left alone, because the promises assume that some can still serve.
 import { seededRandom } from "../loadgen/arrivals.ts";
 
-/** Those that the client may notice, and at most by one typed error. */
+/** Faults that the client may notice, by at most one typed error. */
 export const HARD_FAULTS = [
   "kill-wrapper",
   "kill-engine",
@@ -16,20 +16,20 @@ export const HARD_FAULTS = [
   "engine-fault",
   "kill-router",
 ] as const;
-/** Those that lose nothing. */
+/** Faults that lose nothing. */
 export const SOFT_FAULTS = ["drain", "restart", "restart-router"] as const;
 export type FaultKind = (typeof HARD_FAULTS)[number] | (typeof SOFT_FAULTS)[number];
 
 export interface PlannedFault {
   readonly index: number;
-  /** From the start of the load. */
+  /** Time from the start of the load. */
   readonly atMs: number;
   readonly kind: FaultKind;
-  /** `prefill-1`, `decode-3`, `router-2`. */
+  /** Process name, such as `prefill-1`, `decode-3`, `router-2`. */
   readonly target: string;
-  /** How long it is held; 0 where it is over at once. */
+  /** How long the fault lasts; 0 if it is over at once. */
   readonly durationMs: number;
-  /** Of `engine-fault`: what the engine is told, as `POST /sim/fault` takes it. */
+  /** Only for `engine-fault`: the body of `POST /sim/fault`. */
   readonly engineFault?: Readonly<Record<string, unknown>>;
 }
 
@@ -43,9 +43,9 @@ interface Choice {
   readonly kind: FaultKind;
   readonly weight: number;
   readonly on: readonly ("prefill" | "decode" | "router")[];
-  /** Shortest and longest. */
+  /** Shortest and longest duration. */
   readonly durationMs: readonly [number, number];
-  /** Until its target can be taken for whole again. */
+  /** Time until its target counts as recovered. */
   readonly recoveryMs: number;
 }
 
@@ -66,7 +66,7 @@ const CHOICES: readonly Choice[] = [
   { kind: "restart-router", weight: 0.6, on: ["router"], durationMs: [0, 0], recoveryMs: 10_000 },
 ];
 
-/** Uses are counted, so that they end by themselves; `hang` ends with the engine that has it. */
+/** Faults have a count of uses, so that they end by themselves; `hang` ends with its engine. */
 const ENGINE_FAULTS: Readonly<Record<"prefill" | "decode", readonly Readonly<Record<string, unknown>>[]>> = {
   prefill: [
     { kind: "slow", extra_ms: 400, count: 3 },
@@ -94,10 +94,10 @@ const ENGINE_FAULTS: Readonly<Record<"prefill" | "decode", readonly Readonly<Rec
   ],
 };
 
-/** Between two faults. */
+/** Shortest and longest gap between two faults. */
 const GAP_MS = [400, 2_000] as const;
 
-/** Ascending by time. Nothing new is begun in the last `restMs`. */
+/** Plans faults in ascending order of time. No fault begins in the last `restMs`. */
 export function planFaults(
   seed: number,
   lengthMs: number,
@@ -123,7 +123,7 @@ export function planFaults(
     const target = pick(whole.length > 0 ? whole : names(role));
     const durationMs = between(choice.durationMs);
     const engineFault = choice.kind === "engine-fault" && role !== "router" ? pick(ENGINE_FAULTS[role]) : undefined;
-    // Every draw is made before this, so that one fault that is left out changes no other.
+    // All random draws are made above, so that leaving out one fault changes no other.
     if (whole.length < 2) continue;
     busyUntilMs.set(target, atMs + durationMs + choice.recoveryMs);
     plan.push({

@@ -1,4 +1,4 @@
-// What is seen of the deployment from outside while it is hurt: receipts, KV that engines hold, the routers' own figures.
+// Observes the deployment from outside during the faults: receipts, KV that engines hold, the routers' own figures.
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Cluster } from "./cluster.ts";
@@ -6,7 +6,7 @@ import { timedRequest } from "../common/timed-request.ts";
 
 export interface SeenLeg {
   readonly legId: string;
-  /** Names of instances; empty where unknown. */
+  /** Names of instances; empty if unknown. */
   readonly prefill: string;
   readonly decode: string;
   readonly error: string;
@@ -41,13 +41,13 @@ export interface ChaosWatch {
   readonly receipts: ReadonlyMap<string, SeenReceipt>;
   readonly kv: readonly SeenKv[];
   readonly routers: readonly RouterFigures[];
-  /** Gaps of a stream that nobody disturbs, straight from an engine of its own. */
+  /** Gaps of an undisturbed stream, straight from an engine of its own. */
   readonly controlGapsMs: readonly number[];
-  /** Leases that ran out on engines: KV that nobody had settled. */
+  /** Leases that expired on engines: KV that was never settled. */
   readonly leasesExpired: number;
-  /** KV that engines hold now, and legs that instances count. Undefined where one does not answer. */
+  /** KV that engines hold now, and legs that instances count. Undefined if an engine or instance does not answer. */
   left(): Promise<{ heldKv: number; busyLegs: number; orphans: number } | undefined>;
-  /** Reads the routers' figures once more and ends. */
+  /** Reads the routers' figures once more and stops watching. */
   stop(): Promise<void>;
 }
 
@@ -99,7 +99,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
           });
         }
       } catch {
-        // The router is gone; its successor is asked next.
+        // The router is gone; the next poll asks its successor.
       }
       await pause(100);
     }
@@ -164,13 +164,13 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
       )) {
         const key = bound === "+Inf" ? Infinity : Number(bound);
         const before = last.get(key) ?? 0;
-        // A process that was started again counts from 0.
+        // A restarted process counts from 0.
         const added = Number(count) >= before ? Number(count) - before : Number(count);
         figures.delays.set(key, (figures.delays.get(key) ?? 0) + added);
         last.set(key, Number(count));
       }
     } catch {
-      // It is down.
+      // The router is down.
     }
   }
 

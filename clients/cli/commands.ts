@@ -1,4 +1,4 @@
-// The commands of `tandem`. Each loads its own code alone: a prefill process holds no Express, a router no engine.
+// The commands of `tandem`. Each loads only its own code: a prefill process loads no Express, a router no engine.
 import { ConfigError } from "../../services/common/config.ts";
 import { nearest } from "../../services/common/nearest.ts";
 
@@ -25,11 +25,11 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     load: async () => (await import("./ls.ts")).runLs,
   },
   doctor: {
-    summary: "Find what is wrong with the instances of a router, or would go wrong.",
+    summary: "Find what is wrong, or would go wrong, with the instances of a router.",
     load: async () => (await import("./doctor/doctor.ts")).runDoctor,
   },
   explain: {
-    summary: "Tell what became of one request, by its id.",
+    summary: "Explain what became of one request, by its id.",
     load: async () => (await import("./explain/explain.ts")).runExplain,
   },
   router: {
@@ -53,7 +53,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     load: async () => (await import("../../services/tiny-engine/main.ts")).runEngine,
   },
   bench: {
-    summary: "Measure: latency, throughput, memory, start time.",
+    summary: "Measure latency, throughput, memory and start time.",
     load: async () => (await import("../loadgen/main.ts")).bench,
   },
   chaos: {
@@ -61,12 +61,12 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     load: async () => (await import("../chaos/main.ts")).chaos,
   },
   health: {
-    summary: "Ask one service whether it serves; exit code 0 or 1, for containers.",
+    summary: "Check whether one service serves; exit code 0 or 1, for containers.",
     load: async () => (await import("./health.ts")).runHealth,
   },
 };
 
-/** Runs `tandem` with `argv`, program and script left out. */
+/** Runs `tandem` with `argv`, which excludes the program and the script. */
 export async function runCommand(argv: readonly string[]): Promise<void> {
   const [name, ...rest] = argv;
   if (name === undefined || name === "--help" || name === "-h" || (name === "help" && rest.length === 0)) {
@@ -84,7 +84,7 @@ export async function runCommand(argv: readonly string[]): Promise<void> {
 function commandOf(name: string): Command {
   if (Object.hasOwn(COMMANDS, name)) return COMMANDS[name]!;
   const names = Object.keys(COMMANDS);
-  // `stat` is the beginning of status, though chat is fewer letters away.
+  // A prefix wins: `stat` means status, although chat is fewer letters away.
   const meant = names.find((candidate) => name.length > 1 && candidate.startsWith(name)) ?? nearest(name, names);
   const hint = meant === undefined ? "" : ` Did you mean "${meant}"?`;
   throw new ConfigError(`tandem has no command "${name}".${hint} "tandem --help" lists all.`);

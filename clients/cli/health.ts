@@ -1,5 +1,5 @@
-// `tandem health`: whether a service serves, as an exit code. Containers run it every few seconds, where neither curl nor a
-// gRPC probe is at hand; so it loads only the half that it needs, and not Connect for gRPC's own health call.
+// `tandem health`: whether a service serves, as an exit code. Containers run it every few seconds, where neither curl
+// nor a gRPC probe is at hand; so it loads only the half that it needs, and not Connect for gRPC's own health call.
 import {
   defineConfig,
   address,
@@ -13,17 +13,23 @@ import { readiness } from "../client/readiness.ts";
 const healthConfig = defineConfig(
   "health",
   {
-    rest: address("rest", "Ask a router's /readyz here: it serves when it has an instance of each role.", {
+    rest: address(
+      "rest",
+      "REST address of a router. Asks its /readyz: a router serves when it has an instance of each role.",
+      {
+        optional: true,
+      },
+    ),
+    grpc: address("grpc", "gRPC address of a router, prefill or decode instance. Asks its grpc.health.v1.Health.", {
       optional: true,
     }),
-    grpc: address("grpc", "Ask grpc.health.v1.Health here: router, prefill or decode.", { optional: true }),
-    timeoutMs: milliseconds("timeout_ms", "No answer within this time counts as not serving.", {
+    timeoutMs: milliseconds("timeout_ms", "A service that doesn't answer within this time counts as not serving.", {
       default: 2_000,
       max: 60_000,
     }),
   },
   {
-    summary: "Exit code 0 when the service serves, 1 with the reason when not.",
+    summary: "Exits with 0 if the service serves, or with 1 and the reason if not.",
     usage: "tandem health --rest HOST:PORT | --grpc HOST:PORT",
   },
 );
@@ -52,11 +58,11 @@ async function grpcProblem(at: string, timeoutMs: number): Promise<undefined> {
     import("#gen/grpc/health/v1/health_pb.js"),
   ]);
   await using channel = dialRpc(at);
-  // Under this name a service that doesn't serve says why, by an error.
+  // For this service name, an instance that doesn't serve returns an error that says why.
   await channel.client(Health).check({ service: HEALTH_WITH_REASON }, { timeoutMs });
 }
 
-/** A connection's error is the cause; what the service says of itself has none. */
+/** The error of a connection is the cause; an error that the service itself reports has no cause. */
 function messageOf(error: Error): string {
   return error.cause instanceof Error ? error.cause.message : error.message;
 }

@@ -7,7 +7,7 @@ import { liveRuns, type Run } from "./run-file.ts";
 export const lsConfig = defineConfig(
   "ls",
   {
-    json: boolean("json", "Print JSON: all that is known of each but its join token.", { default: false }),
+    json: boolean("json", "Print JSON: all facts of each deployment except its join token.", { default: false }),
     stateDir,
   },
   { summary: "Lists the deployments of this user that run here: every `tandem up`.", usage: "tandem ls [--json]" },
@@ -26,8 +26,9 @@ const COLUMNS: readonly Column<Run>[] = [
 export async function runLs(argv: readonly string[]): Promise<void> {
   const config = loadConfig(lsConfig, { argv, env: process.env });
   const runs = liveRuns(stateDirOf(config));
-  const table = runs.length === 0 ? "None runs here. Start one with `tandem up`." : renderTable(runs, COLUMNS, true);
-  // The token is for files that its owner alone can read, not for screens.
+  const table =
+    runs.length === 0 ? "No deployment runs here. Start one with `tandem up`." : renderTable(runs, COLUMNS, true);
+  // The token belongs in files that only its owner can read, not on screens.
   const json = JSON.stringify(runs, (key, value: unknown) => (key === "token" ? undefined : value), 2);
   process.stdout.write(`${config.json ? json : table}\n`);
 }

@@ -7,14 +7,14 @@ import { runCommand } from "./commands.ts";
 
 let started = false;
 
-/** Runs the program, once: `npm start` imports this file and calls it, a shell starts the file itself. */
+/** Runs the program once: `npm start` imports this file and calls it; a shell starts the file itself. */
 export function runCli(argv: readonly string[]): void {
   if (started) return;
   started = true;
   runMain(() => runCommand(argv));
 }
 
-/** Through symbolic links too: npm puts one into node_modules/.bin. */
+/** Symbolic links are resolved, because npm puts one into node_modules/.bin. */
 function isScript(): boolean {
   try {
     return realpathSync(process.argv[1] ?? "") === fileURLToPath(import.meta.url);

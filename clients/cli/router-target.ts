@@ -10,33 +10,33 @@ const DEFAULT_URL = "http://127.0.0.1:3000";
 export const routerSettings = {
   routerUrl: text(
     "router.url",
-    "REST address of the router, such as http://127.0.0.1:3000. Left out: the `tandem up` of this user that runs here.",
+    "REST address of the router, such as http://127.0.0.1:3000. Left out: the router of this user's `tandem up` on this machine.",
     { optional: true, alias: "router" },
   ),
   deploymentName: text(
     "deployment.name",
-    "Name of the `tandem up` of this user, where several run here. `tandem ls` lists them.",
+    "Name of this user's `tandem up`, if several run here. `tandem ls` lists them.",
     { optional: true, alias: "name", env: ["TANDEM_NAME"] },
   ),
-  token: secret("token", "Join token of that router. Left out: that of the `tandem up` that runs there."),
+  token: secret("token", "Join token of the router. Left out: the token of the `tandem up` that runs there."),
   stateDir,
 };
 
 export interface RouterTarget {
   readonly url: string;
-  /** Empty: none is known. */
+  /** Empty if unknown. */
   readonly token: string;
-  /** The `tandem up` behind it, where it is one of this user. */
+  /** The `tandem up` behind the router, if this user runs it. */
   readonly run: Run | undefined;
   /** Deployments of this user that run here. */
   readonly runCount: number;
 }
 
 /**
- * The router at the address given, else that of the deployment named, else that of the one that runs here, else the one at
- * the default address.
+ * The router at the address given, else that of the deployment named, else that of the one that runs here, else the one
+ * at the default address.
  *
- * @throws ConfigError where several run here and none is named, or the one that is named doesn't.
+ * @throws ConfigError if several run here and none is named, or if the named one doesn't run.
  */
 export function findRouter(config: Values<typeof routerSettings>): RouterTarget {
   const runs = liveRuns(stateDirOf(config));
@@ -54,12 +54,12 @@ function runNamed(name: string | undefined, runs: readonly Run[]): Run | undefin
   const all = runs.map((run) => `${run.name} at ${run.restUrl}`).join(", ");
   if (name === undefined) {
     if (runs.length < 2) return runs[0];
-    throw new ConfigError(`Several deployments run here: ${all}. Say which one is meant with --name NAME.`);
+    throw new ConfigError(`Several deployments run here: ${all}. Choose one with --name NAME.`);
   }
   const run = runs.find((candidate) => candidate.name === name);
   if (run !== undefined) return run;
   const others = runs.length === 0 ? "Start it with `tandem up --name NAME`." : `These run: ${all}.`;
-  throw new ConfigError(`No deployment named ${name} of this user runs here. ${others}`);
+  throw new ConfigError(`This user has no deployment named ${name} running here. ${others}`);
 }
 
 function urlOf(written: string): string {
@@ -76,14 +76,14 @@ export function explained(error: unknown, target: RouterTarget, apiKey = ""): un
 function wordsOf(error: TandemError, { url, token, runCount }: RouterTarget, apiKey: string): string {
   switch (error.kind) {
     case "unauthenticated": {
-      // RouterService names its own codes; REST has a status.
+      // RouterService reports Tandem's own codes; REST reports a status.
       const [what, given, flag] =
         error.code === undefined
           ? ["API key", apiKey, "--api-key or OPENAI_API_KEY"]
           : ["join token", token, "--token or TANDEM_TOKEN"];
       return given === ""
-        ? `The router at ${url} wants its ${what}: give it with ${flag}.`
-        : `The router at ${url} refuses this ${what}: give the one that it was started with, by ${flag}.`;
+        ? `The router at ${url} requires its ${what}: pass it with ${flag}.`
+        : `The router at ${url} rejects this ${what}: pass the one that the router was started with, by ${flag}.`;
     }
     case "unreachable":
       return runCount === 0

@@ -1,5 +1,6 @@
-// What `tandem up` leaves for other commands to find it: one file a run, readable by its owner alone for the token in
-// it, removed at the end. A run that was killed leaves its file; readers tell by the process that it is stale.
+// The run file by which other commands find a `tandem up`. Only its owner can read the file, because it holds the
+// token. A run removes its file at the end. A killed run leaves its file behind; readers see from the process that the
+// file is stale.
 import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { identityOf } from "../../services/common/process-identity.ts";
@@ -11,15 +12,15 @@ export interface RunProcess {
 }
 
 export interface Run {
-  /** Of the deployment. No two that run at the same time have the same. */
+  /** Name of the deployment, unique among those that run at the same time. */
   readonly name: string;
   readonly pid: number;
-  /** When that process started, as `identityOf` has it: a pid may be used again. */
+  /** When that process started, as `identityOf` reports it, because a pid may be reused. */
   readonly pidStart: string;
   readonly startedUnixMs: number;
   readonly restUrl: string;
   readonly grpcAddress: string;
-  /** The join token: whoever has it may join and control this run. */
+  /** The join token, which permits joining and controlling this run. */
   readonly token: string;
   readonly logDir: string;
   readonly processes: readonly RunProcess[];
@@ -41,7 +42,7 @@ export function removeRun(path: string): void {
   if (readRun(path)?.pid === process.pid) rmSync(path, { force: true });
 }
 
-/** Runs that are alive, the youngest first. */
+/** Runs that are alive, the newest first. */
 export function liveRuns(stateDir: string): Run[] {
   return runFiles(stateDir)
     .map(readRun)

@@ -14,10 +14,10 @@ import { fromDetails } from "../../services/rpc/errors-wire.ts";
 import { connectionError, notTandem, TandemError } from "./errors.ts";
 
 /**
- * One method for each call of `service`; streams are async iterables. All take Connect's options, `signal` and `timeoutMs`
- * among them, and throw TandemError.
+ * One method for each call of `service`; streams are async iterables. All take Connect's options, including
+ * `signal` and `timeoutMs`, and throw TandemError.
  *
- * @param at Where the transport leads, for messages.
+ * @param at Address of the transport, for error messages.
  */
 export function typedCalls<S extends DescService>(service: S, transport: Transport, at: string): Client<S> {
   const client = createClient(service, transport) as Record<string, any>;
@@ -39,7 +39,7 @@ export function typedCalls<S extends DescService>(service: S, transport: Transpo
   return Object.fromEntries(methods) as Client<S>;
 }
 
-/** Sends `secret` with each call, where it is not empty. */
+/** Sends `secret` with each call, unless it is empty. */
 export function authorized(secret: string): Interceptor {
   return (next) => (request) => {
     if (secret !== "") request.header.set("authorization", `Bearer ${secret}`);
@@ -57,7 +57,7 @@ function asThrown(at: string, thrown: unknown, signal: AbortSignal | undefined):
     const { code, retryAfterS } = own;
     return new TandemError(code === "unauthenticated" ? code : "failed", own.message, { code, retryAfterS });
   }
-  // From here on it is not Tandem's own: a connection's error, or another server's answer.
+  // The remaining errors are not Tandem's own: an error of the connection, or another server's answer.
   if (error.code === Code.DeadlineExceeded)
     return new TandemError("unreachable", `${at} did not answer in time.`, { cause: error });
   return error.cause instanceof Error ? connectionError(at, error.cause) : notTandem(at, undefined, error);

@@ -1,31 +1,33 @@
-// What the client throws.
+// The error that the client throws.
 import type { FailureCode } from "../../services/common/errors.ts";
 
 export type TandemErrorKind =
   /** No connection could be made. */
   | "unreachable"
-  /** Something answers, but not as a Tandem router does. */
+  /** A server answers, but not as a Tandem router does. */
   | "not_tandem"
   /** The API key or the join token is missing or wrong. */
   | "unauthenticated"
   /** The router answered with an error. */
   | "failed"
-  /** The connection broke before the answer was whole. */
+  /** The connection broke before the answer was complete. */
   | "broken";
 
 type Details = Partial<Pick<TandemError, "status" | "code" | "requestId" | "retryAfterS" | "cause">>;
 
-/** The only error of the client's own. A call whose `signal` aborts throws the signal's reason instead, as `fetch` does. */
+/**
+ * The only error of the client's own. A call whose `signal` aborts throws the signal's reason instead, as `fetch` does.
+ */
 export class TandemError extends Error {
   override readonly name = "TandemError";
   readonly kind: TandemErrorKind;
-  /** HTTP status of the answer. Undefined without one, and for calls of RouterService. */
+  /** HTTP status of the answer. Undefined if there was no answer, and for calls of RouterService. */
   readonly status: number | undefined;
-  /** Tandem's own code of the failure, where the answer carries it: calls of RouterService and over gRPC. */
+  /** Tandem's own code of the failure, if the answer carries one: calls of RouterService and over gRPC. */
   readonly code: FailureCode | undefined;
   /** `x-request-id` of the answer, for `tandem explain`. */
   readonly requestId: string | undefined;
-  /** Seconds after which another try makes sense. */
+  /** Seconds after which a retry makes sense. */
   readonly retryAfterS: number | undefined;
 
   constructor(kind: TandemErrorKind, message: string, details: Details = {}) {
@@ -42,9 +44,9 @@ export function notTandem(url: string, status?: number, cause?: unknown): Tandem
   return new TandemError("not_tandem", `${url} answers, but not as a Tandem router does.`, { status, cause });
 }
 
-/** What a connection's error means. @param began Whether the answer had begun. */
+/** Translates a connection's error. @param began Whether the answer had begun. */
 export function connectionError(url: string, error: Error, began = false): TandemError {
-  // fetch and Connect wrap the socket's error, which alone says anything.
+  // fetch and Connect wrap the socket's error, and only the socket's error is specific.
   const cause = error.cause instanceof Error ? error.cause : error;
   const { code } = cause as NodeJS.ErrnoException;
   if (/Parse Error: Expected HTTP|HPE_INVALID_CONSTANT/.test(`${cause.message} ${code}`))

@@ -1,4 +1,4 @@
-// The gRPC services at one address: a router's, or an instance's, which speaks nothing else.
+// The gRPC services at one address: a router's, or those of an instance, which has no other protocol.
 import type { Client } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { InferenceService } from "#gen/tandem/inference/v1/inference_pb.js";
@@ -7,17 +7,17 @@ import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { authorized, typedCalls } from "./calls.ts";
 
 export interface GrpcClient {
-  /** Of a prefill or decode instance: its facts, its load, drain. */
+  /** Service of a prefill or decode instance: its facts, its load, drain. */
   readonly instance: Client<typeof InstanceService>;
-  /** Of a router. */
+  /** Control service of a router. */
   readonly router: Client<typeof RouterService>;
-  /** Of a router; takes the API key. */
+  /** Inference service of a router; requires the API key. */
   readonly inference: Client<typeof InferenceService>;
 }
 
 /**
  * @param address Such as `127.0.0.1:3001`.
- * @param secret Join token or, for `inference` alone, the API key.
+ * @param secret Join token or, if only `inference` is called, the API key.
  */
 export function grpcClient(address: string, secret = ""): GrpcClient {
   const transport = createGrpcTransport({ baseUrl: `http://${address}`, interceptors: [authorized(secret)] });

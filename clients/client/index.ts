@@ -16,9 +16,9 @@ export type { RouterClient } from "./router.ts";
 export interface TandemClientOptions {
   /** REST address of the router. Default `http://127.0.0.1:3000`. */
   readonly url?: string;
-  /** What the router wants of clients of the OpenAI API. */
+  /** API key that the router requires of OpenAI clients. */
   readonly apiKey?: string;
-  /** Join token of the deployment: what calls of `router` need. */
+  /** Join token of the deployment, which calls of `router` need. */
   readonly token?: string;
 }
 

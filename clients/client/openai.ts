@@ -1,4 +1,5 @@
-// The OpenAI REST API of a router, typed as far as Tandem itself knows the fields; every other field goes through as it is.
+// The OpenAI REST API of a router, with types for the fields that Tandem itself knows; every other field is passed on
+// unchanged.
 import { EventSourceParserStream } from "eventsource-parser/stream";
 import { connectionError, notTandem, TandemError } from "./errors.ts";
 import { parse, readiness, type Readiness } from "./readiness.ts";
@@ -6,11 +7,11 @@ import { parse, readiness, type Readiness } from "./readiness.ts";
 export interface RestCallOptions {
   /** Ends the call, which then throws the signal's reason. The router stops generating. */
   readonly signal?: AbortSignal;
-  /** Such as `x-tandem-priority`; docs/reliability.md has them all. */
+  /** Such as `x-tandem-priority`; docs/reliability.md lists them all. */
   readonly headers?: Readonly<Record<string, string>>;
 }
 
-/** Fields of both kinds of requests. */
+/** Fields that both kinds of requests have. */
 export interface Sampling {
   readonly model: string;
   readonly max_tokens?: number | undefined;
@@ -32,7 +33,7 @@ export interface ChatRequest extends Sampling {
 }
 
 export interface CompletionRequest extends Sampling {
-  /** Text or token ids; a list of them is a choice each. */
+  /** Text or token ids; each entry of a list makes one choice. */
   readonly prompt: string | readonly string[] | readonly number[] | readonly (readonly number[])[];
 }
 
@@ -64,7 +65,7 @@ export type CompletionChunk = Chunk<{ readonly text: string }>;
 
 export interface Model {
   readonly id: string;
-  /** Longest prompt plus answer, in tokens. Absent where the engine doesn't say. */
+  /** Longest prompt plus answer, in tokens. Absent if the engine doesn't report it. */
   readonly max_model_len?: number;
 }
 
@@ -78,10 +79,10 @@ export interface AnswerChunks<T> extends AsyncIterable<T> {
 export interface OpenAiClient {
   /** The models that the router lists. */
   models(options?: RestCallOptions): Promise<Model[]>;
-  /** Whether the router can serve. @throws TandemError only where no router answers. */
+  /** Whether the router can serve. @throws TandemError only if no router answers. */
   ready(signal?: AbortSignal): Promise<Readiness>;
   chat(body: ChatRequest, options?: RestCallOptions): Promise<Chat>;
-  /** The stream throws where an answer ends with an error event, or without `[DONE]`. */
+  /** The stream throws if an answer ends with an error event, or without `[DONE]`. */
   streamChat(body: ChatRequest, options?: RestCallOptions): Promise<AnswerChunks<ChatChunk>>;
   complete(body: CompletionRequest, options?: RestCallOptions): Promise<Completion>;
   streamCompletion(body: CompletionRequest, options?: RestCallOptions): Promise<AnswerChunks<CompletionChunk>>;
@@ -91,7 +92,7 @@ interface ErrorBody {
   readonly error?: { readonly message?: string };
 }
 
-/** @param url Of the router, such as `http://127.0.0.1:3000`. */
+/** @param url URL of the router, such as `http://127.0.0.1:3000`. */
 export function openAiClient(url: string, apiKey = ""): OpenAiClient {
   const authorization: Record<string, string> = apiKey === "" ? {} : { authorization: `Bearer ${apiKey}` };
 

@@ -4,7 +4,7 @@ import { createConnectTransport } from "@connectrpc/connect-node";
 import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { authorized, typedCalls } from "./calls.ts";
 
-/** The calls of proto/tandem/router/v1/router.proto. */
+/** The calls in proto/tandem/router/v1/router.proto. */
 export type RouterClient = Client<typeof RouterService>;
 
 /**

@@ -1,4 +1,4 @@
-// An amount of bytes as people read it.
+// A number of bytes as people read it.
 
 /** `512 B`, `33 KiB`, `5.3 MiB`. */
 export function bytesText(bytes: number): string {

@@ -1,28 +1,28 @@
-// What a child writes: all of it goes to its log file, warnings and errors also to the terminal; the last of the other
-// lines are kept to say why it died.
+// The output of a child. All of it goes to the child's log file; warnings and errors also go to the terminal. The last
+// of the other lines are kept to show why the child died.
 import { createWriteStream, openSync, renameSync, type WriteStream } from "node:fs";
 import type { Readable } from "node:stream";
 import { renderLogLine } from "./log-line.ts";
 
 const LAST_LINES = 12;
-/** Of these lines. The log file has the rest. */
+/** Number of these lines. The log file has the rest. */
 const LAST_LINE_CHARS = 300;
-/** A line without an end is cut here: memory stays bounded whatever a process writes. */
+/** An endless line is cut here, so that memory stays bounded whatever a process writes. */
 const LINE_LIMIT = 64 * 1024;
 
 export interface OutputSink {
-  /** @param plainIsLoud Whether a line that is no log line is worth a person's attention: on standard error it is. */
+  /** @param plainIsLoud Whether a line that is not a log line is worth a person's attention, as on standard error. */
   attach(stream: Readable, plainIsLoud: boolean): void;
-  /** The last lines that were not printed, oldest first; and forgets them, for the next process has its own. */
+  /** Returns the last unprinted lines, oldest first, and forgets them, because the next process has its own. */
   takeUnprinted(): string[];
-  /** Resolves when all is on disk. */
+  /** Resolves when everything is on disk. */
   close(): Promise<void>;
 }
 
 export interface OutputOptions {
   readonly name: string;
   readonly logFile: string;
-  /** At half of it the file is renamed to `<name>.log.1`, in place of the one before. */
+  /** At half of this size the file is renamed to `<name>.log.1`, replacing the previous one. */
   readonly logLimitBytes: number;
   /** Show every line, not only warnings and errors. */
   readonly verbose: boolean;
@@ -35,7 +35,7 @@ export function createOutput(options: OutputOptions): OutputSink {
   const unprinted: string[] = [];
   let file = openLog(options.logFile);
   let fileBytes = 0;
-  /** Of the file before. */
+  /** Size of the previous file. */
   let closed = Promise.resolve();
 
   const onLine = (line: string, plainIsLoud: boolean): void => {
@@ -45,7 +45,7 @@ export function createOutput(options: OutputOptions): OutputSink {
       try {
         renameSync(options.logFile, `${options.logFile}.1`);
       } catch {
-        // It was removed by hand. Serving goes on.
+        // The file was removed by hand. Serving continues.
       }
       file = openLog(options.logFile);
       fileBytes = 0;
@@ -80,7 +80,7 @@ export function createOutput(options: OutputOptions): OutputSink {
         if (rest !== "") onLine(rest, plainIsLoud);
         rest = "";
       });
-      stream.on("error", () => {}); // The pipe broke: the process is gone, and its `close` event says so.
+      stream.on("error", () => {}); // The pipe broke because the process is gone; its `close` event reports that.
     },
     takeUnprinted: () => unprinted.splice(0),
     async close() {
@@ -89,18 +89,21 @@ export function createOutput(options: OutputOptions): OutputSink {
   };
 }
 
-/** Opened at once, so that the file is there to be renamed. Undefined where it can't be: serving goes on without. */
+/**
+ * Opens the file at once, so that it exists when it is renamed. Undefined on failure: serving continues without a log
+ * file.
+ */
 function openLog(path: string): WriteStream | undefined {
   try {
     const file = createWriteStream(path, { fd: openSync(path, "a", 0o600) });
-    // A full disk must not end the serving. The terminal still gets the warnings.
+    // A full disk must not stop serving. The terminal still gets the warnings.
     return file.on("error", () => {});
   } catch {
     return undefined;
   }
 }
 
-/** Resolves when all of it is on disk, or can't be. */
+/** Resolves when everything is written to disk, or writing failed. */
 function closeLog(file: WriteStream | undefined): Promise<void> {
   return new Promise((resolve) => {
     if (file === undefined || file.closed) return resolve();

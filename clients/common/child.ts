@@ -1,6 +1,6 @@
-// One process of Tandem that is meant to run until it is told to stop, and is started again when it ends by itself.
-// Its standard input is a pipe that is never written to: when this process is gone, SIGKILL included, the pipe ends and the
-// child stops (TANDEM_PARENT_PIPE, services/common/lifecycle.ts). It leads a process group of its own, so that a Ctrl-C in
+// One process of Tandem that should run until it is stopped, and is restarted when it ends by itself. Its standard
+// input is a pipe that is never written to: when this process is gone, SIGKILL included, the pipe ends and the child
+// stops (TANDEM_PARENT_PIPE, services/common/lifecycle.ts). It leads a process group of its own, so that a Ctrl-C in
 // the terminal reaches this process alone, which then decides the order in which things end.
 import { spawn, type ChildProcess } from "node:child_process";
 import { extname } from "node:path";
@@ -14,13 +14,13 @@ export const TANDEM: readonly string[] = [
 ];
 
 export interface ChildSpec {
-  /** As people see it: `router`, `prefill-1`. */
+  /** Name that people see: `router`, `prefill-1`. */
   readonly name: string;
   readonly role: "router" | "prefill" | "decode" | "discover" | "engine" | "up";
   /** Arguments of node: flags, script, role, flags of the role. */
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** Longest pause before a restart; it begins at 200 ms and doubles. Default 10 s. */
+  /** Longest pause before a restart; the pause begins at 200 ms and doubles. Default 10 s. */
   readonly pauseMaxMs?: number;
 }
 
@@ -28,12 +28,12 @@ export interface ChildSpec {
 export interface Death {
   readonly how: string;
   readonly aliveMs: number;
-  /** What it last wrote and nobody has seen yet, oldest first: warnings and errors were printed as they came. */
+  /** The last lines that were not printed yet, oldest first. Warnings and errors are printed at once. */
   readonly unprinted: readonly string[];
 }
 
 export interface ChildEvents {
-  /** Called for an end that nobody asked for. Returns whether to start it again. */
+  /** Called when the process ends without being asked to. Returns whether to restart it. */
   died(child: Child, death: Death, restartInMs: number): boolean;
 }
 
@@ -42,18 +42,18 @@ export interface Child {
   readonly role: ChildSpec["role"];
   /** Undefined while no process runs. */
   readonly pid: number | undefined;
-  /** Performance clock, milliseconds: when the process now running was started. */
+  /** Performance clock, milliseconds: when the running process was started. */
   readonly startedMs: number;
   readonly restarts: number;
-  /** Asks the process to end and starts it no more. Resolves when it has ended. */
+  /** Asks the process to end, and doesn't restart it. Resolves when the process has ended. */
   stop(signal: NodeJS.Signals): Promise<void>;
-  /** To the process that runs, if any. One that ends by it is started again. */
+  /** Sends a signal to the running process, if any. A process that the signal ends is restarted. */
   signal(name: NodeJS.Signals): void;
   /** Ends the process at once. */
   kill(): void;
 }
 
-/** Pauses before a restart. A process that lived for `RESET_MS` is taken for healthy: the next pause is the shortest. */
+/** Pauses before a restart. A process that lived for `RESET_MS` counts as healthy: the next pause is the shortest. */
 const PAUSE_MIN_MS = 200;
 const PAUSE_MAX_MS = 10_000;
 const RESET_MS = 30_000;
@@ -82,7 +82,7 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
       detached: true,
     });
     state = { kind: "running", process: process_ };
-    // The process may be gone before it read: nothing was sent, so nothing is lost.
+    // The process may end before reading. Nothing was sent, so nothing is lost.
     process_.stdin.on("error", () => {});
     output.attach(process_.stdout, false);
     output.attach(process_.stderr, true);
@@ -91,7 +91,7 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
       failure = `could not be started: ${error.message}`;
       if (process_.pid === undefined) onEnd(failure);
     });
-    // `close`, not `exit`: only then is all it wrote read, and its last lines say why it died.
+    // `close`, not `exit`: only then has all output been read, and the last lines show why the process died.
     process_.on("close", (code, signal) => onEnd(failure ?? signal ?? `exit code ${code}`));
   };
 
@@ -158,7 +158,7 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
   return child;
 }
 
-/** Asks all to end, and ends after `limitMs` at once what has not. Resolves when all are gone. */
+/** Asks all children to end, and kills the remaining ones after `limitMs`. Resolves when all are gone. */
 export async function endWithin(children: readonly Child[], signal: NodeJS.Signals, limitMs: number): Promise<void> {
   const ends = children.map((child) => child.stop(signal));
   const timer = setTimeout(() => {

@@ -1,12 +1,12 @@
-// One line that a child wrote, for the terminal. Tandem's processes write JSON (services/common/log.ts); what isn't JSON
-// comes from Node or an engine at its end, and is shown as it is.
+// One line that a child wrote, for the terminal. Tandem's processes write JSON (services/common/log.ts); a line that
+// isn't JSON comes from Node or a dying engine, and is shown unchanged.
 import { LINE_KEYS, valueText } from "../../services/common/log.ts";
 
 export interface RenderedLine {
   readonly text: string;
   /** A warning, an error, or a crash's plain text: worth a person's attention. */
   readonly isLoud: boolean;
-  /** All settings, in one very long line: it says nothing of why a process died. */
+  /** Lists all settings in one very long line, which doesn't help to explain why a process died. */
   readonly isSettings?: boolean;
 }
 
@@ -22,12 +22,12 @@ export function renderLogLine(line: string, colour: boolean, plainIsLoud = true)
   const parsed = line.startsWith("{") ? parse(line) : undefined;
   if (parsed === undefined) return { text: line, isLoud: plainIsLoud };
   const level = String(parsed.level);
-  // An engine may take minutes to load: whoever waits sees how far it is.
+  // An engine may take minutes to load, so users see its progress.
   if (parsed.msg === "engine loading") return { text: String(parsed["phase"]), isLoud: true };
   if (parsed.msg === "engine loaded")
-    return { text: `engine works after ${String(parsed["seconds"])} s: ${String(parsed["phases"])}`, isLoud: true };
+    return { text: `engine ready after ${String(parsed["seconds"])} s: ${String(parsed["phases"])}`, isLoud: true };
   if (parsed.msg === "adopting an engine")
-    return { text: `adopts the ${String(parsed["role"])} engine at ${String(parsed["httpAddress"])}`, isLoud: true };
+    return { text: `adopting the ${String(parsed["role"])} engine at ${String(parsed["httpAddress"])}`, isLoud: true };
   const on = colour ? (LEVEL_COLOURS[level] ?? "") : "";
   let text = `${on}${level}${on === "" ? "" : "\x1b[0m"} ${String(parsed.msg)}`;
   for (const key in parsed) {

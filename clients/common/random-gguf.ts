@@ -1,5 +1,5 @@
-// Writes small GGUF files with seeded random weights, for tests and benchmarks of the engine: it speaks gibberish, but
-// costs what a trained model of its shape costs.
+// Writes small GGUF files with seeded random weights, for tests and benchmarks of the engine. Such a model
+// writes gibberish, but costs as much as a trained model of the same shape.
 
 export interface RandomModel {
   readonly layers: number;
@@ -15,7 +15,7 @@ export interface RandomModel {
   readonly speaks?: boolean;
 }
 
-/** 0.9M parameters, as protocol notes measured with. */
+/** 0.9M parameters, the size that the protocol notes measured. */
 export const SMALL: RandomModel = {
   layers: 4,
   dim: 128,
@@ -27,7 +27,7 @@ export const SMALL: RandomModel = {
   type: "Q8_0",
   seed: 1,
 };
-/** The shape of the model that ships. */
+/** The shape of the shipped model. */
 export const SHIPPED: RandomModel = {
   layers: 6,
   dim: 192,
@@ -59,7 +59,7 @@ export function randomGguf(
     const values = Float32Array.from({ length: model.dim }, () => 0.5 + random());
     tensors.push({ name, dimensions: [model.dim], type: "F32", bytes: encode(values, "F32") });
   };
-  // Embeddings far apart make logits far apart, so that greedy choices are no near-ties.
+  // Embeddings far apart make logits far apart, so that greedy choices are not near-ties.
   matrix("token_embd.weight", model.vocab, model.dim, 4);
   for (let layer = 0; layer < model.layers; layer++) {
     const name = (part: string): string => `blk.${layer}.${part}.weight`;
@@ -99,7 +99,7 @@ export interface RawTensor {
   readonly bytes: Buffer;
 }
 
-/** The form in which the shipped model was trained. */
+/** The chat format on which the shipped model was trained. */
 const CHAT_TEMPLATE =
   "{{ '<|bos|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}" +
   "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
@@ -140,7 +140,7 @@ function tokenizerOf(vocab: number): Record<string, MetadataValue> {
 
 export type MetadataValue = number | string | boolean | readonly (number | string)[];
 
-/** Numbers become u32. */
+/** Serialises a GGUF file. Numbers are written as u32. */
 export function writeGguf(
   metadata: Readonly<Record<string, MetadataValue | undefined>>,
   tensors: readonly RawTensor[],
@@ -217,7 +217,7 @@ function encode(values: Float32Array, type: keyof typeof TYPE_NUMBER): Buffer {
   return out;
 }
 
-/** Nearest half, for normal numbers and zero. */
+/** Nearest half-precision value, for normal numbers and zero. */
 function floatToHalf(value: number): number {
   if (value === 0) return 0;
   const sign = value < 0 ? 0x8000 : 0;

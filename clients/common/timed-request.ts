@@ -1,45 +1,46 @@
-// One request as a client sees it: what came and when, how it ended, and whether anything came after its end. Over node:http
-// and timed at the socket: fetch and async iterators would cost more than what is measured, 25 µs an event against 10.
+// One request as a client sees it: what arrived and when, how the request ended, and whether anything arrived after
+// that. Uses node:http and times at the socket: fetch and async iterators would cost more than the measured work, 25 µs
+// per event instead of 10.
 import { request as httpRequest, type Agent, type IncomingMessage } from "node:http";
 import { createStreamReader } from "../../services/common/openai-stream.ts";
 
 export type AnswerEnding =
-  /** A whole answer: `[DONE]`, or a body of its whole length. */
+  /** A complete answer: `[DONE]`, or a body of its full length. */
   | "completed"
-  /** A typed error, by its status or by an event inside the stream. */
+  /** A typed error, reported by the status or by an event inside the stream. */
   | "error"
   /** The connection broke. */
   | "cut"
-  /** A stream ended in good order without `[DONE]`, or went on after its end. */
+  /** A stream ended cleanly without `[DONE]`, or continued after its end. */
   | "malformed"
-  /** This client left, as it meant to. */
+  /** This client left, as planned. */
   | "left"
-  /** Nothing came to an end within the client's limit. */
+  /** The request did not end within the client's limit. */
   | "hung";
 
 export interface TimedAnswer {
   readonly stream: boolean;
-  /** `x-request-id` of the answer. Empty where none came. */
+  /** `x-request-id` of the answer. Empty if there was no answer. */
   id: string;
-  /** By performance.now(), as all of these. */
+  /** Time by performance.now(), like all times here. */
   readonly sentMs: number;
   firstMs: number | undefined;
-  /** Last piece of the answer; an error is none. */
+  /** Last piece of the answer; an error doesn't count. */
   lastMs: number | undefined;
   endMs: number;
   ending: AnswerEnding;
   status: number;
-  /** What was wrong, in the server's words or the socket's. */
+  /** The error message of the server or the socket. */
   message: string;
   text: string;
-  /** Events that carried text; 1 for a whole answer. */
+  /** Events that carried text; 1 for a non-streaming answer. */
   chunks: number;
-  /** As its usage has it; NaN without one. */
+  /** Completion tokens by the answer's usage; NaN if it has none. */
   tokens: number;
   finishReason: string;
   /** Milliseconds between events with text. */
   readonly gapsMs: number[];
-  /** This client held the stream back for a while. */
+  /** Whether this client paused reading the stream. */
   slow: boolean;
 }
 
@@ -57,15 +58,15 @@ export interface Target {
 }
 
 export interface SendOptions extends Target {
-  /** Without an end for so long, it hangs. Left out: it may take for ever. */
+  /** A request without an end after this long is hung. Left out: no limit. */
   readonly hangMs?: number;
-  /** Leaves after so long. */
+  /** The client leaves after this long. */
   readonly leaveMs?: number;
-  /** Reads nothing for so long, after the first bytes. */
+  /** The client pauses reading for this long after the first bytes. */
   readonly holdMs?: number;
 }
 
-/** Never rejects: a request that failed is a result too. */
+/** Never rejects: a failed request is a result too. */
 export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
   const record: TimedAnswer = {
     stream: ask.stream,
@@ -181,12 +182,12 @@ function readStream(
   let nowMs = 0;
   const read = createStreamReader({
     onDone() {
-      if (done) fault ??= "[DONE] came twice";
+      if (done) fault ??= "[DONE] arrived twice";
       done = true;
     },
     onPart(part) {
-      if (done) fault ??= `an event came after [DONE]: ${JSON.stringify(part)}`;
-      if (error !== undefined) fault ??= `an event came after the error: ${JSON.stringify(part)}`;
+      if (done) fault ??= `an event arrived after [DONE]: ${JSON.stringify(part)}`;
+      if (error !== undefined) fault ??= `an event arrived after the error: ${JSON.stringify(part)}`;
       error ??= part.error;
       if (part.usage !== undefined) record.tokens = part.usage.completionTokens;
       if (part.finishReason !== undefined) record.finishReason = part.finishReason;
@@ -201,7 +202,7 @@ function readStream(
 
   response.setEncoding("utf8").on("data", (piece: string) => {
     nowMs = performance.now();
-    if (done) fault ??= `more came after [DONE]: ${piece}`;
+    if (done) fault ??= `data arrived after [DONE]: ${piece}`;
     try {
       read(piece);
     } catch {

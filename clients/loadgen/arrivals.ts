@@ -1,5 +1,5 @@
-// When requests are sent. Closed loop: so many at a time, a new one when one ends, as a batch job does; it slows down
-// with the server and so never overloads it. Open loop: at given moments whatever the server does, as users do.
+// When requests are sent. Closed loop: a fixed number of running requests, as in a batch job; it slows down with the
+// server and never overloads it. Open loop: at given times regardless of the server, as users do.
 
 /** Uniform numbers in [0, 1) that are the same for the same seed (mulberry32), so that a run can be repeated. */
 export function seededRandom(seed: number): () => number {
@@ -13,7 +13,7 @@ export function seededRandom(seed: number): () => number {
 }
 
 /**
- * Moments of a Poisson process, in milliseconds from its start: gaps are exponential with mean 1000 / ratePerS.
+ * Arrival times of a Poisson process, in milliseconds from its start: gaps are exponential with mean 1000 / ratePerS.
  *
  * @param random Uniform in [0, 1).
  */
@@ -30,7 +30,8 @@ export function poissonArrivals(count: number, ratePerS: number, random: () => n
 /**
  * Runs `count` requests, at most `concurrency` at a time. Resolves with the results in the order of their index.
  *
- * @param rampMs The lanes start one after the other within this time. At 0 they all do at once, and stay in step for long.
+ * @param rampMs The lanes start one after the other within this time. At 0 all start at once, and stay in step for a
+ * long time.
  */
 export async function closedLoop<R>(
   count: number,
@@ -52,7 +53,7 @@ export async function closedLoop<R>(
   return results;
 }
 
-/** Runs one request at each moment of `atMs` (ascending), however many are still running. */
+/** Runs one request at each time in `atMs` (ascending), regardless of how many are still running. */
 export async function openLoop<R>(atMs: readonly number[], run: (index: number) => Promise<R>): Promise<R[]> {
   const startMs = performance.now();
   const running: Promise<R>[] = [];

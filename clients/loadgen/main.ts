@@ -17,11 +17,11 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     load: async () => (await import("./scenarios/engine.ts")).runEngineBench,
   },
   files: {
-    summary: "How many files of its own a router runs for one streamed request.",
+    summary: "How many of its own files a router runs for one streamed request.",
     load: async () => (await import("./scenarios/files.ts")).runFiles,
   },
   fleet: {
-    summary: "What the router's view of the fleet costs a request, by the fleet's size.",
+    summary: "What the router's fleet view costs per request, by fleet size.",
     load: async () => (await import("./scenarios/fleet.ts")).runFleetBench,
   },
   load: {
@@ -38,7 +38,7 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
   },
 };
 
-/** Runs one scenario. The exit code is 1 when a request failed or an answer was wrong, or a limit was missed. */
+/** Runs one scenario. The exit code is 1 if a request failed, an answer was wrong, or a limit was missed. */
 export async function bench(argv: readonly string[]): Promise<void> {
   const first = argv[0];
   if (first === undefined || first.startsWith("--")) {
@@ -48,7 +48,7 @@ export async function bench(argv: readonly string[]): Promise<void> {
   if (Object.hasOwn(SCENARIOS, first)) return (await SCENARIOS[first]!.load())(argv.slice(1));
   const meant = nearest(first, Object.keys(SCENARIOS));
   throw new ConfigError(
-    `There is no scenario "${first}".${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`,
+    `"${first}" is not a scenario.${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`,
   );
 }
 

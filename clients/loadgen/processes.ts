@@ -20,7 +20,7 @@ export interface StartedUp extends StartedProcess {
   readonly run: Run;
 }
 
-/** `tandem up` on free ports, when it is ready. */
+/** Starts `tandem up` on free ports. Resolves when it is ready. */
 export async function startUp(
   flags: readonly string[],
   env: Readonly<Record<string, string>> = {},
@@ -45,7 +45,7 @@ export async function startUp(
   }
 }
 
-/** One aggregated sim engine, without Tandem. */
+/** Starts one sim engine that does both legs, without Tandem. */
 export async function startEngine(flags: readonly string[]): Promise<StartedProcess> {
   const all = ["--listen", "127.0.0.1:0", ...flags];
   const { child, output } = await startUntil("engine", all, {}, /ready on http\S+/);
@@ -53,7 +53,7 @@ export async function startEngine(flags: readonly string[]): Promise<StartedProc
   return { url, pid: child.pid!, [Symbol.asyncDispose]: () => child.stop("SIGINT") };
 }
 
-/** A process of a run and what it is. */
+/** A process of a run and its name. */
 export interface NamedProcess {
   readonly pid: number;
   readonly name: string;
@@ -72,7 +72,7 @@ export function processesOf(run: Run): NamedProcess[] {
   return named;
 }
 
-/** Resolves with what it wrote when that matches `ready`. It is ended when this process exits. */
+/** Starts a process. Resolves with its output when that matches `ready`. The process ends when this process exits. */
 async function startUntil(
   role: "up" | "engine",
   flags: readonly string[],
@@ -84,7 +84,7 @@ async function startUntil(
   const sink: OutputSink = {
     attach(stream) {
       stream.setEncoding("utf8").on("data", (text: string) => {
-        // It is read to the end, but nobody wants more of it.
+        // The output is read to the end, so that the pipe never fills, but no longer kept.
         if (output.length < 64 * 1024) output += text;
         look();
       });

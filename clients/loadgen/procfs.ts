@@ -1,11 +1,11 @@
-// What the kernel says of a process. Linux only: elsewhere the figures are NaN, and the tables show a dash.
+// What the kernel reports about a process. Linux only: elsewhere the figures are NaN, and the tables show a dash.
 import { readFileSync, readdirSync } from "node:fs";
 import { statFields } from "../../services/common/process-identity.ts";
 
-/** Clock ticks a second in /proc; 100 on every Linux that Node runs on. */
+/** Clock ticks per second in /proc; 100 on every Linux that Node runs on. */
 const TICKS_PER_S = 100;
 
-/** CPU time that a process has used in user and kernel, in milliseconds, to 10 ms. NaN when it is gone. */
+/** CPU time that a process has used in user and kernel, in milliseconds, to 10 ms. NaN if the process is gone. */
 export function cpuMs(pid: number): number {
   const fields = statFields(pid);
   if (fields === undefined) return Number.NaN;
@@ -13,8 +13,8 @@ export function cpuMs(pid: number): number {
 }
 
 /**
- * Proportional set size in bytes: its own memory, and its share of what it shares with other processes, so that the
- * figures of several processes may be added. NaN when it is gone.
+ * Proportional set size in bytes: its own memory plus its share of shared memory, so that the figures of several
+ * processes can be added. NaN if the process is gone.
  */
 export function pssBytes(pid: number): number {
   const rollup = read(`/proc/${pid}/smaps_rollup`);
@@ -22,7 +22,7 @@ export function pssBytes(pid: number): number {
   return kib === undefined ? Number.NaN : Number(kib) * 1024;
 }
 
-/** Resident set size in bytes, shared pages included. NaN when it is gone. */
+/** Resident set size in bytes, shared pages included. NaN if the process is gone. */
 export function rssBytes(pid: number): number {
   const kib = /^VmRSS:\s+(\d+) kB/m.exec(read(`/proc/${pid}/status`) ?? "")?.[1];
   return kib === undefined ? Number.NaN : Number(kib) * 1024;
@@ -45,7 +45,7 @@ export function processTree(root: number): number[] {
   return tree;
 }
 
-/** Arguments of a process, program first. Empty when it is gone. */
+/** Arguments of a process, program first. Empty if the process is gone. */
 export function commandLine(pid: number): string[] {
   const text = read(`/proc/${pid}/cmdline`) ?? "";
   return text.split("\0").filter((argument) => argument !== "");

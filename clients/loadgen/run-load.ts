@@ -1,4 +1,4 @@
-// One load against one server, and what is to be said of it.
+// One load against one server, and its results.
 import { Agent } from "node:http";
 import { closedLoop, openLoop, poissonArrivals, seededRandom } from "./arrivals.ts";
 import { goodput, summarise, type Slo, type Summary } from "./statistics.ts";
@@ -7,9 +7,9 @@ import { PATH, requestBody, type WorkloadOptions } from "./workload.ts";
 
 export interface LoadShape {
   readonly requests: number;
-  /** Streams at a time (closed loop), where `ratePerS` is 0. */
+  /** Concurrent streams (closed loop), if `ratePerS` is 0. */
   readonly streams: number;
-  /** Requests a second with Poisson arrivals (open loop). 0: closed loop. */
+  /** Requests per second with Poisson arrivals (open loop). 0: closed loop. */
   readonly ratePerS: number;
   /** The streams of a closed loop start within this time. */
   readonly rampMs: number;
@@ -55,11 +55,11 @@ export interface LoadReport {
   readonly chunks: number;
   readonly requestsPerS: number;
   readonly tokensPerS: number;
-  /** Requests a second within the SLOs. */
+  /** Requests per second within the SLOs. */
   readonly goodputPerS: number;
 }
 
-/** Rounds of the same load, taken together. */
+/** Combines several rounds of the same load. */
 export function reportOf(rounds: readonly LoadResult[], slo: Slo): LoadReport {
   const all = rounds.flatMap((round) => round.results);
   const completed = all.filter((result) => result.completed);

@@ -1,4 +1,4 @@
-// What is said of many measurements: percentiles, and the share of requests that were fast enough.
+// Statistics of many measurements: percentiles, and the share of requests that were fast enough.
 
 export interface Summary {
   readonly count: number;
@@ -14,7 +14,7 @@ export interface Summary {
  *
  * @param sorted Ascending.
  * @param share 0 to 1.
- * @returns NaN where there is nothing to measure: a made-up 0 would look like a very good result.
+ * @returns NaN without measurements, because a made-up 0 would look like a very good result.
  */
 export function percentile(sorted: readonly number[], share: number): number {
   if (sorted.length === 0) return Number.NaN;
@@ -40,11 +40,11 @@ export function summarise(values: readonly number[]): Summary {
   };
 }
 
-/** What goodput needs of one request. Times in milliseconds. */
+/** The figures of one request that goodput needs. Times in milliseconds. */
 export interface Timed {
   readonly completed: boolean;
   readonly ttftMs: number;
-  /** NaN where the answer had fewer than two tokens: then only TTFT counts. */
+  /** NaN if the answer had fewer than two tokens; then only TTFT counts. */
   readonly tpotMs: number;
 }
 
@@ -54,7 +54,7 @@ export interface Slo {
   readonly tpotMs: number | undefined;
 }
 
-/** Requests a second that completed within every SLO, as vLLM's benchmark counts goodput. */
+/** Requests per second that completed within every SLO, as vLLM's benchmark counts goodput. */
 export function goodput(requests: readonly Timed[], slo: Slo, elapsedMs: number): number {
   if (elapsedMs <= 0) return 0;
   let good = 0;

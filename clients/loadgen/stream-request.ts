@@ -2,21 +2,21 @@
 import { timedRequest, type Target } from "../common/timed-request.ts";
 import { timePerOutputToken, type Timed } from "./statistics.ts";
 
-/** One request and what came of it. */
+/** One request and its result. */
 export interface StreamResult extends Timed {
   readonly text: string;
   /** SSE events that carried text. */
   readonly chunks: number;
-  /** From the answer's usage; NaN where it had none. */
+  /** Completion tokens by the answer's usage; NaN if it has none. */
   readonly completionTokens: number;
   /** Milliseconds between two events that carried text. */
   readonly gapsMs: readonly number[];
   readonly endToEndMs: number;
-  /** Why it did not complete. */
+  /** Why the request did not complete. */
   readonly error: string | undefined;
 }
 
-/** Never rejects: a request that failed is a result too. */
+/** Never rejects: a failed request is a result too. */
 export async function streamRequest(target: Target, path: string, body: string): Promise<StreamResult> {
   const answer = await timedRequest({ path, body, stream: true }, target);
   const { sentMs, firstMs = Number.NaN, lastMs = Number.NaN, text, chunks, tokens, gapsMs, status } = answer;

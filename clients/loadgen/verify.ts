@@ -3,11 +3,11 @@ import type { StreamResult } from "./stream-request.ts";
 
 export interface Comparison {
   readonly compared: number;
-  /** Answers that miss something at their end or are broken off. */
+  /** Answers that are cut short. */
   readonly short: number;
-  /** Answers that differ otherwise: lost, doubled, out of order or another's text. */
+  /** Answers that differ in another way: lost, doubled, out of order or another's text. */
   readonly different: number;
-  /** The first one that is wrong, for people. */
+  /** The first wrong answer, described for people. */
   readonly example: string | undefined;
 }
 
@@ -34,5 +34,5 @@ function firstDifference(actual: string, expected: string): string {
   let at = 0;
   while (at < actual.length && actual[at] === expected[at]) at++;
   const around = (text: string): string => JSON.stringify(text.slice(Math.max(0, at - 10), at + 20));
-  return `differs at character ${at}: ${around(actual)} in place of ${around(expected)}`;
+  return `differs at character ${at}: ${around(actual)} instead of ${around(expected)}`;
 }

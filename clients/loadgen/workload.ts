@@ -1,12 +1,12 @@
-// What is asked. Each request has its own prompt, so that no engine's prefix cache answers in its place, and the same
-// index always the same one, so that two servers can be compared word by word.
+// The requests of a load. Each has its own prompt, so that no prefix cache of an engine can answer it. An index always
+// has the same prompt, so that two servers can be compared word by word.
 import { seededRandom } from "./arrivals.ts";
 
 export interface WorkloadOptions {
   readonly model: string;
   /** Words of a prompt; about as many tokens. */
   readonly promptWords: number;
-  /** Tokens of an answer. The engine is told to go on to them. */
+  /** Tokens of an answer. The request makes the engine generate exactly this many. */
   readonly outputTokens: number;
   readonly seed: number;
 }

@@ -220,7 +220,7 @@ await step("start", async () => {
   return {
     lines: tail(pair.log, 400)
       .split("\n")
-      .filter((line) => /engine works|ready/.test(line))
+      .filter((line) => /ready/.test(line))
       .map((line) => line.slice(0, 200)),
   };
 });

@@ -220,7 +220,7 @@ describe("vLLM started by Tandem", function () {
     const output = tandem.output();
     assert.match(output, /prefill-1 \| loading vLLM 0\.32\.0/);
     assert.match(output, /decode-2 \| .*loading weights/);
-    assert.match(output, /engine works after [\d.]+ s: loading vLLM/);
+    assert.match(output, /engine ready after [\d.]+ s: loading vLLM/);
     assert.doesNotMatch(output, /hf_not_to_be_seen/);
   });
 

@@ -63,10 +63,10 @@ describe("the check of package-lock.json", () => {
       "node_modules/c": { ...good, resolved: "https://mirror.example/c.tgz" },
     };
     assert.deepEqual(lockFaults({ name: "x", packages }), [
-      "x needs z on some platform, and it has no entry",
-      "a needs @a/darwin on some platform, and it has no entry",
+      "x needs z on some platform, but the lock has no entry for it",
+      "a needs @a/darwin on some platform, but the lock has no entry for it",
       "node_modules/b has no integrity",
-      "node_modules/c names the host that it came from; with .npmrc's omit-lockfile-registry-resolved npm leaves it out",
+      "node_modules/c names its registry host; .npmrc's omit-lockfile-registry-resolved makes npm leave the host out",
     ]);
   });
 });
@@ -91,7 +91,7 @@ describe("npm test", () => {
       "test/scripts/set-up.test.ts",
     ]);
     assert.deepEqual(selectTests(root, ["test/tidy.test.ts"], {}).files, ["test/tidy.test.ts"]);
-    assert.throws(() => selectTests(root, ["test/nowhere"], {}), /no test\/nowhere/);
+    assert.throws(() => selectTests(root, ["test/nowhere"], {}), /test\/nowhere does not exist/);
   });
 
   it("ends with the sum, and counts a run that broke as a failure", () => {

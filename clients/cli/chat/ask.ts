@@ -4,11 +4,11 @@ import type { ChatRequest, OpenAiClient } from "../../client/openai.ts";
 export interface Turn {
   readonly requestId: string;
   readonly text: string;
-  /** From the send to the first text, in milliseconds. NaN where none came. */
+  /** From sending the request to the first text, in milliseconds. NaN if there was no text. */
   readonly ttftMs: number;
   /** From the first text to the last, in milliseconds. */
   readonly writingMs: number;
-  /** NaN where the answer was stopped. */
+  /** NaN if the answer was stopped. */
   readonly tokens: number;
   readonly stopped: boolean;
 }

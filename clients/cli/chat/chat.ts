@@ -13,13 +13,13 @@ export async function runChat(argv: readonly string[]): Promise<void> {
   const target = findRouter(config);
   const client = openAiClient(target.url, config.apiKey);
   const model = config.model ?? (await firstModel(client, target, config.apiKey));
-  // Without a terminal the answers alone are the output, for whatever reads them.
+  // Without a terminal, standard output carries only the answers, so that another program can read them.
   const onTerminal = process.stdin.isTTY === true && process.stdout.isTTY === true;
   const dim = (text: string): string =>
     onTerminal && (process.env["NO_COLOR"] ?? "") === "" ? `\x1b[2m${text}\x1b[0m` : text;
   const note = (text: string): unknown => (onTerminal ? process.stdout : process.stderr).write(`${dim(text)}\n`);
   note(
-    `${introduction(model)} at ${target.url}. /new forgets the conversation, Ctrl-C stops an answer, and again leaves.`,
+    `${introduction(model)} at ${target.url}. /new starts a new conversation. Ctrl-C stops an answer, or quits between answers.`,
   );
 
   const lines = createInterface({
@@ -32,7 +32,7 @@ export async function runChat(argv: readonly string[]): Promise<void> {
   let answering: AbortController | null = null;
   let leaving = false;
   const interrupt = (): void => {
-    // A pipe has nobody who could ask again after a stopped answer.
+    // With piped input no user can ask again after a stopped answer, so the chat ends.
     if (answering === null || !onTerminal) {
       leaving = true;
       lines.close();
@@ -47,7 +47,7 @@ export async function runChat(argv: readonly string[]): Promise<void> {
     if (line === "/quit" || line === "/exit") break;
     if (line === "/new") {
       history = beginning;
-      note("The conversation is forgotten.");
+      note("New conversation.");
       continue;
     }
     answering = new AbortController();
@@ -72,7 +72,7 @@ export async function runChat(argv: readonly string[]): Promise<void> {
   if (onTerminal) process.stdout.write("\n");
 }
 
-/** The lines that are not empty, until the input ends. */
+/** Yields the lines that are not empty, until the input ends. */
 async function* questions(lines: Interface, prompting: boolean): AsyncGenerator<string> {
   let closed = false;
   lines.once("close", () => (closed = true));
@@ -91,11 +91,13 @@ async function firstModel(client: OpenAiClient, target: RouterTarget, apiKey: st
     throw explained(error, target, apiKey);
   });
   if (first === undefined)
-    throw new StartError(`The router at ${target.url} serves no model now. \`tandem status\` shows its instances.`);
+    throw new StartError(
+      `The router at ${target.url} serves no model at the moment. \`tandem status\` shows its instances.`,
+    );
   return first.id;
 }
 
-/** The model that ships says what it is wherever it is shown. */
+/** The name of the model; the shipped one is introduced as the small model that it is. */
 function introduction(model: string): string {
   return model === "tandem-tiny"
     ? "tandem-tiny, a very small model that knows Tandem's documentation and little else,"

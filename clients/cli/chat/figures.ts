@@ -3,10 +3,10 @@ import { bytesText } from "../../common/bytes-text.ts";
 import type { RouterTarget } from "../router-target.ts";
 import type { Turn } from "./ask.ts";
 
-/** Bytes of KV that moved for a request; undefined where the router or its engines don't say. Never rejects. */
+/** Bytes of KV that moved for a request; undefined if the router or its engines don't report them. Never rejects. */
 export async function kvBytesOf({ url, token }: RouterTarget, requestId: string): Promise<number | undefined> {
   try {
-    // Loaded here: a tenth of a second that the first question should not wait for.
+    // Imported here, because the import takes a tenth of a second, and the first question should not wait for it.
     const { routerClient } = await import("../../client/router.ts");
     const { receipt } = await routerClient(url, token).getReceipt({ requestId }, { timeoutMs: 2_000 });
     const known = (receipt?.legs ?? []).filter((leg) => leg.kvBytes !== undefined);
@@ -16,7 +16,7 @@ export async function kvBytesOf({ url, token }: RouterTarget, requestId: string)
   }
 }
 
-/** One line. */
+/** The figures of a turn, on one line. */
 export function figures(turn: Turn, kvBytes: number | undefined): string {
   const parts: string[] = [];
   if (!Number.isNaN(turn.ttftMs)) parts.push(`TTFT ${turn.ttftMs.toFixed(0)} ms`);

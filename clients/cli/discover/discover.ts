@@ -1,6 +1,6 @@
-// `tandem discover`: listens to vLLM's own pings (P2P NCCL) and runs one wrapper process for each engine that pings, for
-// as long as it does. A ping says where an engine is and not how: whether it works, the wrapper finds out, and the doctor
-// whether it can be half of a pair.
+// `tandem discover`: listens to vLLM's own pings (P2P NCCL) and runs one wrapper process for each engine, for as long
+// as the engine pings. A ping says where an engine is, not whether the engine works: the wrapper finds that out, and
+// the doctor finds out whether the engine can be half of a pair.
 import { loadConfig } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { createLog } from "../../../services/common/log.ts";
@@ -16,9 +16,9 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   const wrappers = new Map<string, Child>();
   const env = { ...process.env, ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }) };
   if (!/^(127\.|\[::1\]|localhost)/.test(config.listen)) {
-    log.warn("pings are taken from beyond this machine, and nobody proves who he is", {
+    log.warn("pings are accepted from other machines, without authentication", {
       listen: config.listen,
-      cure: "let only the engines' network reach it",
+      cure: "allow only the engines' network to reach this address",
     });
   }
 
@@ -40,7 +40,7 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
       httpAddress,
       startChild(spec, passedOn, {
         died(child, { how }, restartInMs) {
-          log.warn("the wrapper of an adopted engine died; it starts again", { wrapper: child.name, how, restartInMs });
+          log.warn("the wrapper of an adopted engine died; restarting it", { wrapper: child.name, how, restartInMs });
           return true;
         },
       }),
@@ -62,7 +62,7 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   );
 }
 
-/** What wrappers write is what this process writes. */
+/** Passes the output of the wrappers on as the output of this process. */
 const passedOn: OutputSink = {
   attach(stream, isLoud) {
     stream.on("error", () => {});

@@ -10,15 +10,15 @@ export const doctorConfig = defineConfig(
   "doctor",
   {
     ...routerSettings,
-    probes: boolean("probes", "Send a small request of our own through each pair. --no-probes: report facts only.", {
+    probes: boolean("probes", "Send a small probe request through each pair. --no-probes: report facts only.", {
       default: true,
     }),
-    json: boolean("json", "Print JSON, as RouterService.Diagnose gives it.", { default: false }),
-    verbose: boolean("verbose", "Show also what is fine.", { default: false }),
+    json: boolean("json", "Print the findings as JSON, as RouterService.Diagnose returns them.", { default: false }),
+    verbose: boolean("verbose", "Also show what is fine.", { default: false }),
   },
   {
     summary:
-      "Finds what is wrong with the instances of a router, alone and in pairs, and says what to do. Exit code 1 where something gives wrong answers or none.",
+      "Finds what is wrong with the instances of a router, alone and in pairs, and says what to do. Exits with 1 if an instance or a pair gives wrong answers, or no answers.",
     usage: "tandem doctor [--json] [--verbose] [--router URL]",
   },
 );

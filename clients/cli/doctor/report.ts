@@ -1,11 +1,11 @@
-// What the doctor found, as text: the worst first, each with its cure.
+// The findings of the doctor as text: the worst first, each with its cure.
 import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Diagnosis } from "#gen/tandem/router/v1/router_pb.js";
 
 const WORDS: Readonly<Record<number, string>> = {
   [FindingLevel.ERROR]: "ERROR",
   [FindingLevel.WARNING]: "WARNING",
-  [FindingLevel.UNKNOWN]: "not known",
+  [FindingLevel.UNKNOWN]: "unknown",
   [FindingLevel.OK]: "ok",
 };
 
@@ -13,7 +13,7 @@ export function hasError(diagnoses: readonly Diagnosis[]): boolean {
   return diagnoses.some(({ finding }) => finding?.level === FindingLevel.ERROR);
 }
 
-/** @param verbose Also what is fine. */
+/** @param verbose Also show what is fine. */
 export function renderDiagnoses(diagnoses: readonly Diagnosis[], verbose: boolean): string {
   const shown = diagnoses
     .filter(({ finding }) => verbose || finding?.level !== FindingLevel.OK)
@@ -32,7 +32,7 @@ export function renderDiagnoses(diagnoses: readonly Diagnosis[], verbose: boolea
   const sum = [
     `${count(FindingLevel.ERROR)} errors`,
     `${count(FindingLevel.WARNING)} warnings`,
-    `${count(FindingLevel.UNKNOWN)} not known`,
+    `${count(FindingLevel.UNKNOWN)} unknown`,
     `${count(FindingLevel.OK)} fine`,
   ].join(", ");
   return [...lines, ...(lines.length > 0 ? [""] : []), `${sum}.`].join("\n");

@@ -1,8 +1,8 @@
-// A receipt in words, with a line of time for each attempt.
+// A receipt in words, with a timeline of each attempt.
 import { Outcome, type Leg, type Receipt } from "#gen/tandem/router/v1/router_pb.js";
 import { bytesText } from "../../common/bytes-text.ts";
 
-/** Characters of the line of time. */
+/** Width of the timeline, in characters. */
 const WIDTH = 60;
 
 interface Part {
@@ -19,17 +19,18 @@ const OUTCOMES: Readonly<Record<number, string>> = {
   [Outcome.FAILED]: "Failed",
 };
 
-/** What each kind of fallback means: by the whole of it, or the word before its first colon. */
+/** What each fallback means, by its full text or by the word before its first colon. */
 const MEANINGS: Readonly<Record<string, string>> = {
-  retry: "a failed attempt was made again, before its first byte",
-  replay: "the stream broke, and another pair wrote it again, to the byte, up to where the client was",
-  "replay:diverged": "the stream broke, and the other pair wrote something else: it ended with its first error",
-  "replay:failed": "the stream broke, and could not be written again in time: it ended with its first error",
-  busy: "an instance had no room, and the request waited or went elsewhere",
-  pair_avoided: "a pair whose legs fail with each other was passed over",
-  unpaired: "decode computed the prompt as well, because no prefill instance was left",
-  unpaired_short: "decode computed the short prompt as well",
-  "stale-registry": "the registry was away, and the instances known before were used",
+  retry: "an attempt failed before its first byte and was retried",
+  replay: "the stream broke, and another pair wrote the same bytes again, up to where the client was",
+  "replay:diverged":
+    "the stream broke, and the other pair wrote different bytes: the request ended with its first error",
+  "replay:failed": "the stream broke, and could not be replayed in time: the request ended with its first error",
+  busy: "an instance had no free slot, and the request waited or went elsewhere",
+  pair_avoided: "a pair on which legs fail was skipped",
+  unpaired: "decode also computed the prompt, because no prefill instance was left",
+  unpaired_short: "decode also computed the prompt, because the prompt is short",
+  "stale-registry": "the registry was unavailable, and the last known instances were used",
 };
 
 export function storyOf(receipt: Receipt): string {
@@ -37,16 +38,17 @@ export function storyOf(receipt: Receipt): string {
   const lines = [heading(receipt), summary(receipt), ""];
   const event = (atMs: number, text: string): void => void lines.push(`${ms(atMs).padStart(10)}  ${text}`);
   event(0, `arrived at ${new Date(Number(receipt.startedUnixMs)).toISOString()}${scheduling(receipt)}`);
-  if (queueMs >= 0.05) event(queueMs, "let in, after the queue");
+  if (queueMs >= 0.05) event(queueMs, "admitted from the queue");
   const events: [number, string][] = legs.map((leg, index) => [
     leg.startedMs,
     attempt(leg, index, legs.length, receipt.stream),
   ]);
-  if (ttftMs > 0) events.push([ttftMs, receipt.stream ? "first bytes to the client" : "answer to the client"]);
+  if (ttftMs > 0)
+    events.push([ttftMs, receipt.stream ? "first bytes sent to the client" : "answer sent to the client"]);
   for (const [atMs, text] of events.sort(([a], [b]) => a - b)) event(atMs, text);
   if (totalMs > 0) event(totalMs, `ended${receipt.error === "" ? "" : `: ${receipt.errorCode}: ${receipt.error}`}`);
   if (receipt.fallbacks.length > 0) {
-    lines.push("", "Otherwise than planned:");
+    lines.push("", "Fallbacks:");
     for (const text of receipt.fallbacks)
       lines.push(`  ${text}: ${MEANINGS[text] ?? MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`);
   }
@@ -62,7 +64,7 @@ function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string
   const parts = [
     `${OUTCOMES[outcome] ?? "Ended"}${status > 0 ? ` with status ${status}` : ""}${totalMs > 0 ? ` after ${ms(totalMs)}` : ""}`,
   ];
-  // Attempts that failed left nothing in the answer. Where none came through, the last tells how far it got.
+  // Failed attempts left nothing in the answer. If none succeeded, the last one shows how far the request got.
   const whole = legs.filter((leg) => leg.error === "");
   const counted = whole.length > 0 ? whole : legs.slice(-1);
   const last = counted.at(-1);
@@ -71,11 +73,11 @@ function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string
     const written = counted.reduce((sum, leg) => sum + leg.completionTokens, 0);
     parts.push(
       counted.length === 1
-        ? `${last.promptTokens} prompt tokens${cached}, ${written} of answer`
-        : `${counted.length} answers, ${written} tokens together`,
+        ? `${last.promptTokens} prompt tokens${cached}, ${written} completion tokens`
+        : `${counted.length} answers, ${written} tokens in total`,
     );
   }
-  // What failed attempts moved was moved all the same.
+  // KV that failed attempts moved counts too.
   const moved = legs.filter((leg) => leg.kvBytes !== undefined);
   if (moved.length > 0)
     parts.push(`${bytesText(moved.reduce((sum, leg) => sum + Number(leg.kvBytes), 0))} of KV moved`);
@@ -88,21 +90,21 @@ function scheduling({ tenant, priority }: Receipt): string {
   return parts.length === 0 ? "" : ` (${parts.join(", ")})`;
 }
 
-/** One line what became of it, and below that where it ran and where its time went. */
+/** One line with the outcome; below it, where the attempt ran and where its time went. */
 function attempt(leg: Leg, index: number, count: number, stream: boolean): string {
   const times = partsOf(leg, stream)
     .filter(({ tookMs }) => tookMs > 0)
     .map(({ name, tookMs }) => `${name} ${ms(tookMs)}`);
   const lines = [
     `${count === 1 ? "leg" : `leg ${index + 1} of ${count}`}${leg.error === "" ? "" : `: ended by ${leg.error}`}`,
-    leg.prefillInstanceId === "" ? "no prefill: decode alone" : `prefill on ${leg.prefillInstanceId}`,
+    leg.prefillInstanceId === "" ? "no prefill: decode unpaired" : `prefill on ${leg.prefillInstanceId}`,
     `decode on ${leg.decodeInstanceId || "none"}`,
     ...(times.length === 0 ? [] : [times.join(", ")]),
   ];
   return lines.join(`\n${" ".repeat(14)}`);
 }
 
-/** An answer in one piece has no first token that anyone sees: transfer and decode are one part then. */
+/** The first token of a non-streaming answer is not visible, so transfer and decode are one part there. */
 function partsOf({ reserveMs, prefillMs, transferMs, decodeMs }: Leg, stream: boolean): Part[] {
   const before: Part[] = [
     { name: "reserve", letter: "r", tookMs: reserveMs },
@@ -117,7 +119,7 @@ function partsOf({ reserveMs, prefillMs, transferMs, decodeMs }: Leg, stream: bo
     : [...before, { name: "transfer and decode", letter: "D", tookMs: transferMs + decodeMs }];
 }
 
-/** One row an attempt, all on the same scale. */
+/** One row per attempt, all on the same scale. */
 function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
   const parts = legs.map((leg) => partsOf(leg, stream));
   const endMs = Math.max(
@@ -133,7 +135,7 @@ function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
     const row = Array<string>(WIDTH).fill(".");
     for (const { tookMs, letter } of parts[index]!) {
       if (tookMs <= 0) continue;
-      // A part that took any time at all is seen.
+      // A part that took any time at all gets a column.
       const from = Math.min(WIDTH - 1, column(atMs));
       for (let at = from; at < Math.max(from + 1, column(atMs + tookMs)); at += 1) row[at] = letter;
       atMs += tookMs;

@@ -30,7 +30,7 @@ export function renderInstances(instances: readonly Instance[]): string {
   return renderTable(instances, COLUMNS, true);
 }
 
-/** Free of all, as the instance last said. */
+/** Free slots of all slots, as the instance last reported. */
 function slots(instance: Instance): string {
   const limit = instance.info?.slotLimit ?? 0;
   if (limit === 0) return "";

@@ -11,7 +11,9 @@ export const statusConfig = defineConfig(
   "status",
   {
     ...routerSettings,
-    json: boolean("json", "Print JSON, the instances as RouterService.ListInstances gives them.", { default: false }),
+    json: boolean("json", "Print the instances as JSON, as RouterService.ListInstances returns them.", {
+      default: false,
+    }),
     watch: boolean("watch", "Print again after every change, until Ctrl-C.", { default: false }),
   },
   { summary: "Shows the instances that a router sees.", usage: "tandem status [--json] [--watch] [--router URL]" },
@@ -26,7 +28,7 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
   const print = (instances: Instance[], routerId: string): void => {
     if (!config.json) return void process.stdout.write(`${heading}\n\n${renderInstances(instances)}\n`);
     const message = create(ListInstancesResponseSchema, { instances, routerId });
-    // Zero values included: a script should not have to know protobuf's defaults.
+    // Zero values included: a script should not need to know protobuf's defaults.
     const layout = config.watch ? {} : { prettySpaces: 2 };
     const text = toJsonString(ListInstancesResponseSchema, message, { alwaysEmitImplicit: true, ...layout });
     process.stdout.write(`${text}\n`);
@@ -45,5 +47,6 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
   } catch (error) {
     if (!stop.aborted) throw explained(error, target);
   }
-  if (!stop.aborted) throw new StartError(`The router at ${url} ended the watch: it stops or restarts.`);
+  if (!stop.aborted)
+    throw new StartError(`The router at ${url} ended the watch: the router is stopping or restarting.`);
 }

@@ -1,6 +1,6 @@
-// What `tandem up` says once everything is ready: where things are, and lines to paste.
+// What `tandem up` prints once everything is ready: addresses, and commands to paste.
 
-/** Outside of a clone `npx tandem` could fetch a package of that name, which is another's. */
+/** Outside a clone, `npx tandem` could fetch an unrelated package of that name. */
 const TANDEM = import.meta.url.includes("/node_modules/") ? "npx @tandem-llm/tandem" : "npx tandem";
 
 export interface BannerInput {
@@ -9,14 +9,14 @@ export interface BannerInput {
   readonly model: string;
   /** How to write the join token in a shell: the token itself, or the variable it came from. */
   readonly tokenText: string;
-  /** How to write the API key in a shell. Undefined: none is needed. */
+  /** How to write the API key in a shell. Undefined if no key is needed. */
   readonly apiKeyText: string | undefined;
-  /** Flags by which commands find this deployment, with a space before each; empty where they need none. */
+  /** Flags by which commands find this deployment, each with a leading space; empty if no flag is needed. */
   readonly target: string;
-  /** The file that holds the join token, where `tokenText` is a variable that is not set yet. */
+  /** The file that holds the join token, if `tokenText` is a variable that is not set yet. */
   readonly tokenFile: string | undefined;
   readonly logDir: string;
-  /** Of Consul, where everything is registered there. */
+  /** Address of Consul's web UI, if everything is registered in Consul. */
   readonly consulUi?: string | undefined;
   readonly readyS: number;
 }
@@ -48,7 +48,7 @@ Ctrl-C stops everything.
 `;
 }
 
-/** For a POSIX shell. */
+/** Quotes `text` for a POSIX shell. */
 export function quoted(text: string): string {
   return /^[\w/.:@-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

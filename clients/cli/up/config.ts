@@ -37,40 +37,41 @@ export const upConfig = defineConfig(
     }),
     engineKind: choice(
       "engine.kind",
-      "What computes. embedded: a small language model on this CPU, the one that ships or --model FILE.gguf. vllm: large ones; give --model. sim: a simulation. Left out: embedded, where its model is there. --attach-prefill and --attach-decode wrap vLLM servers that run already.",
+      "Engine to start. embedded: a small language model on this CPU, either the shipped one or --model FILE.gguf. vllm: large models, named by --model. sim: a simulation. Left out: embedded, if its model is installed. --attach-prefill and --attach-decode wrap running vLLM servers instead.",
       ENGINE_KINDS,
       { optional: true, alias: "engine" },
     ),
     model: text(
       "model",
-      "FILE.gguf: a small Llama for the embedded engine. With --engine vllm an id of Hugging Face or a folder. With --engine sim the name under which clients ask for it.",
+      "Model to serve. For the embedded engine: FILE.gguf, a small Llama. With --engine vllm: a Hugging Face id or a folder. With --engine sim: the model name that clients ask for.",
       { optional: true, env: ["MODEL_ID"] },
     ),
     deploymentName: text(
       "deployment.name",
-      "Name of the deployment, by which `tandem status --name` and others find it and deployments on one Consul are told apart. Left out: default on port 3000, port-N on port N.",
+      "Name of the deployment. `tandem status --name` and other commands find the deployment by it; deployments on one Consul differ by it. Left out: default on port 3000, port-N on port N.",
       { optional: true, alias: "name", env: ["TANDEM_NAME"] },
     ),
-    restListen: address("rest.listen", "Where OpenAI clients connect. --port 0 takes a free port.", {
+    restListen: address("rest.listen", "Address for OpenAI clients. --port 0 takes a free port.", {
       default: "127.0.0.1:3000",
       alias: "port",
       env: ["PROXY_PORT"],
     }),
-    grpcListen: address(
-      "grpc.listen",
-      "Where gRPC clients and the instances connect. --grpc-port 0 takes a free port.",
-      { default: "127.0.0.1:3001", alias: "grpc-port" },
-    ),
+    grpcListen: address("grpc.listen", "Address for gRPC clients and the instances. --grpc-port 0 takes a free port.", {
+      default: "127.0.0.1:3001",
+      alias: "grpc-port",
+    }),
     consul: boolean(
       "consul",
-      "Register everything in Consul: in the agent at CONSUL_HTTP_ADDR or 127.0.0.1:8500, or else in one that is started in dev mode.",
+      "Register everything in Consul: in the agent at CONSUL_HTTP_ADDR or 127.0.0.1:8500. If no agent runs there, start one in dev mode.",
       { default: false },
     ),
-    verbose: boolean("verbose", "Show all that the processes log, not only warnings and errors.", { default: false }),
+    verbose: boolean("verbose", "Show everything that the processes log, not only warnings and errors.", {
+      default: false,
+    }),
     engines: section("Engines that are started", {
       flags: list(
         "engine.flag",
-        "A word for the command line of every engine that is started, passed on as it is: --engine.flag=--sim.decode_ms_per_token=20. With prefill: or decode: before it, for engines of that role alone: decode:--fault=stall. Repeatable; all words after -- are meant so too.",
+        "Argument for the command line of every started engine, passed on unchanged: --engine.flag=--sim.decode_ms_per_token=20. A prefix of prefill: or decode: limits it to engines of that role: decode:--fault=stall. Repeatable; every word after -- is passed on in the same way.",
       ),
       connector: choice(
         "connector",
@@ -80,64 +81,64 @@ export const upConfig = defineConfig(
       ),
       servedName: text(
         "served_name",
-        "Name under which vLLM or the embedded engine serves its model. Left out: its id, or what its file says.",
+        "Name under which vLLM or the embedded engine serves its model. Left out: the model's id, or the name in its file.",
         { optional: true },
       ),
       vllmCommand: text(
         "vllm.command",
-        "The vLLM to start, where it is not the one of the active virtual environment or the PATH.",
+        "vLLM command to start, if different from the one in the active virtual environment or on the PATH.",
         { optional: true },
       ),
       gpus: text(
         "gpus",
-        "GPUs for vLLM, one entry an instance, prefill first: 0,1,2. An instance with several has them joined by +: 0+1,2+3. Left out: GPU 0 for the first, 1 for the second and so on, where CUDA_VISIBLE_DEVICES doesn't say which.",
+        "GPUs for vLLM, one entry per instance, prefill first: 0,1,2. Join the GPUs of one instance by +: 0+1,2+3. Left out: the GPUs in CUDA_VISIBLE_DEVICES, or else GPU 0 for the first instance, 1 for the second, and so on.",
         { optional: true },
       ),
       hfToken: secret("hf_token", "Hugging Face token, passed on to vLLM.", { env: ["HF_TOKEN"] }),
       prefillKvPort: integer(
         "prefill.kv_port",
-        "First of the ports on which prefill engines hand over KV; a taken one is passed over.",
+        "First of the ports from which prefill engines send KV; ports in use are skipped.",
         { default: 20_001, min: 1, max: 65_000, env: ["PREFILL_KV_PORT"] },
       ),
       decodeKvPort: integer(
         "decode.kv_port",
-        "First of the ports on which decode engines receive KV; a taken one is passed over.",
+        "First of the ports on which decode engines receive KV; ports in use are skipped.",
         { default: 21_001, min: 1, max: 65_000, env: ["DECODE_KV_PORT"] },
       ),
     }),
     attach: section("Engines that run already", {
       prefill: list(
         "attach.prefill",
-        "URL of a running vLLM server to wrap as a prefill instance. Repeatable; their number replaces --prefill.",
+        "URL of a running vLLM server to wrap as a prefill instance. Repeatable; the number of URLs replaces --prefill.",
       ),
       decode: list(
         "attach.decode",
-        "URL of a running vLLM server to wrap as a decode instance. Repeatable; their number replaces --decode.",
+        "URL of a running vLLM server to wrap as a decode instance. Repeatable; the number of URLs replaces --decode.",
       ),
       discover: address(
         "discover",
-        "Starts no engines: adopts vLLM engines with P2P NCCL that ping this address, 127.0.0.1:30001 in vLLM's own examples. They may come and go.",
+        "Start no engines. Instead, adopt vLLM engines with P2P NCCL that ping this address (127.0.0.1:30001 in vLLM's own examples). Engines may come and go.",
         { optional: true },
       ),
     }),
     access: section("Secrets", {
       apiKey: secret(
         "api_key",
-        "Key that clients of the OpenAI API must send. Without one, anybody on this machine may ask.",
+        "API key that OpenAI clients must send. Without one, every user of this machine may send requests.",
       ),
       token: secret(
         "token",
-        "Join token: who has it may join as an instance and control the run. Left out: a random one.",
+        "Join token, which permits joining as an instance and controlling the run. Left out: a random token.",
       ),
     }),
     process: section("The process", {
-      drainGraceMs: milliseconds("drain.grace_ms", "How long SIGTERM lets running answers finish.", {
+      drainGraceMs: milliseconds("drain.grace_ms", "How long running answers may take to finish after SIGTERM.", {
         default: 30_000,
         min: 0,
       }),
       logsLimitMib: integer(
         "logs.limit_mib",
-        "Size of all log files of this run. Each process has an equal share; its oldest lines go first.",
+        "Total size of this run's log files. Each process has an equal share; its oldest lines are dropped first.",
         { default: 256, min: 1, max: 65_536, unit: "MiB" },
       ),
       stateDir,
@@ -145,8 +146,8 @@ export const upConfig = defineConfig(
   },
   {
     summary:
-      "Starts a router and instances on this machine, restarts what dies, and ends them all together. Further settings of " +
-      "those processes are given as variables, which all of them see: TANDEM_QUEUE_LIMIT=16 tandem up.",
+      "Starts a router and instances on this machine, restarts those that die, and stops all of them together. Other " +
+      "settings of these processes are set by environment variables, which all of them see: TANDEM_QUEUE_LIMIT=16 tandem up.",
     usage:
       "tandem up [--prefill N] [--decode M] [--model FILE.gguf] [--engine sim] [--engine vllm --model ID] [--port 3000] [--grpc-port 3001] [-- FLAGS OF THE ENGINE]",
     rest: "engine.flag",
@@ -159,7 +160,7 @@ export const upConfig = defineConfig(
 
 export type UpConfig = Config<typeof upConfig.schema>;
 
-/** @throws ConfigError for settings that are each fine and don't go together. */
+/** @throws ConfigError for settings that are valid alone but conflict with each other. */
 export function checkUpConfig(config: UpConfig): void {
   if (config.attach.discover !== undefined) {
     const other = ["engine.kind", "prefill", "decode", "attach.prefill", "attach.decode", "connector"].find((key) =>
@@ -179,7 +180,7 @@ export function checkUpConfig(config: UpConfig): void {
       throw new ConfigError(`--engine sim runs no model: leave out --model ${config.model}, or --engine sim.`);
     if (kind === "embedded" && config.model !== undefined && !isGguf(config.model)) {
       throw new ConfigError(
-        `--engine embedded runs GGUF files, and --model ${config.model} is not named like one. --served_name sets the name for clients.`,
+        `--engine embedded runs GGUF files, but --model ${config.model} doesn't end in .gguf. --served_name sets the name for clients.`,
       );
     }
     if (config.engines.connector !== undefined && config.engines.connector !== "p2p-zmq") {
@@ -204,7 +205,7 @@ export function checkUpConfig(config: UpConfig): void {
     }
     if (config.settings.isGiven(role) && config[role] !== urls.length) {
       throw new ConfigError(
-        `--${role} ${config[role]} and ${urls.length} × --attach-${role} disagree: leave --${role} out, every URL is one instance.`,
+        `--${role} ${config[role]} and ${urls.length} × --attach-${role} disagree: leave out --${role}, because each URL is one instance.`,
       );
     }
   }
@@ -220,11 +221,11 @@ export function checkUpConfig(config: UpConfig): void {
   }
 }
 
-/** Of a deployment on the default port. */
+/** Name of a deployment on the default port. */
 export const DEFAULT_NAME = "default";
 const NAME = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
 
-/** @throws ConfigError for a name that Consul would not take as a tag. */
+/** @throws ConfigError for a name that Consul would reject as a tag. */
 export function nameOf(config: UpConfig, restPort: number): string {
   const name = config.deploymentName ?? (restPort === 3000 ? DEFAULT_NAME : `port-${restPort}`);
   if (!NAME.test(name)) throw new ConfigError(`--name ${name}: expected 1 to 63 letters, digits and hyphens.`);
@@ -235,7 +236,7 @@ export function isAttached(config: UpConfig): boolean {
   return config.attach.prefill.length > 0;
 }
 
-/** What is started where nothing is attached: as asked for, or what can be run here. */
+/** The engine to start if none is attached: the one asked for, or one that can run here. */
 export function engineKind(config: UpConfig): EngineKind {
   return config.engineKind ?? defaultEngineKind(config.model);
 }
@@ -243,7 +244,7 @@ export function engineKind(config: UpConfig): EngineKind {
 function checkVllm(config: UpConfig): void {
   if (config.model === undefined) {
     throw new ConfigError(
-      "--engine vllm needs a model: --model ID of Hugging Face, such as meta-llama/Llama-3.1-8B-Instruct, or the path of a folder.",
+      "--engine vllm needs a model: give --model a Hugging Face id, such as meta-llama/Llama-3.1-8B-Instruct, or the path of a folder.",
     );
   }
   if (config.engines.connector === "p2p-zmq") {
@@ -255,12 +256,12 @@ function checkVllm(config: UpConfig): void {
   const given = gpusOf(config);
   if (given !== undefined && given.length !== instances) {
     throw new ConfigError(
-      `--gpus ${config.engines.gpus}: that is ${given.length} of ${instances} instances. Give one entry each, prefill first; GPUs of one instance are joined by +. Several may share one: 0,0.`,
+      `--gpus ${config.engines.gpus}: ${given.length} entries for ${instances} instances. Give one entry per instance, prefill first; join the GPUs of one instance by +. Instances may share a GPU: 0,0.`,
     );
   }
 }
 
-/** The CUDA_VISIBLE_DEVICES of each instance, prefill first; undefined where they are not given. */
+/** The CUDA_VISIBLE_DEVICES of each instance, prefill first; undefined if not given. */
 export function gpusOf(config: UpConfig): readonly string[] | undefined {
   return config.engines.gpus?.split(",").map((entry) => entry.trim().replaceAll("+", ","));
 }

@@ -1,4 +1,4 @@
-// The Consul of `tandem up --consul`: one that runs already, or an agent in dev mode that lives as long as `up`.
+// The Consul of `tandem up --consul`: an agent that runs already, or one in dev mode that lives as long as `up`.
 import { request } from "node:http";
 import { homedir } from "node:os";
 import { join } from "node:path";
@@ -8,14 +8,14 @@ import { spawnGuarded } from "../../../services/common/guardian.ts";
 import { findOnPath, isProgram } from "../../../services/common/programs.ts";
 
 export interface ConsulAgent {
-  /** Of the web UI. */
+  /** URL of the web UI. */
   readonly uiUrl: string;
-  /** Whether this process started it. */
+  /** Whether this process started the agent. */
   readonly ours: boolean;
-  /** Resolves when it has a leader. Rejects with a StartError when an agent of ours ends before that. */
+  /** Resolves when the agent has a leader. Rejects with a StartError when our own agent ends before that. */
   readonly ready: Promise<void>;
   stop(): Promise<void>;
-  /** At once; may be called when the process exits. */
+  /** Kills the agent at once; may be called while the process exits. */
   kill(): void;
 }
 
@@ -25,18 +25,19 @@ const USUAL_ADDRESS = "127.0.0.1:8500";
 const LOOK_MS = 300;
 const STOP_MS = 1_000;
 
-/** Its address, if an agent answers there: CONSUL_HTTP_ADDR, or Consul's usual port. */
+/** The address of a running agent, if one answers at CONSUL_HTTP_ADDR or on Consul's usual port. */
 export async function runningConsul(env: Env): Promise<string | undefined> {
   const address = addressOf(env);
   if (/^(https|unix):/.test(address) || /^(1|true)$/i.test(env["CONSUL_HTTP_SSL"] ?? "")) return undefined;
   return (await leaderAt(address)) === undefined ? undefined : address;
 }
 
-/** @throws StartError when there is none and none can be started */
+/** @throws StartError when no agent runs and none can be started */
 export async function useConsul(env: Env): Promise<ConsulAgent> {
   const address = addressOf(env);
   const given = (env["CONSUL_HTTP_ADDR"] ?? "") !== "";
-  // What speaks TLS, or listens on a socket file, is only found by who has the settings for it: the processes we start.
+  // An agent behind TLS or a socket file is only reachable with the settings for it, which the processes that we start
+  // have.
   if (/^(https|unix):/.test(address) || (await leaderAt(address)) !== undefined) return running(address);
   if (given)
     throw new StartError(
@@ -45,7 +46,7 @@ export async function useConsul(env: Env): Promise<ConsulAgent> {
   const program = findProgram(env);
   if (program === undefined) {
     throw new StartError(
-      `--consul: no Consul agent answers at ${USUAL_ADDRESS}, and there is no \`consul\` on the PATH to start one. ` +
+      `--consul: no Consul agent answers at ${USUAL_ADDRESS}, and \`consul\` is not on the PATH to start one. ` +
         "Get it from https://developer.hashicorp.com/consul/install, or give its path as CONSUL=/path/to/consul.",
     );
   }
@@ -79,7 +80,7 @@ async function start(program: string): Promise<ConsulAgent> {
 const DEV_FLAGS = [
   ..."agent -dev -node tandem -bind 127.0.0.1 -client 127.0.0.1 -log-level warn".split(" "),
   ..."-dns-port -1 -grpc-port -1 -grpc-tls-port -1".split(" "),
-  // Each instance holds one or two connections, and all of them come from one address.
+  // Each instance holds one or two connections, and all connections come from one address.
   "-hcl",
   "limits { http_max_conns_per_client = 2000 }",
 ];
@@ -94,7 +95,7 @@ function uiOf(address: string): string {
   return `${/^https?:/.test(address) ? address : `http://${address}`}/ui/`;
 }
 
-/** On the PATH, or where the tests of Tandem keep theirs. */
+/** Finds Consul on the PATH, or where Tandem's tests keep their copy. */
 function findProgram(env: Env): string | undefined {
   const named = env["CONSUL"] ?? "";
   if (named !== "" && isProgram(named)) return named;
@@ -102,7 +103,7 @@ function findProgram(env: Env): string | undefined {
   return findOnPath("consul", env) ?? (isProgram(cached) ? cached : undefined);
 }
 
-/** What /v1/status/leader answers: "" while there is none; undefined where no Consul answers. */
+/** The leader by /v1/status/leader: "" while there is none; undefined if no Consul answers. */
 function leaderAt(address: string): Promise<string | undefined> {
   return new Promise((resolve) => {
     const url = `${address.startsWith("http://") ? address : `http://${address}`}/v1/status/leader`;

@@ -1,4 +1,4 @@
-// The processes of a run as one: started together, ended in the order that is kindest to running answers.
+// The processes of a run as one: started together, and stopped in the order that disturbs running answers least.
 import { endWithin, startChild, type Child, type ChildEvents, type ChildSpec } from "../../common/child.ts";
 import { createOutput, type OutputSink } from "../../common/child-output.ts";
 
@@ -6,12 +6,12 @@ export interface Fleet {
   readonly children: readonly Child[];
   /**
    * Lets running answers finish: first the router, which takes no new request and waits for its streams; then the
-   * instances, which have nothing left to do. What is not done in `graceMs` is ended.
+   * instances, which have nothing left to do. Ends everything that is still running after `graceMs`.
    */
   drain(graceMs: number): Promise<void>;
-  /** Ends everything within two seconds. Answers that run get an error event where there is time for one. */
+  /** Ends everything within two seconds. Running answers get an error event if there is time for one. */
   stop(): Promise<void>;
-  /** Ends everything at once. May be called when the process exits: it waits for nothing. */
+  /** Ends everything at once. May be called while the process exits, because it waits for nothing. */
   kill(): void;
   /** Resolves when the log files are complete. */
   closeLogs(): Promise<void>;
@@ -21,7 +21,7 @@ export interface FleetOptions {
   readonly specs: readonly ChildSpec[];
   readonly events: ChildEvents;
   readonly logDir: string;
-  /** Of all log files together. */
+  /** Size of all log files together. */
   readonly logLimitBytes: number;
   readonly verbose: boolean;
   readonly colour: boolean;
@@ -29,9 +29,11 @@ export interface FleetOptions {
   print(name: string, line: string): void;
 }
 
-/** A router gives running answers one second after SIGINT, then ends them with an error; so much is left to all. */
+/**
+ * After SIGINT, a router gives running answers one second, then ends them with an error; every process gets this long.
+ */
 const STOP_MS = 1_500;
-/** Beyond its grace, a process may need so long to close what it has open. */
+/** A process may take this long after its grace period to close its connections. */
 const CLOSE_MS = 1_000;
 
 export function startFleet(options: FleetOptions): Fleet {

@@ -1,5 +1,5 @@
-// The two addresses of a run, checked before anything is started: a taken port is found in a millisecond and named with
-// its flag, not by a process that dies of it.
+// The two addresses of a run, checked before anything is started: a port in use is found in a millisecond and reported
+// with its flag, instead of by a process that dies of it.
 import { joinAddress, splitAddress } from "../../../services/common/address.ts";
 import { StartError } from "../../../services/common/config.ts";
 import { freePort, listenProblem } from "../../../services/common/ports.ts";
@@ -10,7 +10,7 @@ export interface ListenPorts {
   readonly grpc: string;
 }
 
-/** @throws StartError when one can't be listened on; the message names the flag that changes it. */
+/** @throws StartError when an address can't be listened on; the message names the flag that changes the address. */
 export async function listenPorts(rest: string, grpc: string, stateDir: string): Promise<ListenPorts> {
   const ports = { rest: await withPort(rest), grpc: await withPort(grpc) };
   if (ports.rest === ports.grpc)
@@ -37,10 +37,10 @@ function taken(listen: string, flag: string, stateDir: string): string {
     owner === undefined
       ? "another program listens there"
       : `another \`tandem up\` (pid ${owner.pid}) listens there; \`tandem status\` shows it`;
-  return `${listen} is taken: ${who}. Stop it, or start this one elsewhere with ${flag} PORT (0 takes a free one).`;
+  return `${listen} is in use: ${who}. Stop that program, or choose another port with ${flag} PORT (0 takes a free one).`;
 }
 
-/** `listen` with a port that is free now in place of 0: processes that must know it can't each take a random one. */
+/** `listen` with a free port instead of 0, because several processes must know the port. */
 async function withPort(listen: string): Promise<string> {
   const { host, port } = splitAddress(listen);
   return port === 0 ? joinAddress(host, await freePort(host)) : listen;

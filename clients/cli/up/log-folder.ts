@@ -1,14 +1,14 @@
-// One folder of log files a run; the oldest go when there are many.
+// One folder of log files per run. Old folders are removed.
 import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { StartError } from "../../../services/common/config.ts";
 import { liveRuns } from "../run-file.ts";
 
-/** Runs whose logs are kept. */
+/** Number of runs whose logs are kept. */
 const KEPT_RUNS = 20;
 
 /**
- * @param port REST port of the run, so that two runs started in one second have two folders.
+ * @param port REST port of the run, so that two runs started in the same second have different folders.
  * @throws StartError when the folder can't be made.
  */
 export function makeLogFolder(stateDir: string, port: number): string {
@@ -17,7 +17,7 @@ export function makeLogFolder(stateDir: string, port: number): string {
   try {
     mkdirSync(stateDir, { recursive: true, mode: 0o700 });
     mkdirSync(path, { recursive: true, mode: 0o700 });
-    // The names begin with the time, so they sort by age.
+    // Names begin with the time, so they sort by age.
     const old = readdirSync(logs)
       .sort()
       .slice(0, -KEPT_RUNS)
@@ -26,7 +26,7 @@ export function makeLogFolder(stateDir: string, port: number): string {
     for (const folder of old) if (!inUse.has(folder)) rmSync(folder, { recursive: true, force: true });
   } catch (error) {
     throw new StartError(
-      `The folder for logs can't be made: ${(error as Error).message}. Name another with --state.dir.`,
+      `The folder for logs can't be created: ${(error as Error).message}. Choose another with --state.dir.`,
     );
   }
   return path;

@@ -1,14 +1,14 @@
-// Which processes a run consists of, and how each is called. No I/O.
+// The processes of a run and their command lines. No I/O.
 import { TANDEM, type ChildSpec } from "../../common/child.ts";
 import { engineKind, gpusOf, isAttached, type UpConfig } from "./config.ts";
 
 export interface PlanInput {
   readonly config: UpConfig;
-  /** host:port, no port 0 any more. */
+  /** host:port; the port is never 0 here. */
   readonly restListen: string;
   readonly grpcListen: string;
   readonly token: string;
-  /** Of the deployment. */
+  /** Name of the deployment. */
   readonly name: string;
   readonly stateDir: string;
   readonly env: Readonly<Record<string, string | undefined>>;
@@ -29,7 +29,7 @@ export function planChildren(input: PlanInput): ChildSpec[] {
     const count = isAttached(config) ? urls.length : config[role];
     return Array.from({ length: count }, (_, index) =>
       spec(`${role}-${index + 1}`, role, [
-        // Any free port: the instance registers the one it got, and two runs on one machine don't get in each other's way.
+        // Any free port: the instance registers the port it got, and two runs on one machine don't collide.
         "--grpc.listen",
         "127.0.0.1:0",
         ...(config.consul ? ["--registry.kind", "consul"] : ["--registry.address", dialable(input.grpcListen)]),
@@ -68,7 +68,7 @@ export function planChildren(input: PlanInput): ChildSpec[] {
   ];
 }
 
-/** A flag may say which role it is for: "decode:--fault=stall". */
+/** A flag may name its role: "decode:--fault=stall". */
 function flagsOf(config: UpConfig, role: "prefill" | "decode"): string[] {
   const other = role === "prefill" ? "decode:" : "prefill:";
   const own = config.engines.flags.filter((flag) => !flag.startsWith(other));
@@ -77,7 +77,7 @@ function flagsOf(config: UpConfig, role: "prefill" | "decode"): string[] {
 
 function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, env: PlanInput["env"]): string[] {
   const nth = role === "prefill" ? index : config.prefill + index;
-  // With one GPU an instance nobody has to say so; a list that the user made visible is dealt out in its order.
+  // One GPU per instance is the default; if the user made a list visible, its GPUs are assigned in order.
   const visible = env["CUDA_VISIBLE_DEVICES"]?.split(",").filter((one) => one !== "");
   const gpus =
     gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
@@ -87,7 +87,7 @@ function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, 
   ];
 }
 
-/** The address under which this machine reaches a server that listens there. */
+/** The address at which this machine reaches a server that listens on `address`. */
 export function dialable(listen: string): string {
   return listen.replace(/^0\.0\.0\.0:/, "127.0.0.1:").replace(/^\[::\]:/, "[::1]:");
 }
@@ -96,7 +96,7 @@ function childEnv({ config, env, token, name, stateDir }: PlanInput): Record<str
   const own: Record<string, string | undefined> = { ...env };
   // The file holds settings of `up`, which the children don't know.
   delete own["TANDEM_CONFIG"];
-  // Dealt out to the roles above.
+  // Assigned to the roles above.
   delete own["TANDEM_ENGINE_FLAG"];
   own["TANDEM_TOKEN"] = token;
   own["TANDEM_DEPLOYMENT_NAME"] = name;

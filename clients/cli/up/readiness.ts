@@ -1,30 +1,30 @@
-// Which processes are ready, from what the router sees. An instance is ready when the router gives it legs; it is known
-// by its pid, since its id is new after every start.
+// Which processes are ready, from what the router sees. An instance is ready when the router gives it legs. It is
+// recognised by its pid, because its id changes with every start.
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import type { Child } from "../../common/child.ts";
 
 export interface UpReadiness {
-  /** The router answered with these. */
+  /** Takes the instances that the router reports. */
   seen(instances: readonly Instance[]): void;
-  /** Whether the child was ready once, in this process or one before. */
+  /** Whether the child was ever ready, in its current process or an earlier one. */
   wasReady(child: Child): boolean;
   readonly allReady: boolean;
   /** One line for each child that isn't ready: its name and why. */
   missing(): string[];
-  /** The instance that a child is, as the router last saw it. */
+  /** The instance of a child, as the router last saw it. */
   instanceOf(child: Child): Instance | undefined;
 }
 
 export interface ReadinessEvents {
   ready(child: Child, instance: Instance | undefined): void;
-  /** All are ready, for the first time. */
+  /** Called when all children are ready for the first time. */
   allReady(): void;
 }
 
 export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): UpReadiness {
   const readyPids = new Map<string, number>();
   let latest: readonly Instance[] = [];
-  let told = false;
+  let announced = false;
   const isReady = (child: Child): boolean => child.pid !== undefined && readyPids.get(child.name) === child.pid;
   const instanceOf = (child: Child): Instance | undefined =>
     child.pid === undefined ? undefined : latest.find((instance) => instance.info?.pid === child.pid);
@@ -39,8 +39,8 @@ export function createReadiness(children: () => readonly Child[], events: Readin
         readyPids.set(child.name, child.pid);
         events.ready(child, instance);
       }
-      if (!told && children().every(isReady)) {
-        told = true;
+      if (!announced && children().every(isReady)) {
+        announced = true;
         events.allReady();
       }
     },
@@ -57,7 +57,7 @@ export function createReadiness(children: () => readonly Child[], events: Readin
 }
 
 function reason(child: Child, instance: Instance | undefined): string {
-  if (child.pid === undefined) return "not running, waits for its restart";
+  if (child.pid === undefined) return "not running, waiting for its restart";
   if (!isInstance(child)) return "does not answer yet";
   if (instance === undefined) return "has not registered with the router yet";
   return instance.reason || instance.load?.reason || "the router doesn't say why";

@@ -1,13 +1,13 @@
-// Where `tandem up` talks: plain lines, so that they read the same on a terminal, in a file and in a CI log. What it
-// answers goes to standard output, warnings and the children's lines to standard error.
+// The output of `tandem up`: plain lines, so that they read the same on a terminal, in a file and in a CI log. Its own
+// messages go to standard output, warnings and the children's lines to standard error.
 
 export interface Terminal {
   readonly colour: boolean;
   say(line: string): void;
-  /** Text as it is. */
+  /** Prints text unchanged. */
   print(text: string): void;
   warn(text: string): void;
-  /** One line of a child, behind its name. */
+  /** Prints one line of a child, after the child's name. */
   relay(name: string, line: string): void;
 }
 

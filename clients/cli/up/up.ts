@@ -1,5 +1,6 @@
-// `tandem up`: the whole system on one machine, as child processes of this one. This process holds no request and
-// imports next to nothing: it starts the others, says how they do, starts again what dies, and ends them together.
+// `tandem up`: the whole system on one machine, as child processes of this one. This process handles no requests and
+// imports very little: it starts the others, reports their state, restarts those that die, and stops all of them
+// together.
 import { randomBytes } from "node:crypto";
 import { resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
@@ -21,7 +22,10 @@ import { createReadiness } from "./readiness.ts";
 import { createTerminal } from "./terminal.ts";
 import { watchInstances } from "./watch-instances.ts";
 
-/** After so long without being ready, `up` says what is missing, and goes on waiting: a model may take minutes to load. */
+/**
+ * After this long without being ready, `up` reports what is missing and keeps waiting: a model may take minutes to
+ * load.
+ */
 const READY_LIMIT_MS = 60_000;
 
 export async function runUp(argv: readonly string[]): Promise<void> {
@@ -59,7 +63,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const failed = new Promise<never>((_, reject) => {
     fail = reject;
   });
-  failed.catch(() => {}); // It may fail while nobody waits any more.
+  failed.catch(() => {}); // It may reject when no caller awaits it any more.
   consul?.ready.then(
     () => terminal.say(`  consul     ${consul.ours ? "ready" : "runs already"}  ${consul.uiUrl}`),
     (error: Error) => fail(error),
@@ -108,7 +112,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     verbose: config.verbose,
     colour: terminal.colour,
     print(name, line) {
-      // Once all end together, each warns that the others are gone. The log files have that, should anybody want it.
+      // While all processes stop together, each warns that the others are gone. The log files keep these warnings.
       if (!stop.aborted || config.verbose) terminal.relay(name, line);
     },
     events: {
@@ -118,16 +122,17 @@ export async function runUp(argv: readonly string[]): Promise<void> {
           return false;
         }
         const aliveS = (death.aliveMs / 1000).toFixed(1);
-        // Whoever was killed by another had nothing to say of it: its last lines are those of its start.
+        // A process killed by a signal logged nothing about its death: its last lines are those of its start.
         const words = death.how.startsWith("SIG") ? "" : tail(death);
         terminal.warn(
-          `${child.name} died (${death.how}) after ${aliveS} s; it starts again in ${restartInMs / 1000} s.${words}`,
+          `${child.name} died (${death.how}) after ${aliveS} s; restarting it in ${restartInMs / 1000} s.${words}`,
         );
         return true;
       },
     },
   });
-  // Whatever ends this process early (a second signal, a bug), the others go with it. After SIGKILL their pipes do it.
+  // If this process ends early (a second signal, a bug), the others end with it. After SIGKILL, their broken pipes end
+  // them.
   process.once("exit", () => {
     fleet.kill();
     consul?.kill();
@@ -150,7 +155,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     try {
       writeRun(runFile, run);
     } catch (error) {
-      // Serving goes on; only other commands don't find it.
+      // Serving continues, but other commands don't find this run.
       terminal.warn(
         `${runFile} can't be written, so \`tandem status\` won't find this run: ${(error as Error).message}`,
       );
@@ -184,7 +189,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     await fleet.closeLogs();
     removeRun(runFile);
   }
-  // Nothing is left to do; standard input (TANDEM_PARENT_PIPE) must not hold the process.
+  // Nothing is left to do; an open standard input (TANDEM_PARENT_PIPE) must not keep the process alive.
   process.exit(0);
 }
 
@@ -209,14 +214,14 @@ function summary(config: UpConfig, specs: readonly { readonly role: string }[]):
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
 }
 
-/** Its last words, as far as they are not on the terminal already. */
+/** The last lines of a process that are not on the terminal yet. */
 function tail(death: Death): string {
   return death.unprinted.map((line) => `\n    ${line}`).join("");
 }
 
 /**
- * How to write a secret in a shell. One that came from a variable is that variable; any other is shown as it is on a
- * terminal alone, since elsewhere it would stay in a log.
+ * How to write a secret in a shell. A secret that came from a variable is shown as that variable. Any other is only
+ * shown on a terminal, because elsewhere it would stay in a log.
  */
 function shownSecret(config: UpConfig, key: "token" | "api_key", value: string): { text: string; hidden: boolean } {
   const origin = originOf(config, key);
@@ -225,7 +230,7 @@ function shownSecret(config: UpConfig, key: "token" | "api_key", value: string):
   return { text: `$TANDEM_${key.toUpperCase()}`, hidden: true };
 }
 
-/** What the commands that the banner names must be given to find this deployment. */
+/** Flags by which the commands in the banner find this deployment. */
 function targetFlags(config: UpConfig, stateDir: string, name: string): string {
   const elsewhere = originOf(config, "state.dir").startsWith("flag ");
   return `${elsewhere ? ` --state.dir ${quoted(stateDir)}` : ""}${name === DEFAULT_NAME ? "" : ` --name ${name}`}`;

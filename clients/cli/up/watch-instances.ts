@@ -1,18 +1,21 @@
-// The instances that the router sees, for as long as `tandem up` runs. The router comes later than the watch, and may go
-// and come again.
+// The instances that the router sees, for as long as `tandem up` runs. The router starts later than the watch, and may
+// restart.
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { TandemError } from "../../client/errors.ts";
 
-/** While the router starts, nothing reports that its port is open: asking again is cheap, waiting is not. */
+/**
+ * Nothing reports that the starting router's port is open, so the watch retries often: a retry is cheap, a delay is
+ * not.
+ */
 const RETRY_MS = 15;
-/** Another server listens there, which will not change soon. */
+/** Another server listens there, and that will not change soon. */
 const RETRY_STRANGER_MS = 250;
 
 export interface WatchOptions {
   /** Such as `http://127.0.0.1:3000`. */
   readonly url: string;
-  /** Join token. */
+  /** Join token of the router. */
   readonly token: string;
   /** Called at once when the router answers, and after every change. */
   onInstances(instances: readonly Instance[]): void;
@@ -21,7 +24,7 @@ export interface WatchOptions {
 
 /** Resolves when `stop` aborts. */
 export async function watchInstances({ url, token, onInstances, stop }: WatchOptions): Promise<void> {
-  // Loaded here, while the processes start: `up` has started them by then.
+  // Imported here, so that `up` starts the processes first and the import runs meanwhile.
   const { routerClient } = await import("../../client/router.ts");
   const router = routerClient(url, token);
   while (!stop.aborted) {

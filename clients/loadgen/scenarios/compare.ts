@@ -1,5 +1,5 @@
-// `npm run bench`: what Tandem adds. The same load through `tandem up` and straight to one aggregated engine, in turns
-// within one run, so that whatever else the machine does falls on both.
+// `npm run bench`: what Tandem adds. The same load through `tandem up` and straight to one aggregated engine, by turns
+// within one run, so that other work on the machine affects both.
 import {
   boolean,
   defineConfig,
@@ -20,9 +20,9 @@ import { formatMib, formatMs, writeJson } from "./output.ts";
 const compareConfig = defineConfig(
   "bench",
   {
-    streams: integer("streams", "Streams at a time.", { default: 64, min: 1, max: 4096 }),
-    requests: integer("requests", "Requests in one round.", { default: 192, min: 1, max: 1_000_000 }),
-    rounds: integer("rounds", "Rounds through each of the two.", { default: 3, min: 1, max: 100 }),
+    streams: integer("streams", "Concurrent streams.", { default: 64, min: 1, max: 4096 }),
+    requests: integer("requests", "Requests per round.", { default: 192, min: 1, max: 1_000_000 }),
+    rounds: integer("rounds", "Rounds through Tandem and through the engine alone.", { default: 3, min: 1, max: 100 }),
     tokens: integer("tokens", "Length of an answer.", { default: 64, min: 1, max: 100_000, unit: "tokens" }),
     promptWords: integer("prompt.words", "Length of a prompt.", { default: 32, min: 1, max: 100_000, unit: "words" }),
     rate: number("rate", "Poisson arrivals at this rate instead of a fixed number of streams. 0: off.", {
@@ -35,15 +35,20 @@ const compareConfig = defineConfig(
       "The streams of a round start within this time. 0: all at once, which measures a burst.",
       { default: 500, max: Infinity, min: 0 },
     ),
-    decodeMs: number("decode_ms", "The simulated engines' time for a token.", { default: 25, min: 0, unit: "ms" }),
-    prefill: integer("prefill", "Prefill instances.", { default: 1, min: 1, max: 64 }),
-    decode: integer("decode", "Decode instances.", { default: 1, min: 1, max: 64 }),
-    seed: integer("seed", "Of prompts and arrivals.", { default: 1, min: 0 }),
+    decodeMs: number("decode_ms", "Time that the simulated engines take for a token.", {
+      default: 25,
+      min: 0,
+      unit: "ms",
+    }),
+    prefill: integer("prefill", "Number of prefill instances.", { default: 1, min: 1, max: 64 }),
+    decode: integer("decode", "Number of decode instances.", { default: 1, min: 1, max: 64 }),
+    seed: integer("seed", "Seed of prompts and arrivals.", { default: 1, min: 0 }),
     json: text("json", "File to write all figures to.", { optional: true }),
-    quiet: boolean("quiet", "No progress on standard error.", { default: false }),
+    quiet: boolean("quiet", "Print no progress on standard error.", { default: false }),
   },
   {
-    summary: "Compares Tandem with the bare engine: added time, CPU and memory, and whether every answer is the same.",
+    summary:
+      "Compares Tandem with the bare engine: added time, CPU and memory, and checks that every answer is the same.",
     usage: "npm run bench -- [compare] [--streams 64] [--json FILE]",
   },
 );
@@ -52,7 +57,7 @@ interface CompareResult {
   readonly direct: LoadReport;
   readonly tandem: LoadReport;
   readonly answers: Comparison;
-  /** By process: CPU milliseconds for 1,000 chunks, and PSS in bytes after the load. */
+  /** Per process: CPU milliseconds per 1,000 chunks, and PSS in bytes after the load. */
   readonly processes: readonly {
     readonly name: string;
     readonly cpuMsPer1000Chunks: number;
@@ -87,7 +92,7 @@ export async function runCompare(argv: readonly string[]): Promise<void> {
   const cpu = new Map(processes.map(({ pid }) => [pid, 0]));
   const rounds = { direct: [] as LoadResult[], tandem: [] as LoadResult[] };
   for (let round = 0; round < config.rounds; round++) {
-    // Each goes first in every other round: what warms up or wears out in a round falls on both.
+    // Each goes first in every other round, so that warm-up and wear affect both.
     for (const which of round % 2 === 0 ? (["direct", "tandem"] as const) : (["tandem", "direct"] as const)) {
       const before = processes.map(({ pid }) => cpuMs(pid));
       const result = await runLoad(which === "direct" ? engine.url : up.url, "", workload, shape);

@@ -1,5 +1,5 @@
-// `npm run bench -- engine`: what the embedded engine can do, and what a long prompt does to answers that are running:
-// on one engine that does everything, and on a prefill and a decode engine side by side, in one run.
+// `npm run bench -- engine`: the speed of the embedded engine, and the effect of a long prompt on running answers: on
+// one engine that does everything, and on a prefill and a decode engine side by side, in one run.
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { Agent } from "node:http";
 import { tmpdir } from "node:os";
@@ -21,12 +21,12 @@ const engineBenchConfig = defineConfig(
   {
     rounds: integer(
       "rounds",
-      "How often each figure is taken; the best counts, since everything else on the machine only slows it down.",
+      "How often each figure is measured. The best counts, because other work on the machine only slows the engine down.",
       { default: 5, min: 1, max: 100 },
     ),
-    streams: integer("streams", "Answers that are running while long prompts come.", { default: 4, min: 1, max: 64 }),
-    prompts: integer("prompts", "Long prompts, one after the other.", { default: 4, min: 1, max: 100 }),
-    promptTokens: integer("prompt.tokens", "Length of such a prompt.", {
+    streams: integer("streams", "Running answers while long prompts arrive.", { default: 4, min: 1, max: 64 }),
+    prompts: integer("prompts", "Long prompts, sent one after the other.", { default: 4, min: 1, max: 100 }),
+    promptTokens: integer("prompt.tokens", "Length of a long prompt.", {
       default: 1_000,
       min: 16,
       max: 1_900,
@@ -38,7 +38,7 @@ const engineBenchConfig = defineConfig(
     json: text("json", "File to write all figures to.", { optional: true }),
   },
   {
-    summary: "Measures the embedded engine, and what prefill does to running answers.",
+    summary: "Measures the embedded engine, and how prefill slows running answers.",
     usage: "npm run bench -- engine [--svg FILE.svg]",
   },
 );
@@ -54,9 +54,9 @@ interface Speed {
 
 interface EngineMemory {
   readonly name: string;
-  /** When it is ready. */
+  /** When the engine is ready. */
   readonly freshRssBytes: number;
-  /** At the end. */
+  /** At the end of the run. */
   readonly rssBytes: number;
   readonly pssBytes: number;
 }
@@ -65,7 +65,7 @@ interface Figure {
   readonly name: string;
   readonly value: number;
   readonly unit: string;
-  /** Undefined where there is none. */
+  /** Undefined if there is no target. */
   readonly target?: { readonly atLeast?: number; readonly atMost?: number };
 }
 
@@ -132,13 +132,13 @@ async function speedOf(name: string, model: string, rounds: number, agent: Agent
   return { name, ...best };
 }
 
-/** All tokens after the first of each answer, over the time in which any of them was written. */
+/** All tokens after the first of each answer, divided by the time in which any of them was written. */
 function tokensPerS(answers: readonly StreamResult[]): number {
   const seconds = Math.max(...answers.map(({ endToEndMs, ttftMs }) => endToEndMs - ttftMs)) / 1000;
   return answers.reduce((sum, { chunks }) => sum + chunks - 1, 0) / seconds;
 }
 
-/** A token that is text by itself, so that every token is an event with text. */
+/** A token that is text on its own, so that every token is an event with text. */
 async function printableToken(url: string): Promise<number> {
   const response = await fetch(`${url}/tokenize`, {
     method: "POST",
@@ -148,7 +148,7 @@ async function printableToken(url: string): Promise<number> {
   return ((await response.json()) as { tokens: number[] }).tokens.at(-1)!;
 }
 
-/** An answer of exactly so many tokens: what is said does not matter, so it is always the same word. */
+/** An answer of exactly this many tokens. The text does not matter, so it is always the same word. */
 async function generate(target: Target, word: number, promptTokens: number, tokens: number): Promise<StreamResult> {
   const result = await streamRequest(target, "/v1/completions", bodyOf(word, promptTokens, tokens));
   if (result.error !== undefined) throw new StartError(`a request of the benchmark failed: ${result.error}`);
@@ -179,7 +179,7 @@ async function sideBySide(
   const word = await printableToken(engine.url);
   const run = (url: string): Promise<Interruption> =>
     interruption({ ...shape, request: (promptTokens, tokens) => generate({ url, agent }, word, promptTokens, tokens) });
-  // Each once for nothing: code is compiled and connections are made.
+  // One unmeasured run of each, which compiles code and opens connections.
   for (const url of [engine.url, up.url])
     await interruption({
       ...shape,
@@ -232,7 +232,7 @@ function figuresOf(speeds: readonly Speed[], engines: readonly EngineMemory[]): 
         value: engine.rssBytes / 1e6,
         unit: "MB",
       },
-      { name: `the same without what it shares with other processes`, value: engine.pssBytes / 1e6, unit: "MB" },
+      { name: `the same without memory shared with other processes`, value: engine.pssBytes / 1e6, unit: "MB" },
     ]),
   ];
 }

@@ -1,5 +1,5 @@
-// `npm run bench -- files`: how many files of its own a router runs for one streamed request. Counted by V8's precise
-// coverage between two instants around the request, less what an idle router runs meanwhile. A reader who follows a
+// `npm run bench -- files`: how many of its own files a router runs for one streamed request. V8's precise coverage
+// counts them from before to after the request, less the files that an idle router runs. A reader who follows a
 // request through the router opens these files and no others.
 import { spawn } from "node:child_process";
 import { Session } from "node:inspector/promises";
@@ -9,11 +9,11 @@ import { openAiClient } from "../../client/openai.ts";
 
 export const filesConfig = defineConfig(
   "bench files",
-  { limit: integer("limit", "More files than this end with exit code 1.", { default: 45, min: 1 }) },
+  { limit: integer("limit", "Exit with 1 if more files than this are run.", { default: 45, min: 1 }) },
   { summary: "Counts the files that one streamed request runs in a router.", usage: "npm run bench -- files" },
 );
 
-/** Heartbeats and sweeps of an idle router come several times in it. */
+/** Long enough for several heartbeats and sweeps of an idle router. */
 const IDLE_MS = 3_000;
 
 export async function runFiles(argv: readonly string[]): Promise<void> {
@@ -27,7 +27,7 @@ export async function runFiles(argv: readonly string[]): Promise<void> {
   const instances = (["prefill", "decode"] as const).map((role) => {
     const flags = ["--engine.kind=sim", "--grpc.listen=127.0.0.1:0", `--registry.address=${router.grpcAddress}`];
     return spawn(process.execPath, [...TANDEM, role, ...flags], {
-      stdio: ["pipe", "ignore", "ignore"], // The pipe ends with this process, and they end with the pipe.
+      stdio: ["pipe", "ignore", "ignore"], // The pipe ends with this process, and the instances end with the pipe.
       env: { ...process.env, TANDEM_PARENT_PIPE: "1" },
     });
   });
@@ -48,7 +48,7 @@ async function filesOfOneRequest(url: string): Promise<string[]> {
     const messages = [{ role: "user", content: "What is Tandem?" }];
     for await (const _ of await client.streamChat({ model: model!.id, max_tokens: 20, messages }));
   };
-  await ask(); // Connections are there, and lazy imports have been made.
+  await ask(); // Opens connections and runs lazy imports.
   const session = new Session();
   session.connect();
   await session.post("Profiler.enable");
@@ -67,7 +67,7 @@ async function filesOfOneRequest(url: string): Promise<string[]> {
   return [...busy].filter((file) => !idle.has(file)).sort();
 }
 
-/** The client runs in this process too, and is not counted. */
+/** The client also runs in this process, and is not counted. */
 function isOwn(url: string): boolean {
   return url.startsWith("file:") && /\/services\/[^/]+\//.test(url) && !url.includes("/node_modules/");
 }

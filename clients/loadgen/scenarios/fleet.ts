@@ -1,6 +1,6 @@
-// `npm run bench -- fleet`: what the router's view of the fleet costs a request: looking up its model, placing it,
-// booking both of its legs and their ends, with admission and probes listening as they do in a router. By size of the
-// fleet, in one run. No request is sent; the instances are one server that reports load for all of them.
+// `npm run bench -- fleet`: what the router's fleet view costs per request: looking up its model, placing the request,
+// booking both legs and their ends, with admission and probes listening as in a router. Measured by size of the fleet,
+// in one run. No request is sent; the instances are one server that reports load for all of them.
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, InstanceService, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
@@ -13,34 +13,36 @@ import { serveRpc } from "../../../services/rpc/server.ts";
 import { renderTable } from "../../common/table.ts";
 import { writeJson } from "./output.ts";
 
-/** Prefill instances, and as many of decode. */
+/** Numbers of prefill instances; each fleet has as many decode instances. */
 const SIZES = [1, 2, 8, 16, 64];
 const BATCH = 500;
 
 const fleetBenchConfig = defineConfig(
   "bench fleet",
   {
-    requests: integer("requests", "Requests for each size of the fleet.", {
+    requests: integer("requests", "Requests per fleet size.", {
       default: 50_000,
       min: BATCH,
       max: 10_000_000,
     }),
-    policy: choice("policy", "Policy of both sides.", ["least-load", "round-robin"], { default: "least-load" }),
+    policy: choice("policy", "Policy for prefill and decode.", ["least-load", "round-robin"], {
+      default: "least-load",
+    }),
     ratio: integer(
       "ratio",
-      "The largest fleet may cost this much of what the smallest costs; more ends with exit code 1.",
+      "Largest allowed cost of the largest fleet, relative to the smallest. Exit with 1 if the cost is higher.",
       { default: 130, min: 100, max: 100_000, unit: "%" },
     ),
     json: text("json", "File to write all figures to.", { optional: true }),
   },
-  { summary: "Measures what the router's view of the fleet costs a request.", usage: "npm run bench -- fleet" },
+  { summary: "Measures what the router's fleet view costs per request.", usage: "npm run bench -- fleet" },
 );
 
 interface Figure {
   readonly size: number;
-  /** CPU time of this process. */
+  /** CPU time of this process per request. */
   readonly requestUs: number;
-  /** The same, where each request changes a standing: an instance drains and is taken back. */
+  /** The same, if each request changes a standing: an instance is drained and taken back. */
   readonly changeUs: number;
 }
 
@@ -112,7 +114,7 @@ async function measure(size: number, address: string, requests: number, policy: 
   };
   const cpuUs = async (count: number, one: () => Promise<void>): Promise<number> => {
     let best = Infinity;
-    // The best of several: everything else on the machine only slows it down.
+    // The best of several, because other work on the machine only slows the process down.
     for (let round = 0; round < 5; round += 1) {
       const before = process.cpuUsage();
       for (let done = 0; done < count / 5; done += 1) await one();
@@ -122,7 +124,7 @@ async function measure(size: number, address: string, requests: number, policy: 
     }
     return best;
   };
-  await cpuUs(2_000, request); // Compiled by now.
+  await cpuUs(2_000, request); // Warm-up: compiles the code.
   const requestUs = await cpuUs(requests, request);
   const changeUs = await cpuUs(Math.max(BATCH, requests / 50), async () => {
     pool.update(infos);

@@ -1,5 +1,5 @@
-// The gaps between tokens over time as a picture, one panel a run, the time of each long prompt shaded. Gaps stand on a
-// logarithmic scale: a token that is late by a factor matters, and one outlier must not flatten all others.
+// Draws the gaps between tokens over time, one panel per run, with the time of each long prompt shaded. The scale of
+// the gaps is logarithmic: relative delays matter, and one outlier must not flatten all others.
 import type { Summary } from "../statistics.ts";
 import type { Interruption } from "./interruption.ts";
 
@@ -11,9 +11,9 @@ export interface Panel {
 const WIDTH = 860;
 const PANEL_HEIGHT = 190;
 const MARGIN = { left: 60, right: 16, top: 44, bottom: 34 };
-/** Around the first prompts; more would only be smaller. */
+/** The time shown, around the first prompts. More time would only make the panels harder to read. */
 const SHOWN_MS = 2_500;
-/** Ends of the scale. Tokens that arrive together have no gap; they stand at the lower end. */
+/** Ends of the scale. Tokens that arrive together have no gap and are drawn at the lower end. */
 const LEAST_MS = 0.5;
 const MOST_MS = 1_000;
 
@@ -28,7 +28,7 @@ export function interruptionSvg(panels: readonly Panel[], promptTokens: number):
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" font-family="system-ui, sans-serif" font-size="12">`,
     `<title>Gaps between tokens of running answers while prompts of ${promptTokens} tokens are prefilled</title>`,
-    // Its own ground, so that it reads on light pages and dark ones.
+    // A background of its own, so that the picture is readable on light and dark pages.
     `<rect width="${WIDTH}" height="${height}" fill="#ffffff"/>`,
     ...shown.map((panel, index) => panelSvg(panel, index * PANEL_HEIGHT, promptTokens)),
     "</svg>",

@@ -1,4 +1,4 @@
-// Answers are running; long prompts come one after the other. What does each do to the gaps between their tokens?
+// Measures how long prompts, sent one after the other, change the gaps between tokens of running answers.
 import { setTimeout as sleep } from "node:timers/promises";
 import { summarise, type Summary } from "../statistics.ts";
 import type { StreamResult } from "../stream-request.ts";
@@ -11,7 +11,7 @@ export interface InterruptionOptions {
 }
 
 export interface Interruption {
-  /** Every gap of every stream: when it ended, from the start of the run, and how long it was. Milliseconds. */
+  /** Every gap of every stream: its end, from the start of the run, and its length. Milliseconds. */
   readonly gaps: readonly { readonly atMs: number; readonly gapMs: number }[];
   /** When long prompts were computed. */
   readonly windows: readonly { readonly fromMs: number; readonly toMs: number }[];

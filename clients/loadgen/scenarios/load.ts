@@ -19,12 +19,15 @@ import { formatMs, writeJson } from "./output.ts";
 const loadScenarioConfig = defineConfig(
   "bench load",
   {
-    url: text("url", "The server.", { default: "http://127.0.0.1:3000" }),
-    model: text("model", "Left out: the first that the server lists.", { optional: true, env: ["MODEL_ID"] }),
-    apiKey: secret("api_key", "Key to send.", { env: ["OPENAI_API_KEY"] }),
-    requests: integer("requests", "How many.", { default: 256, min: 1, max: 10_000_000 }),
-    streams: integer("streams", "Streams at a time, where no rate is given.", { default: 32, min: 1, max: 65_536 }),
-    rate: number("rate", "Poisson arrivals at this rate, however many run. 0: off.", {
+    url: text("url", "URL of the server.", { default: "http://127.0.0.1:3000" }),
+    model: text("model", "Model to request. Left out: the first that the server lists.", {
+      optional: true,
+      env: ["MODEL_ID"],
+    }),
+    apiKey: secret("api_key", "API key to send.", { env: ["OPENAI_API_KEY"] }),
+    requests: integer("requests", "Number of requests.", { default: 256, min: 1, max: 10_000_000 }),
+    streams: integer("streams", "Concurrent streams, if no rate is given.", { default: 32, min: 1, max: 65_536 }),
+    rate: number("rate", "Poisson arrivals at this rate, regardless of how many requests are running. 0: off.", {
       default: 0,
       min: 0,
       unit: "requests/s",
@@ -45,7 +48,7 @@ const loadScenarioConfig = defineConfig(
       alias: "slo-tpot",
     }),
     pid: list("pid", "NAME=PID of a process whose CPU per 1,000 chunks is reported. Repeatable."),
-    seed: integer("seed", "Of prompts and arrivals.", { default: 1, min: 0 }),
+    seed: integer("seed", "Seed of prompts and arrivals.", { default: 1, min: 0 }),
     json: text("json", "File to write all figures to.", { optional: true }),
   },
   {
@@ -82,7 +85,7 @@ async function firstModel(url: string, apiKey: string): Promise<string> {
     .catch((error: Error) => {
       throw new StartError(error.message, { cause: error });
     });
-  if (models[0] === undefined) throw new StartError(`${url} serves no model now.`);
+  if (models[0] === undefined) throw new StartError(`${url} serves no model at the moment.`);
   return models[0].id;
 }
 

@@ -1,4 +1,4 @@
-// `npm run bench -- memory`: what a whole system weighs on a laptop, after some chats.
+// `npm run bench -- memory`: the memory of a whole system on a laptop, after some chats.
 import { defineConfig, integer, loadConfig, text } from "../../../services/common/config.ts";
 import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
@@ -10,15 +10,15 @@ import { formatMib, writeJson } from "./output.ts";
 const memoryConfig = defineConfig(
   "bench memory",
   {
-    chats: integer("chats", "Requests before the weighing.", { default: 100, min: 0, max: 1_000_000 }),
-    limitMb: integer("limit_mb", "More than this, guardians left out, is exit code 1.", {
+    chats: integer("chats", "Requests before memory is measured.", { default: 100, min: 0, max: 1_000_000 }),
+    limitMb: integer("limit_mb", "Exit with 1 if more memory is used, guardians excluded.", {
       default: 350,
       min: 1,
       unit: "MB",
     }),
     json: text("json", "File to write all figures to.", { optional: true }),
   },
-  { summary: "Weighs the six processes of a small system.", usage: "npm run bench -- memory" },
+  { summary: "Measures the memory of the six processes of a small system.", usage: "npm run bench -- memory" },
 );
 
 export async function runMemory(argv: readonly string[]): Promise<void> {

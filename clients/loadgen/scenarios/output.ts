@@ -1,7 +1,7 @@
-// How figures are written.
+// Formats figures for tables and files.
 import { writeFileSync } from "node:fs";
 
-/** Two decimals below ten, one above; a dash for what could not be measured. */
+/** Two decimals below ten, one above; a dash for a missing measurement. */
 export function formatMs(ms: number): string {
   return Number.isNaN(ms) ? "-" : ms.toFixed(Math.abs(ms) < 10 ? 2 : 1);
 }

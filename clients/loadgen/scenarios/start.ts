@@ -1,4 +1,4 @@
-// `npm run bench -- start`: from `npm start` to the first token, as somebody who tries Tandem waits for it.
+// `npm run bench -- start`: from `npm start` to the first token, as a new user experiences it.
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { Agent } from "node:http";
@@ -14,14 +14,14 @@ import { formatMs, writeJson } from "./output.ts";
 const startConfig = defineConfig(
   "bench start",
   {
-    runs: integer("runs", "Starts to time.", { default: 5, min: 1, max: 100 }),
-    limitMs: milliseconds("limit_ms", "A median above this is exit code 1.", { default: 2_500, max: Infinity }),
+    runs: integer("runs", "Number of timed starts.", { default: 5, min: 1, max: 100 }),
+    limitMs: milliseconds("limit_ms", "Exit with 1 if the median is above this.", { default: 2_500, max: Infinity }),
     json: text("json", "File to write all figures to.", { optional: true }),
   },
   { summary: "Times `npm start` to the first token.", usage: "npm run bench -- start" },
 );
 
-/** Between two tries to get a token: small against what is measured. */
+/** Pause between two attempts to get a token: small compared with the measured time. */
 const TRY_MS = 10;
 const START_LIMIT_MS = 60_000;
 

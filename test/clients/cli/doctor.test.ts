@@ -20,10 +20,10 @@ describe("the doctor's report", () => {
   it("has the worst first, each with its cure, and leaves out what is fine", () => {
     assert.equal(
       renderDiagnoses(found, false),
-      "ERROR  p-1 with d-1  probe\n  Garbage.\n  → Use PIECEWISE.\nWARNING  spare_prefill\n  Only one.\n  → Run two.\n\n1 errors, 1 warnings, 0 not known, 1 fine.",
+      "ERROR  p-1 with d-1  probe\n  Garbage.\n  → Use PIECEWISE.\nWARNING  spare_prefill\n  Only one.\n  → Run two.\n\n1 errors, 1 warnings, 0 unknown, 1 fine.",
     );
     assert.match(renderDiagnoses(found, true), /ok {2}version\n {2}vLLM 0\.32\.0\./);
-    assert.equal(renderDiagnoses([found[0]!], false), "0 errors, 0 warnings, 0 not known, 1 fine.");
+    assert.equal(renderDiagnoses([found[0]!], false), "0 errors, 0 warnings, 0 unknown, 1 fine.");
   });
   it("says by its exit code whether something gives wrong answers or none", () => {
     assert.equal(hasError(found), true);

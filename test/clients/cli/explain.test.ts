@@ -59,10 +59,10 @@ describe("the story of a request", () => {
     assert.equal(
       story,
       `cmpl-1: /v1/completions, model m, streamed
-Completed with status 200 after 1000 ms; 7 prompt tokens (2 cached), 3 of answer; 99 bytes sent.
+Completed with status 200 after 1000 ms; 7 prompt tokens (2 cached), 3 completion tokens; 99 bytes sent.
 
     0.0 ms  arrived at 1970-01-01T00:00:00.000Z (tenant team-a, priority -5)
-    100 ms  let in, after the queue
+    100 ms  admitted from the queue
     100 ms  leg 1 of 2: ended by leg_stalled: No token came.
               prefill on p1
               decode on d1
@@ -71,11 +71,11 @@ Completed with status 200 after 1000 ms; 7 prompt tokens (2 cached), 3 of answer
               prefill on p2
               decode on d2
               prefill 150 ms, transfer 50 ms, decode 300 ms
-    700 ms  first bytes to the client
+    700 ms  first bytes sent to the client
    1000 ms  ended
 
-Otherwise than planned:
-  retry:transfer:leg_stalled: a failed attempt was made again, before its first byte
+Fallbacks:
+  retry:transfer:leg_stalled: an attempt failed before its first byte and was retried
 
 queue   |qqqqqq......................................................|
 leg 1   |......PPPPPPPPPPPP..........................................|
@@ -106,7 +106,7 @@ leg 2   |..............................PPPPPPPPPtttDDDDDDDDDDDDDDDDDD|
     });
     assert.match(
       story,
-      /^Completed with status 200 after 100 ms; 2 answers, 6 tokens together; 3\.0 KiB of KV moved; 0 bytes sent\.$/m,
+      /^Completed with status 200 after 100 ms; 2 answers, 6 tokens in total; 3\.0 KiB of KV moved; 0 bytes sent\.$/m,
     );
     assert.match(story, /leg 3 of 3\n +prefill on p1\n +decode on d1\n +prefill 20 ms, transfer and decode 80 ms$/m);
     assert.match(story, /^leg 3   \|P{12}D{48}\|$/m);

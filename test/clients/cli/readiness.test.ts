@@ -56,7 +56,7 @@ describe("readiness of a run", () => {
     children[2]!.pid = undefined;
     assert.deepEqual(readiness.missing(), [
       "prefill-1: The engine is loading.",
-      "decode-1: not running, waits for its restart",
+      "decode-1: not running, waiting for its restart",
     ]);
   });
 

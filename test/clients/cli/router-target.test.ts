@@ -32,7 +32,7 @@ describe("the router that a command is about", () => {
 
   it("is the one at the default address where none runs here", () => {
     assert.deepEqual(find(), { url: "http://127.0.0.1:3000", token: "", run: undefined, runCount: 0 });
-    assert.throws(() => find("--name", "blue"), /No deployment named blue of this user runs here\. Start it/);
+    assert.throws(() => find("--name", "blue"), /This user has no deployment named blue running here\. Start it/);
   });
 
   it("is that of the only deployment, with its token", () => {
@@ -59,7 +59,7 @@ describe("the router that a command is about", () => {
     assert.equal(find("--name", "blue").token, "token-of-blue");
     assert.equal(find("--router", "127.0.0.1:3950/").token, "token-of-green");
     assert.equal(find("--router", "http://elsewhere:3000").token, "");
-    assert.throws(() => find("--name", "red"), /No deployment named red .* These run: green at/);
+    assert.throws(() => find("--name", "red"), /no deployment named red .* These run: green at/);
   });
 
   it("is told apart, when it refuses a secret, by which one, and whether there was one", () => {
@@ -68,9 +68,9 @@ describe("the router that a command is about", () => {
       (explained(error, { ...target, token }, apiKey) as Error).message;
     const ofRest = new TandemError("unauthenticated", "no", { status: 401 });
     const ofService = new TandemError("unauthenticated", "no", { code: "unauthenticated" });
-    assert.match(words(ofRest, "", ""), /wants its API key: give it with --api-key/);
-    assert.match(words(ofRest, "", "sk"), /refuses this API key/);
-    assert.match(words(ofService, "", ""), /wants its join token: give it with --token or TANDEM_TOKEN/);
-    assert.match(words(ofService, "t", ""), /refuses this join token/);
+    assert.match(words(ofRest, "", ""), /requires its API key: pass it with --api-key/);
+    assert.match(words(ofRest, "", "sk"), /rejects this API key/);
+    assert.match(words(ofService, "", ""), /requires its join token: pass it with --token or TANDEM_TOKEN/);
+    assert.match(words(ofService, "t", ""), /rejects this join token/);
   });
 });

@@ -125,7 +125,7 @@ describe("settings of `tandem up`", () => {
     [
       "fewer GPUs than instances",
       ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"],
-      /2 of 3 instances/,
+      /2 entries for 3 instances/,
     ],
     ["attached servers of one role alone", ["--attach-prefill", "http://a:1"], /--attach-decode is missing/],
     [

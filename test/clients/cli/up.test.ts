@@ -128,12 +128,12 @@ describe("tandem up", function () {
       const { port } = new URL(up.run().restUrl);
       await using second = spawnUp(["--port", port, "--grpc-port", "0"], {});
       assert.equal((await second.exited).code, 1);
-      assert.match(second.output(), new RegExp(`127\\.0\\.0\\.1:${port} is taken: .* with --port PORT`));
+      assert.match(second.output(), new RegExp(`127\\.0\\.0\\.1:${port} is in use: .* with --port PORT`));
     });
 
     it("starts an instance again that dies, and says why", async () => {
       process.kill(pidOf(up, "decode-1"), "SIGKILL");
-      await up.says(/decode-1 died \(SIGKILL\) after [\d.]+ s; it starts again in 0\.2 s\./);
+      await up.says(/decode-1 died \(SIGKILL\) after [\d.]+ s; restarting it in 0\.2 s\./);
       await up.says(/decode-1 +ready again/);
       assert.equal(await ask(up.run().restUrl), 200);
     });
@@ -201,7 +201,7 @@ describe("tandem up", function () {
       assert.equal((await up.exited).code, 1);
       assert.equal(
         up.output(),
-        `127.0.0.1:${port} is taken: another program listens there. Stop it, or start this one elsewhere with ${flag} PORT (0 takes a free one).\n`,
+        `127.0.0.1:${port} is in use: another program listens there. Stop that program, or choose another port with ${flag} PORT (0 takes a free one).\n`,
       );
       server.close();
     });
