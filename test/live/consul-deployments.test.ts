@@ -16,7 +16,7 @@ async function deploy(name: string, address: string, kvPort: number): Promise<De
   const router = await startRouterProcess(flags);
   const sim = ["--listen", "127.0.0.1:0", "--engine", "sim", "--model", `model-${name}`];
   const instances = (["prefill", "decode"] as const).map((role, index) =>
-    startProcess(role, [...flags, ...sim, "--kv.port", String(kvPort + index)]),
+    startProcess(role, [...flags, ...sim, "--kv.listen", String(kvPort + index)]),
   );
   return {
     router,
