@@ -11,6 +11,12 @@ const SAME_SIGNAL_MS = 500;
 const ORPHAN_GRACE_MS = 2_000;
 
 /**
+ * Signals after which running work may finish first. SIGHUP is one of them: it comes when the terminal closes, and Node
+ * can't be told to ignore it by nohup.
+ */
+export const DRAINS: ReadonlySet<unknown> = new Set(["SIGTERM", "SIGHUP"]);
+
+/**
  * Aborts at the first of `signals`, with the signal's name as reason. A second one (500 ms or more after the first)
  * exits the process at once with the shell's code for it: 130 after SIGINT, 143 after SIGTERM.
  */

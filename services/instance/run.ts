@@ -1,6 +1,6 @@
 // An instance as a process: settings, signals, and the one line that says it is ready.
 import { settingLines } from "../common/config.ts";
-import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import { DRAINS, anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import type { InstanceRole } from "./config.ts";
 import type { InstanceConfig } from "./config.ts";
@@ -14,7 +14,7 @@ export async function runInstance(
 ): Promise<void> {
   const level = config.process.logLevel;
   const log: Log = createLog({ name: role, ...(level === undefined ? {} : { level }) });
-  const signalled = untilSignal("SIGINT", "SIGTERM");
+  const signalled = untilSignal("SIGINT", "SIGTERM", "SIGHUP");
   const stop = anySignal(signalled, stopWithParent());
   log.info("settings", { settings: settingLines(config.settings.all) });
   let instance: RunningInstance;
@@ -32,6 +32,6 @@ export async function runInstance(
   await onceAborted(stop);
   log.info("stopping", { because: String(stop.reason) });
   // SIGTERM is how an orchestrator asks, and waits; everything else means now.
-  await instance.close(stop.reason === "SIGTERM" ? config.process.drainGraceMs : 0);
+  await instance.close(DRAINS.has(stop.reason) ? config.process.drainGraceMs : 0);
   log.info("stopped");
 }

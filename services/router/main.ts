@@ -5,7 +5,7 @@ import { loadConfig, settingLines } from "../common/config.ts";
 import { Deadlines } from "../common/deadlines.ts";
 import { ServiceError } from "../common/errors.ts";
 import { measureEventLoop } from "../common/event-loop.ts";
-import { anySignal, onceAborted, startLife, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import { DRAINS, anySignal, onceAborted, startLife, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { registryHub } from "../discovery/embedded.ts";
@@ -63,11 +63,11 @@ type Doors = Pick<Router, "restUrl" | "grpcAddress">;
 /** `tandem router`. @param argv Without node, script and command. */
 export async function runRouter(argv: readonly string[]): Promise<void> {
   const config = loadConfig(routerConfig, { argv, env: process.env });
-  const stop = anySignal(untilSignal("SIGINT", "SIGTERM"), stopWithParent());
+  const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
   const router = await startRouter(config, { signal: stop });
   await onceAborted(stop);
   const graceMs = config.process.drainGraceMs;
-  await router.stop(stop.reason === "SIGTERM" ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
+  await router.stop(DRAINS.has(stop.reason) ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
 }
 
 /**

@@ -68,14 +68,14 @@ describe("an instance's process", function () {
   const load = async ({ channel }: Running) =>
     (await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 })).load!;
 
-  it("says in one line what it is, and ends with its engine on SIGTERM", async () => {
+  it("says in one line what it is, and drains and ends with its engine when its terminal closes", async () => {
     const it = await start("prefill", "--slots=3");
     assert.match(
       it.line,
       /^prefill ready on 127\.0\.0\.1:\d+: tandem-sim on sim \S+, KV by p2p-zmq at 127\.0\.0\.1:43\d\d\d, 3 slots\n$/,
     );
     const exited = once(it.child, "exit");
-    it.child.kill("SIGTERM");
+    it.child.kill("SIGHUP");
     assert.deepEqual(await within(exited, "its exit"), [0, null]);
     await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined);
     assert.deepEqual(readdirSync(join(state, "tandem", "engines")), []);

@@ -127,7 +127,7 @@ describe("the router process", function () {
       env: { ...process.env, TANDEM_LOG_FORMAT: "json" },
     });
 
-  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     it(`ends soon and well after ${signal}`, async () => {
       const child = run(PORTS);
       let log = "";

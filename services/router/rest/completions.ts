@@ -53,11 +53,18 @@ export function completionsHandler(
     return o.serving.open({ label: path, path, body, clientId, scheduling });
   }
 
-  function refuse(req: IncomingMessage, res: ServerResponse, error: unknown, headers: Record<string, string>): void {
-    const { code } = asServiceError(error);
+  function refuse(
+    req: IncomingMessage,
+    res: ServerResponse,
+    error: unknown,
+    clientId: string | undefined,
+    headers: Record<string, string>,
+  ): void {
+    const { code, param, failure } = asServiceError(error);
     o.metrics.refused(path, code);
-    if (code === "internal") o.log.error("request failed", { path, error });
-    else o.log.info("request refused", { path, code, param: asServiceError(error).param });
+    const from = { clientId, client: req.socket.remoteAddress, path };
+    if (code === "internal") o.log.error("request failed", { ...from, error });
+    else o.log.info("request refused", { ...from, code, status: failure.http, param });
     if (code === "cancelled") res.destroy();
     else if (!req.complete && (code === "body_too_large" || code === "queue_full")) refuseUnread(req, res, error);
     else {
@@ -73,7 +80,7 @@ export function completionsHandler(
     try {
       served = await receive(req, clientId, share);
     } catch (error) {
-      refuse(req, res, error, clientId === undefined ? {} : { [ANSWER_HEADERS.requestId.name]: clientId });
+      refuse(req, res, error, clientId, clientId === undefined ? {} : { [ANSWER_HEADERS.requestId.name]: clientId });
       return;
     }
     const { draft, request } = served;

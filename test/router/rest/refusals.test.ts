@@ -284,6 +284,7 @@ describe("a request that can't be served", () => {
   it("is logged once, without anything that the client wrote", async () => {
     const lines = rest.logs.events("request refused");
     assert.ok(lines.length > 0);
+    for (const { status, client } of lines) assert.deepEqual([typeof status, typeof client], ["number", "string"]);
     assert.doesNotMatch(JSON.stringify(rest.logs.lines), /hello|secret|10\.0\.0\.9/);
   });
 });
