@@ -16,7 +16,7 @@ import { encodePiece, encodeResponse } from "./wire.ts";
 /** The largest event that an engine may send, and the largest body. */
 const EVENT_LIMIT_BYTES = 16 * 1024 * 1024;
 const ANSWER_LIMIT_BYTES = 64 * 1024 * 1024;
-/** A message is full with so much. gRPC counts messages, not bytes, before it holds a writer back. */
+/** A message is full at this size. gRPC counts messages, not bytes, before it holds a writer back. */
 const PIECE_BYTES = 64 * 1024;
 
 export interface AnswerRunOptions {
@@ -232,7 +232,7 @@ function reportedError(stream: AnswerStream): ServiceError {
     const { code } = JSON.parse(stream.error!) as { code?: unknown };
     if (typeof code === "number") status = code;
   } catch {
-    // Cut off at its limit, or no object: an engine failure all the same.
+    // Cut off at its limit, or not an object: an engine failure either way.
   }
   if (fresh && status >= 400 && status < 500) {
     return refusalOf(status, Buffer.from(`{"error":${stream.error!}}`), { leg: "decode", internal: [] });

@@ -1,7 +1,7 @@
 // The answer of one streaming leg, event by event: the hot path of a decode instance.
 // An engine's chunks begin alike up to the choice's index: {"id":...,"object":...,"created":...,"model":...,"choices":
 // [{"index":0. Those bytes are learnt from the first chunk; from then on a chunk that begins with them gets the public
-// head in their place and is otherwise passed on as it is, unparsed. Anything else goes the slow way, by splices.
+// head instead and is otherwise passed on unparsed. Anything else goes the slow way, by splices.
 import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanArray, scanObject, type Member } from "../common/json-body.ts";
 import { faceAnswer, finishReasonOf, type Face, type ReadAnswer, type AnswerUsage } from "./answer.ts";
@@ -26,7 +26,7 @@ export interface AnswerStreamOptions {
 }
 
 export class AnswerStream {
-  /** What goes out next; whoever takes it calls `cleared`. */
+  /** The bytes that go out next. The caller that takes them calls `cleared`. */
   readonly parts: Buffer[] = [];
   bytes = 0;
   /** Chunks with a choice, in `parts`: an estimate, since a chunk may hold several tokens. The usage is exact. */

@@ -11,8 +11,8 @@ export interface Face {
   /** `index` of the one choice. */
   readonly choiceIndex: number;
   /**
-   * Prompt tokens that the prefill engine had cached. Undefined: nobody knows; the decode engine's own figure is dropped,
-   * for it counts the KV it was sent as cached (vLLM 0.23).
+   * Prompt tokens that the prefill engine had cached. Undefined: unknown. The decode engine's own figure is dropped,
+   * because it counts the received KV as cached (vLLM 0.23).
    */
   readonly cachedTokens: number | undefined;
 }

@@ -69,7 +69,7 @@ export class DecodeLeg {
   engineChanged(engine: LiveEngine | undefined): void {
     if (this.#phase.kind !== "reserved" || this.#phase.leg.engine === engine) return;
     this.#forget(this.#leaveReserved());
-    this.#call.fail(new ServiceError("instance_lost", "The instance's engine stopped before the answer was started."));
+    this.#call.fail(new ServiceError("instance_lost", "The instance's engine stopped before the answer began."));
   }
 
   /** The instance stops. */
@@ -127,9 +127,9 @@ export class DecodeLeg {
       throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
     parts.board.admit();
     const engine = parts.keeper()?.live;
-    if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not there.");
+    if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not running.");
     if (traits.pairedId && reserve.decodeKvAddress !== "" && reserve.decodeKvAddress !== engine.kvAddress) {
-      throw new ServiceError("instance_unavailable", "The instance's engine was started again.");
+      throw new ServiceError("instance_unavailable", "The instance's engine was restarted.");
     }
     const context: LegSpec = {
       ...checked,
@@ -196,7 +196,7 @@ export class DecodeLeg {
     this.#phase = { kind: "running", leg, run, ticket, startedMs: parts.clock.nowMs() };
   }
 
-  /** The engine's side ended: well, or with what the caller may hear. What the caller already has stands. */
+  /** The engine's side ended, well or with an error for the caller. Whatever was already sent stays valid. */
   #ended(error: ServiceError | undefined): void {
     if (this.#phase.kind !== "running") return;
     const { leg, startedMs } = this.#phase;
@@ -232,7 +232,7 @@ export class DecodeLeg {
 
   /** Nobody wants the answer that runs. */
   #leave(phase: Running): void {
-    // Where only the engine itself can drop the KV, it must be sure to have it before it is told to stop.
+    // If only the engine itself can drop the KV, the engine must have received all of it before it is stopped.
     if (!phase.run.tookKv && this.#shared.parts.connector.traits.abandoned === "drain") phase.run.discard();
     else this.#stopRunning(phase);
   }

@@ -1,6 +1,6 @@
-// What becomes of KV that prefill pushed, or may have pushed, for a leg that nobody will decode any more. It is claimed
-// or released as its connector wants it; where nobody can tell what was pushed, the engine is restarted, which frees it
-// all. Until then it is counted as an orphan and keeps its slot.
+// Frees KV that prefill pushed, or may have pushed, for a leg that will no longer be decoded. The KV is claimed or
+// released as its connector requires. If it is unknown what was pushed, the engine is restarted, which frees all KV.
+// Until then the leg is counted as an orphan and keeps its slot.
 import { InstanceService } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { pause } from "../common/clock.ts";
@@ -58,14 +58,14 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
     // The KV was the dead engine's.
     if (isGone(leg.engine) || outcome === Outcome.NOTHING_SENT) return;
     const known = outcome === Outcome.HANDED_OVER && leg.maybeTaken !== true;
-    // Releasing is harmless where nothing is held; a drain of what never came would stand still with the engine.
+    // Releasing is harmless if nothing is held; draining KV that never arrived would stall the engine.
     if (known || means === "release") {
       if (await request(leg, ticket)) return;
     }
     if (isGone(leg.engine)) return;
-    log.error("KV that can't be accounted for; restarting the engine", { legId, outcome: Outcome[outcome] });
+    log.error("can't account for the KV of a lost leg; restarting the engine", { legId, outcome: Outcome[outcome] });
     if (keeper()!.restart(leg.engine, "KV of a lost leg can't be accounted for")) return;
-    log.error("the attached engine holds KV that nobody will fetch; restart it", { legId });
+    log.error("the attached engine holds KV that will never be fetched; restart it", { legId });
     await untilGone(leg.engine);
   }
 

@@ -1,5 +1,5 @@
-// Who is there according to Consul, for the router. What it once knew it keeps while Consul is away: instances are lost
-// when the router itself sees them fail, not when the registry does.
+// The instances that Consul lists, for the router. Known instances are kept while Consul is unreachable: an instance is
+// lost when the router itself sees it fail, not when the registry fails.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
@@ -90,7 +90,10 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
           missing += 1;
         }
         if (gap && missing > 0)
-          o.log.warn("instances are missing in Consul since it was away; kept while they live", { role, missing });
+          o.log.warn("instances are missing from Consul since it was unreachable; keeping them while they respond", {
+            role,
+            missing,
+          });
         known[role] = listed;
         if (news) tell();
         if (missing > 0) timer ??= clock.setTimer(forgetMs / 4, forget);

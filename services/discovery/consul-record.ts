@@ -48,7 +48,7 @@ export function instanceRecord(info: Info): ServiceRecord {
     pid: String(info.pid),
     host: hostname(),
   };
-  // Nothing is said by "0" or by an empty text where it stands for "unknown".
+  // "0" and the empty text mean "unknown" and are left out.
   for (const key in meta) if (meta[key] === "" || (meta[key] === "0" && key !== "pid")) delete meta[key];
   return {
     id: info.instanceId,

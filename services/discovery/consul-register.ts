@@ -1,7 +1,7 @@
 // Keeps one service registered with the Consul agent, for as long as it lives: registers it, reports its state as it
 // changes, and registers it again as soon as the agent has forgotten it.
 //
-// Two checks stand behind it. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
+// The entry has two checks. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
 // the process reports of itself, within milliseconds, where the agent asks once a second; it has a time to live, so that
 // the last words of a dead process do not stay.
 import type Consul from "consul";
@@ -78,19 +78,19 @@ export function keepRegistered(
 
   /**
    * An instance that died left its entry, and its check would pass again: it asks the address that we have now. Only
-   * the agent's own list is looked at, since only there an address means the same host.
+   * the agent's own list is searched, because only there an address means the same host.
    */
   async function sweepGhosts(now: ServiceRecord): Promise<void> {
     const { host, port } = splitAddress(now.address);
     const filter = `Service == "${name}" and Address == "${host}" and Port == ${port} and ID != "${now.id}"`;
     const listed = await client.ask((consul, call) => consul.agent.service.list({ filter, ...call }), CALL);
     for (const ghost of Object.keys(listed.body)) {
-      log.info("the entry of an instance that was here before is taken out of Consul", { serviceId: ghost });
+      log.info("removing the Consul entry of an earlier instance at this address", { serviceId: ghost });
       await client.ask((consul, call) => consul.agent.service.deregister({ id: ghost, ...call }), CALL);
     }
   }
 
-  /** The load changes with every leg, so it stands beside the time at which it was so. */
+  /** The load changes with every leg, so its text carries the time of the reading. */
   function loadText(load: string): string {
     const nowMs = clock.nowMs();
     if (load !== shown.load && nowMs - shown.atMs >= LOAD_EVERY_MS)
@@ -158,9 +158,12 @@ export function keepRegistered(
     await client
       .ask((consul, call) => consul.agent.service.deregister({ id, ...call }), { timeoutMs: LEAVE_MS })
       .catch((error: Error) => {
-        log.warn("could not be taken out of Consul, which will do it when the check has failed for long enough", {
-          because: error.message,
-        });
+        log.warn(
+          "could not deregister from Consul; Consul will remove the entry once its check has failed for long enough",
+          {
+            because: error.message,
+          },
+        );
       });
   }
 
@@ -177,7 +180,7 @@ export function keepRegistered(
 }
 
 /**
- * @param passing What the checks say until they are told or asked. A new service fails them till then: Consul passes on
+ * @param passing The checks' status until their first report or poll. A new service fails them until then: Consul passes on
  *   what a check says at once only when its status changes, and an operator should see the words. One that Consul only
  *   forgot passes, or routers would see all of them fail for a moment.
  */

@@ -20,7 +20,7 @@ export interface BlockingQuery<T> {
   /** After each answer, with or without news, and after each failure. */
   onHealth(error: ConsulError | undefined): void;
   readonly stop: AbortSignal;
-  /** Default 10000: so long at most until a hung agent is noticed, plus a fifth. */
+  /** Default 10000: a hung agent is noticed within this time plus a fifth. */
   readonly waitMs?: number;
   readonly clock?: Clock;
 }

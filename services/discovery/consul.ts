@@ -1,4 +1,4 @@
-// The door to Consul: registers this process, says who is there, and keeps settings that change while we run.
+// The entry point to Consul: registers this process, lists instances, and watches settings that change while we run.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { type Clock, systemClock } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
@@ -17,7 +17,7 @@ export { routerRecord } from "./consul-record.ts";
 const SERVING: SelfReport = { serving: true, text: "serving" };
 
 export interface ConsulRegistrar extends Registrar {
-  /** A service that is no instance: the router. */
+  /** Registers a service that is not an instance: the router. */
   registerService(record: () => ServiceRecord, stop: AbortSignal, standing: () => SelfReport): Registration;
   close(): void;
 }

@@ -85,7 +85,7 @@ export function registryHub(o: {
 }): RegistryHub {
   const routerId = o.routerId ?? randomUUID();
   const { graceMs = GRACE_MS, limit = INSTANCE_LIMIT, clock = systemClock } = o;
-  /** By instance id. The lease tells two calls of one instance apart: the newest counts. */
+  /** By instance id. The lease distinguishes two calls of one instance: the newest counts. */
   const entries = new Map<string, { readonly info: Info; lease: symbol; held: boolean }>();
   const watchers = new Set<EntriesListener>();
   /** Of instances whose call broke. */

@@ -1,4 +1,4 @@
-// How an instance makes itself known, and how a router learns who is there. Consul does both; the embedded registry has
+// How an instance registers, and how a router learns which instances exist. Consul does both; the embedded registry has
 // a half on each side; a static list has only the router's.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 

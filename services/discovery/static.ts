@@ -40,7 +40,7 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
             const { kind: fault, text: because } = peerFault(error);
             if (fault !== logged) o.log.warn("a listed instance can't be used", { address, fault, because });
             logged = fault;
-            // Its connection may be dead, and nothing but this would tell.
+            // Its connection may be dead without any other sign.
             await channel[Symbol.asyncDispose]();
             channel = dialRpc(address, { token: o.token });
           }

@@ -73,7 +73,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
       // Not msgpack.
     }
     if (engine === undefined) {
-      if (ignored++ === 0) log.warn("something that is no vLLM ping came to where engines ping", { address: o.listen });
+      if (ignored++ === 0) log.warn("received a message that is not a vLLM ping", { address: o.listen });
       return;
     }
     const known = entries.get(engine.httpAddress);
@@ -84,7 +84,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
     // Started again: its partners must not dial the old address.
     if (known !== undefined) forget(known, "it pings under another KV address");
     if (entries.size >= limit) {
-      log.warn("an engine is left out: too many ping", { ...engine, limit });
+      log.warn("an engine is ignored: too many engines ping", { ...engine, limit });
       return;
     }
     entries.set(engine.httpAddress, { engine, heardMs: clock.nowMs() });
@@ -95,7 +95,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
 
   function forget(entry: Entry, why: string): void {
     entries.delete(entry.engine.httpAddress);
-    log.info("an engine is gone from the pings", { ...entry.engine, why });
+    log.info("an engine no longer pings", { ...entry.engine, why });
     o.left?.(entry.engine);
   }
 
@@ -111,7 +111,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
   const receiving = (async () => {
     for await (const frames of socket) heard(frames);
   })().catch((error: unknown) => {
-    if (!closed) log.error("pings are not heard any more", { error });
+    if (!closed) log.error("no longer receiving pings", { error });
   });
 
   return {
@@ -147,7 +147,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
   };
 }
 
-/** Undefined for what is no ping. Further keys are allowed: a later vLLM may say more. */
+/** Returns undefined for a message that is not a ping. Further keys are allowed: a later vLLM may send more. */
 export function readPing(message: unknown): PingedEngine | undefined {
   if (typeof message !== "object" || message === null) return undefined;
   const { type, http_address: httpAddress, zmq_address: kvAddress } = message as Record<string, unknown>;

@@ -26,7 +26,7 @@ export function attachedEngine(o: AttachedOptions): EngineSource {
     ours: false,
     async start(signal) {
       const deadlineMs = clock.nowMs() + o.startTimeoutMs;
-      for (let waitMs = 100, told = false; ; waitMs = Math.min(1_000, waitMs * 2)) {
+      for (let waitMs = 100, logged = false; ; waitMs = Math.min(1_000, waitMs * 2)) {
         const http = createEngineHttp({ url: o.url, apiKey: o.apiKey, clock });
         try {
           const facts = await checkReady(http, { ...o, timeoutMs: 5_000, completionTimeoutMs: 120_000 });
@@ -44,8 +44,8 @@ export function attachedEngine(o: AttachedOptions): EngineSource {
           const message = (error as Error).message;
           if (error instanceof WrongEngine) throw new StartError(`The engine at ${o.url} can't be used: ${message}.`);
           if (clock.nowMs() > deadlineMs) throw new StartError(`The engine at ${o.url} does not work: ${message}.`);
-          if (!told) o.log.info("waiting for the engine", { url: o.url, because: message });
-          told = true;
+          if (!logged) o.log.info("waiting for the engine", { url: o.url, because: message });
+          logged = true;
         }
         await pause(clock, waitMs, signal);
         signal.throwIfAborted();

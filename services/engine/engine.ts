@@ -25,7 +25,7 @@ export interface EngineFacts {
   readonly tpSize?: number;
   /** What it was given as its model: an id or a path. Empty or absent where it doesn't say. */
   readonly modelRoot?: string;
-  /** How prompts are computed, for the doctor; absent for an engine that was not started here, or doesn't say. */
+  /** How prompts are computed, for the doctor; absent for an engine that was not started here, or doesn't report it. */
   readonly vllm?: VllmSettings;
 }
 
@@ -43,9 +43,9 @@ export interface LiveEngine {
 export interface EngineKeeper {
   /** False for an attached engine. */
   readonly ours: boolean;
-  /** Undefined while there is none that works. */
+  /** Undefined while no engine works. */
   readonly live: LiveEngine | undefined;
-  /** Why there is none, or why it is about to be started again, for people. Empty while it works. */
+  /** Why no engine works, or why the engine is about to be restarted, for people. Empty while the engine works. */
   readonly reason: string;
   /** What runs on it goes on; nothing else may be sent to it, and then it is started again. */
   readonly retiring: boolean;
@@ -57,8 +57,8 @@ export interface EngineKeeper {
   /** A call to `engine` failed in a way that a dead one would explain: look at once. */
   suspect(engine: LiveEngine): void;
   /**
-   * Starts another engine in its place, since its state can't be trusted any more: when what runs on it has ended, or at
-   * once where that can't end. Returns false where the engine isn't ours to restart (attached by URL).
+   * Replaces an engine whose state can no longer be trusted: when its running legs have ended, or at once if they
+   * can't end. Returns false where the engine isn't ours to restart (attached by URL).
    */
   restart(engine: LiveEngine, reason: string, o?: { readonly atOnce?: boolean }): boolean;
   /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
@@ -92,7 +92,7 @@ export interface LaunchOptions {
   readonly connector: string;
   /** vLLM: its model. embedded: a GGUF file; empty: the one that ships. sim: a name; empty: the sim's own. */
   readonly model: string;
-  /** Sequences that the engine must have room for. */
+  /** Number of sequences that the engine must be able to hold. */
   readonly slots: number;
   /** Given to the engine as they are, after Tandem's own. */
   readonly flags: readonly string[];
@@ -120,6 +120,6 @@ export interface Launch extends GuardedCommand {
   readonly reasonOf?: (lines: readonly string[]) => readonly string[];
   /** host:port of its KV side channel as it says itself, once it works; undefined where it says nothing. */
   readonly toldKvAddress?: () => Promise<string | undefined>;
-  /** What its output told besides what its API does. Asked once it works. */
+  /** Facts that the engine's output reported beyond its API. Read once the engine works. */
   readonly learned?: () => Partial<EngineFacts>;
 }

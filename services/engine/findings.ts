@@ -1,4 +1,4 @@
-// One thing that was looked at, and how it is.
+// One thing that was checked, and the result.
 
 export type FindingLevel = "ok" | "unknown" | "warning" | "error";
 

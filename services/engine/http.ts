@@ -32,7 +32,7 @@ export interface EngineCallHandlers {
 }
 
 export interface EngineCall {
-  /** Closes the connection, which is how vLLM is told to stop. No handler is called from then on. */
+  /** Closes the connection, which makes vLLM stop. No handler is called from then on. */
   abort(): void;
   pause(): void;
   resume(): void;
@@ -61,13 +61,13 @@ export interface EngineHttp {
   close(error: Error): void;
 }
 
-/** Whether the engine can't have seen the request: nobody listened. */
+/** Whether the engine can't have seen the request, because nothing listened on its port. */
 export function neverReached(error: unknown): boolean {
   const code = (error as NodeJS.ErrnoException | undefined)?.code;
   return code === "ECONNREFUSED" || code === "EHOSTUNREACH" || code === "ENOTFOUND";
 }
 
-/** Its time was over before the answer: the engine is busy, or stands still. Its process is there. */
+/** The request timed out without an answer: the engine is busy or stalled, but its process exists. */
 export class EngineSilent extends Error {}
 
 export function createEngineHttp(o: {
@@ -78,7 +78,7 @@ export function createEngineHttp(o: {
   const { clock = systemClock } = o;
   const url = new URL(o.url);
   const origin = url.origin;
-  // `timeout` bounds idle sockets only: nobody listens to it while a request runs, however long the engine thinks. The
+  // `timeout` bounds idle sockets only: it has no effect while a request runs, however long the engine computes. The
   // agent sets TCP_NODELAY by itself.
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity, maxFreeSockets: 64, timeout: IDLE_MS });
   const hostname = url.hostname.replace(/^\[|\]$/g, "");

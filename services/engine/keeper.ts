@@ -1,11 +1,11 @@
 // Keeps one engine alive: starts it, watches it, and starts another when it has to, with a pause that grows. Who starts
 // an engine again, and what becomes of what runs on it:
 //
-// - It died, or stands still (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
+// - It died or stalled (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
 //   instance takes none until the next engine works.
-// - It works, but its state can't be trusted any more (KV that nobody can account for): it retires. The instance takes no
-//   leg from then on, what runs ends within `drain.grace_ms`, and only then it is killed. Should it stand still meanwhile,
-//   the first case ends it sooner.
+// - It works, but its state can no longer be trusted (KV that can't be accounted for): it retires. The instance takes no
+//   leg from then on, running legs end within `drain.grace_ms`, and only then the engine is killed. If the engine stalls
+//   meanwhile, the first case ends it sooner.
 // - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
 //
 // The next engine has a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and hangs
@@ -24,7 +24,7 @@ import { createProgressJudge, type EngineWork, type ProgressJudge } from "./prog
 const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
 /** An engine that lived this long had a good start: the next pause is a short one again. */
 const SETTLED_MS = 30_000;
-/** Its counters are looked at this often while it works; four times at least within the longest stall. */
+/** Interval between readings of the engine's counters; at least four fit in the longest stall. */
 const TICK_MS = 1_000;
 const POLL_IDLE_MS = 5_000;
 const POLL_TIMEOUT_MS = 2_000;
@@ -108,7 +108,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
     gauges = NO_GAUGES;
     reason = over.signal.aborted ? "stopped" : firstLine(why.message);
     engine.http.close(
-      new ServiceError("engine_failed", "The engine stopped while it worked on the request.", { cause: why }),
+      new ServiceError("engine_failed", "The engine stopped while working on the request.", { cause: why }),
     );
     if (!over.signal.aborted) {
       log.error("the engine is lost", { incarnation: engine.incarnation, why: why.message });
@@ -125,8 +125,8 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   ): Promise<void> {
     if (live !== engine || retiring === engine) return;
     retiring = engine;
-    reason = `the engine is started again when what it works on has ended: ${why}`;
-    log.warn("the engine is to be started again", { incarnation: engine.incarnation, why });
+    reason = `the engine restarts when its running legs have ended: ${why}`;
+    log.warn("the engine will be restarted", { incarnation: engine.incarnation, why });
     changed();
     await emptied(over.signal);
     lose(engine, new Error(why));
@@ -143,7 +143,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
         if (over.signal.aborted) return await next.stop(0);
         if (wedgedAt !== undefined && !(await hasMoved(next, wedgedAt))) {
           await next.stop(0);
-          throw new Error("the attached engine is wedged: it answers, but counts no token; restart it");
+          throw new Error("the attached engine is wedged: it answers, but its token counters have stalled; restart it");
         }
         wedgedAt = undefined;
         came(next);
@@ -152,7 +152,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       } catch (error) {
         if (over.signal.aborted) return;
         reason = firstLine((error as Error).message);
-        log.error("the engine could not be started again", { error });
+        log.error("the engine could not be restarted", { error });
         changed();
       }
     }
@@ -190,15 +190,15 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       polling = false;
       unanswered++;
       log.debug("the engine's metrics can't be read", { error });
-      // Of our own engine the guardian tells the end; of an attached one nobody does. vLLM's API server that has many tokens
-      // to write may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
+      // The guardian reports the end of our own engine; no process reports that of an attached one. vLLM's API server, busy
+      // writing tokens, may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
       const busy = error instanceof EngineSilent && clock.nowMs() - heardMs < o.stallMs;
       if (!source.ours && unanswered >= UNANSWERED_LIMIT && !busy)
         lose(engine, new Error("the attached engine does not answer"));
     }
   }
 
-  /** `/health` alone is not believed: it says 200 on an engine that stands still for ever. */
+  /** `/health` alone is not enough: a permanently stalled engine answers it with 200. */
   async function hasMoved(next: StartedEngine, before: EngineGauges): Promise<boolean> {
     const answer = await next.http.fetch(
       { method: "GET", path: "/metrics", repeatable: true },

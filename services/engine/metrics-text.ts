@@ -7,7 +7,7 @@ export interface EngineGauges {
   readonly deferred: number;
   /** 0 to 1. */
   readonly kvUsageRatio: number;
-  /** Counters since the engine's start. On a wedged engine they stand still, as do the gauges. */
+  /** Counters since the engine's start. On a wedged engine they stop, as do the gauges. */
   readonly promptTokens: number;
   readonly generationTokens: number;
 }

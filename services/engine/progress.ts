@@ -1,11 +1,11 @@
-// Whether an engine works on, by what it has counted and not by what it says of its health: a wedged vLLM answers
-// /health with 200 and takes new requests for ever. Its token counters stand still while requests are in it.
+// Whether an engine makes progress, judged by its counters and not by its health report: a wedged vLLM answers /health
+// with 200 and takes new requests forever. Its token counters stop while it holds requests.
 // Source: protocol notes on vLLM 0.23, P2P NCCL: a missing peer stops the engine core, the API server lives on.
 import type { EngineGauges } from "./metrics-text.ts";
 
 /** What an instance has given to its engine. */
 export interface EngineWork {
-  /** Legs that wait for nothing but the engine. One that a slow client holds back is none of them. */
+  /** Legs that wait for nothing but the engine. A leg that a slow client holds back is not counted. */
   readonly legs: number;
   /** Prompt tokens of them that are still to be computed, as far as known. */
   readonly promptTokens: number;
@@ -26,11 +26,11 @@ export interface ProgressJudge {
 
 /** Prompt tokens a second before any was seen: a small CPU. Too low finds a wedge late, too high kills what works. */
 const FIRST_RATE = 100;
-/** Prompts may take so many times what the observed rate promises: long ones cost more a token. */
+/** Prompts may take this multiple of the time at the observed rate, because long prompts cost more a token. */
 const RATE_MARGIN = 4;
 /** Weight of a new observation. */
 const RATE_WEIGHT = 0.2;
-/** A tick that comes so many times too late shows that this process stood still, and nothing of the engine. */
+/** A tick that is late by this factor shows that this process was paused; it says nothing about the engine. */
 const OWN_PAUSE_TICKS = 3;
 
 /**
@@ -53,7 +53,7 @@ export function createProgressJudge({
   let judgedMs = -Infinity;
   let last: ProgressSample["counted"];
   let ratePerMs = FIRST_RATE / 1_000;
-  /** Prompt tokens in it since then. What comes later waits behind them and is no reason to wait longer. */
+  /** Prompt tokens in it since then. Later prompts wait behind them and don't justify waiting longer. */
   let awaitedTokens = 0;
 
   return {

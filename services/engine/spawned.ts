@@ -1,4 +1,4 @@
-// An engine of our own: started under a guardian, on ports that nobody has used.
+// An engine of our own: started under a guardian, on ports that were never used before.
 import { join } from "node:path";
 import { splitAddress } from "../common/address.ts";
 import { type Clock, pause, systemClock } from "../common/clock.ts";
@@ -132,9 +132,12 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     const given = `${kvHost}:${kvPort}`;
     const told = await launch.toldKvAddress?.();
     if (told === undefined && launch.toldKvAddress !== undefined)
-      o.log.warn("the engine did not ping; its KV address is taken to be the one it was given", { kvAddress: given });
+      o.log.warn("the engine did not ping; using the KV address that it was given", { kvAddress: given });
     if (told !== undefined && told !== given)
-      o.log.warn("the engine says another KV address than it was given; it is believed", { given, told });
+      o.log.warn("the engine reports a different KV address than it was given; using the reported one", {
+        given,
+        told,
+      });
     if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${splitAddress(told ?? given).port}`;
     return told ?? given;
   }
@@ -185,7 +188,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
         } catch (error) {
           const portTaken = /EADDRINUSE|address already in use/i.test(error instanceof Error ? error.message : "");
           if (!portTaken || tries === PORT_TRIES || signal.aborted) throw error;
-          o.log.info("a port was taken before the engine bound it; starting it again on others");
+          o.log.info("a port was taken before the engine bound it; restarting the engine on other ports");
         }
       }
     },
@@ -233,6 +236,6 @@ function describe(exit: GuardedExit): string {
 
 function failure(what: string, lines: readonly string[]): StartError {
   return new StartError(
-    lines.length === 0 ? `${what}; it wrote nothing` : `${what}. Its last words:\n  ${lines.join("\n  ")}`,
+    lines.length === 0 ? `${what}; it wrote no output` : `${what}. Its last output:\n  ${lines.join("\n  ")}`,
   );
 }

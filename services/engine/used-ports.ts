@@ -1,5 +1,5 @@
 // KV ports that engines of this user have had on this machine, over the end of their wrappers: an empty file each. vLLM's
-// P2P NCCL keeps a connection to every partner for good, and hangs with an engine that comes back where another was, so
+// P2P NCCL keeps a connection to every partner permanently, and hangs with an engine that comes back where another was, so
 // that an instance which is stopped and started again must not get its old port (0.23, p2p_nccl_engine.py: `socks` and
 // `comms`).
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";

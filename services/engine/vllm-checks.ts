@@ -1,5 +1,5 @@
-// What of one vLLM decides whether it can be half of a pair, judged from what it told. vLLM checks none of this itself:
-// what is wrong shows as garbage with HTTP 200, as a hang, or as a dead engine. Sources: docs/vllm.md.
+// Checks whether one vLLM can be half of a pair, judged from the facts it reported. vLLM checks none of this itself:
+// a fault shows as garbage with HTTP 200, as a hang, or as a dead engine. Sources: docs/vllm.md.
 import type { EngineFacts } from "./engine.ts";
 import { finding, type Finding } from "./findings.ts";
 import { connectorFault } from "./vllm-command.ts";
@@ -22,7 +22,7 @@ export interface VllmChecked {
 
 const GIB = 2 ** 30;
 
-/** In a fixed order, also what is fine: an operator sees what was looked at. */
+/** Returns findings in a fixed order, passed checks included, so that an operator sees what was checked. */
 export function checkVllm(o: VllmChecked): Finding[] {
   const p2p = o.connector === "p2p-nccl";
   return [
@@ -50,11 +50,11 @@ function version({ connector, facts }: VllmChecked): Finding {
 
 function requestIds({ launched, env }: VllmChecked): Finding {
   if (launched) return finding("request_ids", "ok", "Request ids reach both engines as they are.");
-  const here = env["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] === "1" ? "" : "It can't be seen from outside. ";
+  const here = env["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] === "1" ? "" : "Tandem can't see this from outside. ";
   return finding(
     "request_ids",
     "unknown",
-    `${here}An attached engine that appends digits of its own to ids waits for ever for KV of another name.`,
+    `${here}An attached engine that appends its own digits to request ids waits forever for KV under another name.`,
     "Start both engines with VLLM_DISABLE_REQUEST_ID_RANDOMIZATION=1.",
   );
 }
@@ -69,7 +69,7 @@ function graphs({ role, facts }: VllmChecked): Finding {
     return finding(
       "cuda_graphs",
       "unknown",
-      "An attached engine doesn't tell its CUDA-graph mode; the probe of each pair shows what it does.",
+      "An attached engine doesn't report its CUDA-graph mode. The probe of each pair shows whether the mode works.",
       cure,
     );
   }
@@ -79,13 +79,13 @@ function graphs({ role, facts }: VllmChecked): Finding {
     ? finding(
         "cuda_graphs",
         "error",
-        `CUDA graphs: ${mode}. With P2P NCCL such an engine answers 200 from KV it never loaded: garbage.`,
+        `CUDA graphs: ${mode}. With P2P NCCL, such an engine answers 200 with garbage, because it never loaded the KV.`,
         cure,
       )
     : finding(
         "cuda_graphs",
         "error",
-        `CUDA graphs: ${mode}. A step that replays a whole graph sends no KV, and decode waits for it for ever.`,
+        `CUDA graphs: ${mode}. A step that replays a whole graph sends no KV, and decode waits for the KV forever.`,
         cure,
       );
 }
@@ -95,12 +95,12 @@ function chunks({ facts }: VllmChecked): Finding {
   const cure =
     "Start it with --no-enable-chunked-prefill and --max-num-batched-tokens no smaller than --max-model-len.";
   if (chunked === undefined)
-    return finding("chunked_prefill", "unknown", "An attached engine doesn't tell whether it chunks prompts.", cure);
+    return finding("chunked_prefill", "unknown", "An attached engine doesn't report whether it chunks prompts.", cure);
   if (!chunked) return finding("chunked_prefill", "ok", "Prompts are computed whole.");
   return finding(
     "chunked_prefill",
     "warning",
-    "Prompts are chunked: vLLM 0.23 may end on an assertion when a last chunk needs no new KV block.",
+    "Prompts are chunked: vLLM 0.23 may crash on an assertion when the last chunk needs no new KV block.",
     cure,
   );
 }
@@ -110,8 +110,8 @@ function kvHost({ kvAddress }: VllmChecked): Finding {
   return finding(
     "kv_address",
     "error",
-    `Its KV address ${kvAddress} is no IPv4 literal, which vLLM's request ids need.`,
-    "Set VLLM_HOST_IP, and the host of kv.listen, to an IPv4 address that partners reach.",
+    `The KV address ${kvAddress} is not an IPv4 literal, and vLLM's request ids need one.`,
+    "Set VLLM_HOST_IP, and the host of kv.listen, to an IPv4 address that partners can reach.",
   );
 }
 
@@ -121,7 +121,7 @@ function hostMemory({ launched, ranks, p2pPoolGib, freeMemoryBytes, totalMemoryB
     "Give a smaller --vllm.pool_gib (attached: mem_pool_size_gb, 32 by default, on every rank of both roles), or fewer engines to this host.";
   const free = `${(freeMemoryBytes / GIB).toFixed(1)} of ${(totalMemoryBytes / GIB).toFixed(1)} GiB are free`;
   if (!launched)
-    return finding("host_memory", "unknown", `The pinned pool of an attached engine is not known; ${free}.`, cure);
+    return finding("host_memory", "unknown", `The size of an attached engine's pinned pool is unknown; ${free}.`, cure);
   // vLLM rounds up to a power of two.
   const poolGib = 2 ** Math.ceil(Math.log2(p2pPoolGib)) * ranks;
   const message = `Its pinned pool takes ${poolGib} GiB on this host; ${free}.`;
@@ -135,7 +135,7 @@ function modelRoot({ facts }: VllmChecked): Finding {
     return finding(
       "model_path",
       "unknown",
-      "The engine doesn't tell its model's path.",
+      "The engine doesn't report its model's path.",
       "Give both engines the same text as their model.",
     );
   return finding("model_path", "ok", `Its model is ${root}; NIXL pairs it with engines that were given the same text.`);
@@ -146,7 +146,7 @@ function dtype({ facts }: VllmChecked): Finding {
     return finding(
       "dtype",
       "unknown",
-      "An attached engine doesn't tell its number type.",
+      "An attached engine doesn't report its dtype.",
       "Give both engines the same --dtype.",
     );
   }
@@ -160,11 +160,12 @@ function dtype({ facts }: VllmChecked): Finding {
 
 function counters({ facts }: VllmChecked): Finding {
   // No cache_config_info where --disable-log-stats left all series out.
-  if (facts.blockSize > 0) return finding("counters", "ok", "It counts its tokens, by which a wedged engine is found.");
+  if (facts.blockSize > 0)
+    return finding("counters", "ok", "The engine counts its tokens, so a stalled engine is detected.");
   return finding(
     "counters",
     "warning",
-    "It tells no figures of its KV cache: maybe it was started with --disable-log-stats, and then nobody would notice that it stands still.",
+    "The engine reports no KV-cache figures. If it was started with --disable-log-stats, a stall would go unnoticed.",
     "Start it without --disable-log-stats.",
   );
 }
@@ -177,7 +178,7 @@ function ncclVariables({ connector, env, launched }: VllmChecked): Finding[] {
       finding(
         "nccl",
         "warning",
-        "NCCL_P2P_DISABLE=1: KV between GPUs of this host goes through its memory, many times slower.",
+        "NCCL_P2P_DISABLE=1: KV between GPUs of this host goes through host memory, many times slower.",
         "Unset NCCL_P2P_DISABLE, unless this host's GPUs can't reach one another.",
       ),
     );
@@ -193,5 +194,5 @@ function ncclVariables({ connector, env, launched }: VllmChecked): Finding[] {
         ),
       );
   }
-  return found.length > 0 ? found : [finding("nccl", "ok", "No NCCL variable stands in the way.")];
+  return found.length > 0 ? found : [finding("nccl", "ok", "No NCCL variable interferes.")];
 }

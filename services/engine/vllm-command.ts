@@ -1,6 +1,6 @@
 // The command line and environment of a vLLM that is half of a pair. A pure function of role, connector, version and
-// what the user asked for: vLLM checks next to nothing of this itself, and answers from wrong KV, or stands still for
-// ever, where it is wrong. Sources: vLLM 0.23.0 and 0.32.0, and what was seen on GPUs (docs/vllm.md has both).
+// what the user asked for. vLLM checks next to nothing of this itself: if something is wrong, it answers from wrong KV
+// or hangs forever. Sources: vLLM 0.23.0 and 0.32.0, and what was seen on GPUs (docs/vllm.md has both).
 import { splitAddress } from "../common/address.ts";
 import { ConfigError } from "../common/config.ts";
 import { ENGINE_HOST } from "./engine-host.ts";
@@ -82,7 +82,7 @@ export function vllmCommand(o: VllmOptions): VllmCommand {
       // The Rust front end knows other endpoints; the developer mode opens paths that reset and stop the engine.
       VLLM_USE_RUST_FRONTEND: undefined,
       VLLM_SERVER_DEV_MODE: undefined,
-      // A server that outlives its engine answers 200 to nobody's good.
+      // A server that outlives its engine answers 200 and serves no purpose.
       VLLM_KEEP_ALIVE_ON_ENGINE_DEATH: undefined,
       // Ours to give, not to inherit: another key would lock Tandem out.
       VLLM_API_KEY: undefined,
@@ -195,7 +195,7 @@ function hasSafeGraphs({ name, value }: GivenFlag): boolean {
 function nixl(o: VllmOptions, isCpu: boolean): VllmCommand {
   const config = {
     kv_connector: "NixlConnector",
-    // 0.23.0 calls `kv_both` deprecated (nixl/connector.py); of 0.22 only that was looked at.
+    // 0.23.0 calls `kv_both` deprecated (nixl/connector.py); of 0.22 only that was tested.
     kv_role: isBefore(o.version, NIXL_ROLES) ? "kv_both" : o.role === "prefill" ? "kv_producer" : "kv_consumer",
     ...(isCpu ? { kv_buffer_device: "cpu" } : {}),
     // A transfer that failed must be an error that Tandem retries and counts, not a silent second prefill on decode.
@@ -217,7 +217,7 @@ export function connectorFault(connector: string, version: string): string | und
     if (!isBefore(version, P2P_GONE))
       return `vLLM ${version} has no P2pNcclConnector: it was removed in 0.24. Use --connector nixl, or vLLM 0.23.0`;
     if (isBefore(version, P2P_FIRST))
-      return `vLLM ${version} is older than 0.20.2, the first whose P2pNcclConnector was looked at. Use vLLM 0.23.0`;
+      return `vLLM ${version} is older than 0.20.2, the first version whose P2pNcclConnector was tested. Use vLLM 0.23.0`;
     if (version.includes("cpu"))
       return `P2P NCCL needs GPUs, and vLLM ${version} is built for the CPU. Use --connector nixl`;
     return undefined;
@@ -237,7 +237,7 @@ function checkVersion(connector: string, version: string): void {
 
 function isBefore(version: string, limit: readonly [number, number, number]): boolean {
   const found = /^(\d+)\.(\d+)(?:\.(\d+))?/.exec(version);
-  // A build from source that doesn't tell is taken for a new one.
+  // A build from source without a version is treated as a new one.
   if (found === null) return false;
   const parts = [Number(found[1]), Number(found[2]), Number(found[3] ?? 0)];
   for (const [index, part] of parts.entries()) if (part !== limit[index]) return part < limit[index]!;

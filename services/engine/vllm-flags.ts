@@ -1,4 +1,4 @@
-// Flags for vLLM that a user adds. Most are nobody's business here; some would undo what Tandem relies on, and are
+// Flags for vLLM that a user adds. Most don't concern Tandem; some would undo what Tandem relies on, and are
 // refused with what to do instead.
 import { ConfigError } from "../common/config.ts";
 
@@ -28,13 +28,13 @@ const REFUSED: Readonly<Record<string, string>> = {
   "--headless": "Tandem speaks vLLM's HTTP API",
   "--tokens-only": "Tandem speaks vLLM's OpenAI API",
   "--kv-transfer-config": PAIRING,
-  "--disable-log-stats": "without its counters nobody would notice that the engine stands still",
+  "--disable-log-stats": "without its counters a stalled engine would go unnoticed",
   "--config": "a file could hold any of the flags that Tandem sets; give its lines as flags after --",
   "--api-server-count": "several API servers share one set of counters badly; start more instances instead",
   "--data-parallel-size": "one engine an instance: start more instances instead",
   "-dp": "one engine an instance: start more instances instead",
   "-asc": "several API servers share one set of counters badly; start more instances instead",
-  "--middleware": "it would stand between Tandem and the engine",
+  "--middleware": "it would sit between Tandem and the engine",
 };
 /** Any flag that starts so. */
 const REFUSED_PREFIXES: readonly (readonly [string, string])[] = [

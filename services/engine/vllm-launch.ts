@@ -14,7 +14,7 @@ export interface VllmSettingsGiven {
   readonly gpus: string;
   /** GiB of pinned host memory of a P2P engine. */
   readonly p2pPoolGib: number;
-  /** Where P2P engines of this instance ping, which tells the KV address that they really have. */
+  /** Where P2P engines of this instance ping, which reports their actual KV address. */
   readonly pings?: (() => Promise<EnginePings>) | undefined;
   /** For Hugging Face. Empty: as inherited. */
   readonly hfToken: string;
@@ -52,7 +52,7 @@ export function vllmLauncher(o: LaunchOptions, given: VllmSettingsGiven): (ports
       devices: program.version.includes("cpu") ? [] : devicesOf(given.gpus),
       phaseOf: output.line,
       ...(o.connector === "p2p-nccl" ? { brokenBy: p2pKvLoss } : {}),
-      // The cause stands before two tracebacks of those who only heard of it.
+      // The cause precedes two tracebacks of processes that only reported it.
       keepLines: 300,
       reasonOf: vllmReason,
       firstPhase: `loading vLLM ${program.version}`,

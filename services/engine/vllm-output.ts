@@ -31,7 +31,7 @@ const PHASES: readonly (readonly [RegExp, string | ((found: RegExpExecArray) => 
     ([, done, all]) => `loading weights (${done} of ${all} files)`,
   ],
   [/torch\.compile takes|Compiling a graph|Start compiling function|Dynamo bytecode transform/, "compiling"],
-  [/Available KV cache memory|(?:GPU|CPU) KV cache size/, "making room for the KV cache"],
+  [/Available KV cache memory|(?:GPU|CPU) KV cache size/, "allocating the KV cache"],
   [/Capturing CUDA graphs?.*?(\d+)%/, ([, percent]) => `capturing CUDA graphs (${percent} %)`],
   [/Registering KV_Caches|Initializing NIXL worker|P2pNcclEngine init/i, "opening the KV side channel"],
   [/init engine \(profile, create kv cache, warmup model\)/, "warming up"],
@@ -86,7 +86,7 @@ export function readSettings(line: string): VllmSettings {
 const KV_LOSSES: readonly (readonly [RegExp, string])[] = [
   [
     /Recv Tensor, Out Of Memory|kv_cache is None/,
-    "its GPU had no room for KV that it was sent, and vLLM would answer without it: give it fewer slots, or a smaller --gpu-memory-utilization",
+    "its GPU had no memory for KV that it received, and vLLM would answer without that KV: give it fewer slots, or a smaller --gpu-memory-utilization",
   ],
   [
     /ValueError: Insufficient memory/,

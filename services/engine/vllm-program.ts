@@ -20,7 +20,7 @@ const ASK_LIMIT_MS = 120_000;
 /**
  * @param command Program and words before vLLM's own, such as `python3 -m vllm.entrypoints.cli.main`. Empty: `vllm` in
  *   the active virtual environment, then on the PATH.
- * @throws StartError when there is none, or it can't be asked.
+ * @throws StartError if no vLLM is found or its version can't be read.
  */
 export async function findVllm(command: string, env: Env = process.env): Promise<VllmProgram> {
   const words = command.trim() === "" ? [search(env)] : command.trim().split(/\s+/);
@@ -50,7 +50,7 @@ async function versionOf(program: string, rest: readonly string[], env: Env): Pr
     python === undefined ? await run(program, [...rest, "--version"], env) : await run(python, ["-c", ASK], env);
   const version = /\d+\.\d+\S*/.exec(said.split("\n").findLast((line) => /\d+\.\d+/.test(line)) ?? "")?.[0];
   if (version === undefined)
-    throw new StartError(`${program} does not say which version of vLLM it is: ${said.trim().slice(-200)}`);
+    throw new StartError(`${program} does not report its vLLM version: ${said.trim().slice(-200)}`);
   return version;
 }
 
@@ -72,7 +72,7 @@ function run(program: string, args: readonly string[], env: Env): Promise<string
     execFile(program, args, { env: { ...env }, timeout: ASK_LIMIT_MS }, (error, stdout, stderr) => {
       if (error === null) return resolve(stdout);
       const why = stderr.trim().split("\n").at(-1) ?? "";
-      reject(new StartError(`${program} can't be asked for vLLM's version: ${why === "" ? error.message : why}`));
+      reject(new StartError(`${program} can't report vLLM's version: ${why === "" ? error.message : why}`));
     });
   });
 }

@@ -1,5 +1,5 @@
-// What an instance says of itself: its state and its load. Services count here, the keeper of the engine reports here,
-// and InstanceService tells it to the routers. Each fact has one writer.
+// What an instance reports of itself: its state and its load. Services count here, the keeper of the engine reports
+// here, and InstanceService reports both to the routers. Each fact has one writer.
 import { create } from "@bufbuild/protobuf";
 import { LoadSchema, State, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../common/errors.ts";
@@ -65,7 +65,7 @@ export function createBoard(slotLimit: number): Board {
     if (ending !== "no") return ending === "stopped" ? "stopped" : "stopping";
     return engineReason || retireReason || (drainReason ?? "");
   };
-  // KV that nobody wants any more still fills its slot.
+  // KV that is no longer wanted still fills its slot.
   const freeSlots = (): number => Math.max(0, slotLimit - counts.running - counts.reserved - counts.orphans);
 
   return {

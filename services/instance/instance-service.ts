@@ -110,7 +110,7 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
   );
 }
 
-/** Calls `fn` for each message but the first, until there are no more. */
+/** Calls `fn` for each message but the first, until the stream ends. */
 async function eachAfterFirst(messages: AsyncIterable<unknown>, fn: () => void): Promise<void> {
   let count = 0;
   try {

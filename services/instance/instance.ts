@@ -1,5 +1,5 @@
 // One instance of either role: its gRPC server, its engine, its entry in the registry, and how they start and end.
-// Shared by prefill and decode, which may not import one another; they add their service. This folder stands between
+// Shared by prefill and decode, which may not import one another; they add their service. This folder sits between
 // them and kv, discovery, engine.
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
@@ -96,7 +96,7 @@ export async function startInstance(
     log.info("engine loading", { phase });
     board.setEngine(`the engine is starting: ${phase}`);
   };
-  // The engine's own pings, to this instance alone: they tell the KV address that it really has.
+  // The engine's own pings, to this instance alone: they report its actual KV address.
   const openPings = (): Promise<PingListener> =>
     (pings ??= listenForPings({ listen: joinAddress(splitAddress(config.kv.listen).host, 0), log }));
   const source = engineSource(role, config, connector, { log, clock }, onPhase, openPings);
@@ -139,11 +139,11 @@ export async function startInstance(
 
   const service = makeService({ connector, board, keeper: () => keeper, token: config.grpc.token, log, clock });
   const standing = (): SelfReport => standingOf(board);
-  let told = standing();
+  let reported = standing();
   board.onChange(() => {
     const now = standing();
-    if (now.serving === told.serving && now.text === told.text) return;
-    told = now;
+    if (now.serving === reported.serving && now.text === reported.text) return;
+    reported = now;
     server?.setServing(now.serving, now.text);
     registration?.update();
   });
@@ -198,7 +198,7 @@ export async function startInstance(
         examined = running.live;
         findings = examineEngine(role, config, connector, running.live);
         for (const { level, ...found } of findings)
-          if (level === "warning" || level === "error") log.warn("the doctor found something", { ...found });
+          if (level === "warning" || level === "error") log.warn("doctor finding", { ...found });
       }
       board.setEngine(running.live === undefined ? running.reason : startRefusalOf(findings));
       board.setRetiring(running.retiring ? running.reason : "");
@@ -287,7 +287,7 @@ function engineSource(
   const kind = engineKind(config);
   const { model, flags, servedName } = config.engine;
   const { host: kvHost, port: kvPort } = splitAddress(config.kv.listen);
-  if (kvPort === 0) throw new ConfigError("kv.listen: a port from 1 on is needed, as the first one to try.");
+  if (kvPort === 0) throw new ConfigError("kv.listen: give a port of at least 1, which is the first one to try.");
   const vllm = {
     command: config.vllm.command,
     servedName,

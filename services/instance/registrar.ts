@@ -26,7 +26,7 @@ export async function openRegistrar(config: InstanceConfig, log: Log): Promise<I
       const address = config.grpc.advertise ?? config.grpc.listen;
       if (/^(0\.0\.0\.0|\[::\]):/.test(address)) {
         throw new ConfigError(
-          `With --registry.kind consul others must be told an address to dial, and ${address} is none: give --grpc.advertise HOST:PORT.`,
+          `--registry.kind consul needs an address that others can dial, and ${address} is not one: give --grpc.advertise HOST:PORT.`,
         );
       }
       // Only who asks for Consul loads it.

@@ -1,4 +1,4 @@
-// How each leg ended, for whoever lost its answer, and the memory that no leg id is used twice. Bounded in time and count.
+// How each leg ended, for a caller that lost its answer, and the memory that no leg id is used twice. Bounded in time and count.
 import type { Outcome } from "#gen/tandem/prefill/v1/prefill_pb.js";
 
 export interface PrefillOutcome {
@@ -11,8 +11,8 @@ export interface Outcomes {
   begin(legId: string): boolean;
   end(legId: string, outcome: PrefillOutcome): void;
   /**
-   * Resolves when the leg has ended. Undefined for an unknown leg, which from then on stays refused: whoever asked
-   * relies on it that the leg will not run later.
+   * Resolves when the leg has ended. Undefined for an unknown leg, which from then on stays refused: the caller
+   * relies on the leg not running later.
    */
   of(legId: string): Promise<PrefillOutcome> | undefined;
 }

@@ -1,5 +1,5 @@
 // P2P NCCL sends KV to the decode engine in the id, and waits for it without any limit. A decode engine that died while
-// prefill sends to it leaves prefill answering nobody (seen on vLLM 0.23), with /health at 200. Its KV port is closed
+// prefill sends to it leaves prefill answering no request (seen on vLLM 0.23), with /health at 200. Its KV port is closed
 // then, and an engine that starts again takes another port: so a port that refuses connections says it in a second or
 // two, long before the engine's counters would.
 import { connect } from "node:net";
@@ -16,7 +16,7 @@ const CLOSED_LIMIT = 2;
 export interface PartnerWatchOptions {
   /** Nobody listens at an address to which legs run. Called once for each time that it dies. */
   lost(address: string): void;
-  /** Whether nobody listens there. Default: asks by TCP; what only stays silent is not closed. */
+  /** Whether no process listens there. Default: tries a TCP connection; a port that only stays silent is not closed. */
   readonly isClosed?: (address: string) => Promise<boolean>;
   readonly clock?: Clock;
 }
@@ -57,7 +57,7 @@ export function watchPartners({
     began(address) {
       let partner = legs.get(address);
       if (partner === undefined) legs.set(address, (partner = { since: new Set(), closedCount: 0 }));
-      // Two legs of one moment are told apart.
+      // Two legs of one millisecond get distinct times.
       let sinceMs = clock.nowMs();
       while (partner.since.has(sinceMs)) sinceMs += 1e-3;
       partner.since.add(sinceMs);

@@ -39,8 +39,15 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
         lost(address) {
           const engine = parts.keeper()?.live;
           if (engine === undefined) return;
-          log.error("a decode engine died while this one sends to it, which wedges it", { decodeKvAddress: address });
-          if (!parts.keeper()!.restart(engine, "a decode engine that it sent KV to died", { atOnce: true }))
+          log.error(
+            "a decode engine died while this prefill engine was sending to it, which wedges the prefill engine",
+            { decodeKvAddress: address },
+          );
+          if (
+            !parts
+              .keeper()!
+              .restart(engine, "a decode engine died while receiving KV from this engine", { atOnce: true })
+          )
             log.error("the attached engine waits for a decode engine that is gone; restart it");
         },
       });
@@ -51,10 +58,10 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     checkKvAddress("decode_kv_address", request.decodeKvAddress, traits.decodeFirst);
     board.admit();
     const engine = parts.keeper()?.live;
-    if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not there.");
+    if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not running.");
     // Under another id than the decode engine looks for, the KV would never be claimed, and vLLM would wait for it for ever.
     if (traits.pairedId && request.prefillKvAddress !== "" && request.prefillKvAddress !== engine.kvAddress) {
-      throw new ServiceError("instance_unavailable", "The instance's engine was started again.");
+      throw new ServiceError("instance_unavailable", "The instance's engine was restarted.");
     }
     const legContext: LegSpec = {
       ...leg,
@@ -125,7 +132,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       });
       return ended;
     };
-    // With a lease nothing is pushed: whatever was kept frees itself, and nobody has to settle it.
+    // With a lease nothing is pushed: any KV that was kept frees itself and needs no settling.
     const unsure = traits.abandoned === "lease" ? Outcome.NOTHING_SENT : Outcome.UNKNOWN;
     let answer: EngineAnswerBody;
     try {

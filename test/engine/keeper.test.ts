@@ -188,7 +188,7 @@ describe("an engine that Tandem starts", () => {
     );
     await eventually("another one works", () => keeper.live !== undefined && keeper.live !== first);
     assert.equal(identityOf(pid), undefined);
-    assert.match(reasons[0]!, /no room for KV that it was sent/);
+    assert.match(reasons[0]!, /no memory for KV that it received/);
   });
 
   it("fails to start when it serves another model, or never gets ready", async () => {
@@ -334,7 +334,7 @@ describe("an engine that Tandem is attached to", () => {
       });
     const keeper = await attached(engine.url, "", { servesUnpaired: false, stallMs: 200 });
     await eventually("it is missed", () => keeper.live === undefined);
-    await eventually("its health is not believed", () => /counts no token/.test(keeper.reason));
+    await eventually("its health is not believed", () => /token counters have stalled/.test(keeper.reason));
     engine.clearFaults();
     await ask();
     await eventually("it is back", () => keeper.live);

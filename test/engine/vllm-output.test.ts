@@ -33,7 +33,7 @@ describe("what vLLM writes while it loads", () => {
         "loading weights",
         "loading weights (0 of 2 files)",
         "loading weights (2 of 2 files)",
-        "making room for the KV cache",
+        "allocating the KV cache",
         "opening the KV side channel",
         "warming up",
         "opening its API",
@@ -83,11 +83,11 @@ describe("vLLM with P2P NCCL that lost KV", () => {
       p2pKvLoss(
         "(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_engine.py:424] 🔴[PUT]Recv Tensor, Out Of Memory, 127.0.0.1:2👈127.0.0.1:1, data:{}",
       )!,
-      /no room for KV/,
+      /no memory for KV/,
     );
     assert.match(
       p2pKvLoss("(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_connector.py:202] 🚧kv_cache is None, cmpl-1-0")!,
-      /no room for KV/,
+      /no memory for KV/,
     );
     assert.match(p2pKvLoss("ValueError: Insufficient memory")!, /pool for KV is full/);
     // KV that went to the host's pool is there.

@@ -51,6 +51,6 @@ describe("finding vLLM", () => {
     await assert.rejects(findVllm("", { PATH: folder }), /pip install vllm.*--vllm\.command.*--attach/);
     await assert.rejects(findVllm("nope", { PATH: folder }), /no program nope/);
     await assert.rejects(findVllm(join(folder, "missing"), { PATH: "" }), /not a program/);
-    await assert.rejects(findVllm(program("odd", "hello"), { PATH: "" }), /does not say/);
+    await assert.rejects(findVllm(program("odd", "hello"), { PATH: "" }), /does not report/);
   });
 });

@@ -201,7 +201,7 @@ async function prefillDies({ router, roles, load: begin }: Fleet): Promise<void>
   const load = begin(8, 300);
   await eventually("streams run", async () => (await find(router, roles.decode[0]!.pid)).load.running > 0, LONG_MS);
   const { pids, url } = vllmOf(info.pid);
-  const retired = (one: TestProcess): number => one.logged("the engine is to be started again").length;
+  const retired = (one: TestProcess): number => one.logged("the engine will be restarted").length;
   assert.equal(Math.max(...roles.decode.map(retired)), 0);
   assert.ok((await fetch(`${url}/sim/fault`, { method: "POST", body: '"hang"' })).ok);
   await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);

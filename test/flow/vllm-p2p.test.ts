@@ -156,7 +156,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     assert.notEqual(run.status, 0);
     assert.match(
       run.stderr,
-      /exited with code 1 before it was ready\. Its last words:\n {2}ValueError: No available memory for the cache blocks\.\n$/,
+      /exited with code 1 before it was ready\. Its last output:\n {2}ValueError: No available memory for the cache blocks\.\n$/,
     );
     assert.doesNotMatch(run.stderr, /Traceback|See root cause/);
   });

@@ -1,4 +1,4 @@
-// Everything that the router answers over HTTP, as one table. Express routes all of it; the two hot routes stand on a
+// All HTTP routes of the router, as one table. Express routes all of them; the two hot routes have a
 // router of their own, because an Express app gives request and response new prototypes, and that alone costs a fifth
 // more per token (Node 20: 37-48 us a token against 31-35).
 import type { IncomingMessage, ServerResponse } from "node:http";
@@ -37,8 +37,8 @@ export interface Route {
 
 /** Every path. docs/api.md is made from this. */
 export const ROUTES = {
-  "/v1/chat/completions": { method: "POST", help: "A chat completion, streamed or in one piece." },
-  "/v1/completions": { method: "POST", help: "A completion of one prompt or several, streamed or in one piece." },
+  "/v1/chat/completions": { method: "POST", help: "A chat completion, streaming or not." },
+  "/v1/completions": { method: "POST", help: "A completion of one or more prompts, streaming or not." },
   "/v1/models": {
     method: "GET",
     help: 'The models that are registered, with `max_model_len`, and `"ready": false` where one can\'t be served now.',

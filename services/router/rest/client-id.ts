@@ -3,7 +3,7 @@
 
 const HARMLESS = /^[A-Za-z0-9._-]{1,128}$/;
 
-/** The header's value, or undefined where it is no harmless token. */
+/** Returns the header's value, or undefined if it is not a harmless token. */
 export function clientIdOf(header: string | string[] | undefined): string | undefined {
   return typeof header === "string" && HARMLESS.test(header) && !header.includes("___") ? header : undefined;
 }

@@ -89,7 +89,9 @@ export function completionsHandler(
       stallMs: o.stallMs,
       onStart: served.started,
       onStall: () => {
-        served.abandon(new ServiceError("cancelled", `The client took nothing for ${o.stallMs} ms and was cut.`));
+        served.abandon(
+          new ServiceError("cancelled", `The client read nothing for ${o.stallMs} ms and was disconnected.`),
+        );
       },
       headers: () => {
         const headers: Record<string, string> = {

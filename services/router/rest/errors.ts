@@ -33,14 +33,14 @@ function openAiError(error: ServiceError, status: number): Record<string, unknow
     // vLLM's first layer, which checks a body's form, names its errors in another way than the layers behind it.
     type: error.message.startsWith("1 validation error:") ? "Bad Request" : error.failure.type,
     param: error.param ?? null,
-    // OpenAI's SDKs tell a bad key by this code; everywhere else vLLM's number stands here.
+    // OpenAI's SDKs recognise a bad key by this code; every other error carries vLLM's number.
     code: error.code === "unauthenticated" ? "invalid_api_key" : status,
   };
 }
 
 /**
  * The engine's refusal as it is. Only a 4xx about the request: an engine's 401 or 404 is about us, not about the client,
- * and what is no JSON object would not be understood.
+ * and a body that is not a JSON object would not be understood.
  */
 function engineAnswer(error: ServiceError): { status: number; body: string } | undefined {
   if (error.code !== "engine_refused" || error.engineAnswer === undefined) return undefined;

@@ -5,7 +5,7 @@ import { isLoopbackHost } from "../../common/loopback.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { isLoopback } from "./server.ts";
 
-/** @throws ServiceError `permission_denied` where `host`, the header's value, is no name of this server */
+/** @throws ServiceError `permission_denied` if `host`, the header's value, is not a name of this server */
 export type HostCheck = (host: string | undefined) => void;
 
 /** One for each kind of door, for each has its own secret. */
@@ -53,8 +53,8 @@ function refuseOthers(names: ReadonlySet<string>, secret: string): HostCheck {
 }
 
 /**
- * Names that no foreign page can have. An address is none that DNS could point elsewhere, and browsers look no name
- * under localhost up (RFC 6761, 6.3).
+ * Names that no foreign page can have. DNS can't point an address elsewhere, and browsers don't look up names under
+ * localhost (RFC 6761, 6.3).
  */
 function isOwn(name: string): boolean {
   return (

@@ -5,7 +5,7 @@ import { isLoopback } from "./server.ts";
 
 export function warnOfOpenDoors({ rest, access }: RouterConfig, log: Log): void {
   if (access.apiKey === "" && !isLoopback(rest.listen)) {
-    log.warn("REST is open beyond this machine, and no API key is set: anyone who reaches it can use the models", {
+    log.warn("REST is reachable from other machines and no API key is set: anyone who can connect can use the models", {
       listen: rest.listen,
       cure: "--api-key",
     });

@@ -31,7 +31,7 @@ export interface PageView {
 export function page(o: PageView): string {
   const { view, readiness } = o;
   const models = [...readiness.models.keys()];
-  // A model that lacks something is no less down while another one serves.
+  // A model that lacks something is down even while another one serves.
   const lacks = readiness.lack ?? [...readiness.models.values()].filter((lack) => lack !== "").join(" ");
   return `<!doctype html>
 <html lang="en">

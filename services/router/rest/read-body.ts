@@ -5,7 +5,7 @@ import { REQUEST_HEADERS } from "../serving/headers.ts";
 import type { BodyShare } from "./body-budget.ts";
 
 /**
- * @param share Takes the bytes as they come; whoever opened it releases it.
+ * @param share Takes the bytes as they arrive; the caller that opened the share releases it.
  * @throws ServiceError `body_too_large` or `queue_full` as soon as that is known (reading has stopped then), `cancelled`
  *   when the client leaves before its end
  */
@@ -36,7 +36,7 @@ export function readBody(req: IncomingMessage, limitBytes: number, share: BodySh
     };
     const onBroken = (): void => {
       stop();
-      // The parser's own report of a broken body comes through clientError; nobody listens for this one any more.
+      // The parser reports a broken body by clientError; this event has no listener any more.
       req.on("error", () => {});
       reject(new ServiceError("cancelled", "The client left before the end of its body."));
     };
@@ -45,5 +45,8 @@ export function readBody(req: IncomingMessage, limitBytes: number, share: BodySh
 }
 
 function tooLarge(limitBytes: number): ServiceError {
-  return new ServiceError("body_too_large", `The body is larger than the ${limitBytes} bytes that this server takes.`);
+  return new ServiceError(
+    "body_too_large",
+    `The body is larger than the ${limitBytes} bytes that this server accepts.`,
+  );
 }

@@ -15,7 +15,7 @@ export function serverTiming(draft: ReceiptDraft): string {
   let text = `queue;dur=${draft.queueMs.toFixed(1)}`;
   if (reserveMs > 0) text += `, reserve;dur=${reserveMs.toFixed(1)}`;
   if (prefillMs > 0) text += `, prefill;dur=${prefillMs.toFixed(1)}`;
-  // Of an answer in one piece nobody saw the first token: what follows prefill is all of decode.
+  // The first token of a non-streaming response is not observed: the time after prefill is all of decode.
   if (transferMs > 0) text += `, ${draft.stream ? "transfer" : "decode"};dur=${transferMs.toFixed(1)}`;
   return text;
 }

@@ -33,7 +33,7 @@ export interface HttpLimits {
   readonly headTimeoutMs: number;
   /** For head and body. */
   readonly bodyTimeoutMs: number;
-  /** A client that takes nothing for so long of an answer that has ended is cut. */
+  /** A client that reads nothing of an ended answer for this long is disconnected. */
   readonly stallMs: number;
   readonly clock?: Clock;
 }
@@ -67,7 +67,7 @@ export async function serveHttp(
     });
     serve(req, res);
   });
-  // Other expectations are nobody's business here, and may be passed over (RFC 9110, 10.1.1).
+  // Other expectations don't concern the router and may be ignored (RFC 9110, 10.1.1).
   server.on("checkExpectation", serve);
   server.on("clientError", refuseBroken);
   server.on("timeout", cutUnlessQuiet);
@@ -82,7 +82,7 @@ export async function serveHttp(
     // Node replaces this timeout by the keep-alive one.
     res.once("prefinish", () => res.socket?.setTimeout(stallMs));
     if (req.headers.host === undefined && req.httpVersion === "1.1") {
-      writeError(res, new ServiceError("invalid_request", "The request has no Host header, which HTTP/1.1 asks for."));
+      writeError(res, new ServiceError("invalid_request", "The request has no Host header, which HTTP/1.1 requires."));
     } else handler(req, res);
   }
 
@@ -101,7 +101,7 @@ export async function serveHttp(
   async function close(): Promise<void> {
     server.close();
     const untilMs = clock.nowMs() + LAST_BYTES_MS;
-    // A connection counts as idle only once its last byte is out, and nobody tells when that is.
+    // A connection counts as idle only once its last byte is out, and no event reports that.
     while (clock.nowMs() < untilMs && !(await settlesWithin(clock, closed, 10))) server.closeIdleConnections();
     server.closeAllConnections();
     await closed;

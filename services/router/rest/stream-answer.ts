@@ -20,7 +20,7 @@ export interface Answer {
 export interface AnswerOptions {
   /** Bytes that may wait for the client before its stream is paced. At least 16 KiB, Node's own mark. */
   readonly bufferBytes: number;
-  /** A client that takes nothing for so long while bytes wait for it is cut. */
+  /** A client that reads nothing for this long while bytes wait for it is disconnected. */
   readonly stallMs: number;
   /** Headers of the answer; asked when they are written. */
   headers(): Record<string, string>;

@@ -1,4 +1,4 @@
-// An answer in one piece: held until it is complete, so that a failure keeps its status to the end.
+// A non-streaming response: held until it is complete, so that a failure keeps its status to the end.
 import type { ServerResponse } from "node:http";
 import type { AnswerSink } from "../relay/relay.ts";
 import { writeError, type Answer, type AnswerOptions } from "./stream-answer.ts";

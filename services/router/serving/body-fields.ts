@@ -5,7 +5,7 @@ export interface BodyField {
   readonly type: "boolean" | "integer" | "number" | "text" | "object" | "list" | "text or list";
   /** The path that has the field. Left out: both. */
   readonly only?: "chat" | "completions";
-  /** The field that it stands in. */
+  /** The field that contains it. */
   readonly inside?: string;
   readonly help: string;
 }
@@ -27,7 +27,7 @@ export const BODY_FIELDS = {
   },
   stream: {
     type: "boolean",
-    help: "Events in place of one answer. Only `true` and `false` are taken, where vLLM also takes 1 and `yes`.",
+    help: "Streams the answer as events. Only `true` and `false` are accepted; vLLM also accepts 1 and `yes`.",
   },
   stream_options: {
     type: "object",
@@ -69,15 +69,15 @@ export const BODY_FIELDS = {
   },
   priority: {
     type: "integer",
-    help: "The place in the queue, where the header `x-tandem-priority` is left out. The engine gets it too.",
+    help: "The priority in the queue, unless the header `x-tandem-priority` is given. Passed on to the engine too.",
   },
   echo: {
     type: "boolean",
-    help: "Must be `true` or `false`, for it is [refused](#refused-fields) beside `logprobs`.",
+    help: "Must be `true` or `false`, because it is [refused](#refused-fields) beside `logprobs`.",
   },
   use_beam_search: {
     type: "boolean",
-    help: "Must be `true` or `false`, for `true` is [refused](#refused-fields).",
+    help: "Must be `true` or `false`, because `true` is [refused](#refused-fields).",
   },
 } as const satisfies Record<string, BodyField>;
 

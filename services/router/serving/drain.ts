@@ -1,4 +1,4 @@
-// How requests end when the router stops: no new one, then those that run may end, then they are told to.
+// How requests end when the router stops: new ones are refused, running ones may end, then the rest are cut.
 import { settlesWithin, systemClock } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
@@ -17,9 +17,9 @@ export async function drain(
   clock = systemClock,
 ): Promise<void> {
   const idle = serving.drain();
-  if (serving.count > 0) log.info("router drains", { requests: serving.count, graceMs });
+  if (serving.count > 0) log.info("router is draining", { requests: serving.count, graceMs });
   if (!(await settlesWithin(clock, idle, graceMs))) {
-    log.warn("router ends requests that still run", { requests: serving.count });
+    log.warn("router is ending the requests that are still running", { requests: serving.count });
     serving.abandonAll(
       new ServiceError("instance_unavailable", "The server was stopped before the answer was complete. Try again.", {
         retryAfterS: 1,

@@ -1,10 +1,10 @@
-// The headers by which clients and the router tell one another something. No other file of the router spells their
+// The headers that clients and the router exchange. No other file of the router spells their
 // names, and docs/headers.md is made from this list. Not here: what HTTP itself needs, such as the length of an answer.
 
 export interface Header {
   /** In lower case, as node:http has it. */
   readonly name: string;
-  /** What may stand in it, for people. */
+  /** The values it may have, for people. */
   readonly value: string;
   readonly help: string;
 }
@@ -59,7 +59,7 @@ export const REQUEST_HEADERS = {
   strict: {
     name: "x-tandem-strict",
     value: "`true` or `false`",
-    help: "An error in place of a fallback. Left out: the setting `strict`.",
+    help: "Returns an error instead of using a fallback. Left out: the setting `strict`.",
   },
 } as const satisfies Record<string, Header>;
 
@@ -73,7 +73,7 @@ export const ANSWER_HEADERS = {
   timing: {
     name: "server-timing",
     value: "`queue;dur=0.1, reserve;dur=1.4, ...` (ms)",
-    help: "Where the time went until the headers were sent. Of an answer in one piece that includes decode.",
+    help: "Where the time went until the headers were sent. For a non-streaming response, that includes decode.",
   },
   degraded: {
     name: "x-tandem-degraded",

@@ -9,7 +9,7 @@ import { malformed, shown, type Parsed } from "./validation.ts";
 /**
  * Fields, objects and lists of a body, however deep; a chat of 60,000 messages has as many. At worst, where each key is
  * another, they take a quarter of a second to parse. A million would take seconds, in which nothing else runs: other
- * streams stand still, and instances seem to have gone.
+ * streams stall, and instances seem to be gone.
  */
 const PARTS_LIMIT = 200_000;
 /** Fields of the body itself. */
@@ -24,7 +24,7 @@ export function checkParts(json: Buffer): void {
   if (json.length <= PARTS_LIMIT || countParts(json, PARTS_LIMIT) <= PARTS_LIMIT) return;
   throw new ServiceError(
     "invalid_request",
-    `The body has more than ${PARTS_LIMIT} fields, objects and lists in it, which is as many as this server takes. Send less in one request.`,
+    `The body has more than the ${PARTS_LIMIT} fields, objects and lists that this server accepts. Send less in one request.`,
   );
 }
 
@@ -51,7 +51,7 @@ export function parseJsonObject(body: Buffer): Parsed {
   if (members.length > FIELDS_LIMIT) {
     throw new ServiceError(
       "invalid_request",
-      `The body has ${members.length} fields, more than the ${FIELDS_LIMIT} that this server takes.`,
+      `The body has ${members.length} fields, more than the ${FIELDS_LIMIT} that this server accepts.`,
     );
   }
   const twice = duplicateKey(members);

@@ -16,14 +16,14 @@ export interface OpenAiRequest {
   readonly repeatable: boolean;
   /** `n`. */
   readonly choices: number;
-  /** Of each choice. Absent: as many as the model has room for. */
+  /** Limit for each choice. Absent: as many as fit into the model's context. */
   readonly maxTokens?: number;
   /** Length of the prompt list, else 1. */
   readonly prompts: number;
   readonly promptIsList: boolean;
   /** The client asked for the usage chunk. */
   readonly includeUsage: boolean;
-  /** `user`, of which the queue makes a tenant. Empty where there is none. */
+  /** `user`, which the queue uses as the tenant. Empty if absent. */
   readonly user: string;
   /** vLLM's `priority`: lower is sooner. */
   readonly priority: number;
@@ -73,7 +73,7 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   const model = modelOf(asked, limits.models);
   checkTokens(maxTokens, minTokens, limits.models.get(model)?.maxModelLen ?? 0);
   checkChoices(fields, choices, prompts ?? 1, limits.legsLimit);
-  // What is no text or number here, the engine refuses.
+  // The engine refuses a value that is not a text or a number here.
   const { user, priority } = fields;
   return {
     model,

@@ -9,7 +9,7 @@ export interface Scheduling {
   readonly tenant?: string;
   /** How long the caller waits for the end of the answer. */
   readonly timeoutMs?: number;
-  /** An error rather than anything done otherwise than planned. */
+  /** Return an error instead of using a fallback. */
   readonly strict?: boolean;
 }
 
