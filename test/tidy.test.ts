@@ -282,6 +282,42 @@ describe("files", () => {
     none(changing.filter((file) => !allowed.includes(file) && !within(file, "services/tiny-engine")));
   });
 
+  it("are in plain English: none of the wordings that readers stumble over", () => {
+    // docs/glossary.md has the words for these things.
+    const banned = [
+      /(?<!\b[Tt]here )(?<!\bif there )\bis no (?!longer|more\b|such\b)[a-z]/,
+      /\b(nobody|whoever)\b/i,
+      /\b(stand|stands|stood|standing) still\b/,
+      /\bfor so (many|long|much)\b/,
+      /\blet in\b|\blets in\b|\bleave to run\b/,
+      /otherwise than planned|in one piece|all the same\b|blotted|trying on\b/,
+      /\b(comes|came) through\b/,
+      /\bnot heard\b/,
+      // A canary is a staged rollout elsewhere. Settings that are gone may name it.
+      /\bcanar(y|ies)\b(?!\.(every|timeout)_ms)/i,
+    ];
+    const written = [
+      ...all,
+      ...filesUnder("proto"),
+      ...filesUnder("docs"),
+      "README.md",
+      "CONTRIBUTING.md",
+      "SECURITY.md",
+    ];
+    const read = written.filter(
+      (file) =>
+        /\.(ts|mjs|cjs|proto|md)$/.test(file) && !/^(test|docs\/adr)\//.test(file) && file !== "docs/glossary.md",
+    );
+    none(
+      read.flatMap((file) =>
+        textOf(file)
+          .split("\n")
+          .filter((line) => banned.some((pattern) => pattern.test(line)))
+          .map((line) => `${file}: ${line.trim()}`),
+      ),
+    );
+  });
+
   it("leave nothing to do", () => {
     // In brackets, so that this line is not one of them.
     const mark = /\b(TO[D]O|FIX[M]E|XX[X])\b/;

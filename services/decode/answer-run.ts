@@ -92,7 +92,7 @@ export class AnswerRun {
   }
 
   /**
-   * Nobody listens any more, but the engine must not be stopped before it is sure to have taken the KV: reads on until
+   * The caller has left, but the engine must not be stopped before it is sure to have taken the KV: reads on until
    * then (of a plain body: to its end), and calls `ended`.
    */
   discard(): void {

@@ -230,7 +230,7 @@ export class DecodeLeg {
     else this.#phase = { kind: "over" };
   }
 
-  /** Nobody wants the answer that runs. */
+  /** The running answer is no longer wanted. */
   #leave(phase: Running): void {
     // If only the engine itself can drop the KV, the engine must have received all of it before it is stopped.
     if (!phase.run.tookKv && this.#shared.parts.connector.traits.abandoned === "drain") phase.run.discard();

@@ -99,7 +99,7 @@ export function p2pKvLoss(line: string): string | undefined {
   return KV_LOSSES.find(([pattern]) => pattern.test(line))?.[1];
 }
 
-/** Whoever only reports that another process of vLLM failed. */
+/** A process of vLLM that only reports the failure of another one. */
 const HEARSAY =
   /Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|See root cause above|SystemExit/;
 /** `(EngineCore pid=77) ERROR 11-22 16:31:46 [core.py:133] ` */

@@ -14,7 +14,7 @@ const CONNECT_TIMEOUT_MS = 1_000;
 const CLOSED_LIMIT = 2;
 
 export interface PartnerWatchOptions {
-  /** Nobody listens at an address to which legs run. Called once for each time that it dies. */
+  /** An address to which legs run is not listened at. Called once for each time that it dies. */
   lost(address: string): void;
   /** Whether no process listens there. Default: tries a TCP connection; a port that only stays silent is not closed. */
   readonly isClosed?: (address: string) => Promise<boolean>;

@@ -33,7 +33,7 @@ export interface Incoming {
   readonly scheduling?: Scheduling;
 }
 
-/** A request that runs. Whoever opened it closes it. */
+/** A request that runs. Its opener closes it. */
 export interface Served {
   readonly request: RelayRequest;
   readonly draft: ReceiptDraft;
