@@ -47,7 +47,7 @@ export class AnswerRun {
   #firstTokenMs = 0;
   #lastTokenMs = 0;
   #status = 0;
-  /** Of a plain body, or of an error. */
+  /** The bytes of a plain body, or of an error. */
   readonly #chunks: Buffer[] = [];
   #chunkBytes = 0;
   /** A message went out in this turn of the event loop. */
@@ -92,8 +92,8 @@ export class AnswerRun {
   }
 
   /**
-   * The caller has left, but the engine must not be stopped before it is sure to have taken the KV: reads on until
-   * then (of a plain body: to its end), and calls `ended`.
+   * The caller is gone, but the engine must not be stopped before it has certainly taken the KV: reads on until then (a
+   * plain body to its end), and calls `ended`.
    */
   discard(): void {
     this.#discarding = true;
@@ -120,7 +120,7 @@ export class AnswerRun {
     if (stream.done) return this.#completeStream(stream);
     if (stream.parts.length === 0 || (this.#wroteThisTurn && stream.bytes < PIECE_BYTES)) return;
     if (this.#wroteThisTurn) return this.#flush(stream);
-    // The first piece of a turn goes out at once; what else the turn brings goes together when it is over. Never a timer.
+    // The first piece of a turn goes out at once; the rest goes out together when the turn is over. Never a timer.
     this.#wroteThisTurn = true;
     this.#flush(stream);
     setImmediate(() => {

@@ -35,9 +35,9 @@ export class AnswerStream {
   chunkCount = 0;
   finishReason: FinishReason | undefined;
   usage: AnswerUsage | undefined;
-  /** `[DONE]` came. */
+  /** `[DONE]` has arrived. */
   done = false;
-  /** Error that the engine reported inside the stream: the JSON of its `error`. Never to be shown. */
+  /** The error that the engine reported inside the stream: the JSON of its `error`. Must never be shown. */
   error: string | undefined;
 
   readonly #face: Face;
@@ -52,7 +52,7 @@ export class AnswerStream {
     this.#startsWithRole = o.startsWithRole;
   }
 
-  /** Takes the event that fills [start, end) of `buffer`. @throws SyntaxError when it is nothing an engine sends. */
+  /** Takes the event that fills [start, end) of `buffer`. @throws SyntaxError if no engine sends such an event. */
   take(buffer: Buffer, start: number, end: number): void {
     if (this.done || this.error !== undefined) return;
     const head = this.#engineHead;

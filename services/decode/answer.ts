@@ -1,5 +1,5 @@
-// What is changed in an engine's answer before others may see it, by byte splices: everything else, float formats and
-// fields Tandem has never heard of, stays as the engine wrote it.
+// Changes an engine's answer by byte splices before others may see it. Everything else, such as float formats and
+// fields unknown to Tandem, stays as the engine wrote it.
 import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanArray, scanObject, splice, type Member } from "../common/json-body.ts";
 

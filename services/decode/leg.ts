@@ -23,7 +23,7 @@ export interface LegShared {
   readonly legs: Map<string, DecodeLeg>;
 }
 
-/** What is known of a leg from its reservation on. */
+/** The facts about a leg from its reservation on. */
 interface Reserved {
   readonly engine: LiveEngine;
   readonly context: LegSpec;
@@ -50,7 +50,7 @@ export class DecodeLeg {
   #phase: Phase = { kind: "new" };
   readonly #call: RawCall;
   readonly #shared: LegShared;
-  /** The caller takes no more for now: it is not the engine that is waited for. */
+  /** The caller takes no more for now, so the wait is not the engine's fault. */
   #held = false;
 
   constructor(call: RawCall, shared: LegShared) {
@@ -65,7 +65,7 @@ export class DecodeLeg {
     };
   }
 
-  /** The engine is another one, and the KV address that this leg was paired to is gone. Running legs hear it themselves. */
+  /** The engine was replaced, and this leg's KV address is gone. Running legs notice by themselves. */
   engineChanged(engine: LiveEngine | undefined): void {
     if (this.#phase.kind !== "reserved" || this.#phase.leg.engine === engine) return;
     this.#forget(this.#leaveReserved());
@@ -99,7 +99,7 @@ export class DecodeLeg {
         reason: step.value.reason,
       });
       this.#leave(phase);
-      // Now, also where the engine has to take the KV first: the caller has nothing more to wait for.
+      // At once, even if the engine has to take the KV first: the caller has nothing more to wait for.
       this.#call.end();
     } else {
       const what = step.case ?? "an empty step";
@@ -217,7 +217,7 @@ export class DecodeLeg {
   }
 
   #halfClosed(): void {
-    // After the start it says no more than that: grpcurl does so once its input has ended.
+    // After the start, a closed input means nothing more: grpcurl closes it once its own input has ended.
     if (this.#phase.kind === "running" || this.#phase.kind === "over") return;
     this.#misused(new ServiceError("invalid_request", "The call was closed before the leg was started or abandoned."));
   }
@@ -263,7 +263,7 @@ export class DecodeLeg {
     this.#closeAccounts(phase, false);
   }
 
-  /** Ends a run that didn't end well. KV that the engine didn't surely take is settled. */
+  /** Ends a failed run. KV that the engine may not have taken is settled. */
   #closeAccounts({ leg, run, ticket }: Running, untouched: boolean): void {
     this.#leaveRunning();
     const engineIsGone = this.#shared.parts.keeper()?.live !== leg.engine;
@@ -271,7 +271,7 @@ export class DecodeLeg {
     else this.#settle(leg, ticket, !untouched);
   }
 
-  /** @param ticket Undefined where it isn't known how prefill ended. */
+  /** @param ticket Undefined if the outcome of prefill is unknown. */
   #settle(leg: Reserved, ticket: string | undefined, maybeTaken = false): void {
     const { engine, context, reserve, reservedAtMs } = leg;
     const prefillAddress = reserve.prefillGrpcAddress;

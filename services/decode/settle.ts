@@ -21,18 +21,18 @@ const CLOCK_SKEW_MS = 2_000;
 export interface Abandoned {
   readonly engine: LiveEngine;
   readonly context: LegSpec;
-  /** Undefined: it isn't known how prefill ended, and is asked. */
+  /** Undefined: the outcome of prefill is unknown, and prefill is asked. */
   readonly ticket: string | undefined;
   /** gRPC address of the prefill instance. May be empty. */
   readonly prefillAddress: string;
   /** Epoch milliseconds. */
   readonly reservedAtMs: number;
-  /** The engine may have taken the KV before it failed. Draining it then would wait for ever for KV that is gone. */
+  /** The engine may have taken the KV before it failed. A drain would then wait forever for KV that is gone. */
   readonly maybeTaken?: boolean;
 }
 
 export interface Settler {
-  /** Takes over the KV of an abandoned leg. `done` is called when nothing of it is left. */
+  /** Takes over the KV of an abandoned leg. `done` is called when none of the KV is left. */
   settle(abandoned: Abandoned, done: () => void): void;
   /** Resolves when nothing is left to settle. */
   idle(): Promise<void>;
@@ -162,7 +162,7 @@ interface Asking extends AsyncDisposable {
   readonly channel: RpcChannel;
 }
 
-/** One channel to each prefill instance, for as long as something is asked of it: a lost router leaves many legs at once. */
+/** One channel to each prefill instance, open while calls need it: a lost router leaves many legs at once. */
 function prefillChannels({ token, log }: InstanceParts): { ask(address: string): Asking } {
   const open = new Map<string, { readonly channel: RpcChannel; askers: number }>();
   return {

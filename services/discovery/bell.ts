@@ -1,5 +1,5 @@
-// One side rings, the other waits for the next ring. A ring without a waiter is lost. A waiter that asks before it reads
-// the state it waits for misses nothing.
+// One side rings, the other waits for the next ring. A ring without a waiter is lost. A waiter that asks before it
+// reads the state it waits for misses nothing.
 
 export interface Bell {
   ring(): void;

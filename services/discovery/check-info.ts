@@ -1,4 +1,4 @@
-// Whether what an instance says of itself can be used. A registry is written to by others.
+// Checks the record that an instance publishes, because others can write to a registry.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ADDRESS } from "../common/address.ts";

@@ -1,5 +1,6 @@
-// The door to the `consul` package: what it lacks is added here and nowhere else. A broken answer is an error at once, a
-// refusal carries Consul's whole text, an answer its headers, an AbortSignal ends a call. docs/adr/0009 has the figures.
+// Wraps the `consul` package and adds the features it lacks, here and nowhere else. A broken answer is an error at
+// once, a refusal carries Consul's whole text, an answer its headers, an AbortSignal ends a call. docs/adr/0009 has the
+// figures.
 import Consul from "consul";
 import { EventEmitter } from "node:events";
 import type { ClientRequest, IncomingHttpHeaders, IncomingMessage, RequestOptions } from "node:http";
@@ -37,7 +38,7 @@ export interface ConsulClient {
    * @throws ConsulError `unknown` when the agent has no such service
    */
   ownEntry(id: string, query: { hash?: string; wait?: string }, limits?: CallLimits): Promise<string>;
-  /** Breaks what runs. */
+  /** Aborts running calls. */
   close(): void;
 }
 

@@ -50,7 +50,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
         const byAddress = new Map<string, Known>();
         for (const one of [...known.prefill.values(), ...known.decode.values()]) {
           const other = byAddress.get(one.info.grpcAddress);
-          // Two entries of one address: the older one is what a killed instance left, or one not yet forgotten.
+          // Two entries of one address: the older one was left by a killed instance, or is not yet forgotten.
           if (other === undefined || other.info.startedUnixMs <= one.info.startedUnixMs)
             byAddress.set(one.info.grpcAddress, one);
         }
@@ -82,7 +82,7 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
         let missing = 0;
         for (const [id, one] of known[role]) {
           if (listed.has(id)) continue;
-          // After an outage Consul may have forgotten everyone; they register again, and are as good as before till then.
+          // After an outage Consul may have forgotten all instances; until they register again, they stay usable.
           const doubt = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.doubt;
           const missingSinceMs = gap ? nowMs : (one.missingSinceMs ?? nowMs);
           listed.set(id, { ...one, doubt, missingSinceMs });

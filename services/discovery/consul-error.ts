@@ -1,9 +1,9 @@
-// What Consul says no to, by class, with the rule that would allow it where the token lacks one.
+// Consul's refusals, by class, with the policy rule that the token lacks, if any.
 import type { Log } from "../common/log.ts";
 
 /**
  * `away`: no agent answers, or it has no leader to ask. `denied`: the token may not do this; `policy` is the rule that
- * would allow it. `unknown`: the agent does not know the service or check. `refused`: Consul says no for any other reason.
+ * would allow it. `unknown`: the agent does not know the service or check. `refused`: any other refusal.
  */
 export class ConsulError extends Error {
   override readonly name = "ConsulError";
@@ -34,7 +34,7 @@ export interface ConsulFailureLog {
   well(): void;
 }
 
-/** Logs each thing that is wrong once, until all is well again. @param consequence What goes on meanwhile. */
+/** Logs each fault once, until all is well again. @param consequence What continues meanwhile. */
 export function consulFailureLog(log: Log, consul: string, consequence: string): ConsulFailureLog {
   const logged = new Set<string>();
   return {

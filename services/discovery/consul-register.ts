@@ -2,8 +2,8 @@
 // changes, and registers it again as soon as the agent has forgotten it.
 //
 // The entry has two checks. "health": the agent asks grpc.health.v1, and its answer says what is wrong. "state": what
-// the process reports of itself, within milliseconds, where the agent asks once a second; it has a time to live, so that
-// the last words of a dead process do not stay.
+// the process reports of itself, within milliseconds, where the agent asks once a second; it has a time to live, so
+// that the last words of a dead process do not stay.
 import type Consul from "consul";
 import { splitAddress } from "../common/address.ts";
 import { type Clock, pause, settlesWithin, systemClock } from "../common/clock.ts";
@@ -77,7 +77,7 @@ export function keepRegistered(
   }
 
   /**
-   * An instance that died left its entry, and its check would pass again: it asks the address that we have now. Only
+   * An instance that died left its entry, and its check would pass again: it polls the address that we have now. Only
    * the agent's own list is searched, because only there an address means the same host.
    */
   async function sweepGhosts(now: ServiceRecord): Promise<void> {
@@ -180,9 +180,9 @@ export function keepRegistered(
 }
 
 /**
- * @param passing The checks' status until their first report or poll. A new service fails them until then: Consul passes on
- *   what a check says at once only when its status changes, and an operator should see the words. One that Consul only
- *   forgot passes, or routers would see all of them fail for a moment.
+ * @param passing The checks' status until their first report or poll. A new service fails them until then: Consul
+ *   publishes a check's output at once only when its status changes, and an operator should see that output. A service
+ *   that Consul only forgot passes, or routers would see all of them fail for a moment.
  */
 function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Check[] {
   // The package's types want a timeout of every check; a TTL makes nothing of it.

@@ -1,4 +1,4 @@
-// A blocking query, asked again and again: what Consul knows, and every change of it within milliseconds.
+// A blocking query in a loop: reports Consul's state, and every change within milliseconds.
 // Source: https://developer.hashicorp.com/consul/api-docs/features/blocking: reset an index that goes backwards, never
 // wait on index 0, limit the rate only when values churn.
 import type Consul from "consul";
@@ -11,7 +11,7 @@ export interface BlockingQuery<T> {
   readonly client: ConsulClient;
   /** One call of the package, with `options` among its own: `index` and `wait` make it wait. */
   ask(consul: Consul, options: QueryOptions): Promise<T>;
-  /** What the token lacks when Consul says that it left something out. */
+  /** The policy that the token lacks if Consul reports that it left something out. */
   readonly policy: string;
   /**
    * @param gap Consul was away since the last answer, or began to count anew: what is missing now may only be forgotten.

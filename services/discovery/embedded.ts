@@ -1,6 +1,6 @@
-// The embedded registry: a call held open from each instance to the router. Who ends it in good order is out at once. A
-// call that breaks says little of the instance, whose other connections may be sound and full of answers: it stays for a
-// while, and the pool sees for itself whether it is there.
+// The embedded registry: a call held open from each instance to the router. An instance that ends it in good order is
+// out at once. A call that breaks says little of the instance, whose other connections may be sound and full of
+// answers: it stays for a while, and the pool sees for itself whether it is there.
 import { equals } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { InfoSchema, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
@@ -88,7 +88,7 @@ export function registryHub(o: {
   /** By instance id. The lease distinguishes two calls of one instance: the newest counts. */
   const entries = new Map<string, { readonly info: Info; lease: symbol; held: boolean }>();
   const watchers = new Set<EntriesListener>();
-  /** Of instances whose call broke. */
+  /** Timers of instances whose call broke. */
   const graces = new Set<Timer>();
   const tell = (): void => {
     const all = [...entries.values()].map((entry) => entry.info);

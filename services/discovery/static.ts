@@ -1,4 +1,4 @@
-// A fixed list of addresses instead of a registry: each is asked who it is, again and again, because what it answers
+// A fixed list of addresses instead of a registry: each is asked for its identity repeatedly, because its answer
 // changes when its engine or its process is restarted.
 import { equals } from "@bufbuild/protobuf";
 import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";

@@ -1,7 +1,7 @@
-// vLLM's own way to say "I am here": engines with P2P NCCL send a ping every 3 s to a ZeroMQ ROUTER, as a msgpack map of
-// three texts. It says that the process lives and where its HTTP and KV are, and nothing of its health or its model: it
-// starts before HTTP answers, and goes on while the engine is wedged. It is not authenticated either.
-// Source: vLLM 0.23.0, p2p_nccl_engine.py, ping(). zeromq is loaded only here and only when somebody listens.
+// vLLM's own way to say "I am here": engines with P2P NCCL send a ping every 3 s to a ZeroMQ ROUTER, as a msgpack map
+// of three texts. It says that the process lives and where its HTTP and KV are, and nothing of its health or its model:
+// it starts before HTTP answers, and goes on while the engine is wedged. It is not authenticated either.
+// Source: vLLM 0.23.0, p2p_nccl_engine.py, ping(). zeromq is loaded only here and only when a listener opens.
 import type { Router } from "zeromq";
 import type { Clock, Timer } from "../common/clock.ts";
 import { systemClock } from "../common/clock.ts";
@@ -37,7 +37,7 @@ export interface PingOptions {
   readonly limit?: number;
   /** It pinged for the first time, or under another KV address than before (then `left` came first). */
   came?(engine: PingedEngine): void;
-  /** Its pings stayed away. */
+  /** The engine stopped pinging. */
   left?(engine: PingedEngine): void;
 }
 

@@ -1,4 +1,4 @@
-// What an engine's refusal or failure becomes. What it said may reach a client only where it is a refusal of the
+// Translates an engine's refusal or failure. The engine's text may reach a client only where it is a refusal of the
 // client's own request, and only without our ids and addresses.
 import { ServiceError } from "../common/errors.ts";
 
@@ -25,7 +25,8 @@ export function refusalOf(status: number, body: Buffer, context: EngineFailureCo
   const text = body.toString("utf8", 0, READ);
   const cause = new Error(`the engine answered ${status}: ${text.slice(0, LOGGED)}`);
   const said = errorOf(text);
-  // What only Tandem sets is Tandem's fault, whatever the status; Tandem's own engines name what went wrong with the KV.
+  // What only Tandem sets is Tandem's fault, whatever the status; Tandem's own engines name what went wrong with the
+  // KV.
   if (typeof said?.param === "string" && OURS.test(said.param)) {
     return new ServiceError(
       "kv_transfer_failed",

@@ -9,7 +9,7 @@ export const OWN_ENGINE_KINDS = ["sim", "embedded"] as const;
 export const ENGINE_KINDS = [...OWN_ENGINE_KINDS, "vllm"] as const;
 export type EngineKind = (typeof ENGINE_KINDS)[number];
 
-/** What an engine says of itself. */
+/** The facts that an engine reports about itself. */
 export interface EngineFacts {
   readonly kind: EngineKind;
   readonly version: string;
@@ -47,7 +47,7 @@ export interface EngineKeeper {
   readonly live: LiveEngine | undefined;
   /** Why no engine works, or why the engine is about to be restarted, for people. Empty while the engine works. */
   readonly reason: string;
-  /** What runs on it goes on; nothing else may be sent to it, and then it is started again. */
+  /** Running legs go on, no new ones may be sent, and then the engine is restarted. */
   readonly retiring: boolean;
   readonly gauges: EngineGauges;
   /** Starts after the first one. */
@@ -106,19 +106,19 @@ export interface LaunchPorts {
   readonly kvPort: number;
 }
 
-/** How one start is made, and what is to be seen of it. */
+/** How an engine is started, and how its output is read. */
 export interface Launch extends GuardedCommand {
   /** Devices on which only one engine may start at a time. */
   readonly devices?: readonly string[];
-  /** What it does until its output says more. */
+  /** The phase until the output reports another one. */
   readonly firstPhase?: string;
   /** The phase that begins with this line of its output, if one does. */
   readonly phaseOf?: (line: string) => string | undefined;
-  /** Why the engine may not go on after this line of its output: it runs, and what it answers from here on is wrong. */
+  /** Why the engine must stop after this line of its output: it runs, but its answers are wrong from here on. */
   readonly brokenBy?: (line: string) => string | undefined;
   /** Of its last lines, those that say why it failed. */
   readonly reasonOf?: (lines: readonly string[]) => readonly string[];
-  /** host:port of its KV side channel as it says itself, once it works; undefined where it says nothing. */
+  /** host:port of the KV side channel as the engine reports it, once it works; undefined if it doesn't. */
   readonly toldKvAddress?: () => Promise<string | undefined>;
   /** Facts that the engine's output reported beyond its API. Read once the engine works. */
   readonly learned?: () => Partial<EngineFacts>;

@@ -51,7 +51,7 @@ export interface EngineHttp {
   /**
    * A call whose whole answer is wanted at once.
    *
-   * @throws RangeError when the answer is larger than `limitBytes`; the signal's reason; or what the socket says.
+   * @throws RangeError if the answer is larger than `limitBytes`; the signal's reason; or the socket's error.
    */
   fetch(
     request: EngineCallRequest,

@@ -1,17 +1,17 @@
-// Keeps one engine alive: starts it, watches it, and starts another when it has to, with a pause that grows. Who starts
-// an engine again, and what becomes of what runs on it:
+// Keeps one engine alive: starts it, watches it, and starts another when needed, with a growing pause. Reasons to
+// restart an engine, and the fate of its running legs:
 //
 // - It died or stalled (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
 //   instance takes none until the next engine works.
-// - It works, but its state can no longer be trusted (KV that can't be accounted for): it retires. The instance takes no
-//   leg from then on, running legs end within `drain.grace_ms`, and only then the engine is killed. If the engine stalls
-//   meanwhile, the first case ends it sooner.
+// - It works, but its state can no longer be trusted (KV that can't be accounted for): it retires. The instance takes
+//   no leg from then on, running legs end within `drain.grace_ms`, and only then the engine is killed. If the engine
+//   stalls meanwhile, the first case ends it sooner.
 // - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
 //
-// The next engine has a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and hangs
-// with one that comes back where another was. A prefill engine that waits for a decode engine which was killed so is
-// found by its own instance, by the closed port (prefill/partner-watch.ts), and started again at once; the router tries
-// its legs on other pairs.
+// The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
+// hangs with one that reuses the address of another. If a prefill engine waits for a killed decode engine, its own
+// instance notices the closed port (prefill/partner-watch.ts) and restarts it at once; the router retries its legs on
+// other pairs.
 import { type Clock, pause, systemClock, type Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
@@ -34,13 +34,13 @@ const UNANSWERED_LIMIT = 2;
 export interface KeeperOptions {
   readonly source: EngineSource;
   readonly log: Log;
-  /** What it is asked to do now. While that is anything, its metrics are read once a second. */
+  /** The engine's current work. While there is any, its metrics are read once a second. */
   readonly work: () => EngineWork;
   /** Longest time without a token, beside what prompts need. An engine that exceeds it is wedged. */
   readonly stallMs: number;
   /** What it gets on top while a request in it waits for its KV. Default 0. */
   readonly kvWaitMs?: number;
-  /** Resolves when nothing runs on the engine any more, or may any longer. Left out: nothing is waited for. */
+  /** Resolves when no leg runs on the engine any more, or may run any longer. Left out: there is no wait. */
   readonly emptied?: (stop: AbortSignal) => Promise<void>;
   readonly clock?: Clock;
 }
@@ -48,7 +48,7 @@ export interface KeeperOptions {
 /**
  * Resolves when the first engine works.
  *
- * @throws what `source.start` throws, for the first start only.
+ * @throws the error of `source.start`, for the first start only.
  */
 export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<EngineKeeper> {
   const { source, log, clock = systemClock } = o;
@@ -63,7 +63,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   let reason = "the engine is starting";
   let gauges: EngineGauges = NO_GAUGES;
   let counted: EngineGauges | undefined;
-  /** Of an attached engine that was found wedged: what it had counted. It is back when it has counted on. */
+  /** The counters of an attached engine when it was found wedged. It is back when they have moved. */
   let wedgedAt: EngineGauges | undefined;
   let incarnation = 0;
   let attempt = 0;
@@ -75,7 +75,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   let polling = false;
   let polledMs = 0;
   let restarting: Promise<void> | undefined;
-  /** Works to the end of what it has, and is then started again. */
+  /** Finishes its running legs and is then restarted. */
   let retiring: LiveEngine | undefined;
   const tickMs = Math.min(TICK_MS, o.stallMs / 4);
 
@@ -133,7 +133,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
   }
 
   async function startAgain(): Promise<void> {
-    // Nothing of the old process may hold memory or ports when the new one comes.
+    // The old process must not hold memory or ports when the new one starts.
     started?.kill();
     while (!over.signal.aborted) {
       await pause(clock, backoffMs(attempt++, RESTART_PAUSE), over.signal);
@@ -190,7 +190,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       polling = false;
       unanswered++;
       log.debug("the engine's metrics can't be read", { error });
-      // The guardian reports the end of our own engine; no process reports that of an attached one. vLLM's API server, busy
+      // The guardian reports the end of our own engine; an attached one has no guardian. vLLM's API server, busy
       // writing tokens, may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
       const busy = error instanceof EngineSilent && clock.nowMs() - heardMs < o.stallMs;
       if (!source.ours && unanswered >= UNANSWERED_LIMIT && !busy)
@@ -218,7 +218,7 @@ export async function keepEngine(o: KeeperOptions, stop: AbortSignal): Promise<E
       if (answer.status === 200) return;
       why = new Error(`the engine's /health answers ${answer.status}`);
     } catch (error) {
-      // It may be busy for a moment. Whether our own died its guardian says, and polls judge silence.
+      // The engine may be busy for a moment. The guardian reports the death of our own, and polls judge silence.
       if (source.ours || error instanceof EngineSilent) return;
       why = new Error("the attached engine does not answer", { cause: error });
     }

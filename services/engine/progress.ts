@@ -15,7 +15,7 @@ export type EngineCounts = Pick<EngineGauges, "promptTokens" | "generationTokens
 
 export interface ProgressSample extends EngineWork {
   readonly nowMs: number;
-  /** What the engine said last: tokens that it counted so far, and requests that wait for their KV. Undefined before. */
+  /** The engine's last report: tokens counted so far, and requests that wait for KV. Undefined before the first. */
   readonly counted: EngineCounts | undefined;
 }
 

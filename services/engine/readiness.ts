@@ -1,4 +1,4 @@
-// Whether an engine works: not that it was started, not that its port is open, but that it answers what it will be asked.
+// Whether an engine works: not only that it was started or that its port is open, but that it answers real requests.
 import type { EngineFacts, EngineKind } from "./engine.ts";
 import type { EngineHttp } from "./http.ts";
 import { readBlockSize } from "./metrics-text.ts";
@@ -15,7 +15,7 @@ export interface ReadinessCheck {
   readonly completionTimeoutMs: number;
 }
 
-/** What it says of itself. @throws Error saying which of the checks failed. */
+/** Returns the engine's facts. @throws Error that names the failed check. */
 export async function checkReady(http: EngineHttp, check: ReadinessCheck): Promise<EngineFacts> {
   const { timeoutMs } = check;
   const health = await http.fetch({ method: "GET", path: "/health", repeatable: true }, { timeoutMs });
@@ -69,7 +69,7 @@ async function completeOnce(http: EngineHttp, model: string, timeoutMs: number):
   }
 }
 
-// An attached engine doesn't say what it is; the sim alone has this path.
+// An attached engine doesn't report its kind; only the sim has this path.
 async function guessKind(http: EngineHttp, timeoutMs: number): Promise<EngineKind> {
   const answer = await http.fetch({ method: "GET", path: "/sim/state", repeatable: true }, { timeoutMs });
   return answer.status === 200 ? "sim" : "vllm";

@@ -41,7 +41,7 @@ export interface SpawnedOptions {
   readonly startTimeoutMs: number;
   readonly recordsFolder: string;
   readonly log: Log;
-  /** Called with what it does now, each time that changes, until it works. */
+  /** Called with the engine's phase, each time that it changes, until the engine works. */
   readonly onPhase?: (phase: string) => void;
   /** Never shown, should the engine write it. */
   readonly secrets?: readonly string[];
@@ -126,20 +126,20 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     }
   }
 
-  /** As its partners dial it: what the engine says itself, where it does. */
+  /** The KV address that partners dial: the engine's own report, if it makes one. */
   async function kvAddressOf(launch: Launch, { kvHost, kvPort }: LaunchPorts): Promise<string> {
     if (!o.publishesKvAddress) return "";
     const given = `${kvHost}:${kvPort}`;
-    const told = await launch.toldKvAddress?.();
-    if (told === undefined && launch.toldKvAddress !== undefined)
+    const reported = await launch.toldKvAddress?.();
+    if (reported === undefined && launch.toldKvAddress !== undefined)
       o.log.warn("the engine did not ping; using the KV address that it was given", { kvAddress: given });
-    if (told !== undefined && told !== given)
+    if (reported !== undefined && reported !== given)
       o.log.warn("the engine reports a different KV address than it was given; using the reported one", {
         given,
-        told,
+        reported,
       });
-    if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${splitAddress(told ?? given).port}`;
-    return told ?? given;
+    if (o.advertisedKvHost !== undefined) return `${o.advertisedKvHost}:${splitAddress(reported ?? given).port}`;
+    return reported ?? given;
   }
 
   async function untilReady(
@@ -201,7 +201,7 @@ interface Phases {
   end(): void;
 }
 
-/** Tells each phase as it begins and, once the engine works, how long each took: one line to see where a start went. */
+/** Reports each phase as it begins and, once the engine works, how long each took, in one line. */
 function createPhases(o: SpawnedOptions, clock: Clock): Phases {
   const startMs = clock.nowMs();
   const taken: string[] = [];

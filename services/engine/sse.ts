@@ -4,7 +4,7 @@
 const LF = 10;
 const CR = 13;
 
-/** The bounds of one event: `buffer` from `start` to `end`, without the blank line. Valid until the callback returns. */
+/** One event: `buffer` from `start` to `end`, without the blank line. Valid until the callback returns. */
 export type OnEvent = (buffer: Buffer, start: number, end: number) => void;
 
 export interface EventSplitter {

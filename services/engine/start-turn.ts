@@ -12,7 +12,7 @@ export interface StartTurn {
 /**
  * Resolves when this process has its turn on all of `devices`.
  *
- * @param onWait Called once where somebody else has it.
+ * @param onWait Called once if another process has the turn.
  * @throws the signal's reason
  */
 export async function startTurn(

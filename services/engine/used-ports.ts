@@ -1,6 +1,6 @@
-// KV ports that engines of this user have had on this machine, over the end of their wrappers: an empty file each. vLLM's
-// P2P NCCL keeps a connection to every partner permanently, and hangs with an engine that comes back where another was, so
-// that an instance which is stopped and started again must not get its old port (0.23, p2p_nccl_engine.py: `socks` and
+// Remembers the KV ports that engines of this user had on this machine, one empty file each, beyond the life of their
+// wrappers. vLLM's P2P NCCL keeps a connection to every partner permanently, and hangs with an engine that reuses the
+// address of another one. So a restarted instance must not get its old port (0.23, p2p_nccl_engine.py: `socks` and
 // `comms`).
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,7 +13,7 @@ export interface UsedPorts {
   forget(): void;
 }
 
-/** @param folder Where it is kept. Never throws: what a full disk forgets is only a port that may come back. */
+/** @param folder Where the files are kept. Never throws: a full disk only loses a port, which may then be reused. */
 export function usedPorts(folder: string, log: Log): UsedPorts {
   return {
     has: (port) => existsSync(join(folder, String(port))),

@@ -115,7 +115,7 @@ function kvHost({ kvAddress }: VllmChecked): Finding {
   );
 }
 
-/** What P2P's pinned pool takes is taken already when this is asked; what is left must do for everything else. */
+/** P2P's pinned pool is already allocated when this runs; the remaining memory must do for everything else. */
 function hostMemory({ launched, ranks, p2pPoolGib, freeMemoryBytes, totalMemoryBytes }: VllmChecked): Finding {
   const cure =
     "Give a smaller --vllm.pool_gib (attached: mem_pool_size_gb, 32 by default, on every rank of both roles), or fewer engines to this host.";

@@ -46,7 +46,7 @@ const P2P_GONE = [0, 24, 0] as const;
 const NIXL_FIRST = [0, 22, 0] as const;
 const NIXL_ROLES = [0, 23, 0] as const;
 
-/** Names no host, so that an engine fetches no picture from anywhere. RFC 2606 keeps `.invalid` free for ever. */
+/** Names no host, so that an engine fetches no picture from anywhere. RFC 2606 keeps `.invalid` free permanently. */
 const NO_MEDIA_DOMAIN = "media.invalid";
 
 /** @throws ConfigError that says which flag, version or connector to change. */
@@ -140,7 +140,7 @@ function p2pNccl(o: VllmOptions, given: readonly GivenFlag[]): VllmCommand {
   const args = ["--kv-transfer-config", JSON.stringify(config)];
   if (producer) args.push(...p2pPrefill(given));
   else args.push(...p2pDecode(given));
-  // Else each engine appends digits of its own to the id, and decode waits for ever for KV of another name.
+  // Otherwise each engine appends its own digits to the id, and decode waits forever for KV under another name.
   return { args, env: { VLLM_DISABLE_REQUEST_ID_RANDOMIZATION: "1" } };
 }
 
@@ -154,7 +154,7 @@ function p2pPrefill(given: readonly GivenFlag[]): string[] {
   const args: string[] = [];
   // A step that replays a whole graph skips the code that sends the KV.
   if (flagOf(given, "--enforce-eager") === undefined) args.push("--enforce-eager");
-  // A prompt whose last chunk needs no new block ends vLLM 0.23 on an assertion.
+  // A prompt whose last chunk needs no new block crashes vLLM 0.23 on an assertion.
   if (flagOf(given, "--no-enable-chunked-prefill") === undefined) args.push("--no-enable-chunked-prefill");
   const longest = flagOf(given, "--max-model-len")?.value;
   if (longest !== undefined && /^\d+$/.test(longest) && flagOf(given, "--max-num-batched-tokens") === undefined) {

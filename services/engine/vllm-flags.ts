@@ -12,7 +12,7 @@ export interface GivenFlag {
 const NETWORK = "Tandem gives vLLM a port on loopback, where clients can't reach it";
 const PAIRING = "Tandem works out how KV moves from the role and --connector";
 
-/** What is refused whatever the role. Short names included. */
+/** Flags that are refused in every role. Short names included. */
 const REFUSED: Readonly<Record<string, string>> = {
   "--model": "give it with --model",
   "--served-model-name": "give it with --served_name",

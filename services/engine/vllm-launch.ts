@@ -23,7 +23,7 @@ export interface VllmSettingsGiven {
 export interface EnginePings {
   /** host:port of the ROUTER. */
   readonly address: string;
-  /** What the engine with this HTTP port pinged; undefined where nothing came in `timeoutMs`. */
+  /** The ping of the engine with this HTTP port; undefined if none arrived within `timeoutMs`. */
   awaitPort(httpPort: number, timeoutMs: number): Promise<{ readonly kvAddress: string } | undefined>;
 }
 

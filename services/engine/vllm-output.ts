@@ -1,5 +1,5 @@
-// What vLLM writes while it starts: how far it is, and which settings it ended up with. Patterns hold for 0.23 and 0.32;
-// a line that changed its words costs a phase in the progress, and a finding of the doctor says "not known".
+// What vLLM writes while it starts: how far it is, and which settings it ended up with. Patterns hold for 0.23 and
+// 0.32; a line that changed its words costs a phase in the progress, and a finding of the doctor says "not known".
 
 /** What vLLM made of its flags, from its own line `Initializing a V1 LLM engine (v…) with config: …`. */
 export interface VllmSettings {
@@ -94,7 +94,7 @@ const KV_LOSSES: readonly (readonly [RegExp, string])[] = [
   ],
 ];
 
-/** Why a P2P engine that wrote this can't be believed any more: it goes on with 200 where KV was lost. */
+/** Why a P2P engine that wrote this can no longer be trusted: it keeps answering 200 although KV was lost. */
 export function p2pKvLoss(line: string): string | undefined {
   return KV_LOSSES.find(([pattern]) => pattern.test(line))?.[1];
 }

@@ -16,17 +16,17 @@ export interface Board {
   /** Called when anything changed. */
   onChange(listener: () => void): () => void;
 
-  /** @throws ServiceError `instance_unavailable` where no new leg is taken, `instance_busy` where no slot is free. */
+  /** @throws ServiceError `instance_unavailable` if no new leg is taken, `instance_busy` if no slot is free. */
   admit(): void;
   /** Adds to the counts. Every addition must be taken back once. */
   count(change: Partial<Record<Count, number>>): void;
 
   /** `reason` empty: the engine works. */
   setEngine(reason: string): void;
-  /** Of the engine that works now; empty where none does. */
+  /** The address of the engine that works now; empty if none does. */
   setKvAddress(address: string): void;
   setGauges(gauges: EngineGauges): void;
-  /** Why the engine is about to be started again; running legs go on. Empty: it isn't. */
+  /** Why the engine is about to be restarted; running legs go on. Empty: no restart is due. */
   setRetiring(reason: string): void;
   /** Undefined: takes legs again. */
   setDraining(reason: string | undefined): void;

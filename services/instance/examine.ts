@@ -1,4 +1,4 @@
-// What an instance finds of its engine each time one works: the doctor's part that needs no partner.
+// Examines the engine each time one works: the doctor's part that needs no partner.
 import { freemem, totalmem } from "node:os";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { Finding } from "../engine/findings.ts";
@@ -15,7 +15,7 @@ export function examineEngine(
   connector: Connector,
   engine: LiveEngine,
 ): readonly Finding[] {
-  // An attached engine doesn't say what it is; what speaks p2p-zmq is one of ours.
+  // An attached engine doesn't report its kind; one that speaks p2p-zmq is one of ours.
   if (engine.facts.kind !== "vllm" || connector.traits.name === "p2p-zmq") return [];
   const launched = config.engine.attach === "";
   return checkVllm({

@@ -1,4 +1,4 @@
-// InstanceService: who this instance is, how busy it is, and whether it may get new work.
+// InstanceService: the identity of this instance, its load, and whether it may get new work.
 import { equals } from "@bufbuild/protobuf";
 import {
   FindingLevel,
@@ -116,7 +116,7 @@ async function eachAfterFirst(messages: AsyncIterable<unknown>, fn: () => void):
   try {
     for await (const _ of messages) if (count++ > 0) fn();
   } catch {
-    // The call broke, which its signal says as well.
+    // The call broke, which its signal reports as well.
   }
 }
 

@@ -46,7 +46,7 @@ export interface InstanceParts {
 
 export interface RoleService {
   readonly rpc: RpcService;
-  /** The engine came or went. */
+  /** An engine became available or was lost. */
   engineChanged?(): void;
   /** Ends every leg that still runs: the grace is over. */
   abortLegs(): void;
@@ -153,8 +153,8 @@ export async function startInstance(
     // The state goes out first: routers watch it, and a leg they send meanwhile is refused, to be tried elsewhere. The
     // entry stays until the last leg ended, so that no router drops a connection that is in use.
     board.setStopping();
-    // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits for ever
-    // (P2P NCCL).
+    // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits
+    // forever (P2P NCCL).
     if (graceMs > 0) await untilSo(board, clock, () => board.remaining + board.load().kvOrphans === 0, graceMs);
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
@@ -192,7 +192,7 @@ export async function startInstance(
     ));
     let lastLive = running.live;
     const follow = (): void => {
-      // First, so that no load says it serves with the address of an engine that is gone.
+      // First, so that no load report claims to serve with the address of an engine that is gone.
       board.setKvAddress(running.live?.kvAddress ?? "");
       if (running.live !== undefined && running.live !== examined) {
         examined = running.live;
@@ -231,7 +231,7 @@ export async function startInstance(
   return instance;
 }
 
-/** What the health check and the registry say of it. */
+/** The state that the health check and the registry report. */
 function standingOf(board: Board): SelfReport {
   if (board.state === State.SERVING) return { serving: true, text: "serving" };
   const state = State[board.state].toLowerCase();

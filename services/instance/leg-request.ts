@@ -1,5 +1,5 @@
-// The checks that both roles make on a leg before it touches anything. The router made them too; an instance takes no
-// one's word for what ends in its engine's request id.
+// The checks that both roles make on a leg before it touches anything. The router made them too; an instance
+// trusts no caller with text that becomes part of its engine's request id.
 import { ServiceError } from "../common/errors.ts";
 import { scanObject, duplicateKey, type Member } from "../common/json-body.ts";
 import type { LegPath } from "../kv/connector.ts";
@@ -38,13 +38,13 @@ export function checkLeg(leg: LegFields): CheckedLeg {
   return { path: leg.path, body, members };
 }
 
-/** @throws ServiceError `invalid_request` unless the address is there exactly where the connector wants it. */
+/** @throws ServiceError `invalid_request` unless the address is given exactly if the connector requires it. */
 export function checkKvAddress(field: string, address: string, wanted: boolean): void {
   if (wanted && !KV_ADDRESS.test(address)) throw invalid(field, "must be host:port for this connector");
   if (!wanted && address !== "") throw invalid(field, "must be empty for this connector");
 }
 
-/** Tokens of a prompt, from its body's size: what is known before the engine has counted. English has about 4 bytes a token. */
+/** Estimates a prompt's tokens from its body's size, before the engine counts. English has about 4 bytes a token. */
 export function estimatePromptTokens(bodyBytes: number): number {
   return Math.ceil(bodyBytes / 4);
 }

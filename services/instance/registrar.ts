@@ -1,4 +1,4 @@
-// Where an instance registers, as its settings say.
+// Where an instance registers, as configured.
 import { ConfigError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
 import { embeddedRegistry } from "../discovery/embedded.ts";
@@ -9,7 +9,7 @@ export interface InstanceRegistrar extends Registrar {
   close(): void;
 }
 
-/** Undefined where it doesn't register. @throws ConfigError for settings of Consul that can't be used */
+/** Undefined if the instance doesn't register. @throws ConfigError for unusable Consul settings */
 export async function openRegistrar(config: InstanceConfig, log: Log): Promise<InstanceRegistrar | undefined> {
   switch (config.registry.kind) {
     case "static":
@@ -29,7 +29,7 @@ export async function openRegistrar(config: InstanceConfig, log: Log): Promise<I
           `--registry.kind consul needs an address that others can dial, and ${address} is not one: give --grpc.advertise HOST:PORT.`,
         );
       }
-      // Only who asks for Consul loads it.
+      // Consul's code is loaded only if configured.
       const { consulRegistrar } = await import("../discovery/consul.ts");
       return consulRegistrar(config.consul, { deployment: config.deployment.name, log });
     }

@@ -31,7 +31,7 @@ export async function runInstance(
   );
   await onceAborted(stop);
   log.info("stopping", { because: String(stop.reason) });
-  // SIGTERM is how an orchestrator asks, and waits; everything else means now.
+  // The signals in DRAINS ask for a drain; any other signal means to stop at once.
   await instance.close(DRAINS.has(stop.reason) ? config.process.drainGraceMs : 0);
   log.info("stopped");
 }

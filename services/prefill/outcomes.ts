@@ -1,4 +1,5 @@
-// How each leg ended, for a caller that lost its answer, and the memory that no leg id is used twice. Bounded in time and count.
+// Remembers how each leg ended, for a caller that lost its answer, and which leg ids were used, so that none is used
+// twice. Bounded in time and count.
 import type { Outcome } from "#gen/tandem/prefill/v1/prefill_pb.js";
 
 export interface PrefillOutcome {
@@ -7,7 +8,7 @@ export interface PrefillOutcome {
 }
 
 export interface Outcomes {
-  /** False where the id was used before, or was asked for before it came: then it must not run any more. */
+  /** False if the id was used before, or was asked for before the leg arrived: then the leg must not run any more. */
   begin(legId: string): boolean;
   end(legId: string, outcome: PrefillOutcome): void;
   /**
@@ -18,7 +19,7 @@ export interface Outcomes {
 }
 
 interface Entry {
-  /** Undefined: asked for before it came, and refused since. */
+  /** Undefined: asked for before the leg arrived, and refused since. */
   readonly ended: Promise<PrefillOutcome> | undefined;
   readonly resolve: (outcome: PrefillOutcome) => void;
   running: boolean;

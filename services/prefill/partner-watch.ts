@@ -1,7 +1,7 @@
-// P2P NCCL sends KV to the decode engine in the id, and waits for it without any limit. A decode engine that died while
-// prefill sends to it leaves prefill answering no request (seen on vLLM 0.23), with /health at 200. Its KV port is closed
-// then, and an engine that starts again takes another port: so a port that refuses connections says it in a second or
-// two, long before the engine's counters would.
+// P2P NCCL sends KV to the decode engine in the id, and waits for that engine without any limit. If a decode engine
+// dies while prefill sends to it, prefill answers no request any more (seen on vLLM 0.23), with /health at 200. The KV
+// port of the dead engine is closed, and a restarted engine takes another port. So a port that refuses connections
+// reveals the death within a second or two, long before the engine's counters would.
 import { connect } from "node:net";
 import { splitAddress } from "../common/address.ts";
 import { type Clock, systemClock, type Timer } from "../common/clock.ts";
@@ -14,7 +14,7 @@ const CONNECT_TIMEOUT_MS = 1_000;
 const CLOSED_LIMIT = 2;
 
 export interface PartnerWatchOptions {
-  /** An address to which legs run is not listened at. Called once for each time that it dies. */
+  /** An address to which legs run no longer accepts connections. Called once for each death. */
   lost(address: string): void;
   /** Whether no process listens there. Default: tries a TCP connection; a port that only stays silent is not closed. */
   readonly isClosed?: (address: string) => Promise<boolean>;

@@ -1,4 +1,4 @@
-// PrefillService: one leg is one request to the engine, whose one token is thrown away and whose KV cache is handed over.
+// PrefillService: one leg is one request to the engine, whose one token is dropped and whose KV cache is transferred.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import {
   Outcome,
@@ -59,7 +59,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     board.admit();
     const engine = parts.keeper()?.live;
     if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not running.");
-    // Under another id than the decode engine looks for, the KV would never be claimed, and vLLM would wait for it for ever.
+    // Under an id that the decode engine doesn't look for, the KV would never be claimed, and vLLM would wait forever.
     if (traits.pairedId && request.prefillKvAddress !== "" && request.prefillKvAddress !== engine.kvAddress) {
       throw new ServiceError("instance_unavailable", "The instance's engine was restarted.");
     }
@@ -72,7 +72,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       sampleIndex: 0,
     };
     const engineRequest = buildRequest(legContext);
-    // From here on the id counts as used, whatever becomes of the leg.
+    // From here on the id counts as used, however the leg ends.
     if (!outcomes.begin(request.legId)) {
       throw new ServiceError("leg_id_reused", "The leg id was used before. Retry with a fresh one.");
     }
@@ -99,8 +99,8 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     }
   }
 
-  // What the engine does with the leg and what the caller hears part here: a caller that leaves does not end a leg that
-  // can't be ended, and its outcome is kept for the decode instance to ask.
+  // The engine's run and the caller's answer part here: a caller that leaves does not end a leg that can't be ended,
+  // and the leg's outcome is kept for the decode instance to ask for.
   async function cancellable(work: Promise<Answer>, gone: AbortSignal, leaving: AbortController): Promise<Answer> {
     const cancelled = new Promise<never>((_, reject) => {
       const leave = (): void => {
@@ -157,7 +157,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
         context.decodeKvAddress,
       ];
       const refusal = refusalOf(answer.status, answer.body, { leg: "prefill", internal: secrets });
-      // A request that was turned down never ran; one that failed may have pushed some layers.
+      // A refused request never ran; one that failed may have pushed some layers.
       finish(refusal.code === "engine_failed" || refusal.code === "kv_transfer_failed" ? unsure : Outcome.NOTHING_SENT);
       if (refusal.code === "engine_failed") parts.keeper()?.suspect(engine);
       throw refusal;
@@ -205,7 +205,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
   };
 }
 
-/** What is read of vLLM's answer. `kv_bytes` is said by Tandem's own engines alone. */
+/** The part of vLLM's answer that is read. Only Tandem's own engines report `kv_bytes`. */
 interface EngineAnswer {
   readonly kv_transfer_params?: { readonly kv_bytes?: unknown } | null;
   readonly usage?: {
@@ -215,7 +215,7 @@ interface EngineAnswer {
   readonly choices?: readonly { readonly logprobs?: { readonly token_logprobs?: readonly unknown[] } | null }[];
 }
 
-/** Of a completion that asked for logprobs: a probe does. */
+/** The first token's logprob in the answer to a request that asked for logprobs, as a probe does. */
 function firstLogprobOf(answer: EngineAnswer): number | undefined {
   const first = answer.choices?.[0]?.logprobs?.token_logprobs?.[0];
   return typeof first === "number" ? first : undefined;

@@ -130,7 +130,7 @@ describe("an engine that Tandem starts", () => {
     const pid = await pidOf(keeper);
     assert.equal(keeper.restart(first, "KV is lost"), true);
     assert.deepEqual([keeper.live === first, keeper.retiring], [true, true]);
-    assert.match(keeper.reason, /when what it works on has ended: KV is lost/);
+    assert.match(keeper.reason, /when its running legs have ended: KV is lost/);
     assert.equal(await pidOf(keeper), pid, "it goes on");
     empty.resolve();
     await eventually("the next engine", () => keeper.live !== undefined && keeper.live !== first);

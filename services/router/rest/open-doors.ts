@@ -1,4 +1,4 @@
-// What an operator should know about who may use the models, said once at the start.
+// Warns the operator once, at the start, if others may use the models.
 import type { Log } from "../../common/log.ts";
 import type { RouterConfig } from "../config.ts";
 import { isLoopback } from "./server.ts";

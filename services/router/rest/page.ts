@@ -20,7 +20,7 @@ export const PAGE_HEADERS = {
 
 export interface PageView {
   readonly view: FleetView;
-  /** host:port under which the reader got here. */
+  /** host:port under which the reader opened the page. */
   readonly restAddress: string;
   readonly grpcAddress: string;
   /** Whether clients need an API key. */

@@ -78,8 +78,8 @@ export async function serveHttp(
   });
 
   function serve(req: IncomingMessage, res: ServerResponse): void {
-    // Whatever it is, an error or a page too: from its end on, only the client's reading is waited for. Once all is sent,
-    // Node replaces this timeout by the keep-alive one.
+    // Whatever it is, an error or a page too: from its end on, only the client's reading is waited for. Once all is
+    // sent, Node replaces this timeout by the keep-alive one.
     res.once("prefinish", () => res.socket?.setTimeout(stallMs));
     if (req.headers.host === undefined && req.httpVersion === "1.1") {
       writeError(res, new ServiceError("invalid_request", "The request has no Host header, which HTTP/1.1 requires."));

@@ -1,5 +1,5 @@
 // A streamed answer on its way to one client. The token path: `write` passes bytes on, and nothing else happens per
-// token. A client that reads too slowly is paced, and cut when it takes nothing at all.
+// token. A client that reads too slowly is paced, and disconnected if it reads nothing at all.
 import type { ServerResponse } from "node:http";
 import type { AnswerSink } from "../relay/relay.ts";
 import { ANSWER_HEADERS } from "../serving/headers.ts";

@@ -7,10 +7,10 @@ import type { Serving } from "./serving.ts";
 
 /** For requests that were ended to say so to their clients. */
 const LAST_WORDS_MS = 250;
-/** For KV of requests whose client left to be settled. What is not done by then, the instances do by themselves. */
+/** Time to settle the KV of requests whose client left. Afterwards the instances settle the rest by themselves. */
 const SETTLE_MS = 500;
 
-/** New requests are refused from the call on. Resolves when no request runs any more, at the latest a second after `graceMs`. */
+/** Refuses new requests from the call on. Resolves when all have ended, at the latest a second after `graceMs`. */
 export async function drain(
   { serving, relay, log }: { readonly serving: Serving; readonly relay: Pick<RunningRelay, "idle">; readonly log: Log },
   graceMs: number,

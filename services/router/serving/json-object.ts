@@ -73,7 +73,7 @@ function jsonInvalid(position: number | undefined, reason: string): ServiceError
   );
 }
 
-/** Where and why V8 gave up. Some of its messages quote the text around, which may be half a prompt: that is left out. */
+/** Where and why V8 gave up. Some of its messages quote text, maybe half a prompt: the quote is left out. */
 function placeOf(error: unknown, body: Buffer): [position: number | undefined, reason: string] {
   const message = error instanceof Error ? error.message : "";
   if (message === "Unexpected end of JSON input") return [body.length, "Unexpected end of input"];

@@ -1,6 +1,6 @@
-// What Tandem reads of a completion request: what it routes by, and what it overrides on the prefill copy, so that no
-// engine would see the client's value before prefill is paid for. All other fields are the engine's to judge.
-// Messages and their order are vLLM's (transcripts of 0.32.0).
+// The fields that Tandem reads of a completion request: those it routes by, and those it overrides on the prefill copy,
+// so that no engine would see the client's value before prefill is paid for. All other fields are the engine's to
+// judge. Messages and their order are vLLM's (transcripts of 0.32.0).
 import { ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import { refusedField } from "../../kv/forbidden.ts";

@@ -1,4 +1,4 @@
-// What a client says of how its request is to be served, in headers that go no further than the router.
+// A client's wishes for how its request is served, in headers that go no further than the router.
 import { ServiceError } from "../../common/errors.ts";
 import { REQUEST_HEADERS } from "./headers.ts";
 

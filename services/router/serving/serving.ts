@@ -1,5 +1,6 @@
 // One request from its body to its receipt, whichever way it came in: REST and InferenceService both serve through
-// here. Parses, admits, relays, and sees to it that every request that was opened is closed once, logged once and counted.
+// here. Parses, admits, relays, and sees to it that every request that was opened is closed once, logged once and
+// counted.
 import { randomUUID } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
@@ -71,7 +72,7 @@ export interface ServingOptions {
   readonly clock: Clock;
   /** What each request is held to. */
   readonly request: Live<RouterConfig["request"]["current"]>;
-  /** Whether the registry is away: requests are placed by what was known of the instances before. */
+  /** Whether the registry is away: requests are placed by the last known instances. */
   registryIsAway?(): boolean;
 }
 

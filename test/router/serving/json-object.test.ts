@@ -19,7 +19,7 @@ describe("a body with very many parts", () => {
     // A parse of the whole would take seconds; of the last one it would say that it is broken.
     it(`is refused before it is parsed: ${name}`, () => {
       const refusal = (error: ServiceError): boolean =>
-        error.code === "invalid_request" && /more than 200000 fields/.test(error.message);
+        error.code === "invalid_request" && /more than the 200000 fields/.test(error.message);
       assert.throws(() => parseJsonObject(Buffer.from(text)), refusal);
     });
   }
