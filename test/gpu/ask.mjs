@@ -56,6 +56,9 @@ export function compare(answers, expected) {
 
 export const quantile = (sorted, q) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))] ?? NaN;
 
+/** How often each word comes. */
+export const tally = (words) => words.reduce((counts, word) => ({ ...counts, [word]: (counts[word] ?? 0) + 1 }), {});
+
 /** One streamed request: milliseconds to the first token, between tokens, and its tokens. */
 export async function timedStream(url, body) {
   const startMs = performance.now();
