@@ -70,7 +70,8 @@ export async function controlSteps() {
       try {
         await until("both are known", async () => (await instances(url, TOKEN)).length === 2, 120_000);
         // The router has found it out by its own probes, and the doctor says so of the instances that are out for it.
-        const isWrong = ({ finding }) => /ERROR/.test(finding.level) && /does not answer from the KV/.test(finding.message);
+        const isWrong = ({ finding }) =>
+          /ERROR/.test(finding.level) && /does not answer from the KV/.test(finding.message);
         let found = [];
         await until(
           "the verdict",
