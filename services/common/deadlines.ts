@@ -9,7 +9,7 @@ export interface Deadline {
   cancel(): void;
 }
 
-interface Entry {
+interface Entry extends Deadline {
   readonly look: (nowMs: number) => number | undefined;
   atMs: number;
   /** Of two deadlines at the same time, the older one runs first. */
@@ -51,9 +51,9 @@ export class Deadlines {
    * @param look Returns when to call it again, if the deadline has moved. Undefined or Infinity: never.
    */
   watch(atMs: number, look: (nowMs: number) => number | undefined): Deadline {
-    const entry: Entry = { look, atMs, order: this.#added++ };
+    const entry: Entry = { look, atMs, order: this.#added++, cancel: () => this.#remove(entry) };
     this.#add(entry);
-    return { cancel: () => this.#remove(entry) };
+    return entry;
   }
 
   /** Drops all deadlines. */

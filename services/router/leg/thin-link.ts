@@ -40,16 +40,17 @@ class DecodeCall implements RemoteDecode {
   #over = false;
 
   constructor(channel: RpcChannel, reservation: Reservation, listener: DecodeListener) {
-    const { body, promptIndex, timeoutMs, face, ...words } = reservation;
-    const { createdUnixS: created, ...seen } = face;
+    const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress } = reservation;
+    const { id, createdUnixS: created, choiceIndex, sampleIndex } = reservation.face;
     this.#listener = listener;
     this.#call = channel.open(
       DECODE_PATH,
       { onMessage: (message) => this.#onMessage(message), onEnd: (error) => this.#onEnd(error) },
-      { timeoutMs },
+      { timeoutMs: reservation.timeoutMs },
     );
-    const index = promptIndex === undefined ? {} : { promptIndex };
-    this.#call.write(reserveMessage({ ...words, ...index, face: { ...seen, created } }, body));
+    const face = { id, created, choiceIndex, sampleIndex };
+    const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face };
+    this.#call.write(reserveMessage(fields, reservation.body));
   }
 
   start(ticket: Ticket): void {
@@ -121,12 +122,12 @@ function wordOf(reason: FinishReason): string {
 }
 
 function callPrefill(channel: RpcChannel, order: PrefillOrder, listener: PrefillListener, log: Log): RemotePrefill {
-  const { body, promptIndex, timeoutMs, ...words } = order;
-  const index = promptIndex === undefined ? {} : { promptIndex };
+  const { legId, path, body, promptIndex, prefillKvAddress, decodeKvAddress, timeoutMs } = order;
+  const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress };
   let over = false;
   let cancel = (): void => {};
   channel
-    .unary(PREFILL_PATH, prefillMessage({ ...words, ...index }, body), {
+    .unary(PREFILL_PATH, prefillMessage(fields, body), {
       timeoutMs,
       onCancelable: (fn) => {
         cancel = fn;
@@ -141,7 +142,7 @@ function callPrefill(channel: RpcChannel, order: PrefillOrder, listener: Prefill
         if (!over) listener.onFailed(asServiceError(thrown));
       },
     )
-    .catch((error: unknown) => log.error("a prefill leg's handler failed", { legId: order.legId, error }));
+    .catch((error: unknown) => log.error("a prefill leg's handler failed", { legId, error }));
   return {
     cancel() {
       over = true;
