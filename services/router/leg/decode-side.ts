@@ -42,7 +42,7 @@ interface Streaming {
 const NONE: Phase = { kind: "none" };
 
 export class DecodeSide implements DecodeListener {
-  /** The current or last instance. */
+  /** The instance that was picked last. */
   on: Instance | undefined;
   /** The instance that the leg is counted on. */
   #held: Instance | undefined;
@@ -60,7 +60,7 @@ export class DecodeSide implements DecodeListener {
     this.#deliver = deliver;
   }
 
-  /** Counts the leg before the reservation, so that a burst doesn't see the same least loaded instance. */
+  /** Counts the leg. At once where decode is picked with prefill, so that a burst does not see the same least loaded instance. */
   hold(decode: Instance): void {
     this.on = this.#held = decode;
     this.#task.draft.decodeInstanceId = decode.info.instanceId;
@@ -79,6 +79,7 @@ export class DecodeSide implements DecodeListener {
   /** @param ticket Given if prefill has run: the leg is then started together with the reservation. */
   reserve(ticket: Ticket | undefined): void {
     const decode = this.on!;
+    if (this.#held === undefined) this.hold(decode);
     const remote = this.#context.linkTo(decode).reserve(this.#reservation(decode), this);
     if (ticket !== undefined) remote.start(ticket);
     this.#enter({

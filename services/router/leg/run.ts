@@ -63,7 +63,7 @@ export class LegRun implements LiveLeg {
 
   /** Called with the instance that `findDecode` picked. */
   decodeFound(decode: Instance): void {
-    this.#decode.hold(decode);
+    this.#decode.on = decode;
     this.#dispatch({ kind: "decodeFound" });
   }
 
@@ -77,7 +77,7 @@ export class LegRun implements LiveLeg {
     this.#decode.resume();
   }
 
-  /** The current or last decode instance. */
+  /** The decode instance that was picked last. */
   get decode(): Instance | undefined {
     return this.#decode.on;
   }

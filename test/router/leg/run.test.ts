@@ -91,11 +91,12 @@ describe("a leg", () => {
     assert.equal(lab.live.size, 0);
   });
 
-  it("deals with one event at a time: what the books bring about waits until the owner has heard of the first", () => {
+  it("takes one event at a time, and holds nothing where it is unwanted while a decode instance is found", () => {
     const lab = legLab("nixl");
     const leg = lab.begin();
     lab.said();
     lab.onBooks = () => leg.unwanted();
+    lab.onSearch = () => leg.decodeFound(lab.instance("d1"));
     lab.prefills[0]!.done();
     assert.deepEqual(lab.said().slice(0, 5), [
       "metrics prefill completed",
@@ -104,7 +105,7 @@ describe("a leg", () => {
       "owner ends the search",
       "owner cancelled",
     ]);
-    assert.equal(lab.live.size, 0);
+    assert.deepEqual([lab.live.size, lab.decodes.length], [0, 0]);
   });
 
   it("ends a search for a decode instance when it is told to stop, and holds nothing any more", () => {

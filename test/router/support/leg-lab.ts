@@ -95,6 +95,8 @@ export interface Lab {
   readonly pairs: Pairs;
   /** Whether the owner takes more. */
   reading: boolean;
+  /** Called when a decode instance is looked for. */
+  onSearch: (() => void) | undefined;
   /** Called when the leg is taken off an instance's books. */
   onBooks: (() => void) | undefined;
   /** Called with each piece that the owner gets. */
@@ -202,6 +204,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     itlMs: [],
     pairs: new Pairs(BREAKER_LIMITS),
     reading: true,
+    onSearch: undefined,
     onBooks: undefined,
     onDelivery: undefined,
     instance: (instanceId) =>
@@ -249,7 +252,10 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
             lab.onDelivery?.(leg);
             return lab.reading;
           },
-          findDecode: (_leg, refusal) => say(`owner search${refusal === undefined ? "" : ` after ${refusal.code}`}`),
+          findDecode(_leg, refusal) {
+            say(`owner search${refusal === undefined ? "" : ` after ${refusal.code}`}`);
+            lab.onSearch?.();
+          },
           endSearch: () => say("owner ends the search"),
           finished(_leg, outcome) {
             lab.outcomes.push(outcome);
