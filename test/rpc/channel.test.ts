@@ -2,7 +2,6 @@ import assert from "node:assert/strict";
 import { type ServerHttp2Stream, constants } from "node:http2";
 import { connect } from "node:net";
 import type { ServiceError } from "../../services/common/errors.ts";
-import type { RawCall } from "../../services/rpc/service.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { deferred, freePort, nextEvent, within } from "../support/waits.ts";
 import {
@@ -16,17 +15,12 @@ import {
   startChild,
   startRogue,
   untilState,
+  HELLO,
+  codeOf,
+  echo,
 } from "./fixture.ts";
 
-const HELLO = Buffer.from("hello");
 const GRPC = { ":status": 200, "content-type": "application/grpc+proto" };
-/** Disposing ends its calls with `cancelled`; tests that leave a call open expect that. */
-const codeOf = (error: ServiceError | undefined): string => error?.code ?? "ok";
-
-const echo = (call: RawCall): void => {
-  call.onMessage = (message) => void call.write(message);
-  call.onHalfClose = () => call.end();
-};
 
 describe("a channel of the thin client", () => {
   afterEach(eachEndedOnce);

@@ -179,3 +179,14 @@ export async function startRogue(onStream: (stream: ServerHttp2Stream) => void):
     },
   };
 }
+
+export const HELLO = Buffer.from("hello");
+
+/** Disposing a channel ends its calls with `cancelled`; tests that leave a call open expect that. */
+export const codeOf = (error: ServiceError | undefined): string => error?.code ?? "ok";
+
+/** Sends back what comes, and ends when its caller does. */
+export const echo = (call: RawCall): void => {
+  call.onMessage = (message) => void call.write(message);
+  call.onHalfClose = () => call.end();
+};

@@ -22,15 +22,10 @@ import {
   startChild,
   startRogue,
   untilState,
+  HELLO,
+  codeOf,
+  echo,
 } from "./fixture.ts";
-
-const HELLO = Buffer.from("hello");
-const codeOf = (error: ServiceError | undefined): string => error?.code ?? "ok";
-
-const echo = (call: RawCall): void => {
-  call.onMessage = (message) => void call.write(message);
-  call.onHalfClose = () => call.end();
-};
 
 describe("a channel with a heartbeat", () => {
   afterEach(eachEndedOnce);

@@ -60,7 +60,7 @@ export class DecodeSide implements DecodeListener {
     this.#deliver = deliver;
   }
 
-  /** Counts the leg. At once where decode is picked with prefill, so that a burst does not see the same least loaded instance. */
+  /** Counts the leg; where decode is picked with prefill at once, so that a burst does not see one least loaded instance. */
   hold(decode: Instance): void {
     this.on = this.#held = decode;
     this.#task.draft.decodeInstanceId = decode.info.instanceId;
