@@ -1,4 +1,5 @@
 // Settings of `tandem up`. The names of the BentoML example that Tandem grew from still work as variables.
+import { DEPLOYMENT_NAME } from "../../../services/common/deployment.ts";
 import {
   address,
   boolean,
@@ -223,12 +224,12 @@ export function checkUpConfig(config: UpConfig): void {
 
 /** Name of a deployment on the default port. */
 export const DEFAULT_NAME = "default";
-const NAME = /^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$/;
 
 /** @throws ConfigError for a name that Consul would reject as a tag. */
 export function nameOf(config: UpConfig, restPort: number): string {
   const name = config.deploymentName ?? (restPort === 3000 ? DEFAULT_NAME : `port-${restPort}`);
-  if (!NAME.test(name)) throw new ConfigError(`--name ${name}: expected 1 to 63 letters, digits and hyphens.`);
+  if (!DEPLOYMENT_NAME.test(name))
+    throw new ConfigError(`--name ${name}: expected 1 to 63 letters, digits and hyphens.`);
   return name;
 }
 
