@@ -7,7 +7,7 @@ import { ServiceError } from "../../common/errors.ts";
 import { CONNECTORS } from "../../kv/index.ts";
 import type { ConnectorName, Traits } from "../../kv/connector.ts";
 import type { Instance, ModelView, Pool, Side } from "../pool/pool.ts";
-import type { Policy } from "./policies.ts";
+import type { Picker } from "./policies.ts";
 
 /** The attempt to place. */
 export interface Wanted {
@@ -87,7 +87,7 @@ export interface PlacementRules {
 
 export function createPlacer(
   pool: Pick<Pool, "view">,
-  policies: { readonly prefill: Policy; readonly decode: Policy },
+  pickers: { readonly prefill: Picker; readonly decode: Picker },
   rules: Live<PlacementRules> = { current: { unpairedTokens: 0 } },
 ): Placer {
   function modelOf(name: string): ModelView {
@@ -97,16 +97,17 @@ export function createPlacer(
     return model;
   }
 
-  function pick(policy: Policy, side: Side, instances: readonly Instance[], exclusions: Exclusions): Instance {
+  function pick(side: Side, instances: readonly Instance[], exclusions: Exclusions): Instance {
     let able = instances;
     if (!exclusions.none) {
       const sound = instances.filter((one) => !exclusions.isWedged(one));
       if (sound.length === 0) throw allTried(side);
       able = sound.filter((one) => !exclusions.isBusy(one));
       if (able.length === 0) throw allBusy(side, sound.length);
-      able = preferred(able, (one) => !exclusions.hasFailed(one));
+      const fresh = able.filter((one) => !exclusions.hasFailed(one));
+      if (fresh.length > 0) able = fresh;
     }
-    return policy.pick(preferred(able, ({ freeSlots }) => freeSlots > 0));
+    return pickers[side].pick(able);
   }
 
   /** Places a leg without prefill. Its decode instance is picked when the leg opens. */
@@ -147,18 +148,16 @@ export function createPlacer(
         if (place !== undefined) return place;
         throw model.prefills.length > 0 ? allTried("prefill") : noInstance(model.lack(true));
       }
-      const prefill = pick(policies.prefill, "prefill", prefills, exclusions);
+      const prefill = pick("prefill", prefills, exclusions);
       const traits = traitsOf(prefill);
-      const decode = traits.decodeFirst
-        ? pick(policies.decode, "decode", model.partnersOf(prefill), exclusions)
-        : undefined;
+      const decode = traits.decodeFirst ? pick("decode", model.partnersOf(prefill), exclusions) : undefined;
       return { traits, prefill, decode, ...(model.avoidsPair ? { fallback: "pair_avoided" } : {}) };
     },
     placeDecode(prefill, exclusions) {
       const model = modelOf(typeof prefill === "string" ? prefill : prefill.info.model);
       const decodes = typeof prefill === "string" ? model.unpaired : model.partnersOf(prefill);
       if (decodes.length === 0) throw noInstance(model.lack(true));
-      return pick(policies.decode, "decode", decodes, exclusions);
+      return pick("decode", decodes, exclusions);
     },
   };
 }
@@ -166,13 +165,6 @@ export function createPlacer(
 /** Requires an instance from a view, because its connector is known. */
 function traitsOf({ info }: Instance): Traits {
   return CONNECTORS[info.connector as ConnectorName].traits;
-}
-
-/** The instances that pass the test, or all if none does. Copies nothing if all or none pass. */
-function preferred(instances: readonly Instance[], test: (instance: Instance) => boolean): readonly Instance[] {
-  let passed = 0;
-  for (const one of instances) if (test(one)) passed += 1;
-  return passed === 0 || passed === instances.length ? instances : instances.filter(test);
 }
 
 function allBusy(side: Side, count: number): ServiceError {

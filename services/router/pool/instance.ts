@@ -22,8 +22,6 @@ export interface Instance {
   readonly info: Info;
   /** `info.instanceId`. */
   readonly instanceId: string;
-  /** Counts the instances in the order in which they were found, from 1. */
-  readonly ordinal: number;
   /** Its last load report. Undefined before the first. */
   readonly load: Load | undefined;
   /** When `load` arrived, by the pool's clock. 0 before. */
@@ -56,7 +54,6 @@ export interface InstanceOptions {
   readonly log: Log;
   readonly clock: Clock;
   readonly breaker: BreakerLimits;
-  readonly ordinal: number;
   readonly connectTimeoutMs?: number | undefined;
   /** Whether a probe must prove the instance before it gets users' requests. */
   readonly proves: (info: Info) => boolean;
@@ -73,7 +70,6 @@ export interface InstanceOptions {
 /** The pool's side of an instance. */
 export class TrackedInstance implements Instance, Facts {
   readonly instanceId: string;
-  readonly ordinal: number;
   readonly channel: RpcChannel;
   readonly breaker: Breaker;
   doubt: Doubt | undefined;
@@ -102,7 +98,6 @@ export class TrackedInstance implements Instance, Facts {
   constructor(info: Info, o: InstanceOptions) {
     this.#info = info;
     this.instanceId = info.instanceId;
-    this.ordinal = o.ordinal;
     this.#isDecode = info.role === Role.DECODE;
     this.#o = o;
     this.#log = o.log.child({ instanceId: info.instanceId });

@@ -105,7 +105,6 @@ export function createPool(o: PoolOptions): Pool {
   const pairs = new Pairs(breaker);
   const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
   let view: FleetView | undefined;
-  let ordinal = 0;
   let closed = false;
 
   const find = (instanceId: string): TrackedInstance | undefined => {
@@ -191,13 +190,11 @@ export function createPool(o: PoolOptions): Pool {
   }
 
   function track(info: Info): TrackedInstance {
-    ordinal += 1;
     const one: TrackedInstance = new TrackedInstance(info, {
       token,
       log,
       clock,
       breaker,
-      ordinal,
       connectTimeoutMs: o.connectTimeoutMs,
       proves,
       onStanding,

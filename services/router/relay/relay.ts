@@ -9,7 +9,7 @@ import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Admitted } from "../admission/admission.ts";
 import type { RelayLimits, RouterConfig } from "../config.ts";
-import { namedPolicy } from "../placement/policies.ts";
+import { Picker } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Choice } from "./choice.ts";
 import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
@@ -74,8 +74,8 @@ export interface RelayOptions {
 export function createRelay(o: RelayOptions): RunningRelay {
   const { pool, placement, limits, clock, deadlines, constants = {} } = o;
   const policies = {
-    prefill: namedPolicy(() => placement.current.prefill),
-    decode: namedPolicy(() => placement.current.decode),
+    prefill: new Picker(() => placement.current.prefill),
+    decode: new Picker(() => placement.current.decode),
   };
   const live = new Set<LiveLeg>();
   const runs = new Set<Run>();

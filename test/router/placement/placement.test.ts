@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { LoadSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { policyOf } from "../../../services/router/placement/policies.ts";
+import { Picker } from "../../../services/router/placement/policies.ts";
 import { createPlacer, Exclusions, type Placer } from "../../../services/router/placement/placement.ts";
 import { known, type KnownInit, viewOf } from "../support/fleet.ts";
 
 const TINY = { model: "tiny", tokens: 10, strict: false };
-const policies = () => ({ prefill: policyOf("round-robin"), decode: policyOf("round-robin") });
+const policies = () => ({ prefill: new Picker(() => "round-robin"), decode: new Picker(() => "round-robin") });
 
 function placerOf(prefill: readonly KnownInit[], decode: readonly KnownInit[]): Placer {
   return createPlacer({ view: viewOf(prefill, decode) }, policies());

@@ -1,7 +1,7 @@
 // Decode alone makes up for prefill that is gone, and not for prefill that is still to come.
 import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { policyOf } from "../../../services/router/placement/policies.ts";
+import { Picker } from "../../../services/router/placement/policies.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { createPlacer, Exclusions } from "../../../services/router/placement/placement.ts";
 import { silentLog } from "../../support/log-sink.ts";
@@ -20,7 +20,7 @@ function start(clock: ManualClock): Pool {
 function served(pool: Pool): string {
   const lack = pool.view.models.get("tiny")?.lack(false);
   try {
-    const policies = { prefill: policyOf("least-load"), decode: policyOf("least-load") };
+    const policies = { prefill: new Picker(() => "least-load"), decode: new Picker(() => "least-load") };
     const place = createPlacer(pool, policies).place({ model: "tiny", tokens: 10, strict: false }, new Exclusions());
     assert.equal(lack, undefined, "placed in spite of the lack");
     return place.fallback ?? "pair";

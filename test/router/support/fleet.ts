@@ -14,18 +14,14 @@ export interface KnownInit extends Partial<Omit<Known, "info">> {
   readonly unproven?: boolean;
 }
 
-let found = 0;
-
 /** Serves, unless `init` says otherwise. */
 export function known(role: Role, { id, info, failing, unproven, ...init }: KnownInit): Known {
   const breaker = new Breaker(BREAKER_LIMITS);
   if (failing === true) breaker.judge("wedged", 0);
   if (unproven === true) breaker.distrust(0);
-  found += 1;
   return {
     info: create(InfoSchema, { instanceId: id, role, model: "tiny", connector: "p2p-nccl", ...info } as Info),
     instanceId: id,
-    ordinal: found,
     load: create(LoadSchema, { state: State.SERVING }),
     loadAtMs: 1,
     legs: 0,
