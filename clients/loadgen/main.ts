@@ -21,7 +21,7 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     load: async () => (await import("./scenarios/files.ts")).runFiles,
   },
   fleet: {
-    summary: "What the router's fleet view costs per request, by fleet size.",
+    summary: "What a request costs the middle of the router, by fleet size.",
     load: async () => (await import("./scenarios/fleet.ts")).runFleetBench,
   },
   load: {

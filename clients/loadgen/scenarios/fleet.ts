@@ -1,6 +1,7 @@
-// `npm run bench -- fleet`: what the router's fleet view costs per request: looking up its model, placing the request,
-// booking both legs and their ends, with admission and probes listening as in a router. Measured by size of the fleet,
-// in one run. No request is sent; the instances are one server that reports load for all of them.
+// `npm run bench -- fleet`: CPU time that a request costs the middle of the router, by size of the fleet, in one run:
+// admission, placement, both legs, their books, the retry budget and the receipt. Its instances are one server that
+// reports load for all of them; their legs answer at once from memory, so neither HTTP nor gRPC counts. `PLACED` is the
+// part that depends on the fleet: finding the model, placing, and booking both legs and their ends.
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, InstanceService, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
@@ -8,9 +9,20 @@ import { Deadlines } from "../../../services/common/deadlines.ts";
 import { choice, defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import type { Log } from "../../../services/common/log.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
+import { createAdmission } from "../../../services/router/admission/admission.ts";
+import { POLICY_NAMES, type PolicyName, routerConfig } from "../../../services/router/config.ts";
+import type { InstanceLink } from "../../../services/router/leg/instance-link.ts";
+import { createPlacer, Exclusions } from "../../../services/router/placement/placement.ts";
+import { Picker } from "../../../services/router/placement/policies.ts";
+import { createPool } from "../../../services/router/pool/pool.ts";
+import { startProbes } from "../../../services/router/probe/schedule.ts";
+import { createRelay } from "../../../services/router/relay/relay.ts";
+import { createReceiptDraft } from "../../../services/router/request/receipt.ts";
+import type { AnswerEnd, AnswerSink, RelayRequest } from "../../../services/router/request/request.ts";
 import { defineService } from "../../../services/rpc/service.ts";
 import { serveRpc } from "../../../services/rpc/server.ts";
 import { renderTable } from "../../common/table.ts";
+import { summarise } from "../statistics.ts";
 import { writeJson } from "./output.ts";
 
 /** Numbers of prefill instances; each fleet has as many decode instances. */
@@ -25,7 +37,7 @@ const fleetBenchConfig = defineConfig(
       min: BATCH,
       max: 10_000_000,
     }),
-    policy: choice("policy", "Policy for prefill and decode.", ["least-load", "round-robin"], {
+    policy: choice("policy", "Policy for prefill and decode.", POLICY_NAMES, {
       default: "least-load",
     }),
     ratio: integer(
@@ -35,14 +47,18 @@ const fleetBenchConfig = defineConfig(
     ),
     json: text("json", "File to write all figures to.", { optional: true }),
   },
-  { summary: "Measures what the router's fleet view costs per request.", usage: "npm run bench -- fleet" },
+  {
+    summary: "Measures what a request costs the middle of the router, by fleet size.",
+    usage: "npm run bench -- fleet",
+  },
 );
 
+/** CPU time of this process. */
 interface Figure {
   readonly size: number;
-  /** CPU time of this process per request. */
   readonly requestUs: number;
-  /** The same, if each request changes a standing: an instance is drained and taken back. */
+  readonly placedUs: number;
+  /** Of a placement after a standing changed, which makes a new view. */
   readonly changeUs: number;
 }
 
@@ -58,7 +74,8 @@ export async function runFleetBench(argv: readonly string[]): Promise<void> {
       figures,
       [
         { title: "FLEET", cell: ({ size }) => `${size}P${size}D` },
-        { title: "A REQUEST", align: "right", cell: ({ requestUs }) => `${requestUs.toFixed(2)} us` },
+        { title: "A REQUEST", align: "right", cell: ({ requestUs }) => `${requestUs.toFixed(1)} us` },
+        { title: "PLACED", align: "right", cell: ({ placedUs }) => `${placedUs.toFixed(2)} us` },
         { title: "A NEW VIEW", align: "right", cell: ({ changeUs }) => `${changeUs.toFixed(1)} us` },
       ],
       true,
@@ -68,42 +85,55 @@ export async function runFleetBench(argv: readonly string[]): Promise<void> {
   if (ratio * 100 > config.ratio) throw new StartError(`The ratio is above the limit of ${config.ratio / 100}.`);
 }
 
-async function measure(size: number, address: string, requests: number, policy: string): Promise<Figure> {
-  const [{ createPool }, { createPlacer, Exclusions }, { policyOf }, { startProbes }, { createAdmission }] =
-    await Promise.all([
-      import("../../../services/router/pool/pool.ts"),
-      import("../../../services/router/placement/placement.ts"),
-      import("../../../services/router/placement/policies.ts"),
-      import("../../../services/router/probe/schedule.ts"),
-      import("../../../services/router/admission/admission.ts"),
-    ]);
+async function measure(size: number, address: string, requests: number, policy: PolicyName): Promise<Figure> {
   const metrics = createMetrics();
   await using pool = createPool({ log: SILENT, clock: systemClock, metrics });
-  const prober = { probe: () => Promise.reject(new Error("nothing is out")), unsettled: () => 0 };
-  using _probes = startProbes({ pool, prober, clock: systemClock, metrics });
   using deadlines = new Deadlines(systemClock);
+  const settings = loadConfig(routerConfig, {
+    argv: [`--prefill.policy=${policy}`, `--decode.policy=${policy}`],
+    env: {},
+  });
+  await using relay = createRelay({
+    pool,
+    placement: settings.placement,
+    limits: settings.relay,
+    metrics,
+    log: SILENT,
+    clock: systemClock,
+    deadlines,
+    linkTo: () => ANSWERS_AT_ONCE,
+  });
+  using _probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
   const admission = createAdmission({
     capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
     lack: (model) => pool.view.models.get(model)?.lack(false),
-    queue: { current: { limit: 256, timeoutMs: 60_000 } },
+    queue: settings.queue,
     clock: systemClock,
     deadlines,
   });
   pool.onChange(admission.poke);
   const infos = Array.from({ length: 2 * size }, (_, index) => infoOf(index, address));
   pool.update(infos);
-  const model = (): { readonly prefills: readonly unknown[] } | undefined => pool.view.models.get("bench");
+  const model = (): { readonly prefills: readonly unknown[] } | undefined => pool.view.models.get(REQUEST.model);
   while (model()?.prefills.length !== size || pool.view.decode.some(({ standing }) => standing.kind !== "serves"))
     await new Promise((resolve) => setTimeout(resolve, 20));
 
-  const policies = { prefill: policyOf(policy as "least-load"), decode: policyOf(policy as "least-load") };
-  const placer = createPlacer(pool, policies);
+  const picker = () => new Picker(() => policy);
+  const placer = createPlacer(pool, { prefill: picker(), decode: picker() });
   const never = new AbortController().signal;
   const exclusions = new Exclusions();
   const request = async (): Promise<void> => {
-    if (pool.view.models.get("bench")?.lack(false) !== undefined) throw new Error("the fleet does not serve");
-    const slot = await admission.acquire(never, { model: "bench" });
-    const { prefill, decode } = placer.place({ model: "bench", tokens: 100, strict: false }, exclusions);
+    const receipt = createReceiptDraft({ requestId: REQUEST.id, startedUnixMs: 0, ...REQUEST });
+    const admitted = await admission.acquire(never, REQUEST);
+    const sink: AnswerSink = { start() {}, write: () => true, onDrain: undefined };
+    const { completionTokens } = await relay.run(REQUEST, sink, receipt, admitted, never);
+    admitted.release();
+    if (completionTokens !== END.completionTokens) throw new Error("the answer is not whole");
+  };
+  const place = async (): Promise<void> => {
+    if (pool.view.models.get(REQUEST.model)?.lack(false) !== undefined) throw new Error("the fleet does not serve");
+    const slot = await admission.acquire(never, REQUEST);
+    const { prefill, decode } = placer.place({ model: REQUEST.model, tokens: 100, strict: false }, exclusions);
     pool.legStarted(prefill!, 100);
     pool.legStarted(decode!);
     pool.prefilled(prefill!, 100, 10);
@@ -112,33 +142,76 @@ async function measure(size: number, address: string, requests: number, policy: 
     pool.legEnded(decode!, "good");
     slot.release();
   };
+  /** Median of the batches, because other work on the machine slows some of them down. */
   const cpuUs = async (count: number, one: () => Promise<void>): Promise<number> => {
-    let best = Infinity;
-    // The best of several, because other work on the machine only slows the process down.
-    for (let round = 0; round < 5; round += 1) {
+    const batchUs: number[] = [];
+    for (let done = 0; done < count; done += BATCH) {
       const before = process.cpuUsage();
-      for (let done = 0; done < count / 5; done += 1) await one();
+      for (let index = 0; index < BATCH; index += 1) await one();
       const { user, system } = process.cpuUsage(before);
-      best = Math.min(best, (user + system) / (count / 5));
-      await new Promise((resolve) => setImmediate(resolve));
+      batchUs.push((user + system) / BATCH);
+      // The instances' heartbeats are read here.
+      await new Promise((resolve) => setTimeout(resolve, 5));
     }
-    return best;
+    return summarise(batchUs).p50;
   };
+  const figures = { requestUs: 0, placedUs: 0, changeUs: 0 };
   await cpuUs(2_000, request); // Warm-up: compiles the code.
-  const requestUs = await cpuUs(requests, request);
-  const changeUs = await cpuUs(Math.max(BATCH, requests / 50), async () => {
+  figures.requestUs = await cpuUs(requests, request);
+  figures.placedUs = await cpuUs(requests, place);
+  figures.changeUs = await cpuUs(Math.max(BATCH, requests / 50), async () => {
     pool.update(infos);
-    await request();
+    await place();
   });
-  return { size, requestUs, changeUs };
+  return { size, ...figures };
 }
+
+const REQUEST: RelayRequest = {
+  id: "cmpl-bench",
+  path: "/v1/completions",
+  model: "bench",
+  body: Buffer.from(JSON.stringify({ model: "bench", prompt: "x".repeat(400), max_tokens: 1, stream: true })),
+  stream: true,
+  choices: 1,
+  prompts: 1,
+  promptIsList: false,
+  includeUsage: false,
+  createdUnixS: 0,
+};
+const END: AnswerEnd = { finishReason: "length", promptTokens: 100, completionTokens: 1 };
+const EVENTS = Buffer.from('data: {"choices":[{"index":0,"text":"x","finish_reason":"length"}]}\n\n');
+
+/** Answers each message in a later turn, as a network would. */
+const ANSWERS_AT_ONCE: InstanceLink = {
+  reserve(_reservation, listener) {
+    queueMicrotask(() => listener.onReserved());
+    return {
+      start: () =>
+        queueMicrotask(() => {
+          listener.onEvents(EVENTS);
+          listener.onCompleted(END);
+        }),
+      abandon() {},
+      cut() {},
+      pause() {},
+      resume() {},
+    };
+  },
+  prefill(_order, listener) {
+    const ticket = { text: "", cachedTokens: 0 };
+    queueMicrotask(() =>
+      listener.onDone({ ticket, promptTokens: END.promptTokens, kvBytes: 1_024n, firstLogprob: undefined }),
+    );
+    return { cancel() {} };
+  },
+};
 
 function infoOf(index: number, grpcAddress: string): Info {
   const role = index % 2 === 0 ? Role.PREFILL : Role.DECODE;
   return create(InfoSchema, {
     instanceId: `${Role[role].toLowerCase()}-${String(index).padStart(4, "0")}`,
     role,
-    model: "bench",
+    model: REQUEST.model,
     grpcAddress,
     connector: "p2p-zmq",
     engine: "sim",
