@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
-import { load, YAML11_SCHEMA } from "js-yaml";
+import { parse } from "yaml";
 import { VLLM_VERSION } from "../live/support/vllm.ts";
 import { skip } from "../support/skip.ts";
 import { CONSUL_VERSION, NODE_VERSIONS } from "../support/tools.ts";
@@ -34,11 +34,8 @@ interface Service {
 
 /** With the merge keys (`<<`) of YAML 1.1, which Compose knows. */
 function compose(): Record<string, Service> {
-  return (
-    load(readFileSync(join(ROOT, "compose.yaml"), "utf8"), { schema: YAML11_SCHEMA }) as {
-      services: Record<string, Service>;
-    }
-  ).services;
+  const file = readFileSync(join(ROOT, "compose.yaml"), "utf8");
+  return (parse(file, { merge: true }) as { services: Record<string, Service> }).services;
 }
 
 interface Network {
