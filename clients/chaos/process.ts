@@ -1,6 +1,6 @@
 // The processes of the deployment: started as a user starts them, and restarted when they end, as by an orchestrator.
 import { endWithin, startChild, TANDEM, type Child, type ChildSpec } from "../common/child.ts";
-import { createOutput } from "../common/child-output.ts";
+import { createChildLog } from "../common/child-log.ts";
 import { commandLine, processTree } from "../loadgen/procfs.ts";
 
 const RESTART_PAUSE_MS = 200;
@@ -21,8 +21,7 @@ export interface Supervised {
 }
 
 export function supervise({ name, role, flags, env, logFile }: SupervisedOptions): Supervised {
-  const logging = { verbose: false, colour: false, print: () => {} };
-  const output = createOutput({ name, logFile, logLimitBytes: LOG_LIMIT_BYTES, ...logging });
+  const log = createChildLog({ file: logFile, limitBytes: LOG_LIMIT_BYTES });
   const spec: ChildSpec = {
     name,
     role,
@@ -30,13 +29,13 @@ export function supervise({ name, role, flags, env, logFile }: SupervisedOptions
     env: { ...process.env, TANDEM_LOG_FORMAT: "json", ...env },
     pauseMaxMs: RESTART_PAUSE_MS,
   };
-  const child = startChild(spec, output, { died: () => true });
+  const child = startChild(spec, log.read, () => true);
   return {
     child,
     async stop() {
       child.signal("SIGCONT");
       await endWithin([child], "SIGINT", STOP_LIMIT_MS);
-      await output.close();
+      await log.close();
     },
   };
 }

@@ -4,8 +4,9 @@
 // the terminal reaches this process alone, which then decides the order in which things end.
 import { spawn, type ChildProcess } from "node:child_process";
 import { extname } from "node:path";
+import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
-import type { OutputSink } from "./child-output.ts";
+import { pause, systemClock } from "../../services/common/clock.ts";
 
 /** Arguments of node that run `tandem` of the same build as this file. */
 export const TANDEM: readonly string[] = [
@@ -24,22 +25,17 @@ export interface ChildSpec {
   readonly pauseMaxMs?: number;
 }
 
-/** How a process ended, for people: `exit code 1`, `SIGKILL`. */
+/** Must read the stream to its end, because a full pipe blocks the child. */
+export type ReadOutput = (stream: Readable, isError: boolean) => void;
+
 export interface Death {
+  /** How the process ended, for people: `exit code 1`, `SIGKILL`. */
   readonly how: string;
   readonly aliveMs: number;
-  /** The last lines that were not printed yet, oldest first. Warnings and errors are printed at once. */
-  readonly unprinted: readonly string[];
+  readonly restartInMs: number;
 }
 
-export interface ChildEvents {
-  /** Called when the process ends without being asked to. Returns whether to restart it. */
-  died(child: Child, death: Death, restartInMs: number): boolean;
-}
-
-export interface Child {
-  readonly name: string;
-  readonly role: ChildSpec["role"];
+export interface Child extends Pick<ChildSpec, "name" | "role"> {
   /** Undefined while no process runs. */
   readonly pid: number | undefined;
   /** Performance clock, milliseconds: when the running process was started. */
@@ -58,71 +54,41 @@ const PAUSE_MIN_MS = 200;
 const PAUSE_MAX_MS = 10_000;
 const RESET_MS = 30_000;
 
-type State =
-  | { readonly kind: "running"; readonly process: ChildProcess }
-  | { readonly kind: "pausing"; readonly timer: NodeJS.Timeout }
-  | { readonly kind: "ended" };
-
-export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEvents): Child {
-  let state: State = { kind: "ended" };
-  let stopping = false;
-  let attempt = 0;
+/**
+ * @param readOutput Called for both outputs of every process that is started.
+ * @param died Called when the process ends without being asked to. Returns whether to restart it.
+ */
+export function startChild(
+  spec: ChildSpec,
+  readOutput: ReadOutput,
+  died: (child: Child, death: Death) => boolean,
+): Child {
+  const stopping = new AbortController();
+  let running: ChildProcess | undefined;
   let startedMs = 0;
   let restarts = 0;
-  let settle = (): void => {};
-  const ended = new Promise<void>((resolve) => {
-    settle = resolve;
-  });
 
-  const start = (): void => {
-    startedMs = performance.now();
-    const process_ = spawn(process.execPath, spec.argv, {
-      env: { ...spec.env, TANDEM_PARENT_PIPE: "1" },
-      stdio: ["pipe", "pipe", "pipe"],
-      detached: true,
-    });
-    state = { kind: "running", process: process_ };
-    // The process may end before reading. Nothing was sent, so nothing is lost.
-    process_.stdin.on("error", () => {});
-    output.attach(process_.stdout, false);
-    output.attach(process_.stderr, true);
-    let failure: string | undefined;
-    process_.on("error", (error) => {
-      failure = `could not be started: ${error.message}`;
-      if (process_.pid === undefined) onEnd(failure);
-    });
-    // `close`, not `exit`: only then has all output been read, and the last lines show why the process died.
-    process_.on("close", (code, signal) => onEnd(failure ?? signal ?? `exit code ${code}`));
-  };
-
-  const onEnd = (how: string): void => {
-    if (state.kind !== "running") return;
-    const aliveMs = performance.now() - startedMs;
-    state = { kind: "ended" };
-    if (stopping) {
-      settle();
-      return;
+  async function live(): Promise<void> {
+    for (let attempt = 0; ; restarts++) {
+      startedMs = performance.now();
+      running = start(spec, readOutput);
+      const how = await endOf(running);
+      running = undefined;
+      if (stopping.signal.aborted) return;
+      const aliveMs = performance.now() - startedMs;
+      if (aliveMs >= RESET_MS) attempt = 0;
+      const restartInMs = Math.min(spec.pauseMaxMs ?? PAUSE_MAX_MS, PAUSE_MIN_MS * 2 ** attempt++);
+      if (!died(child, { how, aliveMs, restartInMs })) return;
+      await pause(systemClock, restartInMs, stopping.signal);
+      if (stopping.signal.aborted) return;
     }
-    if (aliveMs >= RESET_MS) attempt = 0;
-    const pauseMs = Math.min(spec.pauseMaxMs ?? PAUSE_MAX_MS, PAUSE_MIN_MS * 2 ** attempt++);
-    if (!events.died(child, { how, aliveMs, unprinted: output.takeUnprinted() }, pauseMs)) {
-      settle();
-      return;
-    }
-    state = {
-      kind: "pausing",
-      timer: setTimeout(() => {
-        restarts++;
-        start();
-      }, pauseMs),
-    };
-  };
+  }
 
   const child: Child = {
     name: spec.name,
     role: spec.role,
     get pid() {
-      return state.kind === "running" ? state.process.pid : undefined;
+      return running?.pid;
     },
     get startedMs() {
       return startedMs;
@@ -131,31 +97,49 @@ export function startChild(spec: ChildSpec, output: OutputSink, events: ChildEve
       return restarts;
     },
     stop(signal) {
-      stopping = true;
-      if (state.kind === "running") {
-        state.process.kill(signal);
-      } else {
-        if (state.kind === "pausing") clearTimeout(state.timer);
-        state = { kind: "ended" };
-        settle();
-      }
-      return ended;
+      stopping.abort();
+      running?.kill(signal);
+      return life;
     },
     signal(name) {
-      if (state.kind === "running") state.process.kill(name);
+      running?.kill(name);
     },
     kill() {
-      stopping = true;
-      if (state.kind !== "running" || state.process.pid === undefined) return;
+      stopping.abort();
+      if (running?.pid === undefined) return;
       try {
-        process.kill(-state.process.pid, "SIGKILL");
+        process.kill(-running.pid, "SIGKILL");
       } catch {
         // Gone already.
       }
     },
   };
-  start();
+  const life = live();
   return child;
+}
+
+function start({ argv, env }: ChildSpec, readOutput: ReadOutput): ChildProcess {
+  const child = spawn(process.execPath, argv, {
+    env: { ...env, TANDEM_PARENT_PIPE: "1" },
+    stdio: ["pipe", "pipe", "pipe"],
+    detached: true,
+  });
+  // The process may end before reading. Nothing was sent, so nothing is lost.
+  child.stdin.on("error", () => {});
+  readOutput(child.stdout, false);
+  readOutput(child.stderr, true);
+  return child;
+}
+
+/** Resolves with how the process ended, for people. */
+function endOf(child: ChildProcess): Promise<string> {
+  return new Promise((resolve) => {
+    child.on("error", (error) => {
+      if (child.pid === undefined) resolve(`could not be started: ${error.message}`);
+    });
+    // `close`, not `exit`: only then has all output been read, and the last lines show why the process died.
+    child.on("close", (code, signal) => resolve(signal ?? `exit code ${code}`));
+  });
 }
 
 /** Asks all children to end, and kills the remaining ones after `limitMs`. Resolves when all are gone. */

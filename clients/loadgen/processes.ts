@@ -3,8 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { StartError } from "../../services/common/config.ts";
-import { startChild, TANDEM, type Child } from "../common/child.ts";
-import type { OutputSink } from "../common/child-output.ts";
+import { startChild, TANDEM, type Child, type ReadOutput } from "../common/child.ts";
 import { liveRuns, type Run } from "../cli/run-file.ts";
 import { commandLine, processTree } from "./procfs.ts";
 
@@ -81,16 +80,12 @@ async function startUntil(
 ): Promise<{ child: Child; output: string }> {
   let output = "";
   let look = (): void => {};
-  const sink: OutputSink = {
-    attach(stream) {
-      stream.setEncoding("utf8").on("data", (text: string) => {
-        // The output is read to the end, so that the pipe never fills, but no longer kept.
-        if (output.length < 64 * 1024) output += text;
-        look();
-      });
-    },
-    takeUnprinted: () => [],
-    close: async () => {},
+  const read: ReadOutput = (stream) => {
+    stream.setEncoding("utf8").on("data", (text: string) => {
+      // The output is read to the end, so that the pipe never fills, but no longer kept.
+      if (output.length < 64 * 1024) output += text;
+      look();
+    });
   };
   const what = `tandem ${[role, ...flags].join(" ")}`;
   return new Promise((resolve, reject) => {
@@ -109,12 +104,10 @@ async function startUntil(
       argv: [...TANDEM, role, ...flags],
       env: { ...process.env, TANDEM_LOG_LEVEL: "warn", ...env },
     };
-    const child = startChild(spec, sink, {
-      died() {
-        clearTimeout(timer);
-        reject(new StartError(`${what} ended before it was ready:\n${output}`));
-        return false;
-      },
+    const child = startChild(spec, read, () => {
+      clearTimeout(timer);
+      reject(new StartError(`${what} ended before it was ready:\n${output}`));
+      return false;
     });
   });
 }

@@ -2,30 +2,28 @@ import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createOutput, type OutputSink } from "../../clients/common/child-output.ts";
+import { createChildLog, type ChildLog } from "../../clients/common/child-log.ts";
 import { startChild, type Child, type Death } from "../../clients/common/child.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
 
-interface Died {
-  readonly death: Death;
-  readonly restartInMs: number;
+interface Died extends Death {
+  readonly unprinted: readonly string[];
 }
 
 /** A child that runs `script`, and its deaths in order. */
 function run(
   script: string,
-  output: OutputSink,
+  log: ChildLog,
   again: (deaths: readonly Died[]) => boolean,
 ): { child: Child; deaths: Died[]; over: Promise<void> } {
   const deaths: Died[] = [];
   const over = deferred();
-  const child = startChild({ name: "prefill-1", role: "prefill", argv: ["-e", script], env: process.env }, output, {
-    died(_, death, restartInMs) {
-      deaths.push({ death, restartInMs });
-      const goOn = again(deaths);
-      if (!goOn) over.resolve();
-      return goOn;
-    },
+  const spec = { name: "prefill-1", role: "prefill", argv: ["-e", script], env: process.env } as const;
+  const child = startChild(spec, log.read, (_, death) => {
+    deaths.push({ ...death, unprinted: log.takeUnprinted() });
+    const goOn = again(deaths);
+    if (!goOn) over.resolve();
+    return goOn;
   });
   return { child, deaths, over: over.promise };
 }
@@ -33,18 +31,15 @@ function run(
 describe("a child of `tandem up`", () => {
   let folder: string;
   let printed: string[];
-  let output: OutputSink;
+  let output: ChildLog;
 
   beforeEach(() => {
     folder = mkdtempSync(join(tmpdir(), "tandem-child-"));
     printed = [];
-    output = createOutput({
-      name: "prefill-1",
-      logFile: join(folder, "prefill-1.log"),
-      logLimitBytes: 2_000,
-      verbose: false,
-      colour: false,
-      print: (line) => printed.push(line),
+    output = createChildLog({
+      file: join(folder, "prefill-1.log"),
+      limitBytes: 2_000,
+      print: (line) => void printed.push(line),
     });
   });
   afterEach(async () => {
@@ -63,10 +58,10 @@ describe("a child of `tandem up`", () => {
       deaths.map((died) => died.restartInMs),
       [200, 400, 800],
     );
-    for (const { death } of deaths) {
-      assert.equal(death.how, "exit code 7");
-      assert.equal(death.unprinted.length, 1, "each process's own words only");
-      assert.match(death.unprinted[0]!, /^info out of luck \d+$/);
+    for (const { how, unprinted } of deaths) {
+      assert.equal(how, "exit code 7");
+      assert.equal(unprinted.length, 1, "each process's own words only");
+      assert.match(unprinted[0]!, /^info out of luck \d+$/);
     }
     assert.equal(child.restarts, 2);
     assert.equal(child.pid, undefined);
@@ -75,7 +70,7 @@ describe("a child of `tandem up`", () => {
   it("that is killed says by which signal", async () => {
     const { deaths, over } = run(`process.kill(process.pid, "SIGKILL")`, output, () => false);
     await within(over, "the death");
-    assert.equal(deaths[0]!.death.how, "SIGKILL");
+    assert.equal(deaths[0]!.how, "SIGKILL");
   });
 
   it("that is stopped stays down, also in the pause before a restart", async () => {

@@ -1,12 +1,12 @@
 // `tandem discover`: listens to vLLM's own pings (P2P NCCL) and runs one wrapper process for each engine, for as long
 // as the engine pings. A ping says where an engine is, not whether the engine works: the wrapper finds that out, and
 // the doctor finds out whether the engine can be half of a pair.
+import type { Readable } from "node:stream";
 import { loadConfig } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { createLog } from "../../../services/common/log.ts";
 import { listenForPings, type PingedEngine } from "../../../services/discovery/vllm-pings.ts";
 import { startChild, TANDEM, type Child } from "../../common/child.ts";
-import type { OutputSink } from "../../common/child-output.ts";
 import { discoverConfig } from "./config.ts";
 
 export async function runDiscover(argv: readonly string[]): Promise<void> {
@@ -36,15 +36,11 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
     ];
     log.info("adopting an engine", { ...engine });
     const spec = { name: `${role} ${httpAddress}`, role, argv: [...TANDEM, role, ...flags], env };
-    wrappers.set(
-      httpAddress,
-      startChild(spec, passedOn, {
-        died(child, { how }, restartInMs) {
-          log.warn("the wrapper of an adopted engine died; restarting it", { wrapper: child.name, how, restartInMs });
-          return true;
-        },
-      }),
-    );
+    const wrapper = startChild(spec, passOn, (child, { how, restartInMs }) => {
+      log.warn("the wrapper of an adopted engine died; restarting it", { wrapper: child.name, how, restartInMs });
+      return true;
+    });
+    wrappers.set(httpAddress, wrapper);
   };
   const letGo = ({ httpAddress }: PingedEngine): void => {
     const wrapper = wrappers.get(httpAddress);
@@ -62,12 +58,8 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   );
 }
 
-/** Passes the output of the wrappers on as the output of this process. */
-const passedOn: OutputSink = {
-  attach(stream, isLoud) {
-    stream.on("error", () => {});
-    stream.pipe(isLoud ? process.stderr : process.stdout, { end: false });
-  },
-  takeUnprinted: () => [],
-  close: async () => {},
-};
+/** Passes the output of a wrapper on as the output of this process. */
+function passOn(stream: Readable, isError: boolean): void {
+  stream.on("error", () => {});
+  stream.pipe(isError ? process.stderr : process.stdout, { end: false });
+}

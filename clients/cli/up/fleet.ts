@@ -1,6 +1,6 @@
 // The processes of a run as one: started together, and stopped in the order that disturbs running answers least.
-import { endWithin, startChild, type Child, type ChildEvents, type ChildSpec } from "../../common/child.ts";
-import { createOutput, type OutputSink } from "../../common/child-output.ts";
+import { createChildLog, type ChildLog } from "../../common/child-log.ts";
+import { endWithin, startChild, type Child, type ChildSpec, type Death } from "../../common/child.ts";
 
 export interface Fleet {
   readonly children: readonly Child[];
@@ -9,17 +9,17 @@ export interface Fleet {
    * instances, which have nothing left to do. Ends everything that is still running after `graceMs`.
    */
   drain(graceMs: number): Promise<void>;
-  /** Ends everything within two seconds. Running answers get an error event if there is time for one. */
+  /**
+   * Ends everything within two seconds. Running answers get an error event if there is time for one. Resolves when the
+   * log files are complete.
+   */
   stop(): Promise<void>;
   /** Ends everything at once. May be called while the process exits, because it waits for nothing. */
   kill(): void;
-  /** Resolves when the log files are complete. */
-  closeLogs(): Promise<void>;
 }
 
 export interface FleetOptions {
   readonly specs: readonly ChildSpec[];
-  readonly events: ChildEvents;
   readonly logDir: string;
   /** Size of all log files together. */
   readonly logLimitBytes: number;
@@ -27,6 +27,12 @@ export interface FleetOptions {
   readonly colour: boolean;
   /** Prints one line of a child on the terminal. */
   print(name: string, line: string): void;
+  /**
+   * Called when a process ends by itself. Returns whether to restart it.
+   *
+   * @param unprinted Its last lines that were not printed yet, oldest first. Warnings and errors are printed at once.
+   */
+  died(child: Child, death: Death, unprinted: readonly string[]): boolean;
 }
 
 /**
@@ -36,19 +42,18 @@ const STOP_MS = 1_500;
 /** A process may take this long after its grace period to close its connections. */
 const CLOSE_MS = 1_000;
 
-export function startFleet(options: FleetOptions): Fleet {
-  const outputs: OutputSink[] = [];
-  const children = options.specs.map((spec) => {
-    const output = createOutput({
-      name: spec.name,
-      logFile: `${options.logDir}/${spec.name}.log`,
-      logLimitBytes: options.logLimitBytes / options.specs.length,
-      verbose: options.verbose,
-      colour: options.colour,
-      print: (line) => options.print(spec.name, line),
+export function startFleet(o: FleetOptions): Fleet {
+  const logs: ChildLog[] = [];
+  const children = o.specs.map((spec) => {
+    const log = createChildLog({
+      file: `${o.logDir}/${spec.name}.log`,
+      limitBytes: o.logLimitBytes / o.specs.length,
+      verbose: o.verbose,
+      colour: o.colour,
+      print: (line) => o.print(spec.name, line),
     });
-    outputs.push(output);
-    return startChild(spec, output, options.events);
+    logs.push(log);
+    return startChild(spec, log.read, (child, death) => o.died(child, death, log.takeUnprinted()));
   });
   const routers = children.filter((child) => child.role === "router");
   const instances = children.filter((child) => child.role !== "router");
@@ -62,12 +67,10 @@ export function startFleet(options: FleetOptions): Fleet {
     },
     async stop() {
       await endWithin(children, "SIGINT", STOP_MS);
+      await Promise.all(logs.map((log) => log.close()));
     },
     kill() {
       for (const child of children) child.kill();
-    },
-    async closeLogs() {
-      await Promise.all(outputs.map((output) => output.close()));
     },
   };
 }

@@ -9,7 +9,6 @@ import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../se
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
-import type { Death } from "../../common/child.ts";
 import { liveRuns, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner, quoted } from "./banner.ts";
 import { runningConsul, useConsul } from "./consul-agent.ts";
@@ -115,20 +114,16 @@ export async function runUp(argv: readonly string[]): Promise<void> {
       // While all processes stop together, each warns that the others are gone. The log files keep these warnings.
       if (!stop.aborted || config.verbose) terminal.relay(name, line);
     },
-    events: {
-      died(child, death, restartInMs) {
-        if (!readiness.wasReady(child)) {
-          fail(new StartError(`${child.name} could not start (${death.how}).${tail(death)}`));
-          return false;
-        }
-        const aliveS = (death.aliveMs / 1000).toFixed(1);
-        // A process killed by a signal logged nothing about its death: its last lines are those of its start.
-        const words = death.how.startsWith("SIG") ? "" : tail(death);
-        terminal.warn(
-          `${child.name} died (${death.how}) after ${aliveS} s; restarting it in ${restartInMs / 1000} s.${words}`,
-        );
-        return true;
-      },
+    died(child, { how, aliveMs, restartInMs }, unprinted) {
+      const lines = unprinted.map((line) => `\n    ${line}`).join("");
+      if (!readiness.wasReady(child)) {
+        fail(new StartError(`${child.name} could not start (${how}).${lines}`));
+        return false;
+      }
+      const when = `after ${(aliveMs / 1000).toFixed(1)} s; restarting it in ${restartInMs / 1000} s.`;
+      // A process killed by a signal logged nothing about its death: its last lines are those of its start.
+      terminal.warn(`${child.name} died (${how}) ${when}${how.startsWith("SIG") ? "" : lines}`);
+      return true;
     },
   });
   // If this process ends early (a second signal, a bug), the others end with it. After SIGKILL, their broken pipes end
@@ -186,7 +181,6 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     clearInterval(late);
     await fleet.stop();
     await consul?.stop();
-    await fleet.closeLogs();
     removeRun(runFile);
   }
   // Nothing is left to do; an open standard input (TANDEM_PARENT_PIPE) must not keep the process alive.
@@ -212,11 +206,6 @@ function summary(config: UpConfig, specs: readonly { readonly role: string }[]):
         ? "simulated engines (no model: answers are canned prose)"
         : `embedded engines, ${config.model ?? "tandem-tiny (a small model that knows Tandem's documentation and little else)"}`;
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
-}
-
-/** The last lines of a process that are not on the terminal yet. */
-function tail(death: Death): string {
-  return death.unprinted.map((line) => `\n    ${line}`).join("");
 }
 
 /**
