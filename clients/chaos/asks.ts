@@ -1,8 +1,8 @@
 // The requests of a run and their right answers. The sim's answer is a pure function of the prompt; the right answers
 // come from an engine that does both legs itself, without Tandem.
 import { Agent } from "node:http";
-import { seededRandom } from "../loadgen/arrivals.ts";
 import { timedRequest, type Ask } from "../common/timed-request.ts";
+import { closedLoop, seededRandom } from "../loadgen/arrivals.ts";
 
 export interface KnownAnswer {
   readonly text: string;
@@ -16,12 +16,11 @@ const WORDS =
 /** Makes requests of every shape: both routes, streaming and not, short and long, ended by the text or by the limit. */
 export function makeAsks(
   seed: number,
-  count: number,
   model: string,
-  o: { readonly tokenLimit: number; readonly wordLimit: number },
+  o: { readonly count: number; readonly tokenLimit: number; readonly wordLimit: number },
 ): Ask[] {
   const random = seededRandom(seed ^ 0x5eed);
-  return Array.from({ length: count }, (_, index) => {
+  return Array.from({ length: o.count }, (_, index) => {
     const words = [`${seed}.${index}:`];
     const length = 4 + Math.floor(random() ** 3 * o.wordLimit);
     while (words.length < length) words.push(WORDS[Math.floor(random() * WORDS.length)]!);
@@ -48,16 +47,15 @@ export function makeAsks(
 export async function rightAnswers(url: string, asks: readonly Ask[]): Promise<KnownAnswer[]> {
   const agent = new Agent({ keepAlive: true });
   try {
-    const answers: KnownAnswer[] = [];
-    for (let from = 0; from < asks.length; from += 16) {
-      const some = asks.slice(from, from + 16).map((ask) => timedRequest(ask, { url, agent, hangMs: 60_000 }));
-      for (const record of await Promise.all(some)) {
-        if (record.ending !== "completed")
-          throw new Error(`the reference engine gives no answer: ${record.ending} ${record.message}`);
-        answers.push({ text: record.text, tokens: record.tokens, finishReason: record.finishReason });
-      }
-    }
-    return answers;
+    return await closedLoop(asks.length, 16, async (index) => {
+      const { ending, message, text, tokens, finishReason } = await timedRequest(asks[index]!, {
+        url,
+        agent,
+        hangMs: 60_000,
+      });
+      if (ending !== "completed") throw new Error(`the reference engine gives no answer: ${ending} ${message}`);
+      return { text, tokens, finishReason };
+    });
   } finally {
     agent.destroy();
   }

@@ -22,7 +22,7 @@ export interface Violation {
   readonly what: string;
   readonly request?: RequestRecord;
   readonly receipt?: SeenReceipt | undefined;
-  readonly faults: readonly Fault[];
+  readonly faults?: readonly Fault[];
 }
 
 export interface CheckInput {
@@ -81,17 +81,22 @@ function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): n
   }
 }
 
+/** How often each value occurs. */
+export function tally(values: readonly string[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const value of values) counts[value] = (counts[value] ?? 0) + 1;
+  return counts;
+}
+
 export function check(input: CheckInput): CheckResult {
   const { records, faults, receipts, answers, stallMs, slackMs } = input;
   const violations: Violation[] = [];
-  const endings: Record<string, number> = {};
-  const errors: Record<string, number> = {};
+  const errors: string[] = [];
   const untouchedGapsMs: number[] = [];
   let [untouched, rescued, resumed, slowestEndMs] = [0, 0, 0, 0];
   const done = faults.filter(({ skipped }) => skipped === undefined);
 
   for (const record of records) {
-    endings[record.ending] = (endings[record.ending] ?? 0) + 1;
     const receipt = receipts.get(record.id);
     const hurt = faultsOf(record, receipt, done);
     const hard = hurt.filter(({ kind }) => !isSoft(kind));
@@ -113,8 +118,7 @@ export function check(input: CheckInput): CheckResult {
     if (record.ending === "completed" && replays.length > 0) resumed++;
     if (record.ending !== "error" && record.ending !== "cut") continue;
 
-    const key = record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status));
-    errors[key] = (errors[key] ?? 0) + 1;
+    errors.push(record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status)));
     const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
     // A stopping router accepts no new requests, and closes idle connections.
     const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
@@ -135,7 +139,9 @@ export function check(input: CheckInput): CheckResult {
       add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);
   }
   const longestKvMs = checkKv(input, done, violations);
-  return { violations, endings, untouched, rescued, resumed, untouchedGapsMs, errors, slowestEndMs, longestKvMs };
+  const endings = tally(records.map(({ ending }) => ending));
+  const counts = { endings, errors: tally(errors), untouched, rescued, resumed };
+  return { ...counts, violations, untouchedGapsMs, slowestEndMs, longestKvMs };
 }
 
 /** Faults of a request's router and instances that overlap the request in time. */
@@ -145,29 +151,27 @@ function faultsOf(record: RequestRecord, receipt: SeenReceipt | undefined, fault
   const anywhere = receipt === undefined || receipt.legs.length === 0;
   return faults.filter((fault) => {
     if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
-    return fault.beganMs <= record.endMs && endOf(fault) >= record.sentMs;
+    return overlaps(fault, record.sentMs, record.endMs);
   });
 }
 
-function endOf(fault: Fault): number {
-  return (fault.healedMs ?? Infinity) + AFTERMATH_MS;
+function overlaps({ beganMs, healedMs = Infinity }: Fault, fromMs: number, toMs: number): boolean {
+  return beganMs <= toMs && healedMs + AFTERMATH_MS >= fromMs;
 }
 
 function wrongIn(
   { ending, stream, text, tokens, finishReason }: RequestRecord,
   right: KnownAnswer,
 ): string | undefined {
-  if (ending === "completed") {
-    if (text !== right.text)
-      return `${JSON.stringify(text.slice(-80))} instead of ${JSON.stringify(right.text.slice(-80))}`;
-    if (tokens !== right.tokens) return `usage reports ${tokens} tokens instead of ${right.tokens}`;
-    return finishReason === right.finishReason
-      ? undefined
-      : `finish reason ${finishReason} instead of ${right.finishReason}`;
+  const end = (of: string): string => JSON.stringify(of.slice(-80));
+  if (ending !== "completed") {
+    if (!stream || right.text.startsWith(text)) return undefined;
+    return `broken off after text that is not a prefix of the answer: ${end(text)}`;
   }
-  return !stream || right.text.startsWith(text)
-    ? undefined
-    : `broken off after text that is not a prefix of the answer: ${JSON.stringify(text.slice(-80))}`;
+  if (text !== right.text) return `${end(text)} instead of ${end(right.text)}`;
+  if (tokens !== right.tokens) return `usage reports ${tokens} tokens instead of ${right.tokens}`;
+  if (finishReason !== right.finishReason) return `finish reason ${finishReason} instead of ${right.finishReason}`;
+  return undefined;
 }
 
 function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[], violations: Violation[]): number {
@@ -183,11 +187,10 @@ function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[]
     const hurt = faults.filter(
       (fault) =>
         (on.has(fault.target) || (receipt === undefined && fault.target.startsWith("router"))) &&
-        fault.beganMs <= lastSeenMs &&
-        (fault.healedMs ?? Infinity) + AFTERMATH_MS >= readySinceMs,
+        overlaps(fault, readySinceMs, lastSeenMs),
     );
     // A broken instance can't settle anything. The time runs from its recovery, or from when its partner notices.
-    const fromMs = Math.max(readySinceMs, ...hurt.map(({ healedMs }) => (healedMs ?? Infinity) + CALLER_SILENT_MS));
+    const fromMs = Math.max(readySinceMs, ...hurt.map(({ healedMs = Infinity }) => healedMs + CALLER_SILENT_MS));
     if (lastSeenMs <= fromMs + ORPHAN_MS + slackMs) continue;
     const what = `KV ${id} lay on ${instance} for ${Math.round(lastSeenMs - readySinceMs)} ms`;
     violations.push({ rule: "orphan", what, receipt, faults: hurt });

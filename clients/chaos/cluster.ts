@@ -1,20 +1,28 @@
 // The deployment under test: two routers, prefill and decode instances with engines of their own, and a proxy on
-// every link between them. Instances register at the first router; the second has a static list of them.
+// every link between them. Processes are started as a user starts them, and restarted when they end, as by an
+// orchestrator. Instances register at the first router; the second has a static list of them.
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
-import { routerClient, type RouterClient } from "../client/router.ts";
+import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { freePort } from "../../services/common/ports.ts";
-import { startProxy, type Proxy } from "./proxy.ts";
-import type { Child } from "../common/child.ts";
-import { engineUnder, supervise, type EngineProcess } from "./process.ts";
+import { routerClient, type RouterClient } from "../client/router.ts";
+import { createChildLog } from "../common/child-log.ts";
+import { endWithin, startChild, TANDEM, type Child } from "../common/child.ts";
+import { becomesTrue } from "./becomes-true.ts";
+import { engineUnder, type EngineProcess } from "./engine.ts";
+import { startProxy, type Proxy, type ProxyLink } from "./proxy.ts";
 import type { FleetShape } from "./schedule.ts";
 
+const HOST = "127.0.0.1";
 /** Partners dial KV ports on this host, engines listen on 127.0.0.1, and the proxy is in between. */
 const KV_PROXY_HOST = "127.0.0.2";
 /** KV ports that one decode instance may use up: each start of its engine takes a fresh one. */
 const KV_PORTS = 64;
 const READY_LIMIT_MS = 60_000;
+const RESTART_PAUSE_MS = 200;
+const STOP_LIMIT_MS = 4_000;
+/** More than any run writes, because the logs must show why a promise was broken. */
+const LOG_LIMIT_BYTES = 4 * 1024 ** 3;
 /**
  * Prefill limits of the routers, for an engine whose pace is known. With the defaults, made for GPUs that compile at
  * their first request, a leg waits until the instance finds its engine stalled, which takes longer for longer prompts.
@@ -39,12 +47,11 @@ export interface InstanceMember {
   readonly kvLink: Proxy | undefined;
 }
 
-export interface Cluster {
+export interface Cluster extends AsyncDisposable {
   readonly routers: readonly RouterMember[];
   readonly instances: readonly InstanceMember[];
   /** Resolves when both routers give legs to every instance. */
   ready(limitMs?: number): Promise<void>;
-  close(): Promise<void>;
 }
 
 export interface ClusterOptions {
@@ -55,19 +62,36 @@ export interface ClusterOptions {
   readonly folder: string;
 }
 
+/** The instances that a router sees. Undefined if the router does not answer. */
+export async function instancesSeen({ control }: RouterMember, timeoutMs = 1_000): Promise<Instance[] | undefined> {
+  const answer = await control.listInstances({}, { timeoutMs }).catch(() => undefined);
+  return answer?.instances;
+}
+
+/** One of the instances that a router sees. */
+export function findSeen(seen: readonly Instance[] | undefined, { grpcAddress }: InstanceMember): Instance | undefined {
+  return seen?.find(({ info }) => info?.grpcAddress === grpcAddress);
+}
+
 export async function startCluster(o: ClusterOptions): Promise<Cluster> {
   const token = randomBytes(16).toString("hex");
-  const env = { TANDEM_TOKEN: token };
+  const env = { ...process.env, TANDEM_LOG_FORMAT: "json", TANDEM_TOKEN: token };
   const closing: (() => Promise<void>)[] = [];
   const close = async (): Promise<void> => {
     await Promise.all(closing.splice(0).map((end) => end()));
   };
   const start = (name: string, role: Child["role"], flags: readonly string[]): Child => {
-    const { child, stop } = supervise({ name, role, flags, env, logFile: join(o.folder, `${name}.log`) });
-    closing.push(stop);
+    const log = createChildLog({ file: join(o.folder, `${name}.log`), limitBytes: LOG_LIMIT_BYTES });
+    const spec = { name, role, argv: [...TANDEM, role, ...flags], env, pauseMaxMs: RESTART_PAUSE_MS };
+    const child = startChild(spec, log.read, () => true);
+    closing.push(async () => {
+      child.signal("SIGCONT");
+      await endWithin([child], "SIGINT", STOP_LIMIT_MS);
+      await log.close();
+    });
     return child;
   };
-  const proxy = async (links: Parameters<typeof startProxy>[0]): Promise<Proxy> => {
+  const proxy = async (links: readonly ProxyLink[]): Promise<Proxy> => {
     const started = await startProxy(links);
     closing.push(() => started.close());
     return started;
@@ -82,17 +106,15 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
     for (const role of ["prefill", "decode"] as const) {
       for (let index = 1; index <= o.fleet[role]; index++) {
         const [listen, advertised] = [await freePort(), await freePort()];
-        const host = "127.0.0.1";
-        const rpcLink = await proxy([{ listen: { host, port: advertised }, target: { host, port: listen } }]);
+        const grpcAddress = `${HOST}:${advertised}`;
+        const rpcLink = await proxy([link(HOST, advertised, listen)]);
         const kvPorts = Array.from({ length: KV_PORTS }, (_, offset) => kvPort + offset);
         const kvLink =
-          role === "prefill"
-            ? undefined
-            : await proxy(kvPorts.map((port) => ({ listen: { host: KV_PROXY_HOST, port }, target: { host, port } })));
-        const process = start(`${role}-${index}`, role, [
-          `--grpc.listen=${host}:${listen}`,
-          `--grpc.advertise=${host}:${advertised}`,
-          `--registry.address=${host}:${routerPorts[0]!.grpc}`,
+          role === "decode" ? await proxy(kvPorts.map((port) => link(KV_PROXY_HOST, port, port))) : undefined;
+        const started = start(`${role}-${index}`, role, [
+          `--grpc.listen=${HOST}:${listen}`,
+          `--grpc.advertise=${grpcAddress}`,
+          `--registry.address=${HOST}:${routerPorts[0]!.grpc}`,
           `--engine.kind=${o.engine}`,
           `--kv.listen=${kvPort}`,
           // An instance sees all streams of its engine, and a router only one: the instance detects a stall sooner, and
@@ -104,56 +126,46 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           ...o.engineFlags.map((flag) => `--engine.flag=${flag}`),
         ]);
         kvPort += KV_PORTS;
-        instances.push({
-          process,
-          engine: engineUnder(process),
-          role,
-          grpcAddress: `${host}:${advertised}`,
-          rpcLink,
-          kvLink,
-        });
+        instances.push({ process: started, engine: engineUnder(started), role, grpcAddress, rpcLink, kvLink });
       }
     }
     const routers = routerPorts.map(({ rest, grpc }, index): RouterMember => {
-      const flags = [
-        `--rest.listen=127.0.0.1:${rest}`,
-        `--grpc.listen=127.0.0.1:${grpc}`,
+      const url = `http://${HOST}:${rest}`;
+      const started = start(`router-${index + 1}`, "router", [
+        `--rest.listen=${HOST}:${rest}`,
+        `--grpc.listen=${HOST}:${grpc}`,
         `--stall_ms=${o.stallMs}`,
         "--drain.grace_ms=10000",
         ...(o.engine === "sim" ? PREFILL_LIMITS : []),
         ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
-      ];
-      const url = `http://127.0.0.1:${rest}`;
-      return {
-        process: start(`router-${index + 1}`, "router", flags),
-        url,
-        control: routerClient(url, token),
-      };
+      ]);
+      return { process: started, url, control: routerClient(url, token) };
     });
     return {
       routers,
       instances,
       async ready(limitMs = READY_LIMIT_MS) {
-        const endMs = performance.now() + limitMs;
         for (const router of routers) {
-          for (;;) {
-            const seen = await router.control.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
-            const eligible = seen?.instances.filter((instance) => instance.eligible).length ?? 0;
-            if (eligible === instances.length) break;
-            if (performance.now() > endMs) {
-              const why = seen?.instances.map(({ info, reason }) => `${info?.grpcAddress} ${reason}`).join("; ");
-              throw new Error(
-                `${router.process.name} sees ${eligible} of ${instances.length} instances (${why}); logs are in ${o.folder}`,
-              );
-            }
-            await sleep(50);
-          }
+          let seen: readonly Instance[] = [];
+          const complete = await becomesTrue(limitMs, 50, async () => {
+            seen = (await instancesSeen(router)) ?? [];
+            return seen.filter(({ eligible }) => eligible).length === instances.length;
+          });
+          if (complete) continue;
+          const why = seen.map(({ info, reason }) => `${info?.grpcAddress} ${reason}`).join("; ");
+          throw new Error(
+            `${router.process.name} does not see ${instances.length} eligible instances (${why}); logs are in ${o.folder}`,
+          );
         }
       },
-      close,
+      [Symbol.asyncDispose]: close,
     };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+function link(host: string, port: number, targetPort: number): ProxyLink {
+  return { listen: { host, port }, target: { host: HOST, port: targetPort } };
 }

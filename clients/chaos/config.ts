@@ -11,7 +11,7 @@ import {
   type Config,
 } from "../../services/common/config.ts";
 import { OWN_ENGINE_KINDS } from "../../services/engine/engine.ts";
-import { HARD_FAULTS, SOFT_FAULTS } from "./schedule.ts";
+import { FAULT_NAMES } from "./schedule.ts";
 
 export const chaosConfig = defineConfig(
   "chaos",
@@ -19,10 +19,7 @@ export const chaosConfig = defineConfig(
     seed: integer(
       "seed",
       "Seed of the schedule, the requests and their clients. The same seed gives the same schedule.",
-      {
-        default: 1,
-        min: 0,
-      },
+      { default: 1, min: 0 },
     ),
     minutes: number("minutes", "How long faults are injected.", { default: 1, min: 0.05, max: 1_440, unit: "min" }),
     engineKind: choice(
@@ -57,13 +54,11 @@ export const chaosConfig = defineConfig(
       "Engines fail like vLLM 0.23 with P2P NCCL: missing KV hangs them permanently, and an unpaired request kills them.",
       { default: true },
     ),
-    kinds: list("kinds", `Faults to inject. Left out: all of ${[...HARD_FAULTS, ...SOFT_FAULTS].join(", ")}.`),
+    kinds: list("kinds", `Faults to inject. Left out: all of ${FAULT_NAMES.join(", ")}.`),
     scenes: boolean(
       "scenes",
       "Also drain an instance under load, and send requests to instances that answer nothing.",
-      {
-        default: true,
-      },
+      { default: true },
     ),
     drainStreams: integer("drain.streams", "Streams that run while an instance is drained.", {
       default: 300,

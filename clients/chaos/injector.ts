@@ -1,8 +1,13 @@
 // Injects the scheduled faults into real processes and links, and records when each fault began and was healed.
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { readiness } from "../client/readiness.ts";
-import type { Cluster, InstanceMember } from "./cluster.ts";
 import type { Child } from "../common/child.ts";
+import { openLoop } from "../loadgen/arrivals.ts";
+import { becomesTrue } from "./becomes-true.ts";
+import { findSeen, instancesSeen, type Cluster, type InstanceMember, type RouterMember } from "./cluster.ts";
+import { failEngine, stateOf, type EngineProcess } from "./engine.ts";
+import type { LinkMode, Proxy } from "./proxy.ts";
 import type { PlannedFault } from "./schedule.ts";
 
 /** One injected fault. Times by performance.now(). */
@@ -17,12 +22,11 @@ export interface Fault extends PlannedFault {
 export interface Injector {
   readonly faults: readonly Fault[];
   /** Resolves when the last fault is healed. */
-  run(plan: readonly PlannedFault[], startMs: number): Promise<void>;
+  run(plan: readonly PlannedFault[]): Promise<unknown>;
 }
 
 const NOTICED_MS = 500;
 const WHOLE_LIMIT_MS = 30_000;
-const ENGINE_ANSWER_MS = 2_000;
 /** An engine without requests doesn't use up its fault. */
 const FAULT_LIMIT_MS = 20_000;
 
@@ -31,14 +35,19 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
 
   async function inject(planned: PlannedFault): Promise<void> {
     const fault: Fault = { ...planned, beganMs: performance.now(), healedMs: undefined, skipped: undefined };
+    const router = cluster.routers.find(({ process }) => process.name === fault.target);
+    const instance = cluster.instances.find(({ process }) => process.name === fault.target);
     faults.push(fault);
     onEvent(fault, "began");
     try {
       if (wouldLeaveNone(fault)) throw new Error("it would leave no healthy process of its kind");
-      await perform(fault);
+      if (router !== undefined) await killed(router.process, fault.kind === "kill-router" ? "SIGKILL" : "SIGTERM");
+      else await hurt(instance!, fault);
       // No other process may have noticed yet.
       await sleep(NOTICED_MS);
-      await whole(fault.target);
+      const isWhole = (): Promise<boolean> => (router === undefined ? isEligible(instance!) : isReady(router));
+      if (!(await becomesTrue(WHOLE_LIMIT_MS, 100, isWhole)))
+        throw new Error(`${fault.target} did not recover within ${WHOLE_LIMIT_MS} ms`);
     } catch (error) {
       fault.skipped = (error as Error).message;
     }
@@ -48,59 +57,38 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
 
   /** The schedule leaves one healthy process, but a slow one may not have recovered yet. */
   function wouldLeaveNone({ index, target }: Fault): boolean {
-    const all = [...cluster.routers, ...cluster.instances].map(({ process }) => process.name);
-    const hurt = new Set(
-      faults.filter((fault) => fault.index !== index && fault.healedMs === undefined).map((fault) => fault.target),
-    );
-    if (hurt.has(target)) return true;
-    return all.filter((name) => kindOf(name) === kindOf(target) && name !== target && !hurt.has(name)).length === 0;
+    const lasting = faults.filter((fault) => fault.index !== index && fault.healedMs === undefined);
+    const isHurt = (name: string): boolean => lasting.some((fault) => fault.target === name);
+    const peers = [...cluster.routers, ...cluster.instances]
+      .map(({ process }) => process)
+      .filter(({ role }) => target.startsWith(role));
+    return isHurt(target) || peers.every(({ name }) => name === target || isHurt(name));
   }
 
-  /** Resolves when the target serves again in the view of all running routers. */
-  async function whole(target: string): Promise<void> {
-    const untilMs = performance.now() + WHOLE_LIMIT_MS;
-    const router = cluster.routers.find(({ process }) => process.name === target);
-    const instance = cluster.instances.find(({ process }) => process.name === target);
-    while (performance.now() < untilMs) {
-      const seen = router !== undefined ? await isReady(router.url) : await isEligible(instance!);
-      if (seen) return;
-      await sleep(100);
-    }
-    throw new Error(`${target} did not recover within ${WHOLE_LIMIT_MS} ms`);
-  }
-
+  /** Whether all running routers give legs to the instance's present process. */
   async function isEligible(instance: InstanceMember): Promise<boolean> {
-    let asked = 0;
-    for (const { control } of cluster.routers) {
-      const seen = await control.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
-      if (seen === undefined) continue;
-      asked++;
-      const known = seen.instances.find(
-        ({ info }) => info?.grpcAddress === instance.grpcAddress && info.pid === instance.process.pid,
-      );
-      if (known?.eligible !== true) return false;
-    }
-    return asked > 0;
+    const views = await Promise.all(cluster.routers.map((router) => instancesSeen(router)));
+    const running = views.filter((seen) => seen !== undefined);
+    const gives = (seen: readonly Instance[]): boolean => {
+      const known = findSeen(seen, instance);
+      return known?.eligible === true && known.info?.pid === instance.process.pid;
+    };
+    return running.length > 0 && running.every(gives);
   }
 
-  async function perform(fault: Fault): Promise<void> {
-    const { kind, target, durationMs } = fault;
-    const router = cluster.routers.find(({ process }) => process.name === target);
-    const instance = cluster.instances.find(({ process }) => process.name === target);
-    if (kind === "kill-router") return killed(router!.process, "SIGKILL");
-    if (kind === "restart-router") return killed(router!.process, "SIGTERM");
-    const { process: wrapper, rpcLink, kvLink } = instance!;
+  async function hurt(instance: InstanceMember, { kind, durationMs, engineFault }: Fault): Promise<void> {
+    const { process: wrapper, rpcLink, kvLink } = instance;
     switch (kind) {
       case "kill-wrapper":
         return killed(wrapper, "SIGKILL");
       case "restart":
         return killed(wrapper, "SIGTERM");
       case "kill-engine":
-        return engineKilled(instance!);
+        return engineKilled(instance);
       case "freeze-wrapper":
-        return frozen(pidOf(wrapper), durationMs);
+        return frozen(wrapper.pid, durationMs);
       case "freeze-engine":
-        return frozen(engineOf(instance!).pid, durationMs);
+        return frozen(instance.engine()?.pid, durationMs);
       case "drop-rpc":
       case "drop-kv-link":
         return linked(kind === "drop-rpc" ? rpcLink : kvLink!, { kind: "drop" }, durationMs);
@@ -110,100 +98,77 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
       case "delay-rpc":
         return linked(rpcLink, { kind: "delay", ms: 150 }, durationMs);
       case "engine-fault":
-        return faultEngine(instance!, fault.engineFault!);
+        return engineFailed(instance, engineFault!);
       case "drain":
-        return drained(instance!, durationMs);
+        return drained(instance, durationMs);
+      default:
+        throw new Error(`${kind} is a fault of routers`);
     }
-  }
-
-  /** Resolves when the next process was started. */
-  async function killed(process: Child, how: NodeJS.Signals): Promise<void> {
-    const { restarts } = process;
-    process.signal(how);
-    for (let waitedMs = 0; process.restarts === restarts && waitedMs < 20_000; waitedMs += 20) await sleep(20);
-    if (process.restarts === restarts) throw new Error(`${process.name} did not end after ${how}`);
-  }
-
-  async function engineKilled(instance: InstanceMember): Promise<void> {
-    const { pid } = engineOf(instance);
-    signal(pid, "SIGKILL");
-    for (let waitedMs = 0; instance.engine()?.pid === pid && waitedMs < 10_000; waitedMs += 50) await sleep(50);
   }
 
   async function drained(instance: InstanceMember, durationMs: number): Promise<void> {
     // By any router that knows the instance; the instance itself reports to the other.
-    for (const { control } of cluster.routers) {
-      const seen = await control.listInstances({}, { timeoutMs: 2_000 }).catch(() => undefined);
-      const known = seen?.instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress);
-      if (known === undefined) continue;
-      const instanceId = known.info!.instanceId;
-      await control.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 5_000 });
+    for (const router of cluster.routers) {
+      const instanceId = findSeen(await instancesSeen(router, 2_000), instance)?.info?.instanceId;
+      if (instanceId === undefined) continue;
+      await router.control.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 5_000 });
       await sleep(durationMs);
-      await control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
+      await router.control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
       return;
     }
     throw new Error("no router knows the instance");
   }
 
-  return {
-    faults,
-    async run(plan, startMs) {
-      const running: Promise<void>[] = [];
-      for (const planned of plan) {
-        await sleep(Math.max(0, startMs + planned.atMs - performance.now()));
-        running.push(inject(planned));
-      }
-      await Promise.all(running);
-    },
-  };
+  const run: Injector["run"] = (plan) =>
+    openLoop(
+      plan.map(({ atMs }) => atMs),
+      (index) => inject(plan[index]!),
+    );
+  return { faults, run };
 }
 
-function kindOf(name: string): string {
-  return name.slice(0, name.lastIndexOf("-"));
+async function isReady({ url }: RouterMember): Promise<boolean> {
+  const answer = await readiness(url, AbortSignal.timeout(1_000)).catch(() => undefined);
+  return answer?.ready === true;
 }
 
-function isReady(url: string): Promise<boolean> {
-  return readiness(url, AbortSignal.timeout(1_000)).then(
-    ({ ready }) => ready,
-    () => false,
-  );
+/** Resolves when the next process was started. */
+async function killed(process: Child, how: NodeJS.Signals): Promise<void> {
+  const { restarts } = process;
+  process.signal(how);
+  if (!(await becomesTrue(20_000, 20, () => process.restarts > restarts)))
+    throw new Error(`${process.name} did not end after ${how}`);
 }
 
-async function frozen(pid: number, durationMs: number): Promise<void> {
+async function engineKilled(instance: InstanceMember): Promise<void> {
+  const { pid } = engineOf(instance);
+  signal(pid, "SIGKILL");
+  await becomesTrue(10_000, 50, () => instance.engine()?.pid !== pid);
+}
+
+/** @param pid Undefined if the process does not run. */
+async function frozen(pid: number | undefined, durationMs: number): Promise<void> {
+  if (pid === undefined) throw new Error("the process does not run");
   signal(pid, "SIGSTOP");
   await sleep(durationMs);
   signal(pid, "SIGCONT");
 }
 
-async function linked(
-  link: InstanceMember["rpcLink"],
-  mode: Parameters<InstanceMember["rpcLink"]["setMode"]>[0],
-  durationMs: number,
-): Promise<void> {
+async function linked(link: Proxy, mode: LinkMode, durationMs: number): Promise<void> {
   link.setMode(mode);
   await sleep(durationMs);
   link.setMode({ kind: "pass" });
 }
 
 /** Resolves when the fault is used up, or its engine is gone. */
-async function faultEngine(instance: InstanceMember, fault: Readonly<Record<string, unknown>>): Promise<void> {
-  const { pid, url } = engineOf(instance);
-  const answer = await fetch(`${url}/sim/fault`, {
-    method: "POST",
-    body: JSON.stringify(fault),
-    headers: { "content-type": "application/json" },
-    signal: AbortSignal.timeout(ENGINE_ANSWER_MS),
+async function engineFailed(instance: InstanceMember, fault: Readonly<Record<string, unknown>>): Promise<void> {
+  const engine = engineOf(instance);
+  await failEngine(engine, fault);
+  await becomesTrue(FAULT_LIMIT_MS, 250, async () => {
+    if (instance.engine()?.pid !== engine.pid) return true;
+    const state = await stateOf(engine);
+    return state !== undefined && state.faults.every(({ kind }) => kind !== fault["kind"]);
   });
-  if (answer.status !== 200) throw new Error(`the engine rejects the fault: ${answer.status}`);
-  const untilMs = performance.now() + FAULT_LIMIT_MS;
-  while (performance.now() < untilMs && instance.engine()?.pid === pid) {
-    const left = await fetch(`${url}/sim/state`, { signal: AbortSignal.timeout(ENGINE_ANSWER_MS) })
-      .then((state) => state.json() as Promise<{ faults: readonly { kind: string }[] }>)
-      .then(({ faults }) => faults.some(({ kind }) => kind === fault["kind"]))
-      .catch(() => true);
-    if (!left) return;
-    await sleep(250);
-  }
 }
 
 /** The process is already gone: another fault ended it. */
@@ -215,12 +180,7 @@ function signal(pid: number, name: NodeJS.Signals): void {
   }
 }
 
-function pidOf(process: Child): number {
-  if (process.pid === undefined) throw new Error("the process does not run");
-  return process.pid;
-}
-
-function engineOf(instance: InstanceMember): { pid: number; url: string } {
+function engineOf(instance: InstanceMember): EngineProcess {
   const engine = instance.engine();
   if (engine === undefined) throw new Error("its engine does not run");
   return engine;

@@ -11,27 +11,26 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
-export interface ProxyAddress {
+interface Endpoint {
   readonly host: string;
   readonly port: number;
 }
 
+export interface ProxyLink {
+  readonly listen: Endpoint;
+  readonly target: Endpoint;
+}
+
 /** Starts several listeners that fail together: the addresses of one peer. */
-export async function startProxy(
-  links: readonly { readonly listen: ProxyAddress; readonly target: ProxyAddress }[],
-): Promise<Proxy> {
+export async function startProxy(links: readonly ProxyLink[]): Promise<Proxy> {
   let mode: LinkMode = { kind: "pass" };
   const pairs = new Set<Pair>();
   const servers: Server[] = [];
   for (const { listen, target } of links) {
     // Not half-open: neither gRPC nor ZeroMQ closes one side alone.
     const server = createServer({ noDelay: true }, (near) => {
-      const pair: Pair = openPair(
-        near,
-        target,
-        () => mode,
-        () => pairs.delete(pair),
-      );
+      const closed = (): unknown => pairs.delete(pair);
+      const pair: Pair = openPair(near, target, () => mode, closed);
       pairs.add(pair);
     });
     server.listen(listen.port, listen.host);
@@ -55,7 +54,7 @@ interface Pair {
   destroy(): void;
 }
 
-function openPair(near: Socket, target: ProxyAddress, mode: () => LinkMode, closed: () => void): Pair {
+function openPair(near: Socket, target: Endpoint, mode: () => LinkMode, closed: () => void): Pair {
   const far = connect({ host: target.host, port: target.port, noDelay: true });
   const timers = new Set<NodeJS.Timeout>();
   const destroy = (): void => {

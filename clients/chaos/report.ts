@@ -1,84 +1,59 @@
 // The result of a run in words and figures.
-import { percentile } from "../loadgen/statistics.ts";
-import type { CheckResult, Violation } from "./check.ts";
+import { summarise, type Summary } from "../loadgen/statistics.ts";
+import { tally, type CheckResult, type Violation } from "./check.ts";
 import type { Fault } from "./injector.ts";
 import type { SceneResult } from "./scenes.ts";
-import type { RouterFigures } from "./watch.ts";
+import type { ChaosWatch, RouterFigures } from "./watch.ts";
 
-export interface Report {
+interface RunFigures {
   readonly seed: number;
   readonly lengthS: number;
   readonly requests: number;
-  readonly faults: Readonly<Record<string, number>>;
-  readonly skipped: number;
-  readonly endings: Readonly<Record<string, number>>;
-  readonly errors: Readonly<Record<string, number>>;
-  readonly untouched: number;
-  readonly rescued: number;
-  readonly resumed: number;
-  readonly slowestEndMs: number;
-  readonly longestKvMs: number;
-  readonly leasesExpired: number;
   /** Milliseconds from the last stream until no engine held KV and no instance counted a leg. */
   readonly settledMs: number | undefined;
-  readonly itlMs: Readonly<
-    Record<"control" | "untouched", { readonly p50: number; readonly p99: number; readonly max: number }>
-  >;
+}
+
+export interface Report extends RunFigures, Omit<CheckResult, "untouchedGapsMs"> {
+  readonly faults: Readonly<Record<string, number>>;
+  readonly skipped: number;
+  readonly leasesExpired: number;
+  readonly itlMs: Readonly<Record<"control" | "untouched", Summary>>;
   readonly routers: readonly {
     readonly name: string;
     readonly loopDelayP99Ms: number;
     readonly heapMib: number;
     readonly heapSlopeMibPerH: number;
   }[];
-  readonly scenes: readonly { readonly name: string; readonly figures: string }[];
-  readonly violations: readonly Violation[];
-}
-
-export interface ReportInput {
-  readonly seed: number;
-  readonly lengthS: number;
-  readonly requests: number;
-  readonly faults: readonly Fault[];
-  readonly result: CheckResult;
-  readonly leasesExpired: number;
-  readonly settledMs: number | undefined;
-  readonly controlGapsMs: readonly number[];
-  readonly routers: readonly RouterFigures[];
-  readonly scenes: readonly SceneResult[];
-  /** Violations in addition to those of the result and the scenes. */
-  readonly violations: readonly Violation[];
+  readonly scenes: readonly Pick<SceneResult, "name" | "figures">[];
 }
 
 const SHOWN_LIMIT = 20;
 
-export function makeReport(input: ReportInput): Report {
-  const { result } = input;
-  const faults: Record<string, number> = {};
-  for (const { kind, skipped } of input.faults) if (skipped === undefined) faults[kind] = (faults[kind] ?? 0) + 1;
+/** @param others Violations beside those of the result and the scenes. */
+export function makeReport(
+  figures: RunFigures,
+  faults: readonly Fault[],
+  { untouchedGapsMs, violations, ...result }: CheckResult,
+  { leasesExpired, controlGapsMs, routers }: ChaosWatch,
+  scenes: readonly SceneResult[],
+  others: readonly Violation[],
+): Report {
+  const done = faults.filter(({ skipped }) => skipped === undefined);
   return {
-    seed: input.seed,
-    lengthS: input.lengthS,
-    requests: input.requests,
-    faults,
-    skipped: input.faults.filter(({ skipped }) => skipped !== undefined).length,
-    endings: result.endings,
-    errors: result.errors,
-    untouched: result.untouched,
-    rescued: result.rescued,
-    resumed: result.resumed,
-    slowestEndMs: result.slowestEndMs,
-    longestKvMs: result.longestKvMs,
-    leasesExpired: input.leasesExpired,
-    settledMs: input.settledMs,
-    itlMs: { control: shares(input.controlGapsMs), untouched: shares(result.untouchedGapsMs) },
-    routers: input.routers.map(({ router, heap, delays }) => ({
+    ...figures,
+    ...result,
+    faults: tally(done.map(({ kind }) => kind)),
+    skipped: faults.length - done.length,
+    leasesExpired,
+    itlMs: { control: summarise(controlGapsMs), untouched: summarise(untouchedGapsMs) },
+    routers: routers.map(({ router, heap, delays }) => ({
       name: router,
       loopDelayP99Ms: quantile(delays, 0.99) * 1_000,
       heapMib: (heap.at(-1)?.bytes ?? Number.NaN) / 2 ** 20,
       heapSlopeMibPerH: (slope(lowMarks(heap)) * 3_600) / 2 ** 20,
     })),
-    scenes: input.scenes.map(({ name, figures }) => ({ name, figures })),
-    violations: [...result.violations, ...input.scenes.flatMap(({ violations }) => violations), ...input.violations],
+    scenes: scenes.map(({ name, figures: words }) => ({ name, figures: words })),
+    violations: [...violations, ...scenes.flatMap((scene) => scene.violations), ...others],
   };
 }
 
@@ -89,6 +64,7 @@ export function renderReport(report: Report, folder: string): string {
       .map(([name, count]) => `${name} ${count}`)
       .join(", ") || "none";
   const ms = (value: number): string => (Number.isNaN(value) ? "-" : `${value.toFixed(1)} ms`);
+  const shares = ({ p50, p99, max }: Summary): string => `${ms(p50)} / ${ms(p99)} / ${ms(max)}`;
   const { control, untouched } = report.itlMs;
   const lines = [
     `seed ${report.seed}, ${report.lengthS.toFixed(0)} s, ${report.requests} requests`,
@@ -98,7 +74,7 @@ export function renderReport(report: Report, folder: string): string {
     `untouched by any fault: ${report.untouched}; hit, retried and completed: ${report.rescued}, of which in mid-stream: ${report.resumed}`,
     `slowest end after a fault: ${ms(report.slowestEndMs)}`,
     `longest that KV lay unclaimed: ${ms(report.longestKvMs)}; leases that ran out: ${report.leasesExpired}; all settled after the last stream: ${report.settledMs === undefined ? "never" : ms(report.settledMs)}`,
-    `ITL p50/p99/max: ${ms(untouched.p50)} / ${ms(untouched.p99)} / ${ms(untouched.max)} untouched, ${ms(control.p50)} / ${ms(control.p99)} / ${ms(control.max)} control`,
+    `ITL p50/p99/max: ${shares(untouched)} untouched, ${shares(control)} control`,
     ...report.routers.map(
       (router) =>
         `${router.name}: event-loop delay p99 ${ms(router.loopDelayP99Ms)}, heap ${router.heapMib.toFixed(1)} MiB, slope ${router.heapSlopeMibPerH.toFixed(1)} MiB/h`,
@@ -113,7 +89,7 @@ export function renderReport(report: Report, folder: string): string {
   return `${lines.join("\n")}\n`;
 }
 
-function describe({ rule, what, request, receipt, faults }: Violation): string {
+function describe({ rule, what, request, receipt, faults = [] }: Violation): string {
   const lines = [`- ${rule}: ${what}`];
   if (request !== undefined) {
     lines.push(
@@ -136,11 +112,6 @@ function describe({ rule, what, request, receipt, faults }: Violation): string {
   return lines.join("\n");
 }
 
-function shares(values: readonly number[]): { p50: number; p99: number; max: number } {
-  const sorted = Array.from(Float64Array.from(values).sort());
-  return { p50: percentile(sorted, 0.5), p99: percentile(sorted, 0.99), max: percentile(sorted, 1) };
-}
-
 /** Quantile of a Prometheus histogram, linear inside its bucket. NaN if nothing was counted. */
 export function quantile(cumulative: ReadonlyMap<number, number>, share: number): number {
   const buckets = [...cumulative].sort(([a], [b]) => a - b);
@@ -159,11 +130,9 @@ export function quantile(cumulative: ReadonlyMap<number, number>, share: number)
 }
 
 /** The lowest sample of each tenth: the heap after a collection, without the growth between collections. */
-function lowMarks(
-  samples: readonly { readonly atS: number; readonly bytes: number }[],
-): { atS: number; bytes: number }[] {
+function lowMarks(samples: RouterFigures["heap"]): RouterFigures["heap"] {
   const width = Math.max(1, Math.ceil(samples.length / 10));
-  const marks: { atS: number; bytes: number }[] = [];
+  const marks: RouterFigures["heap"] = [];
   for (let from = 0; from < samples.length; from += width) {
     marks.push(samples.slice(from, from + width).reduce((low, sample) => (sample.bytes < low.bytes ? sample : low)));
   }
@@ -171,7 +140,7 @@ function lowMarks(
 }
 
 /** Slope in bytes per second, by least squares. */
-function slope(points: readonly { readonly atS: number; readonly bytes: number }[]): number {
+function slope(points: RouterFigures["heap"]): number {
   const count = points.length;
   const meanX = points.reduce((sum, { atS }) => sum + atS, 0) / count;
   const meanY = points.reduce((sum, { bytes }) => sum + bytes, 0) / count;

@@ -1,10 +1,12 @@
 // Two separate trials beside the random faults: an instance that is drained under load, and one that answers nothing.
 import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
+import { timedRequest, type Ask } from "../common/timed-request.ts";
+import { openLoop } from "../loadgen/arrivals.ts";
 import type { KnownAnswer } from "./asks.ts";
 import type { Violation } from "./check.ts";
-import type { Cluster, InstanceMember } from "./cluster.ts";
-import { timedRequest, type Ask } from "../common/timed-request.ts";
+import { findSeen, instancesSeen, type Cluster, type InstanceMember } from "./cluster.ts";
+import { failEngine } from "./engine.ts";
 import type { RequestRecord } from "./load.ts";
 
 export interface SceneOptions {
@@ -26,49 +28,37 @@ const DRAIN_MS = 1_000;
 /** Clients must have an answer or a typed error after this long, even if an instance is silent. */
 const ANSWER_MS = 2_000;
 const CLIENTS = 8;
+const CALL_MS = 10_000;
 
 export async function drainUnderLoad(o: SceneOptions, streams: number): Promise<SceneResult> {
   const violations: Violation[] = [];
   const instance = o.cluster.instances.find(({ role }) => role === "decode")!;
-  const agent = new Agent({ keepAlive: true });
-  const running = sendMany(o, agent, streams, 0, 1_500);
+  const running = sendMany(o, streams, 0, 1_500);
   await sleep(1_000);
-  const { control } = o.cluster.routers[0]!;
-  const instanceId = await idOf(o.cluster, instance);
-  const { remaining } = await control.drainInstance(
-    { instanceId, reason: "chaos: drained under load" },
-    { timeoutMs: 10_000 },
-  );
+  const router = o.cluster.routers[0]!;
+  const { instanceId } = findSeen(await instancesSeen(router, CALL_MS), instance)!.info!;
+  const drain = { instanceId, reason: "chaos: drained under load" };
+  const { remaining } = await router.control.drainInstance(drain, { timeoutMs: CALL_MS });
   const drainedMs = performance.now();
   await sleep(DRAIN_MS);
   const before = await legsOn(o.cluster, instance);
   const results = await running;
   // Requests from here on must be served by the other instances.
-  results.push(...(await sendMany(o, agent, CLIENTS, streams, 0)));
-  const after = await legsOn(o.cluster, instance);
-  for (const record of results) {
-    if (record.ending === "completed" && record.text === o.answers[record.ask]!.text) continue;
-    violations.push({
-      rule: "drain",
-      what: `${record.ending} ${record.status}: ${record.message}`,
-      request: record,
-      faults: [],
-    });
+  results.push(...(await sendMany(o, CLIENTS, streams, 0)));
+  const late = (await legsOn(o.cluster, instance)) - before;
+  for (const request of results) {
+    if (request.ending === "completed" && request.text === o.answers[request.ask]!.text) continue;
+    violations.push({ rule: "drain", what: `${request.ending} ${request.status}: ${request.message}`, request });
   }
-  if (after !== before) {
-    violations.push({
-      rule: "drain",
-      what: `${after - before} new legs started later than ${DRAIN_MS} ms after the drain`,
-      faults: [],
-    });
+  if (late !== 0) {
+    const what = `${late} new legs started later than ${DRAIN_MS} ms after the drain`;
+    violations.push({ rule: "drain", what });
   }
-  await control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 10_000 });
-  agent.destroy();
+  await router.control.drainInstance({ instanceId, undrain: true }, { timeoutMs: CALL_MS });
   const lastMs = Math.max(...results.map(({ endMs }) => endMs)) - drainedMs;
-  const lost = results.filter(({ ending }) => ending !== "completed").length;
   return {
     name: "drain under load",
-    figures: `${results.length} streams, ${remaining} legs ran there when it was drained, ${lost} lost, ${after - before} new legs after ${DRAIN_MS} ms, last stream ended after ${(lastMs / 1000).toFixed(1)} s`,
+    figures: `${results.length} streams, ${remaining} legs ran there when it was drained, ${results.length - completed(results)} lost, ${late} new legs after ${DRAIN_MS} ms, last stream ended after ${(lastMs / 1000).toFixed(1)} s`,
     violations,
   };
 }
@@ -81,77 +71,59 @@ export async function silentInstance(
   role: "prefill" | "decode",
   part: "engine" | "process",
 ): Promise<SceneResult> {
+  const rule = "silent instance";
   const violations: Violation[] = [];
   // The previous scene may have excluded the instance, and then it would get no requests.
   await o.cluster.ready(15_000);
   const instance = o.cluster.instances.find((member) => member.role === role)!;
   if (part === "process") instance.process.signal("SIGSTOP");
-  else
-    await fetch(`${instance.engine()!.url}/sim/fault`, {
-      method: "POST",
-      body: JSON.stringify({ kind: "stall", after_tokens: 0 }),
-    });
-  const agent = new Agent({ keepAlive: true });
+  else await failEngine(instance.engine()!, { kind: "stall", after_tokens: 0 });
   const limitMs = ANSWER_MS + o.slackMs;
-  const judge = (record: RequestRecord, must: "end" | "succeed"): number => {
-    // The time counts to the first byte, because the client chooses the length of the answer.
-    const tookMs = (record.ending === "completed" ? (record.firstMs ?? record.endMs) : record.endMs) - record.sentMs;
-    const good = record.ending === "completed" || (must === "end" && record.ending === "error");
-    if (!good || tookMs > limitMs) {
-      const what = `${record.ending} ${record.status} after ${Math.round(tookMs)} ms, ${limitMs} ms at most: ${record.message}`;
-      violations.push({ rule: "silent instance", what, request: record, faults: [] });
-    }
-    return tookMs;
+  const round = async (number: number, may: readonly string[]): Promise<string> => {
+    const records = await sendMany(o, CLIENTS, number * CLIENTS, 0);
+    const times = records.map((request) => {
+      const { ending, status, message, firstMs, endMs, sentMs } = request;
+      // The time counts to the first byte, because the client chooses the length of the answer.
+      const tookMs = (ending === "completed" ? (firstMs ?? endMs) : endMs) - sentMs;
+      if (!may.includes(ending) || tookMs > limitMs) {
+        const what = `${ending} ${status} after ${Math.round(tookMs)} ms, ${limitMs} ms at most: ${message}`;
+        violations.push({ rule, what, request });
+      }
+      return tookMs;
+    });
+    return `${CLIENTS}: ${completed(records)} ok, slowest ${Math.round(Math.max(...times))} ms`;
   };
-  const first = await sendMany(o, agent, CLIENTS, 0, 0);
-  const firstMs = Math.max(...first.map((record) => judge(record, "end")));
-  const second = await sendMany(o, agent, CLIENTS, CLIENTS, 0);
-  const secondMs = Math.max(...second.map((record) => judge(record, "succeed")));
-  agent.destroy();
+  const first = await round(0, ["completed", "error"]);
+  const next = await round(1, ["completed"]);
   if (part === "process") instance.process.signal("SIGCONT");
   await o.cluster.ready(15_000).catch((error: unknown) => {
-    violations.push({ rule: "silent instance", what: `did not recover: ${(error as Error).message}`, faults: [] });
+    violations.push({ rule, what: `did not recover: ${(error as Error).message}` });
   });
-  const ok = (records: readonly RequestRecord[]): number =>
-    records.filter(({ ending }) => ending === "completed").length;
-  return {
-    name: `${role} ${part === "engine" ? "instance that answers nothing" : "instance whose process is stopped"}`,
-    figures: `first ${CLIENTS}: ${ok(first)} ok, slowest ${Math.round(firstMs)} ms; next ${CLIENTS}: ${ok(second)} ok, slowest ${Math.round(secondMs)} ms`,
-    violations,
-  };
+  const name = `${role} ${part === "engine" ? "instance that answers nothing" : "instance whose process is stopped"}`;
+  return { name, figures: `first ${first}; next ${next}`, violations };
+}
+
+function completed(records: readonly RequestRecord[]): number {
+  return records.filter(({ ending }) => ending === "completed").length;
 }
 
 /** @param from Index of the first ask. All are sent within `rampMs`. */
-function sendMany(
-  o: SceneOptions,
-  agent: Agent,
-  count: number,
-  from: number,
-  rampMs: number,
-): Promise<RequestRecord[]> {
+async function sendMany(o: SceneOptions, count: number, from: number, rampMs: number): Promise<RequestRecord[]> {
+  const agent = new Agent({ keepAlive: true });
   const streamed = o.asks.map((ask, index) => ({ ask, index })).filter(({ ask }) => ask.stream);
-  return Promise.all(
-    Array.from({ length: count }, async (_, number) => {
-      if (rampMs > 0) await sleep((rampMs * number) / count);
-      const { ask, index } = streamed[(from + number) % streamed.length]!;
-      const router = o.cluster.routers[number % o.cluster.routers.length]!;
-      const answer = await timedRequest(ask, { url: router.url, agent, hangMs: o.hangMs });
-      return { number, router: router.process.name, ask: index, ...answer };
-    }),
-  );
+  const times = Array.from({ length: count }, (_, number) => (rampMs * number) / count);
+  const records = await openLoop(times, async (number) => {
+    const { ask, index } = streamed[(from + number) % streamed.length]!;
+    const { url, process } = o.cluster.routers[number % o.cluster.routers.length]!;
+    const answer = await timedRequest(ask, { url, agent, hangMs: o.hangMs });
+    return { number, router: process.name, ask: index, ...answer };
+  });
+  agent.destroy();
+  return records;
 }
 
-async function idOf(cluster: Cluster, instance: InstanceMember): Promise<string> {
-  const { instances } = await cluster.routers[0]!.control.listInstances({}, { timeoutMs: 10_000 });
-  return instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)!.info!.instanceId;
-}
-
-/** Number of legs that both routers ever gave the instance. */
-async function legsOn(cluster: Cluster, instance: InstanceMember): Promise<number> {
-  let sum = 0;
-  for (const { control } of cluster.routers) {
-    const { instances } = await control.listInstances({}, { timeoutMs: 10_000 });
-    sum += Number(instances.find(({ info }) => info?.grpcAddress === instance.grpcAddress)?.legsTotal ?? 0n);
-  }
-  return sum;
+/** Number of legs that the routers ever gave the instance. */
+async function legsOn({ routers }: Cluster, instance: InstanceMember): Promise<number> {
+  const views = await Promise.all(routers.map((router) => instancesSeen(router, CALL_MS)));
+  return views.reduce((sum, seen) => sum + Number(findSeen(seen, instance)?.legsTotal ?? 0n), 0);
 }

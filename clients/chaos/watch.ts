@@ -1,24 +1,20 @@
 // Observes the deployment from outside during the faults: receipts, KV that engines hold, the routers' own figures.
 import { Agent } from "node:http";
-import { setTimeout as sleep } from "node:timers/promises";
-import type { Cluster } from "./cluster.ts";
+import type { Leg, Receipt } from "#gen/tandem/router/v1/router_pb.js";
+import { pause, systemClock } from "../../services/common/clock.ts";
 import { timedRequest } from "../common/timed-request.ts";
+import { findSeen, instancesSeen, type Cluster, type InstanceMember, type RouterMember } from "./cluster.ts";
+import { stateOf, type SimState } from "./engine.ts";
 
-export interface SeenLeg {
-  readonly legId: string;
+export interface SeenLeg extends Pick<Leg, "legId" | "error"> {
   /** Names of instances; empty if unknown. */
   readonly prefill: string;
   readonly decode: string;
-  readonly error: string;
 }
 
-export interface SeenReceipt {
-  readonly requestId: string;
+export interface SeenReceipt extends Pick<Receipt, "errorCode" | "fallbacks"> {
   readonly router: string;
-  readonly errorCode: string;
-  readonly error: string;
   readonly legs: readonly SeenLeg[];
-  readonly fallbacks: readonly string[];
 }
 
 /** KV that is complete on a decode engine and waits to be claimed. */
@@ -38,6 +34,7 @@ export interface RouterFigures {
 }
 
 export interface ChaosWatch {
+  /** By the id of the request. */
   readonly receipts: ReadonlyMap<string, SeenReceipt>;
   readonly kv: readonly SeenKv[];
   readonly routers: readonly RouterFigures[];
@@ -47,139 +44,94 @@ export interface ChaosWatch {
   readonly leasesExpired: number;
   /** KV that engines hold now, and legs that instances count. Undefined if an engine or instance does not answer. */
   left(): Promise<{ heldKv: number; busyLegs: number; orphans: number } | undefined>;
-  /** Reads the routers' figures once more and stops watching. */
   stop(): Promise<void>;
-}
-
-const KV_EVERY_MS = 250;
-const FIGURES_EVERY_MS = 2_000;
-
-interface EngineState {
-  readonly kv_held: readonly { readonly id: string; readonly stage: string }[];
-  readonly leases_expired: number;
-  readonly running: number;
-  readonly waiting: number;
 }
 
 export function watchCluster(cluster: Cluster, control: { readonly url: string; readonly body: string }): ChaosWatch {
   const over = new AbortController();
   const receipts = new Map<string, SeenReceipt>();
   const kv: SeenKv[] = [];
-  const current = new Map<string, SeenKv>();
   const names = new Map<string, string>();
   const leases = new Map<string, number>();
   const controlGapsMs: number[] = [];
   const startMs = performance.now();
-  const routers: RouterFigures[] = cluster.routers.map(({ process }) => ({
-    router: process.name,
-    heap: [],
-    delays: new Map(),
-  }));
 
-  const pause = (ms: number): Promise<void> => sleep(ms, undefined, { signal: over.signal }).catch(() => {});
-
-  async function watchReceipts(index: number): Promise<void> {
-    const { process, control: client } = cluster.routers[index]!;
+  /** Until the watch stops. A process that is gone is asked again: a successor may answer. */
+  async function repeat(everyMs: number, look: () => Promise<void>): Promise<void> {
     while (!over.signal.aborted) {
-      try {
-        for await (const { receipt } of client.watchRequests({}, { signal: over.signal })) {
-          if (receipt === undefined) continue;
-          receipts.set(receipt.requestId, {
-            requestId: receipt.requestId,
-            router: process.name,
-            errorCode: receipt.errorCode,
-            error: receipt.error,
-            fallbacks: receipt.fallbacks,
-            legs: receipt.legs.map((leg) => ({
-              legId: leg.legId,
-              error: leg.error,
-              prefill: names.get(leg.prefillInstanceId) ?? leg.prefillInstanceId,
-              decode: names.get(leg.decodeInstanceId) ?? leg.decodeInstanceId,
-            })),
-          });
-        }
-      } catch {
-        // The router is gone; the next poll asks its successor.
-      }
-      await pause(100);
+      await look().catch(() => {});
+      await pause(systemClock, everyMs, over.signal);
     }
   }
 
-  async function watchNames(): Promise<void> {
-    while (!over.signal.aborted) {
-      for (const { control: client } of cluster.routers) {
-        const seen = await client.listInstances({}, { timeoutMs: 500, signal: over.signal }).catch(() => undefined);
-        for (const { info } of seen?.instances ?? []) {
-          const member = cluster.instances.find(({ grpcAddress }) => grpcAddress === info?.grpcAddress);
-          if (member !== undefined) names.set(info!.instanceId, member.process.name);
-        }
-      }
-      await pause(300);
+  const nameOf = (instanceId: string): string => names.get(instanceId) ?? instanceId;
+  async function readReceipts({ process, control: client }: RouterMember): Promise<void> {
+    for await (const { receipt } of client.watchRequests({}, { signal: over.signal })) {
+      if (receipt === undefined) continue;
+      const { requestId, errorCode, fallbacks } = receipt;
+      const legs = receipt.legs.map(({ legId, error, prefillInstanceId, decodeInstanceId }) => {
+        return { legId, error, prefill: nameOf(prefillInstanceId), decode: nameOf(decodeInstanceId) };
+      });
+      receipts.set(requestId, { router: process.name, errorCode, fallbacks, legs });
     }
   }
 
-  const engineState = async (name: string): Promise<EngineState | undefined> => {
-    const engine = cluster.instances.find(({ process }) => process.name === name)!.engine();
-    if (engine === undefined) return undefined;
-    try {
-      const answer = await fetch(`${engine.url}/sim/state`, { signal: AbortSignal.timeout(1_000) });
-      const state = (await answer.json()) as EngineState;
-      leases.set(`${name} ${engine.pid}`, state.leases_expired);
-      return state;
-    } catch {
-      return undefined;
+  async function readNames(): Promise<void> {
+    for (const router of cluster.routers) {
+      const seen = await instancesSeen(router, 500);
+      for (const member of cluster.instances) {
+        const instanceId = findSeen(seen, member)?.info?.instanceId;
+        if (instanceId !== undefined) names.set(instanceId, member.process.name);
+      }
     }
-  };
+  }
 
-  async function watchKv(name: string): Promise<void> {
-    while (!over.signal.aborted) {
-      const state = await engineState(name);
+  async function readState({ process, engine }: InstanceMember): Promise<SimState | undefined> {
+    const running = engine();
+    const state = await stateOf(running);
+    if (state !== undefined) leases.set(`${process.name} ${running!.pid}`, state.leases_expired);
+    return state;
+  }
+
+  function watchKv(member: InstanceMember): Promise<void> {
+    let current = new Map<string, SeenKv>();
+    return repeat(250, async () => {
+      const state = await readState(member);
+      if (state === undefined) return;
       const nowMs = performance.now();
-      const ready = new Set((state?.kv_held ?? []).filter(({ stage }) => stage === "ready").map(({ id }) => id));
-      if (state !== undefined) {
-        for (const [id, seen] of current) if (seen.instance === name && !ready.has(id)) current.delete(id);
-        for (const id of ready) {
-          const known = current.get(id);
-          if (known !== undefined) known.lastSeenMs = nowMs;
-          else {
-            const seen = { instance: name, id, readySinceMs: nowMs, lastSeenMs: nowMs };
-            current.set(id, seen);
-            kv.push(seen);
-          }
+      const before = current;
+      current = new Map();
+      for (const { id, stage } of state.kv_held) {
+        if (stage !== "ready") continue;
+        const known = current.get(id) ?? before.get(id);
+        const seen = known ?? { instance: member.process.name, id, readySinceMs: nowMs, lastSeenMs: nowMs };
+        if (known === undefined) kv.push(seen);
+        seen.lastSeenMs = nowMs;
+        current.set(id, seen);
+      }
+    });
+  }
+
+  function figuresOf({ process, url }: RouterMember): RouterFigures {
+    const figures: RouterFigures = { router: process.name, heap: [], delays: new Map() };
+    const last = new Map<number, number>();
+    loops.push(
+      repeat(2_000, async () => {
+        const answer = await fetch(`${url}/metrics`, { signal: AbortSignal.timeout(1_000) });
+        const text = await answer.text();
+        const heap = /^nodejs_heap_size_used_bytes ([\d.e+]+)$/m.exec(text)?.[1];
+        if (heap !== undefined) figures.heap.push({ atS: (performance.now() - startMs) / 1000, bytes: Number(heap) });
+        const buckets = /^tandem_event_loop_delay_seconds_bucket\{le="([^"]+)"\} (\d+)$/gm;
+        for (const [, bound, written] of text.matchAll(buckets)) {
+          const [key, count] = [bound === "+Inf" ? Infinity : Number(bound), Number(written)];
+          const before = last.get(key) ?? 0;
+          // A restarted process counts from 0.
+          figures.delays.set(key, (figures.delays.get(key) ?? 0) + (count >= before ? count - before : count));
+          last.set(key, count);
         }
-      }
-      await pause(KV_EVERY_MS);
-    }
-  }
-
-  async function readFigures(index: number, last: Map<number, number>): Promise<void> {
-    const figures = routers[index]!;
-    try {
-      const answer = await fetch(`${cluster.routers[index]!.url}/metrics`, { signal: AbortSignal.timeout(1_000) });
-      const text = await answer.text();
-      const heap = /^nodejs_heap_size_used_bytes ([\d.e+]+)$/m.exec(text)?.[1];
-      if (heap !== undefined) figures.heap.push({ atS: (performance.now() - startMs) / 1000, bytes: Number(heap) });
-      for (const [, bound, count] of text.matchAll(
-        /^tandem_event_loop_delay_seconds_bucket\{le="([^"]+)"\} (\d+)$/gm,
-      )) {
-        const key = bound === "+Inf" ? Infinity : Number(bound);
-        const before = last.get(key) ?? 0;
-        // A restarted process counts from 0.
-        const added = Number(count) >= before ? Number(count) - before : Number(count);
-        figures.delays.set(key, (figures.delays.get(key) ?? 0) + added);
-        last.set(key, Number(count));
-      }
-    } catch {
-      // The router is down.
-    }
-  }
-
-  const lastCounts = cluster.routers.map(() => new Map<number, number>());
-  async function watchFigures(): Promise<void> {
-    while (!over.signal.aborted) {
-      await Promise.all(cluster.routers.map((_, index) => readFigures(index, lastCounts[index]!)));
-      await pause(FIGURES_EVERY_MS);
-    }
+      }),
+    );
+    return figures;
   }
 
   async function watchControl(): Promise<void> {
@@ -188,38 +140,36 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
       const ask = { path: "/v1/completions", body: control.body, stream: true };
       const record = await timedRequest(ask, { url: control.url, agent, hangMs: 60_000 });
       for (const gap of record.gapsMs) controlGapsMs.push(gap);
-      if (record.ending !== "completed") await pause(500);
+      if (record.ending !== "completed") await pause(systemClock, 500, over.signal);
     }
     agent.destroy();
   }
 
-  const decodes = cluster.instances.filter(({ role }) => role === "decode").map(({ process }) => process.name);
   const loops = [
-    ...cluster.routers.map((_, index) => watchReceipts(index)),
-    watchNames(),
-    ...decodes.map(watchKv),
-    watchFigures(),
+    ...cluster.routers.map((router) => repeat(100, () => readReceipts(router))),
+    repeat(300, readNames),
+    ...cluster.instances.filter(({ role }) => role === "decode").map(watchKv),
     watchControl(),
   ];
   return {
     receipts,
     kv,
-    routers,
+    routers: cluster.routers.map(figuresOf),
     controlGapsMs,
     get leasesExpired() {
       return [...leases.values()].reduce((sum, count) => sum + count, 0);
     },
     async left() {
       let [heldKv, busyLegs, orphans] = [0, 0, 0];
-      for (const { process } of cluster.instances) {
-        const state = await engineState(process.name);
+      for (const member of cluster.instances) {
+        const state = await readState(member);
         if (state === undefined) return undefined;
         heldKv += state.kv_held.length;
         busyLegs += state.running + state.waiting;
       }
-      const seen = await cluster.routers[0]!.control.listInstances({}, { timeoutMs: 1_000 }).catch(() => undefined);
-      if (seen === undefined || seen.instances.length < cluster.instances.length) return undefined;
-      for (const { load } of seen.instances) {
+      const seen = await instancesSeen(cluster.routers[0]!);
+      if (seen === undefined || seen.length < cluster.instances.length) return undefined;
+      for (const { load } of seen) {
         busyLegs += (load?.running ?? 0) + (load?.reserved ?? 0);
         orphans += load?.kvOrphans ?? 0;
       }

@@ -43,10 +43,8 @@ const fault = (o: Partial<Fault> = {}): Fault => ({
   ...o,
 });
 const receipt: SeenReceipt = {
-  requestId: "cmpl-1",
   router: "router-1",
   errorCode: "engine_failed",
-  error: "",
   fallbacks: [],
   legs: [{ legId: LEG, prefill: "prefill-1", decode: "decode-1", error: "" }],
 };
