@@ -43,8 +43,7 @@ async function chaos(args) {
 async function runTandem(args) {
   const path = join(ROOT, "dist/clients/cli/main.js");
   process.argv = [process.argv[0], path, ...args];
-  const { runCli } = await import(pathToFileURL(path).href);
-  runCli(args);
+  await import(pathToFileURL(path).href);
 }
 
 async function test(args) {

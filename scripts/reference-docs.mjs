@@ -15,9 +15,9 @@ const CONFIGS = [
   "services/decode/config",
   "services/tiny-engine/config",
   "clients/cli/chat/config",
-  "clients/cli/status/status",
+  "clients/cli/status",
   "clients/cli/ls",
-  "clients/cli/doctor/doctor",
+  "clients/cli/doctor",
   "clients/cli/explain/explain",
   "clients/cli/discover/config",
 ];

@@ -5,7 +5,7 @@ import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { freePort } from "../../services/common/ports.ts";
-import { routerClient, type RouterClient } from "../client/router.ts";
+import { routerClient, type RouterClient } from "../client/rpc.ts";
 import { createChildLog } from "../common/child-log.ts";
 import { endWithin, startChild, TANDEM, type Child } from "../common/child.ts";
 import { becomesTrue } from "./becomes-true.ts";

@@ -18,7 +18,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   },
   status: {
     summary: "Show the instances that a router sees.",
-    load: async () => (await import("./status/status.ts")).runStatus,
+    load: async () => (await import("./status.ts")).runStatus,
   },
   ls: {
     summary: "List the deployments that `tandem up` runs here.",
@@ -26,7 +26,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
   },
   doctor: {
     summary: "Find what is wrong, or would go wrong, with the instances of a router.",
-    load: async () => (await import("./doctor/doctor.ts")).runDoctor,
+    load: async () => (await import("./doctor.ts")).runDoctor,
   },
   explain: {
     summary: "Explain what became of one request, by its id.",

@@ -5,13 +5,12 @@
 //   for await (const { choices } of await tandem.streamChat({ model, messages })) { ... }
 //   const { instances } = await tandem.router.listInstances({});
 import { openAiClient, type OpenAiClient } from "./openai.ts";
-import { routerClient, type RouterClient } from "./router.ts";
+import { routerClient, type RouterClient } from "./rpc.ts";
 
 export { TandemError, type TandemErrorKind } from "./errors.ts";
-export { grpcClient, type GrpcClient } from "./grpc.ts";
 export type * from "./openai.ts";
 export type { Readiness } from "./readiness.ts";
-export type { RouterClient } from "./router.ts";
+export { grpcClient, type GrpcClient, type RouterClient } from "./rpc.ts";
 
 export interface TandemClientOptions {
   /** REST address of the router. Default `http://127.0.0.1:3000`. */

@@ -97,12 +97,9 @@ export function openAiClient(url: string, apiKey = ""): OpenAiClient {
   const authorization: Record<string, string> = apiKey === "" ? {} : { authorization: `Bearer ${apiKey}` };
 
   async function send(path: string, o: RestCallOptions = {}, body?: object): Promise<Response> {
-    const init: RequestInit = { headers: { ...authorization, ...o.headers }, signal: o.signal ?? null };
-    if (body !== undefined) {
-      init.method = "POST";
-      init.headers = { ...init.headers, "content-type": "application/json" };
-      init.body = JSON.stringify(body);
-    }
+    const post = { method: "POST", body: JSON.stringify(body) };
+    const headers = { ...authorization, ...o.headers, ...(body && { "content-type": "application/json" }) };
+    const init: RequestInit = { headers, signal: o.signal ?? null, ...(body && post) };
     return fetch(`${url}${path}`, init).catch((error: Error) => {
       throw o.signal?.aborted === true ? o.signal.reason : connectionError(url, error);
     });
@@ -112,20 +109,48 @@ export function openAiClient(url: string, apiKey = ""): OpenAiClient {
     const text = await response.text().catch((error: Error) => {
       throw signal?.aborted === true ? signal.reason : connectionError(url, error, true);
     });
+    const { ok, status, headers } = response;
     const parsed = parse<T & ErrorBody>(text);
-    if (response.ok && parsed !== undefined) return parsed as T;
-    throw answerError(url, response, parsed, text);
+    if (ok && parsed !== undefined) return parsed;
+    const message = parsed?.error?.message;
+    if (message === undefined && (ok || status === 404)) throw notTandem(url, status);
+    const retryAfter = headers.get("retry-after");
+    throw new TandemError(status === 401 ? "unauthenticated" : "failed", message ?? `Status ${status}: ${text}`, {
+      status,
+      requestId: requestIdOf(response),
+      // It may be a date.
+      retryAfterS: /^\d+$/.test(retryAfter ?? "") ? Number(retryAfter) : undefined,
+    });
   }
 
   async function answer<T>(path: string, body: Sampling, o: RestCallOptions = {}): Promise<T> {
     return json<T>(await send(path, o, { ...body, stream: false }), o.signal);
   }
 
+  /** The events of a stream up to `[DONE]`. */
+  async function* chunks<T>(response: Response, requestId: string, signal?: AbortSignal): AsyncGenerator<T> {
+    try {
+      const events = response.body!.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream());
+      for await (const { data } of events) {
+        if (data === "[DONE]") return;
+        const chunk = JSON.parse(data) as T;
+        const { error } = chunk as ErrorBody;
+        if (error !== undefined)
+          throw new TandemError("failed", error.message ?? "The answer ended with an error.", { requestId });
+        yield chunk;
+      }
+    } catch (error) {
+      if (error instanceof TandemError) throw error;
+      throw signal?.aborted === true ? signal.reason : connectionError(url, error as Error, true);
+    }
+    throw new TandemError("broken", `The answer of ${url} ended without [DONE].`, { requestId });
+  }
+
   async function stream<T>(path: string, body: Sampling, o: RestCallOptions = {}): Promise<AnswerChunks<T>> {
     const response = await send(path, o, { ...body, stream: true });
     if (!response.ok) return json<never>(response, o.signal);
     const requestId = requestIdOf(response) ?? "";
-    return { requestId, [Symbol.asyncIterator]: () => chunks<T>(url, response, requestId, o.signal) };
+    return { requestId, [Symbol.asyncIterator]: () => chunks<T>(response, requestId, o.signal) };
   }
 
   return {
@@ -136,42 +161,6 @@ export function openAiClient(url: string, apiKey = ""): OpenAiClient {
     complete: (body, o) => answer("/v1/completions", body, o),
     streamCompletion: (body, o) => stream("/v1/completions", body, o),
   };
-}
-
-/** The events of a stream up to `[DONE]`. */
-async function* chunks<T>(
-  url: string,
-  response: Response,
-  requestId: string,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<T> {
-  try {
-    const events = response.body!.pipeThrough(new TextDecoderStream()).pipeThrough(new EventSourceParserStream());
-    for await (const { data } of events) {
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data) as T;
-      const { error } = chunk as ErrorBody;
-      if (error !== undefined)
-        throw new TandemError("failed", error.message ?? "The answer ended with an error.", { requestId });
-      yield chunk;
-    }
-  } catch (error) {
-    if (error instanceof TandemError) throw error;
-    throw signal?.aborted === true ? signal.reason : connectionError(url, error as Error, true);
-  }
-  throw new TandemError("broken", `The answer of ${url} ended without [DONE].`, { requestId });
-}
-
-function answerError(url: string, response: Response, body: ErrorBody | undefined, text: string): TandemError {
-  const { status } = response;
-  const message = body?.error?.message;
-  if (message === undefined && (response.ok || status === 404)) return notTandem(url, status);
-  const retryAfterS = Number(response.headers.get("retry-after") ?? Number.NaN);
-  return new TandemError(status === 401 ? "unauthenticated" : "failed", message ?? `Status ${status}: ${text}`, {
-    status,
-    requestId: requestIdOf(response),
-    retryAfterS: Number.isNaN(retryAfterS) ? undefined : retryAfterS,
-  });
 }
 
 function requestIdOf(response: Response): string | undefined {

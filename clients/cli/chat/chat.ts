@@ -4,9 +4,8 @@ import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { TandemError } from "../../client/errors.ts";
 import { openAiClient, type Message, type OpenAiClient } from "../../client/openai.ts";
 import { explained, findRouter, type RouterTarget } from "../router-target.ts";
-import { ask } from "./ask.ts";
 import { chatConfig } from "./config.ts";
-import { figures, kvBytesOf } from "./figures.ts";
+import { ask, figures, kvBytesOf } from "./turn.ts";
 
 export async function runChat(argv: readonly string[]): Promise<void> {
   const config = loadConfig(chatConfig, { argv, env: process.env });

@@ -3,7 +3,7 @@ import { toJsonString } from "@bufbuild/protobuf";
 import { ReceiptSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, ConfigError, defineConfig, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import { TandemError } from "../../client/errors.ts";
-import { routerClient } from "../../client/router.ts";
+import { routerClient } from "../../client/rpc.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { storyOf } from "./story.ts";
 

@@ -5,12 +5,6 @@ import { bytesText } from "../../common/bytes-text.ts";
 /** Width of the timeline, in characters. */
 const WIDTH = 60;
 
-interface Part {
-  readonly name: string;
-  readonly letter: string;
-  readonly tookMs: number;
-}
-
 const OUTCOMES: Readonly<Record<number, string>> = {
   [Outcome.UNSPECIFIED]: "Still running",
   [Outcome.COMPLETED]: "Completed",
@@ -34,30 +28,29 @@ const MEANINGS: Readonly<Record<string, string>> = {
 };
 
 export function storyOf(receipt: Receipt): string {
-  const { legs, queueMs, ttftMs, totalMs } = receipt;
-  const lines = [heading(receipt), summary(receipt), ""];
-  const event = (atMs: number, text: string): void => void lines.push(`${ms(atMs).padStart(10)}  ${text}`);
-  event(0, `arrived at ${new Date(Number(receipt.startedUnixMs)).toISOString()}${scheduling(receipt)}`);
-  if (queueMs >= 0.05) event(queueMs, "admitted from the queue");
+  const { legs, queueMs, ttftMs, totalMs, stream, fallbacks } = receipt;
   const events: [number, string][] = legs.map((leg, index) => [
     leg.startedMs,
-    attempt(leg, index, legs.length, receipt.stream),
+    attempt(leg, legs.length === 1 ? "leg" : `leg ${index + 1} of ${legs.length}`, stream),
   ]);
-  if (ttftMs > 0)
-    events.push([ttftMs, receipt.stream ? "first bytes sent to the client" : "answer sent to the client"]);
-  for (const [atMs, text] of events.sort(([a], [b]) => a - b)) event(atMs, text);
-  if (totalMs > 0) event(totalMs, `ended${receipt.error === "" ? "" : `: ${receipt.errorCode}: ${receipt.error}`}`);
-  if (receipt.fallbacks.length > 0) {
-    lines.push("", "Fallbacks:");
-    for (const text of receipt.fallbacks)
-      lines.push(`  ${text}: ${MEANINGS[text] ?? MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`);
-  }
-  if (legs.length > 0) lines.push("", ...timeline(receipt));
-  return lines.join("\n");
-}
-
-function heading({ requestId, path, model, stream }: Receipt): string {
-  return `${requestId}: ${path}, model ${model}${stream ? ", streamed" : ""}`;
+  if (ttftMs > 0) events.push([ttftMs, stream ? "first bytes sent to the client" : "answer sent to the client"]);
+  events.sort(([a], [b]) => a - b);
+  if (queueMs >= 0.05) events.unshift([queueMs, "admitted from the queue"]);
+  const arrival = new Date(Number(receipt.startedUnixMs)).toISOString();
+  events.unshift([0, `arrived at ${arrival}${scheduling(receipt)}`]);
+  if (totalMs > 0)
+    events.push([totalMs, `ended${receipt.error === "" ? "" : `: ${receipt.errorCode}: ${receipt.error}`}`]);
+  const meanings = fallbacks.map(
+    (text) => `  ${text}: ${MEANINGS[text] ?? MEANINGS[text.split(":")[0]!] ?? "see the documentation"}`,
+  );
+  return [
+    `${receipt.requestId}: ${receipt.path}, model ${receipt.model}${stream ? ", streamed" : ""}`,
+    summary(receipt),
+    "",
+    ...events.map(([atMs, text]) => `${ms(atMs).padStart(10)}  ${text}`),
+    ...(meanings.length === 0 ? [] : ["", "Fallbacks:", ...meanings]),
+    ...(legs.length === 0 ? [] : ["", ...timeline(receipt)]),
+  ].join("\n");
 }
 
 function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string {
@@ -86,17 +79,15 @@ function summary({ outcome, status, totalMs, legs, bodyBytes }: Receipt): string
 }
 
 function scheduling({ tenant, priority }: Receipt): string {
-  const parts = [...(tenant === "" ? [] : [`tenant ${tenant}`]), ...(priority === 0 ? [] : [`priority ${priority}`])];
+  const parts = [tenant && `tenant ${tenant}`, priority && `priority ${priority}`].filter(Boolean);
   return parts.length === 0 ? "" : ` (${parts.join(", ")})`;
 }
 
 /** One line with the outcome; below it, where the attempt ran and where its time went. */
-function attempt(leg: Leg, index: number, count: number, stream: boolean): string {
-  const times = partsOf(leg, stream)
-    .filter(({ tookMs }) => tookMs > 0)
-    .map(({ name, tookMs }) => `${name} ${ms(tookMs)}`);
+function attempt(leg: Leg, name: string, stream: boolean): string {
+  const times = partsOf(leg, stream).flatMap(([, part, tookMs]) => (tookMs > 0 ? [`${part} ${ms(tookMs)}`] : []));
   const lines = [
-    `${count === 1 ? "leg" : `leg ${index + 1} of ${count}`}${leg.error === "" ? "" : `: ended by ${leg.error}`}`,
+    `${name}${leg.error === "" ? "" : `: ended by ${leg.error}`}`,
     leg.prefillInstanceId === "" ? "no prefill: decode unpaired" : `prefill on ${leg.prefillInstanceId}`,
     `decode on ${leg.decodeInstanceId || "none"}`,
     ...(times.length === 0 ? [] : [times.join(", ")]),
@@ -104,19 +95,18 @@ function attempt(leg: Leg, index: number, count: number, stream: boolean): strin
   return lines.join(`\n${" ".repeat(14)}`);
 }
 
+/** A part of an attempt: its letter in the timeline, its name, and its duration in milliseconds. */
+type Part = readonly [string, string, number];
+
 /** The first token of a non-streaming answer is not visible, so transfer and decode are one part there. */
 function partsOf({ reserveMs, prefillMs, transferMs, decodeMs }: Leg, stream: boolean): Part[] {
-  const before: Part[] = [
-    { name: "reserve", letter: "r", tookMs: reserveMs },
-    { name: "prefill", letter: "P", tookMs: prefillMs },
-  ];
-  return stream
+  const answer: Part[] = stream
     ? [
-        ...before,
-        { name: "transfer", letter: "t", tookMs: transferMs },
-        { name: "decode", letter: "D", tookMs: decodeMs },
+        ["t", "transfer", transferMs],
+        ["D", "decode", decodeMs],
       ]
-    : [...before, { name: "transfer and decode", letter: "D", tookMs: transferMs + decodeMs }];
+    : [["D", "transfer and decode", transferMs + decodeMs]];
+  return [["r", "reserve", reserveMs], ["P", "prefill", prefillMs], ...answer];
 }
 
 /** One row per attempt, all on the same scale. */
@@ -124,7 +114,7 @@ function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
   const parts = legs.map((leg) => partsOf(leg, stream));
   const endMs = Math.max(
     totalMs,
-    ...legs.map((leg, index) => leg.startedMs + parts[index]!.reduce((sum, { tookMs }) => sum + tookMs, 0)),
+    ...legs.map((leg, index) => leg.startedMs + parts[index]!.reduce((sum, [, , tookMs]) => sum + tookMs, 0)),
     0.001,
   );
   const column = (atMs: number): number => Math.min(WIDTH, Math.round((atMs / endMs) * WIDTH));
@@ -133,7 +123,7 @@ function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
   for (const [index, leg] of legs.entries()) {
     let atMs = leg.startedMs;
     const row = Array<string>(WIDTH).fill(".");
-    for (const { tookMs, letter } of parts[index]!) {
+    for (const [letter, , tookMs] of parts[index]!) {
       if (tookMs <= 0) continue;
       // A part that took any time at all gets a column.
       const from = Math.min(WIDTH - 1, column(atMs));
@@ -142,7 +132,7 @@ function timeline({ legs, queueMs, totalMs, stream }: Receipt): string[] {
     }
     rows.push(`${`leg ${index + 1}`.padEnd(8)}|${row.join("")}|`);
   }
-  const legend = parts[0]!.map(({ name, letter }) => `${letter} ${name}`).join(", ");
+  const legend = parts[0]!.map(([letter, name]) => `${letter} ${name}`).join(", ");
   return [...rows, `${" ".repeat(8)} 0${ms(endMs).padStart(WIDTH - 1)}`, `${" ".repeat(8)} q queue, ${legend}`];
 }
 

@@ -12,30 +12,20 @@ import {
   secret,
   section,
   text,
+  type Config,
 } from "../../../services/common/config.ts";
-import type { Config } from "../../../services/common/config.ts";
 import { ENGINE_KINDS, type EngineKind } from "../../../services/engine/engine.ts";
 import { CONNECTOR_NAMES } from "../../../services/kv/index.ts";
 import { stateDir } from "../../../services/common/state-dir.ts";
 import { defaultEngineKind, isGguf } from "../../../services/common/default-engine.ts";
 
+const COUNT = { default: 1, min: 1, max: 64, unit: "instances" } as const;
+
 export const upConfig = defineConfig(
   "up",
   {
-    prefill: integer("prefill", "Prefill instances to start.", {
-      default: 1,
-      min: 1,
-      max: 64,
-      unit: "instances",
-      env: ["NUM_PREFILL", "num_prefill"],
-    }),
-    decode: integer("decode", "Decode instances to start.", {
-      default: 1,
-      min: 1,
-      max: 64,
-      unit: "instances",
-      env: ["NUM_DECODE", "num_decode"],
-    }),
+    prefill: integer("prefill", "Prefill instances to start.", { ...COUNT, env: ["NUM_PREFILL", "num_prefill"] }),
+    decode: integer("decode", "Decode instances to start.", { ...COUNT, env: ["NUM_DECODE", "num_decode"] }),
     engineKind: choice(
       "engine.kind",
       "Engine to start. embedded: a small language model on this CPU, either the shipped one or --model FILE.gguf. vllm: large models, named by --model. sim: a simulation. Left out: embedded, if its model is installed. --attach-prefill and --attach-decode wrap running vLLM servers instead.",
@@ -163,63 +153,64 @@ export type UpConfig = Config<typeof upConfig.schema>;
 
 /** @throws ConfigError for settings that are valid alone but conflict with each other. */
 export function checkUpConfig(config: UpConfig): void {
-  if (config.attach.discover !== undefined) {
-    const other = ["engine.kind", "prefill", "decode", "attach.prefill", "attach.decode", "connector"].find((key) =>
-      config.settings.isGiven(key),
-    );
-    if (other !== undefined)
-      throw new ConfigError(
-        `--discover and --${other} exclude each other: engines that ping bring their role and their connector.`,
-      );
-    return;
-  }
-  const attached = config.attach.prefill.length > 0 || config.attach.decode.length > 0;
-  if (!attached) {
-    const kind = engineKind(config);
-    if (kind === "vllm") return checkVllm(config);
-    if (kind === "sim" && isGguf(config.model))
-      throw new ConfigError(`--engine sim runs no model: leave out --model ${config.model}, or --engine sim.`);
-    if (kind === "embedded" && config.model !== undefined && !isGguf(config.model)) {
-      throw new ConfigError(
-        `--engine embedded runs GGUF files, but --model ${config.model} doesn't end in .gguf. --served_name sets the name for clients.`,
-      );
-    }
-    if (config.engines.connector !== undefined && config.engines.connector !== "p2p-zmq") {
-      throw new ConfigError(
-        `--connector ${config.engines.connector} needs vLLM servers: give --attach-prefill URL and --attach-decode URL. The ${kind === "sim" ? "sim" : "embedded engine"} moves KV by p2p-zmq.`,
-      );
-    }
-    return;
-  }
+  const conflictIn =
+    config.attach.discover !== undefined
+      ? discoverConflict
+      : config.attach.prefill.length + config.attach.decode.length > 0
+        ? attachConflict
+        : engineConflict;
+  const conflict = conflictIn(config);
+  if (conflict !== undefined) throw new ConfigError(conflict);
+}
+
+function discoverConflict({ settings }: UpConfig): string | undefined {
+  const others = ["engine.kind", "prefill", "decode", "attach.prefill", "attach.decode", "connector"];
+  const other = others.find((key) => settings.isGiven(key));
+  return other === undefined
+    ? undefined
+    : `--discover and --${other} exclude each other: engines that ping bring their role and their connector.`;
+}
+
+function attachConflict(config: UpConfig): string | undefined {
   for (const role of ["prefill", "decode"] as const) {
     const urls = config.attach[role];
     if (urls.length === 0)
-      throw new ConfigError(
-        `--attach-${role} is missing: a request needs a prefill and a decode instance. Give at least one URL.`,
-      );
-    for (const url of urls) {
-      if (!URL.canParse(url) || !/^https?:/.test(url)) {
-        throw new ConfigError(
-          `--attach-${role} ${url}: expected the URL of a vLLM server, such as http://127.0.0.1:8000.`,
-        );
-      }
-    }
-    if (config.settings.isGiven(role) && config[role] !== urls.length) {
-      throw new ConfigError(
-        `--${role} ${config[role]} and ${urls.length} × --attach-${role} disagree: leave out --${role}, because each URL is one instance.`,
-      );
-    }
+      return `--attach-${role} is missing: a request needs a prefill and a decode instance. Give at least one URL.`;
+    const wrong = urls.find((url) => !URL.canParse(url) || !/^https?:/.test(url));
+    if (wrong !== undefined)
+      return `--attach-${role} ${wrong}: expected the URL of a vLLM server, such as http://127.0.0.1:8000.`;
+    if (config.settings.isGiven(role) && config[role] !== urls.length)
+      return `--${role} ${config[role]} and ${urls.length} × --attach-${role} disagree: leave out --${role}, because each URL is one instance.`;
   }
-  if (config.settings.isGiven("engine.kind") && config.engineKind !== "vllm") {
-    throw new ConfigError(
-      `--engine ${config.engineKind} and --attach-prefill/--attach-decode exclude each other: attached servers are engines already.`,
-    );
+  if (config.settings.isGiven("engine.kind") && config.engineKind !== "vllm")
+    return `--engine ${config.engineKind} and --attach-prefill/--attach-decode exclude each other: attached servers are engines already.`;
+  if (config.engines.connector === "p2p-nccl")
+    return "--connector p2p-nccl: each attached engine's KV address must be known, which `up` has no flag for. Start the wrappers one by one: tandem router, then tandem prefill|decode --attach URL --connector p2p-nccl --engine.kv_address HOST:PORT.";
+  return undefined;
+}
+
+function engineConflict(config: UpConfig): string | undefined {
+  const kind = engineKind(config);
+  const { model } = config;
+  const { connector, gpus } = config.engines;
+  if (kind === "vllm") {
+    if (model === undefined)
+      return "--engine vllm needs a model: give --model a Hugging Face id, such as meta-llama/Llama-3.1-8B-Instruct, or the path of a folder.";
+    if (connector === "p2p-zmq")
+      return "--connector p2p-zmq is for the sim. vLLM moves KV by nixl (from 0.24 on) or p2p-nccl (up to 0.23).";
+    const instances = config.prefill + config.decode;
+    const given = gpusOf(config)?.length ?? instances;
+    if (given !== instances)
+      return `--gpus ${gpus}: ${given} entries for ${instances} instances. Give one entry per instance, prefill first; join the GPUs of one instance by +. Instances may share a GPU: 0,0.`;
+    return undefined;
   }
-  if (config.engines.connector === "p2p-nccl") {
-    throw new ConfigError(
-      "--connector p2p-nccl: each attached engine's KV address must be known, which `up` has no flag for. Start the wrappers one by one: tandem router, then tandem prefill|decode --attach URL --connector p2p-nccl --engine.kv_address HOST:PORT.",
-    );
-  }
+  if (kind === "sim" && isGguf(model))
+    return `--engine sim runs no model: leave out --model ${model}, or --engine sim.`;
+  if (kind === "embedded" && model !== undefined && !isGguf(model))
+    return `--engine embedded runs GGUF files, but --model ${model} doesn't end in .gguf. --served_name sets the name for clients.`;
+  if (connector !== undefined && connector !== "p2p-zmq")
+    return `--connector ${connector} needs vLLM servers: give --attach-prefill URL and --attach-decode URL. The ${kind === "sim" ? "sim" : "embedded engine"} moves KV by p2p-zmq.`;
+  return undefined;
 }
 
 /** Name of a deployment on the default port. */
@@ -240,26 +231,6 @@ export function isAttached(config: UpConfig): boolean {
 /** The engine to start if none is attached: the one asked for, or one that can run here. */
 export function engineKind(config: UpConfig): EngineKind {
   return config.engineKind ?? defaultEngineKind(config.model);
-}
-
-function checkVllm(config: UpConfig): void {
-  if (config.model === undefined) {
-    throw new ConfigError(
-      "--engine vllm needs a model: give --model a Hugging Face id, such as meta-llama/Llama-3.1-8B-Instruct, or the path of a folder.",
-    );
-  }
-  if (config.engines.connector === "p2p-zmq") {
-    throw new ConfigError(
-      "--connector p2p-zmq is for the sim. vLLM moves KV by nixl (from 0.24 on) or p2p-nccl (up to 0.23).",
-    );
-  }
-  const instances = config.prefill + config.decode;
-  const given = gpusOf(config);
-  if (given !== undefined && given.length !== instances) {
-    throw new ConfigError(
-      `--gpus ${config.engines.gpus}: ${given.length} entries for ${instances} instances. Give one entry per instance, prefill first; join the GPUs of one instance by +. Instances may share a GPU: 0,0.`,
-    );
-  }
 }
 
 /** The CUDA_VISIBLE_DEVICES of each instance, prefill first; undefined if not given. */

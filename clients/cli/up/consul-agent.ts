@@ -1,11 +1,11 @@
 // The Consul of `tandem up --consul`: an agent that runs already, or one in dev mode that lives as long as `up`.
-import { request } from "node:http";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { StartError } from "../../../services/common/config.ts";
 import { spawnGuarded } from "../../../services/common/guardian.ts";
 import { findOnPath, isProgram } from "../../../services/common/programs.ts";
+import { getText } from "../../common/get-text.ts";
 
 export interface ConsulAgent {
   /** URL of the web UI. */
@@ -38,7 +38,8 @@ export async function useConsul(env: Env): Promise<ConsulAgent> {
   const given = (env["CONSUL_HTTP_ADDR"] ?? "") !== "";
   // An agent behind TLS or a socket file is only reachable with the settings for it, which the processes that we start
   // have.
-  if (/^(https|unix):/.test(address) || (await leaderAt(address)) !== undefined) return running(address);
+  if (/^(https|unix):/.test(address) || (await leaderAt(address)) !== undefined)
+    return { uiUrl: uiOf(address), ours: false, ready: Promise.resolve(), stop: async () => {}, kill() {} };
   if (given)
     throw new StartError(
       `--consul: no Consul agent answers at CONSUL_HTTP_ADDR=${address}. Start it, or unset the variable to have one started.`,
@@ -53,28 +54,18 @@ export async function useConsul(env: Env): Promise<ConsulAgent> {
   return start(program);
 }
 
-function running(address: string): ConsulAgent {
-  return { uiUrl: uiOf(address), ours: false, ready: Promise.resolve(), async stop() {}, kill() {} };
-}
-
 async function start(program: string): Promise<ConsulAgent> {
   const agent = await spawnGuarded({ command: program, args: DEV_FLAGS, keepLines: 5 });
   let over = false;
   const ended = agent.exited.then(() => (over = true));
   async function untilLeader(): Promise<void> {
-    for (;;) {
+    while (((await leaderAt(USUAL_ADDRESS)) ?? "") === "") {
       if (over) throw new StartError(`Consul could not start:\n    ${agent.lastLines().join("\n    ")}`);
-      if (((await leaderAt(USUAL_ADDRESS)) ?? "") !== "") return;
       await Promise.race([sleep(50), ended]);
     }
   }
-  return {
-    uiUrl: uiOf(USUAL_ADDRESS),
-    ours: true,
-    ready: untilLeader(),
-    stop: () => agent.stop(STOP_MS),
-    kill: agent.kill,
-  };
+  const uiUrl = uiOf(USUAL_ADDRESS);
+  return { uiUrl, ours: true, ready: untilLeader(), stop: () => agent.stop(STOP_MS), kill: agent.kill };
 }
 
 const DEV_FLAGS = [
@@ -104,20 +95,8 @@ function findProgram(env: Env): string | undefined {
 }
 
 /** The leader by /v1/status/leader: "" while there is none; undefined if no Consul answers. */
-function leaderAt(address: string): Promise<string | undefined> {
-  return new Promise((resolve) => {
-    const url = `${address.startsWith("http://") ? address : `http://${address}`}/v1/status/leader`;
-    if (!URL.canParse(url)) return resolve(undefined);
-    const call = request(url, { agent: false, timeout: LOOK_MS }, (response) => {
-      let text = "";
-      response.setEncoding("utf8").on("data", (piece: string) => (text = (text + piece).slice(0, 200)));
-      response.on("error", () => resolve(undefined));
-      response.on("end", () =>
-        resolve(response.statusCode === 200 && /^"[^"]*"\s*$/.test(text) ? text.trim().slice(1, -1) : undefined),
-      );
-    });
-    call.on("timeout", () => call.destroy(new Error("no answer")));
-    call.on("error", () => resolve(undefined));
-    call.end();
-  });
+async function leaderAt(address: string): Promise<string | undefined> {
+  const url = `${address.startsWith("http://") ? address : `http://${address}`}/v1/status/leader`;
+  const answer = await getText(url, AbortSignal.timeout(LOOK_MS)).catch(() => undefined);
+  return answer?.status === 200 ? /^"([^"]*)"\s*$/.exec(answer.text)?.[1] : undefined;
 }

@@ -5,39 +5,35 @@ import { StartError } from "../../../services/common/config.ts";
 import { freePort, listenProblem } from "../../../services/common/ports.ts";
 import { liveRuns } from "../run-file.ts";
 
+/** host:port of each; the port is never 0. */
 export interface ListenPorts {
   readonly rest: string;
   readonly grpc: string;
 }
 
 /** @throws StartError when an address can't be listened on; the message names the flag that changes the address. */
-export async function listenPorts(rest: string, grpc: string, stateDir: string): Promise<ListenPorts> {
-  const ports = { rest: await withPort(rest), grpc: await withPort(grpc) };
-  if (ports.rest === ports.grpc)
-    throw new StartError(`--port and --grpc-port are both ${ports.rest}; give two different ports.`);
-  for (const [flag, listen] of [
-    ["--port", ports.rest],
-    ["--grpc-port", ports.grpc],
-  ] as const) {
-    const { host, port } = splitAddress(listen);
-    const problem = await listenProblem(host, port);
-    if (problem === undefined) continue;
-    if (problem === "EADDRINUSE") throw new StartError(taken(listen, flag, stateDir));
-    throw new StartError(`${listen} can't be listened on (${problem}). ${flag} changes the address.`);
-  }
-  return ports;
+export async function listenPorts(restListen: string, grpcListen: string, stateDir: string): Promise<ListenPorts> {
+  const [rest, grpc] = [await withPort(restListen), await withPort(grpcListen)];
+  if (rest === grpc) throw new StartError(`--port and --grpc-port are both ${rest}; give two different ports.`);
+  await mustBeFree(rest, "--port", stateDir);
+  await mustBeFree(grpc, "--grpc-port", stateDir);
+  return { rest, grpc };
 }
 
-function taken(listen: string, flag: string, stateDir: string): string {
-  const { port } = splitAddress(listen);
-  const owner = liveRuns(stateDir).find(
-    (run) => run.restUrl.endsWith(`:${port}`) || run.grpcAddress.endsWith(`:${port}`),
-  );
+async function mustBeFree(listen: string, flag: string, stateDir: string): Promise<void> {
+  const { host, port } = splitAddress(listen);
+  const problem = await listenProblem(host, port);
+  if (problem === undefined) return;
+  if (problem !== "EADDRINUSE")
+    throw new StartError(`${listen} can't be listened on (${problem}). ${flag} changes the address.`);
+  const owner = liveRuns(stateDir).find((run) => [run.restUrl, run.grpcAddress].some((at) => at.endsWith(`:${port}`)));
   const who =
     owner === undefined
       ? "another program listens there"
       : `another \`tandem up\` (pid ${owner.pid}) listens there; \`tandem status\` shows it`;
-  return `${listen} is in use: ${who}. Stop that program, or choose another port with ${flag} PORT (0 takes a free one).`;
+  throw new StartError(
+    `${listen} is in use: ${who}. Stop that program, or choose another port with ${flag} PORT (0 takes a free one).`,
+  );
 }
 
 /** `listen` with a free port instead of 0, because several processes must know the port. */

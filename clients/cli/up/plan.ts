@@ -1,12 +1,11 @@
 // The processes of a run and their command lines. No I/O.
 import { TANDEM, type ChildSpec } from "../../common/child.ts";
 import { engineKind, gpusOf, isAttached, type UpConfig } from "./config.ts";
+import type { ListenPorts } from "./listen-ports.ts";
 
 export interface PlanInput {
   readonly config: UpConfig;
-  /** host:port; the port is never 0 here. */
-  readonly restListen: string;
-  readonly grpcListen: string;
+  readonly ports: ListenPorts;
   readonly token: string;
   /** Name of the deployment. */
   readonly name: string;
@@ -15,76 +14,64 @@ export interface PlanInput {
 }
 
 export function planChildren(input: PlanInput): ChildSpec[] {
-  const { config } = input;
-  const graceMs = String(config.process.drainGraceMs);
+  const { config, ports } = input;
   const env = childEnv(input);
   const spec = (name: string, role: ChildSpec["role"], flags: readonly string[]): ChildSpec => ({
     name,
     role,
-    argv: [...TANDEM, role, ...flags, "--drain.grace_ms", graceMs],
+    argv: [...TANDEM, role, ...flags, `--drain.grace_ms=${config.process.drainGraceMs}`],
     env,
   });
+  const consul = config.consul ? ["--registry.kind=consul"] : [];
+  const registry = `--registry.address=${dialable(ports.grpc)}`;
   const instances = (role: "prefill" | "decode"): ChildSpec[] => {
-    const urls = config.attach[role];
-    const count = isAttached(config) ? urls.length : config[role];
+    const attached = config.attach[role];
+    const count = isAttached(config) ? attached.length : config[role];
     return Array.from({ length: count }, (_, index) =>
       spec(`${role}-${index + 1}`, role, [
         // Any free port: the instance registers the port it got, and two runs on one machine don't collide.
-        "--grpc.listen",
-        "127.0.0.1:0",
-        ...(config.consul ? ["--registry.kind", "consul"] : ["--registry.address", dialable(input.grpcListen)]),
-        ...(isAttached(config) ? ["--engine.attach", urls[index]!] : ["--engine.kind", engineKind(config)]),
+        "--grpc.listen=127.0.0.1:0",
+        ...(config.consul ? consul : [registry]),
+        ...(isAttached(config) ? [`--engine.attach=${attached[index]}`] : engineFlags(input, role, index)),
         ...flagsOf(config, role).map((flag) => `--engine.flag=${flag}`),
-        ...(config.engines.servedName === undefined || isAttached(config)
-          ? []
-          : [`--served_name=${config.engines.servedName}`]),
-        ...(config.engineKind === "vllm" && !isAttached(config) ? vllmFlags(config, role, index, input.env) : []),
-        ...(config.engines.connector === undefined ? [] : ["--connector", config.engines.connector]),
-        ...(config.model === undefined ? [] : ["--model", config.model]),
-        "--kv.listen",
-        String(config.engines[`${role}KvPort`] + index),
+        ...flag("connector", config.engines.connector),
+        ...flag("model", config.model),
+        `--kv.listen=${config.engines[`${role}KvPort`] + index}`,
       ]),
     );
   };
-  const discover = (listen: string): ChildSpec =>
-    spec("discover", "discover", [
-      "--listen",
-      listen,
-      "--registry.address",
-      dialable(input.grpcListen),
-      ...(config.model === undefined ? [] : ["--model", config.model]),
-    ]);
+  const { discover } = config.attach;
   return [
-    spec("router", "router", [
-      "--rest.listen",
-      input.restListen,
-      "--grpc.listen",
-      input.grpcListen,
-      ...(config.consul ? ["--registry.kind", "consul"] : []),
-    ]),
-    ...(config.attach.discover === undefined
+    spec("router", "router", [`--rest.listen=${ports.rest}`, `--grpc.listen=${ports.grpc}`, ...consul]),
+    ...(discover === undefined
       ? [...instances("prefill"), ...instances("decode")]
-      : [discover(config.attach.discover)]),
+      : [spec("discover", "discover", [`--listen=${discover}`, registry, ...flag("model", config.model)])]),
   ];
+}
+
+/** Empty if the value is not given. */
+function flag(name: string, value: string | undefined): string[] {
+  return value === undefined ? [] : [`--${name}=${value}`];
 }
 
 /** A flag may name its role: "decode:--fault=stall". */
 function flagsOf(config: UpConfig, role: "prefill" | "decode"): string[] {
   const other = role === "prefill" ? "decode:" : "prefill:";
-  const own = config.engines.flags.filter((flag) => !flag.startsWith(other));
-  return own.map((flag) => (flag.startsWith(`${role}:`) ? flag.slice(role.length + 1) : flag));
+  const own = config.engines.flags.filter((one) => !one.startsWith(other));
+  return own.map((one) => (one.startsWith(`${role}:`) ? one.slice(role.length + 1) : one));
 }
 
-function vllmFlags(config: UpConfig, role: "prefill" | "decode", index: number, env: PlanInput["env"]): string[] {
+/** Of an engine that is started. */
+function engineFlags({ config, env }: PlanInput, role: "prefill" | "decode", index: number): string[] {
+  const kind = engineKind(config);
+  const flags = [`--engine.kind=${kind}`, ...flag("served_name", config.engines.servedName)];
+  if (kind !== "vllm") return flags;
   const nth = role === "prefill" ? index : config.prefill + index;
   // One GPU per instance is the default; if the user made a list visible, its GPUs are assigned in order.
   const visible = env["CUDA_VISIBLE_DEVICES"]?.split(",").filter((one) => one !== "");
-  const gpus =
-    gpusOf(config)?.[nth] ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
-  return [
-    ...(config.engines.vllmCommand === undefined ? [] : [`--vllm.command=${config.engines.vllmCommand}`]),
-    ...(gpus === undefined ? [] : [`--gpus=${gpus}`]),
-  ];
+  const given = gpusOf(config)?.[nth];
+  const gpus = given ?? (visible === undefined ? String(nth) : visible[nth % Math.max(1, visible.length)]);
+  return [...flags, ...flag("vllm.command", config.engines.vllmCommand), ...flag("gpus", gpus)];
 }
 
 /** The address at which this machine reaches a server that listens on `address`. */
@@ -92,17 +79,19 @@ export function dialable(listen: string): string {
   return listen.replace(/^0\.0\.0\.0:/, "127.0.0.1:").replace(/^\[::\]:/, "[::1]:");
 }
 
-function childEnv({ config, env, token, name, stateDir }: PlanInput): Record<string, string | undefined> {
-  const own: Record<string, string | undefined> = { ...env };
-  // The file holds settings of `up`, which the children don't know.
-  delete own["TANDEM_CONFIG"];
-  // Assigned to the roles above.
-  delete own["TANDEM_ENGINE_FLAG"];
-  own["TANDEM_TOKEN"] = token;
-  own["TANDEM_DEPLOYMENT_NAME"] = name;
-  own["TANDEM_STATE_DIR"] = stateDir;
-  own["TANDEM_LOG_FORMAT"] = "json";
-  if (config.engines.hfToken !== "") own["HF_TOKEN"] = config.engines.hfToken;
-  if (config.access.apiKey !== "") own["TANDEM_API_KEY"] = config.access.apiKey;
-  return own;
+function childEnv({ config, env, token, name, stateDir }: PlanInput): ChildSpec["env"] {
+  const { engines, access } = config;
+  return {
+    ...env,
+    // The file holds settings of `up`, which the children don't know.
+    TANDEM_CONFIG: undefined,
+    // Assigned to the roles above.
+    TANDEM_ENGINE_FLAG: undefined,
+    TANDEM_TOKEN: token,
+    TANDEM_DEPLOYMENT_NAME: name,
+    TANDEM_STATE_DIR: stateDir,
+    TANDEM_LOG_FORMAT: "json",
+    ...(engines.hfToken === "" ? {} : { HF_TOKEN: engines.hfToken }),
+    ...(access.apiKey === "" ? {} : { TANDEM_API_KEY: access.apiKey }),
+  };
 }

@@ -8,17 +8,14 @@ export interface UpReadiness {
   seen(instances: readonly Instance[]): void;
   /** Whether the child was ever ready, in its current process or an earlier one. */
   wasReady(child: Child): boolean;
-  readonly allReady: boolean;
   /** One line for each child that isn't ready: its name and why. */
   missing(): string[];
-  /** The instance of a child, as the router last saw it. */
-  instanceOf(child: Child): Instance | undefined;
 }
 
 export interface ReadinessEvents {
   ready(child: Child, instance: Instance | undefined): void;
   /** Called when all children are ready for the first time. */
-  allReady(): void;
+  allReady(instances: readonly Instance[]): void;
 }
 
 export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): UpReadiness {
@@ -39,20 +36,19 @@ export function createReadiness(children: () => readonly Child[], events: Readin
         readyPids.set(child.name, child.pid);
         events.ready(child, instance);
       }
-      if (!announced && children().every(isReady)) {
-        announced = true;
-        events.allReady();
-      }
+      if (announced || !children().every(isReady)) return;
+      announced = true;
+      events.allReady(
+        children()
+          .map(instanceOf)
+          .filter((instance) => instance !== undefined),
+      );
     },
     wasReady: (child) => readyPids.has(child.name),
-    get allReady() {
-      return children().every(isReady);
-    },
     missing: () =>
       children()
         .filter((child) => !isReady(child))
         .map((child) => `${child.name}: ${reason(child, instanceOf(child))}`),
-    instanceOf,
   };
 }
 

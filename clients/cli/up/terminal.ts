@@ -3,34 +3,27 @@
 
 export interface Terminal {
   readonly colour: boolean;
-  say(line: string): void;
-  /** Prints text unchanged. */
-  print(text: string): void;
+  say(text: string): void;
   warn(text: string): void;
   /** Prints one line of a child, after the child's name. */
   relay(name: string, line: string): void;
 }
 
 const NAME_COLOURS = ["\x1b[36m", "\x1b[35m", "\x1b[34m", "\x1b[32m"];
-const OFF = "\x1b[0m";
+const YELLOW = "\x1b[33m";
 
 export function createTerminal(): Terminal {
   const colour = process.stderr.isTTY === true && (process.env["NO_COLOR"] ?? "") === "";
-  const colours = new Map<string, string>();
-  const prefix = (name: string): string => {
-    if (!colour) return `${name} | `;
-    let own = colours.get(name);
-    if (own === undefined) {
-      own = NAME_COLOURS[colours.size % NAME_COLOURS.length]!;
-      colours.set(name, own);
-    }
-    return `${own}${name}${OFF} | `;
-  };
+  const painted = (text: string, code: string): string => (colour ? `${code}${text}\x1b[0m` : text);
+  const names: string[] = [];
   return {
     colour,
-    say: (line) => process.stdout.write(`${line}\n`),
-    print: (text) => process.stdout.write(text),
-    warn: (text) => process.stderr.write(colour ? `\x1b[33m${text}${OFF}\n` : `${text}\n`),
-    relay: (name, line) => process.stderr.write(`${prefix(name)}${line}\n`),
+    say: (text) => process.stdout.write(`${text}\n`),
+    warn: (text) => process.stderr.write(`${painted(text, YELLOW)}\n`),
+    relay(name, line) {
+      if (!names.includes(name)) names.push(name);
+      const code = NAME_COLOURS[names.indexOf(name) % NAME_COLOURS.length]!;
+      process.stderr.write(`${painted(name, code)} | ${line}\n`);
+    },
   };
 }

@@ -6,16 +6,16 @@ import { resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
-import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
+import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import { liveRuns, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
-import { banner, quoted } from "./banner.ts";
+import { banner } from "./banner.ts";
+import { checkUpConfig, engineKind, isAttached, nameOf, upConfig, type UpConfig } from "./config.ts";
 import { runningConsul, useConsul } from "./consul-agent.ts";
-import { checkUpConfig, engineKind, DEFAULT_NAME, isAttached, nameOf, upConfig, type UpConfig } from "./config.ts";
 import { startFleet } from "./fleet.ts";
-import { makeLogFolder } from "./log-folder.ts";
 import { listenPorts } from "./listen-ports.ts";
+import { makeLogFolder } from "./log-folder.ts";
 import { dialable, planChildren } from "./plan.ts";
 import { createReadiness } from "./readiness.ts";
 import { createTerminal } from "./terminal.ts";
@@ -33,91 +33,73 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
   const stateDir = resolve(stateDirOf(config.process));
   const ports = await listenPorts(config.restListen, config.grpcListen, stateDir);
-  const name = nameOf(config, splitAddress(ports.rest).port);
-  const restUrl = `http://${dialable(ports.rest)}`;
-  const grpcAddress = dialable(ports.grpc);
-  const runFile = runFilePath(stateDir, splitAddress(ports.rest).port);
+  const { port } = splitAddress(ports.rest);
+  const name = nameOf(config, port);
   removeStaleRuns(stateDir);
-  const namesake = liveRuns(stateDir).find((run) => run.name === name);
+  const namesake = liveRuns(stateDir).find((one) => one.name === name);
   if (namesake !== undefined)
     throw new StartError(
       `A deployment named ${name} runs here already, at ${namesake.restUrl} (pid ${namesake.pid}). Give this one another name with --name.`,
     );
-  const logDir = makeLogFolder(stateDir, splitAddress(ports.rest).port);
-  const token = config.access.token === "" ? randomBytes(24).toString("base64url") : config.access.token;
-  const terminal = createTerminal();
-  const specs = planChildren({
-    config,
-    restListen: ports.rest,
-    grpcListen: ports.grpc,
-    token,
+  const runFile = runFilePath(stateDir, port);
+  const run: Omit<Run, "processes"> = {
     name,
-    stateDir,
-    env: process.env,
-  });
+    pid: process.pid,
+    pidStart: identityOf(process.pid)?.startedAt ?? "",
+    startedUnixMs: Math.round(performance.timeOrigin),
+    restUrl: `http://${dialable(ports.rest)}`,
+    grpcAddress: dialable(ports.grpc),
+    token: config.access.token === "" ? randomBytes(24).toString("base64url") : config.access.token,
+    logDir: makeLogFolder(stateDir, port),
+  };
+  const terminal = createTerminal();
+  const specs = planChildren({ config, ports, token: run.token, name, stateDir, env: process.env });
   const consul = config.consul ? await useConsul(process.env) : undefined;
   terminal.say(`Tandem ${TANDEM_VERSION}: ${summary(config, specs)}`);
 
-  let fail: (error: Error) => void = () => {};
-  const failed = new Promise<never>((_, reject) => {
-    fail = reject;
-  });
-  failed.catch(() => {}); // It may reject when no caller awaits it any more.
+  const failed = new AbortController();
   consul?.ready.then(
     () => terminal.say(`  consul     ${consul.ours ? "ready" : "runs already"}  ${consul.uiUrl}`),
-    (error: Error) => fail(error),
+    (error: Error) => failed.abort(error),
   );
 
   const readiness = createReadiness(() => fleet.children, {
     ready(child, instance) {
-      const seconds = (performance.now() - child.startedMs) / 1000;
+      const seconds = ((performance.now() - child.startedMs) / 1000).toFixed(2);
       const where =
         child.role === "router"
-          ? restUrl
+          ? run.restUrl
           : child.role === "discover"
             ? `pings at ${config.attach.discover ?? ""}`
             : `gRPC ${instance?.info?.grpcAddress ?? ""}`;
-      terminal.say(
-        `  ${child.name.padEnd(10)} ready${child.restarts > 0 ? " again" : ""}  ${seconds.toFixed(2)} s  ${where}`,
-      );
+      terminal.say(`  ${child.name.padEnd(10)} ready${child.restarts > 0 ? " again" : ""}  ${seconds} s  ${where}`);
       recordRun();
     },
-    allReady() {
-      const shownToken = shownSecret(config, "token", token);
-      const models = fleet.children.map((child) => readiness.instanceOf(child)?.info?.model ?? "");
-      terminal.print(
-        banner({
-          restUrl,
-          grpcAddress,
-          model: models.find((model) => model !== "") ?? "",
-          tokenText: shownToken.text,
-          tokenFile: shownToken.hidden ? runFile : undefined,
-          apiKeyText:
-            config.access.apiKey === "" ? undefined : shownSecret(config, "api_key", config.access.apiKey).text,
-          target: targetFlags(config, stateDir, name),
-          logDir,
-          consulUi: consul?.uiUrl,
-          readyS: performance.now() / 1000,
-        }),
-      );
-      if (consul === undefined) void mentionConsul(terminal);
+    allReady(instances) {
+      const model = instances.map(({ info }) => info?.model ?? "").find((one) => one !== "") ?? "";
+      terminal.say(banner({ config, run, runFile, stateDir, model, consulUi: consul?.uiUrl }));
+      if (consul === undefined)
+        void runningConsul(process.env).then((address) => {
+          if (address === undefined) return;
+          terminal.say(`A Consul agent answers at ${address}. To register there: tandem up --consul`);
+        });
     },
   });
 
   const fleet = startFleet({
     specs,
-    logDir,
+    logDir: run.logDir,
     logLimitBytes: config.process.logsLimitMib * 1024 * 1024,
     verbose: config.verbose,
     colour: terminal.colour,
-    print(name, line) {
+    print(child, line) {
       // While all processes stop together, each warns that the others are gone. The log files keep these warnings.
-      if (!stop.aborted || config.verbose) terminal.relay(name, line);
+      if (!stop.aborted || config.verbose) terminal.relay(child, line);
     },
     died(child, { how, aliveMs, restartInMs }, unprinted) {
       const lines = unprinted.map((line) => `\n    ${line}`).join("");
       if (!readiness.wasReady(child)) {
-        fail(new StartError(`${child.name} could not start (${how}).${lines}`));
+        failed.abort(new StartError(`${child.name} could not start (${how}).${lines}`));
         return false;
       }
       const when = `after ${(aliveMs / 1000).toFixed(1)} s; restarting it in ${restartInMs / 1000} s.`;
@@ -134,21 +116,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     removeRun(runFile);
   });
   const recordRun = (): void => {
-    const run: Run = {
-      name,
-      pid: process.pid,
-      pidStart: identityOf(process.pid)?.startedAt ?? "",
-      startedUnixMs: Math.round(performance.timeOrigin),
-      restUrl,
-      grpcAddress,
-      token,
-      logDir,
-      processes: fleet.children
-        .filter((child) => child.pid !== undefined)
-        .map((child) => ({ name: child.name, role: child.role, pid: child.pid! })),
-    };
+    const running = fleet.children.filter((child) => child.pid !== undefined);
     try {
-      writeRun(runFile, run);
+      writeRun(runFile, { ...run, processes: running.map(({ name, role, pid }) => ({ name, role, pid: pid! })) });
     } catch (error) {
       // Serving continues, but other commands don't find this run.
       terminal.warn(
@@ -159,18 +129,15 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   recordRun();
 
   const watching = new AbortController();
-  void watchInstances({
-    url: restUrl,
-    token,
-    onInstances: (instances) => readiness.seen(instances),
-    stop: watching.signal,
-  });
+  void watchInstances(run, watching.signal, readiness.seen);
   const late = setInterval(() => {
-    if (!readiness.allReady) terminal.warn(`Not ready yet:\n  ${readiness.missing().join("\n  ")}`);
+    const missing = readiness.missing();
+    if (missing.length > 0) terminal.warn(`Not ready yet:\n  ${missing.join("\n  ")}`);
   }, READY_LIMIT_MS);
 
   try {
-    await Promise.race([onceAborted(stop), failed]);
+    await onceAborted(anySignal(stop, failed.signal));
+    failed.signal.throwIfAborted();
     if (stop.reason === "SIGTERM") {
       terminal.say("Stopping: running answers finish first. A second signal ends them.");
       watching.abort();
@@ -187,12 +154,6 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   process.exit(0);
 }
 
-async function mentionConsul(terminal: ReturnType<typeof createTerminal>): Promise<void> {
-  const address = await runningConsul(process.env);
-  if (address !== undefined)
-    terminal.say(`A Consul agent answers at ${address}. To register there: tandem up --consul`);
-}
-
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {
   const count = (role: string): number => specs.filter((spec) => spec.role === role).length;
   const kind = engineKind(config);
@@ -206,25 +167,4 @@ function summary(config: UpConfig, specs: readonly { readonly role: string }[]):
         ? "simulated engines (no model: answers are canned prose)"
         : `embedded engines, ${config.model ?? "tandem-tiny (a small model that knows Tandem's documentation and little else)"}`;
   return `router, ${count("prefill")} prefill, ${count("decode")} decode; ${engines}`;
-}
-
-/**
- * How to write a secret in a shell. A secret that came from a variable is shown as that variable. Any other is only
- * shown on a terminal, because elsewhere it would stay in a log.
- */
-function shownSecret(config: UpConfig, key: "token" | "api_key", value: string): { text: string; hidden: boolean } {
-  const origin = originOf(config, key);
-  if (origin.startsWith("env ")) return { text: `$${origin.slice("env ".length)}`, hidden: false };
-  if (process.stdout.isTTY) return { text: value, hidden: false };
-  return { text: `$TANDEM_${key.toUpperCase()}`, hidden: true };
-}
-
-/** Flags by which the commands in the banner find this deployment. */
-function targetFlags(config: UpConfig, stateDir: string, name: string): string {
-  const elsewhere = originOf(config, "state.dir").startsWith("flag ");
-  return `${elsewhere ? ` --state.dir ${quoted(stateDir)}` : ""}${name === DEFAULT_NAME ? "" : ` --name ${name}`}`;
-}
-
-function originOf(config: UpConfig, key: string): string {
-  return config.settings.all.find((setting) => setting.key === key)?.origin ?? "";
 }

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { GetReceiptResponseSchema } from "#gen/tandem/router/v1/router_pb.js";
-import { figures } from "../../../clients/cli/chat/figures.ts";
+import { figures } from "../../../clients/cli/chat/turn.ts";
 import { bytesText } from "../../../clients/common/bytes-text.ts";
 import { nextEvent, within } from "../../support/waits.ts";
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
 import { DiagnosisSchema, type Diagnosis } from "#gen/tandem/router/v1/router_pb.js";
-import { hasError, renderDiagnoses } from "../../../clients/cli/doctor/report.ts";
+import { hasError, renderDiagnoses } from "../../../clients/cli/doctor.ts";
 
 const diagnosis = (level: FindingLevel, check: string, message: string, cure = "", decodeInstanceId = ""): Diagnosis =>
   create(DiagnosisSchema, {

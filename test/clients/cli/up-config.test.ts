@@ -14,8 +14,7 @@ function plan(argv: string[], env: Record<string, string> = {}): ReturnType<type
   const config = read(argv, env);
   return planChildren({
     config,
-    restListen: config.restListen,
-    grpcListen: config.grpcListen,
+    ports: { rest: config.restListen, grpc: config.grpcListen },
     token: "t0k3n",
     name: "mine",
     stateDir: "/state",
@@ -25,8 +24,7 @@ function plan(argv: string[], env: Record<string, string> = {}): ReturnType<type
 
 /** Value of a flag in a command line. */
 function flag(argv: readonly string[], name: string): string | undefined {
-  const at = argv.indexOf(name);
-  return at === -1 ? undefined : argv[at + 1];
+  return argv.find((word) => word.startsWith(`${name}=`))?.slice(name.length + 1);
 }
 
 describe("settings of `tandem up`", () => {

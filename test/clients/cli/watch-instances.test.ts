@@ -34,14 +34,10 @@ describe("watching the instances of a router", () => {
     const pids: (number | undefined)[] = [];
     const second = deferred();
     const stop = new AbortController();
-    const watching = watchInstances({
-      url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-      token: "t0k3n",
-      stop: stop.signal,
-      onInstances(instances) {
-        pids.push(instances[0]?.info?.pid);
-        if (pids.length === 2) second.resolve();
-      },
+    const restUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const watching = watchInstances({ restUrl, token: "t0k3n" }, stop.signal, (instances) => {
+      pids.push(instances[0]?.info?.pid);
+      if (pids.length === 2) second.resolve();
     });
     await within(second.promise, "the second list");
     assert.deepEqual(
