@@ -9,9 +9,9 @@ import { routerClient, type RouterClient } from "../client/rpc.ts";
 import { createChildLog } from "../common/child-log.ts";
 import { endWithin, startChild, TANDEM, type Child } from "../common/child.ts";
 import { becomesTrue } from "./becomes-true.ts";
+import type { ChaosConfig } from "./config.ts";
 import { engineUnder, type EngineProcess } from "./engine.ts";
 import { startProxy, type Proxy, type ProxyLink } from "./proxy.ts";
-import type { FleetShape } from "./schedule.ts";
 
 const HOST = "127.0.0.1";
 /** Partners dial KV ports on this host, engines listen on 127.0.0.1, and the proxy is in between. */
@@ -54,14 +54,6 @@ export interface Cluster extends AsyncDisposable {
   ready(limitMs?: number): Promise<void>;
 }
 
-export interface ClusterOptions {
-  readonly fleet: FleetShape;
-  readonly engine: "sim" | "embedded";
-  readonly engineFlags: readonly string[];
-  readonly stallMs: number;
-  readonly folder: string;
-}
-
 /** The instances that a router sees. Undefined if the router does not answer. */
 export async function instancesSeen({ control }: RouterMember, timeoutMs = 1_000): Promise<Instance[] | undefined> {
   const answer = await control.listInstances({}, { timeoutMs }).catch(() => undefined);
@@ -73,7 +65,13 @@ export function findSeen(seen: readonly Instance[] | undefined, { grpcAddress }:
   return seen?.find(({ info }) => info?.grpcAddress === grpcAddress);
 }
 
-export async function startCluster(o: ClusterOptions): Promise<Cluster> {
+/** @param folder For the logs. */
+export async function startCluster(
+  config: ChaosConfig,
+  engineFlags: readonly string[],
+  folder: string,
+): Promise<Cluster> {
+  const { engineKind, stallMs } = config;
   const token = randomBytes(16).toString("hex");
   const env = { ...process.env, TANDEM_LOG_FORMAT: "json", TANDEM_TOKEN: token };
   const closing: (() => Promise<void>)[] = [];
@@ -81,7 +79,7 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
     await Promise.all(closing.splice(0).map((end) => end()));
   };
   const start = (name: string, role: Child["role"], flags: readonly string[]): Child => {
-    const log = createChildLog({ file: join(o.folder, `${name}.log`), limitBytes: LOG_LIMIT_BYTES });
+    const log = createChildLog({ file: join(folder, `${name}.log`), limitBytes: LOG_LIMIT_BYTES });
     const spec = { name, role, argv: [...TANDEM, role, ...flags], env, pauseMaxMs: RESTART_PAUSE_MS };
     const child = startChild(spec, log.read, () => true);
     closing.push(async () => {
@@ -99,12 +97,12 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
 
   try {
     const routerPorts: { rest: number; grpc: number }[] = [];
-    while (routerPorts.length < o.fleet.routers) routerPorts.push({ rest: await freePort(), grpc: await freePort() });
+    while (routerPorts.length < config.routers) routerPorts.push({ rest: await freePort(), grpc: await freePort() });
     const instances: InstanceMember[] = [];
     // Distinct from other runs on this machine, and below the ports that `freePort` returns.
     let kvPort = 10_000 + (process.pid % 97) * 100;
     for (const role of ["prefill", "decode"] as const) {
-      for (let index = 1; index <= o.fleet[role]; index++) {
+      for (let index = 1; index <= config[role]; index++) {
         const [listen, advertised] = [await freePort(), await freePort()];
         const grpcAddress = `${HOST}:${advertised}`;
         const rpcLink = await proxy([link(HOST, advertised, listen)]);
@@ -115,15 +113,15 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           `--grpc.listen=${HOST}:${listen}`,
           `--grpc.advertise=${grpcAddress}`,
           `--registry.address=${HOST}:${routerPorts[0]!.grpc}`,
-          `--engine.kind=${o.engine}`,
+          `--engine.kind=${engineKind}`,
           `--kv.listen=${kvPort}`,
           // An instance sees all streams of its engine, and a router only one: the instance detects a stall sooner, and
           // its legs move elsewhere.
-          `--stall_ms=${o.stallMs / 2}`,
+          `--stall_ms=${stallMs / 2}`,
           "--drain.grace_ms=10000",
           "--log.level=info",
           ...(role === "decode" ? [`--kv.advertise=${KV_PROXY_HOST}`] : []),
-          ...o.engineFlags.map((flag) => `--engine.flag=${flag}`),
+          ...engineFlags.map((flag) => `--engine.flag=${flag}`),
         ]);
         kvPort += KV_PORTS;
         instances.push({ process: started, engine: engineUnder(started), role, grpcAddress, rpcLink, kvLink });
@@ -134,9 +132,9 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
       const started = start(`router-${index + 1}`, "router", [
         `--rest.listen=${HOST}:${rest}`,
         `--grpc.listen=${HOST}:${grpc}`,
-        `--stall_ms=${o.stallMs}`,
+        `--stall_ms=${stallMs}`,
         "--drain.grace_ms=10000",
-        ...(o.engine === "sim" ? PREFILL_LIMITS : []),
+        ...(engineKind === "sim" ? PREFILL_LIMITS : []),
         ...(index === 0 ? [] : instances.map(({ grpcAddress }) => `--instances=${grpcAddress}`)),
       ]);
       return { process: started, url, control: routerClient(url, token) };
@@ -154,7 +152,7 @@ export async function startCluster(o: ClusterOptions): Promise<Cluster> {
           if (complete) continue;
           const why = seen.map(({ info, reason }) => `${info?.grpcAddress} ${reason}`).join("; ");
           throw new Error(
-            `${router.process.name} does not see ${instances.length} eligible instances (${why}); logs are in ${o.folder}`,
+            `${router.process.name} does not see ${instances.length} eligible instances (${why}); logs are in ${folder}`,
           );
         }
       },

@@ -19,18 +19,17 @@ export interface Fault extends PlannedFault {
   skipped: string | undefined;
 }
 
-export interface Injector {
-  readonly faults: readonly Fault[];
-  /** Resolves when the last fault is healed. */
-  run(plan: readonly PlannedFault[]): Promise<unknown>;
-}
-
 const NOTICED_MS = 500;
 const WHOLE_LIMIT_MS = 30_000;
 /** An engine without requests doesn't use up its fault. */
 const FAULT_LIMIT_MS = 20_000;
 
-export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "began" | "healed") => void): Injector {
+/** Injects all faults of `plan`, each at its time. Resolves when the last one is healed. */
+export async function injectFaults(
+  cluster: Cluster,
+  plan: readonly PlannedFault[],
+  onEvent: (fault: Fault, what: "began" | "healed") => void,
+): Promise<readonly Fault[]> {
   const faults: Fault[] = [];
 
   async function inject(planned: PlannedFault): Promise<void> {
@@ -119,12 +118,9 @@ export function createInjector(cluster: Cluster, onEvent: (fault: Fault, what: "
     throw new Error("no router knows the instance");
   }
 
-  const run: Injector["run"] = (plan) =>
-    openLoop(
-      plan.map(({ atMs }) => atMs),
-      (index) => inject(plan[index]!),
-    );
-  return { faults, run };
+  const timesMs = plan.map(({ atMs }) => atMs);
+  await openLoop(timesMs, (index) => inject(plan[index]!));
+  return faults;
 }
 
 async function isReady({ url }: RouterMember): Promise<boolean> {

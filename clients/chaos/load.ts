@@ -5,6 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-request.ts";
 import { seededRandom } from "../loadgen/arrivals.ts";
 import type { RouterMember } from "./cluster.ts";
+import type { ChaosConfig } from "./config.ts";
 
 /** One request of the load. */
 export interface RequestRecord extends TimedAnswer {
@@ -14,46 +15,36 @@ export interface RequestRecord extends TimedAnswer {
   readonly ask: number;
 }
 
-export interface LoadOptions {
-  readonly routers: readonly RouterMember[];
-  readonly asks: readonly Ask[];
-  readonly streams: number;
-  readonly seed: number;
-  readonly hangMs: number;
-}
-
-export interface Load {
-  readonly records: readonly RequestRecord[];
-  /** Starts no more requests; resolves when the last one has ended. */
-  stop(): Promise<void>;
-}
-
 /** Shares of requests whose client leaves, and whose client pauses. */
 const LEAVE_SHARE = 0.05;
 const HOLD_SHARE = 0.03;
 /** Pause after a failed request, because a client that retries without a pause only loads the machine. */
 const PAUSE_MS = 50;
 
-export function startLoad(o: LoadOptions): Load {
+export function startLoad(
+  routers: readonly RouterMember[],
+  asks: readonly Ask[],
+  { streams, seed, hangMs }: ChaosConfig,
+) {
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity });
   const records: RequestRecord[] = [];
   let stopping = false;
   let next = 0;
 
   async function lane(index: number): Promise<void> {
-    const random = seededRandom(o.seed * 7_919 + index);
+    const random = seededRandom(seed * 7_919 + index);
     let turn = index;
     // Spreads the starts, so that the streams don't run in step.
     await sleep(random() * 500);
     while (!stopping) {
       const number = next++;
-      const { url, process } = o.routers[turn++ % o.routers.length]!;
-      const ask = Math.floor(random() * o.asks.length);
+      const { url, process } = routers[turn++ % routers.length]!;
+      const ask = Math.floor(random() * asks.length);
       const [leaves, holds, amount] = [random() < LEAVE_SHARE, random() < HOLD_SHARE, random()];
-      const answer = await timedRequest(o.asks[ask]!, {
+      const answer = await timedRequest(asks[ask]!, {
         url,
         agent,
-        hangMs: o.hangMs,
+        hangMs,
         ...(leaves ? { leaveMs: amount * 2_500 } : {}),
         ...(holds ? { holdMs: 300 + amount * 2_000 } : {}),
       });
@@ -61,10 +52,11 @@ export function startLoad(o: LoadOptions): Load {
       if (answer.ending !== "completed") await sleep(PAUSE_MS);
     }
   }
-  const lanes = Array.from({ length: o.streams }, (_, index) => lane(index));
+  const lanes = Array.from({ length: streams }, (_, index) => lane(index));
   return {
-    records,
-    async stop() {
+    records: records as readonly RequestRecord[],
+    /** Starts no more requests; resolves when the last one has ended. */
+    async stop(): Promise<void> {
       stopping = true;
       await Promise.all(lanes);
       agent.destroy();

@@ -13,7 +13,7 @@ import { becomesTrue } from "./becomes-true.ts";
 import { check, type Violation } from "./check.ts";
 import { startCluster } from "./cluster.ts";
 import { chaosConfig, type ChaosConfig } from "./config.ts";
-import { createInjector } from "./injector.ts";
+import { injectFaults } from "./injector.ts";
 import { startLoad } from "./load.ts";
 import { makeReport, renderReport, type Report } from "./report.ts";
 import { drainUnderLoad, silentInstance, type SceneResult } from "./scenes.ts";
@@ -65,27 +65,27 @@ async function run(
   say("starting the deployment ...");
   await using reference = await startEngine([...kindFlags, "--kv.slots=64"]);
   await using control = await startEngine([...kindFlags, ...pace]);
-  await using cluster = await startCluster({ fleet: config, engine: engineKind, engineFlags, stallMs, folder });
+  await using cluster = await startCluster(config, engineFlags, folder);
   await cluster.ready();
-  const [{ id: model } = { id: "" }] = await openAiClient(cluster.routers[0]!.url).models();
+  const [served] = await openAiClient(cluster.routers[0]!.url).models();
+  const model = served!.id;
   const asks = makeAsks(seed, model, { ...ASKS[engineKind], tokenLimit: config.tokens });
   const answers = await rightAnswers(reference.url, asks);
   const body = { model, prompt: "control", max_tokens: 400, ignore_eos: true, temperature: 0, stream: true };
   const watch = watchCluster(cluster, { url: control.url, body: JSON.stringify(body) });
 
   const startMs = performance.now();
-  const eventsFile = config.events ?? join(folder, "events.jsonl");
-  const injector = createInjector(cluster, (fault, what) => {
-    const atMs = Math.round((what === "began" ? fault.beganMs : fault.healedMs!) - startMs);
-    const { index, kind, target, durationMs, engineFault, skipped } = fault;
-    const event = { atMs, unixMs: Date.now(), what, index, kind, target, durationMs, engineFault, skipped };
-    appendFileSync(eventsFile, `${JSON.stringify(event)}\n`);
-  });
-  const load = startLoad({ routers: cluster.routers, asks, streams, seed, hangMs });
+  const load = startLoad(cluster.routers, asks, config);
   const passedS = (): number => (performance.now() - startMs) / 1000;
   say(`${plan.length} faults in ${(lengthMs / 1000).toFixed(0)} s on ${streams} streams ...`);
   const telling = setInterval(() => say(`${passedS().toFixed(0)} s: ${load.records.length} requests`), 10_000);
-  await injector.run(plan);
+  const eventsFile = config.events ?? join(folder, "events.jsonl");
+  const faults = await injectFaults(cluster, plan, (fault, what) => {
+    const { index, kind, target, durationMs, engineFault, skipped } = fault;
+    const atMs = Math.round((what === "began" ? fault.beganMs : fault.healedMs!) - startMs);
+    const event = { atMs, unixMs: Date.now(), what, index, kind, target, durationMs, engineFault, skipped };
+    appendFileSync(eventsFile, `${JSON.stringify(event)}\n`);
+  });
   await sleep(Math.max(0, startMs + lengthMs - performance.now()));
   await load.stop();
   clearInterval(telling);
@@ -118,7 +118,6 @@ async function run(
   }
   await watch.stop();
   const { records } = load;
-  const { faults } = injector;
   const result = check({ records, faults, receipts: watch.receipts, answers, kv: watch.kv, stallMs, slackMs });
   if (watch.leasesExpired > 0)
     violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines` });

@@ -56,9 +56,7 @@ interface Pair {
 
 function openPair(near: Socket, target: Endpoint, mode: () => LinkMode, closed: () => void): Pair {
   const far = connect({ host: target.host, port: target.port, noDelay: true });
-  const timers = new Set<NodeJS.Timeout>();
   const destroy = (): void => {
-    for (const timer of timers) clearTimeout(timer);
     near.resetAndDestroy();
     far.resetAndDestroy();
     closed();
@@ -80,12 +78,10 @@ function openPair(near: Socket, target: Endpoint, mode: () => LinkMode, closed: 
         setImmediate(destroy);
       } else if (now.kind === "delay") {
         late.push(bytes);
-        const timer = setTimeout(() => {
-          timers.delete(timer);
+        setTimeout(() => {
           const oldest = mode().kind === "drop" ? undefined : late.shift();
           if (oldest !== undefined) send(to, from, oldest);
-        }, now.ms);
-        timers.add(timer);
+        }, now.ms).unref();
       } else send(to, from, bytes);
     });
     // A close on one side closes the other side, unless the network is silent.

@@ -13,19 +13,7 @@ interface RunFigures {
   readonly settledMs: number | undefined;
 }
 
-export interface Report extends RunFigures, Omit<CheckResult, "untouchedGapsMs"> {
-  readonly faults: Readonly<Record<string, number>>;
-  readonly skipped: number;
-  readonly leasesExpired: number;
-  readonly itlMs: Readonly<Record<"control" | "untouched", Summary>>;
-  readonly routers: readonly {
-    readonly name: string;
-    readonly loopDelayP99Ms: number;
-    readonly heapMib: number;
-    readonly heapSlopeMibPerH: number;
-  }[];
-  readonly scenes: readonly Pick<SceneResult, "name" | "figures">[];
-}
+export type Report = ReturnType<typeof makeReport>;
 
 const SHOWN_LIMIT = 20;
 
@@ -37,7 +25,7 @@ export function makeReport(
   { leasesExpired, controlGapsMs, routers }: ChaosWatch,
   scenes: readonly SceneResult[],
   others: readonly Violation[],
-): Report {
+) {
   const done = faults.filter(({ skipped }) => skipped === undefined);
   return {
     ...figures,

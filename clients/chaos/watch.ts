@@ -33,22 +33,12 @@ export interface RouterFigures {
   readonly delays: Map<number, number>;
 }
 
-export interface ChaosWatch {
-  /** By the id of the request. */
-  readonly receipts: ReadonlyMap<string, SeenReceipt>;
-  readonly kv: readonly SeenKv[];
-  readonly routers: readonly RouterFigures[];
-  /** Gaps of an undisturbed stream, straight from an engine of its own. */
-  readonly controlGapsMs: readonly number[];
-  /** Leases that expired on engines: KV that was never settled. */
-  readonly leasesExpired: number;
-  /** KV that engines hold now, and legs that instances count. Undefined if an engine or instance does not answer. */
-  left(): Promise<{ heldKv: number; busyLegs: number; orphans: number } | undefined>;
-  stop(): Promise<void>;
-}
+export type ChaosWatch = ReturnType<typeof watchCluster>;
 
-export function watchCluster(cluster: Cluster, control: { readonly url: string; readonly body: string }): ChaosWatch {
+/** @param control Engine of its own, and the body of a request for an undisturbed stream from it. */
+export function watchCluster(cluster: Cluster, control: { readonly url: string; readonly body: string }) {
   const over = new AbortController();
+  /** By the id of the request. */
   const receipts = new Map<string, SeenReceipt>();
   const kv: SeenKv[] = [];
   const names = new Map<string, string>();
@@ -156,9 +146,11 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
     kv,
     routers: cluster.routers.map(figuresOf),
     controlGapsMs,
+    /** KV that was never settled: its lease ran out on an engine. */
     get leasesExpired() {
       return [...leases.values()].reduce((sum, count) => sum + count, 0);
     },
+    /** KV that engines hold now, and legs that instances count. Undefined if an engine or instance does not answer. */
     async left() {
       let [heldKv, busyLegs, orphans] = [0, 0, 0];
       for (const member of cluster.instances) {

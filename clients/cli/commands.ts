@@ -68,14 +68,12 @@ const COMMANDS: Readonly<Record<string, Command>> = {
 
 /** Runs `tandem` with `argv`, which excludes the program and the script. */
 export async function runCommand(argv: readonly string[]): Promise<void> {
-  const [name, ...rest] = argv;
-  if (name === undefined || name === "--help" || name === "-h" || (name === "help" && rest.length === 0)) {
-    process.stdout.write(overview());
-    return;
-  }
-  if (name === "--version" || name === "-v" || name === "-V" || name === "version") {
-    process.stdout.write(`${(await import("../../services/common/version.ts")).TANDEM_BUILD}\n`);
-    return;
+  const [name = "help", ...rest] = argv;
+  if (name === "--help" || name === "-h" || (name === "help" && rest.length === 0))
+    return void process.stdout.write(overview());
+  if (["--version", "-v", "-V", "version"].includes(name)) {
+    const { TANDEM_BUILD } = await import("../../services/common/version.ts");
+    return void process.stdout.write(`${TANDEM_BUILD}\n`);
   }
   if (name === "help") return (await commandOf(rest[0]!).load())(["--help"]);
   return (await commandOf(name).load())(rest);

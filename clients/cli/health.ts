@@ -16,9 +16,7 @@ const healthConfig = defineConfig(
     rest: address(
       "rest",
       "REST address of a router. Asks its /readyz: a router serves when it has an instance of each role.",
-      {
-        optional: true,
-      },
+      { optional: true },
     ),
     grpc: address("grpc", "gRPC address of a router, prefill or decode instance. Asks its grpc.health.v1.Health.", {
       optional: true,

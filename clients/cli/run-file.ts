@@ -5,12 +5,6 @@ import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "no
 import { join } from "node:path";
 import { identityOf } from "../../services/common/process-identity.ts";
 
-export interface RunProcess {
-  readonly name: string;
-  readonly role: string;
-  readonly pid: number;
-}
-
 export interface Run {
   /** Name of the deployment, unique among those that run at the same time. */
   readonly name: string;
@@ -23,7 +17,7 @@ export interface Run {
   /** The join token, which permits joining and controlling this run. */
   readonly token: string;
   readonly logDir: string;
-  readonly processes: readonly RunProcess[];
+  readonly processes: readonly { readonly name: string; readonly role: string; readonly pid: number }[];
 }
 
 export function runFilePath(stateDir: string, port: number): string {
@@ -44,11 +38,10 @@ export function removeRun(path: string): void {
 
 /** Runs that are alive, the newest first. */
 export function liveRuns(stateDir: string): Run[] {
-  return runFiles(stateDir)
+  const runs = runFiles(stateDir)
     .map(readRun)
-    .filter((run) => run !== undefined)
-    .filter(isAlive)
-    .sort((a, b) => b.startedUnixMs - a.startedUnixMs);
+    .filter((run) => run !== undefined);
+  return runs.filter(isAlive).sort((a, b) => b.startedUnixMs - a.startedUnixMs);
 }
 
 /** Removes the files of runs that were killed. */
@@ -61,9 +54,8 @@ export function removeStaleRuns(stateDir: string): void {
 
 function runFiles(stateDir: string): string[] {
   try {
-    return readdirSync(stateDir)
-      .filter((name) => /^run-\d+\.json$/.test(name))
-      .map((name) => join(stateDir, name));
+    const names = readdirSync(stateDir).filter((name) => /^run-\d+\.json$/.test(name));
+    return names.map((name) => join(stateDir, name));
   } catch {
     return []; // Nothing ever ran here.
   }

@@ -65,43 +65,20 @@ export function startChild(
 ): Child {
   const stopping = new AbortController();
   let running: ChildProcess | undefined;
-  let startedMs = 0;
-  let restarts = 0;
-
-  async function live(): Promise<void> {
-    for (let attempt = 0; ; restarts++) {
-      startedMs = performance.now();
-      running = start(spec, readOutput);
-      const how = await endOf(running);
-      running = undefined;
-      if (stopping.signal.aborted) return;
-      const aliveMs = performance.now() - startedMs;
-      if (aliveMs >= RESET_MS) attempt = 0;
-      const restartInMs = Math.min(spec.pauseMaxMs ?? PAUSE_MAX_MS, PAUSE_MIN_MS * 2 ** attempt++);
-      if (!died(child, { how, aliveMs, restartInMs })) return;
-      await pause(systemClock, restartInMs, stopping.signal);
-      if (stopping.signal.aborted) return;
-    }
-  }
-
-  const child: Child = {
+  const child = {
     name: spec.name,
     role: spec.role,
+    startedMs: 0,
+    restarts: 0,
     get pid() {
       return running?.pid;
     },
-    get startedMs() {
-      return startedMs;
-    },
-    get restarts() {
-      return restarts;
-    },
-    stop(signal) {
+    stop(signal: NodeJS.Signals) {
       stopping.abort();
       running?.kill(signal);
       return life;
     },
-    signal(name) {
+    signal(name: NodeJS.Signals) {
       running?.kill(name);
     },
     kill() {
@@ -114,7 +91,23 @@ export function startChild(
       }
     },
   };
-  const life = live();
+
+  async function live(): Promise<void> {
+    for (let attempt = 0; ; child.restarts++) {
+      child.startedMs = performance.now();
+      running = start(spec, readOutput);
+      const how = await endOf(running);
+      running = undefined;
+      if (stopping.signal.aborted) return;
+      const aliveMs = performance.now() - child.startedMs;
+      if (aliveMs >= RESET_MS) attempt = 0;
+      const restartInMs = Math.min(spec.pauseMaxMs ?? PAUSE_MAX_MS, PAUSE_MIN_MS * 2 ** attempt++);
+      if (!died(child, { how, aliveMs, restartInMs })) return;
+      await pause(systemClock, restartInMs, stopping.signal);
+      if (stopping.signal.aborted) return;
+    }
+  }
+  const life: Promise<void> = live();
   return child;
 }
 

@@ -10,40 +10,36 @@ export interface RenderedLine {
   readonly isSettings?: boolean;
 }
 
-interface Line {
-  readonly level?: unknown;
-  readonly msg?: unknown;
-  readonly [field: string]: unknown;
-}
+type Line = Readonly<Record<string, unknown>>;
+
+/** Events that users see in words of their own: an engine may take minutes to load. */
+const PROGRESS: Readonly<Record<string, (line: Line) => string>> = {
+  "engine loading": ({ phase }) => `${phase}`,
+  "engine loaded": ({ seconds, phases }) => `engine ready after ${seconds} s: ${phases}`,
+  "adopting an engine": ({ role, httpAddress }) => `adopting the ${role} engine at ${httpAddress}`,
+};
 
 const LEVEL_COLOURS: Readonly<Record<string, string>> = { warn: "\x1b[33m", error: "\x1b[31m" };
 
 export function renderLogLine(line: string, colour: boolean, plainIsLoud = true): RenderedLine {
   const parsed = line.startsWith("{") ? parse(line) : undefined;
   if (parsed === undefined) return { text: line, isLoud: plainIsLoud };
-  const level = String(parsed.level);
-  // An engine may take minutes to load, so users see its progress.
-  if (parsed.msg === "engine loading") return { text: String(parsed["phase"]), isLoud: true };
-  if (parsed.msg === "engine loaded")
-    return { text: `engine ready after ${String(parsed["seconds"])} s: ${String(parsed["phases"])}`, isLoud: true };
-  if (parsed.msg === "adopting an engine")
-    return { text: `adopting the ${String(parsed["role"])} engine at ${String(parsed["httpAddress"])}`, isLoud: true };
-  const on = colour ? (LEVEL_COLOURS[level] ?? "") : "";
-  let text = `${on}${level}${on === "" ? "" : "\x1b[0m"} ${String(parsed.msg)}`;
+  const [level, msg] = [String(parsed["level"]), String(parsed["msg"])];
+  const progress = PROGRESS[msg]?.(parsed);
+  if (progress !== undefined) return { text: progress, isLoud: true };
+  const on = colour ? LEVEL_COLOURS[level] : undefined;
+  let text = `${on === undefined ? level : `${on}${level}\x1b[0m`} ${msg}`;
   for (const key in parsed) {
     if (!LINE_KEYS.has(key)) text += ` ${key}=${valueText(parsed[key])}`;
   }
-  return {
-    text,
-    isLoud: level === "warn" || level === "error",
-    ...(parsed.msg === "settings" ? { isSettings: true } : {}),
-  };
+  const isLoud = level === "warn" || level === "error";
+  return { text, isLoud, ...(msg === "settings" ? { isSettings: true } : {}) };
 }
 
 function parse(line: string): Line | undefined {
   try {
-    const value = JSON.parse(line) as unknown;
-    return typeof value === "object" && value !== null && "level" in value && "msg" in value ? value : undefined;
+    const value = JSON.parse(line) as Line;
+    return "level" in value && "msg" in value ? value : undefined;
   } catch {
     return undefined;
   }

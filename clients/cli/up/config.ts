@@ -153,25 +153,19 @@ export type UpConfig = Config<typeof upConfig.schema>;
 
 /** @throws ConfigError for settings that are valid alone but conflict with each other. */
 export function checkUpConfig(config: UpConfig): void {
-  const conflictIn =
-    config.attach.discover !== undefined
-      ? discoverConflict
-      : config.attach.prefill.length + config.attach.decode.length > 0
-        ? attachConflict
-        : engineConflict;
-  const conflict = conflictIn(config);
+  const conflict = discoverConflict(config) ?? attachConflict(config) ?? engineConflict(config);
   if (conflict !== undefined) throw new ConfigError(conflict);
 }
 
-function discoverConflict({ settings }: UpConfig): string | undefined {
+function discoverConflict({ attach, settings }: UpConfig): string | undefined {
   const others = ["engine.kind", "prefill", "decode", "attach.prefill", "attach.decode", "connector"];
-  const other = others.find((key) => settings.isGiven(key));
-  return other === undefined
-    ? undefined
-    : `--discover and --${other} exclude each other: engines that ping bring their role and their connector.`;
+  const other = attach.discover === undefined ? undefined : others.find((key) => settings.isGiven(key));
+  if (other === undefined) return undefined;
+  return `--discover and --${other} exclude each other: engines that ping bring their role and their connector.`;
 }
 
 function attachConflict(config: UpConfig): string | undefined {
+  if (config.attach.prefill.length + config.attach.decode.length === 0) return undefined;
   for (const role of ["prefill", "decode"] as const) {
     const urls = config.attach[role];
     if (urls.length === 0)
@@ -190,6 +184,7 @@ function attachConflict(config: UpConfig): string | undefined {
 }
 
 function engineConflict(config: UpConfig): string | undefined {
+  if (config.attach.discover !== undefined || isAttached(config)) return undefined;
   const kind = engineKind(config);
   const { model } = config;
   const { connector, gpus } = config.engines;

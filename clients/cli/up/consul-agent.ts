@@ -3,27 +3,23 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { StartError } from "../../../services/common/config.ts";
-import { spawnGuarded } from "../../../services/common/guardian.ts";
+import { spawnGuarded, type GuardedProcess } from "../../../services/common/guardian.ts";
 import { findOnPath, isProgram } from "../../../services/common/programs.ts";
 import { getText } from "../../common/get-text.ts";
 
 export interface ConsulAgent {
   /** URL of the web UI. */
   readonly uiUrl: string;
-  /** Whether this process started the agent. */
-  readonly ours: boolean;
+  /** The agent if this process started it. */
+  readonly own?: GuardedProcess;
   /** Resolves when the agent has a leader. Rejects with a StartError when our own agent ends before that. */
   readonly ready: Promise<void>;
-  stop(): Promise<void>;
-  /** Kills the agent at once; may be called while the process exits. */
-  kill(): void;
 }
 
 type Env = Readonly<Record<string, string | undefined>>;
 
 const USUAL_ADDRESS = "127.0.0.1:8500";
 const LOOK_MS = 300;
-const STOP_MS = 1_000;
 
 /** The address of a running agent, if one answers at CONSUL_HTTP_ADDR or on Consul's usual port. */
 export async function runningConsul(env: Env): Promise<string | undefined> {
@@ -39,7 +35,7 @@ export async function useConsul(env: Env): Promise<ConsulAgent> {
   // An agent behind TLS or a socket file is only reachable with the settings for it, which the processes that we start
   // have.
   if (/^(https|unix):/.test(address) || (await leaderAt(address)) !== undefined)
-    return { uiUrl: uiOf(address), ours: false, ready: Promise.resolve(), stop: async () => {}, kill() {} };
+    return { uiUrl: uiOf(address), ready: Promise.resolve() };
   if (given)
     throw new StartError(
       `--consul: no Consul agent answers at CONSUL_HTTP_ADDR=${address}. Start it, or unset the variable to have one started.`,
@@ -55,17 +51,16 @@ export async function useConsul(env: Env): Promise<ConsulAgent> {
 }
 
 async function start(program: string): Promise<ConsulAgent> {
-  const agent = await spawnGuarded({ command: program, args: DEV_FLAGS, keepLines: 5 });
+  const own = await spawnGuarded({ command: program, args: DEV_FLAGS, keepLines: 5 });
   let over = false;
-  const ended = agent.exited.then(() => (over = true));
+  const ended = own.exited.then(() => (over = true));
   async function untilLeader(): Promise<void> {
     while (((await leaderAt(USUAL_ADDRESS)) ?? "") === "") {
-      if (over) throw new StartError(`Consul could not start:\n    ${agent.lastLines().join("\n    ")}`);
+      if (over) throw new StartError(`Consul could not start:\n    ${own.lastLines().join("\n    ")}`);
       await Promise.race([sleep(50), ended]);
     }
   }
-  const uiUrl = uiOf(USUAL_ADDRESS);
-  return { uiUrl, ours: true, ready: untilLeader(), stop: () => agent.stop(STOP_MS), kill: agent.kill };
+  return { uiUrl: uiOf(USUAL_ADDRESS), own, ready: untilLeader() };
 }
 
 const DEV_FLAGS = [

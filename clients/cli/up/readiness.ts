@@ -3,22 +3,15 @@
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import type { Child } from "../../common/child.ts";
 
-export interface UpReadiness {
-  /** Takes the instances that the router reports. */
-  seen(instances: readonly Instance[]): void;
-  /** Whether the child was ever ready, in its current process or an earlier one. */
-  wasReady(child: Child): boolean;
-  /** One line for each child that isn't ready: its name and why. */
-  missing(): string[];
-}
-
 export interface ReadinessEvents {
   ready(child: Child, instance: Instance | undefined): void;
   /** Called when all children are ready for the first time. */
   allReady(instances: readonly Instance[]): void;
 }
 
-export function createReadiness(children: () => readonly Child[], events: ReadinessEvents): UpReadiness {
+export type UpReadiness = ReturnType<typeof createReadiness>;
+
+export function createReadiness(children: () => readonly Child[], events: ReadinessEvents) {
   const readyPids = new Map<string, number>();
   let latest: readonly Instance[] = [];
   let announced = false;
@@ -27,7 +20,8 @@ export function createReadiness(children: () => readonly Child[], events: Readin
     child.pid === undefined ? undefined : latest.find((instance) => instance.info?.pid === child.pid);
 
   return {
-    seen(instances) {
+    /** Takes the instances that the router reports. */
+    seen(instances: readonly Instance[]): void {
       latest = instances;
       for (const child of children()) {
         if (isReady(child) || child.pid === undefined) continue;
@@ -44,8 +38,10 @@ export function createReadiness(children: () => readonly Child[], events: Readin
           .filter((instance) => instance !== undefined),
       );
     },
-    wasReady: (child) => readyPids.has(child.name),
-    missing: () =>
+    /** Whether the child was ever ready, in its current process or an earlier one. */
+    wasReady: (child: Child): boolean => readyPids.has(child.name),
+    /** One line for each child that isn't ready: its name and why. */
+    missing: (): string[] =>
       children()
         .filter((child) => !isReady(child))
         .map((child) => `${child.name}: ${reason(child, instanceOf(child))}`),

@@ -2,13 +2,15 @@
 // imports very little: it starts the others, reports their state, restarts those that die, and stops all of them
 // together.
 import { randomBytes } from "node:crypto";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, StartError } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
+import type { ChildLogOptions } from "../../common/child-log.ts";
+import type { ChildSpec } from "../../common/child.ts";
 import { liveRuns, removeRun, removeStaleRuns, runFilePath, writeRun, type Run } from "../run-file.ts";
 import { banner } from "./banner.ts";
 import { checkUpConfig, engineKind, isAttached, nameOf, upConfig, type UpConfig } from "./config.ts";
@@ -26,6 +28,7 @@ import { watchInstances } from "./watch-instances.ts";
  * load.
  */
 const READY_LIMIT_MS = 60_000;
+const CONSUL_STOP_MS = 1_000;
 
 export async function runUp(argv: readonly string[]): Promise<void> {
   const config = loadConfig(upConfig, { argv, env: process.env });
@@ -59,7 +62,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
 
   const failed = new AbortController();
   consul?.ready.then(
-    () => terminal.say(`  consul     ${consul.ours ? "ready" : "runs already"}  ${consul.uiUrl}`),
+    () => terminal.say(`  consul     ${consul.own === undefined ? "runs already" : "ready"}  ${consul.uiUrl}`),
     (error: Error) => failed.abort(error),
   );
 
@@ -86,33 +89,32 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     },
   });
 
-  const fleet = startFleet({
-    specs,
-    logDir: run.logDir,
-    logLimitBytes: config.process.logsLimitMib * 1024 * 1024,
+  const logOf = ({ name: from }: ChildSpec): ChildLogOptions => ({
+    file: join(run.logDir, `${from}.log`),
+    limitBytes: (config.process.logsLimitMib * 1024 * 1024) / specs.length,
     verbose: config.verbose,
     colour: terminal.colour,
-    print(child, line) {
+    print(line) {
       // While all processes stop together, each warns that the others are gone. The log files keep these warnings.
-      if (!stop.aborted || config.verbose) terminal.relay(child, line);
+      if (!stop.aborted || config.verbose) terminal.relay(from, line);
     },
-    died(child, { how, aliveMs, restartInMs }, unprinted) {
-      const lines = unprinted.map((line) => `\n    ${line}`).join("");
-      if (!readiness.wasReady(child)) {
-        failed.abort(new StartError(`${child.name} could not start (${how}).${lines}`));
-        return false;
-      }
-      const when = `after ${(aliveMs / 1000).toFixed(1)} s; restarting it in ${restartInMs / 1000} s.`;
-      // A process killed by a signal logged nothing about its death: its last lines are those of its start.
-      terminal.warn(`${child.name} died (${how}) ${when}${how.startsWith("SIG") ? "" : lines}`);
-      return true;
-    },
+  });
+  const fleet = startFleet(specs, logOf, (child, { how, aliveMs, restartInMs }, unprinted) => {
+    const lines = unprinted.map((line) => `\n    ${line}`).join("");
+    if (!readiness.wasReady(child)) {
+      failed.abort(new StartError(`${child.name} could not start (${how}).${lines}`));
+      return false;
+    }
+    const when = `after ${(aliveMs / 1000).toFixed(1)} s; restarting it in ${restartInMs / 1000} s.`;
+    // A process killed by a signal logged nothing about its death: its last lines are those of its start.
+    terminal.warn(`${child.name} died (${how}) ${when}${how.startsWith("SIG") ? "" : lines}`);
+    return true;
   });
   // If this process ends early (a second signal, a bug), the others end with it. After SIGKILL, their broken pipes end
   // them.
   process.once("exit", () => {
     fleet.kill();
-    consul?.kill();
+    consul?.own?.kill();
     removeRun(runFile);
   });
   const recordRun = (): void => {
@@ -136,7 +138,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   }, READY_LIMIT_MS);
 
   try {
-    await onceAborted(anySignal(stop, failed.signal));
+    await Promise.race([onceAborted(stop), onceAborted(failed.signal)]);
     failed.signal.throwIfAborted();
     if (stop.reason === "SIGTERM") {
       terminal.say("Stopping: running answers finish first. A second signal ends them.");
@@ -147,7 +149,7 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     watching.abort();
     clearInterval(late);
     await fleet.stop();
-    await consul?.stop();
+    await consul?.own?.stop(CONSUL_STOP_MS);
     removeRun(runFile);
   }
   // Nothing is left to do; an open standard input (TANDEM_PARENT_PIPE) must not keep the process alive.
