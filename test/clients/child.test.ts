@@ -47,7 +47,7 @@ describe("a child of `tandem up`", () => {
     rmSync(folder, { recursive: true });
   });
 
-  it("that ends by itself is started again after a pause that doubles, with its last words kept", async () => {
+  it("that ends by itself is restarted after a pause that doubles, and its last lines are kept", async () => {
     const { deaths, over, child } = run(
       `console.error('{"level":"info","msg":"out of luck ' + process.pid + '"}'); process.exit(7)`,
       output,
@@ -67,13 +67,13 @@ describe("a child of `tandem up`", () => {
     assert.equal(child.pid, undefined);
   });
 
-  it("that is killed says by which signal", async () => {
+  it("that is killed reports the signal", async () => {
     const { deaths, over } = run(`process.kill(process.pid, "SIGKILL")`, output, () => false);
     await within(over, "the death");
     assert.equal(deaths[0]!.how, "SIGKILL");
   });
 
-  it("that is stopped stays down, also in the pause before a restart", async () => {
+  it("that is stopped is not restarted, even if it is stopped in the pause before a restart", async () => {
     const paused = deferred();
     const { child, deaths } = run("process.exit(1)", output, () => {
       paused.resolve();
@@ -98,7 +98,7 @@ describe("a child of `tandem up`", () => {
     await within(stopped, "the end");
   });
 
-  it("writes all to its log file, and only warnings and plain errors to the terminal", async () => {
+  it("has all output in its log file, and only warnings and plain errors on the terminal", async () => {
     const lines = [
       { level: "info", msg: "quiet" },
       { level: "warn", msg: "loud", left: 3 },
@@ -117,7 +117,7 @@ describe("a child of `tandem up`", () => {
     );
   });
 
-  it("never has longer logs than it may, and keeps the newest lines", async () => {
+  it("keeps its logs within their limit, with the newest lines", async () => {
     const { over } = run(
       `console.log(Array.from({ length: 500 }, (_, n) => "line " + (n + 1)).join("\\n"))`,
       output,

@@ -23,7 +23,7 @@ describe("a line that a child wrote", () => {
     assert.deepEqual(renderLogLine(line, false), { text: 'warn leg failed error="engine gone"', isLoud: true });
   });
 
-  it("passes on what is no log line, loudly", () => {
+  it("is loud and unchanged if it is not a log line", () => {
     for (const line of ["FATAL ERROR: heap out of memory", "{not json", "{}"]) {
       assert.deepEqual(renderLogLine(line, false), { text: line, isLoud: true });
     }

@@ -61,31 +61,31 @@ const rules = (o: Partial<CheckInput>): string[] =>
   }).violations.map(({ rule }) => rule);
 
 describe("the checker of chaos", () => {
-  it("finds nothing in answers that are right, and in clients that left", () => {
+  it("accepts right answers, and clients that left", () => {
     assert.deepEqual(rules({ records: [record(), record({ ending: "left", text: "one t" })] }), []);
   });
 
-  it("finds answers that are wrong: in text, usage, finish reason, or before they broke off", () => {
+  it("finds wrong answers: by text, usage or finish reason, complete or broken off", () => {
     const wrong = [{ text: "one two" }, { tokens: 4 }, { finishReason: "length" }].map((o) => record(o));
     assert.deepEqual(rules({ records: wrong }), ["wrong answer", "wrong answer", "wrong answer"]);
     assert.deepEqual(rules({ records: [failed({ text: "two" })], faults: [fault()] }), ["wrong answer"]);
   });
 
-  it("finds what hangs and what ends without its end", () => {
+  it("finds requests that hang, and streams that end without [DONE]", () => {
     assert.deepEqual(
       rules({ records: [record({ ending: "hung", text: "" }), record({ ending: "malformed", text: "" })] }),
       ["hung", "malformed"],
     );
   });
 
-  it("takes an error for what a fault did, where the request was and when it was there", () => {
+  it("excuses an error by a fault on the request's instances, during the request", () => {
     assert.deepEqual(rules({ records: [failed()], faults: [fault()] }), []);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ target: "decode-2" })] }), ["untouched"]);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ beganMs: 2_000 })] }), ["untouched"]);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ skipped: "not done" })] }), ["untouched"]);
   });
 
-  it("gives a stream that is written again its time, and takes other words for wrong", () => {
+  it("gives a replayed stream more time, and finds a replay that wrote different text", () => {
     const again = (...fallbacks: string[]): Partial<CheckInput> => ({
       faults: [fault()],
       receipts: new Map([["cmpl-1", { ...receipt, fallbacks }]]),
@@ -100,25 +100,25 @@ describe("the checker of chaos", () => {
     ]);
   });
 
-  it("takes a drain, or a restart, for no excuse", () => {
+  it("accepts neither a drain nor a restart as an excuse", () => {
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ kind: "drain" })] }), ["untouched"]);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ kind: "restart" })] }), ["untouched"]);
   });
 
-  it("takes a broken connection for what the death of its router did, and for nothing else", () => {
+  it("excuses a broken connection only by the death of its router", () => {
     const cut = failed({ ending: "cut" });
     assert.deepEqual(rules({ records: [cut], faults: [fault()] }), ["cut"]);
     assert.deepEqual(rules({ records: [cut], faults: [fault({ kind: "kill-router", target: "router-1" })] }), []);
   });
 
-  it("finds ends that come later than their fault allows", () => {
+  it("finds requests that end later than their fault allows", () => {
     const late = failed({ lastMs: 1_400, endMs: 2_500 });
     assert.deepEqual(rules({ records: [late], faults: [fault()] }), ["late"]);
     assert.deepEqual(rules({ records: [late], faults: [fault()], slackMs: 1_000 }), []);
     assert.deepEqual(rules({ records: [late], faults: [fault({ kind: "freeze-engine" })] }), []);
   });
 
-  it("finds KV that lies too long, unless what should settle it was hurt", () => {
+  it("finds KV that is unclaimed for too long, unless a fault hit the process that settles it", () => {
     const kv = [{ instance: "decode-1", id: `cmpl-___${LEG}-0`, readySinceMs: 1_000, lastSeenMs: 4_000 }];
     assert.deepEqual(rules({ kv }), ["orphan"]);
     assert.deepEqual(rules({ kv: [{ ...kv[0]!, lastSeenMs: 2_900 }] }), []);

@@ -32,7 +32,7 @@ describe("the proxy of chaos", () => {
   });
   const arrived = async (socket: Socket): Promise<string> => String((await within(once(socket, "data"), "bytes"))[0]);
 
-  it("passes bytes on, both ways, and the end of either", async () => {
+  it("forwards bytes and closes, in both directions", async () => {
     near.write("there");
     assert.equal(await arrived(far), "there");
     far.write("and back");
@@ -41,7 +41,7 @@ describe("the proxy of chaos", () => {
     await nextEvent(near, "close");
   });
 
-  it("falls silent with its connections open, and passes on later what came meanwhile", async () => {
+  it("falls silent with its connections open, and later forwards the bytes that arrived meanwhile", async () => {
     proxy.setMode({ kind: "drop" });
     near.write("late");
     let early = false;
@@ -52,7 +52,7 @@ describe("the proxy of chaos", () => {
     assert.equal(await arrived(far), "late");
   });
 
-  it("tells of an end only when it is silent no more", async () => {
+  it("reports a closed connection only after the silence", async () => {
     proxy.setMode({ kind: "drop" });
     far.destroy();
     await untilQuiet();
@@ -68,7 +68,7 @@ describe("the proxy of chaos", () => {
     await Promise.all([nextEvent(near, "close"), nextEvent(far, "close")]);
   });
 
-  it("keeps the order of what was late when it is fast again", async () => {
+  it("keeps the order of delayed bytes when the delay ends", async () => {
     proxy.setMode({ kind: "delay", ms: 1_000 });
     near.write("one ");
     await untilQuiet();
@@ -79,7 +79,7 @@ describe("the proxy of chaos", () => {
     assert.equal(text, "one two");
   });
 
-  it("is slow where asked to be", async () => {
+  it("delays bytes when asked to", async () => {
     proxy.setMode({ kind: "delay", ms: 80 });
     const sentMs = performance.now();
     near.write("slow");

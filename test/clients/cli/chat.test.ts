@@ -69,7 +69,7 @@ function startChat(
 }
 
 describe("tandem chat", () => {
-  it("answers the lines of a pipe one after the other, with all that was said before", async () => {
+  it("answers the lines of a pipe in order, each with the conversation so far", async () => {
     await using router = await startRouter();
     const { child, output } = startChat(router.url, "--system", "Be brief.");
     child.stdin!.end("first\n\nsecond\n/new\nthird\n");
@@ -86,7 +86,7 @@ describe("tandem chat", () => {
     assert.match(stderr, /TTFT \d+ ms.*2 tokens, KV moved 2\.0 KiB/);
   });
 
-  it("stops a running answer and leaves when it is interrupted", async () => {
+  it("stops a running answer and quits when it is interrupted", async () => {
     await using router = await startRouter(true);
     const { child, output } = startChat(router.url);
     child.stdin!.write("go on\n");
@@ -97,7 +97,7 @@ describe("tandem chat", () => {
     assert.match(stderr, /stopped/);
   });
 
-  it("says what to do where no router is", async () => {
+  it("says what to do if no router answers", async () => {
     await using router = await startRouter();
     const { url } = router;
     await router[Symbol.asyncDispose]();
@@ -109,7 +109,7 @@ describe("tandem chat", () => {
 });
 
 describe("the figures of a turn", () => {
-  it("leave out what is not known", () => {
+  it("leave out unknown values", () => {
     const turn = {
       requestId: "",
       text: "",

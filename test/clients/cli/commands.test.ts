@@ -58,7 +58,7 @@ describe("the tandem command", () => {
     assert.match((await tandem(["stat"])).stderr, /Did you mean "status"\?/, "not chat, which is nearer by letters");
   });
 
-  it("does not take a method of objects for a command", async () => {
+  it("does not treat a method of Object as a command", async () => {
     assert.equal((await tandem(["constructor"])).code, 2);
   });
 
@@ -81,7 +81,7 @@ describe("the tandem command", () => {
 describe("tandem prefill", () => {
   const start = ["prefill", "--engine", "sim", "--registry.address=", "--log.level", "error"];
 
-  it("says in one line that it wants a token beyond loopback", async () => {
+  it("says in one line that it needs a token to listen beyond loopback", async () => {
     const { code, stderr } = await tandem([...start, "--grpc.listen", "0.0.0.0:0"], { TANDEM_TOKEN: "" });
     assert.equal(code, 1);
     assert.match(stderr, /^Refusing to listen on 0\.0\.0\.0:0: .* Set TANDEM_TOKEN, or listen on 127\.0\.0\.1\.\n$/);
@@ -122,7 +122,7 @@ describe("tandem status", () => {
     );
   });
 
-  it("passes over the file of a run that was killed", async () => {
+  it("ignores the file of a killed run", async () => {
     const port = await freePort();
     // A pid that no process has: above the largest that Linux gives.
     const stale = {
@@ -143,7 +143,7 @@ describe("tandem status", () => {
 });
 
 describe("tandem health", () => {
-  it("fails with the reason where nothing listens", async () => {
+  it("fails with the reason if nothing listens", async () => {
     const port = await freePort();
     for (const kind of ["--rest", "--grpc"]) {
       const { code, stderr } = await tandem(["health", kind, `127.0.0.1:${port}`]);
@@ -152,7 +152,7 @@ describe("tandem health", () => {
     }
   });
 
-  it("fails with what the service says, and passes once it serves", async () => {
+  it("fails with the service's own reason, and succeeds once it serves", async () => {
     await using server = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog });
     server.setServing(false, "draining: new memory");
     assert.deepEqual(await tandem(["health", "--grpc", server.address]), {
@@ -190,7 +190,7 @@ describe("tandem health", () => {
     silent.close();
   });
 
-  it("wants one address", async () => {
+  it("requires exactly one address", async () => {
     assert.equal((await tandem(["health"])).code, 2);
   });
 });

@@ -85,7 +85,7 @@ leg 2   |..............................PPPPPPPPPtttDDDDDDDDDDDDDDDDDD|
     );
   });
 
-  it("counts all answers of a request, and takes transfer and decode together where nothing was streamed", () => {
+  it("counts all answers of a request, and shows transfer and decode as one part if nothing was streamed", () => {
     const leg = {
       prefillInstanceId: "p1",
       decodeInstanceId: "d1",
@@ -113,7 +113,7 @@ leg 2   |..............................PPPPPPPPPtttDDDDDDDDDDDDDDDDDD|
     assert.match(story, /q queue, r reserve, P prefill, D transfer and decode$/);
   });
 
-  it("tells why a request was refused, and needs no legs for it", () => {
+  it("tells why a request without legs was refused", () => {
     const story = receipt({
       outcome: Outcome.REFUSED,
       status: 429,

@@ -28,7 +28,7 @@ const instance = (pid: number, eligible: boolean, reason = ""): Instance =>
   create(InstanceSchema, { info: { pid }, eligible, reason });
 
 describe("readiness of a run", () => {
-  it("is told once for each process and once for all", () => {
+  it("is announced once for each process and once for all of them", () => {
     const { readiness, said } = setUp();
     readiness.seen([]);
     readiness.seen([instance(2, true)]);
@@ -39,13 +39,13 @@ describe("readiness of a run", () => {
     assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all"]);
   });
 
-  it("does not take an instance of another run for one of its own", () => {
+  it("ignores the instances of another run", () => {
     const { readiness, said } = setUp();
     readiness.seen([instance(77, true)]);
     assert.deepEqual(said, ["router"]);
   });
 
-  it("says of each process that is missing what keeps it", () => {
+  it("says why each missing process is not ready", () => {
     const { readiness, children } = setUp();
     assert.deepEqual(readiness.missing(), [
       "router: does not answer yet",
@@ -60,7 +60,7 @@ describe("readiness of a run", () => {
     ]);
   });
 
-  it("is told again for a process that was started again", () => {
+  it("is announced again for a restarted process", () => {
     const { readiness, children, said } = setUp();
     readiness.seen([instance(2, true), instance(3, true)]);
     children[2]!.pid = 4;

@@ -30,7 +30,7 @@ describe("the router that a command is about", () => {
       processes: [],
     });
 
-  it("is the one at the default address where none runs here", () => {
+  it("is the one at the default address if no deployment runs here", () => {
     assert.deepEqual(find(), { url: "http://127.0.0.1:3000", token: "", run: undefined, runCount: 0 });
     assert.throws(() => find("--name", "blue"), /This user has no deployment named blue running here\. Start it/);
   });
@@ -42,7 +42,7 @@ describe("the router that a command is about", () => {
     assert.equal(find("--token", "mine").token, "mine");
   });
 
-  it("must be named where several run", () => {
+  it("must be named if several run", () => {
     runs("blue", 3_900);
     runs("green", 3_950);
     assert.throws(
@@ -62,7 +62,7 @@ describe("the router that a command is about", () => {
     assert.throws(() => find("--name", "red"), /no deployment named red .* These run: green at/);
   });
 
-  it("is told apart, when it refuses a secret, by which one, and whether there was one", () => {
+  it("refuses a secret: the error names the secret, and whether one was given", () => {
     const target = { url: "http://r", token: "", run: undefined, runCount: 0 };
     const words = (error: TandemError, token: string, apiKey: string): string =>
       (explained(error, { ...target, token }, apiKey) as Error).message;

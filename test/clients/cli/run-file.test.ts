@@ -34,7 +34,7 @@ describe("files of runs", () => {
   });
   afterEach(() => rmSync(folder, { recursive: true }));
 
-  it("are for their owner's eyes and list the live ones, youngest first", () => {
+  it("are readable only by their owner, and list live runs, the newest first", () => {
     writeRun(runFilePath(folder, 1), run(process.pid, 100));
     writeRun(runFilePath(folder, 2), run(process.ppid, 200));
     writeRun(runFilePath(folder, 3), run(NOBODY, 300));
@@ -45,14 +45,14 @@ describe("files of runs", () => {
     );
   });
 
-  it("are stale when another process has the pid now", () => {
+  it("are stale if another process has the pid now", () => {
     writeRun(runFilePath(folder, 1), run(process.pid, 100, { pidStart: "another start" }));
     assert.deepEqual(liveRuns(folder), []);
     writeRun(runFilePath(folder, 1), run(process.pid, 100));
     assert.equal(liveRuns(folder).length, 1);
   });
 
-  it("that are stale are removed, and those of others are not", () => {
+  it("of killed runs are removed, those of other runs are not", () => {
     writeRun(runFilePath(folder, 1), run(NOBODY, 100));
     writeRun(runFilePath(folder, 2), run(process.ppid, 100));
     removeStaleRuns(folder);
@@ -60,7 +60,7 @@ describe("files of runs", () => {
     assert.deepEqual(readdirSync(folder), ["run-2.json"]);
   });
 
-  it("are none where nothing ever ran", () => {
+  it("are absent if nothing ever ran", () => {
     assert.deepEqual(liveRuns(join(folder, "nowhere")), []);
   });
 });

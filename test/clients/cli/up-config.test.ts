@@ -28,7 +28,7 @@ function flag(argv: readonly string[], name: string): string | undefined {
 }
 
 describe("settings of `tandem up`", () => {
-  it("start one instance of each role where nothing is said, on the model that ships where there is one", () => {
+  it("start one instance of each role by default, on the shipped model if this build has it", () => {
     assert.deepEqual(
       plan([]).map((child) => child.name),
       ["router", "prefill-1", "decode-1"],
@@ -77,7 +77,7 @@ describe("settings of `tandem up`", () => {
     }
   });
 
-  it("leave OPENAI_API_KEY to clients and hand on a key that was given", () => {
+  it("leave OPENAI_API_KEY to clients, and pass on --api-key", () => {
     assert.equal(plan([], { OPENAI_API_KEY: "sk-env" })[0]!.env["TANDEM_API_KEY"], undefined);
     assert.equal(plan(["--api-key", "sk-flag"], { OPENAI_API_KEY: "sk-env" })[0]!.env["TANDEM_API_KEY"], "sk-flag");
   });
@@ -109,11 +109,11 @@ describe("settings of `tandem up`", () => {
   const refusals: [string, string[], RegExp][] = [
     ["a model for the sim", ["--engine", "sim", "--model", "x.gguf"], /runs no model/],
     [
-      "what is no GGUF file for the embedded engine",
+      "a model that is not a GGUF file for the embedded engine",
       ["--engine", "embedded", "--model", "meta-llama/Llama-3.1-8B"],
       /GGUF/,
     ],
-    ["a model that nobody said how to run", ["--model", "meta-llama/Llama-3.1-8B"], /--engine vllm.*--engine sim/],
+    ["a model without an engine that runs it", ["--model", "meta-llama/Llama-3.1-8B"], /--engine vllm.*--engine sim/],
     ["vLLM without a model", ["--engine", "vllm"], /--model/],
     [
       "vLLM with a connector it doesn't have",
@@ -127,7 +127,7 @@ describe("settings of `tandem up`", () => {
     ],
     ["attached servers of one role alone", ["--attach-prefill", "http://a:1"], /--attach-decode is missing/],
     [
-      "what is no URL",
+      "an attached server that is not a URL",
       ["--attach-prefill", "a:1", "--attach-decode", "http://b:1"],
       /--attach-prefill a:1: expected the URL/,
     ],
@@ -152,7 +152,7 @@ describe("settings of `tandem up`", () => {
     });
   }
 
-  it("hand a word for the engines to all of them, or to those of the role before it", () => {
+  it("pass an engine's flag to all engines, or only to those of the role in its prefix", () => {
     const wordsOf = (argv: readonly string[]): string[] =>
       argv.filter((word) => word.startsWith("--engine.flag=")).map((word) => word.slice("--engine.flag=".length));
     const argv = ["--engine", "sim", "--engine.flag=--a=1,2", "--", "decode:--fault=stall", "prefill:-b", "prefill"];
@@ -185,7 +185,7 @@ describe("the name of a deployment", () => {
 });
 
 describe("the address that children dial", () => {
-  it("is loopback where the router listens on every interface", () => {
+  it("is loopback if the router listens on every interface", () => {
     assert.equal(dialable("0.0.0.0:3001"), "127.0.0.1:3001");
     assert.equal(dialable("[::]:3001"), "[::1]:3001");
     assert.equal(dialable("127.0.0.1:3001"), "127.0.0.1:3001");

@@ -99,7 +99,7 @@ describe("tandem up", function () {
       assert.deepEqual([name, pid], [up.run().name, up.pid]);
     });
 
-    it("keeps its name to itself", () => {
+    it("refuses a second deployment of the same name", () => {
       const argv = ["up", "--state.dir", up.stateDir, "--port=0", "--grpc-port=0", "--name", up.run().name];
       const second = spawnSync(process.execPath, [CLI, ...argv], { encoding: "utf8" });
       assert.equal(second.status, 1);
@@ -124,35 +124,35 @@ describe("tandem up", function () {
       );
     });
 
-    it("names the port and the flag to another one that wants the same", async () => {
+    it("reports a port in use with its flag to a second `tandem up`", async () => {
       const { port } = new URL(up.run().restUrl);
       await using second = spawnUp(["--port", port, "--grpc-port", "0"], {});
       assert.equal((await second.exited).code, 1);
       assert.match(second.output(), new RegExp(`127\\.0\\.0\\.1:${port} is in use: .* with --port PORT`));
     });
 
-    it("starts an instance again that dies, and says why", async () => {
+    it("restarts an instance that dies, and says why", async () => {
       process.kill(pidOf(up, "decode-1"), "SIGKILL");
       await up.says(/decode-1 died \(SIGKILL\) after [\d.]+ s; restarting it in 0\.2 s\./);
       await up.says(/decode-1 +ready again/);
       assert.equal(await ask(up.run().restUrl), 200);
     });
 
-    it("starts the router again, which finds its instances by itself", async () => {
+    it("restarts the router, which finds its instances by itself", async () => {
       process.kill(pidOf(up, "router"), "SIGKILL");
       await up.says(/router died \(SIGKILL\)/);
       await up.says(/router +ready again/);
       await eventually("the router serves again", async () => (await ask(up.run().restUrl)) === 200, 10_000);
     });
 
-    it("leaves no process when it is killed", async () => {
+    it("leaves no process behind when it is killed", async () => {
       assert.ok(up.processes().length >= 6);
       process.kill(up.pid, "SIGKILL");
       await eventually("everything is gone", () => up.processes().length === 0, LONG_MS);
     });
   });
 
-  it("ends everything at Ctrl-C without waiting for a running stream, whose client is told", async () => {
+  it("ends everything at Ctrl-C without waiting for a running stream, whose client gets an error", async () => {
     await using up = await startUp();
     const stream = await openStream(up.run().restUrl, 8_000);
     process.kill(up.pid, "SIGINT");
@@ -215,7 +215,7 @@ describe("tandem up", function () {
     assert.deepEqual(up.processes(), []);
   });
 
-  it("writes what the processes log to files, and shows it only when asked", async () => {
+  it("writes the logs of its processes to files, and shows them only with --verbose", async () => {
     await using up = await startUp(["--verbose"], { TANDEM_LOG_LEVEL: "debug" });
     assert.match(up.output(), /^prefill-1 \| info settings/m);
     const logs = readFileSync(join(up.run().logDir, "prefill-1.log"), "utf8");

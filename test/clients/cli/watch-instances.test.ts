@@ -8,7 +8,7 @@ import { watchInstances } from "../../../clients/cli/up/watch-instances.ts";
 import { deferred, within } from "../../support/waits.ts";
 
 describe("watching the instances of a router", () => {
-  it("goes on when the router was not there yet, is another server, or went away", async () => {
+  it("continues if the router has not started, another server answers, or the router stops", async () => {
     const tokens: (string | null)[] = [];
     /** A router that reports one instance, and ends the watch there or holds it. */
     const reports = (pid: number, holds: boolean): RequestListener =>

@@ -184,7 +184,7 @@ describe("a client of something else", () => {
     assert.deepEqual([error.kind, error.requestId], ["broken", "r1"]);
   });
 
-  it("throws the error event of a stream, and says when to come back", async () => {
+  it("throws the error event of a stream, and says when to retry", async () => {
     await using failing = await serverOf((request, response) => {
       if (request.url === "/v1/completions") {
         const body = JSON.stringify({ error: { message: "Too many requests." } });
