@@ -1,14 +1,10 @@
 // The requests of a run and their right answers. The sim's answer is a pure function of the prompt; the right answers
 // come from an engine that does both legs itself, without Tandem.
 import { Agent } from "node:http";
-import { timedRequest, type Ask } from "../common/timed-request.ts";
+import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-request.ts";
 import { closedLoop, seededRandom } from "../loadgen/arrivals.ts";
 
-export interface KnownAnswer {
-  readonly text: string;
-  readonly tokens: number;
-  readonly finishReason: string;
-}
+export type KnownAnswer = Readonly<Pick<TimedAnswer, "text" | "tokens" | "finishReason">>;
 
 const WORDS =
   "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");

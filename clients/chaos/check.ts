@@ -1,9 +1,10 @@
 // Compares what clients and engines saw with the faults that hit them. Pure: the same records give the same verdict.
 import type { KnownAnswer } from "./asks.ts";
+import type { ChaosConfig } from "./config.ts";
 import type { Fault } from "./injector.ts";
 import type { RequestRecord } from "./load.ts";
 import { isSoft } from "./schedule.ts";
-import type { SeenKv, SeenReceipt } from "./watch.ts";
+import type { ChaosWatch, SeenReceipt } from "./watch.ts";
 
 export interface Violation {
   readonly rule:
@@ -25,15 +26,10 @@ export interface Violation {
   readonly faults?: readonly Fault[];
 }
 
-export interface CheckInput {
+export interface CheckInput extends Pick<ChaosWatch, "receipts" | "kv">, Pick<ChaosConfig, "stallMs" | "slackMs"> {
   readonly records: readonly RequestRecord[];
   readonly faults: readonly Fault[];
-  readonly receipts: ReadonlyMap<string, SeenReceipt>;
   readonly answers: readonly KnownAnswer[];
-  readonly kv: readonly SeenKv[];
-  readonly stallMs: number;
-  /** Added to every time limit, for the machine's own delays. */
-  readonly slackMs: number;
 }
 
 export interface CheckResult {

@@ -47,12 +47,7 @@ export interface InstanceMember {
   readonly kvLink: Proxy | undefined;
 }
 
-export interface Cluster extends AsyncDisposable {
-  readonly routers: readonly RouterMember[];
-  readonly instances: readonly InstanceMember[];
-  /** Resolves when both routers give legs to every instance. */
-  ready(limitMs?: number): Promise<void>;
-}
+export type Cluster = Awaited<ReturnType<typeof startCluster>>;
 
 /** The instances that a router sees. Undefined if the router does not answer. */
 export async function instancesSeen({ control }: RouterMember, timeoutMs = 1_000): Promise<Instance[] | undefined> {
@@ -66,11 +61,7 @@ export function findSeen(seen: readonly Instance[] | undefined, { grpcAddress }:
 }
 
 /** @param folder For the logs. */
-export async function startCluster(
-  config: ChaosConfig,
-  engineFlags: readonly string[],
-  folder: string,
-): Promise<Cluster> {
+export async function startCluster(config: ChaosConfig, engineFlags: readonly string[], folder: string) {
   const { engineKind, stallMs } = config;
   const token = randomBytes(16).toString("hex");
   const env = { ...process.env, TANDEM_LOG_FORMAT: "json", TANDEM_TOKEN: token };
@@ -142,17 +133,20 @@ export async function startCluster(
     return {
       routers,
       instances,
-      async ready(limitMs = READY_LIMIT_MS) {
+      /** Resolves when both routers give legs to every instance. */
+      async ready(limitMs = READY_LIMIT_MS): Promise<void> {
         for (const router of routers) {
           let seen: readonly Instance[] = [];
+          let eligible = 0;
           const complete = await becomesTrue(limitMs, 50, async () => {
             seen = (await instancesSeen(router)) ?? [];
-            return seen.filter(({ eligible }) => eligible).length === instances.length;
+            eligible = seen.filter((instance) => instance.eligible).length;
+            return eligible === instances.length;
           });
           if (complete) continue;
           const why = seen.map(({ info, reason }) => `${info?.grpcAddress} ${reason}`).join("; ");
           throw new Error(
-            `${router.process.name} does not see ${instances.length} eligible instances (${why}); logs are in ${folder}`,
+            `${router.process.name} sees ${eligible} of ${instances.length} instances (${why}); logs are in ${folder}`,
           );
         }
       },

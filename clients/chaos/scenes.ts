@@ -6,15 +6,14 @@ import { openLoop } from "../loadgen/arrivals.ts";
 import type { KnownAnswer } from "./asks.ts";
 import type { Violation } from "./check.ts";
 import { findSeen, instancesSeen, type Cluster, type InstanceMember } from "./cluster.ts";
+import type { ChaosConfig } from "./config.ts";
 import { failEngine } from "./engine.ts";
 import type { RequestRecord } from "./load.ts";
 
-export interface SceneOptions {
+export interface SceneOptions extends Pick<ChaosConfig, "hangMs" | "slackMs"> {
   readonly cluster: Cluster;
   readonly asks: readonly Ask[];
   readonly answers: readonly KnownAnswer[];
-  readonly hangMs: number;
-  readonly slackMs: number;
 }
 
 export interface SceneResult {

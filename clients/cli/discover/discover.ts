@@ -2,9 +2,11 @@
 // as the engine pings. A ping says where an engine is, not whether the engine works: the wrapper finds that out, and
 // the doctor finds out whether the engine can be half of a pair.
 import type { Readable } from "node:stream";
+import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { createLog } from "../../../services/common/log.ts";
+import { isLoopbackHost } from "../../../services/common/loopback.ts";
 import { listenForPings, type PingedEngine } from "../../../services/discovery/vllm-pings.ts";
 import { startChild, TANDEM, type Child } from "../../common/child.ts";
 import { discoverConfig } from "./config.ts";
@@ -15,7 +17,7 @@ export async function runDiscover(argv: readonly string[]): Promise<void> {
   const log = createLog({ name: "discover" });
   const wrappers = new Map<string, Child>();
   const env = { ...process.env, ...(config.token === "" ? {} : { TANDEM_TOKEN: config.token }) };
-  if (!/^(127\.|\[::1\]|localhost)/.test(config.listen)) {
+  if (!isLoopbackHost(splitAddress(config.listen).host)) {
     log.warn("pings are accepted from other machines, without authentication", {
       listen: config.listen,
       cure: "allow only the engines' network to reach this address",
