@@ -20,6 +20,7 @@ export const doctorConfig = defineConfig(
     summary:
       "Finds what is wrong with the instances of a router, alone and in pairs, and says what to do. Exits with 1 if an instance or a pair gives wrong answers, or no answers.",
     usage: "tandem doctor [--json] [--verbose] [--router URL]",
+    removed: { canaries: "give --no-probes" },
   },
 );
 

@@ -134,7 +134,7 @@ function unknownFlag(
   names: Iterable<string>,
 ): ConfigError {
   for (const [key, instead] of definition.removed) {
-    if (inDashes(key) === inDashes(name)) return removedKey(rawName, instead);
+    if (inDashes(key) === inDashes(name).replace(/^no-/, "")) return removedKey(rawName, instead);
   }
   const meant = nearest(name, [...names, "config", "print-config", "help"]);
   const hint = meant === undefined ? "" : ` Did you mean --${meant}?`;

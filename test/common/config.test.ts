@@ -236,6 +236,7 @@ describe("a configuration", () => {
     const gone = /is no longer a setting: queue\.timeout_ms is the longest wait\./;
     refuses(["--queue.patience_ms", "5"], new RegExp(`^--queue.patience_ms ${gone.source}`));
     refuses(["--queue-patience-ms=5"], gone);
+    refuses(["--no-queue-patience-ms"], new RegExp(`^--no-queue-patience-ms ${gone.source}`));
     refuses([], new RegExp(`^TANDEM_QUEUE_PATIENCE_MS ${gone.source}`), { TANDEM_QUEUE_PATIENCE_MS: "5" });
     await using file = await configFile("queue: {patience_ms: 5}");
     refuses(["--config", file.path], new RegExp(`:1: queue.patience_ms ${gone.source}`));

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
 import { DiagnosisSchema, type Diagnosis } from "#gen/tandem/router/v1/router_pb.js";
-import { hasError, renderDiagnoses } from "../../../clients/cli/doctor.ts";
+import { doctorConfig, hasError, renderDiagnoses } from "../../../clients/cli/doctor.ts";
+import { loadConfig } from "../../../services/common/config.ts";
 
 const diagnosis = (level: FindingLevel, check: string, message: string, cure = "", decodeInstanceId = ""): Diagnosis =>
   create(DiagnosisSchema, {
@@ -28,5 +29,14 @@ describe("the doctor's report", () => {
   it("says by its exit code whether something gives wrong answers or none", () => {
     assert.equal(hasError(found), true);
     assert.equal(hasError(found.slice(0, 2)), false);
+  });
+});
+
+describe("the doctor's flags", () => {
+  it("say that --no-canaries is --no-probes now", () => {
+    assert.throws(
+      () => loadConfig(doctorConfig, { argv: ["--no-canaries"], env: {} }),
+      /--no-canaries .* --no-probes\.$/,
+    );
   });
 });
