@@ -1,6 +1,6 @@
 // OpenAI's list of models, with vLLM's max_model_len.
-import { ServiceError } from "../../common/errors.ts";
 import type { FleetView, ModelView } from "../pool/pool.ts";
+import { modelNotFound } from "../serving/validation.ts";
 
 export interface ModelCard {
   readonly id: string;
@@ -23,14 +23,8 @@ export function modelList(view: FleetView, createdS: number): { object: "list"; 
 /** @throws ServiceError `model_not_found` */
 export function modelOf(view: FleetView, id: string, createdS: number): ModelCard {
   const model = view.models.get(id);
-  if (model !== undefined) return card(model, createdS);
-  throw new ServiceError(
-    "model_not_found",
-    `The model \`${id}\` does not exist. Valid aliases: ${[...view.models.keys()].join(", ")}.`,
-    {
-      param: "model",
-    },
-  );
+  if (model === undefined) throw modelNotFound(id, view.models.keys());
+  return card(model, createdS);
 }
 
 function card(model: ModelView, created: number): ModelCard {

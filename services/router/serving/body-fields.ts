@@ -11,15 +11,8 @@ export interface BodyField {
 }
 
 export const BODY_FIELDS = {
-  model: {
-    type: "text",
-    help: "The model. May be left out where one is served. One that isn't served: 404.",
-  },
-  messages: {
-    type: "list",
-    only: "chat",
-    help: "Required, and not empty. Their content is for the engine to judge.",
-  },
+  model: { type: "text", help: "The model. May be left out where one is served. One that isn't served: 404." },
+  messages: { type: "list", only: "chat", help: "Required, and not empty. Their content is for the engine to judge." },
   prompt: {
     type: "text or list",
     only: "completions",
@@ -29,15 +22,8 @@ export const BODY_FIELDS = {
     type: "boolean",
     help: "Streams the answer as events. Only `true` and `false` are accepted; vLLM also accepts 1 and `yes`.",
   },
-  stream_options: {
-    type: "object",
-    help: "Only with `stream`.",
-  },
-  include_usage: {
-    type: "boolean",
-    inside: "stream_options",
-    help: "A last event with the usage.",
-  },
+  stream_options: { type: "object", help: "Only with `stream`." },
+  include_usage: { type: "boolean", inside: "stream_options", help: "A last event with the usage." },
   n: {
     type: "integer",
     help: "Choices of each prompt, each served by legs of its own: `legs.limit` at most, all prompts together. 1 if greedy.",
@@ -51,18 +37,12 @@ export const BODY_FIELDS = {
     type: "integer",
     help: "From 1 to the model's `max_model_len`. Left out: in completions 16, in chat as many as fit.",
   },
-  min_tokens: {
-    type: "integer",
-    help: "From 0 to `max_tokens`.",
-  },
+  min_tokens: { type: "integer", help: "From 0 to `max_tokens`." },
   temperature: {
     type: "number",
     help: "Below 0.00001 the answer is greedy: its stream may be written again after a failure.",
   },
-  seed: {
-    type: "integer",
-    help: "The same for sampled answers. Choice i of `n` gets `seed` + i, as in vLLM.",
-  },
+  seed: { type: "integer", help: "The same for sampled answers. Choice i of `n` gets `seed` + i, as in vLLM." },
   user: {
     type: "text",
     help: "The tenant in the queue, where the header `x-tandem-tenant` is left out. 128 characters count.",

@@ -85,24 +85,8 @@ export const ANSWER_HEADERS = {
     value: "seconds",
     help: "With 429 and 503: when to try again. OpenAI's SDKs obey it.",
   },
-  authenticate: {
-    name: "www-authenticate",
-    value: "`Bearer`",
-    help: "With 401.",
-  },
-  allow: {
-    name: "allow",
-    value: "methods",
-    help: "With 405: the methods of this path.",
-  },
-  caching: {
-    name: "cache-control",
-    value: "`no-cache`, `no-store`",
-    help: "On streams and on the page.",
-  },
-  buffering: {
-    name: "x-accel-buffering",
-    value: "`no`",
-    help: "On streams: nginx passes each event on at once.",
-  },
+  authenticate: { name: "www-authenticate", value: "`Bearer`", help: "With 401." },
+  allow: { name: "allow", value: "methods", help: "With 405: the methods of this path." },
+  caching: { name: "cache-control", value: "`no-cache`, `no-store`", help: "On streams and on the page." },
+  buffering: { name: "x-accel-buffering", value: "`no`", help: "On streams: nginx passes each event on at once." },
 } as const satisfies Record<string, Header>;

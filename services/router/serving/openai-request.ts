@@ -6,7 +6,15 @@ import type { LegPath } from "../../kv/connector.ts";
 import { refusedField } from "../../kv/forbidden.ts";
 import { parseJsonObject } from "./json-object.ts";
 import type { Fields } from "./body-fields.ts";
-import { booleanField, integerField, malformed, objectField, refused, stringField } from "./validation.ts";
+import {
+  booleanField,
+  integerField,
+  malformed,
+  modelNotFound,
+  objectField,
+  refused,
+  stringField,
+} from "./validation.ts";
 
 export interface OpenAiRequest {
   /** A model that there is. */
@@ -32,15 +40,14 @@ export interface OpenAiRequest {
 /** Of a `user` that is remembered. */
 const USER_LIMIT = 128;
 
-export interface RequestLimits {
-  /** By name. 0 where an instance doesn't say how long its context is. */
-  readonly models: ReadonlyMap<string, { readonly maxModelLen: number }>;
-  /** Choices times prompts of one request. */
-  readonly legsLimit: number;
-}
+/** By name. A context length of 0: no instance says how long it is. */
+type Models = ReadonlyMap<string, { readonly maxModelLen: number }>;
 
-/** @throws ServiceError `invalid_request`, `not_supported`, `model_not_found`, `no_instance` */
-export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLimits): OpenAiRequest {
+/**
+ * @param legsLimit Choices times prompts of one request.
+ * @throws ServiceError `invalid_request`, `not_supported`, `model_not_found`, `no_instance`
+ */
+export function readOpenAiRequest(path: LegPath, body: Buffer, models: Models, legsLimit: number): OpenAiRequest {
   const parsed = parseJsonObject(body);
   const fields: Fields = parsed;
   // vLLM would take 1 or "true" for these too, and what is refused below would pass in that disguise.
@@ -61,6 +68,8 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
   // In completions vLLM doesn't know max_completion_tokens; in chat it wins.
   const maxTokens =
     (chat ? integerField(fields, "max_completion_tokens") : undefined) ?? integerField(fields, "max_tokens");
+  // In completions vLLM takes 16 where none is given.
+  const limit = maxTokens ?? (chat ? undefined : 16);
   const minTokens = integerField(fields, "min_tokens") ?? 0;
   const prompts = chat ? undefined : promptList(fields);
   if (chat) checkMessages(fields);
@@ -70,9 +79,9 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
       "stream_options",
     );
   }
-  const model = modelOf(asked, limits.models);
-  checkTokens(maxTokens, minTokens, limits.models.get(model)?.maxModelLen ?? 0);
-  checkChoices(fields, choices, prompts ?? 1, limits.legsLimit);
+  const model = modelOf(asked, models);
+  checkTokens(maxTokens, minTokens, models.get(model)?.maxModelLen ?? 0);
+  checkChoices(fields, choices, prompts ?? 1, legsLimit);
   // The engine refuses a value that is not a text or a number here.
   const { user, priority } = fields;
   return {
@@ -83,19 +92,13 @@ export function readOpenAiRequest(path: LegPath, body: Buffer, limits: RequestLi
     prompts: prompts ?? 1,
     promptIsList: prompts !== undefined,
     includeUsage,
-    ...answerLimit(maxTokens, chat),
+    ...(limit === undefined ? {} : { maxTokens: limit }),
     user: typeof user === "string" ? user.slice(0, USER_LIMIT) : "",
     priority: typeof priority === "number" && Number.isInteger(priority) ? priority : 0,
   };
 }
 
-/** In completions vLLM takes 16 where none is given. */
-function answerLimit(maxTokens: number | undefined, chat: boolean): { maxTokens?: number } {
-  if (maxTokens === undefined && chat) return {};
-  return { maxTokens: maxTokens ?? 16 };
-}
-
-function modelOf(asked: string | undefined, models: RequestLimits["models"]): string {
+function modelOf(asked: string | undefined, models: Models): string {
   if (models.size === 0) {
     throw new ServiceError(
       "no_instance",
@@ -110,31 +113,17 @@ function modelOf(asked: string | undefined, models: RequestLimits["models"]): st
     throw refused(`Several models are served, so the request has to name one: ${names.join(", ")}.`, "model");
   }
   if (models.has(asked)) return asked;
-  const shown = asked.length > 200 ? `${asked.slice(0, 200)}…` : asked;
-  throw new ServiceError(
-    "model_not_found",
-    `The model \`${shown}\` does not exist. Valid aliases: ${names.join(", ")}.`,
-    {
-      param: "model",
-    },
-  );
+  throw modelNotFound(asked, names);
 }
 
 function checkTokens(maxTokens: number | undefined, minTokens: number, maxModelLen: number): void {
   if (minTokens < 0) throw refused(`min_tokens must be greater than or equal to 0, got ${minTokens}.`);
   if (maxTokens === undefined) return;
-  if (maxTokens < 1) {
-    throw refused(
-      `max_tokens must be at least 1, got ${maxTokens}. (parameter=max_tokens, value=${maxTokens})`,
-      "max_tokens",
-    );
-  }
+  const given = `(parameter=max_tokens, value=${maxTokens})`;
+  if (maxTokens < 1) throw refused(`max_tokens must be at least 1, got ${maxTokens}. ${given}`, "max_tokens");
   if (maxModelLen > 0 && maxTokens > maxModelLen) {
-    throw refused(
-      `max_tokens=${maxTokens} cannot be greater than max_model_len=${maxModelLen}. ` +
-        `Please request fewer output tokens. (parameter=max_tokens, value=${maxTokens})`,
-      "max_tokens",
-    );
+    const fault = `max_tokens=${maxTokens} cannot be greater than max_model_len=${maxModelLen}.`;
+    throw refused(`${fault} Please request fewer output tokens. ${given}`, "max_tokens");
   }
   if (minTokens > maxTokens) {
     throw refused(`min_tokens must be less than or equal to max_tokens=${maxTokens}, got ${minTokens}.`);
@@ -174,15 +163,9 @@ function promptList({ prompt }: Fields): number | undefined {
   if (prompt === undefined || prompt === null || prompt === "" || (Array.isArray(prompt) && prompt.length === 0)) {
     throw refused("Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", "prompt");
   }
-  if (typeof prompt === "string") return undefined;
+  if (typeof prompt === "string" || isTokenList(prompt)) return undefined;
   if (Array.isArray(prompt)) {
-    if (isTokenList(prompt)) return undefined;
-    if (
-      prompt.every((item) => typeof item === "string") ||
-      prompt.every((item) => Array.isArray(item) && isTokenList(item))
-    ) {
-      return prompt.length;
-    }
+    if (prompt.every((item) => typeof item === "string") || prompt.every(isTokenList)) return prompt.length;
   }
   throw malformed(
     "prompt_type",
@@ -192,6 +175,6 @@ function promptList({ prompt }: Fields): number | undefined {
   );
 }
 
-function isTokenList(items: readonly unknown[]): boolean {
-  return items.every((item) => typeof item === "number" && Number.isInteger(item));
+function isTokenList(value: unknown): boolean {
+  return Array.isArray(value) && value.every((item) => Number.isInteger(item));
 }

@@ -5,10 +5,11 @@ import type { Ending } from "../relay/relay.ts";
 
 export function logEnded(log: Log, draft: ReceiptDraft, ending: Ending | undefined, error: unknown): void {
   const leg = draft.legs.at(-1);
-  const fields: Record<string, unknown> = {
+  // A field that is undefined is left out.
+  const fields = {
     requestId: draft.requestId,
-    ...(draft.clientId === undefined ? {} : { clientId: draft.clientId }),
-    ...(draft.tenant === "" ? {} : { tenant: draft.tenant }),
+    clientId: draft.clientId,
+    tenant: draft.tenant || undefined,
     path: draft.path,
     model: draft.model,
     stream: draft.stream,
@@ -25,19 +26,13 @@ export function logEnded(log: Log, draft: ReceiptDraft, ending: Ending | undefin
     cachedTokens: ending?.cachedTokens,
     finish: ending?.finishReasons.join(","),
     bytes: draft.bodyBytes,
-    ...(draft.legs.length > 1 ? { legs: draft.legs.length } : {}),
-    ...(draft.fallbacks.length > 0 ? { fallbacks: draft.fallbacks.join(", ") } : {}),
+    legs: draft.legs.length > 1 ? draft.legs.length : undefined,
+    fallbacks: draft.fallbacks.join(", ") || undefined,
+    errorCode: draft.errorCode || undefined,
   };
-  if (draft.outcome !== "failed") {
-    if (draft.errorCode !== "") fields["errorCode"] = draft.errorCode;
-    log.info("request ended", fields);
-    return;
-  }
-  fields["errorCode"] = draft.errorCode;
   // What the engine refused is the client's to look at; the rest is ours, with the whole chain of causes.
-  if (draft.errorCode === "engine_refused") log.info("request ended", fields);
-  else if (draft.errorCode === "internal") log.error("request ended", { ...fields, error });
-  else log.warn("request ended", { ...fields, error });
+  if (draft.outcome !== "failed" || draft.errorCode === "engine_refused") log.info("request ended", fields);
+  else log[draft.errorCode === "internal" ? "error" : "warn"]("request ended", { ...fields, error });
 }
 
 function rounded(ms: number): number {

@@ -100,13 +100,9 @@ export function createServing(o: ServingOptions): Serving {
     const { view } = o.pool;
     const { path, body, label, scheduling = {} } = incoming;
     const limits = o.request.current;
-    const {
-      user,
-      priority: bodyPriority,
-      ...asked
-    } = readOpenAiRequest(path, body, { models: view.models, legsLimit: limits.legsLimit });
+    const { user, priority: wished, ...asked } = readOpenAiRequest(path, body, view.models, limits.legsLimit);
     const tenant = scheduling.tenant ?? user;
-    const priority = scheduling.priority ?? clampedPriority(bodyPriority);
+    const priority = scheduling.priority ?? clampedPriority(wished);
     const strict = scheduling.strict ?? limits.strict;
     const deadlineMs = Math.min(
       openedMs + Math.min(limits.deadlineMs, scheduling.timeoutMs ?? Infinity),

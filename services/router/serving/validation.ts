@@ -26,30 +26,28 @@ export function refused(message: string, param?: string): ServiceError {
   return new ServiceError("invalid_request", message, param === undefined ? {} : { param });
 }
 
+/** @param names The models that are served. */
+export function modelNotFound(asked: string, names: Iterable<string>): ServiceError {
+  const id = asked.length > 200 ? `${asked.slice(0, 200)}…` : asked;
+  const message = `The model \`${id}\` does not exist. Valid aliases: ${[...names].join(", ")}.`;
+  return new ServiceError("model_not_found", message, { param: "model" });
+}
+
 /** An integer, or undefined where it is absent or null. Text of digits counts, as it does in vLLM. */
 export function integerField(fields: Fields, key: FieldOf<"integer">): number | undefined {
   const value = fields[key];
   if (value === undefined || value === null) return undefined;
-  if (typeof value === "number") {
-    if (Number.isInteger(value)) return value;
-    throw malformed(
-      "int_from_float",
-      `body.${key}`,
-      "Input should be a valid integer, got a number with a fractional part",
-      value,
-    );
-  }
-  if (typeof value === "string") {
-    if (/^\s*[+-]?\d{1,15}\s*$/.test(value)) return Number(value);
-    throw malformed(
-      "int_parsing",
-      `body.${key}`,
-      "Input should be a valid integer, unable to parse string as an integer",
-      value,
-    );
-  }
-  throw malformed("int_type", `body.${key}`, "Input should be a valid integer", value);
+  if (Number.isInteger(value)) return value as number;
+  if (typeof value === "string" && /^\s*[+-]?\d{1,15}\s*$/.test(value)) return Number(value);
+  const [type, why] = INTEGER_FAULTS[typeof value] ?? ["int_type", ""];
+  throw malformed(type, `body.${key}`, `Input should be a valid integer${why}`, value);
 }
+
+/** By the type of the value. */
+const INTEGER_FAULTS: Readonly<Record<string, readonly [type: string, why: string]>> = {
+  number: ["int_from_float", ", got a number with a fractional part"],
+  string: ["int_parsing", ", unable to parse string as an integer"],
+};
 
 /**
  * `true` or `false`; absent and null are false. vLLM also takes 1, "yes" and the like. Not here: the legs are built from

@@ -40,7 +40,7 @@ function read(body: Body): unknown {
   const path: LegPath = "messages" in body ? "/v1/chat/completions" : "/v1/completions";
   const models = new Map([["tiny", { maxModelLen: 512 }]]);
   try {
-    return readOpenAiRequest(path, Buffer.from(JSON.stringify(body)), { models, legsLimit: 8 });
+    return readOpenAiRequest(path, Buffer.from(JSON.stringify(body)), models, 8);
   } catch (error) {
     return (error as Error).message;
   }
