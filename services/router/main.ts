@@ -8,21 +8,19 @@ import { measureEventLoop } from "../common/event-loop.ts";
 import { DRAINS, anySignal, onceAborted, startLife, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { createMetrics, type Metrics } from "../common/metrics.ts";
-import { registryHub } from "../discovery/embedded.ts";
-import { staticRegistry } from "../discovery/static.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
 import { serveRpc } from "../rpc/server.ts";
 import { createAdmission } from "./admission/admission.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
 import { inferenceService } from "./control/inference-service.ts";
-import { createReceipts } from "./control/receipts.ts";
+import { createReceipts } from "./serving/receipts.ts";
 import { routerService } from "./control/router-service.ts";
 import { FIRST_PREFILL_MS } from "./pool/first-prefill.ts";
 import { createPool } from "./pool/pool.ts";
 import { provesByProbe, startProbes } from "./probe/schedule.ts";
 import { watchAll } from "./registry/directories.ts";
 import { liveSettings } from "./registry/live-settings.ts";
-import { openRegistry, registryStatus } from "./registry/router-registry.ts";
+import { openRegistry } from "./registry/router-registry.ts";
 import { createRelay, type RelayOptions } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
 import { createBodyBudget } from "./rest/body-budget.ts";
@@ -98,8 +96,7 @@ async function life(
 
   using deadlines = new Deadlines(clock);
   using _loop = measureEventLoop(metrics);
-  const hub = registryHub({ routerId });
-  await using registry = await openRegistry(config, hub, { log, metrics });
+  await using registry = await openRegistry(config, { routerId, log, metrics });
   await using pool = createPool({
     token,
     log,
@@ -132,24 +129,23 @@ async function life(
     log,
     clock,
     request,
-    registryIsAway: () => registry.health?.up === false,
+    registryIsAway: () => registry.status.up === false,
   });
 
   /** Ends calls of RouterService over HTTP/1.1 that would not end by themselves. */
   const closing = new AbortController();
-  const changes = liveSettings(config.settings, { log, metrics, onChange: admission.poke });
   const routerCalls = routerService({
     routerId,
     pool,
     probes,
     receipts,
-    settings: () => config.settings.all,
-    registry: () => registryStatus(registry, changes),
+    settings: config.settings,
+    registry,
     clock,
     log,
   });
   const inference = inferenceService({ ...config.rest, serving, metrics: servingMetrics, clock });
-  const services = [routerCalls, inference, ...(registry.kind === "embedded" ? [hub.service] : [])];
+  const services = [routerCalls, inference, ...registry.services];
   await using rpc = await serveRpc({ ...config.grpc, services, token, apiKey, log, graceMs: RPC_GRACE_MS });
   const handler = restHandler({
     ...config.rest,
@@ -167,12 +163,11 @@ async function life(
   await using http = await serveHttp(config.rest.listen, handler, config.rest);
   if (signal?.aborted) throw new ServiceError("cancelled", "The start was cancelled.");
 
-  const listed = staticRegistry(config.registry.instances, { token, log });
-  await using _directories = watchAll([...registry.directories, listed], pool.update);
-  registry.watchSettings(changes.apply);
+  await using _directories = watchAll(registry.directories, pool.update);
+  registry.watchSettings(liveSettings(config.settings, { log, metrics, onChange: admission.poke }));
   rpc.setServing(true);
   const [restUrl, grpcAddress] = [`http://${http.address}`, rpc.address];
-  await using registration = registry.announce({ routerId, restAddress: http.address, grpcAddress }, () => ({
+  await using registration = registry.announce({ restAddress: http.address, grpcAddress }, () => ({
     serving: !serving.draining,
     text: serving.draining ? `draining: ${serving.count} requests still run` : "serving",
   }));

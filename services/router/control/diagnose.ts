@@ -3,7 +3,7 @@
 // each other. Each finding says what to do.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { FindingLevel, InstanceService, type FindingSchema } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { DiagnosisSchema } from "#gen/tandem/router/v1/router_pb.js";
+import type { DiagnosisSchema, RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { asServiceError } from "../../common/errors.ts";
 import type { Instance, ModelView, Pool, Reason, Seen } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
@@ -44,33 +44,28 @@ export async function diagnose(pool: Pick<Pool, "view">, o: DiagnoseOptions): Pr
   return [...ofModels.map((finding) => ({ finding })), ...ofInstances.flat(), ...ofPairs];
 }
 
-const NO_INSTANCES: FindingInit = {
-  check: "instances",
-  level: FindingLevel.ERROR,
-  message: "No instance is registered.",
-  cure: "Start a prefill and a decode instance with tandem prefill and tandem decode, or all at once with tandem up.",
-};
+function finding(level: keyof typeof FindingLevel, check: string, message: string, cure = ""): FindingInit {
+  return { level: FindingLevel[level], check, message, cure };
+}
+
+const NO_INSTANCES = finding(
+  "ERROR",
+  "instances",
+  "No instance is registered.",
+  "Start a prefill and a decode instance with tandem prefill and tandem decode, or all at once with tandem up.",
+);
 
 function examineModel(model: ModelView): FindingInit[] {
   const { name, prefill, decode } = model;
   const lack = model.lack(false);
-  const found: FindingInit[] = [];
-  if (lack !== undefined) {
-    const cure =
-      "See the findings of its instances below; start the missing instances with tandem prefill or tandem decode.";
-    found.push({ check: "model", level: FindingLevel.ERROR, message: lack, cure });
-  } else {
-    const pairs = model.prefills.reduce((sum, one) => sum + model.partnersOf(one).length, 0);
-    const message = `The model \`${name}\` is served by ${prefill.length} prefill and ${decode.length} decode instances (${pairs} pairs).`;
-    found.push({ check: "model", level: FindingLevel.OK, message });
-  }
+  const pairs = model.prefills.reduce((sum, one) => sum + model.partnersOf(one).length, 0);
+  const served = `The model \`${name}\` is served by ${prefill.length} prefill and ${decode.length} decode instances (${pairs} pairs).`;
+  const cure =
+    "See the findings of its instances below; start the missing instances with tandem prefill or tandem decode.";
+  const found = [lack === undefined ? finding("OK", "model", served) : finding("ERROR", "model", lack, cure)];
   if (prefill.length === 1 && prefill[0]!.instance.info.connector === "p2p-nccl") {
-    found.push({
-      check: "spare_prefill",
-      level: FindingLevel.WARNING,
-      message: `The model \`${name}\` has one prefill instance, and P2P NCCL: a decode engine that dies wedges it, and no request is served until it has restarted.`,
-      cure: "Run two prefill instances or more.",
-    });
+    const risk = `The model \`${name}\` has one prefill instance, and P2P NCCL: a decode engine that dies wedges it, and no request is served until it has restarted.`;
+    found.push(finding("WARNING", "spare_prefill", risk, "Run two prefill instances or more."));
   }
   return found;
 }
@@ -90,26 +85,24 @@ const CURES: Readonly<Partial<Record<Reason, string>>> = {
 };
 
 async function examine({ instance, standing }: Seen, signal: AbortSignal): Promise<FindingInit[]> {
-  const state: FindingInit =
-    standing.kind === "serves"
-      ? {
-          check: "standing",
-          level: FindingLevel.OK,
-          message: standing.text === "" ? "It serves." : `It serves. ${standing.text}`,
-        }
-      : {
-          check: "standing",
-          level: PASSING.has(standing.reason) ? FindingLevel.WARNING : FindingLevel.ERROR,
-          message: `It gets no requests (${standing.reason}): ${standing.text}`,
-          cure: CURES[standing.reason] ?? "Check its log; the findings below may give the cause.",
-        };
+  const found = [examineStanding(standing)];
   try {
     const client = instance.channel.client(InstanceService);
-    return [state, ...(await client.diagnose({}, { timeoutMs: ASK_TIMEOUT_MS, signal })).findings];
+    found.push(...(await client.diagnose({}, { timeoutMs: ASK_TIMEOUT_MS, signal })).findings);
   } catch (error) {
     const message = `The instance did not answer the doctor: ${asServiceError(error).message}`;
-    return [state, { check: "asked", level: FindingLevel.UNKNOWN, message }];
+    found.push(finding("UNKNOWN", "asked", message));
   }
+  return found;
+}
+
+function examineStanding(standing: Seen["standing"]): FindingInit {
+  const { text } = standing;
+  if (standing.kind === "serves") return finding("OK", "standing", text === "" ? "It serves." : `It serves. ${text}`);
+  const { reason } = standing;
+  const message = `It gets no requests (${reason}): ${text}`;
+  const cure = CURES[reason] ?? "Check its log; the findings below may give the cause.";
+  return finding(PASSING.has(reason) ? "WARNING" : "ERROR", "standing", message, cure);
 }
 
 function pairsToProbe({ prefill, decode }: ModelView): (readonly [Instance, Instance])[] {
@@ -129,29 +122,41 @@ async function examinePair(
   { probes, signal }: DiagnoseOptions,
 ): Promise<FindingInit> {
   const fault = pool.view.pairFault(prefill, decode);
-  if (fault !== undefined) {
-    return { check: "pair", level: FindingLevel.WARNING, message: `The pair gets no requests: ${fault}.` };
-  }
-  if (probes === undefined) {
-    return { check: "pair", level: FindingLevel.OK, message: "The pair gets requests; no probe was sent." };
-  }
+  if (fault !== undefined) return finding("WARNING", "pair", `The pair gets no requests: ${fault}.`);
+  if (probes === undefined) return finding("OK", "pair", "The pair gets requests; no probe was sent.");
   const result = await probes.now(prefill, decode, signal);
-  switch (result.kind) {
-    case "failed":
-      return {
-        check: "probe",
-        level: FindingLevel.ERROR,
-        message: `The pair gets no more requests until a probe succeeds. ${result.text}`,
-        cure: "Check the logs of both engines; with P2P NCCL a pair that has hung once stays wedged until both engines have restarted.",
-      };
-    case "right": {
-      const delta = result.worstDelta.toPrecision(2);
-      const message = `A probe succeeded in ${Math.round(result.ms)} ms; decode's first token matched prefill's own (log probability off by ${delta}).`;
-      return { check: "probe", level: FindingLevel.OK, message };
-    }
-    case "unjudged": {
-      const message = `A probe succeeded in ${Math.round(result.ms)} ms; the engines report no log probabilities, so the answer can't be judged.`;
-      return { check: "probe", level: FindingLevel.UNKNOWN, message };
-    }
+  if (result.kind === "failed") {
+    const message = `The pair gets no more requests until a probe succeeds. ${result.text}`;
+    const cure =
+      "Check the logs of both engines; with P2P NCCL a pair that has hung once stays wedged until both engines have restarted.";
+    return finding("ERROR", "probe", message, cure);
   }
+  const succeeded = `A probe succeeded in ${Math.round(result.ms)} ms;`;
+  if (result.kind === "unjudged") {
+    const why = "the engines report no log probabilities, so the answer can't be judged.";
+    return finding("UNKNOWN", "probe", `${succeeded} ${why}`);
+  }
+  const off = `(log probability off by ${result.worstDelta.toPrecision(2)})`;
+  return finding("OK", "probe", `${succeeded} decode's first token matched prefill's own ${off}.`);
+}
+
+/** Consul is the only registry that can be away or hold settings. */
+export function examineRegistry(status: MessageInitShape<typeof RegistryStatusSchema>): FindingInit[] {
+  const { kind, address = "", up = false, error = "", settingsError = "" } = status;
+  if (kind !== "consul") return [];
+  const away = `${sentence(error)} The router goes on with the instances it knows, and finds no new ones.`;
+  const cure = "Check the Consul agent, its address (consul.address) and the policies of the token (docs/consul.md).";
+  const found = up
+    ? [finding("OK", "registry", `Consul at ${address} answers.`)]
+    : [finding("WARNING", "registry", away, cure)];
+  if (settingsError !== "") {
+    const message = `All settings in Consul are refused: ${sentence(settingsError)} The previous settings stay in force.`;
+    const correct = "Correct or delete the key (consul kv put, consul kv delete).";
+    found.push(finding("WARNING", "settings", message, correct));
+  }
+  return found;
+}
+
+function sentence(text: string): string {
+  return text.replace(/\.?$/, ".");
 }

@@ -3,22 +3,6 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type InstanceSchema, type ModelSchema, Standing } from "#gen/tandem/router/v1/router_pb.js";
 import type { FleetView, ModelView, Reason, Seen } from "../pool/pool.ts";
 
-const STANDINGS: Readonly<Record<Reason, Standing>> = {
-  missing: Standing.MISSING,
-  left: Standing.LEFT,
-  draining: Standing.DRAINING,
-  starting: Standing.STARTING,
-  stopped: Standing.STOPPED,
-  unreachable: Standing.UNREACHABLE,
-  denied: Standing.DENIED,
-  silent: Standing.SILENT,
-  failing: Standing.FAILING,
-  suspect: Standing.SUSPECT,
-  unlisted: Standing.UNLISTED,
-  unproven: Standing.UNPROVEN,
-  unmatched: Standing.UNMATCHED,
-};
-
 const UINT32_MAX = 2 ** 32 - 1;
 
 /** @param nowMs By the pool's clock. */
@@ -39,7 +23,8 @@ function instanceMessage({ instance, standing }: Seen, nowMs: number): MessageIn
     ...(load === undefined ? {} : { load }),
     eligible: standing.kind === "serves",
     reason: standing.text,
-    standing: standing.kind === "serves" ? Standing.SERVING : STANDINGS[standing.reason],
+    standing:
+      standing.kind === "serves" ? Standing.SERVING : Standing[standing.reason.toUpperCase() as Uppercase<Reason>],
     legs,
     legsTotal,
     loadAgeMs: load === undefined ? 0 : Math.min(UINT32_MAX, Math.max(0, Math.round(nowMs - loadAtMs))),

@@ -1,7 +1,8 @@
 // RouterService shows the state of the router and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { type RegistryStatusSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
+import { Outcome, type ReceiptSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { type Clock, pause } from "../../common/clock.ts";
+import type { Settings } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
 import type { Log } from "../../common/log.ts";
@@ -10,11 +11,11 @@ import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
-import { diagnose } from "./diagnose.ts";
-import { examineRegistry } from "./examine-registry.ts";
+import type { RouterRegistry } from "../registry/router-registry.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
+import type { Receipts } from "../serving/receipts.ts";
+import { diagnose, examineRegistry } from "./diagnose.ts";
 import { fleetMessage } from "./fleet-message.ts";
-import { receiptMessage } from "./receipt-message.ts";
-import type { Receipts } from "./receipts.ts";
 
 /** Shortest time between two messages to one watcher of instances. */
 const WATCH_PAUSE_MS = 200;
@@ -28,9 +29,8 @@ export interface RouterServiceOptions {
   readonly receipts: Receipts;
   /** Used by the doctor. */
   readonly probes: Pick<Probes, "now">;
-  /** Every setting, secrets hidden. */
-  settings(): readonly { readonly key: string; readonly value: string; readonly origin: string }[];
-  registry(): MessageInitShape<typeof RegistryStatusSchema>;
+  readonly settings: Pick<Settings, "all">;
+  readonly registry: Pick<RouterRegistry, "status">;
   /** Limits the calls that watch instances. Default 64. */
   readonly watcherLimit?: number;
   readonly clock: Clock;
@@ -50,10 +50,8 @@ export function routerService(o: RouterServiceOptions): RpcService {
 
       async *watchInstances(_request, context) {
         if (watchers >= watcherLimit) {
-          throw new ServiceError(
-            "queue_full",
-            `Too many watchers: ${watchers} watch instances already. Try again later.`,
-          );
+          const message = `Too many watchers: ${watchers} watch instances already. Try again later.`;
+          throw new ServiceError("queue_full", message);
         }
         const stop = anySignal(context.signal, context.closing);
         const bell = createBell();
@@ -85,10 +83,8 @@ export function routerService(o: RouterServiceOptions): RpcService {
       async getReceipt({ requestId }) {
         const draft = receipts.find(requestId);
         if (draft === undefined) {
-          throw new ServiceError(
-            "not_found",
-            `Request \`${requestId}\` is neither running nor among the last that ended.`,
-          );
+          const message = `Request \`${requestId}\` is neither running nor among the last that ended.`;
+          throw new ServiceError("not_found", message);
         }
         return { receipt: receiptMessage(draft) };
       },
@@ -99,19 +95,30 @@ export function routerService(o: RouterServiceOptions): RpcService {
       },
 
       getConfig: async () => ({
-        settings: [...o.settings()].sort((a, b) => (a.key < b.key ? -1 : 1)),
+        settings: [...o.settings.all].sort((a, b) => (a.key < b.key ? -1 : 1)),
         tandemVersion: TANDEM_VERSION,
         tandemCommit: TANDEM_COMMIT,
-        registry: o.registry(),
+        registry: o.registry.status,
       }),
 
       diagnose: async ({ withoutProbes }, { signal }) => ({
         diagnoses: [
-          ...examineRegistry(o.registry()).map((finding) => ({ finding })),
+          ...examineRegistry(o.registry.status).map((finding) => ({ finding })),
           ...(await diagnose(pool, { ...(withoutProbes ? {} : { probes: o.probes }), signal })),
         ],
       }),
     },
     { access: "token" },
   );
+}
+
+/** The draft has the message's names. */
+function receiptMessage(draft: ReceiptDraft): MessageInitShape<typeof ReceiptSchema> {
+  const { outcome } = draft;
+  return {
+    ...draft,
+    startedUnixMs: BigInt(draft.startedUnixMs),
+    outcome: outcome === "running" ? Outcome.UNSPECIFIED : Outcome[outcome.toUpperCase() as Uppercase<typeof outcome>],
+    bodyBytes: BigInt(draft.bodyBytes),
+  };
 }

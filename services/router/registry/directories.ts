@@ -5,24 +5,18 @@ import type { Directory, Doubt, EntriesListener } from "../../discovery/registry
 /**
  * `onChange` gets every instance that any directory lists. If several list one, the first directory's entry is used.
  */
-export function watchAll(
-  directories: readonly Directory[],
-  onChange: EntriesListener,
-): { [Symbol.asyncDispose](): Promise<void> } {
-  const known: { entries: readonly Info[]; doubts: ReadonlyMap<string, Doubt> }[] = directories.map(() => ({
-    entries: [],
-    doubts: new Map(),
-  }));
+export function watchAll(directories: readonly Directory[], onChange: EntriesListener): AsyncDisposable {
+  const known = directories.map((): Parameters<EntriesListener> => [[]]);
   const watches = directories.map((directory, index) =>
-    directory.watch((entries, doubts = new Map()) => {
-      known[index] = { entries, doubts };
+    directory.watch((...listed) => {
+      known[index] = listed;
       const byId = new Map<string, Info>();
       const allDoubts = new Map<string, Doubt>();
-      for (const one of known) {
-        for (const info of one.entries) {
+      for (const [entries, doubts] of known) {
+        for (const info of entries) {
           if (byId.has(info.instanceId)) continue;
           byId.set(info.instanceId, info);
-          const doubt = one.doubts.get(info.instanceId);
+          const doubt = doubts?.get(info.instanceId);
           if (doubt !== undefined) allDoubts.set(info.instanceId, doubt);
         }
       }

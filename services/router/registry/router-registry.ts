@@ -5,66 +5,69 @@ import { ConfigError } from "../../common/config.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
-import type { RegistryHub } from "../../discovery/embedded.ts";
-import type { Directory, Registration, RegistryHealth, SelfReport } from "../../discovery/registry.ts";
+import { registryHub } from "../../discovery/embedded.ts";
+import type { Directory, Registration, SelfReport, Watch } from "../../discovery/registry.ts";
+import { staticRegistry } from "../../discovery/static.ts";
+import type { RpcService } from "../../rpc/service.ts";
 import type { RouterConfig } from "../config.ts";
+import type { LiveSettings } from "./live-settings.ts";
 
-export interface RouterRegistry {
-  readonly kind: RouterConfig["registry"]["kind"];
-  /** Undefined if the registry is part of this router, or a list. */
-  readonly health: RegistryHealth | undefined;
+export interface RouterRegistry extends AsyncDisposable {
+  /** As RouterService reports it. A registry that is part of this router, or a list, is always up. */
+  readonly status: MessageInitShape<typeof RegistryStatusSchema>;
   readonly directories: readonly Directory[];
+  /** Services that the router has to serve for it. */
+  readonly services: readonly RpcService[];
   /** Registers this router, if the registry lists routers. */
-  announce(
-    self: { routerId: string; restAddress: string; grpcAddress: string },
-    standing: () => SelfReport,
-  ): Registration | undefined;
-  /** @param onChange Gets the texts by key, and their origin. */
-  watchSettings(onChange: (texts: ReadonlyMap<string, string>, source: string) => void): void;
-  [Symbol.asyncDispose](): Promise<void>;
+  announce(self: { restAddress: string; grpcAddress: string }, standing: () => SelfReport): Registration | undefined;
+  /** Applies the settings that the registry holds, if it holds any, and their changes. */
+  watchSettings(settings: LiveSettings): void;
 }
 
-/** The registry's status as RouterService reports it. */
-export function registryStatus(
-  { kind, health }: RouterRegistry,
-  settings: { readonly refusal: string },
-): MessageInitShape<typeof RegistryStatusSchema> {
-  if (health === undefined) return { kind, up: true };
-  const { address, up, downSinceUnixMs, error } = health;
-  return { kind, address, up, downSinceUnixMs: BigInt(downSinceUnixMs), error, settingsError: settings.refusal };
+interface RegistryOptions {
+  readonly routerId: string;
+  readonly log: Log;
+  readonly metrics: Metrics;
 }
 
 /** @throws ConfigError if Consul's settings can't be used. An unreachable Consul is not an error. */
-export async function openRegistry(
-  config: RouterConfig,
-  hub: RegistryHub,
-  o: { log: Log; metrics: Metrics },
-): Promise<RouterRegistry> {
-  const { kind } = config.registry;
+export async function openRegistry(config: RouterConfig, o: RegistryOptions): Promise<RouterRegistry> {
+  const { kind, instances } = config.registry;
   const up = o.metrics.gauge(
     "tandem_registry_up",
     "1 while the registry answers, 0 while the router uses what it last knew.",
     ["kind"],
   );
-  if (kind !== "consul") {
-    up.set({ kind }, 1);
-    return {
-      kind,
-      health: undefined,
-      directories: kind === "embedded" ? [hub] : [],
-      announce: () => undefined,
-      watchSettings: () => {},
-      async [Symbol.asyncDispose]() {},
-    };
+  const listed = staticRegistry(instances, { token: config.access.token, log: o.log });
+  if (kind === "consul") {
+    up.set({ kind }, 0);
+    return openConsul(config, listed, (isUp) => up.set({ kind }, isUp ? 1 : 0), o);
   }
+  up.set({ kind }, 1);
+  const hub = kind === "embedded" ? [registryHub({ routerId: o.routerId })] : [];
+  return {
+    status: { kind, up: true },
+    directories: [...hub, listed],
+    services: hub.map(({ service }) => service),
+    announce: () => undefined,
+    watchSettings() {},
+    async [Symbol.asyncDispose]() {},
+  };
+}
+
+async function openConsul(
+  config: RouterConfig,
+  listed: Directory,
+  onHealth: (isUp: boolean) => void,
+  { routerId, log, metrics }: RegistryOptions,
+): Promise<RouterRegistry> {
   for (const key of ["rest", "grpc"] as const) refuseAnyAddress(config, key);
   const { consulRegistrar, consulWatcher, routerRecord } = await import("../../discovery/consul.ts");
   const deployment = config.deployment.name;
-  const watcher = consulWatcher(config.consul, { deployment, log: o.log });
-  const registrar = consulRegistrar(config.consul, { deployment, log: o.log });
-  up.set({ kind }, 0);
-  watcher.onHealth(() => up.set({ kind }, watcher.health.up ? 1 : 0));
-  o.metrics.gauge(
+  const watcher = consulWatcher(config.consul, { deployment, log });
+  const registrar = consulRegistrar(config.consul, { deployment, log });
+  watcher.onHealth(() => onHealth(watcher.health.up));
+  metrics.gauge(
     "tandem_registry_stale_seconds",
     "Seconds since the registry last answered. 0 while it answers.",
     [],
@@ -75,34 +78,36 @@ export async function openRegistry(
   );
   const over = new AbortController();
   const startedUnixMs = Date.now();
-  const open: { [Symbol.asyncDispose](): Promise<void> }[] = [];
+  let settings: LiveSettings | undefined;
+  let watch: Watch | undefined;
   return {
-    kind,
-    get health() {
-      return watcher.health;
+    get status() {
+      const { address, up, downSinceUnixMs, error } = watcher.health;
+      const settingsError = settings?.refusal ?? "";
+      return { kind: "consul", address, up, downSinceUnixMs: BigInt(downSinceUnixMs), error, settingsError };
     },
-    directories: [watcher],
-    announce(self, standing) {
+    directories: [watcher, listed],
+    services: [],
+    announce({ restAddress, grpcAddress }, standing) {
       const record = routerRecord({
-        routerId: self.routerId,
-        restAddress: config.rest.advertise ?? self.restAddress,
-        grpcAddress: config.grpc.advertise ?? self.grpcAddress,
+        routerId,
+        restAddress: config.rest.advertise ?? restAddress,
+        grpcAddress: config.grpc.advertise ?? grpcAddress,
         tandemVersion: TANDEM_VERSION,
         tandemCommit: TANDEM_COMMIT,
         startedUnixMs,
       });
-      const registration = registrar.registerService(() => record, over.signal, standing);
-      open.push(registration);
-      return registration;
+      return registrar.registerService(() => record, over.signal, standing);
     },
-    watchSettings(onChange) {
+    watchSettings(live) {
+      settings = live;
       const prefix = config.consul.kvPrefix.replace(/^\/+|\/+$/g, "");
       if (prefix === "") return;
       const folder = `${prefix}/${deployment}/`;
-      open.push(watcher.watchSettings(folder, (texts) => onChange(texts, `consul ${folder}`)));
+      watch = watcher.watchSettings(folder, (texts) => live.apply(texts, `consul ${folder}`));
     },
     async [Symbol.asyncDispose]() {
-      await Promise.all(open.map((one) => one[Symbol.asyncDispose]()));
+      await watch?.[Symbol.asyncDispose]();
       over.abort();
       watcher.close();
       registrar.close();

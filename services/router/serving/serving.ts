@@ -13,15 +13,10 @@ import type { Pool } from "../pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
 import { readOpenAiRequest } from "./openai-request.ts";
+import type { Receipts } from "./receipts.ts";
 import { clampedPriority, type Scheduling } from "./scheduling.ts";
 import { logEnded } from "./request-log.ts";
 import type { ServingMetrics } from "./metrics.ts";
-
-/** Where receipts go. */
-export interface ReceiptBook {
-  opened(draft: ReceiptDraft): void;
-  closed(draft: ReceiptDraft): void;
-}
 
 export interface Incoming {
   /** As the receipt names it: the path, or `Generate`. */
@@ -66,7 +61,7 @@ export interface ServingOptions {
   readonly pool: Pool;
   readonly admission: Admission;
   readonly relay: Relay;
-  readonly receipts: ReceiptBook;
+  readonly receipts: Receipts;
   readonly metrics: ServingMetrics;
   readonly log: Log;
   readonly clock: Clock;

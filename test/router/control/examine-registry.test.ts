@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
-import { examineRegistry } from "../../../services/router/control/examine-registry.ts";
+import { examineRegistry } from "../../../services/router/control/diagnose.ts";
 
 describe("what the doctor says of the registry", () => {
   const consul = { kind: "consul", address: "127.0.0.1:8500", up: true, error: "", settingsError: "" };

@@ -7,7 +7,7 @@ import { ServiceError } from "../../../../services/common/errors.ts";
 import { createMetrics } from "../../../../services/common/metrics.ts";
 import { createAdmission } from "../../../../services/router/admission/admission.ts";
 import { inferenceService } from "../../../../services/router/control/inference-service.ts";
-import { createReceipts } from "../../../../services/router/control/receipts.ts";
+import { createReceipts } from "../../../../services/router/serving/receipts.ts";
 import { routerService } from "../../../../services/router/control/router-service.ts";
 import { createServingMetrics } from "../../../../services/router/serving/metrics.ts";
 import { createServing, type Serving } from "../../../../services/router/serving/serving.ts";
@@ -82,8 +82,8 @@ export async function startControl(): Promise<Control> {
         routerId: "router-1",
         pool,
         receipts,
-        settings: () => settings,
-        registry: () => REGISTRY,
+        settings: { all: settings },
+        registry: { status: REGISTRY },
         watcherLimit: 1,
         probes: { now: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }) },
         clock: ownClock,

@@ -3,7 +3,7 @@ import { systemClock } from "../../../../services/common/clock.ts";
 import { Deadlines } from "../../../../services/common/deadlines.ts";
 import { createMetrics, type Metrics } from "../../../../services/common/metrics.ts";
 import { createAdmission } from "../../../../services/router/admission/admission.ts";
-import { createReceipts, type Receipts } from "../../../../services/router/control/receipts.ts";
+import { createReceipts, type Receipts } from "../../../../services/router/serving/receipts.ts";
 import { createBodyBudget, type BodyBudget } from "../../../../services/router/rest/body-budget.ts";
 import { restHandler } from "../../../../services/router/rest/app.ts";
 import { hostChecks, type HostSettings } from "../../../../services/router/rest/host-check.ts";

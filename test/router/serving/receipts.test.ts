@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { createReceipts } from "../../../services/router/control/receipts.ts";
+import { createReceipts } from "../../../services/router/serving/receipts.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/request/receipt.ts";
 
 const draft = (requestId: string, clientId?: string): ReceiptDraft =>

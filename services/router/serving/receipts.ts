@@ -1,32 +1,27 @@
 // The receipts of the requests that run, and of the last ones that ended. Everything here is bounded: a watcher that
 // reads too slowly loses receipts, and the next one that it gets says how many.
 import { ServiceError } from "../../common/errors.ts";
+import { createBell } from "../../discovery/bell.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
-import type { ReceiptBook } from "../serving/serving.ts";
 
 /** Receipts that one watcher may be behind. */
 const WATCHER_BACKLOG = 256;
 
-export interface Receipts extends ReceiptBook {
+export interface Receipts {
+  opened(draft: ReceiptDraft): void;
+  closed(draft: ReceiptDraft): void;
   /** Receipts of running requests, then of ended ones, each with the latest first. */
   list(limit: number): ReceiptDraft[];
   /** Finds a receipt by the id that the client got or the id that it sent. The latest one with that id wins. */
   find(id: string): ReceiptDraft | undefined;
   /** Receipts as they are closed, until `signal` aborts. @throws ServiceError `queue_full` */
-  watch(signal: AbortSignal): AsyncIterable<Seen>;
+  watch(signal: AbortSignal): AsyncIterable<ClosedReceipt>;
 }
 
-interface Seen {
+interface ClosedReceipt {
   readonly draft: ReceiptDraft;
   /** Receipts lost between the one before and this one. */
   readonly missed: number;
-}
-
-interface Watcher {
-  readonly backlog: Seen[];
-  /** Receipts lost since the last one that was queued. */
-  missed: number;
-  wake: (() => void) | undefined;
 }
 
 /** Ended requests whose receipts are kept. */
@@ -36,10 +31,12 @@ const WATCHERS_LIMIT = 64;
 
 export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS_LIMIT } = {}): Receipts {
   const running = new Map<string, ReceiptDraft>();
-  // A Map keeps its order, so its first key is the oldest. Deleting and adding again moves an id to the end.
+  // A Map keeps its order, so its first key is the oldest.
   const ended = new Map<string, ReceiptDraft>();
   const byClientId = new Map<string, ReceiptDraft>();
-  const watchers = new Set<Watcher>();
+  /** The backlog of each, and the receipts lost since the last one in it. */
+  const watchers = new Set<{ readonly backlog: ClosedReceipt[]; missed: number }>();
+  const bell = createBell();
 
   function keep(draft: ReceiptDraft): void {
     ended.set(draft.requestId, draft);
@@ -63,8 +60,8 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
           watcher.backlog.push({ draft, missed: watcher.missed });
           watcher.missed = 0;
         }
-        watcher.wake?.();
       }
+      bell.ring();
     },
     list(limit) {
       const newest = [...running.values()].reverse();
@@ -74,27 +71,19 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
     find: (id) => running.get(id) ?? ended.get(id) ?? byClientId.get(id),
     async *watch(signal) {
       if (watchers.size >= watcherLimit) {
-        throw new ServiceError(
-          "queue_full",
-          `Too many watchers: ${watchers.size} watch requests already. Try again later.`,
-        );
+        const message = `Too many watchers: ${watchers.size} watch requests already. Try again later.`;
+        throw new ServiceError("queue_full", message);
       }
-      const watcher: Watcher = { backlog: [], missed: 0, wake: undefined };
-      const onAbort = (): void => watcher.wake?.();
+      const watcher = { backlog: [] as ClosedReceipt[], missed: 0 };
       watchers.add(watcher);
-      signal.addEventListener("abort", onAbort);
       try {
         while (!signal.aborted) {
-          const seen = watcher.backlog.shift();
-          if (seen !== undefined) yield seen;
-          else {
-            await new Promise<void>((resolve) => (watcher.wake = resolve));
-            watcher.wake = undefined;
-          }
+          const next = watcher.backlog.shift();
+          if (next !== undefined) yield next;
+          else await bell.next(signal);
         }
       } finally {
         watchers.delete(watcher);
-        signal.removeEventListener("abort", onAbort);
       }
     },
   };
