@@ -204,7 +204,7 @@ describe("time", () => {
       "services/common/event-loop.ts": "how late the real event loop is",
       "services/common/guardian.ts": "ends real processes",
       "services/common/lifecycle.ts": "ends this process",
-      "services/router/rest/page-script.ts": "runs in a browser",
+      "services/router/rest/page-assets.ts": "runs in a browser",
       // Dates for people and other hosts.
       "services/decode/leg.ts": "a date that is compared with other hosts'",
       "services/discovery/consul.ts": "a date in the status",
@@ -261,7 +261,6 @@ describe("files", () => {
   it("change no object's type from outside: no Object.create, no Object.assign on what has one", () => {
     const allowed = [
       "services/common/metrics.ts", // prom-client takes `collect` after its constructor only.
-      "services/router/rest/page-script.ts", // Runs in a browser.
       "services/rpc/server.ts", // grpc-js has no other way to leave its keepalive out.
     ];
     const changing = sources.filter((file) => /\bObject\.(create|assign)\(/.test(textOf(file)));

@@ -10,10 +10,8 @@ import { createLog, type Log } from "../common/log.ts";
 import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
 import { serveRpc } from "../rpc/server.ts";
-import { createAdmission } from "./admission/admission.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
 import { inferenceService } from "./control/inference-service.ts";
-import { createReceipts } from "./serving/receipts.ts";
 import { routerService } from "./control/router-service.ts";
 import { FIRST_PREFILL_MS } from "./pool/first-prefill.ts";
 import { createPool } from "./pool/pool.ts";
@@ -23,12 +21,7 @@ import { liveSettings } from "./registry/live-settings.ts";
 import { openRegistry } from "./registry/router-registry.ts";
 import { createRelay, type RelayOptions } from "./relay/relay.ts";
 import { restHandler } from "./rest/app.ts";
-import { createBodyBudget } from "./rest/body-budget.ts";
-import { hostChecks } from "./rest/host-check.ts";
-import { warnOfOpenDoors } from "./rest/open-doors.ts";
 import { serveHttp } from "./rest/server.ts";
-import { drain } from "./serving/drain.ts";
-import { createServingMetrics } from "./serving/metrics.ts";
 import { createServing } from "./serving/serving.ts";
 
 /** Time that running requests get after SIGINT or the death of the parent. */
@@ -89,10 +82,9 @@ async function life(
 ): Promise<void> {
   const clock = systemClock;
   const routerId = `router-${randomUUID().slice(0, 8)}`;
-  const { access, placement, queue, request, relay: limits } = config;
+  const { access, placement, queue, request, relay: limits, rest, settings } = config;
   const { token, apiKey } = access;
-  log.info("settings", { settings: settingLines(config.settings.all) });
-  warnOfOpenDoors(config, log);
+  log.info("settings", { settings: settingLines(settings.all) });
 
   using deadlines = new Deadlines(clock);
   using _loop = measureEventLoop(metrics);
@@ -109,74 +101,40 @@ async function life(
   });
   await using relay = createRelay({ pool, placement, limits, deadlines, constants, metrics, log, clock });
   using probes = startProbes({ pool, prober: relay.prober, clock, metrics });
-  const admission = createAdmission({
-    capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, queue.current.legsLimit),
-    lack: (model) => pool.view.models.get(model)?.lack(request.current.strict),
-    queue,
-    onRefused: (because) => servingMetrics.notAdmitted(because),
-    clock,
-    deadlines,
-  });
-  pool.onChange(admission.poke);
-  const receipts = createReceipts();
-  const servingMetrics = createServingMetrics(metrics, admission);
-  const serving = createServing({
-    pool,
-    admission,
-    relay,
-    receipts,
-    metrics: servingMetrics,
-    log,
-    clock,
-    request,
-    registryIsAway: () => registry.status.up === false,
-  });
+  const registryIsAway = (): boolean => registry.status.up === false;
+  const serving = createServing({ pool, relay, queue, request, registryIsAway, metrics, log, clock, deadlines });
+  const { receipts } = serving;
 
+  const routerCalls = routerService({ routerId, pool, probes, receipts, settings, registry, clock, log });
+  const services = [routerCalls, inferenceService({ ...rest, serving, clock }), ...registry.services];
+  await using rpc = await serveRpc({ ...config.grpc, services, token, apiKey, log, graceMs: RPC_GRACE_MS });
+  const grpcAddress = rpc.address;
   /** Ends calls of RouterService over HTTP/1.1 that would not end by themselves. */
   const closing = new AbortController();
-  const routerCalls = routerService({
-    routerId,
-    pool,
-    probes,
-    receipts,
-    settings: config.settings,
-    registry,
-    clock,
-    log,
-  });
-  const inference = inferenceService({ ...config.rest, serving, metrics: servingMetrics, clock });
-  const services = [routerCalls, inference, ...registry.services];
-  await using rpc = await serveRpc({ ...config.grpc, services, token, apiKey, log, graceMs: RPC_GRACE_MS });
+  const overHttp = connectHandler([routerCalls], { token, log, closing: closing.signal });
   const handler = restHandler({
-    ...config.rest,
+    ...rest,
+    ...access,
     serving,
     pool,
+    routerService: overHttp,
+    grpcAddress,
     metrics,
-    servingMetrics,
     log,
-    apiKey,
-    bodyBudget: createBodyBudget(config.rest.bodyTotalBytes, () => servingMetrics.notAdmitted("body_memory")),
-    routerService: connectHandler([routerCalls], { token, log, closing: closing.signal }),
-    grpcAddress: rpc.address,
-    checkHost: hostChecks({ ...config.rest, ...access }),
   });
-  await using http = await serveHttp(config.rest.listen, handler, config.rest);
+  await using http = await serveHttp(rest, handler);
   if (signal?.aborted) throw new ServiceError("cancelled", "The start was cancelled.");
 
   await using _directories = watchAll(registry.directories, pool.update);
-  registry.watchSettings(liveSettings(config.settings, { log, metrics, onChange: admission.poke }));
+  registry.watchSettings(liveSettings(settings, { log, metrics, onChange: serving.poke }));
   rpc.setServing(true);
-  const [restUrl, grpcAddress] = [`http://${http.address}`, rpc.address];
-  await using registration = registry.announce({ restAddress: http.address, grpcAddress }, () => ({
-    serving: !serving.draining,
-    text: serving.draining ? `draining: ${serving.count} requests still run` : "serving",
-  }));
-  log.info("router is listening", { rest: restUrl, grpc: grpcAddress, routerId });
+  await using registration = registry.announce({ restAddress: http.address, grpcAddress }, serving.standing);
+  log.info("router is listening", { rest: `http://${http.address}`, grpc: grpcAddress, routerId });
 
-  const graceMs = await running({ restUrl, grpcAddress });
+  const graceMs = await running({ restUrl: `http://${http.address}`, grpcAddress });
   // New requests and /readyz get 503 on a port that stays open, so a load balancer sees the router leave before it is
   // gone.
-  const drained = drain({ serving, relay, log }, graceMs);
+  const drained = serving.drain(graceMs);
   rpc.setServing(false, "draining");
   registration?.update();
   http.closeIdle();

@@ -7,8 +7,7 @@ import { createStreamReader } from "../../common/openai-stream.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { AnswerSink, Ending } from "../relay/relay.ts";
 import { schedulingOf } from "../serving/scheduling.ts";
-import type { Serving } from "../serving/serving.ts";
-import type { ServingMetrics } from "../serving/metrics.ts";
+import type { Served, Serving } from "../serving/serving.ts";
 import { generateBody } from "./generate-body.ts";
 
 const LABEL = "Generate";
@@ -17,10 +16,9 @@ type Piece = MessageInitShape<typeof GenerateResponseSchema>;
 
 export interface InferenceOptions {
   readonly serving: Serving;
-  readonly metrics: ServingMetrics;
   /** Bytes that may wait for a slow caller before its decode leg is held back. */
   readonly bufferBytes: number;
-  /** A call is given up if its caller takes nothing for this long while its leg is held back. */
+  /** A call is cancelled if its caller reads nothing for this long while its leg is held back. */
   readonly stallMs: number;
   readonly clock: Clock;
 }
@@ -30,33 +28,25 @@ export function inferenceService(o: InferenceOptions): RpcService {
     InferenceService,
     {
       async *generate(request, context) {
-        let served;
+        let served: Served;
         try {
           const scheduling = schedulingOf((name) => context.header(name));
-          served = o.serving.open({
-            label: LABEL,
-            ...generateBody(request),
-            deadlineMs: context.deadlineMs,
-            scheduling,
-          });
+          const { deadlineMs } = context;
+          served = o.serving.open({ label: LABEL, ...generateBody(request), deadlineMs, scheduling });
         } catch (error) {
-          o.metrics.refused(LABEL, asServiceError(error).code);
+          o.serving.metrics.refused(LABEL, asServiceError(error).code);
           throw error;
         }
         const requestId = served.request.id;
         let bodyBytes = 0;
-        let timer: Timer | undefined;
-        const onStall = (): void => {
-          const error = new ServiceError("cancelled", `The caller took nothing for ${o.stallMs} ms and was given up.`);
+        const giveUp = (error: ServiceError): void => {
           served.abandon(error);
-          // Closed at once, because the loop below wakes only when the caller reads again or is gone.
           served.close({ status: error.failure.http, bodyBytes, error });
         };
-        const inbox = createInbox(o.bufferBytes, {
-          onStart: served.started,
-          onFull: () => (timer = o.clock.setTimer(o.stallMs, onStall)),
-          onEmpty: () => timer?.cancel(),
-        });
+        // Closed at once, because the loop below wakes only when the caller reads again or is gone.
+        using pipe = createPipe(o, served.started, () =>
+          giveUp(new ServiceError("cancelled", `The caller read nothing for ${o.stallMs} ms and was disconnected.`)),
+        );
         const onGone = (): void => served.abandon(asServiceError(context.signal.reason));
         if (context.signal.aborted) onGone();
         else context.signal.addEventListener("abort", onGone, { once: true });
@@ -71,23 +61,11 @@ export function inferenceService(o: InferenceOptions): RpcService {
             cachedTokens = part.usage?.cachedTokens ?? cachedTokens;
           },
         });
-        let outcome: { ending: Ending } | { error: unknown } | undefined;
-        served
-          .run(inbox.sink)
-          .then(
-            (ending) => (outcome = { ending }),
-            (error: unknown) => (outcome = { error }),
-          )
-          .finally(inbox.ring);
+        const run = served.run(pipe.sink).finally(pipe.end);
+        run.catch(() => {}); // Awaited below, after all that was written before the failure.
         let first = true;
         try {
-          for (;;) {
-            const bytes = inbox.take();
-            if (bytes === undefined) {
-              if (outcome !== undefined) break;
-              await inbox.next();
-              continue;
-            }
+          for (let bytes = await pipe.next(); bytes !== undefined; bytes = await pipe.next()) {
             text = "";
             read(bytes.toString("utf8"));
             if (text === "" && !first) continue;
@@ -95,22 +73,16 @@ export function inferenceService(o: InferenceOptions): RpcService {
             yield (first ? { text, requestId } : { text }) satisfies Piece;
             first = false;
           }
-          if ("error" in outcome) throw outcome.error;
-          yield {
-            ...(first ? { requestId } : {}),
-            finish: finishOf(reason, cachedTokens, outcome.ending),
-          } satisfies Piece;
-          served.close({ status: 200, bodyBytes, ending: outcome.ending });
+          const ending = await run;
+          yield { ...(first ? { requestId } : {}), finish: finishOf(reason, cachedTokens, ending) } satisfies Piece;
+          served.close({ status: 200, bodyBytes, ending });
         } catch (error) {
           served.close({ status: asServiceError(error).failure.http, bodyBytes, error });
           throw error;
         } finally {
-          // If the caller stopped reading, neither of the two closes above has run.
-          timer?.cancel();
           context.signal.removeEventListener("abort", onGone);
-          const left = asServiceError(context.signal.reason);
-          served.abandon(left);
-          served.close({ status: left.failure.http, bodyBytes, error: left });
+          // If the caller stopped reading, neither of the two closes above has run.
+          giveUp(asServiceError(context.signal.reason));
         }
       },
     },
@@ -122,55 +94,65 @@ function finishOf(
   reason: string,
   counted: number | undefined,
   { promptTokens, completionTokens, cachedTokens = counted }: Ending,
-): MessageInitShape<typeof GenerateResponseSchema>["finish"] {
+): Piece["finish"] {
   return { reason, promptTokens, completionTokens, ...(cachedTokens === undefined ? {} : { cachedTokens }) };
 }
 
-interface Inbox {
+interface Pipe extends Disposable {
   readonly sink: AnswerSink;
-  take(): Buffer | undefined;
-  /** Resolves at the next ring. */
-  next(): Promise<void>;
-  ring(): void;
+  /** The next bytes, once they are there; undefined after the last ones. */
+  next(): Promise<Buffer | undefined>;
+  /** No more bytes will be written. */
+  end(): void;
 }
 
-/** Connects the relay, which pushes, with the generator, which pulls. A slow generator slows the relay down. */
-function createInbox(bufferBytes: number, on: { onStart(): void; onFull(): void; onEmpty(): void }): Inbox {
+/**
+ * Connects the relay, which pushes, with the generator, which pulls. A slow generator holds the relay back.
+ *
+ * @param onStall The generator read nothing for `stallMs` while the relay was held back.
+ */
+function createPipe({ bufferBytes, stallMs, clock }: InferenceOptions, onStart: () => void, onStall: () => void): Pipe {
   const waiting: Buffer[] = [];
   let waitingBytes = 0;
-  let blocked = false;
-  let wake: (() => void) | undefined;
-  const ring = (): void => {
-    wake?.();
-    wake = undefined;
+  let ended = false;
+  let wake = (): void => {};
+  /** Set while the relay is held back. */
+  let stall: Timer | undefined;
+  const release = (): void => {
+    stall?.cancel();
+    stall = undefined;
   };
   const sink: AnswerSink = {
     onDrain: undefined,
-    start: on.onStart,
+    start: onStart,
     write(bytes) {
       waiting.push(bytes);
       waitingBytes += bytes.length;
-      ring();
+      wake();
       if (waitingBytes < bufferBytes) return true;
-      if (!blocked) on.onFull();
-      blocked = true;
+      stall ??= clock.setTimer(stallMs, onStall);
       return false;
     },
   };
   return {
     sink,
-    ring,
-    take() {
-      const bytes = waiting.shift();
-      if (bytes === undefined) return undefined;
+    async next() {
+      while (waiting.length === 0) {
+        if (ended) return undefined;
+        await new Promise<void>((resolve) => (wake = resolve));
+      }
+      const bytes = waiting.shift()!;
       waitingBytes -= bytes.length;
-      if (blocked && waiting.length === 0) {
-        blocked = false;
-        on.onEmpty();
+      if (stall !== undefined && waiting.length === 0) {
+        release();
         sink.onDrain?.();
       }
       return bytes;
     },
-    next: () => new Promise((resolve) => (wake = resolve)),
+    end() {
+      ended = true;
+      wake();
+    },
+    [Symbol.dispose]: release,
   };
 }

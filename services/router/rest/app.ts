@@ -7,27 +7,29 @@ import { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Pool } from "../pool/pool.ts";
-import { authorizer } from "./authorize.ts";
-import { completionsHandler, type CompletionsOptions } from "./completions.ts";
-import type { HostChecks } from "./host-check.ts";
-import { modelList, modelOf } from "./models.ts";
+import type { RouterConfig } from "../config.ts";
+import { ANSWER_HEADERS } from "../serving/headers.ts";
+import type { Serving } from "../serving/serving.ts";
+import { restAccess, type AccessSettings } from "./access.ts";
+import { completionsHandler } from "./completions.ts";
+import { writeError } from "./errors.ts";
+import { modelList, modelOf, readinessOf } from "./models.ts";
 import { page, PAGE_HEADERS } from "./page.ts";
-import { ANSWER_HEADERS, REQUEST_HEADERS } from "../serving/headers.ts";
-import { readinessOf } from "../serving/readiness.ts";
-import { writeError } from "./stream-answer.ts";
+import { bodyBudget } from "./read-body.ts";
 
 export type Middleware = (req: IncomingMessage, res: ServerResponse, next: () => void) => void;
 
-export interface RestOptions extends Omit<CompletionsOptions, "metrics" | "checkHost"> {
-  readonly pool: Pool;
+export interface RestOptions
+  extends AccessSettings,
+    Pick<RouterConfig["rest"], "bodyLimitBytes" | "bodyTotalBytes" | "bufferBytes" | "stallMs"> {
+  readonly serving: Serving;
+  readonly pool: Pick<Pool, "view">;
   readonly metrics: Metrics;
-  readonly servingMetrics: CompletionsOptions["metrics"];
   readonly log: Log;
   /** RouterService over Connect, gRPC-Web and JSON. */
   readonly routerService: Middleware;
   /** host:port of the gRPC server, for the page. */
   readonly grpcAddress: string;
-  readonly checkHost: HostChecks;
 }
 
 export interface Route {
@@ -55,8 +57,8 @@ export const ROUTES = {
   "/": { method: "GET", help: "A page for people: models, instances, lines to paste." },
 } as const satisfies Record<string, Route>;
 
-type PathOf<M> = {
-  [P in keyof typeof ROUTES]: (typeof ROUTES)[P]["method"] extends M ? P : never;
+type GetPath = {
+  [P in keyof typeof ROUTES]: (typeof ROUTES)[P]["method"] extends "GET" ? P : never;
 }[keyof typeof ROUTES];
 
 const METHODS = new Map(Object.entries(ROUTES).map(([path, { method }]: [string, Route]) => [path, method]));
@@ -65,47 +67,41 @@ const METHODS = new Map(Object.entries(ROUTES).map(([path, { method }]: [string,
 const ADMIN_PATHS = "/tandem.router.";
 
 export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerResponse) => void {
-  const completions = { ...o, metrics: o.servingMetrics, checkHost: o.checkHost.rest };
-  const posted: Record<PathOf<"POST">, ReturnType<typeof completionsHandler>> = {
-    "/v1/chat/completions": completionsHandler("/v1/chat/completions", completions),
-    "/v1/completions": completionsHandler("/v1/completions", completions),
-  };
+  const { serving, pool, log } = o;
+  const access = restAccess(o, log);
+  const openShare = bodyBudget(o.bodyTotalBytes, () => serving.metrics.notAdmitted("body_memory"));
   const hot = express.Router();
-  for (const [path, handler] of Object.entries(posted)) hot.post(path, handler);
+  for (const path of ["/v1/chat/completions", "/v1/completions"] as const)
+    hot.post(path, completionsHandler(path, { ...o, access, openShare }));
 
   const app = express();
   app.disable("x-powered-by");
   app.disable("etag");
-  app.use((_req, res, next) => {
+  app.use((req, res, next) => {
     // So that a load balancer's kept connections go elsewhere while we stop.
-    if (o.serving.draining) res.setHeader("connection", "close");
+    if (serving.draining) res.setHeader("connection", "close");
+    (req.path.startsWith(ADMIN_PATHS) ? access.adminHost : access.host)(req.headers);
     next();
   });
-  app.use((req, _res, next) => {
-    (req.path.startsWith(ADMIN_PATHS) ? o.checkHost.admin : o.checkHost.rest)(req.headers[REQUEST_HEADERS.host.name]);
-    next();
-  });
-  const authorize = authorizer(o.apiKey);
   app.use("/v1", (req, _res, next) => {
-    authorize(req.headers[REQUEST_HEADERS.authorization.name]);
+    access.key(req.headers);
     next();
   });
   const startedS = Math.floor(Date.now() / 1000);
   const live = (_req: Request, res: Response): void => void res.json({ status: "ok" });
   const ready = (_req: Request, res: Response): void => {
-    const { lack, models } = readinessOf(o.pool.view, o.serving.strict);
-    const reason = o.serving.draining ? "The server is stopping." : lack;
-    const lacking = Object.fromEntries([...models].filter(([, text]) => text !== ""));
+    const { lack, lacking } = readinessOf(pool.view, serving.strict);
+    const reason = serving.draining ? "The server is stopping." : lack;
     const also = Object.keys(lacking).length === 0 ? {} : { not_ready: lacking };
     if (reason === undefined) res.json({ status: "ready", ...also });
     else res.status(503).json({ status: "not ready", reason, ...also });
   };
-  const got: Record<PathOf<"GET">, (req: Request, res: Response) => void | Promise<void>> = {
-    "/v1/models": (_req, res) => void res.json(modelList(o.pool.view, startedS)),
+  const got: Record<GetPath, (req: Request, res: Response) => void | Promise<void>> = {
+    "/v1/models": (_req, res) => void res.json(modelList(pool.view, startedS)),
     // Names of models hold slashes, which SDKs escape or not.
     "/v1/models/{id}"(req, res) {
       const id = req.params["id"] as unknown as string[];
-      res.json(modelOf(o.pool.view, id.join("/"), startedS));
+      res.json(modelOf(pool.view, id.join("/"), startedS));
     },
     "/health": live,
     "/livez": live,
@@ -116,10 +112,9 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
       res.end(await o.metrics.text());
     },
     "/"(req, res) {
-      const { view } = o.pool;
-      const readiness = readinessOf(view, o.serving.strict);
       const addresses = { restAddress: addressOf(req), grpcAddress: o.grpcAddress };
-      res.set(PAGE_HEADERS).end(page({ view, readiness, keyed: o.apiKey !== "", ...addresses }));
+      const { strict } = serving;
+      res.set(PAGE_HEADERS).end(page({ view: pool.view, strict, keyed: o.apiKey !== "", ...addresses }));
     },
   };
   for (const [path, handler] of Object.entries(got)) app.get(path.replace("{id}", "*id"), handler);
@@ -129,7 +124,7 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
   });
   app.use((error: unknown, _req: Request, res: Response, _next: NextFunction) => {
     const known = asClientError(error);
-    if (!(known instanceof ServiceError)) o.log.error("request failed", { error });
+    if (!(known instanceof ServiceError)) log.error("request failed", { error });
     writeError(res, known);
   });
 

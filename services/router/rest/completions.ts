@@ -3,75 +3,61 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Log } from "../../common/log.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
-import { authorizer } from "./authorize.ts";
-import type { BodyBudget, BodyShare } from "./body-budget.ts";
-import { clientIdOf } from "./client-id.ts";
-import type { HostCheck } from "./host-check.ts";
-import { readBody } from "./read-body.ts";
-import { refuseUnread } from "./refuse-unread.ts";
-import { serverTiming } from "./server-timing.ts";
+import type { ReceiptDraft } from "../request/receipt.ts";
 import { ANSWER_HEADERS, REQUEST_HEADERS } from "../serving/headers.ts";
 import { schedulingOf } from "../serving/scheduling.ts";
 import type { Served, Serving } from "../serving/serving.ts";
-import type { ServingMetrics } from "../serving/metrics.ts";
-import { streamAnswer, writeError, type Answer } from "./stream-answer.ts";
 import { malformedMedia } from "../serving/validation.ts";
-import { wholeAnswer } from "./whole-answer.ts";
+import type { RestAccess } from "./access.ts";
+import { streamAnswer, wholeAnswer, type AnswerOptions } from "./answer.ts";
+import { refuseUnread, writeError } from "./errors.ts";
+import { readBody, type BodyShare } from "./read-body.ts";
 
 /** Kinds of fallback that the header names; the receipt has all. */
 const DEGRADED_LIMIT = 8;
 
-export interface CompletionsOptions {
+export interface CompletionsOptions extends Pick<AnswerOptions, "bufferBytes" | "stallMs"> {
   readonly serving: Serving;
-  readonly metrics: ServingMetrics;
-  readonly log: Log;
-  /** "" lets everyone in. */
-  readonly apiKey: string;
-  readonly checkHost: HostCheck;
+  readonly access: RestAccess;
   readonly bodyLimitBytes: number;
-  readonly bodyBudget: BodyBudget;
-  readonly bufferBytes: number;
-  readonly stallMs: number;
+  /** Opens one body's share of the memory for bodies. */
+  openShare(): BodyShare;
+  readonly log: Log;
 }
 
 export function completionsHandler(
   path: LegPath,
   o: CompletionsOptions,
 ): (req: IncomingMessage, res: ServerResponse) => void {
-  const authorize = authorizer(o.apiKey);
+  const { serving, access, log } = o;
 
   /** From the head of the request to its opening. */
   async function receive(req: IncomingMessage, clientId: string | undefined, share: BodyShare): Promise<Served> {
-    o.checkHost(req.headers[REQUEST_HEADERS.host.name]);
-    authorize(req.headers[REQUEST_HEADERS.authorization.name]);
+    access.host(req.headers);
+    access.key(req.headers);
     checkMedia(req);
-    const scheduling = schedulingOf((name) => {
-      const value = req.headers[name];
-      return Array.isArray(value) ? value[0] : value;
-    });
+    const scheduling = schedulingOf((name) => req.headers[name] as string | undefined); // Only set-cookie is a list.
     const body = await readBody(req, o.bodyLimitBytes, share);
-    return o.serving.open({ label: path, path, body, clientId, scheduling });
+    return serving.open({ label: path, path, body, clientId, scheduling });
   }
 
-  function refuse(
-    req: IncomingMessage,
-    res: ServerResponse,
-    error: unknown,
-    clientId: string | undefined,
-    headers: Record<string, string>,
-  ): void {
+  function refuse(req: IncomingMessage, res: ServerResponse, error: unknown, clientId: string | undefined): void {
     const { code, param, failure } = asServiceError(error);
-    o.metrics.refused(path, code);
+    serving.metrics.refused(path, code);
     const from = { clientId, client: req.socket.remoteAddress, path };
-    if (code === "internal") o.log.error("request failed", { ...from, error });
-    else o.log.info("request refused", { ...from, code, status: failure.http, param });
+    if (code === "internal") log.error("request failed", { ...from, error });
+    else log.info("request refused", { ...from, code, status: failure.http, param });
     if (code === "cancelled") res.destroy();
     else if (!req.complete && (code === "body_too_large" || code === "queue_full")) refuseUnread(req, res, error);
-    else {
-      // What is left of the body is Node's to read and drop before the next request of this connection.
-      if (o.serving.draining) headers["connection"] = "close";
-      writeError(res, error, headers);
-    }
+    // What is left of the body is Node's to read and drop before the next request of this connection.
+    else writeError(res, error, headersOf(clientId));
+  }
+
+  function headersOf(id: string | undefined): Record<string, string> {
+    return {
+      ...(id === undefined ? {} : { [ANSWER_HEADERS.requestId.name]: id }),
+      ...(serving.draining ? { connection: "close" } : {}),
+    };
   }
 
   async function handle(req: IncomingMessage, res: ServerResponse, share: BodyShare): Promise<void> {
@@ -80,31 +66,26 @@ export function completionsHandler(
     try {
       served = await receive(req, clientId, share);
     } catch (error) {
-      refuse(req, res, error, clientId, clientId === undefined ? {} : { [ANSWER_HEADERS.requestId.name]: clientId });
-      return;
+      return refuse(req, res, error, clientId);
     }
     const { draft, request } = served;
-    const answerOptions = {
+    const answer = (request.stream ? streamAnswer : wholeAnswer)(res, {
       bufferBytes: o.bufferBytes,
       stallMs: o.stallMs,
       onStart: served.started,
-      onStall: () => {
-        served.abandon(
-          new ServiceError("cancelled", `The client read nothing for ${o.stallMs} ms and was disconnected.`),
-        );
+      onStall() {
+        const reason = `The client read nothing for ${o.stallMs} ms and was disconnected.`;
+        served.abandon(new ServiceError("cancelled", reason));
       },
-      headers: () => {
-        const headers: Record<string, string> = {
-          [ANSWER_HEADERS.requestId.name]: clientId ?? request.id,
+      headers() {
+        const degraded = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
+        return {
+          ...headersOf(clientId ?? request.id),
           [ANSWER_HEADERS.timing.name]: serverTiming(draft),
+          ...(degraded === "" ? {} : { [ANSWER_HEADERS.degraded.name]: degraded }),
         };
-        if (draft.fallbacks.length > 0)
-          headers[ANSWER_HEADERS.degraded.name] = [...new Set(draft.fallbacks)].slice(0, DEGRADED_LIMIT).join(", ");
-        if (o.serving.draining) headers["connection"] = "close";
-        return headers;
       },
-    };
-    const answer: Answer = request.stream ? streamAnswer(res, answerOptions) : wholeAnswer(res, answerOptions);
+    });
     let settled = false;
     const onClose = (): void => {
       if (!settled) served.abandon(new ServiceError("cancelled", "The client left."));
@@ -128,10 +109,10 @@ export function completionsHandler(
   }
 
   return (req, res) => {
-    const share = o.bodyBudget.open();
+    const share = o.openShare();
     handle(req, res, share)
       .catch((error: unknown) => {
-        o.log.error("request failed", { path, error });
+        log.error("request failed", { path, error });
         if (res.headersSent) res.destroy();
         else writeError(res, error);
       })
@@ -139,9 +120,34 @@ export function completionsHandler(
   };
 }
 
+/**
+ * The id that a client gives its request, if it is a harmless token. It is echoed and kept for the receipt, and goes no
+ * further: vLLM would parse KV addresses out of it.
+ */
+function clientIdOf(header: string | string[] | undefined): string | undefined {
+  if (typeof header !== "string" || header.includes("___")) return undefined;
+  return /^[A-Za-z0-9._-]{1,128}$/.test(header) ? header : undefined;
+}
+
 function checkMedia(req: IncomingMessage): void {
   const media = (req.headers[REQUEST_HEADERS.contentType.name] ?? "").split(";", 1)[0]!.trim().toLowerCase();
   if (media !== "application/json") throw malformedMedia("Unsupported Media Type: Only 'application/json' is allowed");
   const encoding = (req.headers[REQUEST_HEADERS.contentEncoding.name] ?? "identity").toLowerCase();
   if (encoding !== "identity") throw malformedMedia("Unsupported Content-Encoding: Send the body uncompressed");
+}
+
+/**
+ * Where the time of a request went, as far as it is known, for `curl -i` and a browser's network panel (W3C Server
+ * Timing). Milliseconds; of several legs, the one that took longest in each part.
+ */
+function serverTiming({ queueMs, stream, legs }: ReceiptDraft): string {
+  const succeeded = legs.filter(({ error }) => error === "");
+  const parts = {
+    reserve: Math.max(...succeeded.map(({ reserveMs }) => reserveMs)),
+    prefill: Math.max(...succeeded.map(({ prefillMs }) => prefillMs)),
+    // The first token of a non-streaming response is not observed: the time after prefill is all of decode.
+    [stream ? "transfer" : "decode"]: Math.max(...succeeded.map(({ transferMs }) => transferMs)),
+  };
+  const known = Object.entries(parts).filter(([, ms]) => ms > 0);
+  return [["queue", queueMs] as const, ...known].map(([name, ms]) => `${name};dur=${ms.toFixed(1)}`).join(", ");
 }

@@ -5,9 +5,8 @@ import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { TANDEM_BUILD } from "../../common/version.ts";
 import type { FleetView, Seen } from "../pool/pool.ts";
 import { ANSWER_HEADERS } from "../serving/headers.ts";
-import type { RouterReadiness } from "../serving/readiness.ts";
-import { PAGE_SCRIPT } from "./page-script.ts";
-import { PAGE_STYLE } from "./page-style.ts";
+import { readinessOf } from "./models.ts";
+import { PAGE_SCRIPT, PAGE_STYLE } from "./page-assets.ts";
 
 export const PAGE_HEADERS = {
   "content-type": "text/html; charset=utf-8",
@@ -25,14 +24,15 @@ export interface PageView {
   readonly grpcAddress: string;
   /** Whether clients need an API key. */
   readonly keyed: boolean;
-  readonly readiness: RouterReadiness;
+  /** Requests are served by pairs alone. */
+  readonly strict: boolean;
 }
 
 export function page(o: PageView): string {
-  const { view, readiness } = o;
-  const models = [...readiness.models.keys()];
+  const { view } = o;
+  const models = [...view.models.keys()];
   // A model that lacks something is down even while another one serves.
-  const lacks = readiness.lack ?? [...readiness.models.values()].filter((lack) => lack !== "").join(" ");
+  const { lacking, lack = Object.values(lacking).join(" ") } = readinessOf(view, o.strict);
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -47,7 +47,7 @@ export function page(o: PageView): string {
 <p>Prefill and decode on separate instances, one OpenAI API in front.</p>
 </header>
 <main>
-<p id="status" class="${lacks === "" ? "ready" : "waiting"}">${lacks === "" ? "Ready to serve." : escape(lacks)}</p>
+<p id="status" class="${lack === "" ? "ready" : "waiting"}">${lack === "" ? "Ready to serve." : escape(lack)}</p>
 <dl>
 <dt>Models</dt><dd id="models">${models.length === 0 ? "none yet" : models.map((name) => `<code>${escape(name)}</code>`).join(" ")}</dd>
 <dt>OpenAI REST</dt><dd><code>http://${escape(o.restAddress)}/v1</code></dd>
@@ -103,30 +103,32 @@ function row({ instance, standing }: Seen): string {
 
 function commands({ restAddress, grpcAddress, keyed }: PageView, model: string): string {
   const key = keyed ? ` -H "authorization: Bearer $OPENAI_API_KEY"` : "";
-  const chat = shellQuoted(
-    JSON.stringify({ model, stream: true, temperature: 0, messages: [{ role: "user", content: "What is Tandem?" }] }),
-  );
-  const completion = shellQuoted(JSON.stringify({ model, prompt: "The router", max_tokens: 64, temperature: 0 }));
-  const generate = shellQuoted(JSON.stringify({ prompt: "The router", max_tokens: 64, temperature: 0 }));
-  const lines = [
-    [
-      "Chat, streamed",
-      `curl -N http://${restAddress}/v1/chat/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${chat}`,
+  const messages = [{ role: "user", content: "What is Tandem?" }];
+  const generate = { prompt: "The router", max_tokens: 64, temperature: 0 };
+  const json = "-H 'content-type: application/json'";
+  const lines = {
+    "Chat, streamed": [
+      `curl -N http://${restAddress}/v1/chat/completions${key}`,
+      json,
+      `-d ${shellQuoted({ model, stream: true, temperature: 0, messages })}`,
     ],
-    [
-      "A completion",
-      `curl http://${restAddress}/v1/completions${key} \\\n  -H 'content-type: application/json' \\\n  -d ${completion}`,
+    "A completion": [
+      `curl http://${restAddress}/v1/completions${key}`,
+      json,
+      `-d ${shellQuoted({ model, ...generate })}`,
     ],
-    [
-      "The same over gRPC",
-      `grpcurl -plaintext${key} -d ${generate} \\\n  ${grpcAddress} tandem.inference.v1.InferenceService/Generate`,
+    "The same over gRPC": [
+      `grpcurl -plaintext${key} -d ${shellQuoted(generate)}`,
+      `${grpcAddress} tandem.inference.v1.InferenceService/Generate`,
     ],
-  ];
-  return lines.map(([title, line]) => `<h3>${title}</h3><pre><code>${escape(line!)}</code></pre>`).join("\n");
+  };
+  return Object.entries(lines)
+    .map(([title, line]) => `<h3>${title}</h3><pre><code>${escape(line.join(" \\\n  "))}</code></pre>`)
+    .join("\n");
 }
 
-function shellQuoted(text: string): string {
-  return `'${text.replaceAll("'", `'\\''`)}'`;
+function shellQuoted(body: object): string {
+  return `'${JSON.stringify(body).replaceAll("'", `'\\''`)}'`;
 }
 
 function withoutAddresses(text: string): string {

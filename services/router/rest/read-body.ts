@@ -1,8 +1,47 @@
-// Reads the body of a request, up to its own limit and to what is left for all.
+// Reads the bodies of requests, each up to its own limit and to what is left for all of them: those that are being read,
+// that wait in the queue, and that run. Many large bodies at once would each be within their own limit and together take
+// all memory.
 import type { IncomingMessage } from "node:http";
 import { ServiceError } from "../../common/errors.ts";
 import { REQUEST_HEADERS } from "../serving/headers.ts";
-import type { BodyShare } from "./body-budget.ts";
+
+/** One body's share of the memory for all. */
+export interface BodyShare {
+  /** @throws ServiceError `queue_full` when that would be too much in all */
+  take(bytes: number): void;
+  /** Gives everything back. Further calls do nothing. */
+  release(): void;
+}
+
+/**
+ * @param onRefused A body didn't fit.
+ * @returns Opens the share of one body.
+ */
+export function bodyBudget(limitBytes: number, onRefused: () => void): () => BodyShare {
+  let heldBytes = 0;
+  return () => {
+    let mine = 0;
+    let released = false;
+    return {
+      take(bytes) {
+        if (heldBytes + bytes > limitBytes) {
+          onRefused();
+          const message = "Too many requests: their bodies fill the server's memory for them. Try again in a second.";
+          throw new ServiceError("queue_full", message, { retryAfterS: 1 });
+        }
+        // A body whose request was cut meanwhile takes nothing.
+        if (released) return;
+        mine += bytes;
+        heldBytes += bytes;
+      },
+      release() {
+        released = true;
+        heldBytes -= mine;
+        mine = 0;
+      },
+    };
+  };
+}
 
 /**
  * @param share Takes the bytes as they arrive; the caller that opened the share releases it.
@@ -45,8 +84,6 @@ export function readBody(req: IncomingMessage, limitBytes: number, share: BodySh
 }
 
 function tooLarge(limitBytes: number): ServiceError {
-  return new ServiceError(
-    "body_too_large",
-    `The body is larger than the ${limitBytes} bytes that this server accepts.`,
-  );
+  const message = `The body is larger than the ${limitBytes} bytes that this server accepts.`;
+  return new ServiceError("body_too_large", message);
 }

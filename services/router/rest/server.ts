@@ -1,11 +1,13 @@
 // The HTTP server under the REST API: listening, broken requests, and an end that loses nothing.
-import { isLoopbackHost } from "../../common/loopback.ts";
+import { once } from "node:events";
 import { createServer, STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
-import { settlesWithin, systemClock, type Clock } from "../../common/clock.ts";
+import { joinAddress, splitAddress } from "../../common/address.ts";
+import { settlesWithin, systemClock } from "../../common/clock.ts";
 import { FAILURES, ServiceError } from "../../common/errors.ts";
 import { StartError } from "../../common/config.ts";
-import { writeError } from "./stream-answer.ts";
+import type { RouterConfig } from "../config.ts";
+import { writeError } from "./errors.ts";
 
 /** Above the 60 s for which load balancers keep a connection, so that they close it and not we, under a request. */
 const KEEP_ALIVE_MS = 65_000;
@@ -15,39 +17,25 @@ const SWEEP_MS = 2_000;
 /** For answers that are complete but not sent yet when the server ends. */
 const LAST_BYTES_MS = 200;
 
-export interface HttpServer {
+export interface HttpServer extends AsyncDisposable {
   /** host:port really bound. */
   readonly address: string;
-  /** Connections that are open. */
-  readonly connections: number;
   /** Closes connections on which nothing runs. */
   closeIdle(): void;
   /** Takes no new connection, lets the last answers out, then breaks what is left. May be called twice. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-export interface HttpLimits {
-  /** One connection more is closed as soon as it is made. */
-  readonly connectionsLimit: number;
-  /** For the head of a request, from its first byte; of a connection's first, from when it was made. */
-  readonly headTimeoutMs: number;
-  /** For head and body. */
-  readonly bodyTimeoutMs: number;
-  /** A client that reads nothing of an ended answer for this long is disconnected. */
-  readonly stallMs: number;
-  readonly clock?: Clock;
-}
+export type HttpSettings = Pick<
+  RouterConfig["rest"],
+  "listen" | "connectionsLimit" | "headTimeoutMs" | "bodyTimeoutMs" | "stallMs"
+>;
 
-/**
- * @param listen host:port; port 0 takes a free one.
- * @throws StartError when the address can't be listened on
- */
+/** @throws StartError when the address can't be listened on */
 export async function serveHttp(
-  listen: string,
+  { listen, connectionsLimit, headTimeoutMs: headMs, bodyTimeoutMs: bodyMs, stallMs }: HttpSettings,
   handler: (req: IncomingMessage, res: ServerResponse) => void,
-  limits: HttpLimits,
 ): Promise<HttpServer> {
-  const { headTimeoutMs: headMs, bodyTimeoutMs: bodyMs, stallMs, clock = systemClock } = limits;
   const server = createServer({
     noDelay: true,
     keepAliveTimeout: KEEP_ALIVE_MS,
@@ -58,7 +46,7 @@ export async function serveHttp(
     // How late the two may come.
     connectionsCheckingInterval: Math.max(20, Math.min(headMs, bodyMs, SWEEP_MS * 10) / 10),
   });
-  server.maxConnections = limits.connectionsLimit;
+  server.maxConnections = connectionsLimit;
   server.on("request", serve);
   // A body that was announced too large is refused by the handler before the client sends it.
   server.on("checkContinue", (req, res) => {
@@ -71,11 +59,6 @@ export async function serveHttp(
   server.on("checkExpectation", serve);
   server.on("clientError", refuseBroken);
   server.on("timeout", cutUnlessQuiet);
-  let connections = 0;
-  server.on("connection", (socket: Socket) => {
-    connections += 1;
-    socket.once("close", () => (connections -= 1));
-  });
 
   function serve(req: IncomingMessage, res: ServerResponse): void {
     // Whatever it is, an error or a page too: from its end on, only the client's reading is waited for. Once all is
@@ -86,32 +69,27 @@ export async function serveHttp(
     } else handler(req, res);
   }
 
-  const { host, port } = parse(listen);
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", (cause: NodeJS.ErrnoException) => reject(startError(listen, cause)));
-    server.listen({ host, port, backlog: BACKLOG }, () => {
-      server.removeAllListeners("error");
-      resolve();
-    });
+  const { host, port } = splitAddress(listen);
+  server.listen({ host, port, backlog: BACKLOG });
+  await once(server, "listening").catch((cause: NodeJS.ErrnoException) => {
+    throw startError(listen, cause);
   });
   const bound = server.address() as AddressInfo;
-  const closed = new Promise<void>((resolve) => server.once("close", resolve));
+  const closed = once(server, "close");
   let done: Promise<void> | undefined;
 
   async function close(): Promise<void> {
     server.close();
-    const untilMs = clock.nowMs() + LAST_BYTES_MS;
+    const untilMs = systemClock.nowMs() + LAST_BYTES_MS;
     // A connection counts as idle only once its last byte is out, and no event reports that.
-    while (clock.nowMs() < untilMs && !(await settlesWithin(clock, closed, 10))) server.closeIdleConnections();
+    while (systemClock.nowMs() < untilMs && !(await settlesWithin(systemClock, closed, 10)))
+      server.closeIdleConnections();
     server.closeAllConnections();
     await closed;
   }
 
   return {
-    address: `${host.includes(":") ? `[${host}]` : host}:${bound.port}`,
-    get connections() {
-      return connections;
-    },
+    address: joinAddress(host, bound.port),
     closeIdle: () => server.closeIdleConnections(),
     [Symbol.asyncDispose]: () => (done ??= close()),
   };
@@ -128,18 +106,18 @@ function answeredOn(socket: Socket): ServerResponse | undefined {
   return (socket as Socket & { _httpMessage?: ServerResponse | null })._httpMessage ?? undefined;
 }
 
+const BROKEN: Readonly<Record<string, readonly [status: number, message: string]>> = {
+  HPE_HEADER_OVERFLOW: [431, "The headers are too large."],
+  ERR_HTTP_REQUEST_TIMEOUT: [408, "The request took too long to arrive."],
+};
+
 /** What Node's parser gave up on. Nothing of the request is known, so the answer is written by hand. */
 function refuseBroken(error: NodeJS.ErrnoException, socket: Socket): void {
   if (!socket.writable || error.code === "ECONNRESET" || answeredOn(socket)?.headersSent === true) {
     socket.destroy();
     return;
   }
-  const [code, message] =
-    error.code === "HPE_HEADER_OVERFLOW"
-      ? ([431, "The headers are too large."] as const)
-      : error.code === "ERR_HTTP_REQUEST_TIMEOUT"
-        ? ([408, "The request took too long to arrive."] as const)
-        : ([400, "This is not an HTTP/1.1 request."] as const);
+  const [code, message] = BROKEN[error.code ?? ""] ?? [400, "This is not an HTTP/1.1 request."];
   const body = JSON.stringify({ error: { message, type: FAILURES.invalid_request.type, param: null, code } });
   socket.end(
     `HTTP/1.1 ${code} ${STATUS_CODES[code]}\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
@@ -154,16 +132,4 @@ function startError(listen: string, cause: NodeJS.ErrnoException): StartError {
         ? "that needs more rights. Choose a port above 1023 with --port"
         : `${cause.message}. Check --rest.listen`;
   return new StartError(`Can't listen on ${listen} for REST: ${why}.`, { cause });
-}
-
-function parse(listen: string): { host: string; port: number } {
-  const [, bracketed, plain, port] = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(listen) ?? [];
-  const host = bracketed ?? plain;
-  if (host === undefined) throw new StartError(`"${listen}" is not an address: it should look like 127.0.0.1:3000.`);
-  return { host, port: Number(port) };
-}
-
-/** Whether only this machine can reach it. */
-export function isLoopback(listen: string): boolean {
-  return isLoopbackHost(parse(listen).host);
 }

@@ -1,22 +1,29 @@
 // One request from its body to its receipt, whichever way it came in: REST and InferenceService both serve through
 // here. Parses, admits, relays, and sees to it that every request that was opened is closed once, logged once and
-// counted.
+// counted, also when the router stops.
 import { randomUUID } from "node:crypto";
-import type { Clock } from "../../common/clock.ts";
-import type { Live } from "../../common/config.ts";
+import { type Clock, settlesWithin } from "../../common/clock.ts";
+import type { Deadlines } from "../../common/deadlines.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
+import type { Metrics } from "../../common/metrics.ts";
+import type { SelfReport } from "../../discovery/registry.ts";
 import type { LegPath } from "../../kv/connector.ts";
-import type { Admission, Admitted } from "../admission/admission.ts";
+import { createAdmission, type Admitted } from "../admission/admission.ts";
 import type { RouterConfig } from "../config.ts";
 import type { Pool } from "../pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
-import type { AnswerSink, Ending, Relay, RelayRequest } from "../relay/relay.ts";
+import type { AnswerSink, Ending, RelayRequest, RunningRelay } from "../relay/relay.ts";
+import { createServingMetrics, type ServingMetrics } from "./metrics.ts";
 import { readOpenAiRequest } from "./openai-request.ts";
-import type { Receipts } from "./receipts.ts";
-import { clampedPriority, type Scheduling } from "./scheduling.ts";
+import { createReceipts, type Receipts } from "./receipts.ts";
 import { logEnded } from "./request-log.ts";
-import type { ServingMetrics } from "./metrics.ts";
+import { clampedPriority, type Scheduling } from "./scheduling.ts";
+
+/** For requests that were ended to say so to their clients. */
+const LAST_WORDS_MS = 250;
+/** Time to settle the KV of requests whose client left. Afterwards the instances settle the rest by themselves. */
+const SETTLE_MS = 500;
 
 export interface Incoming {
   /** As the receipt names it: the path, or `Generate`. */
@@ -51,24 +58,33 @@ export interface Serving {
   readonly draining: boolean;
   /** Every request is strict, unless it says otherwise. */
   readonly strict: boolean;
-  /** From now on `open` refuses. Resolves when the last request is closed. */
-  drain(): Promise<void>;
-  /** Ends all that run. */
-  abandonAll(reason: ServiceError): void;
+  readonly receipts: Receipts;
+  readonly metrics: ServingMetrics;
+  /** Admits waiting requests, after a limit has changed. */
+  poke(): void;
+  /** What the registry shows of this router. */
+  standing(): SelfReport;
+  /**
+   * Refuses new requests from the call on, lets the running ones end for `graceMs`, then ends them. Resolves when all
+   * have ended, at the latest a second after `graceMs`.
+   */
+  drain(graceMs: number): Promise<void>;
 }
 
 export interface ServingOptions {
   readonly pool: Pool;
-  readonly admission: Admission;
-  readonly relay: Relay;
-  readonly receipts: Receipts;
-  readonly metrics: ServingMetrics;
+  readonly relay: Pick<RunningRelay, "run" | "idle">;
+  readonly queue: RouterConfig["queue"];
+  /** What each request is held to. */
+  readonly request: RouterConfig["request"];
+  readonly metrics: Metrics;
   readonly log: Log;
   readonly clock: Clock;
-  /** What each request is held to. */
-  readonly request: Live<RouterConfig["request"]["current"]>;
+  readonly deadlines: Deadlines;
   /** Whether the registry is away: requests are placed by the last known instances. */
-  registryIsAway?(): boolean;
+  registryIsAway(): boolean;
+  /** Tests give some that hold less. */
+  readonly receipts?: Receipts;
 }
 
 const STALE =
@@ -76,23 +92,34 @@ const STALE =
   "by what was known before. Try again in a second, or without strict.";
 
 export function createServing(o: ServingOptions): Serving {
+  const { pool, relay, queue, log, clock, receipts = createReceipts() } = o;
+  const admission = createAdmission({
+    capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, queue.current.legsLimit),
+    lack: (model) => pool.view.models.get(model)?.lack(o.request.current.strict),
+    queue,
+    onRefused: (because) => metrics.notAdmitted(because),
+    clock,
+    deadlines: o.deadlines,
+  });
+  pool.onChange(admission.poke);
+  const metrics = createServingMetrics(o.metrics, admission);
   const open = new Set<Served>();
   let draining = false;
-  let onIdle: (() => void) | undefined;
+  let onIdle = (): void => {};
 
   function notAdmitted(because: "no_instance" | "stale_registry", message: string): ServiceError {
-    o.metrics.notAdmitted(because);
+    metrics.notAdmitted(because);
     return new ServiceError("no_instance", message, { retryAfterS: 1 });
   }
 
   function openOne(incoming: Incoming): Served {
-    const openedMs = o.clock.nowMs();
+    const openedMs = clock.nowMs();
     if (draining) {
       throw new ServiceError("instance_unavailable", "The server is stopping and takes no new request. Try again.", {
         retryAfterS: 1,
       });
     }
-    const { view } = o.pool;
+    const { view } = pool;
     const { path, body, label, scheduling = {} } = incoming;
     const limits = o.request.current;
     const { user, priority: wished, ...asked } = readOpenAiRequest(path, body, view.models, limits.legsLimit);
@@ -104,29 +131,23 @@ export function createServing(o: ServingOptions): Serving {
       incoming.deadlineMs ?? Infinity,
     );
     const id = `${path === "/v1/completions" ? "cmpl" : "chatcmpl"}-${randomUUID().replaceAll("-", "")}`;
-    const request: RelayRequest = {
-      ...asked,
-      id,
-      path,
-      body,
-      deadlineMs,
-      strict,
-      createdUnixS: Math.floor(Date.now() / 1000),
-    };
+    const startedUnixMs = Date.now();
+    const createdUnixS = Math.floor(startedUnixMs / 1000);
+    const request: RelayRequest = { ...asked, id, path, body, deadlineMs, strict, createdUnixS };
     const draft = createReceiptDraft({
       requestId: id,
       clientId: incoming.clientId,
-      startedUnixMs: Date.now(),
+      startedUnixMs,
       path: label,
       model: asked.model,
       stream: asked.stream,
       tenant,
       priority,
     });
-    const stale = view.overruled || o.registryIsAway?.() === true;
+    const stale = view.overruled || o.registryIsAway();
     if (stale && !strict) {
       draft.fallbacks.push("stale-registry");
-      o.metrics.staleRegistry();
+      metrics.staleRegistry();
     }
     const gone = new AbortController();
     let admitted: Admitted | undefined;
@@ -140,7 +161,7 @@ export function createServing(o: ServingOptions): Serving {
           const lack = view.models.get(asked.model)?.lack(strict);
           if (lack !== undefined) throw notAdmitted("no_instance", `${lack} Try again in a second.`);
           if (stale && strict) throw notAdmitted("stale_registry", STALE);
-          admitted = await o.admission.acquire(gone.signal, {
+          admitted = await admission.acquire(gone.signal, {
             legs: asked.choices * asked.prompts,
             model: asked.model,
             tenant,
@@ -148,7 +169,7 @@ export function createServing(o: ServingOptions): Serving {
             deadlineMs,
           });
           draft.queueMs = admitted.waitedMs;
-          return await o.relay.run(request, sink, draft, admitted, gone.signal);
+          return await relay.run(request, sink, draft, admitted, gone.signal);
         } catch (error) {
           if (gone.signal.aborted) throw gone.signal.reason;
           throw error;
@@ -158,26 +179,26 @@ export function createServing(o: ServingOptions): Serving {
       },
       abandon: (reason) => gone.abort(reason),
       started() {
-        if (draft.ttftMs === 0) draft.ttftMs = o.clock.nowMs() - openedMs;
+        if (draft.ttftMs === 0) draft.ttftMs = clock.nowMs() - openedMs;
       },
       close({ status, bodyBytes, ending, error }) {
         if (closed) return;
         closed = true;
         open.delete(served);
-        draft.totalMs = o.clock.nowMs() - openedMs;
+        draft.totalMs = clock.nowMs() - openedMs;
         draft.bodyBytes = bodyBytes;
         draft.status = status;
         if (error !== undefined) fill(draft, asServiceError(error));
         else draft.outcome = "completed";
-        o.receipts.closed(draft);
-        o.metrics.closed(draft, ending);
-        logEnded(o.log, draft, ending, error);
-        if (open.size === 0) onIdle?.();
+        receipts.closed(draft);
+        metrics.closed(draft, ending);
+        logEnded(log, draft, ending, error);
+        if (open.size === 0) onIdle();
       },
     };
     open.add(served);
-    o.receipts.opened(draft);
-    o.metrics.opened();
+    receipts.opened(draft);
+    metrics.opened();
     return served;
   }
 
@@ -186,19 +207,29 @@ export function createServing(o: ServingOptions): Serving {
     get count() {
       return open.size;
     },
-    strict: o.request.current.strict,
     get draining() {
       return draining;
     },
-    drain() {
+    strict: o.request.current.strict,
+    receipts,
+    metrics,
+    poke: admission.poke,
+    standing: () => ({
+      serving: !draining,
+      text: draining ? `draining: ${open.size} requests still run` : "serving",
+    }),
+    async drain(graceMs) {
       draining = true;
-      if (open.size === 0) return Promise.resolve();
-      return new Promise((resolve) => {
-        onIdle = resolve;
-      });
-    },
-    abandonAll(reason) {
-      for (const served of open) served.abandon(reason);
+      const idle = open.size === 0 ? Promise.resolve() : new Promise<void>((resolve) => (onIdle = resolve));
+      if (open.size > 0) log.info("router is draining", { requests: open.size, graceMs });
+      if (!(await settlesWithin(clock, idle, graceMs))) {
+        log.warn("router is ending the requests that are still running", { requests: open.size });
+        const message = "The server was stopped before the answer was complete. Try again.";
+        const reason = new ServiceError("instance_unavailable", message, { retryAfterS: 1 });
+        for (const served of open) served.abandon(reason);
+        await settlesWithin(clock, idle, LAST_WORDS_MS);
+      }
+      await settlesWithin(clock, relay.idle(), Math.min(graceMs, SETTLE_MS));
     },
   };
 }

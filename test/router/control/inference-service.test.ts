@@ -162,7 +162,7 @@ describe("InferenceService", () => {
     await stream.next();
     await eventually("it is given up", () => control.serving.count === 0);
     assert.ok(control.relay.runs[0]!.gone.aborted);
-    assert.match((await control.router.listRequests({})).receipts[0]!.error, /took nothing for 150 ms/);
+    assert.match((await control.router.listRequests({})).receipts[0]!.error, /read nothing for 150 ms/);
     await stream.return!();
   });
 

@@ -309,7 +309,7 @@ describe("the page", () => {
 describe("a router that stops", () => {
   it("refuses new requests, says so in /readyz, and lets go of kept connections", async () => {
     await using rest = await startRest();
-    await rest.serving.drain();
+    await rest.serving.drain(0);
     const ready = await fetch(`${rest.url}/readyz`);
     assert.equal(ready.status, 503);
     assert.equal(ready.headers.get("connection"), "close");

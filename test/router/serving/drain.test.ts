@@ -1,12 +1,10 @@
 // How requests end when the router stops.
 import assert from "node:assert/strict";
-import { systemClock } from "../../../services/common/clock.ts";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { drain } from "../../../services/router/serving/drain.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { deferred, eventually, within } from "../../support/waits.ts";
 import { ENDING, type Script } from "../rest/support/relay.ts";
-import { startRest, type Rest } from "../rest/support/rest.ts";
+import { startRest } from "../rest/support/rest.ts";
 
 /** A stream of one event that goes on until the test says so, or until it is ended. */
 function stream(): { script: Script; end: () => void } {
@@ -26,13 +24,6 @@ function stream(): { script: Script; end: () => void } {
   };
 }
 
-const drained = (
-  { serving, relay, logs }: Rest,
-  graceMs: number,
-  clock = systemClock,
-  idle = async () => {},
-): Promise<void> => drain({ serving, relay: { ...relay, idle }, log: logs.log }, graceMs, clock);
-
 const BODY = { prompt: "hello", stream: true };
 
 describe("a router that drains", () => {
@@ -40,7 +31,7 @@ describe("a router that drains", () => {
     const { script, end } = stream();
     await using rest = await startRest({ script });
     const response = await rest.post("/v1/completions", BODY);
-    const over = drained(rest, 5_000);
+    const over = rest.serving.drain(5_000);
     assert.equal((await rest.post("/v1/completions", BODY)).status, 503);
     assert.equal((await fetch(`${rest.url}/readyz`)).status, 503);
     assert.equal((await fetch(`${rest.url}/livez`)).status, 200);
@@ -53,7 +44,7 @@ describe("a router that drains", () => {
     const { script } = stream();
     await using rest = await startRest({ script });
     const response = await rest.post("/v1/completions", BODY);
-    const over = drained(rest, 50);
+    const over = rest.serving.drain(50);
     const text = await response.text();
     assert.match(text, /"error":\{"message":"The server was stopped before the answer was complete\. Try again\./);
     assert.match(text, /data: \[DONE\]\n\n$/);
@@ -64,17 +55,18 @@ describe("a router that drains", () => {
   it("has nothing to wait for when nothing runs, kept connections or not", async () => {
     await using rest = await startRest();
     await (await rest.post("/v1/completions", { prompt: "hello" })).text();
-    await within(drained(rest, 3_600_000), "the drain");
+    await within(rest.serving.drain(3_600_000), "the drain");
     await within(rest.http[Symbol.asyncDispose](), "the end of the server");
     await assert.rejects(fetch(`${rest.url}/livez`), "the port is closed");
   });
 
   it("waits for nothing longer than three quarters of a second after its grace", async () => {
     const { script } = stream();
-    await using rest = await startRest({ script });
-    const response = await rest.post("/v1/completions", BODY);
     const clock = manualClock();
-    const over = drained(rest, 30_000, clock, () => new Promise(() => {}));
+    await using rest = await startRest({ script, clock });
+    rest.relay.idle = () => new Promise(() => {});
+    const response = await rest.post("/v1/completions", BODY);
+    const over = rest.serving.drain(30_000);
     clock.advance(29_999);
     assert.equal(rest.serving.count, 1);
     clock.advance(1);
@@ -93,7 +85,7 @@ describe("a router that drains", () => {
       body: new ReadableStream({ start: (controller) => controller.enqueue(Buffer.from("{")) }),
       duplex: "half",
     } as RequestInit).catch(() => "broken");
-    await within(drained(rest, 100), "the drain");
+    await within(rest.serving.drain(100), "the drain");
     await within(rest.http[Symbol.asyncDispose](), "the end of the server");
     assert.equal(await half, "broken");
   });

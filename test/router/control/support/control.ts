@@ -5,11 +5,9 @@ import { systemClock } from "../../../../services/common/clock.ts";
 import { Deadlines } from "../../../../services/common/deadlines.ts";
 import { ServiceError } from "../../../../services/common/errors.ts";
 import { createMetrics } from "../../../../services/common/metrics.ts";
-import { createAdmission } from "../../../../services/router/admission/admission.ts";
 import { inferenceService } from "../../../../services/router/control/inference-service.ts";
-import { createReceipts } from "../../../../services/router/serving/receipts.ts";
 import { routerService } from "../../../../services/router/control/router-service.ts";
-import { createServingMetrics } from "../../../../services/router/serving/metrics.ts";
+import { createReceipts } from "../../../../services/router/serving/receipts.ts";
 import { createServing, type Serving } from "../../../../services/router/serving/serving.ts";
 import { dialRpc } from "../../../../services/rpc/channel.ts";
 import type { RpcClient } from "../../../../services/rpc/client.ts";
@@ -46,26 +44,20 @@ export interface Control {
 export async function startControl(): Promise<Control> {
   const pool = fakePool();
   const relay = fakeRelay();
-  const metrics = createMetrics();
   const clock = systemClock;
   const ownClock = manualClock();
-  const admission = createAdmission({
-    capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
-    queue: { current: { limit: 4, timeoutMs: 1000 } },
-    clock,
-    deadlines: new Deadlines(clock),
-  });
   const receipts = createReceipts({ limit: 3, watcherLimit: 1 });
-  const servingMetrics = createServingMetrics(metrics, admission);
   const serving = createServing({
     pool,
-    admission,
     relay,
+    queue: { current: { limit: 4, timeoutMs: 1000, legsLimit: 4096 } },
+    request: { current: { legsLimit: 8, deadlineMs: 60_000, strict: false } },
+    registryIsAway: () => false,
     receipts,
-    metrics: servingMetrics,
+    metrics: createMetrics(),
     log,
     clock,
-    request: { current: { legsLimit: 8, deadlineMs: 60_000, strict: false } },
+    deadlines: new Deadlines(clock),
   });
   const settings = [
     { key: "token", value: "set", origin: "env TANDEM_TOKEN" },
@@ -89,7 +81,7 @@ export async function startControl(): Promise<Control> {
         clock: ownClock,
         log,
       }),
-      inferenceService({ serving, metrics: servingMetrics, bufferBytes: 1024, stallMs: 150, clock }),
+      inferenceService({ serving, bufferBytes: 1024, stallMs: 150, clock }),
     ],
   });
   const channels = [

@@ -1,7 +1,7 @@
 // A relay that does what the test says, through the real interface.
 import { ServiceError } from "../../../../services/common/errors.ts";
 import { createLegDraft, type ReceiptDraft } from "../../../../services/router/request/receipt.ts";
-import type { AnswerSink, Ending, Relay, RelayRequest } from "../../../../services/router/relay/relay.ts";
+import type { AnswerSink, Ending, RelayRequest, RunningRelay } from "../../../../services/router/relay/relay.ts";
 
 /** One request as the relay got it. */
 export interface RelayRun {
@@ -16,7 +16,7 @@ export interface RelayRun {
 
 export type Script = (run: RelayRun) => Promise<Ending>;
 
-export interface FakeRelay extends Relay {
+export interface FakeRelay extends Pick<RunningRelay, "run" | "idle"> {
   readonly runs: readonly RelayRun[];
   /** What the next requests do. */
   script: Script;
@@ -44,6 +44,7 @@ export function fakeRelay(script: Script = answer): FakeRelay {
   const relay: FakeRelay = {
     runs,
     script,
+    idle: async () => {},
     run(request, sink, draft, _admitted, gone) {
       const run: RelayRun = {
         request,

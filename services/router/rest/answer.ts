@@ -1,9 +1,9 @@
-// A streamed answer on its way to one client. The token path: `write` passes bytes on, and nothing else happens per
-// token. A client that reads too slowly is paced, and disconnected if it reads nothing at all.
+// An answer on its way to one client, streamed or whole. The token path: `write` passes bytes on, and nothing else
+// happens per token. A client that reads too slowly is paced, and disconnected if it reads nothing at all.
 import type { ServerResponse } from "node:http";
 import type { AnswerSink } from "../relay/relay.ts";
 import { ANSWER_HEADERS } from "../serving/headers.ts";
-import { errorAnswer, errorEvent } from "./errors.ts";
+import { errorEvent, writeError } from "./errors.ts";
 
 const DONE = Buffer.from("data: [DONE]\n\n");
 
@@ -31,7 +31,7 @@ export interface AnswerOptions {
 }
 
 export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
-  const { bufferBytes, stallMs } = o;
+  const { bufferBytes } = o;
   let bodyBytes = 0;
   let blocked = false;
 
@@ -54,7 +54,7 @@ export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
       if (res.write(bytes)) return true;
       if (res.writableLength < bufferBytes) return true;
       blocked = true;
-      watchForStall();
+      cutIfStalled(res, o);
       return false;
     },
   };
@@ -66,23 +66,11 @@ export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
     sink.onDrain?.();
   }
 
-  // Node's socket timeout starts anew whenever the kernel takes bytes. It runs only while the client holds us up: a
-  // stream may be quiet for as long as the engine thinks.
-  function watchForStall(): void {
-    if (res.listenerCount("timeout") === 0) {
-      res.once("timeout", () => {
-        o.onStall();
-        res.destroy();
-      });
-    }
-    res.socket?.setTimeout(stallMs);
-  }
-
   function finish(last: Buffer): void {
     if (res.destroyed || res.writableEnded) return;
     bodyBytes += last.length;
     // From here on no `drain` clears the watch; once all is sent, Node replaces it by the keep-alive timeout.
-    watchForStall();
+    cutIfStalled(res, o);
     res.end(last);
   }
 
@@ -103,12 +91,43 @@ export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
   };
 }
 
-/** Writes a whole error answer. Returns its status. */
-export function writeError(res: ServerResponse, error: unknown, headers: Record<string, string> = {}): number {
-  const answer = errorAnswer(error);
-  if (!res.headersSent && !res.destroyed) {
-    res.writeHead(answer.status, { ...headers, ...answer.headers, "content-length": Buffer.byteLength(answer.body) });
-    res.end(answer.body);
+/** Holds a non-streaming answer until it is complete, so that a failure keeps its status to the end. */
+export function wholeAnswer(res: ServerResponse, o: AnswerOptions): Answer {
+  const pieces: Buffer[] = [];
+  let bodyBytes = 0;
+  return {
+    sink: {
+      onDrain: undefined,
+      start() {},
+      write(bytes) {
+        pieces.push(bytes);
+        return true;
+      },
+    },
+    end() {
+      if (res.headersSent || res.destroyed) return;
+      const body = pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces);
+      bodyBytes = body.length;
+      o.onStart();
+      res.writeHead(200, { "content-type": "application/json", ...o.headers(), "content-length": body.length });
+      cutIfStalled(res, o);
+      res.end(body);
+    },
+    fail: (error) => writeError(res, error, o.headers()),
+    get bodyBytes() {
+      return bodyBytes;
+    },
+  };
+}
+
+// Node's socket timeout starts anew whenever the kernel takes bytes. It runs only while the client holds us up: a
+// stream may be quiet for as long as the engine thinks.
+function cutIfStalled(res: ServerResponse, { stallMs, onStall }: AnswerOptions): void {
+  if (res.listenerCount("timeout") === 0) {
+    res.once("timeout", () => {
+      onStall();
+      res.destroy();
+    });
   }
-  return answer.status;
+  res.socket?.setTimeout(stallMs);
 }

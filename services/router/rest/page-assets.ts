@@ -1,4 +1,4 @@
-// How the page at `/` looks, in light and dark.
+// The style of the page at `/`, in light and dark, and its script, which replaces what changes every two seconds.
 
 export const PAGE_STYLE = `
 :root { color-scheme: light dark; --text: #1c2024; --soft: #60666d; --line: #e2e5e9; --ground: #fff; --block: #f6f7f9;
@@ -34,4 +34,19 @@ td { padding: .5rem .9rem .5rem 0; border-bottom: 1px solid var(--line); font-va
 footer { display: flex; justify-content: space-between; margin-top: 2.6rem; padding-top: 1rem; border-top: 1px solid var(--line);
   font-size: .85rem; color: var(--soft); }
 footer a { color: inherit; margin-right: 1rem; }
+`;
+
+export const PAGE_SCRIPT = `
+"use strict";
+async function refresh() {
+  if (document.hidden) return;
+  const text = await (await fetch("/")).text();
+  const next = new DOMParser().parseFromString(text, "text/html");
+  for (const id of ["status", "models", "instances"]) document.getElementById(id).replaceWith(next.getElementById(id));
+}
+setInterval(() => refresh().catch(() => {
+  const status = document.getElementById("status");
+  status.className = "waiting";
+  status.textContent = "The router does not answer.";
+}), 2000);
 `;
