@@ -12,56 +12,38 @@ const ROLES: Readonly<Record<Speaker, string>> = {
   [Speaker.ASSISTANT]: "assistant",
 };
 
-/**
- * Fields that extra_json must not hold: the typed request sets them, or its messages can't carry the answers to them.
- */
-const OWN = [
-  "model",
-  "prompt",
-  "messages",
-  "max_tokens",
-  "max_completion_tokens",
-  "temperature",
-  "top_p",
-  "seed",
-  "stop",
-  "stream",
-  "stream_options",
-  "n",
-];
-
 /** Limits the fields of extra_json. */
 const EXTRA_LIMIT = 900;
 
 /** @throws ServiceError `invalid_request` */
 export function generateBody(request: GenerateRequest): { path: LegPath; body: Buffer } {
-  const members: string[] = [];
-  const put = (key: string, json: string): void => {
-    members.push(`${JSON.stringify(key)}:${json}`);
-  };
-  if (request.model !== "") put("model", JSON.stringify(request.model));
-  switch (request.input.case) {
-    case "prompt":
-      put("prompt", JSON.stringify(request.input.value));
-      break;
-    case "conversation":
-      put("messages", JSON.stringify(request.input.value.messages.map(openAiMessage)));
-      break;
-    case undefined:
-      throw new ServiceError("invalid_request", "Give either `prompt` or `conversation`.", { param: "input" });
+  const { input } = request;
+  if (input.case === undefined) {
+    throw new ServiceError("invalid_request", "Give either `prompt` or `conversation`.", { param: "input" });
   }
-  if (request.maxTokens !== undefined) put("max_tokens", String(request.maxTokens));
-  if (request.temperature !== undefined) put("temperature", decimal(request.temperature, "temperature"));
-  if (request.topP !== undefined) put("top_p", decimal(request.topP, "top_p"));
-  // Written as text, because a double can't hold all 64 bits.
-  if (request.seed !== undefined) put("seed", request.seed.toString());
-  if (request.stop.length > 0) put("stop", JSON.stringify(request.stop));
-  put("stream", "true");
-  put("stream_options", '{"include_usage":true}');
-  members.push(...extraMembers(request.extraJson));
+  const isPrompt = input.case === "prompt";
+  // By name as JSON; undefined ones are left out. extra_json must hold none of these names.
+  const fields: Readonly<Record<string, string | undefined>> = {
+    model: request.model === "" ? undefined : JSON.stringify(request.model),
+    prompt: isPrompt ? JSON.stringify(input.value) : undefined,
+    messages: isPrompt ? undefined : JSON.stringify(input.value.messages.map(openAiMessage)),
+    max_tokens: request.maxTokens?.toString(),
+    temperature: decimal(request.temperature, "temperature"),
+    top_p: decimal(request.topP, "top_p"),
+    // Written as text, because a double can't hold all 64 bits.
+    seed: request.seed?.toString(),
+    stop: request.stop.length === 0 ? undefined : JSON.stringify(request.stop),
+    stream: "true",
+    stream_options: '{"include_usage":true}',
+    max_completion_tokens: undefined,
+    // The messages of this call can't carry several answers.
+    n: undefined,
+  };
+  const members = Object.entries(fields).filter(([, json]) => json !== undefined);
+  const all = [...members, ...extraMembers(request.extraJson, fields)];
   return {
-    path: request.input.case === "prompt" ? "/v1/completions" : "/v1/chat/completions",
-    body: Buffer.from(`{${members.join(",")}}`),
+    path: isPrompt ? "/v1/completions" : "/v1/chat/completions",
+    body: Buffer.from(`{${all.map(([key, json]) => `${JSON.stringify(key)}:${json}`).join(",")}}`),
   };
 }
 
@@ -70,13 +52,13 @@ function openAiMessage({ speaker, text }: Message): { role: string; content: str
 }
 
 // JSON has no infinity and no NaN.
-function decimal(value: number, param: string): string {
-  if (Number.isFinite(value)) return String(value);
+function decimal(value: number | undefined, param: string): string | undefined {
+  if (value === undefined || Number.isFinite(value)) return value?.toString();
   throw new ServiceError("invalid_request", `${param} must be a finite number.`, { param });
 }
 
-/** The members of `extra_json`, byte for byte. */
-function extraMembers(json: string): string[] {
+/** The names of `extra_json` and their values, byte for byte. */
+function extraMembers(json: string, own: object): [key: string, json: string][] {
   if (json.trim() === "") return [];
   const bad = (why: string): ServiceError =>
     new ServiceError("invalid_request", `extra_json ${why}.`, { param: "extra_json" });
@@ -92,13 +74,10 @@ function extraMembers(json: string): string[] {
   const twice = duplicateKey(members);
   if (twice !== undefined) throw bad(`gives \`${twice}\` twice`);
   if (members.length > EXTRA_LIMIT) throw bad(`must not hold more than ${EXTRA_LIMIT} fields`);
-  const own = members.find((member) => OWN.includes(member.key));
-  if (own !== undefined) {
-    throw bad(
-      `must not hold \`${own.key}\`: ${own.key === "n" ? "this call gives one answer" : "the request has a field for it, or sets it"}`,
-    );
+  const taken = members.find(({ key }) => Object.hasOwn(own, key))?.key;
+  if (taken !== undefined) {
+    const why = taken === "n" ? "this call gives one answer" : "the request has a field for it, or sets it";
+    throw bad(`must not hold \`${taken}\`: ${why}`);
   }
-  return members.map(
-    (member) => `${JSON.stringify(member.key)}:${bytes.toString("utf8", member.valueStart, member.valueEnd)}`,
-  );
+  return members.map(({ key, valueStart, valueEnd }) => [key, bytes.toString("utf8", valueStart, valueEnd)]);
 }

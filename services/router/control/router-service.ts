@@ -1,6 +1,13 @@
 // RouterService shows the state of the router and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { Outcome, type ReceiptSchema, RouterService } from "#gen/tandem/router/v1/router_pb.js";
+import {
+  type InstanceSchema,
+  type ModelSchema,
+  Outcome,
+  type ReceiptSchema,
+  RouterService,
+  Standing,
+} from "#gen/tandem/router/v1/router_pb.js";
 import { type Clock, pause } from "../../common/clock.ts";
 import type { Settings } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
@@ -9,19 +16,19 @@ import type { Log } from "../../common/log.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
 import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
-import type { Pool } from "../pool/pool.ts";
+import type { ModelView, Pool, Reason, Seen } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
 import type { RouterRegistry } from "../registry/router-registry.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Receipts } from "../serving/receipts.ts";
 import { diagnose, examineRegistry } from "./diagnose.ts";
-import { fleetMessage } from "./fleet-message.ts";
 
 /** Shortest time between two messages to one watcher of instances. */
 const WATCH_PAUSE_MS = 200;
 const WATCHERS_LIMIT = 64;
 const DEFAULT_LIST_LIMIT = 100;
 const LIST_LIMIT = 1000;
+const UINT32_MAX = 2 ** 32 - 1;
 
 export interface RouterServiceOptions {
   readonly routerId: string;
@@ -41,7 +48,10 @@ export function routerService(o: RouterServiceOptions): RpcService {
   const { pool, receipts, clock, watcherLimit = WATCHERS_LIMIT } = o;
   let watchers = 0;
 
-  const fleet = (): ReturnType<typeof fleetMessage> => fleetMessage(pool.view, clock.nowMs());
+  const fleet = () => ({
+    instances: [...pool.view.prefill, ...pool.view.decode].map((seen) => instanceMessage(seen, clock.nowMs())),
+    models: [...pool.view.models.values()].map(modelMessage),
+  });
 
   return defineService(
     RouterService,
@@ -120,5 +130,37 @@ function receiptMessage(draft: ReceiptDraft): MessageInitShape<typeof ReceiptSch
     startedUnixMs: BigInt(draft.startedUnixMs),
     outcome: outcome === "running" ? Outcome.UNSPECIFIED : Outcome[outcome.toUpperCase() as Uppercase<typeof outcome>],
     bodyBytes: BigInt(draft.bodyBytes),
+  };
+}
+
+/** @param nowMs By the pool's clock. */
+function instanceMessage({ instance, standing }: Seen, nowMs: number): MessageInitShape<typeof InstanceSchema> {
+  const { info, load, loadAtMs, legs, legsTotal } = instance;
+  return {
+    info,
+    ...(load === undefined ? {} : { load }),
+    eligible: standing.kind === "serves",
+    reason: standing.text,
+    standing:
+      standing.kind === "serves" ? Standing.SERVING : Standing[standing.reason.toUpperCase() as Uppercase<Reason>],
+    legs,
+    legsTotal,
+    loadAgeMs: load === undefined ? 0 : Math.min(UINT32_MAX, Math.max(0, Math.round(nowMs - loadAtMs))),
+  };
+}
+
+function modelMessage(model: ModelView): MessageInitShape<typeof ModelSchema> {
+  const lack = model.lack(false);
+  const serving = (seen: readonly Seen[]): number => seen.filter(({ standing }) => standing.kind === "serves").length;
+  return {
+    name: model.name,
+    ready: lack === undefined,
+    lack: lack ?? "",
+    prefillServing: serving(model.prefill),
+    prefillKnown: model.prefill.length,
+    decodeServing: serving(model.decode),
+    decodeKnown: model.decode.length,
+    slots: model.slots,
+    maxModelLen: model.maxModelLen,
   };
 }
