@@ -1,4 +1,4 @@
-// The router process as a whole, without instances: what it serves, what it says at its start, how it ends.
+// The router process as a whole, without instances: its services, its start and its end.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -108,7 +108,7 @@ describe("a router", () => {
     other.close();
   });
 
-  it("leaves OPENAI_API_KEY to clients, and warns loudly of an open door", async () => {
+  it("leaves OPENAI_API_KEY to clients, and warns if anyone may use the models", async () => {
     await using router = await start(PORTS, { OPENAI_API_KEY: "sk-of-a-client" });
     assert.equal((await fetch(`${router.restUrl}/v1/models`)).status, 200);
     const open = logSink();

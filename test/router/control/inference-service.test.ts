@@ -73,7 +73,11 @@ describe("InferenceService", () => {
       { input: { case: "prompt", value: "x" }, extraJson: '{"n":2}' },
       "invalid_request",
     ],
-    ["extra_json that is no object", { input: { case: "prompt", value: "x" }, extraJson: "[1]" }, "invalid_request"],
+    [
+      "extra_json that is not an object",
+      { input: { case: "prompt", value: "x" }, extraJson: "[1]" },
+      "invalid_request",
+    ],
     [
       "extra_json of very many fields",
       {
@@ -145,7 +149,7 @@ describe("InferenceService", () => {
     assert.ok(held > 0);
   });
 
-  it("gives up a caller that takes nothing at all", async () => {
+  it("disconnects a caller that reads nothing at all", async () => {
     control.relay.script = async (run) => {
       run.leg();
       run.sink.start();
@@ -160,13 +164,13 @@ describe("InferenceService", () => {
     };
     const stream = control.inference.generate({ input: { case: "prompt", value: "x" } })[Symbol.asyncIterator]();
     await stream.next();
-    await eventually("it is given up", () => control.serving.count === 0);
+    await eventually("it is disconnected", () => control.serving.count === 0);
     assert.ok(control.relay.runs[0]!.gone.aborted);
     assert.match((await control.router.listRequests({})).receipts[0]!.error, /read nothing for 150 ms/);
     await stream.return!();
   });
 
-  it("is for those who have the API key", async () => {
+  it("requires the API key", async () => {
     await assert.rejects(
       collect(control.stranger.inference.generate({ input: { case: "prompt", value: "x" } })),
       code("unauthenticated"),

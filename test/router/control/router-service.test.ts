@@ -17,7 +17,7 @@ describe("RouterService", () => {
   const generate = (): Promise<GenerateResponse[]> =>
     collect(control.inference.generate({ input: { case: "prompt", value: "hi" } }));
 
-  it("lists the instances with what the router thinks of them", async () => {
+  it("lists the instances, whether each serves, and why not", async () => {
     control.pool.set([
       { id: "d1", role: "decode", draining: "It drains." },
       { id: "p1", role: "prefill" },
@@ -34,7 +34,7 @@ describe("RouterService", () => {
     assert.equal(instances[0]!.legsTotal, 7n);
   });
 
-  it("tells of changes at once and at most five times a second", async () => {
+  it("reports changes at once, and at most five times a second", async () => {
     const seen: number[] = [];
     const stop = new AbortController();
     for await (const { instances } of control.router.watchInstances({}, { signal: stop.signal })) {
@@ -52,11 +52,11 @@ describe("RouterService", () => {
         control.clock.advance(1);
       } else break;
     }
-    assert.deepEqual(seen, [2, 3], "changes in quick succession are told as one");
+    assert.deepEqual(seen, [2, 3], "changes in quick succession are reported as one");
     stop.abort();
   });
 
-  it("refuses one watcher too many, and takes one again when another left", async () => {
+  it("refuses one watcher too many, and accepts one again after another has left", async () => {
     const stop = new AbortController();
     const first = control.router.watchInstances({}, { signal: stop.signal })[Symbol.asyncIterator]();
     await first.next();
@@ -100,7 +100,7 @@ describe("RouterService", () => {
     await running;
   });
 
-  it("tells of requests as they end", async () => {
+  it("reports requests as they end", async () => {
     const stop = new AbortController();
     const watch = control.router.watchRequests({}, { signal: stop.signal })[Symbol.asyncIterator]();
     const next = watch.next();
@@ -116,7 +116,7 @@ describe("RouterService", () => {
     stop.abort();
   });
 
-  it("drains an instance and takes it back", async () => {
+  it("drains an instance, and undrains it", async () => {
     assert.equal((await control.router.drainInstance({ instanceId: "d1", reason: "upgrade" })).remaining, 3);
     await control.router.drainInstance({ instanceId: "d1", undrain: true });
     assert.deepEqual(control.pool.drained, [
@@ -126,7 +126,7 @@ describe("RouterService", () => {
     await assert.rejects(control.router.drainInstance({ instanceId: "nope" }), code("not_found"));
   });
 
-  it("shows its settings in order, secrets hidden, and how the registry does", async () => {
+  it("shows its settings in order, without secrets, and the status of the registry", async () => {
     const { settings, tandemVersion, tandemCommit, registry } = await control.router.getConfig({});
     assert.deepEqual(
       settings.map(({ key, value }) => [key, value]),
@@ -139,7 +139,7 @@ describe("RouterService", () => {
     assert.deepEqual([tandemVersion, tandemCommit], [TANDEM_VERSION, TANDEM_COMMIT]);
   });
 
-  it("is for those who know the join token", async () => {
+  it("requires the join token", async () => {
     await assert.rejects(control.stranger.router.listInstances({}), code("unauthenticated"));
   });
 });

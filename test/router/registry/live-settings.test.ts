@@ -24,7 +24,7 @@ function start() {
 }
 
 describe("settings that change while the router runs", () => {
-  it("reach their readers, are told once, and go back when they are gone", async () => {
+  it("reach their readers, are logged once, and are reset when they are deleted", async () => {
     const { config, sink, metrics, changes, apply } = start();
     const { queue, placement } = config;
     apply({});
@@ -47,7 +47,7 @@ describe("settings that change while the router runs", () => {
     assert.match(await metrics.text(), /tandem_settings_changes_total\{outcome="taken"\} 3/);
   });
 
-  it("are refused whole, with a log line and a metric, and the previous ones stay in force", async () => {
+  it("are refused as a whole, with a log line and a metric, and the previous ones stay in force", async () => {
     const { config, live, sink, metrics, apply } = start();
     apply({ "queue.limit": "512" });
     apply({ "queue.limit": "16", "retry.limit": "-1", "connections.limit": "9" });

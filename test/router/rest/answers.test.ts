@@ -11,7 +11,7 @@ const BODY = { prompt: "hello" };
 const STREAM = { prompt: "hello", stream: true };
 
 describe("an answer", () => {
-  it("that streams comes as events with [DONE] at the end", async () => {
+  it("that streams is a list of events with [DONE] at the end", async () => {
     await using rest = await startRest();
     const response = await rest.post(CHAT, { messages: [{ role: "user", content: "hi" }], stream: true });
     assert.equal(response.status, 200);
@@ -22,7 +22,7 @@ describe("an answer", () => {
     assert.match(text, /^data: \{.*\}\n\ndata: \{.*\}\n\ndata: \[DONE\]\n\n$/);
   });
 
-  it("in one piece is the JSON body with its length", async () => {
+  it("that does not stream is the JSON body with its length", async () => {
     await using rest = await startRest();
     const response = await rest.post(COMPLETIONS, BODY);
     assert.equal(response.headers.get("content-type"), "application/json");
@@ -30,7 +30,7 @@ describe("an answer", () => {
     assert.deepEqual(await response.json(), { object: "text_completion" });
   });
 
-  it("holds its headers back until the first bytes are there", async () => {
+  it("holds its headers back until the first bytes arrive", async () => {
     await using rest = await startRest();
     const go = deferred();
     rest.relay.script = async (run) => {
@@ -62,7 +62,7 @@ describe("an answer", () => {
     assert.equal(rest.receipts.find(id)?.outcome, "completed");
   });
 
-  it("says when it was given in another way than planned", async () => {
+  it("names its fallbacks in a header", async () => {
     await using rest = await startRest({
       script: (run) => {
         run.draft.fallbacks.push("retry:prefill:instance_lost", "retry:prefill:instance_lost");
@@ -141,7 +141,7 @@ describe("a failure", () => {
     assert.deepEqual([receipt.outcome, receipt.errorCode, receipt.status], ["failed", "instance_lost", 200]);
   });
 
-  it("in the middle of an answer in one piece still has its own status", async () => {
+  it("in the middle of a non-streaming answer still has its own status", async () => {
     await using rest = await startRest({
       script: async ({ sink }) => {
         sink.start();
@@ -151,7 +151,7 @@ describe("a failure", () => {
     assert.equal((await rest.post(COMPLETIONS, BODY)).status, 502);
   });
 
-  it("that is the engine's word comes as the engine said it", async () => {
+  it("that the engine reports reaches the client unchanged", async () => {
     const body =
       '{"error":{"message":"top_p must be in (0, 1], got 2.0.","type":"BadRequestError","param":"top_p","code":400}}';
     await using rest = await startRest({
@@ -164,7 +164,7 @@ describe("a failure", () => {
     assert.equal(await response.text(), body);
   });
 
-  it("of the engine's about us is not passed on", async () => {
+  it("that concerns the router's own access to the engine is not passed on", async () => {
     await using rest = await startRest({
       script: async () => {
         throw new ServiceError("engine_refused", "The engine refused it.", {

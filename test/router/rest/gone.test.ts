@@ -1,4 +1,4 @@
-// Clients that leave, or that read too slowly to be served on.
+// Clients that leave, or that read too slowly.
 import assert from "node:assert/strict";
 import { connect } from "node:net";
 import { once } from "node:events";
@@ -77,7 +77,7 @@ describe("a client that reads too slowly", () => {
   // More than the kernel buffers of a loopback connection.
   const CHUNKS = 2_000;
 
-  /** Writes a long answer and waits whenever it is told to. */
+  /** Writes a long answer, and waits whenever the sink is full. */
   function longAnswer(): { script: Script; written: number } {
     const state = {
       written: 0,
@@ -97,7 +97,7 @@ describe("a client that reads too slowly", () => {
     return state;
   }
 
-  /** Until the answer has stood still for a while, before its end. */
+  /** Until the answer has stalled for a while, before its end. */
   async function untilHeld(state: { readonly written: number }): Promise<void> {
     let before = -1;
     let since = performance.now();
@@ -120,7 +120,7 @@ describe("a client that reads too slowly", () => {
     return socket;
   }
 
-  it("is paced, and gets all of it once it reads", async () => {
+  it("is paced, and gets the whole answer once it reads", async () => {
     const long = longAnswer();
     await using rest = await startRest({ script: long.script, bufferBytes: 65_536 });
     const socket = await silentClient(rest);
@@ -138,7 +138,7 @@ describe("a client that reads too slowly", () => {
     socket.destroy();
   });
 
-  it("is cut when it takes nothing at all", async () => {
+  it("is disconnected when it reads nothing at all", async () => {
     const long = longAnswer();
     await using rest = await startRest({ script: long.script, bufferBytes: 65_536, stallMs: 150 });
     const socket = await silentClient(rest);

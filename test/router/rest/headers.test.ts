@@ -44,7 +44,7 @@ describe("the list of headers", () => {
     );
   });
 
-  it("has those of a request that the router reads", async () => {
+  it("has the headers of a request that the router reads", async () => {
     const read = new Set<string>();
     const get = (headers: IncomingHttpHeaders, name: string): unknown => {
       // Only what our own code asks for: Express and Node read others for themselves.
@@ -69,7 +69,7 @@ describe("the list of headers", () => {
     assert.deepEqual([...read].sort(), namesIn(REQUEST_HEADERS));
   });
 
-  it("has those of an answer that the router sets", async () => {
+  it("has the headers of an answer that the router sets", async () => {
     await using rest = await startRest({ apiKey: "k" });
     const authorized = { authorization: "Bearer k" };
     const seen = new Set<string>();

@@ -1,4 +1,4 @@
-// Web pages of others: what a name in the Host header opens, and what an Origin does.
+// Web pages of other sites: which names in the Host header are served, and what an Origin changes.
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { request as httpRequest, type IncomingMessage } from "node:http";
@@ -87,7 +87,7 @@ describe("a name in the Host header", () => {
     );
   });
 
-  it("that leads nowhere but here is served: localhost, what is under it, and every address", async () => {
+  it("that can only mean this machine is served: localhost, names under it, and every address", async () => {
     await using router = await start();
     for (const host of [
       "localhost",
@@ -104,7 +104,7 @@ describe("a name in the Host header", () => {
     }
   });
 
-  it("is served when the router was told of it", async () => {
+  it("is served if a setting allows it", async () => {
     await using router = await start(
       "--rest.hosts",
       "host.docker.internal",
@@ -118,14 +118,14 @@ describe("a name in the Host header", () => {
     assert.equal((await statuses(router, "other.corp"))["models"], 403);
   });
 
-  it("doesn't matter behind a door that asks for its secret, and each door has its own", async () => {
+  it("doesn't matter where a secret is required, and each API has its own secret", async () => {
     await using keyed = await start("--api-key", "sk-1");
     assert.deepEqual(await statuses(keyed, "evil.example"), { models: 401, answers: 401, admin: 403 });
     await using joined = await start("--token", "t0ken");
     assert.deepEqual(await statuses(joined, "evil.example"), { models: 403, answers: 403, admin: 401 });
   });
 
-  it("doesn't matter where others than this machine connect, as in a container: a service's name, a probe by address", async () => {
+  it("doesn't matter if REST listens beyond loopback, as in a container: a service's name, a probe by address", async () => {
     await using router = await start("--rest.listen", "0.0.0.0:0", "--token", "t0ken");
     for (const host of ["router:3000", "10.1.2.3:3000", "tandem.svc.cluster.local"]) {
       assert.equal((await ask(router, "GET", "/health", { host })).status, 200, host);
@@ -149,7 +149,7 @@ describe("a caller of RouterService over HTTP/1.1", () => {
 describe("a web page of another origin", () => {
   const origin = "http://evil.example";
 
-  it("gets no leave from a preflight, on no path", async () => {
+  it("gets no permission from a preflight, on any path", async () => {
     await using router = await start();
     for (const path of [ADMIN, DRAIN, "/v1/chat/completions", "/v1/completions", "/v1/models", "/", "/metrics"]) {
       const { headers } = await ask(router, "OPTIONS", path, {
@@ -163,7 +163,7 @@ describe("a web page of another origin", () => {
     }
   });
 
-  it("can't do without one: what it may send without asking is nothing that any call takes", async () => {
+  it("can't do without a preflight: no call accepts the requests that need none", async () => {
     await using router = await start();
     for (const type of [
       undefined,

@@ -33,7 +33,7 @@ describe("a body that is too large", () => {
     assert.match((await errorOf(response)).message, /10000 bytes/);
   });
 
-  it("is a 413 for a client that is still sending it, in chunks without an end in sight", async () => {
+  it("is a 413 for a client that keeps sending chunks", async () => {
     await using rest = await startRest({ bodyLimitBytes: 10_000 });
     const req = httpRequest(`${rest.url}${COMPLETIONS}`, {
       method: "POST",
@@ -57,7 +57,7 @@ describe("a body that is too large", () => {
     req.destroy();
   });
 
-  it("is refused before it is sent when the client asks first", async () => {
+  it("is refused before it is sent if the client asks first", async () => {
     await using rest = await startRest({ bodyLimitBytes: 10_000 });
     const socket = connect(rest.port, "127.0.0.1").setEncoding("utf8");
     socket.write(
@@ -92,19 +92,19 @@ describe("a body that is announced with Expect", () => {
   });
 });
 
-describe("an expectation that nobody here has heard of", () => {
-  it("is passed over", async () => {
+describe("an unknown expectation", () => {
+  it("is ignored", async () => {
     await using rest = await startRest();
     const answer = await raw(rest, "GET /health HTTP/1.1\r\nhost: x\r\nexpect: tea\r\nconnection: close\r\n\r\n");
     assert.match(answer, /^HTTP\/1\.1 200 .*"ok"/s);
   });
 });
 
-describe("requests that are sent before the answers to others have come", () => {
+describe("requests that are sent before earlier ones are answered", () => {
   const request = (body: string): string =>
     `POST ${COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n\r\n${body}`;
 
-  it("are answered in their order, the refused among them too", async () => {
+  it("are answered in their order, including refused ones", async () => {
     await using rest = await startRest();
     const last = "GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     const answer = await raw(
@@ -123,7 +123,7 @@ describe("requests that are sent before the answers to others have come", () => 
     ]);
   });
 
-  it("end all when their client leaves", async () => {
+  it("all end when their client leaves", async () => {
     await using rest = await startRest({ script: untilGone });
     const warnings: Error[] = [];
     const onWarning = (warning: Error): void => void warnings.push(warning);
@@ -146,7 +146,7 @@ describe("an API key", () => {
   });
   after(() => rest[Symbol.asyncDispose]());
 
-  it("is asked for in OpenAI's form", async () => {
+  it("is required, and its absence is reported in OpenAI's form", async () => {
     for (const headers of [{}, { authorization: "Bearer sk-wrong" }, { authorization: "sk-right" }] as Record<
       string,
       string
@@ -162,7 +162,7 @@ describe("an API key", () => {
     assert.doesNotMatch(JSON.stringify(rest.logs.lines), /sk-(right|wrong)/);
   });
 
-  it("opens the models", async () => {
+  it("gives access to the models", async () => {
     const headers = { authorization: "bearer sk-right" };
     assert.equal((await rest.post(COMPLETIONS, { prompt: "x" }, { headers })).status, 200);
     assert.equal((await fetch(`${rest.url}/v1/models`, { headers })).status, 200);
@@ -243,7 +243,7 @@ describe("the rest of the API", () => {
     });
   });
 
-  it("says what there is to a path or method that isn't", async () => {
+  it("names the known paths and methods to a request for another one", async () => {
     const unknown = await get("/v1/nope");
     assert.equal(unknown.status, 404);
     assert.match(
@@ -283,7 +283,7 @@ describe("the rest of the API", () => {
 });
 
 describe("the page", () => {
-  it("shows what runs, and no address but those that clients use", async () => {
+  it("shows the instances, and no address but those that clients use", async () => {
     await using rest = await startRest();
     rest.pool.set([
       { id: "p1", role: "prefill", model: "<script>alert(1)</script>" },
@@ -307,7 +307,7 @@ describe("the page", () => {
 });
 
 describe("a router that stops", () => {
-  it("refuses new requests, says so in /readyz, and lets go of kept connections", async () => {
+  it("refuses new requests, says so in /readyz, and closes kept connections", async () => {
     await using rest = await startRest();
     await rest.serving.drain(0);
     const ready = await fetch(`${rest.url}/readyz`);

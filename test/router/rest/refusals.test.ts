@@ -238,7 +238,7 @@ describe("a request that can't be served", () => {
     });
   }
 
-  it("because of bytes that are no UTF-8 is a 400", async () => {
+  it("because of bytes that are not UTF-8 is a 400", async () => {
     const response = await fetch(`${rest.url}${COMPLETIONS}`, {
       method: "POST",
       headers: { "content-type": "application/json" },
@@ -265,7 +265,7 @@ describe("a request that can't be served", () => {
     assert.match((await errorOf(response)).message, /uncompressed/);
   });
 
-  it("because of an unknown model is a 404 that names those there are, as vLLM does", async () => {
+  it("because of an unknown model is a 404 that names the known ones, as in vLLM", async () => {
     for (const [path, body] of [
       [COMPLETIONS, { model: "nope", prompt }],
       [CHAT, { model: "nope", messages, stream: true }],
@@ -281,7 +281,7 @@ describe("a request that can't be served", () => {
     }
   });
 
-  it("is logged once, without anything that the client wrote", async () => {
+  it("is logged once, without any of the client's text", async () => {
     const lines = rest.logs.events("request refused");
     assert.ok(lines.length > 0);
     for (const { status, client } of lines) assert.deepEqual([typeof status, typeof client], ["number", "string"]);

@@ -1,4 +1,4 @@
-// Clients that send or read so slowly that they only hold something up.
+// Clients that send or read too slowly.
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
@@ -19,7 +19,7 @@ async function open(rest: Rest): Promise<Socket> {
   return socket;
 }
 
-/** Sends `text` a byte at a time for as long as the connection stands, and returns what came back. */
+/** Sends `text` a byte at a time while the connection is open, and returns the answer. */
 async function drip(socket: Socket, text: string): Promise<string> {
   let answer = "";
   socket.on("data", (data: string) => (answer += data));
@@ -51,7 +51,7 @@ describe("a client that sends a byte at a time", () => {
   for (const [how, head, text] of [
     ["of a length that it gave", "content-length: 20000\r\n\r\n", "x".repeat(20_000)],
     ["in chunks", "transfer-encoding: chunked\r\n\r\n", "1\r\nx\r\n".repeat(4_000)],
-    ["that it asked leave for", "expect: 100-continue\r\ncontent-length: 20000\r\n\r\n", "x".repeat(20_000)],
+    ["that it asked permission for", "expect: 100-continue\r\ncontent-length: 20000\r\n\r\n", "x".repeat(20_000)],
   ] as const) {
     it(`is cut with a 408 when its body takes too long, ${how}, and holds no memory after it`, async () => {
       await using rest = await startRest({ bodyMs: 200, bodyTotalBytes: 30_000 });
@@ -65,7 +65,7 @@ describe("a client that sends a byte at a time", () => {
     });
   }
 
-  it("is served when it is whole in time, however long the answer takes then", async () => {
+  it("is served if its request is complete in time, however long the answer takes", async () => {
     const running = deferred();
     const lateCut = deferred();
     const script: Script = async ({ write }) => {
@@ -120,7 +120,7 @@ describe("a client that reads nothing", () => {
     }
   });
 
-  it("is not one that asked for a second answer before the first had come", async () => {
+  it("is not confused with one that asked for a second answer before it got the first", async () => {
     let runs = 0;
     const script: Script = async ({ write }) => {
       if ((runs += 1) === 2) await sleep(400);

@@ -6,7 +6,7 @@ const COMPLETIONS = "/v1/completions";
 const BODY = { model: "tiny", prompt: "hi" };
 
 describe("a request while the registry is away", () => {
-  it("is served by what was known before, and says so", async () => {
+  it("is served by the last known instances, and says so", async () => {
     let away = true;
     await using rest = await startRest({ registryIsAway: () => away });
     const response = await rest.post(COMPLETIONS, BODY);
@@ -16,7 +16,7 @@ describe("a request while the registry is away", () => {
   });
 
   for (const stream of [false, true]) {
-    it(`is refused where it is strict, ${stream ? "a stream" : "an answer in one piece"}`, async () => {
+    it(`is refused if it is strict, ${stream ? "a stream" : "a non-streaming answer"}`, async () => {
       let away = true;
       await using rest = await startRest({ registryIsAway: () => away });
       const ask = (strict: string): Promise<Response> =>
@@ -40,13 +40,13 @@ describe("a request while the registry is away", () => {
     });
   }
 
-  it("is refused where the whole router is strict, unless it says otherwise", async () => {
+  it("is refused if the whole router is strict, unless the request says otherwise", async () => {
     await using rest = await startRest({ strict: true, registryIsAway: () => true });
     assert.equal((await rest.post(COMPLETIONS, BODY)).status, 503);
     assert.equal((await rest.post(COMPLETIONS, BODY, { headers: { "x-tandem-strict": "false" } })).status, 200);
   });
 
-  it("is as stale where the registry reports the last instances dead, and they say that they serve", async () => {
+  it("is as stale if the registry reports the last instances dead, and they report that they serve", async () => {
     await using rest = await startRest();
     rest.pool.set([
       { id: "p1", role: "prefill" },

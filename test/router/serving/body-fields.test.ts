@@ -48,7 +48,7 @@ function read(body: Body): unknown {
 
 describe("the list of fields", () => {
   for (const [field, [without, having]] of Object.entries(READ)) {
-    it(`has ${field} because a request is read by it`, () => {
+    it(`has ${field} because it changes how a request is read`, () => {
       assert.notEqual(typeof read(without), "string");
       assert.notDeepEqual(read(having), read(without));
     });

@@ -52,7 +52,7 @@ describe("a router that drains", () => {
     assert.equal(rest.receipts.list(1)[0]!.errorCode, "instance_unavailable");
   });
 
-  it("has nothing to wait for when nothing runs, kept connections or not", async () => {
+  it("ends at once if nothing runs, with kept connections or without", async () => {
     await using rest = await startRest();
     await (await rest.post("/v1/completions", { prompt: "hello" })).text();
     await within(rest.serving.drain(3_600_000), "the drain");
@@ -60,7 +60,7 @@ describe("a router that drains", () => {
     await assert.rejects(fetch(`${rest.url}/livez`), "the port is closed");
   });
 
-  it("waits for nothing longer than three quarters of a second after its grace", async () => {
+  it("ends at most three quarters of a second after its grace", async () => {
     const { script } = stream();
     const clock = manualClock();
     await using rest = await startRest({ script, clock });
@@ -71,7 +71,7 @@ describe("a router that drains", () => {
     assert.equal(rest.serving.count, 1);
     clock.advance(1);
     await response.text();
-    // What is unsettled then, the instances settle by themselves.
+    // The instances settle the rest by themselves.
     await eventually("it waits for that", () => rest.serving.count === 0 && clock.pending === 1);
     clock.advance(500);
     await within(over, "the drain");

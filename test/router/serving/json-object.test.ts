@@ -24,7 +24,7 @@ describe("a body with very many parts", () => {
     });
   }
 
-  it("is refused where the fields are the body's own, by their number", () => {
+  it("is refused for the number of the body's own fields", () => {
     const body = (count: number): Buffer => Buffer.from(`{${list(count, (index) => `"k${index}":1`)}}`);
     assert.equal(Object.keys(parseJsonObject(body(1_000))).length, 1_000);
     assert.throws(() => parseJsonObject(body(1_001)), /1001 fields, more than the 1000/);
@@ -43,7 +43,7 @@ describe("a body that is only long", () => {
     });
   }
 
-  it("is told to be broken where it is, however long", () => {
+  it("is reported with the position of its fault, however long", () => {
     assert.throws(() => parseJsonObject(Buffer.from(`{"prompt":"${"x".repeat(300_000)}`)), /JSON decode error/);
   });
 });

@@ -29,7 +29,7 @@ describe("receipts", () => {
     assert.equal(receipts.find("mine"), undefined);
   });
 
-  it("tell a slow watcher what it missed, with the first one after the gap", async () => {
+  it("tell a slow watcher how many it missed, with the first one after the gap", async () => {
     const receipts = createReceipts({ limit: 1000, watcherLimit: 1 });
     const stop = new AbortController();
     const watch = receipts.watch(stop.signal)[Symbol.asyncIterator]();

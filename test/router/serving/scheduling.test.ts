@@ -8,7 +8,7 @@ import { deferred, eventually } from "../../support/waits.ts";
 const BODY = { model: "tiny", prompt: "hi", stream: true };
 
 describe("a request's priority, tenant and time", () => {
-  it("come from the headers, then from the body, and stand on the receipt", async () => {
+  it("come from the headers, then from the body, and are on the receipt", async () => {
     await using rest = await startRest();
     const headers = { "x-tandem-priority": "-5", "x-tandem-tenant": "team-a", "x-tandem-strict": "true" };
     await (await rest.post("/v1/completions", { ...BODY, user: "u", priority: 3 }, { headers })).text();
@@ -36,7 +36,7 @@ describe("a request's priority, tenant and time", () => {
     ["x-tandem-timeout-ms", "0"],
     ["x-tandem-strict", "1"],
   ] as const) {
-    it(`are refused where they make no sense: ${name}: ${value}`, async () => {
+    it(`are refused if they make no sense: ${name}: ${value}`, async () => {
       await using rest = await startRest();
       const response = await rest.post("/v1/completions", BODY, { headers: { [name]: value } });
       assert.equal(response.status, 400);
