@@ -49,7 +49,7 @@ export interface RouterOptions {
   readonly constants?: RelayOptions["constants"] & { readonly firstPrefillMs?: number };
 }
 
-type Doors = Pick<Router, "restUrl" | "grpcAddress">;
+type Addresses = Pick<Router, "restUrl" | "grpcAddress">;
 
 /** `tandem router`. @param argv Without node, script and command. */
 export async function runRouter(argv: readonly string[]): Promise<void> {
@@ -68,7 +68,7 @@ export async function runRouter(argv: readonly string[]): Promise<void> {
  */
 export async function startRouter(config: RouterConfig, o: RouterOptions = {}): Promise<Router> {
   const log = o.log ?? createLog({ name: "router", level: config.process.logLevel });
-  const { parts, stop } = await startLife<Doors>(async (running) => {
+  const { parts, stop } = await startLife<Addresses>(async (running) => {
     await life(config, { ...o, log }, running);
     log.info("router has stopped");
   });
@@ -78,7 +78,7 @@ export async function startRouter(config: RouterConfig, o: RouterOptions = {}): 
 async function life(
   config: RouterConfig,
   { log, signal, metrics = createMetrics(), constants = {} }: RouterOptions & { readonly log: Log },
-  running: (doors: Doors) => Promise<number>,
+  running: (addresses: Addresses) => Promise<number>,
 ): Promise<void> {
   const clock = systemClock;
   const routerId = `router-${randomUUID().slice(0, 8)}`;

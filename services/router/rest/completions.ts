@@ -3,7 +3,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Log } from "../../common/log.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
-import type { ReceiptDraft } from "../request/receipt.ts";
+import type { LegDraft, ReceiptDraft } from "../request/receipt.ts";
 import { ANSWER_HEADERS, REQUEST_HEADERS } from "../serving/headers.ts";
 import { schedulingOf } from "../serving/scheduling.ts";
 import type { Served, Serving } from "../serving/serving.ts";
@@ -141,13 +141,13 @@ function checkMedia(req: IncomingMessage): void {
  * Timing). Milliseconds; of several legs, the one that took longest in each part.
  */
 function serverTiming({ queueMs, stream, legs }: ReceiptDraft): string {
-  const succeeded = legs.filter(({ error }) => error === "");
-  const parts = {
-    reserve: Math.max(...succeeded.map(({ reserveMs }) => reserveMs)),
-    prefill: Math.max(...succeeded.map(({ prefillMs }) => prefillMs)),
-    // The first token of a non-streaming response is not observed: the time after prefill is all of decode.
-    [stream ? "transfer" : "decode"]: Math.max(...succeeded.map(({ transferMs }) => transferMs)),
+  const part = (name: string, of: (leg: LegDraft) => number): string => {
+    const ms = legs.reduce((longest, leg) => (leg.error === "" ? Math.max(longest, of(leg)) : longest), 0);
+    return ms > 0 ? `, ${name};dur=${ms.toFixed(1)}` : "";
   };
-  const known = Object.entries(parts).filter(([, ms]) => ms > 0);
-  return [["queue", queueMs] as const, ...known].map(([name, ms]) => `${name};dur=${ms.toFixed(1)}`).join(", ");
+  const reserve = part("reserve", ({ reserveMs }) => reserveMs);
+  const prefill = part("prefill", ({ prefillMs }) => prefillMs);
+  // The first token of a non-streaming response is not observed: the time after prefill is all of decode.
+  const rest = part(stream ? "transfer" : "decode", ({ transferMs }) => transferMs);
+  return `queue;dur=${queueMs.toFixed(1)}${reserve}${prefill}${rest}`;
 }
