@@ -4,6 +4,7 @@
 import { ServiceError } from "../../common/errors.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import { refusedField } from "../../kv/forbidden.ts";
+import type { RelayRequest } from "../request/request.ts";
 import { parseJsonObject } from "./json-object.ts";
 import type { Fields } from "./body-fields.ts";
 import {
@@ -16,21 +17,12 @@ import {
   stringField,
 } from "./validation.ts";
 
-export interface OpenAiRequest {
-  /** A model that there is. */
-  readonly model: string;
-  readonly stream: boolean;
-  /** Greedy, or sampled with a seed. */
-  readonly repeatable: boolean;
-  /** `n`. */
-  readonly choices: number;
-  /** Limit for each choice. Absent: as many as fit into the model's context. */
-  readonly maxTokens?: number;
-  /** Length of the prompt list, else 1. */
-  readonly prompts: number;
-  readonly promptIsList: boolean;
-  /** The client asked for the usage chunk. */
-  readonly includeUsage: boolean;
+/** What the relay is asked for, and the body's wishes for the queue. */
+export interface OpenAiRequest
+  extends Pick<
+    RelayRequest,
+    "model" | "stream" | "repeatable" | "choices" | "maxTokens" | "prompts" | "promptIsList" | "includeUsage"
+  > {
   /** `user`, which the queue uses as the tenant. Empty if absent. */
   readonly user: string;
   /** vLLM's `priority`: lower is sooner. */

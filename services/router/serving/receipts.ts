@@ -38,14 +38,6 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
   const watchers = new Set<{ readonly backlog: ClosedReceipt[]; missed: number }>();
   const bell = createBell();
 
-  function keep(draft: ReceiptDraft): void {
-    ended.set(draft.requestId, draft);
-    if (ended.size <= limit) return;
-    const [oldestId, oldest] = ended.entries().next().value!;
-    ended.delete(oldestId);
-    if (oldest.clientId !== undefined && byClientId.get(oldest.clientId) === oldest) byClientId.delete(oldest.clientId);
-  }
-
   return {
     opened(draft) {
       running.set(draft.requestId, draft);
@@ -53,7 +45,13 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
     },
     closed(draft) {
       running.delete(draft.requestId);
-      keep(draft);
+      ended.set(draft.requestId, draft);
+      if (ended.size > limit) {
+        const oldest = ended.values().next().value!;
+        ended.delete(oldest.requestId);
+        if (oldest.clientId !== undefined && byClientId.get(oldest.clientId) === oldest)
+          byClientId.delete(oldest.clientId);
+      }
       for (const watcher of watchers) {
         if (watcher.backlog.length >= WATCHER_BACKLOG) watcher.missed += 1;
         else {

@@ -4,13 +4,13 @@ import { REQUEST_HEADERS } from "./headers.ts";
 
 export interface Scheduling {
   /** Lower is sooner, as in vLLM. Undefined: as the body's `priority` has it. */
-  readonly priority?: number;
+  readonly priority?: number | undefined;
   /** Undefined: as the body's `user` has it. */
-  readonly tenant?: string;
+  readonly tenant?: string | undefined;
   /** How long the caller waits for the end of the answer. */
-  readonly timeoutMs?: number;
+  readonly timeoutMs?: number | undefined;
   /** Return an error instead of using a fallback. */
-  readonly strict?: boolean;
+  readonly strict?: boolean | undefined;
 }
 
 export const PRIORITY_LIMIT = 100;
@@ -25,16 +25,12 @@ const TIMEOUT_LIMIT_MS = 86_400_000;
 export function schedulingOf(header: (name: string) => string | undefined): Scheduling {
   const priority = integer(header, REQUEST_HEADERS.priority.name, -PRIORITY_LIMIT, PRIORITY_LIMIT);
   const timeoutMs = integer(header, REQUEST_HEADERS.timeout.name, 1, TIMEOUT_LIMIT_MS);
-  const tenant = header(REQUEST_HEADERS.tenant.name)?.slice(0, NAME_LIMIT);
+  // An empty name is none.
+  const tenant = header(REQUEST_HEADERS.tenant.name)?.slice(0, NAME_LIMIT) || undefined;
   const strict = header(REQUEST_HEADERS.strict.name);
   if (strict !== undefined && strict !== "true" && strict !== "false")
     throw refused(REQUEST_HEADERS.strict.name, "true or false");
-  return {
-    ...(priority === undefined ? {} : { priority }),
-    ...(timeoutMs === undefined ? {} : { timeoutMs }),
-    ...(tenant === undefined || tenant === "" ? {} : { tenant }),
-    ...(strict === undefined ? {} : { strict: strict === "true" }),
-  };
+  return { priority, timeoutMs, tenant, strict: strict === undefined ? undefined : strict === "true" };
 }
 
 /** A priority of the body, which vLLM takes without bounds; ours decides only the order in the queue. */
