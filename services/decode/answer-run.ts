@@ -7,7 +7,7 @@ import { ServiceError } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import { engineFailure, refusalOf } from "../engine/engine-error.ts";
 import { neverReached, type EngineCall } from "../engine/http.ts";
-import { createEventSplitter, type EventSplitter } from "../engine/sse.ts";
+import { EventSplitter } from "../engine/sse.ts";
 import type { EngineRequest } from "../kv/connector.ts";
 import { AnswerStream } from "./answer-stream.ts";
 import { faceAnswer, finishReasonOf, type Face, type AnswerUsage } from "./answer.ts";
@@ -61,7 +61,7 @@ export class AnswerRun {
     if (o.streaming !== undefined) {
       const stream = new AnswerStream({ face: o.face, ...o.streaming });
       this.#stream = stream;
-      this.#splitter = createEventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
+      this.#splitter = new EventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
     }
     this.#call = o.engine.http.open(
       { method: "POST", ...o.request, repeatable: o.repeatable },

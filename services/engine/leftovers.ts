@@ -3,7 +3,7 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Log } from "../common/log.ts";
-import { identityOf } from "../common/process-identity.ts";
+import { identityOf, type ProcessIdentity } from "../common/process-identity.ts";
 
 interface Recorded {
   readonly pid: number;
@@ -20,15 +20,10 @@ interface EngineRecord {
 export function recordEngine(folder: string, enginePid: number, group: number, log: Log): () => void {
   const file = join(folder, `${enginePid}.json`);
   try {
-    const [wrapper, engine] = [identityOf(process.pid), identityOf(enginePid)];
-    if (wrapper === undefined || engine === undefined) return () => {};
-    const record: EngineRecord = {
-      wrapper: { pid: process.pid, startedAt: wrapper.startedAt },
-      engine: { pid: enginePid, startedAt: engine.startedAt },
-      group,
-    };
+    const [wrapper, engine] = [process.pid, enginePid].map((pid) => ({ pid, startedAt: identityOf(pid)?.startedAt }));
+    if (engine?.startedAt === undefined) return () => {};
     mkdirSync(folder, { recursive: true, mode: 0o700 });
-    writeFileSync(file, JSON.stringify(record), { mode: 0o600 });
+    writeFileSync(file, JSON.stringify({ wrapper, engine, group }), { mode: 0o600 });
   } catch (error) {
     log.warn("the engine could not be recorded; only its guardian watches it", { folder, error });
   }
@@ -47,21 +42,18 @@ export function killLeftovers(folder: string, log: Log): number {
   for (const name of names) {
     const file = join(folder, name);
     const record = read(file);
-    if (record === undefined) {
-      rmSync(file, { force: true });
-      continue;
-    }
-    if (isRunning(record.wrapper)) continue;
-    const engine = identityOf(record.engine.pid);
-    if (engine !== undefined && engine.startedAt === record.engine.startedAt) {
+    if (record && running(record.wrapper)) continue;
+    const engine = record && running(record.engine);
+    if (record && engine) {
+      const { pid } = record.engine;
       // The group number is in use as long as the engine is in it, so it can't be anybody else's.
-      const target = engine.group === record.group && record.group > 1 ? -record.group : record.engine.pid;
+      const target = engine.group === record.group && engine.group > 1 ? -engine.group : pid;
       try {
         process.kill(target, "SIGKILL");
         killed++;
-        log.warn("killed an engine that had outlived its wrapper", { pid: record.engine.pid });
+        log.warn("killed an engine that had outlived its wrapper", { pid });
       } catch (error) {
-        log.warn("an engine outlived its wrapper and can't be killed", { pid: record.engine.pid, error });
+        log.warn("an engine outlived its wrapper and can't be killed", { pid, error });
         continue;
       }
     }
@@ -70,8 +62,9 @@ export function killLeftovers(folder: string, log: Log): number {
   return killed;
 }
 
-function isRunning(recorded: Recorded): boolean {
-  return identityOf(recorded.pid)?.startedAt === recorded.startedAt;
+function running({ pid, startedAt }: Recorded): ProcessIdentity | undefined {
+  const now = identityOf(pid);
+  return now?.startedAt === startedAt ? now : undefined;
 }
 
 function read(file: string): EngineRecord | undefined {

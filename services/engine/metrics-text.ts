@@ -1,37 +1,23 @@
 // The few series of an engine's /metrics that Tandem reads. Names are vLLM's, alike in 0.23 and 0.33.
 
-export interface EngineGauges {
-  readonly running: number;
-  readonly waiting: number;
-  /** Of them, those that wait for their KV. vLLM says so from 0.23 on. */
-  readonly deferred: number;
-  /** 0 to 1. */
-  readonly kvUsageRatio: number;
-  /** Counters since the engine's start. On a wedged engine they stop, as do the gauges. */
-  readonly promptTokens: number;
-  readonly generationTokens: number;
-}
-
-export const NO_GAUGES: EngineGauges = {
-  running: 0,
-  waiting: 0,
-  deferred: 0,
-  kvUsageRatio: 0,
-  promptTokens: 0,
-  generationTokens: 0,
-};
+export type EngineGauges = Readonly<ReturnType<typeof readGauges>>;
 
 /** Sums over label sets (data-parallel ranks), except the usage ratio, of which the largest counts. */
-export function readGauges(text: string): EngineGauges {
+export function readGauges(text: string) {
   return {
     running: sum(text, "vllm:num_requests_running"),
     waiting: sum(text, "vllm:num_requests_waiting"),
+    /** Of them, those that wait for their KV. vLLM says so from 0.23 on. */
     deferred: sum(text, "vllm:num_requests_waiting_by_reason", 'reason="deferred"'),
+    /** 0 to 1. */
     kvUsageRatio: Math.max(0, ...values(text, "vllm:kv_cache_usage_perc")),
+    // Counters since the engine's start. On a wedged engine they stop, as do the gauges.
     promptTokens: sum(text, "vllm:prompt_tokens_total"),
     generationTokens: sum(text, "vllm:generation_tokens_total"),
   };
 }
+
+export const NO_GAUGES: EngineGauges = readGauges("");
 
 /** Tokens in a KV block, from the labels of `vllm:cache_config_info`. 0 where the engine doesn't say. */
 export function readBlockSize(text: string): number {
@@ -54,12 +40,8 @@ function values(text: string, name: string, label = ""): number[] {
     const end = text.indexOf("\n", at);
     const line = text.slice(at + name.length, end === -1 ? text.length : end);
     if (!line.includes(label)) continue;
-    const value = Number(
-      line
-        .slice(line.lastIndexOf("}") + 1)
-        .trim()
-        .split(" ")[0],
-    );
+    // A timestamp may follow.
+    const value = Number.parseFloat(line.slice(line.lastIndexOf("}") + 1));
     if (Number.isFinite(value)) found.push(value);
   }
   return found;

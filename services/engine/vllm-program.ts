@@ -1,7 +1,8 @@
 // Finds the vLLM on this machine and asks which version it is, without loading it: that takes ten seconds and more.
 import { execFile } from "node:child_process";
-import { openSync, readSync, closeSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { basename, join } from "node:path";
+import { promisify } from "node:util";
 import { StartError } from "../common/config.ts";
 import { findOnPath, isProgram } from "../common/programs.ts";
 
@@ -35,8 +36,8 @@ export async function findVllm(command: string, env: Env = process.env): Promise
 
 function search(env: Env): string {
   const active = env["VIRTUAL_ENV"];
-  const inActive = active === undefined || active === "" ? undefined : join(active, "bin", "vllm");
-  const found = inActive !== undefined && isProgram(inActive) ? inActive : findOnPath("vllm", env);
+  const inActive = active ? join(active, "bin", "vllm") : "";
+  const found = isProgram(inActive) ? inActive : findOnPath("vllm", env);
   if (found !== undefined) return found;
   throw new StartError(
     "There is no vLLM here: no `vllm` in the active virtual environment or on the PATH. Install it (pip install vllm), name it with --vllm.command PATH, or wrap one that runs elsewhere with --attach URL. Without a GPU, --engine sim needs nothing.",
@@ -55,24 +56,17 @@ async function versionOf(program: string, rest: readonly string[], env: Env): Pr
 }
 
 function pythonOf(script: string): string | undefined {
-  const file = openSync(script, "r");
-  try {
-    const head = Buffer.alloc(512);
-    const read = readSync(file, head, 0, head.length, 0);
-    const line = head.toString("latin1", 0, read).split("\n", 1)[0]!;
-    const found = /^#!\s*(\/\S*python[\d.]*)\s*$/.exec(line)?.[1];
-    return found !== undefined && isProgram(found) ? found : undefined;
-  } finally {
-    closeSync(file);
-  }
+  const line = readFileSync(script, "latin1").split("\n", 1)[0]!;
+  const found = /^#!\s*(\/\S*python[\d.]*)\s*$/.exec(line)?.[1];
+  return found !== undefined && isProgram(found) ? found : undefined;
 }
 
-function run(program: string, args: readonly string[], env: Env): Promise<string> {
-  return new Promise((resolve, reject) => {
-    execFile(program, args, { env: { ...env }, timeout: ASK_LIMIT_MS }, (error, stdout, stderr) => {
-      if (error === null) return resolve(stdout);
-      const why = stderr.trim().split("\n").at(-1) ?? "";
-      reject(new StartError(`${program} can't report vLLM's version: ${why === "" ? error.message : why}`));
-    });
-  });
+async function run(program: string, args: readonly string[], env: Env): Promise<string> {
+  try {
+    return (await promisify(execFile)(program, args, { env, timeout: ASK_LIMIT_MS })).stdout;
+  } catch (error) {
+    const { message, stderr = "" } = error as Error & { stderr?: string };
+    const why = stderr.trim().split("\n").at(-1) || message;
+    throw new StartError(`${program} can't report vLLM's version: ${why}`);
+  }
 }

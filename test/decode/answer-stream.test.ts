@@ -4,7 +4,7 @@ import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanObject } from "../../services/common/json-body.ts";
 import { AnswerStream } from "../../services/decode/answer-stream.ts";
 import { faceAnswer, type Face } from "../../services/decode/answer.ts";
-import { createEventSplitter } from "../../services/engine/sse.ts";
+import { EventSplitter } from "../../services/engine/sse.ts";
 
 const FACE: Face = { id: 'public "id"', created: 42, choiceIndex: 3, cachedTokens: 7 };
 const FOLDER = new URL("../fixtures/vllm-transcripts/", import.meta.url);
@@ -33,7 +33,7 @@ function read(
     wantsUsage: o.wantsUsage ?? false,
     startsWithRole: o.chat ?? false,
   });
-  const splitter = createEventSplitter((buffer, start, end) => stream.take(buffer, start, end), 1_000_000);
+  const splitter = new EventSplitter((buffer, start, end) => stream.take(buffer, start, end), 1_000_000);
   const cut = o.cut ?? bytes.length;
   let out = "";
   let tokens = 0;

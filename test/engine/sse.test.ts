@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import { createEventSplitter } from "../../services/engine/sse.ts";
+import { EventSplitter } from "../../services/engine/sse.ts";
 
 function split(text: string, cut: number, limit = 1_000): { events: string[]; pending: number } {
   const events: string[] = [];
-  const splitter = createEventSplitter((buffer, start, end) => events.push(buffer.toString("utf8", start, end)), limit);
+  const splitter = new EventSplitter((buffer, start, end) => events.push(buffer.toString("utf8", start, end)), limit);
   const bytes = Buffer.from(text);
   for (let at = 0; at < bytes.length; at += cut) splitter.push(bytes.subarray(at, at + cut));
   return { events, pending: splitter.pendingBytes };
