@@ -277,6 +277,7 @@ describe("files", () => {
       /\blet in\b|\blets in\b|\bleave to run\b/,
       /otherwise than planned|in one piece|all the same\b|blotted|trying on\b/,
       /\b(comes|came) through\b/,
+      /\bkeepers?\b/i,
       /\bnot heard\b/,
       // A canary is a staged rollout elsewhere. Settings that are gone may name it.
       /\bcanar(y|ies)\b(?!\.(every|timeout)_ms)(?!: "give --no-probes)/i,

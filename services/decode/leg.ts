@@ -126,7 +126,7 @@ export class DecodeLeg {
     if (legs.has(reserve.legId))
       throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
     parts.board.admit();
-    const engine = parts.keeper()?.live;
+    const engine = parts.supervisor.live;
     if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not running.");
     if (traits.pairedId && reserve.decodeKvAddress !== "" && reserve.decodeKvAddress !== engine.kvAddress) {
       throw new ServiceError("instance_unavailable", "The instance's engine was restarted.");
@@ -190,7 +190,7 @@ export class DecodeLeg {
         return roomy;
       },
       ended: (error) => this.#ended(error),
-      suspect: () => parts.keeper()?.suspect(engine),
+      suspect: () => parts.supervisor.suspect(engine),
       clock: parts.clock,
     });
     this.#phase = { kind: "running", leg, run, ticket, startedMs: parts.clock.nowMs() };
@@ -266,7 +266,7 @@ export class DecodeLeg {
   /** Ends a failed run. KV that the engine may not have taken is settled. */
   #closeAccounts({ leg, run, ticket }: Running, untouched: boolean): void {
     this.#leaveRunning();
-    const engineIsGone = this.#shared.parts.keeper()?.live !== leg.engine;
+    const engineIsGone = this.#shared.parts.supervisor.live !== leg.engine;
     if (run.tookKv || engineIsGone) this.#forget(leg);
     else this.#settle(leg, ticket, !untouched);
   }

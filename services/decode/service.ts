@@ -27,7 +27,7 @@ export function decodeService(parts: InstanceParts, limits: DecodeLimits): RoleS
       },
     ),
     engineChanged() {
-      const live = parts.keeper()?.live;
+      const live = parts.supervisor.live;
       for (const leg of [...shared.legs.values()]) leg.engineChanged(live);
     },
     abortLegs() {

@@ -39,12 +39,12 @@ export interface Settler {
 }
 
 export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: number }): Settler {
-  const { connector, board, keeper, log } = parts;
+  const { connector, board, supervisor, log } = parts;
   const { abandoned: means } = connector.traits;
   const running = new Set<Promise<void>>();
   const prefills = prefillChannels(parts);
 
-  const isGone = (engine: LiveEngine): boolean => keeper()?.live !== engine;
+  const isGone = (engine: LiveEngine): boolean => supervisor.live !== engine;
 
   async function run(leg: Abandoned): Promise<void> {
     const { legId } = leg.context;
@@ -64,7 +64,7 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
     }
     if (isGone(leg.engine)) return;
     log.error("can't account for the KV of a lost leg; restarting the engine", { legId, outcome: Outcome[outcome] });
-    if (keeper()!.restart(leg.engine, "KV of a lost leg can't be accounted for")) return;
+    if (supervisor.restart(leg.engine, "KV of a lost leg can't be accounted for")) return;
     log.error("the attached engine holds KV that will never be fetched; restart it", { legId });
     await untilGone(leg.engine);
   }
@@ -138,12 +138,12 @@ export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: 
   return {
     settle(leg, done) {
       // A lease frees itself; an engine of ours that is about to be stopped takes all its KV with it.
-      if (means === "lease" || (board.stopping && keeper()?.ours === true)) return done();
+      if (means === "lease" || (board.stopping && supervisor.ours)) return done();
       board.count({ orphans: 1 });
       const work = run(leg)
         .catch((error: unknown) => {
           log.error("settling failed", { legId: leg.context.legId, error });
-          keeper()?.restart(leg.engine, "settling abandoned KV failed");
+          supervisor.restart(leg.engine, "settling abandoned KV failed");
         })
         .finally(() => {
           board.count({ orphans: -1 });

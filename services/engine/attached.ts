@@ -1,54 +1,39 @@
-// An engine that somebody else started and looks after.
-import { type Clock, pause, systemClock } from "../common/clock.ts";
+// An engine that was started outside Tandem, and is not stopped by it.
+import { type Clock, systemClock } from "../common/clock.ts";
 import { StartError } from "../common/config.ts";
 import type { Log } from "../common/log.ts";
-import type { EngineKind, EngineSource } from "./engine.ts";
-import { createEngineHttp } from "./http.ts";
-import { checkReady, WrongEngine } from "./readiness.ts";
+import type { EngineSource } from "./engine.ts";
+import { EngineHttp } from "./http.ts";
+import { untilReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
 
-export interface AttachedOptions {
+export interface AttachedOptions extends ReadinessCheck {
   readonly url: string;
   readonly apiKey: string;
-  /** Undefined: found out. */
-  readonly kind: EngineKind | undefined;
-  readonly model: string;
-  readonly servesUnpaired: boolean;
   /** host:port of its KV side channel, where the connector needs to know it. */
   readonly kvAddress: string;
-  readonly startTimeoutMs: number;
   readonly log: Log;
   readonly clock?: Clock;
 }
 
 export function attachedEngine(o: AttachedOptions): EngineSource {
-  const { clock = systemClock } = o;
+  const { url, kvAddress, clock = systemClock } = o;
   return {
     ours: false,
     async start(signal) {
-      const deadlineMs = clock.nowMs() + o.startTimeoutMs;
-      for (let waitMs = 100, logged = false; ; waitMs = Math.min(1_000, waitMs * 2)) {
-        const http = createEngineHttp({ url: o.url, apiKey: o.apiKey, clock });
-        try {
-          const facts = await checkReady(http, { ...o, timeoutMs: 5_000, completionTimeoutMs: 120_000 });
-          return {
-            http,
-            kvAddress: o.kvAddress,
-            facts,
-            ended: new Promise(() => {}),
-            kill() {},
-            stop: async () => http.close(new Error("detached")),
-          };
-        } catch (error) {
-          http.close(error as Error);
-          signal.throwIfAborted();
-          const message = (error as Error).message;
-          if (error instanceof WrongEngine) throw new StartError(`The engine at ${o.url} can't be used: ${message}.`);
-          if (clock.nowMs() > deadlineMs) throw new StartError(`The engine at ${o.url} does not work: ${message}.`);
-          if (!logged) o.log.info("waiting for the engine", { url: o.url, because: message });
+      const http = new EngineHttp({ url, apiKey: o.apiKey, clock });
+      let logged = false;
+      try {
+        const facts = await untilReady(http, o, clock, signal, ({ message }) => {
+          if (!logged) o.log.info("waiting for the engine", { url, because: message });
           logged = true;
-        }
-        await pause(clock, waitMs, signal);
+        });
+        const stop = async (): Promise<void> => http.close(new Error("detached"));
+        return { http, kvAddress, facts, ended: new Promise(() => {}), stop };
+      } catch (error) {
+        http.close(error as Error);
         signal.throwIfAborted();
+        const fault = error instanceof WrongEngine ? "can't be used" : "does not work";
+        throw new StartError(`The engine at ${url} ${fault}: ${(error as Error).message}.`);
       }
     },
   };

@@ -1,15 +1,16 @@
 // What prefill and decode know of their engine.
 import type { GuardedCommand } from "../common/guardian.ts";
 import type { EngineHttp } from "./http.ts";
-import type { EngineGauges } from "./metrics-text.ts";
-import type { VllmSettings } from "./vllm-output.ts";
 
 /** Those that ship. */
 export const OWN_ENGINE_KINDS = ["sim", "embedded"] as const;
 export const ENGINE_KINDS = [...OWN_ENGINE_KINDS, "vllm"] as const;
 export type EngineKind = (typeof ENGINE_KINDS)[number];
 
-/** The facts that an engine reports about itself. */
+/** Where every engine that Tandem starts serves HTTP: an engine has no access control, so only its wrapper may reach it. */
+export const ENGINE_HOST = "127.0.0.1";
+
+/** The facts that an engine reports about itself. The optional ones are absent if it doesn't report them. */
 export interface EngineFacts {
   readonly kind: EngineKind;
   readonly version: string;
@@ -19,55 +20,37 @@ export interface EngineFacts {
   readonly maxModelLen: number;
   /** Tokens in a KV block. 0 where it doesn't say. */
   readonly blockSize: number;
-  /** Number type of weights and KV, `bfloat16`. Empty or absent where it isn't known. */
+  /** Number type of weights and KV, `bfloat16`. */
   readonly dtype?: string;
-  /** Absent where it isn't known. */
   readonly tpSize?: number;
-  /** What it was given as its model: an id or a path. Empty or absent where it doesn't say. */
+  /** What it was given as its model: an id or a path. */
   readonly modelRoot?: string;
-  /** How prompts are computed, for the doctor; absent for an engine that was not started here, or doesn't report it. */
-  readonly vllm?: VllmSettings;
+  // What vLLM made of its flags. Only known of a vLLM that was started here.
+  readonly enforceEager?: boolean;
+  readonly chunkedPrefill?: boolean;
+  /** `FULL_AND_PIECEWISE`, `PIECEWISE`, `NONE`. */
+  readonly cudagraphMode?: string;
+  readonly kvDtype?: string;
 }
 
-/** One engine process that works. A restart makes another one. */
+/** One engine process that works. A restart makes another one, and KV of an earlier one is gone. */
 export interface LiveEngine {
-  /** Counts up from 1 with every start. KV of an earlier one is gone. */
-  readonly incarnation: number;
   readonly http: EngineHttp;
   /** host:port of its KV side channel. Empty where none is known. */
   readonly kvAddress: string;
   readonly facts: EngineFacts;
 }
 
-/** Keeps one engine alive. When it dies, every call to it ends at once: with the socket's error, or with `engine_failed`. */
-export interface EngineKeeper {
-  /** False for an attached engine. */
-  readonly ours: boolean;
-  /** Undefined while no engine works. */
-  readonly live: LiveEngine | undefined;
-  /** Why no engine works, or why the engine is about to be restarted, for people. Empty while the engine works. */
-  readonly reason: string;
-  /** Running legs go on, no new ones may be sent, and then the engine is restarted. */
-  readonly retiring: boolean;
-  readonly gauges: EngineGauges;
-  /** Starts after the first one. */
-  readonly restarts: number;
-  /** Called when `live`, `reason` or `gauges` changed. */
-  onChange(listener: () => void): void;
-  /** A call to `engine` failed in a way that a dead one would explain: look at once. */
-  suspect(engine: LiveEngine): void;
-  /**
-   * Replaces an engine whose state can no longer be trusted: when its running legs have ended, or at once if they
-   * can't end. Returns false where the engine isn't ours to restart (attached by URL).
-   */
-  restart(engine: LiveEngine, reason: string, o?: { readonly atOnce?: boolean }): boolean;
-  /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
+export interface StartedEngine extends LiveEngine {
+  /** Resolves with what happened when the process ended. Never for an attached engine. */
+  readonly ended: Promise<Error>;
+  /** SIGTERM, and SIGKILL after `graceMs`. Resolves when the process is gone. An attached engine is left alone. */
   stop(graceMs: number): Promise<void>;
 }
 
 /** Where engines come from: a command, or a URL. */
 export interface EngineSource {
-  /** Whether it may be killed and started again. */
+  /** Whether it may be killed and started again. False for an attached engine. */
   readonly ours: boolean;
   /**
    * Resolves when the engine works, and leaves nothing behind where it doesn't.
@@ -75,16 +58,6 @@ export interface EngineSource {
    * @throws Error whose message says what to do about it.
    */
   start(signal: AbortSignal): Promise<StartedEngine>;
-}
-
-export interface StartedEngine {
-  readonly http: EngineHttp;
-  readonly kvAddress: string;
-  readonly facts: EngineFacts;
-  /** Resolves with what happened when the process ended. Never for an attached engine. */
-  readonly ended: Promise<Error>;
-  kill(): void;
-  stop(graceMs: number): Promise<void>;
 }
 
 export interface LaunchOptions {
@@ -103,6 +76,7 @@ export interface LaunchPorts {
   readonly httpPort: number;
   /** Host of the KV side channel, which partners on other machines dial. */
   readonly kvHost: string;
+  /** P2P NCCL: of rank 0; rank n uses the n-th after it. */
   readonly kvPort: number;
 }
 

@@ -1,15 +1,36 @@
-// The command that starts each kind of engine.
+// The command that starts each kind of engine: which program, with which flags, and how its output is read.
 import { fileURLToPath } from "node:url";
 import { ConfigError } from "../common/config.ts";
-import type { EngineKind, Launch, LaunchOptions, LaunchPorts } from "./engine.ts";
-import { ENGINE_HOST } from "./engine-host.ts";
-import { vllmLauncher, type VllmSettingsGiven } from "./vllm-launch.ts";
+import { ENGINE_HOST, type EngineKind, type Launch, type LaunchOptions, type LaunchPorts } from "./engine.ts";
+import { vllmCommand, type VllmOptions } from "./vllm-command.ts";
+import { p2pKvLoss, readVllmOutput, vllmReason } from "./vllm-output.ts";
+import { findVllm, type VllmProgram } from "./vllm-program.ts";
+
+/** What only vLLM needs to know. */
+export interface VllmLaunchOptions extends Pick<VllmOptions, "servedName" | "gpus" | "p2pPoolGib"> {
+  /** Program and words before vLLM's own. Empty: found. */
+  readonly command: string;
+  /** Where P2P engines of this instance ping, which reports their actual KV address. */
+  readonly pings?: () => Promise<EnginePings>;
+  /** For Hugging Face. Empty: as inherited. */
+  readonly hfToken: string;
+}
+
+export interface EnginePings {
+  /** host:port of the ROUTER. */
+  readonly address: string;
+  /** The ping of the engine with this HTTP port; undefined if none arrived within `timeoutMs`. */
+  awaitPort(httpPort: number, timeoutMs: number): Promise<{ readonly kvAddress: string } | undefined>;
+}
+
+/** An engine pings every 3 s, and first before its HTTP answers. */
+const PING_WAIT_MS = 10_000;
 
 /** @throws ConfigError for a kind that Tandem can't start, or a flag that it gives the engine itself. */
 export function launcherOf(
   kind: EngineKind,
   o: LaunchOptions,
-  vllm: VllmSettingsGiven,
+  vllm: VllmLaunchOptions,
 ): (ports: LaunchPorts) => Launch | Promise<Launch> {
   if (kind === "vllm") {
     if (o.model === "")
@@ -17,10 +38,8 @@ export function launcherOf(
     return vllmLauncher(o, vllm);
   }
   checkEngineFlags(o.flags);
-  const model =
-    kind === "sim"
-      ? ["--sim", ...(o.model === "" ? [] : [`--model.name=${o.model}`])]
-      : embeddedModel(o.model, vllm.servedName);
+  const name = kind === "sim" ? o.model : vllm.servedName;
+  const file = o.model === "" ? "--no-sim" : `--model.file=${o.model}`;
   return (ports) => ({
     command: process.execPath,
     ...(kind === "embedded" ? { env: SMALL_MEMORY_ENV } : {}),
@@ -29,7 +48,8 @@ export function launcherOf(
       ...(kind === "embedded" ? SMALL_MEMORY_FLAGS : []),
       cliMain(),
       "engine",
-      ...model,
+      kind === "sim" ? "--sim" : file,
+      ...(name === "" ? [] : [`--model.name=${name}`]),
       `--listen=${ENGINE_HOST}:${ports.httpPort}`,
       `--kv.listen=${ports.kvHost}:${ports.kvPort}`,
       // A host other than loopback is there for partners on other machines.
@@ -73,15 +93,43 @@ function checkEngineFlags(words: readonly string[]): void {
 const SMALL_MEMORY_FLAGS = ["--max-semi-space-size=1", "--optimize-for-size", "--v8-pool-size=1"];
 const SMALL_MEMORY_ENV = { MALLOC_ARENA_MAX: "1", MALLOC_MMAP_THRESHOLD_: "8192" };
 
-function embeddedModel(file: string, servedName: string): string[] {
-  return [
-    file === "" ? "--no-sim" : `--model.file=${file}`,
-    ...(servedName === "" ? [] : [`--model.name=${servedName}`]),
-  ];
-}
-
 // `tandem engine`, the same build as this file: main.ts beside the sources, main.js in dist.
 function cliMain(): string {
   const extension = import.meta.url.endsWith(".ts") ? "ts" : "js";
   return fileURLToPath(new URL(`../../clients/cli/main.${extension}`, import.meta.url));
+}
+
+function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: LaunchPorts) => Promise<Launch> {
+  let found: Promise<VllmProgram> | undefined;
+  return async (ports) => {
+    // Asked once: a version that changes under a running instance would not pair with its partners anyway.
+    const { words, version } = await (found ??= findVllm(given.command));
+    const isP2p = o.connector === "p2p-nccl";
+    const pings = isP2p ? await given.pings?.() : undefined;
+    const { args, env } = vllmCommand({ ...o, ...given, ...ports, version, pingAddress: pings?.address ?? "" });
+    const output = readVllmOutput();
+    const [command, ...first] = words;
+    return {
+      command,
+      args: [...first, ...args],
+      env: given.hfToken === "" ? env : { ...env, HF_TOKEN: given.hfToken },
+      devices: version.includes("cpu") ? [] : devicesOf(given.gpus),
+      firstPhase: `loading vLLM ${version}`,
+      phaseOf: output.line,
+      ...(isP2p && { brokenBy: p2pKvLoss }),
+      // The cause precedes two tracebacks of processes that only reported it.
+      keepLines: 300,
+      reasonOf: vllmReason,
+      ...(pings && {
+        toldKvAddress: async () => (await pings.awaitPort(ports.httpPort, PING_WAIT_MS))?.kvAddress,
+      }),
+      learned: () => output.facts,
+    };
+  };
+}
+
+/** The devices on which one engine starts after another. */
+function devicesOf(gpus: string): readonly string[] {
+  const visible = gpus || process.env["CUDA_VISIBLE_DEVICES"];
+  return visible ? visible.split(",").map((one) => `gpu-${one.trim()}`) : ["gpu-0"];
 }

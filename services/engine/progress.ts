@@ -11,17 +11,10 @@ export interface EngineWork {
   readonly promptTokens: number;
 }
 
-export type EngineCounts = Pick<EngineGauges, "promptTokens" | "generationTokens" | "deferred">;
-
 export interface ProgressSample extends EngineWork {
   readonly nowMs: number;
   /** The engine's last report: tokens counted so far, and requests that wait for KV. Undefined before the first. */
-  readonly counted: EngineCounts | undefined;
-}
-
-export interface ProgressJudge {
-  /** Called every `tickMs`. Returns why the engine is taken for wedged, undefined while it is not. */
-  judge(sample: ProgressSample): string | undefined;
+  readonly counted: Pick<EngineGauges, "promptTokens" | "generationTokens" | "deferred"> | undefined;
 }
 
 /** Prompt tokens a second before any was seen: a small CPU. Too low finds a wedge late, too high kills what works. */
@@ -33,21 +26,24 @@ const RATE_WEIGHT = 0.2;
 /** A tick that is late by this factor shows that this process was paused; it says nothing about the engine. */
 const OWN_PAUSE_TICKS = 3;
 
-/**
- * @param o.stallMs Longest time without a token, beside what prompts and KV need.
- * @param o.kvWaitMs What the engine is given on top while a request in it waits for its KV: the first transfer from a partner
- *   sets up their connection, and may hold up everything else in the engine meanwhile. Who is late with KV is for the router
- *   to say, which knows both.
- */
-export function createProgressJudge({
+export interface ProgressBounds {
+  /** Longest time without a token, beside what prompts and KV need. */
+  readonly stallMs: number;
+  /**
+   * What the engine is given on top while a request in it waits for its KV: the first transfer from a partner sets up
+   * their connection, and may hold up everything else in the engine meanwhile. The router knows both engines and decides
+   * which of them is late.
+   */
+  readonly kvWaitMs: number;
+  readonly tickMs: number;
+}
+
+/** Returns a function that is called every `tickMs` and returns why the engine is taken for wedged, if it is. */
+export function progressJudge({
   stallMs,
   kvWaitMs,
   tickMs,
-}: {
-  readonly stallMs: number;
-  readonly kvWaitMs: number;
-  readonly tickMs: number;
-}): ProgressJudge {
+}: ProgressBounds): (sample: ProgressSample) => string | undefined {
   /** The last moment at which it moved, or had nothing to do. */
   let sinceMs = 0;
   let judgedMs = -Infinity;
@@ -56,30 +52,28 @@ export function createProgressJudge({
   /** Prompt tokens in it since then. Later prompts wait behind them and don't justify waiting longer. */
   let awaitedTokens = 0;
 
-  return {
-    judge({ nowMs, legs, promptTokens, counted }) {
-      const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
-      const moved =
-        counted !== undefined &&
-        (counted.promptTokens !== last?.promptTokens || counted.generationTokens !== last.generationTokens);
-      if (moved && !paused && last !== undefined && counted.promptTokens > last.promptTokens) {
-        const seen = (counted.promptTokens - last.promptTokens) / Math.max(tickMs, nowMs - sinceMs);
-        ratePerMs += (seen - ratePerMs) * RATE_WEIGHT;
-      }
-      judgedMs = nowMs;
-      last = counted ?? last;
-      if (legs === 0 || moved || paused) {
-        sinceMs = nowMs;
-        awaitedTokens = legs === 0 ? 0 : promptTokens;
-        return undefined;
-      }
-      if (awaitedTokens === 0) awaitedTokens = promptTokens;
-      const frozenMs = nowMs - sinceMs;
-      const deferred = last?.deferred ?? 0;
-      const allowedMs = stallMs + (awaitedTokens / ratePerMs) * RATE_MARGIN + (deferred > 0 ? kvWaitMs : 0);
-      if (frozenMs < allowedMs) return undefined;
-      const waiting = deferred > 0 ? `, ${deferred} waiting for KV` : "";
-      return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}`;
-    },
+  return ({ nowMs, legs, promptTokens, counted }) => {
+    const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
+    const moved =
+      counted !== undefined &&
+      (counted.promptTokens !== last?.promptTokens || counted.generationTokens !== last.generationTokens);
+    if (moved && !paused && last !== undefined && counted.promptTokens > last.promptTokens) {
+      const seen = (counted.promptTokens - last.promptTokens) / Math.max(tickMs, nowMs - sinceMs);
+      ratePerMs += (seen - ratePerMs) * RATE_WEIGHT;
+    }
+    judgedMs = nowMs;
+    last = counted ?? last;
+    if (legs === 0 || moved || paused) {
+      sinceMs = nowMs;
+      awaitedTokens = legs === 0 ? 0 : promptTokens;
+      return undefined;
+    }
+    if (awaitedTokens === 0) awaitedTokens = promptTokens;
+    const frozenMs = nowMs - sinceMs;
+    const deferred = last?.deferred ?? 0;
+    const allowedMs = stallMs + (awaitedTokens / ratePerMs) * RATE_MARGIN + (deferred > 0 ? kvWaitMs : 0);
+    if (frozenMs < allowedMs) return undefined;
+    const waiting = deferred > 0 ? `, ${deferred} waiting for KV` : "";
+    return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}`;
   };
 }

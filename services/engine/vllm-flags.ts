@@ -2,64 +2,47 @@
 // refused with what to do instead.
 import { ConfigError } from "../common/config.ts";
 
-export interface GivenFlag {
-  /** As vLLM's parser knows it: `--max-model-len`. Its parser takes `_` for `-`, and reads `--a.b` as a member of `--a`. */
-  readonly name: string;
-  /** Undefined for a switch; of several values the first. */
-  readonly value: string | undefined;
-}
+/**
+ * By name as vLLM's parser knows it: `--max-model-len`. Its parser takes `_` for `-`, and reads `--a.b` as a member of
+ * `--a`. Undefined: a switch. Of several values the first; of a flag given twice the last, as vLLM does.
+ */
+export type GivenFlags = ReadonlyMap<string, string | undefined>;
 
 const NETWORK = "Tandem gives vLLM a port on loopback, where clients can't reach it";
-const PAIRING = "Tandem works out how KV moves from the role and --connector";
+/** Flags that are refused in every role, short names included, by the reason. */
+const REFUSED = new Map(
+  Object.entries({
+    "give it with --model": ["--model"],
+    "give it with --served_name": ["--served-model-name"],
+    [NETWORK]: ["--host", "--port", "--uds", "--root-path", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs"],
+    [`${NETWORK}; give the router an --api-key`]: ["--api-key"],
+    "Tandem speaks vLLM's HTTP API": ["--grpc", "--headless"],
+    "Tandem speaks vLLM's OpenAI API": ["--tokens-only"],
+    "Tandem works out how KV moves from the role and --connector": ["--kv-transfer-config", "--ec-transfer-config"],
+    "without its counters a stalled engine would go unnoticed": ["--disable-log-stats"],
+    "a file could hold any of the flags that Tandem sets; give its lines as flags after --": ["--config"],
+    "several API servers share one set of counters badly; start more instances instead": ["--api-server-count", "-asc"],
+    "one engine an instance: start more instances instead": ["--data-parallel-size", "-dp"],
+    "it would sit between Tandem and the engine": ["--middleware"],
+  }).flatMap(([why, names]) => names.map((name) => [name, why] as const)),
+);
 
-/** Flags that are refused in every role. Short names included. */
-const REFUSED: Readonly<Record<string, string>> = {
-  "--model": "give it with --model",
-  "--served-model-name": "give it with --served_name",
-  "--host": NETWORK,
-  "--port": NETWORK,
-  "--uds": NETWORK,
-  "--root-path": NETWORK,
-  "--ssl-keyfile": NETWORK,
-  "--ssl-certfile": NETWORK,
-  "--ssl-ca-certs": NETWORK,
-  "--api-key": `${NETWORK}; give the router an --api-key`,
-  "--grpc": "Tandem speaks vLLM's HTTP API",
-  "--headless": "Tandem speaks vLLM's HTTP API",
-  "--tokens-only": "Tandem speaks vLLM's OpenAI API",
-  "--kv-transfer-config": PAIRING,
-  "--disable-log-stats": "without its counters a stalled engine would go unnoticed",
-  "--config": "a file could hold any of the flags that Tandem sets; give its lines as flags after --",
-  "--api-server-count": "several API servers share one set of counters badly; start more instances instead",
-  "--data-parallel-size": "one engine an instance: start more instances instead",
-  "-dp": "one engine an instance: start more instances instead",
-  "-asc": "several API servers share one set of counters badly; start more instances instead",
-  "--middleware": "it would sit between Tandem and the engine",
-};
-/** Any flag that starts so. */
-const REFUSED_PREFIXES: readonly (readonly [string, string])[] = [
-  ["--data-parallel-", "one engine an instance: start more instances instead"],
-  ["--ec-transfer-config", PAIRING],
-];
-
-export function givenFlags(words: readonly string[]): GivenFlag[] {
-  const found: GivenFlag[] = [];
-  for (let index = 0; index < words.length; index++) {
-    const word = words[index]!;
+export function givenFlags(words: readonly string[]): GivenFlags {
+  const isFlag = (word: string): boolean => /^--?[A-Za-z]/.test(word);
+  const found = new Map<string, string | undefined>();
+  for (const [index, word] of words.entries()) {
     if (!isFlag(word)) continue;
-    const equals = word.indexOf("=");
-    const written = equals === -1 ? word : word.slice(0, equals);
+    const [, name, value] = /^([^=]*)(?:=([^]*))?$/.exec(word)!;
     const next = words[index + 1];
-    const value = equals !== -1 ? word.slice(equals + 1) : next === undefined || isFlag(next) ? undefined : next;
-    found.push({ name: written.replaceAll("_", "-"), value });
+    found.set(name!.replaceAll("_", "-"), value ?? (next === undefined || isFlag(next) ? undefined : next));
   }
   return found;
 }
 
 /** @throws ConfigError for the first flag that would break the pairing, open the engine to others, or blind Tandem. */
-export function checkGivenFlags(words: readonly string[]): readonly GivenFlag[] {
+export function checkGivenFlags(words: readonly string[]): GivenFlags {
   const flags = givenFlags(words);
-  for (const { name } of flags) {
+  for (const name of flags.keys()) {
     const why = refusal(name);
     if (why !== undefined) throw new ConfigError(`vLLM's ${name} can't be given: ${why}.`);
   }
@@ -69,18 +52,9 @@ export function checkGivenFlags(words: readonly string[]): readonly GivenFlag[] 
 function refusal(name: string): string | undefined {
   // `--kv-transfer-config.kv_role x` sets a member.
   const base = name.split(".", 1)[0]!;
-  if (Object.hasOwn(REFUSED, base)) return REFUSED[base];
-  const prefix = REFUSED_PREFIXES.find(([start]) => base.startsWith(start));
-  if (prefix !== undefined) return prefix[1];
+  const why = REFUSED.get(base.startsWith("--data-parallel-") ? "--data-parallel-size" : base);
+  if (why !== undefined || base.length < 4) return why;
   // argparse takes any unambiguous beginning for the whole: `--kv-transfer` is --kv-transfer-config.
-  const meant = base.length < 4 ? undefined : Object.keys(REFUSED).find((key) => key.startsWith(base));
-  return meant === undefined ? undefined : `it may be read as ${meant} (${REFUSED[meant]}); write flags out in full`;
-}
-
-export function flagOf(flags: readonly GivenFlag[], ...names: readonly string[]): GivenFlag | undefined {
-  return flags.find(({ name }) => names.includes(name));
-}
-
-function isFlag(word: string): boolean {
-  return /^--?[A-Za-z]/.test(word);
+  const meant = [...REFUSED.keys()].find((key) => key.startsWith(base));
+  return meant && `it may be read as ${meant} (${REFUSED.get(meant)}); write flags out in full`;
 }

@@ -1,85 +1,69 @@
 // What vLLM writes while it starts: how far it is, and which settings it ended up with. Patterns hold for 0.23 and
 // 0.32; a line that changed its words costs a phase in the progress, and a finding of the doctor says "not known".
 
-/** What vLLM made of its flags, from its own line `Initializing a V1 LLM engine (v…) with config: …`. */
-export interface VllmSettings {
-  readonly model?: string;
-  /** `bfloat16` */
-  readonly dtype?: string;
-  readonly tpSize?: number;
-  readonly enforceEager?: boolean;
-  readonly prefixCaching?: boolean;
-  readonly chunkedPrefill?: boolean;
-  /** `FULL_AND_PIECEWISE`, `PIECEWISE`, `NONE`. */
-  readonly cudagraphMode?: string;
-  readonly kvDtype?: string;
-  readonly device?: string;
-}
+import type { EngineFacts } from "./engine.ts";
 
-export interface VllmOutput {
-  /** Returns the phase that begins with this line, if one does. */
-  line(text: string): string | undefined;
-  readonly settings: VllmSettings;
-}
-
-const PHASES: readonly (readonly [RegExp, string | ((found: RegExpExecArray) => string)])[] = [
+/** `$1` stands for the first group of the pattern. */
+const PHASES: readonly (readonly [RegExp, string])[] = [
   [/non-default args:/, "reading the model's configuration"],
   [/Initializing a V1 LLM engine/, "starting the engine process"],
   [/Starting to load model/, "loading weights"],
-  [
-    /Loading (?:safetensors|pt|bin)[^:]*: +\d+% Completed \| (\d+)\/(\d+)/,
-    ([, done, all]) => `loading weights (${done} of ${all} files)`,
-  ],
+  [/Loading (?:safetensors|pt|bin)[^:]*: +\d+% Completed \| (\d+)\/(\d+)/, "loading weights ($1 of $2 files)"],
   [/torch\.compile takes|Compiling a graph|Start compiling function|Dynamo bytecode transform/, "compiling"],
   [/Available KV cache memory|(?:GPU|CPU) KV cache size/, "allocating the KV cache"],
-  [/Capturing CUDA graphs?.*?(\d+)%/, ([, percent]) => `capturing CUDA graphs (${percent} %)`],
+  [/Capturing CUDA graphs?.*?(\d+)%/, "capturing CUDA graphs ($1 %)"],
   [/Registering KV_Caches|Initializing NIXL worker|P2pNcclEngine init/i, "opening the KV side channel"],
   [/init engine \(profile, create kv cache, warmup model\)/, "warming up"],
   [/Starting vLLM (?:API )?server|Application startup complete/, "opening its API"],
 ];
 
+export interface VllmOutput {
+  /** Returns the phase that begins with this line, if one does. */
+  line(text: string): string | undefined;
+  /** What vLLM made of its flags. */
+  readonly facts: Partial<EngineFacts>;
+}
+
 export function readVllmOutput(): VllmOutput {
-  let settings: VllmSettings = {};
+  let facts: Partial<EngineFacts> = {};
   let last = "";
   return {
     line(text) {
-      if (text.includes("LLM engine (v") && text.includes("with config:")) settings = readSettings(text);
+      if (text.includes("LLM engine (v") && text.includes("with config:")) facts = readSettings(text);
       for (const [pattern, phase] of PHASES) {
         const found = pattern.exec(text);
         if (found === null) continue;
-        const name = typeof phase === "string" ? phase : phase(found);
+        const name = phase.replaceAll(/\$(\d)/g, (_, group: string) => found[Number(group)]!);
         if (name === last) return undefined;
         last = name;
         return name;
       }
       return undefined;
     },
-    get settings() {
-      return settings;
+    get facts() {
+      return facts;
     },
   };
 }
 
-export function readSettings(line: string): VllmSettings {
-  const value = (pattern: RegExp): string | undefined => pattern.exec(line)?.[1];
+/** @param line Its own `Initializing a V1 LLM engine (v…) with config: …`. */
+export function readSettings(line: string): Partial<EngineFacts> {
+  const text = (pattern: RegExp): string | undefined => pattern.exec(line)?.[1];
   const flag = (name: string): boolean | undefined => {
-    const found = value(new RegExp(`\\b${name}=(True|False)`));
-    return found === undefined ? undefined : found === "True";
+    const value = text(new RegExp(`\\b${name}=(True|False)`));
+    return value === undefined ? undefined : value === "True";
   };
-  const tpSize = value(/\btensor_parallel_size=(\d+)/);
-  const found: { [Key in keyof VllmSettings]: VllmSettings[Key] | undefined } = {
-    model: value(/\bmodel='([^']*)'/),
-    dtype: value(/[ ,]dtype=torch\.(\w+)/),
-    tpSize: tpSize === undefined ? undefined : Number(tpSize),
+  const tpSize = text(/\btensor_parallel_size=(\d+)/);
+  const found = {
+    modelRoot: text(/\bmodel='([^']*)'/),
+    dtype: text(/[ ,]dtype=torch\.(\w+)/),
+    tpSize: tpSize && Number(tpSize),
     enforceEager: flag("enforce_eager"),
-    prefixCaching: flag("enable_prefix_caching"),
     chunkedPrefill: flag("enable_chunked_prefill"),
-    cudagraphMode: value(/cudagraph_mode'?[:=] ?<?(?:CUDAGraphMode\.)?([A-Z_]+)/),
-    kvDtype: value(/\bkv_cache_dtype=(\w+)/),
-    device: value(/\bdevice_config=(\w+)/),
+    cudagraphMode: text(/cudagraph_mode'?[:=] ?<?(?:CUDAGraphMode\.)?([A-Z_]+)/),
+    kvDtype: text(/\bkv_cache_dtype=(\w+)/),
   };
-  for (const key in found) if (found[key as keyof VllmSettings] === undefined) delete found[key as keyof VllmSettings];
-  return found as VllmSettings;
+  return Object.fromEntries(Object.entries(found).filter(([, value]) => value !== undefined));
 }
 
 // vLLM 0.20.2 to 0.23, p2p_nccl_engine.py, listen_for_requests, and p2p_nccl_connector.py, start_load_kv.

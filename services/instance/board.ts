@@ -1,4 +1,4 @@
-// What an instance reports of itself: its state and its load. Services count here, the keeper of the engine reports
+// What an instance reports of itself: its state and its load. Services count here, the supervisor of the engine reports
 // here, and InstanceService reports both to the routers. Each fact has one writer.
 import { create } from "@bufbuild/protobuf";
 import { LoadSchema, State, type Load } from "#gen/tandem/instance/v1/instance_pb.js";

@@ -1,9 +1,9 @@
 // InstanceService: the identity of this instance, its load, and whether it may get new work.
 import { equals } from "@bufbuild/protobuf";
 import {
-  FindingLevel,
   InstanceService,
   LoadSchema,
+  type Finding,
   type Info,
   type Load,
 } from "#gen/tandem/instance/v1/instance_pb.js";
@@ -12,7 +12,6 @@ import { ServiceError } from "../common/errors.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
-import type { Finding } from "../engine/findings.ts";
 import type { Board } from "./board.ts";
 
 /** The promises of instance.proto, in milliseconds. */
@@ -104,7 +103,7 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
         board.setDraining(undefined);
         return {};
       },
-      diagnose: async () => ({ findings: o.findings().map((one) => ({ ...one, level: LEVELS[one.level] })) }),
+      diagnose: async () => ({ findings: [...o.findings()] }),
     },
     { access: "token" },
   );
@@ -119,10 +118,3 @@ async function eachAfterFirst(messages: AsyncIterable<unknown>, fn: () => void):
     // The call broke, which its signal reports as well.
   }
 }
-
-const LEVELS = {
-  ok: FindingLevel.OK,
-  unknown: FindingLevel.UNKNOWN,
-  warning: FindingLevel.WARNING,
-  error: FindingLevel.ERROR,
-} as const satisfies Record<Finding["level"], FindingLevel>;

@@ -4,7 +4,15 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
-import { InfoSchema, Role, State, type Info, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import {
+  FindingLevel,
+  InfoSchema,
+  Role,
+  State,
+  type Finding,
+  type Info,
+  type Load,
+} from "#gen/tandem/instance/v1/instance_pb.js";
 import { joinAddress, splitAddress } from "../common/address.ts";
 import { type Clock, settlesWithin, systemClock } from "../common/clock.ts";
 import { ConfigError } from "../common/config.ts";
@@ -16,12 +24,10 @@ import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
 import type { Registration, SelfReport } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
-import type { EngineKeeper, EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
-import type { Finding } from "../engine/findings.ts";
-import { keepEngine } from "../engine/keeper.ts";
+import type { EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
 import { launcherOf } from "../engine/launch.ts";
-import type { EngineWork } from "../engine/progress.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
+import { EngineSupervisor } from "../engine/supervisor.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
 import type { Connector } from "../kv/connector.ts";
 import { connectorOf } from "../kv/index.ts";
@@ -29,7 +35,7 @@ import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
 import { createBoard, type Board } from "./board.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
-import { examineEngine, startRefusalOf } from "./examine.ts";
+import { engineFindings, startRefusalOf } from "./findings.ts";
 import { instanceService } from "./instance-service.ts";
 import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
 
@@ -37,8 +43,7 @@ import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
 export interface InstanceParts {
   readonly connector: Connector;
   readonly board: Board;
-  /** Undefined until the first engine works. */
-  readonly keeper: () => EngineKeeper | undefined;
+  readonly supervisor: EngineSupervisor;
   readonly token: string;
   readonly log: Log;
   readonly clock: Clock;
@@ -59,7 +64,7 @@ export interface RunningInstance {
   readonly address: string;
   info(): Info;
   load(): Load;
-  readonly keeper: EngineKeeper;
+  readonly supervisor: EngineSupervisor;
   /** Drains up to `graceMs` (default: drain.grace_ms), then stops everything. May be called twice. */
   close(graceMs?: number): Promise<void>;
   /** Without any grace, as a test wants it. */
@@ -99,9 +104,20 @@ export async function startInstance(
   // The engine's own pings, to this instance alone: they report its actual KV address.
   const openPings = (): Promise<PingListener> =>
     (pings ??= listenForPings({ listen: joinAddress(splitAddress(config.kv.listen).host, 0), log }));
-  const source = engineSource(role, config, connector, { log, clock }, onPhase, openPings);
+  const supervisor = new EngineSupervisor({
+    source: engineSource(role, config, connector, { log, clock }, onPhase, openPings),
+    log,
+    clock,
+    // A decode engine is given its KV and computes no prompt.
+    work: () => ({
+      legs: board.waitingForEngine,
+      promptTokens: role === "prefill" ? board.load().queuedTokens : 0,
+    }),
+    stallMs: config.legs.stallMs,
+    kvWaitMs: role === "decode" ? connector.traits.firstTransferMs : 0,
+    emptied: (gone) => untilSo(board, clock, () => board.remaining === 0, config.process.drainGraceMs, gone),
+  });
 
-  let keeper: EngineKeeper | undefined;
   let server: RpcServer | undefined;
   let registrar: InstanceRegistrar | undefined;
   let registration: Registration | undefined;
@@ -109,7 +125,7 @@ export async function startInstance(
   let lastInfo: MessageInitShape<typeof InfoSchema> = {};
 
   const info = (): Info => {
-    const live = keeper?.live;
+    const live = supervisor.live;
     if (live !== undefined) {
       lastInfo = {
         model: live.facts.model,
@@ -137,7 +153,7 @@ export async function startInstance(
     });
   };
 
-  const service = makeService({ connector, board, keeper: () => keeper, token: config.grpc.token, log, clock });
+  const service = makeService({ connector, board, supervisor, token: config.grpc.token, log, clock });
   const standing = (): SelfReport => standingOf(board);
   let reported = standing();
   board.onChange(() => {
@@ -158,12 +174,12 @@ export async function startInstance(
     if (graceMs > 0) await untilSo(board, clock, () => board.remaining + board.load().kvOrphans === 0, graceMs);
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
-    if (keeper?.ours === false && service.settled !== undefined) await settlesWithin(clock, service.settled(), 1_000);
+    if (!supervisor.ours && service.settled !== undefined) await settlesWithin(clock, service.settled(), 1_000);
     await registration?.[Symbol.asyncDispose]();
     registrar?.close();
     over.abort(new Error("stopped"));
     // 1 s: an interrupted instance promises to be gone within 2.
-    await keeper?.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
+    await supervisor.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
     await (await pings?.catch(() => undefined))?.[Symbol.asyncDispose]();
     board.setStopped();
     await server?.[Symbol.asyncDispose]();
@@ -178,37 +194,27 @@ export async function startInstance(
       log,
       graceMs: 500,
     });
-    // A decode engine is given its KV and computes no prompt.
-    const work = (): EngineWork => ({
-      legs: board.waitingForEngine,
-      promptTokens: role === "prefill" ? board.load().queuedTokens : 0,
-    });
-    const kvWaitMs = role === "decode" ? connector.traits.firstTransferMs : 0;
-    const emptied = (gone: AbortSignal): Promise<void> =>
-      untilSo(board, clock, () => board.remaining === 0, config.process.drainGraceMs, gone);
-    const running = (keeper = await keepEngine(
-      { source, log, clock, work, stallMs: config.legs.stallMs, kvWaitMs, emptied },
-      anySignal(stop, over.signal),
-    ));
-    let lastLive = running.live;
+    await supervisor.start(anySignal(stop, over.signal));
+    let lastLive = supervisor.live;
     const follow = (): void => {
+      const { live, reason } = supervisor;
       // First, so that no load report claims to serve with the address of an engine that is gone.
-      board.setKvAddress(running.live?.kvAddress ?? "");
-      if (running.live !== undefined && running.live !== examined) {
-        examined = running.live;
-        findings = examineEngine(role, config, connector, running.live);
-        for (const { level, ...found } of findings)
-          if (level === "warning" || level === "error") log.warn("doctor finding", { ...found });
+      board.setKvAddress(live?.kvAddress ?? "");
+      if (live !== undefined && live !== examined) {
+        examined = live;
+        findings = engineFindings(role, config, connector, live);
+        for (const { level, check, message, cure } of findings)
+          if (level >= FindingLevel.WARNING) log.warn("doctor finding", { check, message, cure });
       }
-      board.setEngine(running.live === undefined ? running.reason : startRefusalOf(findings));
-      board.setRetiring(running.retiring ? running.reason : "");
-      board.setGauges(running.gauges);
-      if (running.live === lastLive) return;
-      lastLive = running.live;
+      board.setEngine(live === undefined ? reason : startRefusalOf(findings));
+      board.setRetiring(live === undefined ? "" : reason);
+      board.setGauges(supervisor.gauges);
+      if (live === lastLive) return;
+      lastLive = live;
       service.engineChanged?.();
-      if (lastLive !== undefined) registration?.update();
+      if (live !== undefined) registration?.update();
     };
-    running.onChange(follow);
+    supervisor.onChange(follow);
     follow();
     registrar = await openRegistrar(config, log);
     registration = await registrar?.register(info, over.signal, () => ({
@@ -224,7 +230,7 @@ export async function startInstance(
     address: info().grpcAddress,
     info,
     load: board.load,
-    keeper,
+    supervisor,
     close: (graceMs = config.process.drainGraceMs) => close(graceMs),
     [Symbol.asyncDispose]: () => close(0),
   };

@@ -37,17 +37,14 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     : watchPartners({
         clock,
         lost(address) {
-          const engine = parts.keeper()?.live;
+          const engine = parts.supervisor.live;
           if (engine === undefined) return;
           log.error(
             "a decode engine died while this prefill engine was sending to it, which wedges the prefill engine",
             { decodeKvAddress: address },
           );
-          if (
-            !parts
-              .keeper()!
-              .restart(engine, "a decode engine died while receiving KV from this engine", { atOnce: true })
-          )
+          const reason = "a decode engine died while receiving KV from this engine";
+          if (!parts.supervisor.restart(engine, reason, { atOnce: true }))
             log.error("the attached engine waits for a decode engine that is gone; restart it");
         },
       });
@@ -57,7 +54,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     const leg = checkLeg(request);
     checkKvAddress("decode_kv_address", request.decodeKvAddress, traits.decodeFirst);
     board.admit();
-    const engine = parts.keeper()?.live;
+    const engine = parts.supervisor.live;
     if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not running.");
     // Under an id that the decode engine doesn't look for, the KV would never be claimed, and vLLM would wait forever.
     if (traits.pairedId && request.prefillKvAddress !== "" && request.prefillKvAddress !== engine.kvAddress) {
@@ -143,7 +140,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
     } catch (error) {
       finish(neverReached(error) ? Outcome.NOTHING_SENT : unsure);
       if (error instanceof ServiceError) throw error;
-      parts.keeper()?.suspect(engine);
+      parts.supervisor.suspect(engine);
       if (neverReached(error)) {
         throw new ServiceError("instance_unavailable", "The instance's engine is gone.", { cause: error });
       }
@@ -159,7 +156,7 @@ export function prefillService(parts: InstanceParts, limits: OutcomeLimits): Rol
       const refusal = refusalOf(answer.status, answer.body, { leg: "prefill", internal: secrets });
       // A refused request never ran; one that failed may have pushed some layers.
       finish(refusal.code === "engine_failed" || refusal.code === "kv_transfer_failed" ? unsure : Outcome.NOTHING_SENT);
-      if (refusal.code === "engine_failed") parts.keeper()?.suspect(engine);
+      if (refusal.code === "engine_failed") parts.supervisor.suspect(engine);
       throw refusal;
     }
     let parsed: EngineAnswer;

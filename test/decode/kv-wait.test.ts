@@ -7,13 +7,13 @@ describe("a decode engine whose partner does not answer", () => {
     this.timeout(60_000);
     await using prefill = await simPrefill("nixl", {}, { faults: ["silent-kv"] });
     await using decode = await simDecode("nixl", { stall_ms: 1_000 }, { handshakeTimeoutMs: 5_000 });
-    const engine = decode.instance.keeper.live;
+    const engine = decode.instance.supervisor.live;
     const pair = leg();
     const { ticket } = await prefillLeg(prefill, undefined, pair);
     const call = await reserved(decode, prefill, pair);
     call.start(ticket);
     const ended = await call.rest().catch((error: unknown) => (error as { code?: string }).code);
     assert.equal(ended, "kv_transfer_failed");
-    assert.equal(decode.instance.keeper.live, engine, "the same engine");
+    assert.equal(decode.instance.supervisor.live, engine, "the same engine");
   });
 });

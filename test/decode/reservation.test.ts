@@ -72,7 +72,7 @@ describe("a reservation", () => {
     assert.equal(decode.instance.load().freeSlots, decode.instance.info().slotLimit - 1);
     await prefilled;
     await settled(decode);
-    assert.equal(decode.instance.keeper.restarts, 0);
+    assert.equal(decode.instance.supervisor.restarts, 0);
   });
 
   it("is settled though its prefill instance is gone, and nobody can say what was sent", async () => {

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { createProgressJudge, type ProgressSample } from "../../services/engine/progress.ts";
+import { progressJudge, type ProgressSample } from "../../services/engine/progress.ts";
 
 const TICK_MS = 500;
 const STALL_MS = 2_000;
@@ -7,21 +7,21 @@ const KV_WAIT_MS = 20_000;
 
 /** Ticks until it is judged wedged, or `limitMs` have passed. Returns how long that took. */
 function wedgedAfter(sampleAt: (ms: number) => Omit<ProgressSample, "nowMs">, limitMs = 60_000): number | undefined {
-  const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
+  const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
   for (let ms = 0; ms <= limitMs; ms += TICK_MS) {
-    if (judge.judge({ nowMs: 1_000_000 + ms, ...sampleAt(ms) }) !== undefined) return ms;
+    if (judge({ nowMs: 1_000_000 + ms, ...sampleAt(ms) }) !== undefined) return ms;
   }
   return undefined;
 }
-const STILL = { promptTokens: 7, generationTokens: 7, deferred: 0 };
+const STALLED = { promptTokens: 7, generationTokens: 7, deferred: 0 };
 const decoding = (legs: number, generationTokens: number): Omit<ProgressSample, "nowMs"> => ({
   legs,
   promptTokens: 0,
-  counted: { ...STILL, generationTokens },
+  counted: { ...STALLED, generationTokens },
 });
 
 describe("the judge of an engine's progress", () => {
-  it("finds one that has work and counts no token, when the stall is over", () => {
+  it("finds an engine that has work and counts no token, when the stall is too long", () => {
     assert.equal(
       wedgedAfter(() => decoding(3, 7)),
       STALL_MS,
@@ -32,25 +32,25 @@ describe("the judge of an engine's progress", () => {
     );
   });
 
-  it("says how long it stood still and what waits for it", () => {
-    const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
+  it("names the length of the stall and the requests that wait", () => {
+    const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     let told: string | undefined;
-    for (let nowMs = 0; told === undefined; nowMs += TICK_MS) told = judge.judge({ nowMs, ...decoding(2, 7) });
+    for (let nowMs = 0; told === undefined; nowMs += TICK_MS) told = judge({ nowMs, ...decoding(2, 7) });
     assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it");
   });
 
-  it("finds one that answers no question at all", () => {
+  it("finds an engine that answers no request at all", () => {
     assert.equal(
       wedgedAfter((ms) => ({
         legs: 1,
         promptTokens: 0,
-        counted: ms < 3_000 ? { ...STILL, generationTokens: ms } : undefined,
+        counted: ms < 3_000 ? { ...STALLED, generationTokens: ms } : undefined,
       })),
       4_500,
     );
   });
 
-  it("leaves alone one that has nothing to do, or counts however slowly", () => {
+  it("leaves an engine alone that has nothing to do, or counts however slowly", () => {
     assert.equal(
       wedgedAfter(() => decoding(0, 7)),
       undefined,
@@ -68,20 +68,20 @@ describe("the judge of an engine's progress", () => {
 
   it("gives prompts the time that their length needs", () => {
     // 1,000 tokens at 100 a second, four times over, before any rate was seen.
-    const fresh = wedgedAfter(() => ({ legs: 1, promptTokens: 1_000, counted: STILL }))!;
+    const fresh = wedgedAfter(() => ({ legs: 1, promptTokens: 1_000, counted: STALLED }))!;
     assert.equal(fresh, 40_000 + STALL_MS);
     // At an observed 10,000 a second it is found in seconds.
     const seen = wedgedAfter((ms) => ({
       legs: 1,
       promptTokens: 1_000,
-      counted: { ...STILL, promptTokens: Math.min(ms, 20_000) * 10 },
+      counted: { ...STALLED, promptTokens: Math.min(ms, 20_000) * 10 },
     }))!;
     assert.ok(seen >= 20_000 + STALL_MS && seen <= 20_000 + STALL_MS + 1_000, `${seen}`);
   });
 
-  it("does not take a wait for KV for a stall: it has a bound of its own, also for what it holds up", () => {
+  it("does not take a wait for KV for a stall: the wait has its own bound, also for the requests that it holds up", () => {
     const waiting = (legs: number, deferred: number) =>
-      wedgedAfter(() => ({ legs, promptTokens: 0, counted: { ...STILL, deferred } }));
+      wedgedAfter(() => ({ legs, promptTokens: 0, counted: { ...STALLED, deferred } }));
     assert.equal(waiting(1, 1), STALL_MS + KV_WAIT_MS);
     assert.equal(waiting(3, 1), STALL_MS + KV_WAIT_MS);
     assert.equal(waiting(3, 0), STALL_MS);
@@ -89,27 +89,27 @@ describe("the judge of an engine's progress", () => {
     const moved = wedgedAfter((ms) => ({
       legs: 2,
       promptTokens: 0,
-      counted: { ...STILL, deferred: ms < 15_000 ? 1 : 0, generationTokens: ms < 15_000 ? 7 : 8 },
+      counted: { ...STALLED, deferred: ms < 15_000 ? 1 : 0, generationTokens: ms < 15_000 ? 7 : 8 },
     }));
     assert.equal(moved, 15_000 + STALL_MS);
   });
 
-  it("says so where it waited for KV too long", () => {
-    const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: 0, tickMs: TICK_MS });
+  it("names the wait for KV if it took too long", () => {
+    const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: 0, tickMs: TICK_MS });
     let told: string | undefined;
     for (let nowMs = 0; told === undefined; nowMs += TICK_MS)
-      told = judge.judge({ nowMs, legs: 2, promptTokens: 0, counted: { ...STILL, deferred: 1 } });
+      told = judge({ nowMs, legs: 2, promptTokens: 0, counted: { ...STALLED, deferred: 1 } });
     assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it, 1 waiting for KV");
   });
 
-  it("waits no longer for prompts that queue up behind a wedge", () => {
-    const found = wedgedAfter((ms) => ({ legs: 1 + ms, promptTokens: 100 + ms * 100, counted: STILL }))!;
+  it("waits no longer for prompts that queue behind a wedge", () => {
+    const found = wedgedAfter((ms) => ({ legs: 1 + ms, promptTokens: 100 + ms * 100, counted: STALLED }))!;
     assert.equal(found, 4_000 + STALL_MS);
   });
 
-  it("blames a pause of its own process on nobody", () => {
-    const judge = createProgressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
-    const at = (nowMs: number): string | undefined => judge.judge({ nowMs, ...decoding(1, 7) });
+  it("blames no engine for a pause of its own process", () => {
+    const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
+    const at = (nowMs: number): string | undefined => judge({ nowMs, ...decoding(1, 7) });
     assert.equal(at(0), undefined);
     assert.equal(at(500), undefined);
     assert.equal(at(60_000), undefined);

@@ -22,8 +22,8 @@ const LINES = [
   "INFO:     Application startup complete.",
 ];
 
-describe("what vLLM writes while it loads", () => {
-  it("tells its phases, each once", () => {
+describe("vLLM's output while it loads", () => {
+  it("names each phase once", () => {
     const output = readVllmOutput();
     assert.deepEqual(
       LINES.map((line) => output.line(line)).filter((phase) => phase !== undefined),
@@ -39,25 +39,23 @@ describe("what vLLM writes while it loads", () => {
         "opening its API",
       ],
     );
-    assert.equal(output.settings.dtype, "float32");
+    assert.equal(output.facts.dtype, "float32");
   });
 
-  it("tells what it made of its flags", () => {
+  it("shows what vLLM made of its flags", () => {
     assert.deepEqual(readSettings(CONFIG), {
-      model: "/models/tiny",
+      modelRoot: "/models/tiny",
       dtype: "float32",
       tpSize: 1,
       enforceEager: true,
-      prefixCaching: true,
       chunkedPrefill: true,
       cudagraphMode: "NONE",
       kvDtype: "auto",
-      device: "cpu",
     });
     assert.deepEqual(readSettings("anything else"), {});
   });
 
-  it("tells why it failed, not where in its code", () => {
+  it("gives the reason of a failure, not its stack", () => {
     assert.deepEqual(
       vllmReason([
         "(EngineCore pid=9) ERROR 11-22 16:00:00 [core.py:1] Traceback (most recent call last):",
@@ -78,7 +76,7 @@ describe("what vLLM writes while it loads", () => {
 });
 
 describe("vLLM with P2P NCCL that lost KV", () => {
-  it("is known by its lines", () => {
+  it("is recognised by its lines", () => {
     assert.match(
       p2pKvLoss(
         "(EngineCore pid=9) WARNING 11-22 16:00:00 [p2p_nccl_engine.py:424] 🔴[PUT]Recv Tensor, Out Of Memory, 127.0.0.1:2👈127.0.0.1:1, data:{}",
@@ -99,7 +97,7 @@ describe("vLLM with P2P NCCL that lost KV", () => {
 });
 
 describe("an engine's output", () => {
-  it("never shows a secret, wherever it stands", () => {
+  it("never shows a secret", () => {
     const seen: string[] = [];
     const tail = createOutputTail(5, (line) => seen.push(line), ["hf_abc", ""]);
     tail.push(Buffer.from("token=hf_abc&x\nrest hf_abc"));
@@ -107,7 +105,7 @@ describe("an engine's output", () => {
     assert.deepEqual(tail.lines(), ["token=[hidden]&x", "rest [hidden]"]);
   });
 
-  it("is of a progress bar what stood there last", () => {
+  it("keeps only the last state of a progress bar", () => {
     const tail = createOutputTail(5, () => {});
     tail.push(Buffer.from(" 1%\r 50%\r100%\r\nend\n"));
     assert.deepEqual(tail.lines(), ["100%", "end"]);

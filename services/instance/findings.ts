@@ -1,15 +1,14 @@
-// Examines the engine each time one works: the doctor's part that needs no partner.
+// The doctor's findings about an engine that need no partner, made each time an engine works.
 import { freemem, totalmem } from "node:os";
+import { FindingLevel, type Finding } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { LiveEngine } from "../engine/engine.ts";
-import type { Finding } from "../engine/findings.ts";
-import { checkVllm } from "../engine/vllm-checks.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
+import { vllmFindings } from "../engine/vllm-findings.ts";
 import type { Connector } from "../kv/connector.ts";
-import type { InstanceRole } from "./config.ts";
-import type { InstanceConfig } from "./config.ts";
+import type { InstanceConfig, InstanceRole } from "./config.ts";
 
 /** Nothing for engines of Tandem's own: they refuse what doesn't fit by themselves. */
-export function examineEngine(
+export function engineFindings(
   role: InstanceRole,
   config: InstanceConfig,
   connector: Connector,
@@ -18,7 +17,7 @@ export function examineEngine(
   // An attached engine doesn't report its kind; one that speaks p2p-zmq is one of ours.
   if (engine.facts.kind !== "vllm" || connector.traits.name === "p2p-zmq") return [];
   const launched = config.engine.attach === "";
-  return checkVllm({
+  return vllmFindings({
     role,
     connector: connector.traits.name,
     facts: engine.facts,
@@ -34,6 +33,6 @@ export function examineEngine(
 
 /** Why an engine with these findings is not used. Empty where it may be. */
 export function startRefusalOf(findings: readonly Finding[]): string {
-  const worst = findings.find(({ level }) => level === "error");
-  return worst === undefined ? "" : `${worst.message} ${worst.cure}`.trim();
+  const worst = findings.find(({ level }) => level === FindingLevel.ERROR);
+  return worst === undefined ? "" : `${worst.message} ${worst.cure}`;
 }

@@ -5,11 +5,11 @@ import { createServer as createTcpServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { attachedEngine } from "../../services/engine/attached.ts";
-import type { EngineKeeper } from "../../services/engine/engine.ts";
-import { keepEngine, type KeeperOptions } from "../../services/engine/keeper.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
+import type { EngineWork } from "../../services/engine/progress.ts";
 import { identityOf } from "../../services/common/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
+import { EngineSupervisor, type SupervisorOptions } from "../../services/engine/supervisor.ts";
 import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
@@ -36,18 +36,18 @@ const ENGINE = `
 
 describe("an engine that Tandem starts", () => {
   let recordsFolder: string;
-  const keepers: EngineKeeper[] = [];
+  const supervisors: EngineSupervisor[] = [];
   beforeEach(() => (recordsFolder = mkdtempSync(join(tmpdir(), "tandem-engines-"))));
   afterEach(async () => {
-    await Promise.all(keepers.splice(0).map((keeper) => keeper.stop(1_000)));
+    await Promise.all(supervisors.splice(0).map((supervisor) => supervisor.stop(1_000)));
     rmSync(recordsFolder, { recursive: true });
   });
 
   async function start(
     o: Partial<SpawnedOptions> = {},
     stallMs = 60_000,
-    more: Partial<KeeperOptions> = {},
-  ): Promise<EngineKeeper> {
+    more: Partial<SupervisorOptions> = {},
+  ): Promise<EngineSupervisor> {
     const source = spawnedEngine({
       kind: "vllm",
       kvHost: "127.0.0.1",
@@ -64,80 +64,79 @@ describe("an engine that Tandem starts", () => {
       }),
       ...o,
     });
-    const keeper = await keepEngine(
-      { source, log: silentLog, work: () => ({ legs: 1, promptTokens: 0 }), stallMs, ...more },
-      new AbortController().signal,
-    );
-    keepers.push(keeper);
-    return keeper;
+    const work = (): EngineWork => ({ legs: 1, promptTokens: 0 });
+    const supervisor = new EngineSupervisor({ source, log: silentLog, work, stallMs, ...more });
+    await supervisor.start(new AbortController().signal);
+    supervisors.push(supervisor);
+    return supervisor;
   }
-  const pidOf = async (keeper: EngineKeeper): Promise<number> =>
-    Number((await keeper.live!.http.fetch({ method: "GET", path: "/pid" })).body.toString());
+  const pidOf = async (supervisor: EngineSupervisor): Promise<number> =>
+    Number((await supervisor.live!.http.fetch({ method: "GET", path: "/pid" })).body.toString());
 
   it("is ready when it answers, with its facts and a record on disk, and leaves neither behind", async () => {
-    const keeper = await start();
-    assert.deepEqual(keeper.live!.facts, {
+    const supervisor = await start();
+    assert.deepEqual(supervisor.live!.facts, {
       kind: "vllm",
       version: "1.2.3",
       model: "fake",
       maxModelLen: 64,
       blockSize: 0,
     });
-    assert.match(keeper.live!.kvAddress, /^127\.0\.0\.1:42\d\d\d$/);
+    assert.match(supervisor.live!.kvAddress, /^127\.0\.0\.1:42\d\d\d$/);
     assert.equal(readdirSync(recordsFolder).length, 1);
-    await eventually("its gauges are read", () => keeper.gauges.running === 4);
-    const pid = await pidOf(keeper);
-    await keeper.stop(1_000);
+    await eventually("its gauges are read", () => supervisor.gauges.running === 4);
+    const pid = await pidOf(supervisor);
+    await supervisor.stop(1_000);
     assert.equal(identityOf(pid), undefined);
-    assert.equal(keeper.live, undefined);
+    assert.equal(supervisor.live, undefined);
     await eventually("the record is gone", () => readdirSync(recordsFolder).length === 0);
   });
 
-  it("is started again on a fresh KV port when it dies, and its calls end at once", async () => {
-    const keeper = await start();
-    const first = keeper.live!;
+  it("is restarted on a fresh KV port when it dies, and its calls end at once", async () => {
+    const supervisor = await start();
+    const first = supervisor.live!;
     const changes: string[] = [];
-    keeper.onChange(() => changes.push(keeper.reason));
+    supervisor.onChange(() => changes.push(supervisor.reason));
     const silent = first.http.fetch({ method: "GET", path: "/silence" });
     silent.catch(() => {});
     await first.http.fetch({ method: "GET", path: "/crash" }).catch(() => {});
-    // By the socket's reset or by the guardian's word, whichever comes first.
+    // By the socket's reset or by the guardian's report, whichever comes first.
     await assert.rejects(within(silent, "the end of the call"), /ECONNRESET|socket hang up|engine stopped/);
-    await eventually("it is missed", () => keeper.live !== first);
+    await eventually("it is missed", () => supervisor.live !== first);
     assert.match(changes.join(), /exited with code 7/);
-    const second = await eventually("the next engine", () => keeper.live);
+    const second = await eventually("the next engine", () => supervisor.live);
     assert.ok(Number(second.kvAddress.split(":")[1]) > Number(first.kvAddress.split(":")[1]));
-    assert.deepEqual([second.incarnation, keeper.restarts, keeper.reason], [2, 1, ""]);
+    assert.deepEqual([supervisor.restarts, supervisor.reason], [1, ""]);
     assert.ok(changes.includes(""));
   });
 
-  it("is killed and started again when its state can't be trusted, once", async () => {
-    const keeper = await start();
-    const first = keeper.live!;
-    const pid = await pidOf(keeper);
-    assert.equal(keeper.restart(first, "KV is lost"), true);
-    assert.equal(keeper.live, undefined);
-    assert.equal(keeper.restart(first, "KV is lost"), true);
+  it("is killed and restarted once when its state can't be trusted", async () => {
+    const supervisor = await start();
+    const first = supervisor.live!;
+    const pid = await pidOf(supervisor);
+    assert.equal(supervisor.restart(first, "KV is lost"), true);
+    assert.equal(supervisor.live, undefined);
+    assert.equal(supervisor.restart(first, "KV is lost"), true);
     await eventually("the old one is gone", () => identityOf(pid) === undefined);
-    await eventually("the next engine", () => keeper.live);
-    assert.equal(keeper.restarts, 1);
+    await eventually("the next engine", () => supervisor.live);
+    assert.equal(supervisor.restarts, 1);
   });
 
-  it("lets what runs on it end before it is started again, and says meanwhile that it is about to be", async () => {
+  it("is restarted after its running legs have ended, and reports meanwhile that it is about to be", async () => {
     const empty = deferred();
-    const keeper = await start({}, 60_000, { emptied: () => empty.promise });
-    const first = keeper.live!;
-    const pid = await pidOf(keeper);
-    assert.equal(keeper.restart(first, "KV is lost"), true);
-    assert.deepEqual([keeper.live === first, keeper.retiring], [true, true]);
-    assert.match(keeper.reason, /when its running legs have ended: KV is lost/);
-    assert.equal(await pidOf(keeper), pid, "it goes on");
+    const supervisor = await start({}, 60_000, { emptied: () => empty.promise });
+    const first = supervisor.live!;
+    const pid = await pidOf(supervisor);
+    assert.equal(supervisor.restart(first, "KV is lost"), true);
+    assert.equal(supervisor.live, first);
+    assert.match(supervisor.reason, /when its running legs have ended: KV is lost/);
+    assert.equal(await pidOf(supervisor), pid, "it goes on");
     empty.resolve();
-    await eventually("the next engine", () => keeper.live !== undefined && keeper.live !== first);
-    assert.deepEqual([keeper.restarts, keeper.retiring, keeper.reason], [1, false, ""]);
+    await eventually("the next engine", () => supervisor.live !== undefined && supervisor.live !== first);
+    assert.deepEqual([supervisor.restarts, supervisor.reason], [1, ""]);
   });
 
-  it("is started again at once where what runs on it can't end, and when it stands still meanwhile", async () => {
+  it("is restarted at once if its running legs can't end, and when it stalls meanwhile", async () => {
     const never = { emptied: () => new Promise<void>(() => {}) };
     const waiting = await start({}, 60_000, never);
     waiting.restart(waiting.live!, "its partner died", { atOnce: true });
@@ -147,20 +146,20 @@ describe("an engine that Tandem starts", () => {
     await eventually("it is found", () => frozen.restarts === 1);
   });
 
-  it("is started again on a fresh KV port when it stands still, and its calls end, although it says it is well", async () => {
+  it("is restarted on a fresh KV port when it stalls, and its calls end, although it reports that it is healthy", async () => {
     const { log, events } = logSink();
-    const keeper = await start({}, 200, { log });
-    const first = keeper.live!;
+    const supervisor = await start({}, 200, { log });
+    const first = supervisor.live!;
     const silent = first.http.fetch({ method: "GET", path: "/silence" });
     silent.catch(() => {});
-    await eventually("it is missed", () => keeper.live !== first);
+    await eventually("it is missed", () => supervisor.live !== first);
     await assert.rejects(within(silent, "the end of the call"), /engine stopped/);
-    const second = await eventually("the next engine", () => keeper.live);
+    const second = await eventually("the next engine", () => supervisor.live);
     assert.notEqual(second.kvAddress, first.kvAddress);
     assert.match(String(events("the engine is lost")[0]?.["why"]), /wedged: no token for 0\.\d s with 1 request in it/);
   });
 
-  it("fails to start with its last words, and leaves nothing", async () => {
+  it("fails to start with its last output, and leaves nothing", async () => {
     const launch = (): { command: string; args: string[] } => ({
       command: "/bin/sh",
       args: ["-c", "echo loading; echo 'RuntimeError: no GPU here' >&2; exit 5"],
@@ -169,24 +168,24 @@ describe("an engine that Tandem starts", () => {
     assert.equal(readdirSync(recordsFolder).length, 0);
   });
 
-  it("is killed, its calls ended, and started again when it says that what it answers is wrong", async () => {
+  it("is killed, its calls ended, and restarted when its output says that its answers are wrong", async () => {
     const launch: SpawnedOptions["launch"] = ({ httpPort, kvPort }) => ({
       command: process.execPath,
       args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)],
       brokenBy: p2pKvLoss,
     });
-    const keeper = await start({ launch });
+    const supervisor = await start({ launch });
     const reasons: string[] = [];
-    keeper.onChange(() => reasons.push(keeper.reason));
-    const first = keeper.live!;
-    const pid = await pidOf(keeper);
+    supervisor.onChange(() => reasons.push(supervisor.reason));
+    const first = supervisor.live!;
+    const pid = await pidOf(supervisor);
     // Never answered: the line is all that is to be seen of it.
-    // By the socket's reset or by the guardian's word, whichever comes first.
+    // By the socket's reset or by the guardian's report, whichever comes first.
     await assert.rejects(
       first.http.fetch({ method: "POST", path: "/lose" }),
       /ECONNRESET|socket hang up|engine stopped/,
     );
-    await eventually("another one works", () => keeper.live !== undefined && keeper.live !== first);
+    await eventually("another one works", () => supervisor.live !== undefined && supervisor.live !== first);
     assert.equal(identityOf(pid), undefined);
     assert.match(reasons[0]!, /no memory for KV that it received/);
   });
@@ -199,7 +198,7 @@ describe("an engine that Tandem starts", () => {
     );
   });
 
-  it("gives up its start when it is told to stop", async () => {
+  it("gives up its start when it must stop", async () => {
     const stop = new AbortController();
     const source = spawnedEngine({
       kind: "vllm",
@@ -213,22 +212,20 @@ describe("an engine that Tandem starts", () => {
       log: silentLog,
       launch: () => ({ command: "/bin/sleep", args: ["60"] }),
     });
-    const starting = keepEngine(
-      { source, log: silentLog, work: () => ({ legs: 0, promptTokens: 0 }), stallMs: 60_000 },
-      stop.signal,
-    );
+    const work = (): EngineWork => ({ legs: 0, promptTokens: 0 });
+    const starting = new EngineSupervisor({ source, log: silentLog, work, stallMs: 60_000 }).start(stop.signal);
     await eventually("it was started", () => readdirSync(recordsFolder).length === 1);
     stop.abort(new Error("told to stop"));
     await assert.rejects(within(starting, "the end of the start", 2_000), /told to stop/);
     await eventually("its record is gone", () => readdirSync(recordsFolder).length === 0);
   });
 
-  it("takes the next KV port where one is taken", async () => {
+  it("takes the next KV port if the first is taken", async () => {
     const taken = createTcpServer();
     await new Promise<void>((done) => taken.listen(0, "127.0.0.1", done));
     const { port } = taken.address() as AddressInfo;
-    const keeper = await start({ kvPort: port });
-    assert.ok(Number(keeper.live!.kvAddress.split(":")[1]) > port);
+    const supervisor = await start({ kvPort: port });
+    assert.ok(Number(supervisor.live!.kvAddress.split(":")[1]) > port);
     taken.close();
   });
 
@@ -249,44 +246,44 @@ describe("an engine that Tandem starts", () => {
 });
 
 describe("an engine that Tandem is attached to", () => {
-  const attached = (
+  async function attached(
     url: string,
     model = "",
     o = { servesUnpaired: true, stallMs: 60_000 },
     clock = systemClock,
-  ): Promise<EngineKeeper> =>
-    keepEngine(
-      {
-        source: attachedEngine({
-          url,
-          apiKey: "",
-          kind: undefined,
-          model,
-          servesUnpaired: o.servesUnpaired,
-          kvAddress: "",
-          startTimeoutMs: 300,
-          log: silentLog,
-          clock,
-        }),
+  ): Promise<EngineSupervisor> {
+    const supervisor = new EngineSupervisor({
+      source: attachedEngine({
+        url,
+        apiKey: "",
+        kind: undefined,
+        model,
+        servesUnpaired: o.servesUnpaired,
+        kvAddress: "",
+        startTimeoutMs: 300,
         log: silentLog,
-        work: () => ({ legs: 1, promptTokens: 0 }),
-        stallMs: o.stallMs,
         clock,
-      },
-      new AbortController().signal,
-    );
+      }),
+      log: silentLog,
+      work: () => ({ legs: 1, promptTokens: 0 }),
+      stallMs: o.stallMs,
+      clock,
+    });
+    await supervisor.start(new AbortController().signal);
+    return supervisor;
+  }
 
   it("must complete a token before it counts as working", async () => {
     await using engine = await startSimEngine({});
-    const keeper = await attached(engine.url);
+    const supervisor = await attached(engine.url);
     assert.equal(engine.state().outcomes.finished, 1);
-    assert.deepEqual([keeper.live!.facts.kind, keeper.live!.facts.model], ["sim", "tandem-sim"]);
-    await keeper.stop(0);
+    assert.deepEqual([supervisor.live!.facts.kind, supervisor.live!.facts.model], ["sim", "tandem-sim"]);
+    await supervisor.stop(0);
     await using broken = await startSimEngine({ faults: ["refuse"] });
-    await assert.rejects(attached(broken.url), /a completion of one token answers 503/);
+    await assert.rejects(attached(broken.url), /POST \/v1\/completions answers 503/);
   });
 
-  it("is not missed while it is only too busy to be polled", async () => {
+  it("is not taken for lost while it is only too busy to be polled", async () => {
     const clock = manualClock();
     let polls = 0;
     let answers = Infinity;
@@ -296,35 +293,40 @@ describe("an engine that Tandem is attached to", () => {
       res.end(req.url === "/version" ? '{"version":"1.2.3"}' : "{}");
     });
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-    const keeper = await attached(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, "", undefined, clock);
-    const first = keeper.live;
+    const supervisor = await attached(
+      `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+      "",
+      undefined,
+      clock,
+    );
+    const first = supervisor.live;
     answers = polls;
     await eventually("two polls went unanswered, and a third was sent", () => {
       clock.advance(500);
       return polls >= answers + 3;
     });
-    assert.equal(keeper.live, first);
-    await keeper.stop(0);
+    assert.equal(supervisor.live, first);
+    await supervisor.stop(0);
     server.closeAllConnections();
     server.close();
   });
 
-  it("is missed when it goes, and used again when it comes back", async () => {
+  it("is out when it goes, and used again when it is back", async () => {
     const engine = await startSimEngine({});
-    const keeper = await attached(engine.url);
-    const live = keeper.live!;
+    const supervisor = await attached(engine.url);
+    const live = supervisor.live!;
     engine.kill();
-    keeper.suspect(live);
-    await eventually("it is missed", () => keeper.live === undefined);
-    assert.match(keeper.reason, /does not/);
+    supervisor.suspect(live);
+    await eventually("it is missed", () => supervisor.live === undefined);
+    assert.match(supervisor.reason, /does not/);
     await using again = await startSimEngine({ port: Number(new URL(engine.url).port) });
-    await eventually("it is back", () => keeper.live);
-    assert.equal(keeper.live!.http.origin, again.url);
-    assert.equal(keeper.restart(keeper.live!, "x"), false);
-    await keeper.stop(0);
+    await eventually("it is back", () => supervisor.live);
+    assert.equal(supervisor.live!.http.origin, again.url);
+    assert.equal(supervisor.restart(supervisor.live!, "x"), false);
+    await supervisor.stop(0);
   });
 
-  it("is out when it stands still, and back only when it has counted a token since", async () => {
+  it("is out when it stalls, and back only when it has counted a token since", async () => {
     await using engine = await startSimEngine({ faults: ["hang"] });
     const ask = (): Promise<unknown> =>
       fetch(`${engine.url}/v1/completions`, {
@@ -332,13 +334,13 @@ describe("an engine that Tandem is attached to", () => {
         headers: { "content-type": "application/json" },
         body: JSON.stringify({ model: "tandem-sim", prompt: "x", max_tokens: 1 }),
       });
-    const keeper = await attached(engine.url, "", { servesUnpaired: false, stallMs: 200 });
-    await eventually("it is missed", () => keeper.live === undefined);
-    await eventually("its health is not believed", () => /token counters have stalled/.test(keeper.reason));
+    const supervisor = await attached(engine.url, "", { servesUnpaired: false, stallMs: 200 });
+    await eventually("it is missed", () => supervisor.live === undefined);
+    await eventually("its health is not believed", () => /token counters have stalled/.test(supervisor.reason));
     engine.clearFaults();
     await ask();
-    await eventually("it is back", () => keeper.live);
-    await keeper.stop(0);
+    await eventually("it is back", () => supervisor.live);
+    await supervisor.stop(0);
   });
 
   it("is refused when it serves another model, or wants a key", async () => {
@@ -351,7 +353,7 @@ describe("an engine that Tandem is attached to", () => {
     guarded.close();
   });
 
-  it("is not waited for for ever", async () => {
+  it("is waited for only up to the limit of its start", async () => {
     await assert.rejects(attached("http://127.0.0.1:1"), /does not work/);
   });
 });

@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
-import { checkVllm, type VllmChecked } from "../../services/engine/vllm-checks.ts";
+import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { EngineFacts } from "../../services/engine/engine.ts";
+import { vllmFindings, type DiagnosedVllm } from "../../services/engine/vllm-findings.ts";
 
 const GIB = 2 ** 30;
-const P2P: VllmChecked = {
+const P2P: DiagnosedVllm = {
   role: "decode",
   connector: "p2p-nccl",
   launched: true,
@@ -21,54 +23,62 @@ const P2P: VllmChecked = {
     dtype: "bfloat16",
     tpSize: 1,
     modelRoot: "/m",
-    vllm: { enforceEager: false, cudagraphMode: "PIECEWISE", chunkedPrefill: false },
+    enforceEager: false,
+    cudagraphMode: "PIECEWISE",
+    chunkedPrefill: false,
   },
 };
-const NIXL: VllmChecked = { ...P2P, connector: "nixl", facts: { ...P2P.facts, version: "0.32.0" } };
-const withVllm = (o: VllmChecked, vllm: object, more: Partial<VllmChecked> = {}): VllmChecked => ({
-  ...o,
-  ...more,
-  facts: { ...o.facts, vllm },
-});
-const levelOf = (o: VllmChecked, check: string) => {
-  const found = checkVllm(o).find((one) => one.check === check);
-  if (found !== undefined && found.level !== "ok")
+const NIXL: DiagnosedVllm = { ...P2P, connector: "nixl", facts: { ...P2P.facts, version: "0.32.0" } };
+const withFacts = (
+  o: DiagnosedVllm,
+  facts: Partial<EngineFacts>,
+  more: Partial<DiagnosedVllm> = {},
+): DiagnosedVllm => ({ ...o, ...more, facts: { ...o.facts, ...facts } });
+const { enforceEager: _eager, cudagraphMode: _mode, ...UNREPORTED } = P2P.facts;
+const levelOf = (o: DiagnosedVllm, check: string) => {
+  const found = vllmFindings(o).find((one) => one.check === check);
+  if (found !== undefined && found.level !== FindingLevel.OK)
     assert.ok(found.message !== "" && found.cure !== "", `${check} has a cure`);
-  return found?.level;
+  return found && FindingLevel[found.level].toLowerCase();
 };
 
-describe("what an instance finds of its vLLM", () => {
-  it("is nothing where all is as Tandem starts it", () => {
+describe("the findings about a vLLM", () => {
+  it("are all ok if it runs as Tandem starts it", () => {
     for (const o of [P2P, { ...P2P, role: "prefill" as const }, NIXL])
       assert.deepEqual(
-        checkVllm(o).filter(({ level }) => level !== "ok"),
+        vllmFindings(o).filter(({ level }) => level !== FindingLevel.OK),
         [],
       );
   });
 
-  const cases: readonly (readonly [string, VllmChecked, string, string])[] = [
+  const cases: readonly (readonly [string, DiagnosedVllm, string, string])[] = [
     ["a version without the connector", { ...P2P, facts: { ...P2P.facts, version: "0.24.0" } }, "version", "error"],
     [
       "decode with whole graphs under P2P: garbage",
-      withVllm(P2P, { enforceEager: false, cudagraphMode: "FULL_AND_PIECEWISE" }),
+      withFacts(P2P, { enforceEager: false, cudagraphMode: "FULL_AND_PIECEWISE" }),
       "cuda_graphs",
       "error",
     ],
-    ["decode with vLLM's default graphs", withVllm(P2P, { enforceEager: false }), "cuda_graphs", "error"],
-    ["eager decode", withVllm(P2P, { enforceEager: true, cudagraphMode: "FULL" }), "cuda_graphs", "ok"],
+    [
+      "decode with vLLM's default graphs",
+      { ...P2P, facts: { ...UNREPORTED, enforceEager: false } },
+      "cuda_graphs",
+      "error",
+    ],
+    ["eager decode", withFacts(P2P, { enforceEager: true, cudagraphMode: "FULL" }), "cuda_graphs", "ok"],
     [
       "prefill with whole graphs: a hang",
-      withVllm(P2P, { cudagraphMode: "FULL" }, { role: "prefill" }),
+      withFacts(P2P, { cudagraphMode: "FULL" }, { role: "prefill" }),
       "cuda_graphs",
       "error",
     ],
     [
       "chunked prefill",
-      withVllm(P2P, { enforceEager: true, chunkedPrefill: true }, { role: "prefill" }),
+      withFacts(P2P, { enforceEager: true, chunkedPrefill: true }, { role: "prefill" }),
       "chunked_prefill",
       "warning",
     ],
-    ["an attached engine's graphs", { ...withVllm(P2P, {}), launched: false }, "cuda_graphs", "unknown"],
+    ["an attached engine's graphs", { ...P2P, facts: UNREPORTED, launched: false }, "cuda_graphs", "unknown"],
     ["an attached engine's ids", { ...P2P, launched: false }, "request_ids", "unknown"],
     ["an attached engine's pool", { ...P2P, launched: false }, "host_memory", "unknown"],
     ["a host name in the KV address", { ...P2P, kvAddress: "gpu-1:21001" }, "kv_address", "error"],
@@ -81,10 +91,10 @@ describe("what an instance finds of its vLLM", () => {
     ["an engine without figures", { ...NIXL, facts: { ...NIXL.facts, blockSize: 0 } }, "counters", "warning"],
   ];
   for (const [what, o, check, level] of cases)
-    it(`names ${what}: ${level}`, () => assert.equal(levelOf(o, check), level));
+    it(`include ${what}: ${level}`, () => assert.equal(levelOf(o, check), level));
 
-  it("asks nothing of P2P where KV moves by NIXL", () => {
-    const checks = checkVllm(withVllm(NIXL, { cudagraphMode: "FULL" })).map(({ check }) => check);
+  it("are not about P2P if KV moves by NIXL", () => {
+    const checks = vllmFindings(withFacts(NIXL, { cudagraphMode: "FULL" })).map(({ check }) => check);
     for (const check of ["cuda_graphs", "request_ids", "host_memory", "kv_address", "nccl"])
       assert.ok(!checks.includes(check), check);
   });

@@ -1,0 +1,278 @@
+// Watches one engine: starts it, and starts another when needed, with a growing pause. Reasons to restart an engine, and
+// the fate of its running legs:
+//
+// - It died or stalled (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
+//   instance takes none until the next engine works.
+// - It works, but its state can no longer be trusted (KV that can't be accounted for): it retires. The instance takes
+//   no leg from then on, running legs end within `drain.grace_ms`, and only then the engine is killed. If the engine
+//   stalls meanwhile, the first case ends it sooner.
+// - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
+//
+// The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
+// hangs with one that reuses the address of another. If a prefill engine waits for a killed decode engine, its own
+// instance notices the closed port (prefill/partner-watch.ts) and restarts it at once; the router retries its legs on
+// other pairs.
+import { type Clock, pause, systemClock, type Timer } from "../common/clock.ts";
+import { ServiceError } from "../common/errors.ts";
+import { backoffMs } from "../common/lifecycle.ts";
+import type { Log } from "../common/log.ts";
+import type { EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
+import { EngineSilent } from "./http.ts";
+import { NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
+import { progressJudge, type EngineWork } from "./progress.ts";
+
+const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
+/** An engine that lived this long had a good start: the next pause is a short one again. */
+const SETTLED_MS = 30_000;
+/** Interval between readings of the engine's counters; at least four fit in the longest stall. */
+const TICK_MS = 1_000;
+const POLL_IDLE_MS = 5_000;
+const POLL_TIMEOUT_MS = 2_000;
+/** Polls in a row that an attached engine may leave unanswered. */
+const UNANSWERED_LIMIT = 2;
+
+export interface SupervisorOptions {
+  readonly source: EngineSource;
+  readonly log: Log;
+  /** The engine's current work. While there is any, its metrics are read once a second. */
+  readonly work: () => EngineWork;
+  /** Longest time without a token, beside what prompts need. An engine that exceeds it is wedged. */
+  readonly stallMs: number;
+  /** What it gets on top while a request in it waits for its KV. Default 0. */
+  readonly kvWaitMs?: number;
+  /** Resolves when no leg runs on the engine any more, or may run any longer. Left out: there is no wait. */
+  readonly emptied?: (stop: AbortSignal) => Promise<void>;
+  readonly clock?: Clock;
+}
+
+/** An engine from when it works until it is lost. */
+interface Watched {
+  readonly engine: StartedEngine;
+  readonly sinceMs: number;
+  tick?: Timer;
+  /** Its last metrics. Undefined before the first. */
+  counted?: EngineGauges;
+  polledMs: number;
+  polling: boolean;
+  /** When it last answered a poll, or was found working. */
+  heardMs: number;
+  /** Polls since then. */
+  unanswered: number;
+}
+
+/** When its engine dies, every call to the engine ends at once: with the socket's error, or with `engine_failed`. */
+export class EngineSupervisor {
+  readonly #o: SupervisorOptions;
+  readonly #clock: Clock;
+  readonly #listeners: (() => void)[] = [];
+  // Its own end, apart from the signal of the start: after a signal the engine goes on until its legs have drained.
+  readonly #over = new AbortController();
+  #watched: Watched | undefined;
+  #reason = "the engine is starting";
+  #starts = 0;
+  /** Pauses before restarts since the last good start. */
+  #attempt = 0;
+  #restarting: Promise<void> | undefined;
+  /** The counters of an attached engine when it was found wedged. It is back when they have moved. */
+  #wedgedAt: EngineGauges | undefined;
+
+  constructor(o: SupervisorOptions) {
+    this.#o = o;
+    this.#clock = o.clock ?? systemClock;
+  }
+
+  /** Resolves when the first engine works. @throws the error of `source.start` */
+  async start(signal: AbortSignal): Promise<void> {
+    this.#watch(await this.#o.source.start(signal));
+  }
+
+  /** False for an attached engine. */
+  get ours(): boolean {
+    return this.#o.source.ours;
+  }
+
+  /** Undefined while no engine works. */
+  get live(): LiveEngine | undefined {
+    return this.#watched?.engine;
+  }
+
+  /**
+   * Why no engine works, for people. With a live engine: why it is about to be restarted; its running legs go on, no new
+   * ones may be sent. Empty while the engine works.
+   */
+  get reason(): string {
+    return this.#reason;
+  }
+
+  get gauges(): EngineGauges {
+    return this.#watched?.counted ?? NO_GAUGES;
+  }
+
+  /** Starts after the first one. */
+  get restarts(): number {
+    return Math.max(0, this.#starts - 1);
+  }
+
+  /** Called when `live`, `reason` or `gauges` changed. */
+  onChange(listener: () => void): void {
+    this.#listeners.push(listener);
+  }
+
+  /** A call to `engine` failed in a way that a dead one would explain: look at once. */
+  suspect(engine: LiveEngine): void {
+    const watched = this.#watched;
+    if (watched?.engine !== engine) return;
+    void engine.http.get("/health", POLL_TIMEOUT_MS).then(
+      ({ status }) => {
+        if (status !== 200) this.#lose(watched, new Error(`the engine's /health answers ${status}`));
+      },
+      (error: unknown) => {
+        // The engine may be busy for a moment. The guardian reports the death of our own, and polls judge silence.
+        if (this.ours || error instanceof EngineSilent) return;
+        this.#lose(watched, new Error("the attached engine does not answer", { cause: error }));
+      },
+    );
+  }
+
+  /**
+   * Replaces an engine whose state can no longer be trusted: when its running legs have ended, or at once if they
+   * can't end. Returns false where the engine isn't ours to restart (attached by URL).
+   */
+  restart(engine: LiveEngine, reason: string, o: { readonly atOnce?: boolean } = {}): boolean {
+    if (!this.ours) return false;
+    const watched = this.#watched;
+    if (watched?.engine !== engine) return true;
+    if (o.atOnce === true || this.#o.emptied === undefined) this.#lose(watched, new Error(reason));
+    else if (this.#reason === "") void this.#retire(watched, reason, this.#o.emptied);
+    return true;
+  }
+
+  /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
+  async stop(graceMs: number): Promise<void> {
+    this.#over.abort(new Error("stopped"));
+    this.#watched?.tick?.cancel();
+    await Promise.all([this.#watched?.engine.stop(graceMs), this.#restarting]);
+    if (this.#watched !== undefined) this.#lose(this.#watched, new Error("stopped"));
+  }
+
+  #watch(engine: StartedEngine): void {
+    const nowMs = this.#clock.nowMs();
+    const watched: Watched = { engine, sinceMs: nowMs, polledMs: 0, polling: false, heardMs: nowMs, unanswered: 0 };
+    this.#watched = watched;
+    this.#reason = "";
+    this.#starts++;
+    void engine.ended.then((error) => this.#lose(watched, error));
+    const { stallMs, kvWaitMs = 0 } = this.#o;
+    const tickMs = Math.min(TICK_MS, stallMs / 4);
+    const judge = progressJudge({ stallMs, kvWaitMs, tickMs });
+    const tick = (): void => {
+      watched.tick = this.#clock.setTimer(tickMs, tick);
+      this.#tick(watched, judge);
+    };
+    watched.tick = this.#clock.setTimer(tickMs, tick);
+    this.#changed();
+  }
+
+  #lose(watched: Watched, why: Error): void {
+    if (this.#watched !== watched) return;
+    const { engine, sinceMs } = watched;
+    const over = this.#over.signal.aborted;
+    watched.tick?.cancel();
+    this.#watched = undefined;
+    this.#reason = over ? "stopped" : firstLine(why.message);
+    engine.http.close(
+      new ServiceError("engine_failed", "The engine stopped while working on the request.", { cause: why }),
+    );
+    if (!over) {
+      this.#o.log.error("the engine is lost", { restarts: this.restarts, why: why.message });
+      if (this.#clock.nowMs() - sinceMs > SETTLED_MS) this.#attempt = 0;
+      this.#restarting = this.#startAgain(engine);
+    }
+    this.#changed();
+  }
+
+  async #retire(watched: Watched, why: string, emptied: NonNullable<SupervisorOptions["emptied"]>): Promise<void> {
+    this.#reason = `the engine restarts when its running legs have ended: ${why}`;
+    this.#o.log.warn("the engine will be restarted", { restarts: this.restarts, why });
+    this.#changed();
+    await emptied(this.#over.signal);
+    this.#lose(watched, new Error(why));
+  }
+
+  async #startAgain(old: StartedEngine): Promise<void> {
+    const { source, log } = this.#o;
+    const over = this.#over.signal;
+    // The old process must not hold memory or ports when the new one starts.
+    await old.stop(0);
+    for (;;) {
+      await pause(this.#clock, backoffMs(this.#attempt++, RESTART_PAUSE), over);
+      if (over.aborted) return;
+      try {
+        const next = await source.start(over);
+        if (over.aborted) return await next.stop(0);
+        if (this.#wedgedAt !== undefined && !(await hasMoved(next, this.#wedgedAt))) {
+          await next.stop(0);
+          throw new Error("the attached engine is wedged: it answers, but its token counters have stalled; restart it");
+        }
+        this.#wedgedAt = undefined;
+        this.#watch(next);
+        log.info("the engine works again", { restarts: this.restarts, kvAddress: next.kvAddress });
+        return;
+      } catch (error) {
+        if (over.aborted) return;
+        this.#reason = firstLine((error as Error).message);
+        log.error("the engine could not be restarted", { error });
+        this.#changed();
+      }
+    }
+  }
+
+  // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
+  #tick(watched: Watched, judge: ReturnType<typeof progressJudge>): void {
+    const nowMs = this.#clock.nowMs();
+    const work = this.#o.work();
+    const isDue = work.legs > 0 || !this.ours || nowMs - watched.polledMs >= POLL_IDLE_MS;
+    if (isDue && !watched.polling) void this.#poll(watched, nowMs);
+    const wedged = judge({ ...work, nowMs, counted: watched.counted });
+    if (wedged === undefined) return;
+    if (!this.ours) this.#wedgedAt = watched.counted;
+    this.#lose(watched, new Error(`the engine is ${wedged}`));
+  }
+
+  async #poll(watched: Watched, nowMs: number): Promise<void> {
+    watched.polledMs = nowMs;
+    watched.polling = true;
+    try {
+      const { status, body } = await watched.engine.http.get("/metrics", POLL_TIMEOUT_MS);
+      if (status === 200) watched.counted = readGauges(body.toString("utf8"));
+      watched.unanswered = 0;
+      watched.heardMs = this.#clock.nowMs();
+      if (this.#watched === watched) this.#changed();
+    } catch (error) {
+      if (this.#watched !== watched) return;
+      watched.unanswered++;
+      this.#o.log.debug("the engine's metrics can't be read", { error });
+      // The guardian reports the end of our own engine; an attached one has no guardian. vLLM's API server, busy
+      // writing tokens, may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
+      const busy = error instanceof EngineSilent && this.#clock.nowMs() - watched.heardMs < this.#o.stallMs;
+      if (!this.ours && watched.unanswered >= UNANSWERED_LIMIT && !busy)
+        this.#lose(watched, new Error("the attached engine does not answer"));
+    } finally {
+      watched.polling = false;
+    }
+  }
+
+  #changed(): void {
+    for (const listener of this.#listeners) listener();
+  }
+}
+
+/** `/health` alone is not enough: a permanently stalled engine answers it with 200. */
+async function hasMoved({ http }: LiveEngine, before: EngineGauges): Promise<boolean> {
+  const now = readGauges((await http.get("/metrics", POLL_TIMEOUT_MS)).body.toString("utf8"));
+  return now.promptTokens !== before.promptTokens || now.generationTokens !== before.generationTokens;
+}
+
+function firstLine(text: string): string {
+  return text.split("\n", 1)[0]!;
+}
