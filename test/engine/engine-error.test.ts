@@ -22,7 +22,7 @@ describe("an engine's refusal", () => {
     assert.equal(refusal.engineAnswer!.status, 404);
   });
 
-  it("reaches the client whole, also when it is long", () => {
+  it("reaches the client whole, even if it is long", () => {
     const message = `too long: ${"x".repeat(5_000)}`;
     assert.equal(refuse(400, error({ message })).message, message);
   });
@@ -33,26 +33,26 @@ describe("an engine's refusal", () => {
     ["KV parameters", "field kv_transfer_params must be an object"],
     ["the leg's id", "leg deadbeef is unknown"],
   ] as const) {
-    it(`loses its message when that holds ${what}`, () => {
+    it(`loses its message if the message holds ${what}`, () => {
       const refusal = refuse(400, error({ message }), ["deadbeef"]);
       assert.equal(refusal.message, "The engine refused the request.");
       assert.ok(!refusal.engineAnswer!.body.includes(message));
     });
   }
 
-  it("is harmless when it is no JSON, or vLLM's odd 401", () => {
+  it("is harmless if it is not JSON, or is vLLM's odd 401", () => {
     assert.equal(refuse(400, "<html>").message, "The engine refused the request.");
     assert.equal(refuse(422, '{"error":"text"}').message, "The engine refused the request.");
     assert.equal(refuse(401, '{"error":"Unauthorized"}').code, "engine_failed");
   });
 
-  it("blames the engine for 5xx, and for having no room", () => {
+  it("blames the engine for 5xx, and for having no free slot", () => {
     assert.equal(refuse(500, "{}").code, "engine_failed");
     assert.equal(refuse(503, "{}").code, "instance_unavailable");
     assert.equal(refuse(429, "{}").code, "instance_unavailable");
   });
 
-  it("blames the transfer where it names what only Tandem sets", () => {
+  it("blames the transfer if it names a field that only Tandem sets", () => {
     assert.equal(refuse(503, error({ param: "kv" })).code, "kv_transfer_failed");
     assert.equal(refuse(400, error({ param: "kv_transfer_params" })).code, "kv_transfer_failed");
   });

@@ -52,7 +52,7 @@ describe("a recorded engine", () => {
     process.kill(-engine.group, "SIGKILL");
   });
 
-  it("is forgotten when its record is no record, and where there is no folder", async () => {
+  it("is forgotten if its record is malformed, or there is no folder", async () => {
     writeFileSync(join(folder, "1.json"), '{"wrapper":{"pid":1}}');
     assert.equal(killLeftovers(folder, silentLog), 0);
     assert.deepEqual(readdirSync(folder), []);

@@ -16,7 +16,7 @@ describe("an engine's metrics", () => {
     assert.equal(readBlockSize(text), 32);
   });
 
-  it("are summed over data-parallel ranks, and don't take a longer name for theirs", () => {
+  it("are summed over data-parallel ranks, and not confused with series of longer names", () => {
     const text = [
       "# HELP vllm:num_requests_running x",
       'vllm:num_requests_running{engine="0"} 2.0',

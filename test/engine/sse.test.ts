@@ -18,7 +18,7 @@ describe("an event stream", () => {
       assert.deepEqual(split(text, cut), { events, pending: 0 }, `cut every ${cut} bytes`);
   });
 
-  it("tells that it was cut off inside an event", () => {
+  it("shows that it was cut off inside an event", () => {
     assert.deepEqual(split("data: a\n\ndata: b\n", 4), { events: ["data: a"], pending: 8 });
   });
 
@@ -26,7 +26,7 @@ describe("an event stream", () => {
     assert.deepEqual(split("a\nb\r\nc\n\nd\n\n", 1).events, ["a\nb\r\nc", "d"]);
   });
 
-  it("refuses an event that grows past the limit, however it comes", () => {
+  it("refuses an event that grows past the limit, in chunks of any size", () => {
     for (const cut of [1, 7, 5_000]) assert.throws(() => split(`data: ${"x".repeat(2_000)}`, cut), RangeError);
   });
 });

@@ -54,7 +54,7 @@ describe("vLLM's command line", () => {
     }
   });
 
-  it("lets a user open media, bound sequences and add flags, once each", () => {
+  it("gives each flag once if a user opens media, bounds sequences or adds flags", () => {
     const flags = ["--allowed-media-domains", "a.example", "--max_num_seqs=8", "--dtype", "float16"];
     const { args } = vllmCommand({ ...BASE, flags });
     assert.equal(valueOf(args, "--allowed-media-domains"), "a.example");
@@ -115,7 +115,7 @@ describe("vLLM's command line", () => {
   });
 
   describe("with P2P NCCL", () => {
-    it("gives prefill no graphs, no chunks and no way to load", () => {
+    it("gives prefill no graphs and no chunks", () => {
       const { args, env } = vllmCommand({ ...P2P, flags: ["--max-model-len", "10000"] });
       assert.deepEqual(kvConfig(args), {
         kv_connector: "P2pNcclConnector",
@@ -147,13 +147,13 @@ describe("vLLM's command line", () => {
       assert.equal(env["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"], "1");
     });
 
-    it("pings the address it is given, written as texts", () => {
+    it("pings the address that it is given, with the port as text", () => {
       const extra = kvConfig(vllmCommand({ ...P2P, pingAddress: "127.0.0.1:30001" }).args).kv_connector_extra_config;
       assert.equal(extra.proxy_ip, "127.0.0.1");
       assert.equal(extra.proxy_port, "30001");
     });
 
-    it("takes eager decode, and refuses graphs that would not load KV", () => {
+    it("allows eager decode, and refuses graphs that would not load KV", () => {
       const decode = { ...P2P, role: "decode" } as const;
       assert.equal(
         valueOf(vllmCommand({ ...decode, flags: ["--enforce-eager"] }).args, "--compilation-config"),
@@ -165,6 +165,8 @@ describe("vLLM's command line", () => {
         ["-O", "3"],
         ["-cc.cudagraph_mode=FULL"],
         ["--compilation-config={}"],
+        ["--compilation-config", '{"cudagraph_mode":"PIECEWISE"}', "-O3"],
+        ["--compilation-config", '{"cudagraph_mode":"PIECEWISE"}', "--compilation_config", '{"cudagraph_mode":"FULL"}'],
       ]) {
         assert.throws(() => vllmCommand({ ...decode, flags }), /PIECEWISE/);
       }
@@ -179,7 +181,7 @@ describe("vLLM's command line", () => {
     });
   });
 
-  it("is refused for a version that can't move KV so, naming one that can", () => {
+  it("is refused for a version that can't move KV this way, naming one that can", () => {
     assert.match(connectorFault("p2p-nccl", "0.24.0")!, /0\.24.*nixl.*0\.23\.0/);
     assert.match(connectorFault("p2p-nccl", "0.11.0")!, /0\.23\.0/);
     assert.match(connectorFault("p2p-nccl", "0.23.0+cpu")!, /CPU/);

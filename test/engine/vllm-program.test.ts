@@ -39,7 +39,7 @@ describe("finding vLLM", () => {
     });
   });
 
-  it("takes words", async () => {
+  it("takes a command of several words", async () => {
     const python = program("bin/python3", "0.23.0");
     assert.deepEqual(await findVllm("python3 -m vllm.entrypoints.cli.main", { PATH: join(folder, "bin") }), {
       words: [python, "-m", "vllm.entrypoints.cli.main"],
@@ -47,7 +47,7 @@ describe("finding vLLM", () => {
     });
   });
 
-  it("says what to do where there is none", async () => {
+  it("says what to do if there is no vLLM", async () => {
     await assert.rejects(findVllm("", { PATH: folder }), /pip install vllm.*--vllm\.command.*--attach/);
     await assert.rejects(findVllm("nope", { PATH: folder }), /no program nope/);
     await assert.rejects(findVllm(join(folder, "missing"), { PATH: "" }), /not a program/);
