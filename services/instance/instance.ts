@@ -29,8 +29,8 @@ import { launcherOf } from "../engine/launch.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
 import { EngineSupervisor } from "../engine/supervisor.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
-import type { Connector } from "../kv/connector.ts";
-import { connectorOf } from "../kv/index.ts";
+import type { Connector, ConnectorName } from "../kv/connector.ts";
+import { CONNECTORS } from "../kv/index.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
 import { createBoard, type Board } from "./board.ts";
@@ -88,7 +88,7 @@ export async function startInstance(
   const level = config.process.logLevel;
   const log = o.log ?? createLog({ name: role, ...(level === undefined ? {} : { level }) });
   const { clock = systemClock } = o;
-  const connector = connectorOf(connectorName(config));
+  const connector = CONNECTORS[connectorName(config)];
   const board = createBoard(config.legs.slots);
   const startedUnixMs = BigInt(Date.now());
   const instanceId = `${role}-${randomUUID()}`;
@@ -253,7 +253,7 @@ function engineKind(config: InstanceConfig): EngineKind {
   return config.engine.kind ?? defaultEngineKind(config.engine.model);
 }
 
-function connectorName(config: InstanceConfig): string {
+function connectorName(config: InstanceConfig): ConnectorName {
   return (
     config.kv.connector ??
     (config.engine.kind !== "vllm" && (config.engine.attach === "" || config.engine.kind === "sim")

@@ -3,6 +3,7 @@
 import { ServiceError } from "../common/errors.ts";
 import { scanObject, duplicateKey, type Member } from "../common/json-body.ts";
 import type { LegPath } from "../kv/connector.ts";
+import { KV_ADDRESS, LEG_ID } from "../kv/p2p.ts";
 
 export interface LegFields {
   readonly legId: string;
@@ -16,9 +17,6 @@ export interface CheckedLeg {
   readonly body: Buffer;
   readonly members: readonly Member[];
 }
-
-const LEG_ID = /^[0-9a-f]{32}$/;
-const KV_ADDRESS = /^[A-Za-z0-9.-]+:\d{1,5}$/;
 
 /** @throws ServiceError `invalid_request`. */
 export function checkLeg(leg: LegFields): CheckedLeg {

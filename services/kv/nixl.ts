@@ -4,11 +4,16 @@
 import { ServiceError } from "../common/errors.ts";
 import type { Connector, EngineRequest, LegSpec } from "./connector.ts";
 import { decodeBody, prefillBody } from "./leg-body.ts";
-import { checkTicket, missingParams } from "./nixl-ticket.ts";
 
 const ASK_TO_KEEP =
   '{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,' +
   '"remote_block_ids":null,"remote_host":null,"remote_port":null}';
+
+/**
+ * Keys that the decode engine needs in vLLM's KV parameters. Without them the engine dies of an assertion (vLLM 0.32), so
+ * both sides check for them first.
+ */
+const REQUIRED = ["remote_engine_id", "remote_request_id", "remote_block_ids", "remote_host", "remote_port"];
 
 export const nixl: Connector = {
   traits: {
@@ -23,27 +28,30 @@ export const nixl: Connector = {
     firstTransferMs: 60_000,
     wedgedByPartner: false,
   },
-  prefillRequest: (context) => request(context, prefillBody(context, new Map([["kv_transfer_params", ASK_TO_KEEP]]))),
+  prefillRequest: (context) => request(context, prefillBody(context, ASK_TO_KEEP)),
   ticket(answer) {
     const params = (answer as { kv_transfer_params?: unknown } | null)?.kv_transfer_params;
-    if (typeof params !== "object" || params === null || Array.isArray(params)) {
-      throw new ServiceError("kv_transfer_failed", "The prefill engine answered without keeping the KV cache.");
-    }
     const missing = missingParams(params);
-    if (missing.length > 0) {
-      throw new ServiceError("kv_transfer_failed", "The prefill engine's KV parameters are incomplete.", {
-        cause: new Error(`kv_transfer_params lacks ${missing.join(", ")}`),
-      });
-    }
-    return JSON.stringify(params);
+    if (missing.length === 0) return JSON.stringify(params);
+    throw new ServiceError("kv_transfer_failed", "The prefill engine answered without keeping the KV cache.", {
+      cause: new Error(`kv_transfer_params lacks ${missing.join(", ")}`),
+    });
   },
-  decodeRequest: (context, ticket) =>
-    request(context, decodeBody(context, new Map([["kv_transfer_params", checkTicket(ticket)]]))),
+  decodeRequest(context, ticket) {
+    const missing = missingParams(JSON.parse(ticket));
+    if (missing.length > 0) throw new TypeError(`the ticket lacks ${missing.join(", ")}`);
+    return request(context, decodeBody(context, ticket));
+  },
   unpairedRequest: (context) => request(context, decodeBody(context)),
   settleRequest: () => undefined,
 };
 
+/** All of the required keys if `params` is not an object. */
+function missingParams(params: unknown): readonly string[] {
+  return REQUIRED.filter((key) => (params as Record<string, unknown> | null | undefined)?.[key] == null);
+}
+
 // Both engines use the leg id, so that their logs can be read side by side.
 function request(context: LegSpec, body: Buffer): EngineRequest {
-  return { path: context.path, headers: { "content-type": "application/json", "x-request-id": context.legId }, body };
+  return { path: context.path, headers: { "x-request-id": context.legId }, body };
 }

@@ -55,14 +55,14 @@ describe("the prefill copy of a body", () => {
     );
   });
 
-  it("takes this leg's prompt out of a list, in its own spelling", () => {
+  it("takes this leg's prompt from a list, in its own spelling", () => {
     const list = context('{"prompt":[[1, 2],[3,4.0]],"max_tokens":5}', { promptIndex: 1 });
     assert.equal(text(p2pNccl.prefillRequest(list)), '{"prompt":[3,4.0],"max_tokens":1}');
   });
 });
 
 describe("the decode copy of a body", () => {
-  it("of a request that doesn't stream is the client's body", () => {
+  it("is the client's body if the request doesn't stream", () => {
     const body = '{"prompt":"hi","max_tokens":5}';
     assert.equal(text(p2pNccl.decodeRequest(context(body), "")), body);
   });
@@ -112,7 +112,7 @@ describe("the ids of the two legs", () => {
     assert.deepEqual(/___prefill_addr_(.*):(\d+)___/.exec(paired)?.slice(1), ["10.0.0.1", "20001"]);
   });
 
-  it("are never built from anything but hex and plain addresses", () => {
+  it("are built from hex and plain addresses only", () => {
     assert.throws(() => p2pNccl.prefillRequest(context("{}", { legId: "x:1" })));
     assert.throws(() => p2pNccl.prefillRequest(context("{}", { decodeKvAddress: "::1:20001___" })));
   });
@@ -130,14 +130,14 @@ describe("a ticket of NIXL", () => {
   it("is the engine's parameters", () => {
     assert.deepEqual(JSON.parse(nixl.ticket({ kv_transfer_params: whole })), whole);
   });
-  it("that would kill the decode engine is refused", () => {
+  it("is refused if it would kill the decode engine", () => {
     assert.throws(() => nixl.ticket({ kv_transfer_params: null }), { code: "kv_transfer_failed" });
     assert.throws(() => nixl.ticket({}), { code: "kv_transfer_failed" });
     assert.throws(() => nixl.ticket({ kv_transfer_params: { ...whole, remote_block_ids: null } }), {
       code: "kv_transfer_failed",
     });
   });
-  it("is looked at again before the decode engine sees it", () => {
+  it("is checked again before the decode engine gets it", () => {
     const leg = context('{"prompt":"hi"}');
     nixl.decodeRequest(leg, JSON.stringify(whole));
     for (const ticket of [
@@ -153,7 +153,7 @@ describe("a ticket of NIXL", () => {
   });
 });
 
-describe("KV that nobody wants any more", () => {
+describe("the KV of an abandoned leg", () => {
   const settle = (connector: Connector) =>
     connector.settleRequest(context('{"prompt":"hi","max_tokens":50,"stream":true}'), "");
   it("is claimed by a decode leg of one token under P2P NCCL", () => {
@@ -164,17 +164,17 @@ describe("KV that nobody wants any more", () => {
   it("is released by its id in Tandem's own engines", () => {
     assert.equal(settle(p2pZmq)!.path, "/kv/release");
   });
-  it("runs out by its lease with NIXL", () => {
+  it("expires by its lease with NIXL", () => {
     assert.equal(settle(nixl), undefined);
   });
 });
 
-describe("what a body asks for", () => {
+describe("the options of a body", () => {
   const ask = (json: string) => {
     const { body, members } = context(json);
     return [asksForStream(body, members), asksForUsage(body, members)];
   };
-  it("is read without a parse", () => {
+  it("are read without a parse", () => {
     assert.deepEqual(ask('{"stream":true,"stream_options":{"include_usage": true}}'), [true, true]);
     assert.deepEqual(ask('{"stream":false}'), [false, false]);
     assert.deepEqual(ask('{"stream_options":null}'), [false, false]);

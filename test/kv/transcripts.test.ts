@@ -17,7 +17,7 @@ const answerOf = (name: string): any => JSON.parse(recordedResponse(name).chunks
 
 describe("NIXL against recorded vLLM", () => {
   for (const [prefill, decode] of PAIRS) {
-    it(`asks for the KV as was asked, and hands it on whole: ${decode}`, () => {
+    it(`asks for the KV as recorded, and passes the whole ticket on: ${decode}`, () => {
       const sent = recordedRequest(decode);
       const { kv_transfer_params: taken, ...client } = sent.json;
       const body = Buffer.from(JSON.stringify(client));
@@ -42,11 +42,11 @@ describe("NIXL against recorded vLLM", () => {
     });
   }
 
-  it("takes no ticket from a prefill that kept nothing", () => {
+  it("takes no ticket from a prefill engine that kept no KV", () => {
     assert.throws(() => nixl.ticket(answerOf("completions-basic")), { code: "kv_transfer_failed" });
   });
 
-  it("never sends the parameters that ended a vLLM for want of keys", () => {
+  it("never sends the incomplete parameters that ended a vLLM", () => {
     const { kv_transfer_params, ...client } = recordedRequest("completions-pd-crash-missing-keys-2-decode").json;
     const body = Buffer.from(JSON.stringify(client));
     const leg = {

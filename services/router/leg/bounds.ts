@@ -1,6 +1,6 @@
 // Bounds the time of each part of a leg. An error names the bound that was exceeded, and says where the time went.
 import { ServiceError } from "../../common/errors.ts";
-import { firstTransferMs } from "../../kv/index.ts";
+import { traitsOf } from "../../kv/index.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { Books } from "./books.ts";
 import type { RelayLimits } from "../config.ts";
@@ -28,7 +28,7 @@ export function prefillBoundMs(
 
 /** Extra time for a transfer that first sets up the connection of the two. 0 if KV has moved between them before. */
 export function setUpMs(books: Pick<Books, "isWarm">, prefill: Instance, decode: Instance): number {
-  return books.isWarm(prefill, decode) ? 0 : firstTransferMs(decode.info.connector);
+  return books.isWarm(prefill, decode) ? 0 : (traitsOf(decode.info.connector)?.firstTransferMs ?? 0);
 }
 
 /** Each quicker answer lowers the remembered slow pace by this fraction. */

@@ -4,8 +4,8 @@
 import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Live } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
-import { CONNECTORS } from "../../kv/index.ts";
-import type { ConnectorName, Traits } from "../../kv/connector.ts";
+import { traitsOf } from "../../kv/index.ts";
+import type { Traits } from "../../kv/connector.ts";
 import type { Instance, ModelView, Pool, Side } from "../pool/pool.ts";
 import type { Picker } from "./policies.ts";
 
@@ -119,7 +119,12 @@ export function createPlacer(
     const able = unpaired.filter((one) => !exclusions.isWedged(one));
     if (able.length === 0) return undefined;
     if (able.every((one) => exclusions.isBusy(one))) throw allBusy("decode", able.length);
-    return { traits: { ...traitsOf(able[0]!), unpaired: true }, prefill: undefined, decode: undefined, fallback };
+    return {
+      traits: { ...traitsOf(able[0]!.info.connector)!, unpaired: true },
+      prefill: undefined,
+      decode: undefined,
+      fallback,
+    };
   }
 
   /** Prefill instances that this attempt may use, and that have a partner it may use. */
@@ -149,7 +154,7 @@ export function createPlacer(
         throw model.prefills.length > 0 ? allTried("prefill") : noInstance(model.lack(true));
       }
       const prefill = pick("prefill", prefills, exclusions);
-      const traits = traitsOf(prefill);
+      const traits = traitsOf(prefill.info.connector)!;
       const decode = traits.decodeFirst ? pick("decode", model.partnersOf(prefill), exclusions) : undefined;
       return { traits, prefill, decode, ...(model.avoidsPair ? { fallback: "pair_avoided" } : {}) };
     },
@@ -160,11 +165,6 @@ export function createPlacer(
       return pick("decode", decodes, exclusions);
     },
   };
-}
-
-/** Requires an instance from a view, because its connector is known. */
-function traitsOf({ info }: Instance): Traits {
-  return CONNECTORS[info.connector as ConnectorName].traits;
 }
 
 function allBusy(side: Side, count: number): ServiceError {

@@ -6,7 +6,7 @@
 // slots, tokens) are read from the instances themselves, so that the end of a leg needs no new view. The cost of a view
 // grows with the instances and not with the pairs, because instances of one build share one list of partners.
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
-import { CONNECTORS, servesUnpaired } from "../../kv/index.ts";
+import { traitsOf } from "../../kv/index.ts";
 import { buildOf, misfitOf } from "./compat.ts";
 import type { Breaker } from "./breaker.ts";
 import type { Instance } from "./instance.ts";
@@ -163,10 +163,11 @@ function partnersIn(
   pairs: Pairs,
 ): Partners {
   const serves = (one: Instance): boolean => standings.get(one)!.kind === "serves";
+  const servesUnpaired = (one: Known): boolean => traitsOf(one.info.connector)?.servesUnpaired === true;
   // Proven or not, its engine answers unpaired requests as any plain engine does.
   for (const one of decode) {
     const standing = standings.get(one)!;
-    if (standing.kind !== "out" || standing.reason !== "unproven" || !servesUnpaired(one.info.connector)) continue;
+    if (standing.kind !== "out" || standing.reason !== "unproven" || !servesUnpaired(one)) continue;
     standings.set(one, { kind: "serves", despite: "unproven", text: `${standing.text} It serves without prefill.` });
   }
   const fitting = new Map<string, readonly Known[]>();
@@ -174,7 +175,7 @@ function partnersIn(
     const build = buildOf(one.info);
     let found = fitting.get(build);
     if (found === undefined) {
-      const known = Object.hasOwn(CONNECTORS, one.info.connector);
+      const known = traitsOf(one.info.connector) !== undefined;
       found = known ? decode.filter((other) => misfitOf(one.info, other.info) === undefined) : [];
       fitting.set(build, found);
     }
@@ -214,11 +215,11 @@ function partnersIn(
   }
   if (prefill.length > 0) {
     for (const one of decode) {
-      if (!serves(one) || matched.has(one) || servesUnpaired(one.info.connector)) continue;
+      if (!serves(one) || matched.has(one) || servesUnpaired(one)) continue;
       standings.set(one, out("unmatched", unmatchedText(one, prefill)));
     }
   }
-  const unpaired = decode.filter((one) => serves(one) && servesUnpaired(one.info.connector));
+  const unpaired = decode.filter((one) => serves(one) && servesUnpaired(one));
   return { prefills: [...of.keys()], of, unpaired, avoidsPair };
 }
 
@@ -226,9 +227,10 @@ function unmatchedText(one: Known, others: readonly Known[]): string {
   const other = others[0]!;
   const [prefill, decode] = sideOf(one) === "prefill" ? [one, other] : [other, one];
   const connector = one.info.connector;
-  const why = Object.hasOwn(CONNECTORS, connector)
-    ? (misfitOf(prefill.info, decode.info)?.text ?? "their facts differ")
-    : `this router doesn't know the KV connector ${connector}`;
+  const why =
+    traitsOf(connector) !== undefined
+      ? (misfitOf(prefill.info, decode.info)?.text ?? "their facts differ")
+      : `this router doesn't know the KV connector ${connector}`;
   return `It fits no ${sideOf(other)} instance: ${why}.`;
 }
 

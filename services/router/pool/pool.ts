@@ -8,7 +8,7 @@ import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Doubt } from "../../discovery/registry.ts";
-import { firstTransferMs } from "../../kv/index.ts";
+import { traitsOf } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
 import { awaitFirstPrefill } from "./first-prefill.ts";
@@ -147,7 +147,7 @@ export function createPool(o: PoolOptions): Pool {
     if (o.proves === undefined) return;
     const nowMs = clock.nowMs();
     const sound = [...tracked].filter(
-      (one) => claimsToServe(one) && proves(one.info) && firstTransferMs(one.info.connector) > 0,
+      (one) => claimsToServe(one) && proves(one.info) && (traitsOf(one.info.connector)?.firstTransferMs ?? 0) > 0,
     );
     for (const model of new Set(sound.map(({ info }) => info.model))) {
       const [prefill, decode] = SIDES.map((side) =>

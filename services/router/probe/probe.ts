@@ -6,8 +6,7 @@
 // loaded. Prompts are random token ids, so that a cache hit can't hide a failed transfer.
 import { randomInt } from "node:crypto";
 import { ServiceError } from "../../common/errors.ts";
-import { CONNECTORS } from "../../kv/index.ts";
-import type { ConnectorName } from "../../kv/connector.ts";
+import { traitsOf } from "../../kv/index.ts";
 import type { Books } from "../leg/books.ts";
 import type { LegContext } from "../leg/context.ts";
 import { LegRun, type LegOwner } from "../leg/run.ts";
@@ -69,7 +68,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
     timeoutMs: number,
     signal?: AbortSignal,
   ): Promise<number | undefined> {
-    const { traits } = CONNECTORS[prefill.info.connector as ConnectorName];
+    const traits = traitsOf(prefill.info.connector)!;
     const legId = mintLegId();
     const request = requestThrough(prefill, decode, legId);
     return new Promise((resolve, reject) => {
