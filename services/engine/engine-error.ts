@@ -28,7 +28,7 @@ export function refusalOf(
   const said = errorOf(text);
   // What only Tandem sets is Tandem's fault, whatever the status. Tandem's own engines name a fault of the KV so.
   if (typeof said.param === "string" && OURS.test(said.param)) {
-    const message = "The prompt's KV cache could not be handed over between the engines.";
+    const message = "The prompt's KV cache could not be transferred between the engines.";
     return new ServiceError("kv_transfer_failed", message, { cause });
   }
   if (status < 400 || status >= 500 || NOT_OF_THE_BODY.has(status)) {

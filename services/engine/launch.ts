@@ -7,7 +7,7 @@ import { p2pKvLoss, readVllmOutput, vllmReason } from "./vllm-output.ts";
 import { findVllm, type VllmProgram } from "./vllm-program.ts";
 
 /** What only vLLM needs to know. */
-export interface VllmLaunchOptions extends Pick<VllmOptions, "servedName" | "gpus" | "p2pPoolGib"> {
+export interface VllmLaunchOptions extends Pick<VllmOptions, "servedName" | "gpus" | "poolGib"> {
   /** Program and words before vLLM's own. Empty: found. */
   readonly command: string;
   /** Where P2P engines of this instance ping, which reports their actual KV address. */

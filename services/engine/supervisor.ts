@@ -41,7 +41,7 @@ export interface SupervisorOptions {
   /** What it gets on top while a request in it waits for its KV. Default 0. */
   readonly kvWaitMs?: number;
   /** Resolves when no leg runs on the engine any more, or may run any longer. Left out: there is no wait. */
-  readonly emptied?: (stop: AbortSignal) => Promise<void>;
+  readonly emptied?: (stop: AbortSignal) => Promise<unknown>;
   readonly clock?: Clock;
 }
 

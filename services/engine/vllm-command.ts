@@ -16,7 +16,7 @@ export interface VllmOptions extends LaunchOptions, LaunchPorts {
   /** Value of CUDA_VISIBLE_DEVICES. Empty: as inherited. */
   readonly gpus: string;
   /** GiB of pinned host memory that a P2P engine takes at its start, on every rank. */
-  readonly p2pPoolGib: number;
+  readonly poolGib: number;
   /** host:port of the ROUTER that P2P engines ping. Empty: none. */
   readonly pingAddress: string;
 }
@@ -114,7 +114,7 @@ function p2pNccl(o: VllmOptions, given: GivenFlags): VllmCommand {
       nccl_num_channels: "16",
       ...(o.pingAddress === "" ? {} : { proxy_ip: ping.host, proxy_port: String(ping.port) }),
       http_port: String(o.httpPort),
-      mem_pool_size_gb: o.p2pPoolGib,
+      mem_pool_size_gb: o.poolGib,
     },
   };
   return {

@@ -15,7 +15,7 @@ export interface DiagnosedVllm extends Pick<LaunchOptions, "role" | "connector">
   /** host:port of its KV side channel. Empty where none is known. */
   readonly kvAddress: string;
   readonly ranks: number;
-  readonly p2pPoolGib: number;
+  readonly poolGib: number;
   /** Bytes that processes could still have, without the engine's own. */
   readonly freeMemoryBytes: number;
   readonly totalMemoryBytes: number;
@@ -98,16 +98,16 @@ function kvHost({ kvAddress }: DiagnosedVllm): Finding {
 }
 
 /** P2P's pinned pool is already allocated when this runs; the remaining memory must do for everything else. */
-function hostMemory({ launched, ranks, p2pPoolGib, freeMemoryBytes, totalMemoryBytes }: DiagnosedVllm): Finding {
+function hostMemory({ launched, ranks, poolGib, freeMemoryBytes, totalMemoryBytes }: DiagnosedVllm): Finding {
   const cure =
     "Give a smaller --vllm.pool_gib (attached: mem_pool_size_gb, 32 by default, on every rank of both roles), or fewer engines to this host.";
   const free = `${(freeMemoryBytes / GIB).toFixed(1)} of ${(totalMemoryBytes / GIB).toFixed(1)} GiB are free`;
   if (!launched)
     return finding("host_memory", UNKNOWN, `The size of an attached engine's pinned pool is unknown; ${free}.`, cure);
   // vLLM rounds up to a power of two.
-  const poolGib = 2 ** Math.ceil(Math.log2(p2pPoolGib)) * ranks;
-  const message = `Its pinned pool takes ${poolGib} GiB on this host; ${free}.`;
-  const scarce = poolGib * GIB > totalMemoryBytes / 2 || freeMemoryBytes < 2 * GIB;
+  const pinnedGib = 2 ** Math.ceil(Math.log2(poolGib)) * ranks;
+  const message = `Its pinned pool takes ${pinnedGib} GiB on this host; ${free}.`;
+  const scarce = pinnedGib * GIB > totalMemoryBytes / 2 || freeMemoryBytes < 2 * GIB;
   return scarce ? finding("host_memory", WARNING, message, cure) : finding("host_memory", OK, message);
 }
 

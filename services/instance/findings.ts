@@ -24,7 +24,7 @@ export function engineFindings(
     launched,
     kvAddress: engine.kvAddress,
     ranks: launched ? ranksOf(config.engine.flags) : 1,
-    p2pPoolGib: config.vllm.poolGib,
+    poolGib: config.vllm.poolGib,
     freeMemoryBytes: freemem(),
     totalMemoryBytes: totalmem(),
     env: process.env,

@@ -294,14 +294,7 @@ function engineSource(
   const { model, flags, servedName } = config.engine;
   const { host: kvHost, port: kvPort } = splitAddress(config.kv.listen);
   if (kvPort === 0) throw new ConfigError("kv.listen: give a port of at least 1, which is the first one to try.");
-  const vllm = {
-    command: config.vllm.command,
-    servedName,
-    gpus: config.vllm.gpus,
-    p2pPoolGib: config.vllm.poolGib,
-    pings,
-    hfToken: config.vllm.hfToken,
-  };
+  const vllm = { ...config.vllm, servedName, pings };
   return spawnedEngine({
     ...common,
     // A real model is what is loaded; the name it is served under follows from the flags.

@@ -5,7 +5,7 @@ import type { LaunchOptions } from "../../services/engine/engine.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
 import { engineConfig, type EngineConfig } from "../../services/tiny-engine/config.ts";
 
-const VLLM = { command: "", servedName: "", gpus: "", p2pPoolGib: 4, hfToken: "" };
+const VLLM = { command: "", servedName: "", gpus: "", poolGib: 4, hfToken: "" };
 const KINDS = ["sim", "embedded"] as const;
 
 async function argsOf(

@@ -231,13 +231,13 @@ describe("an engine that Tandem starts", () => {
 
   it("is refused for kinds that can't be started, naming the way that works", () => {
     const o = { role: "decode", connector: "nixl", model: "", slots: 1, flags: [] } as const;
-    const vllm = { command: "", servedName: "", gpus: "", p2pPoolGib: 4, hfToken: "" };
+    const vllm = { command: "", servedName: "", gpus: "", poolGib: 4, hfToken: "" };
     assert.throws(() => launcherOf("vllm", o, vllm), /--model/);
   });
 
   it("runs the model file that it is given, or the one that ships", async () => {
     const o = { role: "decode", connector: "p2p-zmq", model: "a.gguf", slots: 1, flags: [] } as const;
-    const vllm = { command: "", servedName: "named", gpus: "", p2pPoolGib: 4, hfToken: "" };
+    const vllm = { command: "", servedName: "named", gpus: "", poolGib: 4, hfToken: "" };
     const ports = { httpPort: 1, kvHost: "127.0.0.1", kvPort: 2 };
     const { args } = await launcherOf("embedded", o, vllm)(ports);
     assert.ok(args.includes("--model.file=a.gguf") && args.includes("--model.name=named"), args.join(" "));

@@ -20,7 +20,7 @@ const BASE: VllmOptions = {
   kvPort: 20_007,
   slots: 64,
   gpus: "",
-  p2pPoolGib: 4,
+  poolGib: 4,
   pingAddress: "",
   flags: [],
 };
