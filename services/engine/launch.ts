@@ -107,7 +107,6 @@ function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: Launc
     const isP2p = o.connector === "p2p-nccl";
     const pings = isP2p ? await given.pings?.() : undefined;
     const { args, env } = vllmCommand({ ...o, ...given, ...ports, version, pingAddress: pings?.address ?? "" });
-    const output = readVllmOutput();
     const [command, ...first] = words;
     return {
       command,
@@ -115,7 +114,7 @@ function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: Launc
       env: given.hfToken === "" ? env : { ...env, HF_TOKEN: given.hfToken },
       devices: version.includes("cpu") ? [] : devicesOf(given.gpus),
       firstPhase: `loading vLLM ${version}`,
-      phaseOf: output.line,
+      ...readVllmOutput(),
       ...(isP2p && { brokenBy: p2pKvLoss }),
       // The cause precedes two tracebacks of processes that only reported it.
       keepLines: 300,
@@ -123,7 +122,6 @@ function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: Launc
       ...(pings && {
         toldKvAddress: async () => (await pings.awaitPort(ports.httpPort, PING_WAIT_MS))?.kvAddress,
       }),
-      learned: () => output.facts,
     };
   };
 }

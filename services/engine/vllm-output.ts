@@ -1,7 +1,6 @@
 // What vLLM writes while it starts: how far it is, and which settings it ended up with. Patterns hold for 0.23 and
 // 0.32; a line that changed its words costs a phase in the progress, and a finding of the doctor says "not known".
-
-import type { EngineFacts } from "./engine.ts";
+import type { EngineFacts, Launch } from "./engine.ts";
 
 /** `$1` stands for the first group of the pattern. */
 const PHASES: readonly (readonly [RegExp, string])[] = [
@@ -17,21 +16,15 @@ const PHASES: readonly (readonly [RegExp, string])[] = [
   [/Starting vLLM (?:API )?server|Application startup complete/, "opening its API"],
 ];
 
-export interface VllmOutput {
-  /** Returns the phase that begins with this line, if one does. */
-  line(text: string): string | undefined;
-  /** What vLLM made of its flags. */
-  readonly facts: Partial<EngineFacts>;
-}
-
-export function readVllmOutput(): VllmOutput {
+/** How far a vLLM that starts is, and what it made of its flags. */
+export function readVllmOutput(): Required<Pick<Launch, "phaseOf" | "learned">> {
   let facts: Partial<EngineFacts> = {};
   let last = "";
   return {
-    line(text) {
-      if (text.includes("LLM engine (v") && text.includes("with config:")) facts = readSettings(text);
+    phaseOf(line) {
+      if (line.includes("LLM engine (v") && line.includes("with config:")) facts = readSettings(line);
       for (const [pattern, phase] of PHASES) {
-        const found = pattern.exec(text);
+        const found = pattern.exec(line);
         if (found === null) continue;
         const name = phase.replaceAll(/\$(\d)/g, (_, group: string) => found[Number(group)]!);
         if (name === last) return undefined;
@@ -40,9 +33,7 @@ export function readVllmOutput(): VllmOutput {
       }
       return undefined;
     },
-    get facts() {
-      return facts;
-    },
+    learned: () => facts,
   };
 }
 

@@ -26,7 +26,7 @@ describe("vLLM's output while it loads", () => {
   it("names each phase once", () => {
     const output = readVllmOutput();
     assert.deepEqual(
-      LINES.map((line) => output.line(line)).filter((phase) => phase !== undefined),
+      LINES.map((line) => output.phaseOf(line)).filter((phase) => phase !== undefined),
       [
         "reading the model's configuration",
         "starting the engine process",
@@ -39,7 +39,7 @@ describe("vLLM's output while it loads", () => {
         "opening its API",
       ],
     );
-    assert.equal(output.facts.dtype, "float32");
+    assert.equal(output.learned().dtype, "float32");
   });
 
   it("shows what vLLM made of its flags", () => {
