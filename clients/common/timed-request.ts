@@ -18,30 +18,34 @@ export type AnswerEnding =
   /** The request did not end within the client's limit. */
   | "hung";
 
-export interface TimedAnswer {
-  readonly stream: boolean;
-  /** `x-request-id` of the answer. Empty if there was no answer. */
-  id: string;
-  /** Time by performance.now(), like all times here. */
-  readonly sentMs: number;
-  firstMs: number | undefined;
-  /** Last piece of the answer; an error doesn't count. */
-  lastMs: number | undefined;
-  endMs: number;
-  ending: AnswerEnding;
-  status: number;
-  /** The error message of the server or the socket. */
-  message: string;
-  text: string;
-  /** Events that carried text; 1 for a non-streaming answer. */
-  chunks: number;
-  /** Completion tokens by the answer's usage; NaN if it has none. */
-  tokens: number;
-  finishReason: string;
-  /** Milliseconds between events with text. */
-  readonly gapsMs: number[];
-  /** Whether this client paused reading the stream. */
-  slow: boolean;
+export type TimedAnswer = ReturnType<typeof newAnswer>;
+
+/** Times are by performance.now(). */
+function newAnswer(stream: boolean, slow: boolean) {
+  return {
+    stream,
+    /** `x-request-id` of the answer. Empty if there was no answer. */
+    id: "",
+    sentMs: performance.now(),
+    firstMs: undefined as number | undefined,
+    /** Last piece of the answer; an error doesn't count. */
+    lastMs: undefined as number | undefined,
+    endMs: 0,
+    ending: "hung" as AnswerEnding,
+    status: 0,
+    /** The error message of the server or the socket. */
+    message: "",
+    text: "",
+    /** Events that carried text; 1 for a non-streaming answer. */
+    chunks: 0,
+    /** Completion tokens by the answer's usage; NaN if it has none. */
+    tokens: Number.NaN,
+    finishReason: "",
+    /** Milliseconds between events with text. */
+    gapsMs: [] as number[],
+    /** Whether this client paused reading the stream. */
+    slow,
+  };
 }
 
 export interface Ask {
@@ -53,7 +57,8 @@ export interface Ask {
 export interface Target {
   /** Such as `http://127.0.0.1:3000`. */
   readonly url: string;
-  readonly agent: Agent;
+  /** Left out: Node's own. */
+  readonly agent?: Agent;
   readonly apiKey?: string;
 }
 
@@ -68,23 +73,7 @@ export interface SendOptions extends Target {
 
 /** Never rejects: a failed request is a result too. */
 export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
-  const record: TimedAnswer = {
-    stream: ask.stream,
-    id: "",
-    sentMs: performance.now(),
-    firstMs: undefined,
-    lastMs: undefined,
-    endMs: 0,
-    ending: "hung",
-    status: 0,
-    message: "",
-    text: "",
-    chunks: 0,
-    tokens: Number.NaN,
-    finishReason: "",
-    gapsMs: [],
-    slow: o.holdMs !== undefined,
-  };
+  const record = newAnswer(ask.stream, o.holdMs !== undefined);
   return new Promise((resolve) => {
     let ended = false;
     const end = (ending: AnswerEnding, message = ""): void => {

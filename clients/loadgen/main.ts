@@ -40,15 +40,13 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
 
 /** Runs one scenario. The exit code is 1 if a request failed, an answer was wrong, or a limit was missed. */
 export async function bench(argv: readonly string[]): Promise<void> {
-  const first = argv[0];
-  if (first === undefined || first.startsWith("--")) {
-    if (first === "--help") process.stdout.write(overview());
-    return (await SCENARIOS["compare"]!.load())(argv);
-  }
-  if (Object.hasOwn(SCENARIOS, first)) return (await SCENARIOS[first]!.load())(argv.slice(1));
-  const meant = nearest(first, Object.keys(SCENARIOS));
+  const [first = "compare"] = argv;
+  if (first === "--help") process.stdout.write(overview());
+  const [name, rest] = first.startsWith("--") ? ["compare", argv] : [first, argv.slice(1)];
+  if (Object.hasOwn(SCENARIOS, name)) return (await SCENARIOS[name]!.load())(rest);
+  const meant = nearest(name, Object.keys(SCENARIOS));
   throw new ConfigError(
-    `"${first}" is not a scenario.${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`,
+    `"${name}" is not a scenario.${meant === undefined ? "" : ` Did you mean "${meant}"?`} "npm run bench -- --help" lists all.`,
   );
 }
 

@@ -17,15 +17,16 @@ export function cpuMs(pid: number): number {
  * processes can be added. NaN if the process is gone.
  */
 export function pssBytes(pid: number): number {
-  const rollup = read(`/proc/${pid}/smaps_rollup`);
-  const kib = /^Pss:\s+(\d+) kB/m.exec(rollup ?? "")?.[1];
-  return kib === undefined ? Number.NaN : Number(kib) * 1024;
+  return kibOf(`/proc/${pid}/smaps_rollup`, /^Pss:\s+(\d+) kB/m);
 }
 
 /** Resident set size in bytes, shared pages included. NaN if the process is gone. */
 export function rssBytes(pid: number): number {
-  const kib = /^VmRSS:\s+(\d+) kB/m.exec(read(`/proc/${pid}/status`) ?? "")?.[1];
-  return kib === undefined ? Number.NaN : Number(kib) * 1024;
+  return kibOf(`/proc/${pid}/status`, /^VmRSS:\s+(\d+) kB/m);
+}
+
+function kibOf(file: string, line: RegExp): number {
+  return Number(line.exec(read(file) ?? "")?.[1] ?? Number.NaN) * 1024;
 }
 
 /** The process and all below it, parents first. */

@@ -1,18 +1,58 @@
 // One load against one server, and its results.
 import { Agent } from "node:http";
+import { integer, milliseconds, number } from "../../services/common/config.ts";
 import { closedLoop, openLoop, poissonArrivals, seededRandom } from "./arrivals.ts";
-import { goodput, summarise, type Slo, type Summary } from "./statistics.ts";
+import { goodput, summarise, type Slo } from "./statistics.ts";
 import { streamRequest, type StreamResult } from "./stream-request.ts";
-import { PATH, requestBody, type WorkloadOptions } from "./workload.ts";
 
 export interface LoadShape {
+  readonly model: string;
   readonly requests: number;
-  /** Concurrent streams (closed loop), if `ratePerS` is 0. */
+  /** Concurrent streams (closed loop), if `rate` is 0. */
   readonly streams: number;
   /** Requests per second with Poisson arrivals (open loop). 0: closed loop. */
-  readonly ratePerS: number;
+  readonly rate: number;
   /** The streams of a closed loop start within this time. */
   readonly rampMs: number;
+  /** Tokens of an answer. The requests make the engine generate exactly this many. */
+  readonly tokens: number;
+  /** Words of a prompt; about as many tokens. */
+  readonly promptWords: number;
+  readonly seed: number;
+}
+
+/** The settings of a load, by their names in `LoadShape`, with these defaults. */
+export function loadSettings(d: Pick<LoadShape, "requests" | "streams" | "rampMs" | "tokens" | "promptWords">) {
+  return {
+    requests: integer("requests", "Number of requests, in compare per round.", {
+      default: d.requests,
+      min: 1,
+      max: 10_000_000,
+    }),
+    streams: integer("streams", "Concurrent streams, if no rate is given.", {
+      default: d.streams,
+      min: 1,
+      max: 65_536,
+    }),
+    rate: number("rate", "Poisson arrivals at this rate, regardless of how many requests are running. 0: off.", {
+      default: 0,
+      min: 0,
+      unit: "requests/s",
+    }),
+    rampMs: milliseconds("ramp_ms", "The streams start within this time. 0: all at once, which measures a burst.", {
+      default: d.rampMs,
+      max: Infinity,
+      min: 0,
+    }),
+    tokens: integer("tokens", "Length of an answer.", { default: d.tokens, min: 1, max: 1_000_000, unit: "tokens" }),
+    promptWords: integer("prompt.words", "Length of a prompt.", {
+      default: d.promptWords,
+      min: 1,
+      max: 1_000_000,
+      unit: "words",
+    }),
+    seed: integer("seed", "Seed of prompts and arrivals.", { default: 1, min: 0 }),
+  };
 }
 
 export interface LoadResult {
@@ -20,54 +60,64 @@ export interface LoadResult {
   readonly elapsedMs: number;
 }
 
-export async function runLoad(
-  url: string,
-  apiKey: string,
-  workload: WorkloadOptions,
-  shape: LoadShape,
-): Promise<LoadResult> {
+export async function runLoad(url: string, load: LoadShape, apiKey = ""): Promise<LoadResult> {
+  const { requests, rate, seed } = load;
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity });
   const target = apiKey === "" ? { url, agent } : { url, agent, apiKey };
   // Bodies are made before the clock runs.
-  const bodies = Array.from({ length: shape.requests }, (_, index) => requestBody(workload, index));
-  const run = (index: number): Promise<StreamResult> => streamRequest(target, PATH, bodies[index]!);
+  const bodies = Array.from({ length: requests }, (_, index) => requestBody(load, index));
+  const run = (index: number): Promise<StreamResult> => streamRequest(target, bodies[index]!);
   const startMs = performance.now();
   try {
     const results =
-      shape.ratePerS > 0
-        ? await openLoop(poissonArrivals(shape.requests, shape.ratePerS, seededRandom(workload.seed)), run)
-        : await closedLoop(shape.requests, shape.streams, run, shape.rampMs);
+      rate > 0
+        ? await openLoop(poissonArrivals(requests, rate, seededRandom(seed)), run)
+        : await closedLoop(requests, load.streams, run, load.rampMs);
     return { results, elapsedMs: performance.now() - startMs };
   } finally {
     agent.destroy();
   }
 }
 
-/** Times in milliseconds. */
-export interface LoadReport {
-  readonly requests: number;
-  readonly failed: number;
-  readonly errors: readonly string[];
-  readonly ttft: Summary;
-  readonly tpot: Summary;
-  readonly itl: Summary;
-  readonly endToEnd: Summary;
-  readonly chunks: number;
-  readonly requestsPerS: number;
-  readonly tokensPerS: number;
-  /** Requests per second within the SLOs. */
-  readonly goodputPerS: number;
+const WORDS =
+  "the river carries light over stone while old boats wait for wind and someone counts the slow bells of evening".split(
+    " ",
+  );
+
+/**
+ * Body of request `index`. Each has its own prompt, so that no prefix cache of an engine can answer it. An index always
+ * has the same prompt, so that two servers can be compared word by word.
+ */
+function requestBody({ model, tokens, promptWords, seed }: LoadShape, index: number): string {
+  const random = seededRandom(seed * 1_000_003 + index);
+  const words = [`${index}:`];
+  while (words.length < promptWords) words.push(WORDS[Math.floor(random() * WORDS.length)]!);
+  return JSON.stringify({
+    model,
+    prompt: words.join(" "),
+    max_tokens: tokens,
+    temperature: 0,
+    ignore_eos: true,
+    stream: true,
+    stream_options: { include_usage: true },
+  });
 }
 
-/** Combines several rounds of the same load. */
-export function reportOf(rounds: readonly LoadResult[], slo: Slo): LoadReport {
+export type LoadReport = ReturnType<typeof reportOf>;
+
+/** The times in a report, and their names in tables. */
+export const TIMES = [
+  ["ttft", "TTFT"],
+  ["itl", "ITL"],
+  ["tpot", "TPOT"],
+  ["endToEnd", "end to end"],
+] as const;
+
+/** Combines several rounds of the same load. Times in milliseconds. */
+export function reportOf(rounds: readonly LoadResult[], slo: Slo = {}) {
   const all = rounds.flatMap((round) => round.results);
   const completed = all.filter((result) => result.completed);
   const elapsedMs = rounds.reduce((sum, round) => sum + round.elapsedMs, 0);
-  const tokens = completed.reduce(
-    (sum, result) => sum + (Number.isNaN(result.completionTokens) ? result.chunks : result.completionTokens),
-    0,
-  );
   return {
     requests: all.length,
     failed: all.length - completed.length,
@@ -78,7 +128,8 @@ export function reportOf(rounds: readonly LoadResult[], slo: Slo): LoadReport {
     endToEnd: summarise(completed.map((result) => result.endToEndMs)),
     chunks: all.reduce((sum, result) => sum + result.chunks, 0),
     requestsPerS: completed.length / (elapsedMs / 1000),
-    tokensPerS: tokens / (elapsedMs / 1000),
+    tokensPerS: completed.reduce((sum, result) => sum + result.tokens, 0) / (elapsedMs / 1000),
+    /** Requests per second within the SLOs. */
     goodputPerS: goodput(all, slo, elapsedMs),
   };
 }

@@ -11,8 +11,10 @@ export interface Comparison {
   readonly example: string | undefined;
 }
 
+type Answer = Pick<StreamResult, "completed" | "text" | "tokens" | "error">;
+
 /** @param expected Answers of the reference, by the same index. */
-export function compareAnswers(actual: readonly StreamResult[], expected: readonly StreamResult[]): Comparison {
+export function compareAnswers(actual: readonly Answer[], expected: readonly Answer[]): Comparison {
   let compared = 0;
   let short = 0;
   let different = 0;
@@ -21,8 +23,7 @@ export function compareAnswers(actual: readonly StreamResult[], expected: readon
     const answer = actual[index];
     if (!reference.completed || answer === undefined) continue;
     compared++;
-    if (answer.completed && answer.text === reference.text && answer.completionTokens === reference.completionTokens)
-      continue;
+    if (answer.completed && answer.text === reference.text && answer.tokens === reference.tokens) continue;
     if (reference.text.startsWith(answer.text)) short++;
     else different++;
     example ??= `request ${index}: ${answer.error ?? firstDifference(answer.text, reference.text)}`;

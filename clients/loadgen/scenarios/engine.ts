@@ -1,20 +1,18 @@
 // `npm run bench -- engine`: the speed of the embedded engine, and the effect of a long prompt on running answers: on
 // one engine that does everything, and on a prefill and a decode engine side by side, in one run.
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { Agent } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import { shippedModel } from "../../../services/common/shipped-model.ts";
-import { randomGguf, SHIPPED, SMALL, type RandomModel } from "../../common/random-gguf.ts";
+import { randomGguf, SMALL } from "../../common/random-gguf.ts";
 import { renderTable } from "../../common/table.ts";
 import { pssBytes, rssBytes } from "../procfs.ts";
 import { processesOf, startEngine, startUp } from "../processes.ts";
-import type { Target } from "../../common/timed-request.ts";
 import { streamRequest, type StreamResult } from "../stream-request.ts";
-import { interruption, type Interruption } from "./interruption.ts";
+import { interruption, type Interruption, type InterruptionOptions } from "./interruption.ts";
 import { interruptionSvg } from "./interruption-svg.ts";
-import { formatMs, writeJson } from "./output.ts";
+import { formatMs, jsonFile, writeJson } from "./output.ts";
 
 const engineBenchConfig = defineConfig(
   "bench engine",
@@ -35,7 +33,7 @@ const engineBenchConfig = defineConfig(
     svg: text("svg", "File to draw the gaps between tokens to, such as docs/prefill-interruption.svg.", {
       optional: true,
     }),
-    json: text("json", "File to write all figures to.", { optional: true }),
+    json: jsonFile,
   },
   {
     summary: "Measures the embedded engine, and how prefill slows running answers.",
@@ -43,89 +41,54 @@ const engineBenchConfig = defineConfig(
   },
 );
 
-interface Speed {
-  readonly name: string;
-  /** Tokens a second of one answer, and of eight at once together. */
-  readonly decodeOne: number;
-  readonly decodeEight: number;
-  readonly prefill: number;
-  readonly firstToken500Ms: number;
-}
-
-interface EngineMemory {
-  readonly name: string;
-  /** When the engine is ready. */
-  readonly freshRssBytes: number;
-  /** At the end of the run. */
-  readonly rssBytes: number;
-  readonly pssBytes: number;
-}
-
 interface Figure {
   readonly name: string;
   readonly value: number;
   readonly unit: string;
-  /** Undefined if there is no target. */
-  readonly target?: { readonly atLeast?: number; readonly atMost?: number };
+  readonly atLeast?: number;
+  readonly atMost?: number;
 }
 
 export async function runEngineBench(argv: readonly string[]): Promise<void> {
   const config = loadConfig(engineBenchConfig, { argv, env: process.env });
+  const shipped = shippedModel();
+  if (shipped === undefined) throw new StartError("This build ships no model to measure.");
   const folder = mkdtempSync(join(tmpdir(), "tandem-bench-engine-"));
-  const agent = new Agent({ keepAlive: true, maxSockets: Infinity });
   try {
-    const small = randomFile(folder, "0.9M", SMALL);
-    const shipped = shippedModel() ?? randomFile(folder, "shipped-size", SHIPPED);
+    const small = join(folder, "small.gguf");
+    writeFileSync(small, randomGguf({ ...SMALL, speaks: true }));
     const speeds = [
-      await speedOf("0.9M parameters", small, config.rounds, agent),
-      await speedOf("shipped size", shipped, config.rounds, agent),
+      await speedOf("0.9M parameters", small, config.rounds),
+      await speedOf("shipped size", shipped, config.rounds),
     ];
-    const shape = { streams: config.streams, prompts: config.prompts, promptTokens: config.promptTokens };
-    const { plain, tandem, engines } = await sideBySide(shipped, shape, agent);
+    const { plain, tandem, engines } = await sideBySide(shipped, config);
     const figures = figuresOf(speeds, engines);
-    process.stdout.write(render(figures, plain, tandem, shape.promptTokens));
-    if (config.svg !== undefined)
-      writeFileSync(
-        config.svg,
-        interruptionSvg(
-          [
-            { title: "one engine", run: plain },
-            { title: "prefill and decode apart", run: tandem },
-          ],
-          shape.promptTokens,
-        ),
-      );
-    writeJson(config.json, {
-      scenario: "engine",
-      settings: config.settings.all,
-      speeds,
-      engines,
-      plain: plain.summary,
-      tandem: tandem.summary,
-    });
+    process.stdout.write(render(figures, plain, tandem, config.promptTokens));
+    if (config.svg !== undefined) {
+      const panels = [
+        { title: "one engine", run: plain },
+        { title: "prefill and decode apart", run: tandem },
+      ];
+      writeFileSync(config.svg, interruptionSvg(panels, config.promptTokens));
+    }
+    const [settings, gaps] = [config.settings.all, { plain: plain.summary, tandem: tandem.summary }];
+    writeJson(config.json, { scenario: "engine", settings, speeds, engines, ...gaps });
     if (figures.some(missed)) process.exitCode = 1;
   } finally {
-    agent.destroy();
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
-function randomFile(folder: string, name: string, model: RandomModel): string {
-  const path = join(folder, `${name}.gguf`);
-  writeFileSync(path, randomGguf({ ...model, speaks: true }));
-  return path;
-}
-
-async function speedOf(name: string, model: string, rounds: number, agent: Agent): Promise<Speed> {
+async function speedOf(name: string, model: string, rounds: number) {
   await using engine = await startEngine(["--model", model]);
-  const target = { url: engine.url, agent };
-  const word = await printableToken(engine.url);
+  const generate = generator(engine.url, await printableToken(engine.url));
+  /** Tokens a second of one answer, of eight at once together, and of a prompt. */
   const best = { decodeOne: 0, decodeEight: 0, prefill: 0, firstToken500Ms: Infinity };
   for (let round = 0; round < rounds; round++) {
-    best.decodeOne = Math.max(best.decodeOne, tokensPerS([await generate(target, word, 16, 400)]));
-    const eight = await Promise.all(Array.from({ length: 8 }, () => generate(target, word, 16, 200)));
+    best.decodeOne = Math.max(best.decodeOne, tokensPerS([await generate(16, 400)]));
+    const eight = await Promise.all(Array.from({ length: 8 }, () => generate(16, 200)));
     best.decodeEight = Math.max(best.decodeEight, tokensPerS(eight));
-    const { ttftMs } = await generate(target, word, 500, 1);
+    const { ttftMs } = await generate(500, 1);
     best.firstToken500Ms = Math.min(best.firstToken500Ms, ttftMs);
     best.prefill = Math.max(best.prefill, 500 / (ttftMs / 1000));
   }
@@ -138,6 +101,26 @@ function tokensPerS(answers: readonly StreamResult[]): number {
   return answers.reduce((sum, { chunks }) => sum + chunks - 1, 0) / seconds;
 }
 
+type Generate = (promptTokens: number, tokens: number) => Promise<StreamResult>;
+
+/** Asks for answers of exactly this many tokens. The text does not matter, so it is always the same word. */
+function generator(url: string, word: number): Generate {
+  return async (promptTokens, tokens) => {
+    const body = {
+      prompt: Array.from({ length: promptTokens }, (_, at) => 10 + ((at * 37) % 900)),
+      max_tokens: tokens,
+      temperature: 0,
+      ignore_eos: true,
+      logit_bias: { [word]: 100 },
+      stream: true,
+      stream_options: { include_usage: true },
+    };
+    const result = await streamRequest({ url }, JSON.stringify(body));
+    if (result.error !== undefined) throw new StartError(`a request of the benchmark failed: ${result.error}`);
+    return result;
+  };
+}
+
 /** A token that is text on its own, so that every token is an event with text. */
 async function printableToken(url: string): Promise<number> {
   const response = await fetch(`${url}/tokenize`, {
@@ -148,105 +131,57 @@ async function printableToken(url: string): Promise<number> {
   return ((await response.json()) as { tokens: number[] }).tokens.at(-1)!;
 }
 
-/** An answer of exactly this many tokens. The text does not matter, so it is always the same word. */
-async function generate(target: Target, word: number, promptTokens: number, tokens: number): Promise<StreamResult> {
-  const result = await streamRequest(target, "/v1/completions", bodyOf(word, promptTokens, tokens));
-  if (result.error !== undefined) throw new StartError(`a request of the benchmark failed: ${result.error}`);
-  return result;
-}
-
-function bodyOf(word: number, promptTokens: number, tokens: number): string {
-  return JSON.stringify({
-    prompt: Array.from({ length: promptTokens }, (_, at) => 10 + ((at * 37) % 900)),
-    max_tokens: tokens,
-    temperature: 0,
-    ignore_eos: true,
-    logit_bias: { [word]: 100 },
-    stream: true,
-    stream_options: { include_usage: true },
-  });
-}
-
-async function sideBySide(
-  model: string,
-  shape: { streams: number; prompts: number; promptTokens: number },
-  agent: Agent,
-): Promise<{ plain: Interruption; tandem: Interruption; engines: EngineMemory[] }> {
+async function sideBySide(model: string, options: InterruptionOptions) {
   await using engine = await startEngine(["--model", model]);
   await using up = await startUp(["--model", model]);
-  const engines = processesOf(up.run).filter(({ name }) => name.endsWith(" engine"));
-  const freshRss = engines.map(({ pid }) => rssBytes(pid));
+  const engines = processesOf(up.run)
+    .filter(({ name }) => name.endsWith(" engine"))
+    .map(({ name, pid }) => ({ name, pid, freshRssBytes: rssBytes(pid) }));
   const word = await printableToken(engine.url);
-  const run = (url: string): Promise<Interruption> =>
-    interruption({ ...shape, request: (promptTokens, tokens) => generate({ url, agent }, word, promptTokens, tokens) });
+  const [alone, apart] = [generator(engine.url, word), generator(up.url, word)];
   // One unmeasured run of each, which compiles code and opens connections.
-  for (const url of [engine.url, up.url])
-    await interruption({
-      ...shape,
-      prompts: 1,
-      request: (prompt, tokens) => generate({ url, agent }, word, prompt, tokens),
-    });
-  const plain = await run(engine.url);
-  const tandem = await run(up.url);
+  for (const generate of [alone, apart]) await interruption({ ...options, prompts: 1 }, generate);
   return {
-    plain,
-    tandem,
-    engines: engines.map(({ name, pid }, index) => ({
-      name,
-      freshRssBytes: freshRss[index]!,
-      rssBytes: rssBytes(pid),
-      pssBytes: pssBytes(pid),
-    })),
+    plain: await interruption(options, alone),
+    tandem: await interruption(options, apart),
+    engines: engines.map((one) => ({ ...one, rssBytes: rssBytes(one.pid), pssBytes: pssBytes(one.pid) })),
   };
 }
 
+type Speed = Awaited<ReturnType<typeof speedOf>>;
+type EngineMemory = Awaited<ReturnType<typeof sideBySide>>["engines"][number];
+
 function figuresOf(speeds: readonly Speed[], engines: readonly EngineMemory[]): Figure[] {
+  const speed = (name: string, value: number, atLeast?: number): Figure => ({
+    name,
+    value,
+    unit: "tokens/s",
+    ...(atLeast === undefined ? {} : { atLeast }),
+  });
+  const memory = (name: string, bytes: number): Figure => ({ name, value: bytes / 1e6, unit: "MB" });
   const decodeTarget = [3_000, 1_000];
   return [
-    ...speeds.flatMap((speed, index): Figure[] => [
-      {
-        name: `decode, ${speed.name}, one answer`,
-        value: speed.decodeOne,
-        unit: "tokens/s",
-        target: { atLeast: decodeTarget[index]! },
-      },
-      { name: `decode, ${speed.name}, eight at once`, value: speed.decodeEight, unit: "tokens/s" },
-      // The issue names one figure for both; the small one is what it was measured at.
-      {
-        name: `prefill, ${speed.name}`,
-        value: speed.prefill,
-        unit: "tokens/s",
-        ...(index === 0 ? { target: { atLeast: 3_000 } } : {}),
-      },
-      { name: `first token of 500, ${speed.name}`, value: speed.firstToken500Ms, unit: "ms", target: { atMost: 300 } },
+    ...speeds.flatMap(({ name, ...of }, index) => [
+      speed(`decode, ${name}, one answer`, of.decodeOne, decodeTarget[index]),
+      speed(`decode, ${name}, eight at once`, of.decodeEight),
+      // The target was set for the small model.
+      speed(`prefill, ${name}`, of.prefill, index === 0 ? 3_000 : undefined),
+      { name: `first token of 500, ${name}`, value: of.firstToken500Ms, unit: "ms", atMost: 300 },
     ]),
-    ...engines.flatMap((engine): Figure[] => [
-      {
-        name: `resident memory, ${engine.name}, before the first request`,
-        value: engine.freshRssBytes / 1e6,
-        unit: "MB",
-        target: { atMost: 80 },
-      },
-      {
-        name: `resident memory, ${engine.name}, after all of them, KV included`,
-        value: engine.rssBytes / 1e6,
-        unit: "MB",
-      },
-      { name: `the same without memory shared with other processes`, value: engine.pssBytes / 1e6, unit: "MB" },
+    ...engines.flatMap(({ name, ...of }) => [
+      { ...memory(`resident memory, ${name}, before the first request`, of.freshRssBytes), atMost: 80 },
+      memory(`resident memory, ${name}, after all of them, KV included`, of.rssBytes),
+      memory("the same without memory shared with other processes", of.pssBytes),
     ]),
   ];
 }
 
-function missed({ value, target }: Figure): boolean {
-  return value < (target?.atLeast ?? -Infinity) || value > (target?.atMost ?? Infinity);
+function missed({ value, atLeast = -Infinity, atMost = Infinity }: Figure): boolean {
+  return value < atLeast || value > atMost;
 }
 
-function targetText({ target }: Figure): string {
-  return target === undefined
-    ? ""
-    : target.atLeast === undefined
-      ? `at most ${target.atMost}`
-      : `at least ${target.atLeast}`;
+function targetText({ atLeast, atMost }: Figure): string {
+  return atLeast !== undefined ? `at least ${atLeast}` : atMost !== undefined ? `at most ${atMost}` : "";
 }
 
 function render(figures: readonly Figure[], plain: Interruption, tandem: Interruption, promptTokens: number): string {

@@ -7,30 +7,20 @@ export interface InterruptionOptions {
   readonly streams: number;
   readonly prompts: number;
   readonly promptTokens: number;
-  readonly request: (promptTokens: number, tokens: number) => Promise<StreamResult>;
 }
 
-export interface Interruption {
-  /** Every gap of every stream: its end, from the start of the run, and its length. Milliseconds. */
-  readonly gaps: readonly { readonly atMs: number; readonly gapMs: number }[];
-  /** When long prompts were computed. */
-  readonly windows: readonly { readonly fromMs: number; readonly toMs: number }[];
-  readonly summary: { readonly before: Summary; readonly during: Summary };
-  /** Mean time to the first token of a long prompt. */
-  readonly prefillMs: number;
-}
+export type Interruption = Awaited<ReturnType<typeof interruption>>;
 
 /** Long enough that some prompt always meets answers that are running. */
 const ANSWER_TOKENS = 300;
 const SETTLE_MS = 300;
 const PAUSE_MS = 250;
 
-export async function interruption({
-  streams,
-  prompts,
-  promptTokens,
-  request,
-}: InterruptionOptions): Promise<Interruption> {
+/** Times in milliseconds, from the start of the run. */
+export async function interruption(
+  { streams, prompts, promptTokens }: InterruptionOptions,
+  request: (promptTokens: number, tokens: number) => Promise<StreamResult>,
+) {
   const startMs = performance.now();
   const gaps: { atMs: number; gapMs: number }[] = [];
   let running = true;
@@ -62,9 +52,12 @@ export async function interruption({
   const of = (during: boolean): Summary =>
     summarise(gaps.filter(({ atMs, gapMs }) => touches(atMs, gapMs) === during).map(({ gapMs }) => gapMs));
   return {
+    /** Every gap of every stream: its end, and its length. */
     gaps: gaps.sort((a, b) => a.atMs - b.atMs),
+    /** When long prompts were computed. */
     windows,
     summary: { before: of(false), during: of(true) },
+    /** Mean time to the first token of a long prompt. */
     prefillMs: windows.reduce((sum, { fromMs, toMs }) => sum + toMs - fromMs, 0) / windows.length,
   };
 }

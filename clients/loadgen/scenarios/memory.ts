@@ -1,11 +1,11 @@
 // `npm run bench -- memory`: the memory of a whole system on a laptop, after some chats.
-import { defineConfig, integer, loadConfig, text } from "../../../services/common/config.ts";
+import { defineConfig, integer, loadConfig } from "../../../services/common/config.ts";
 import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
 import { pssBytes } from "../procfs.ts";
 import { processesOf, startUp } from "../processes.ts";
 import { runLoad } from "../run-load.ts";
-import { formatMib, writeJson } from "./output.ts";
+import { formatMib, jsonFile, writeJson } from "./output.ts";
 
 const memoryConfig = defineConfig(
   "bench memory",
@@ -16,7 +16,7 @@ const memoryConfig = defineConfig(
       min: 1,
       unit: "MB",
     }),
-    json: text("json", "File to write all figures to.", { optional: true }),
+    json: jsonFile,
   },
   { summary: "Measures the memory of the six processes of a small system.", usage: "npm run bench -- memory" },
 );
@@ -24,13 +24,9 @@ const memoryConfig = defineConfig(
 export async function runMemory(argv: readonly string[]): Promise<void> {
   const config = loadConfig(memoryConfig, { argv, env: process.env });
   await using up = await startUp([]);
-  const workload = { model: "", promptWords: 32, outputTokens: 64, seed: 1 };
-  const load = await runLoad(
-    up.url,
-    "",
-    { ...workload, model: (await openAiClient(up.url).models())[0]!.id },
-    { requests: config.chats, streams: 8, ratePerS: 0, rampMs: 0 },
-  );
+  const model = (await openAiClient(up.url).models())[0]!.id;
+  const shape = { requests: config.chats, streams: 8, rate: 0, rampMs: 0 };
+  const load = await runLoad(up.url, { ...shape, model, promptWords: 32, tokens: 64, seed: 1 });
   const rows = processesOf(up.run).map(({ name, pid }) => ({ name, pid, pssBytes: pssBytes(pid) }));
   const six = rows.filter((row) => !row.name.endsWith("guardian"));
   const sum = (list: readonly { pssBytes: number }[]): number => list.reduce((total, row) => total + row.pssBytes, 0);

@@ -1,5 +1,8 @@
 // Formats figures for tables and files.
 import { writeFileSync } from "node:fs";
+import { text } from "../../../services/common/config.ts";
+
+export const jsonFile = text("json", "File to write all figures to.", { optional: true });
 
 /** Two decimals below ten, one above; a dash for a missing measurement. */
 export function formatMs(ms: number): string {

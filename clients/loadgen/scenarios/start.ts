@@ -1,22 +1,22 @@
 // `npm run bench -- start`: from `npm start` to the first token, as a new user experiences it.
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
-import { Agent } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { defineConfig, integer, milliseconds, loadConfig, StartError, text } from "../../../services/common/config.ts";
+import { defineConfig, integer, milliseconds, loadConfig, StartError } from "../../../services/common/config.ts";
 import { freePort } from "../../../services/common/ports.ts";
 import { summarise } from "../statistics.ts";
 import { streamRequest } from "../stream-request.ts";
-import { formatMs, writeJson } from "./output.ts";
+import { formatMs, jsonFile, writeJson } from "./output.ts";
 
 const startConfig = defineConfig(
   "bench start",
   {
     runs: integer("runs", "Number of timed starts.", { default: 5, min: 1, max: 100 }),
     limitMs: milliseconds("limit_ms", "Exit with 1 if the median is above this.", { default: 2_500, max: Infinity }),
-    json: text("json", "File to write all figures to.", { optional: true }),
+    json: jsonFile,
   },
   { summary: "Times `npm start` to the first token.", usage: "npm run bench -- start" },
 );
@@ -45,8 +45,6 @@ export async function runStart(argv: readonly string[]): Promise<void> {
 async function oneStart(): Promise<{ ms: number; built: boolean }> {
   const [port, grpcPort] = [await freePort(), await freePort()];
   const stateDir = mkdtempSync(join(tmpdir(), "tandem-start-"));
-  const agent = new Agent({ keepAlive: true });
-  const target = { url: `http://127.0.0.1:${port}`, agent };
   const startMs = performance.now();
   const npm = spawn("npm", ["start", "--", `--port=${port}`, `--grpc-port=${grpcPort}`, `--state.dir=${stateDir}`], {
     stdio: ["ignore", "ignore", "pipe"],
@@ -54,28 +52,17 @@ async function oneStart(): Promise<{ ms: number; built: boolean }> {
   let errors = "";
   npm.stderr.setEncoding("utf8").on("data", (piece: string) => (errors = (errors + piece).slice(-4000)));
   let ended = false;
-  const end = new Promise<void>((resolve) => {
-    npm.once("close", () => {
-      ended = true;
-      resolve();
-    });
-  });
+  const end = once(npm, "close").then(() => (ended = true));
   try {
-    for (;;) {
-      const sentMs = performance.now();
-      if (ended || sentMs - startMs > START_LIMIT_MS) throw new StartError(`npm start gave no token:\n${errors}`);
-      const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true });
-      const result = await streamRequest(target, "/v1/completions", body);
-      if (result.completed && !Number.isNaN(result.ttftMs)) {
-        return {
-          ms: sentMs + result.ttftMs - startMs,
-          built: /^tandem: (installing|generating|building)/m.test(errors),
-        };
-      }
+    const body = JSON.stringify({ prompt: "Hello", max_tokens: 1, stream: true });
+    while (!ended && performance.now() - startMs < START_LIMIT_MS) {
+      const { completed, firstMs } = await streamRequest({ url: `http://127.0.0.1:${port}` }, body);
+      if (completed && firstMs !== undefined)
+        return { ms: firstMs - startMs, built: /^tandem: (installing|generating|building)/m.test(errors) };
       await sleep(TRY_MS);
     }
+    throw new StartError(`npm start gave no token:\n${errors}`);
   } finally {
-    agent.destroy();
     npm.kill("SIGINT");
     await end;
     rmSync(stateDir, { recursive: true, force: true });
