@@ -1,6 +1,6 @@
 // Brings a clone to the point where a command can run: packages installed, code generated, dist built. Each step is
 // skipped if its inputs have not changed. If all three are fresh, the check takes some tens of milliseconds.
-import { chmodSync, existsSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { chmodSync, copyFileSync, existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { sourceCommit, writeCommit } from "./build-commit.mjs";
 import { isFresh, stampOf, writeStamp } from "./fingerprint.mjs";
@@ -114,6 +114,9 @@ async function build() {
     rmSync(fresh, { recursive: true, force: true });
     throw error;
   }
+  // tsc copies nothing; this is read beside the code that runs it.
+  const kernel = "services/tiny-engine/llama/kernel.wasm";
+  copyFileSync(join(ROOT, kernel), join(fresh, kernel));
   // npm makes a program executable when it links it. `npx tandem` in a clone does that once, not after each build.
   chmodSync(join(fresh, "clients/cli/main.js"), 0o755);
   writeStamp(join(fresh, ".tandem-stamp"), stamp);

@@ -39,6 +39,7 @@ describe("the npm package", function () {
     assert.deepEqual(missing([manifest.types, ...Object.values(manifest.bin), ...exported]), []);
     const beside = [
       "dist/build.json",
+      "dist/services/tiny-engine/llama/kernel.wasm",
       "models/tandem-tiny/tandem-tiny-q8_0.gguf",
       "LICENSE",
       "README.md",

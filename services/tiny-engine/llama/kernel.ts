@@ -1,8 +1,21 @@
 // The WebAssembly kernel and its memory. Pointers are byte offsets; everything is 16-byte aligned.
-import { KERNEL_WASM } from "./kernel-wasm.ts";
+import { readFileSync } from "node:fs";
+
+// TypeScript declares this API only with the whole DOM, and then browser-only code would pass the type check.
+declare const WebAssembly: {
+  readonly Memory: new (pages: {
+    readonly initial: number;
+    readonly maximum: number;
+  }) => {
+    readonly buffer: ArrayBuffer;
+    grow(pages: number): number;
+  };
+  readonly Module: new (bytes: Uint8Array) => object;
+  readonly Instance: new (module: object, imports: object) => { readonly exports: unknown };
+};
 
 /** The exports of kernel.c; the comments there give shapes. All arguments but `epsilon` are integers. */
-export interface KernelFunctions {
+interface KernelFunctions {
   quantize(q: number, scales: number, x: number, rows: number, n: number): void;
   matmul_q8(out: number, x: number, xs: number, rows: number, w: number, ws: number, outs: number, n: number): void;
   matmul_f32(out: number, x: number, rows: number, w: number, outs: number, n: number): void;
@@ -25,35 +38,26 @@ export interface KernelFunctions {
   add(x: number, y: number, n: number): void;
 }
 
-export interface Kernel {
-  readonly call: KernelFunctions;
-  /** Allocates memory permanently. @param bytes 0 or more. @returns A pointer to zeroes. */
-  allocate(bytes: number): number;
-  /** Bytes allocated so far. */
-  readonly used: number;
-  /** Views. They become invalid when memory grows, so take one after the last `allocate`. */
-  bytes(pointer: number, length: number): Uint8Array;
-  floats(pointer: number, length: number): Float32Array;
-  integers(pointer: number, length: number): Int32Array;
-}
-
 const PAGE = 65_536;
 const ALIGNMENT = 16;
 /** Memory grows by this much at a time, so that allocating many KV blocks doesn't copy views each time. */
 const GROWTH_PAGES = 16;
 
+export type Kernel = ReturnType<typeof createKernel>;
+
 /** @param limitBytes Limit on all allocations. @throws RangeError beyond the limit, or if the system has no memory. */
-export function createKernel(limitBytes: number): Kernel {
+export function createKernel(limitBytes: number) {
   const memory = new WebAssembly.Memory({
     initial: 2,
     maximum: Math.min(65_536, Math.ceil(limitBytes / PAGE) + 2 + GROWTH_PAGES),
   });
-  const module = new WebAssembly.Module(Buffer.from(KERNEL_WASM, "base64"));
+  const module = new WebAssembly.Module(readFileSync(new URL("./kernel.wasm", import.meta.url)));
   const { exports } = new WebAssembly.Instance(module, { env: { memory } });
-  let used = (exports["__heap_base"] as WebAssembly.Global<"i32">).value;
+  let used = (exports as { readonly __heap_base: { readonly value: number } }).__heap_base.value;
   return {
-    call: exports as unknown as KernelFunctions,
-    allocate(bytes) {
+    call: exports as KernelFunctions,
+    /** Allocates memory permanently. @param bytes 0 or more. @returns A pointer to zeroes. */
+    allocate(bytes: number): number {
       const pointer = Math.ceil(used / ALIGNMENT) * ALIGNMENT;
       const end = pointer + bytes;
       const missing = Math.ceil((end - memory.buffer.byteLength) / PAGE);
@@ -61,11 +65,9 @@ export function createKernel(limitBytes: number): Kernel {
       used = end;
       return pointer;
     },
-    get used() {
-      return used;
-    },
-    bytes: (pointer, length) => new Uint8Array(memory.buffer, pointer, length),
-    floats: (pointer, length) => new Float32Array(memory.buffer, pointer, length),
-    integers: (pointer, length) => new Int32Array(memory.buffer, pointer, length),
+    // Views. They become invalid when memory grows, so take one after the last `allocate`.
+    bytes: (pointer: number, length: number) => new Uint8Array(memory.buffer, pointer, length),
+    floats: (pointer: number, length: number) => new Float32Array(memory.buffer, pointer, length),
+    integers: (pointer: number, length: number) => new Int32Array(memory.buffer, pointer, length),
   };
 }

@@ -3,39 +3,30 @@
 // answer until its request arrives.
 import { KV_BLOCK_TOKENS } from "./shape.ts";
 
-export interface Room {
-  /** Takes a slot and blocks for a sequence that may grow to `tokens` tokens. False if there are none now. */
-  take(tokens: number): boolean;
-  give(tokens: number): void;
-  readonly takenSlots: number;
-  /** Tokens in taken blocks. */
-  readonly takenTokens: number;
-  /** 0 to 1. */
-  readonly usedRatio: number;
-}
+export type Room = ReturnType<typeof createRoom>;
 
-export function createRoom(slots: number, blocks: number): Room {
+export function createRoom(slots: number, blocks: number) {
   let takenSlots = 0;
   let takenBlocks = 0;
   const blocksOf = (tokens: number): number => Math.ceil(tokens / KV_BLOCK_TOKENS);
   return {
-    take(tokens) {
+    /** Takes a slot and blocks for a sequence that may grow to `tokens` tokens. False if there are none now. */
+    take(tokens: number): boolean {
       if (takenSlots >= slots || takenBlocks + blocksOf(tokens) > blocks) return false;
       takenSlots++;
       takenBlocks += blocksOf(tokens);
       return true;
     },
-    give(tokens) {
+    give(tokens: number): void {
       takenSlots--;
       takenBlocks -= blocksOf(tokens);
     },
-    get takenSlots() {
-      return takenSlots;
-    },
-    get takenTokens() {
+    /** Tokens in taken blocks. */
+    get takenTokens(): number {
       return takenBlocks * KV_BLOCK_TOKENS;
     },
-    get usedRatio() {
+    /** 0 to 1. */
+    get usedRatio(): number {
       return takenBlocks / blocks;
     },
   };

@@ -47,37 +47,19 @@ export function tokenLimit({ prompt, sampling }: SequenceRequest): number {
   return prompt.length + sampling.maxTokens;
 }
 
-const NONE: ReadonlySet<number> = new Set();
-
 /** The command for the worker. Without a seed the randomness is the system's. */
 export function addCommand({ id, request, kv, outflow }: Run, eos: ReadonlySet<number>): Add {
   const { prompt, sampling, promptLogprobs, pace } = request;
-  const { temperature, topP, topK, minP, presencePenalty, frequencyPenalty, repetitionPenalty } = sampling;
   const seed = sampling.seed === null ? randomBytes(8).readBigUInt64LE() : BigInt(sampling.seed);
   return {
     kind: "add",
     id,
     prompt,
     promptLogprobs,
+    pace,
+    sampling: { ...sampling, seed },
+    ends: new Set([...(sampling.ignoreEos ? [] : eos), ...(sampling.stopTokenIds ?? [])]),
     kv,
     givesKv: outflow !== null,
-    // Of the request's faults the worker needs these two.
-    pace: pace === null ? null : { extraMsPerToken: pace.extraMsPerToken, stallAfterTokens: pace.stallAfterTokens },
-    params: {
-      temperature,
-      topP,
-      topK,
-      minP,
-      seed,
-      presencePenalty,
-      frequencyPenalty,
-      repetitionPenalty,
-      logitBias: sampling.logitBias ?? undefined,
-    },
-    maxTokens: sampling.maxTokens,
-    minTokens: sampling.minTokens,
-    logprobs: sampling.logprobs,
-    eos: sampling.ignoreEos ? NONE : eos,
-    stopTokenIds: sampling.stopTokenIds ?? NONE,
   };
 }

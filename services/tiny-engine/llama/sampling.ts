@@ -2,24 +2,11 @@
 // bias, bans, penalties, temperature, min_p, top_k, top_p. A pure function of its arguments: the random number comes
 // from (seed, position) alone, so a seeded answer is the same with or without disaggregation and batching.
 // Source: vLLM 0.32, v1/sample/sampler.py.
+import type { Sampling, TokenLogprobs } from "../engine.ts";
 import { exp, ln } from "./exact-math.ts";
 
-export interface SamplingParams {
-  /** 0 is greedy. */
-  readonly temperature: number;
-  /** Above 0, to 1. */
-  readonly topP: number;
-  /** 0: no limit. */
-  readonly topK: number;
-  /** 0 to 1: least share of the likeliest token's probability. */
-  readonly minP: number;
-  readonly seed: bigint;
-  readonly presencePenalty: number;
-  readonly frequencyPenalty: number;
-  /** 1: none. */
-  readonly repetitionPenalty: number;
-  readonly logitBias: ReadonlyMap<number, number> | undefined;
-}
+/** The seed is a number even if the request has none. */
+export type SamplingParams = Omit<Sampling, "seed"> & { readonly seed: bigint };
 
 export interface TokenHistory {
   readonly promptTokens: ReadonlySet<number>;
@@ -112,19 +99,8 @@ function sum(kept: readonly Candidate[]): number {
   return kept.reduce((total, { weight }) => total + weight, 0);
 }
 
-export interface Logprob {
-  readonly token: number;
-  readonly logprob: number;
-  /** 1 is the likeliest. */
-  readonly rank: number;
-}
-
 /** Logprobs of raw logits: of `token`, and of the `count` likeliest, likeliest first. */
-export function logprobs(
-  logits: Float32Array,
-  token: number,
-  count: number,
-): { readonly chosen: Logprob; readonly top: Logprob[] } {
+export function logprobs(logits: Float32Array, token: number, count: number): TokenLogprobs {
   const best = logits[argmax(logits)]!;
   let total = 0;
   let rank = 1;
@@ -137,7 +113,7 @@ export function logprobs(
     .sort((a, b) => logits[b]! - logits[a]! || a - b)
     .slice(0, count)
     .map((candidate, index) => ({ token: candidate, logprob: logits[candidate]! - offset, rank: index + 1 }));
-  return { chosen: { token, logprob: logits[token]! - offset, rank }, top };
+  return { logprob: logits[token]! - offset, rank, top };
 }
 
 /**

@@ -1,25 +1,10 @@
 // The facts of a Llama model, read from GGUF metadata and checked.
 import { GgufError, type Gguf } from "./gguf.ts";
 
-export interface LlamaShape {
-  readonly layers: number;
-  /** Width of the residual stream. */
-  readonly dim: number;
-  readonly heads: number;
-  /** Key and value heads; `heads` is a multiple. */
-  readonly kvHeads: number;
-  readonly headDim: number;
-  /** Width inside the feed-forward part. */
-  readonly ffDim: number;
-  readonly vocab: number;
-  /** Longest sequence in tokens. */
-  readonly maxContext: number;
-  readonly ropeBase: number;
-  readonly epsilon: number;
-}
+export type LlamaShape = Readonly<ReturnType<typeof readShape>>;
 
 /** @throws GgufError if the file is not a Llama that this engine can compute. */
-export function readShape(gguf: Gguf): LlamaShape {
+export function readShape(gguf: Gguf) {
   const architecture = gguf.metadata.get("general.architecture");
   if (architecture !== "llama") {
     throw new GgufError(`the model's architecture is "${String(architecture)}"; this engine computes "llama" only`);
@@ -34,14 +19,18 @@ export function readShape(gguf: Gguf): LlamaShape {
     throw new GgufError("the token embeddings are missing");
   const dim = number("llama.embedding_length");
   const heads = number("llama.attention.head_count");
-  const shape: LlamaShape = {
+  const shape = {
     layers: number("llama.block_count"),
+    /** Width of the residual stream. */
     dim,
     heads,
+    /** Key and value heads; `heads` is a multiple. */
     kvHeads: number("llama.attention.head_count_kv", heads),
     headDim: number("llama.attention.key_length", dim / heads),
+    /** Width inside the feed-forward part. */
     ffDim: number("llama.feed_forward_length"),
     vocab: embedding.dimensions[1]!,
+    /** Longest sequence in tokens. */
     maxContext: number("llama.context_length"),
     ropeBase: number("llama.rope.freq_base", 10_000),
     epsilon: number("llama.attention.layer_norm_rms_epsilon", 1e-5),

@@ -11,28 +11,11 @@ export interface Matrix {
   readonly scales: number | undefined;
 }
 
-export interface LayerWeights {
-  readonly attentionNorm: number;
-  readonly q: Matrix;
-  readonly k: Matrix;
-  readonly v: Matrix;
-  readonly o: Matrix;
-  readonly ffNorm: number;
-  readonly gate: Matrix;
-  readonly up: Matrix;
-  readonly down: Matrix;
-}
-
-export interface Weights {
-  readonly embedding: Matrix;
-  readonly layers: readonly LayerWeights[];
-  readonly outputNorm: number;
-  /** The embedding itself if the model ties them. */
-  readonly output: Matrix;
-}
+export type Weights = ReturnType<typeof loadWeights>;
+export type LayerWeights = Weights["layers"][number];
 
 /** @throws GgufError if a tensor is missing or its size differs from the metadata. */
-export function loadWeights(gguf: Gguf, shape: LlamaShape, kernel: Kernel): Weights {
+export function loadWeights(gguf: Gguf, shape: LlamaShape, kernel: Kernel) {
   const { dim, ffDim, vocab } = shape;
   const qDim = shape.heads * shape.headDim;
   const kvDim = shape.kvHeads * shape.headDim;
@@ -48,7 +31,7 @@ export function loadWeights(gguf: Gguf, shape: LlamaShape, kernel: Kernel): Weig
     loadMatrix(tensor(name, [n, outs]), outs, n, kernel);
   const vector = (name: string, n: number): number => loadMatrix(widened(tensor(name, [n])), 1, n, kernel).data;
 
-  const layers = Array.from({ length: shape.layers }, (_, layer): LayerWeights => {
+  const layers = Array.from({ length: shape.layers }, (_, layer) => {
     const name = (part: string): string => `blk.${layer}.${part}.weight`;
     return {
       attentionNorm: vector(name("attn_norm"), dim),
@@ -67,6 +50,7 @@ export function loadWeights(gguf: Gguf, shape: LlamaShape, kernel: Kernel): Weig
     embedding,
     layers,
     outputNorm: vector("output_norm.weight", dim),
+    /** The embedding itself if the model ties them. */
     output: gguf.tensors.has("output.weight") ? matrix("output.weight", vocab, dim) : embedding,
   };
 }

@@ -8,33 +8,21 @@ import {
   type Batch,
 } from "../../../services/tiny-engine/llama/worker/batch.ts";
 import type { Add } from "../../../services/tiny-engine/llama/worker/messages.ts";
-import { tinyFile, tokensOf } from "./engines.ts";
+import { GREEDY, tinyFile, tokensOf } from "./engines.ts";
 
-function add(id: number, prompt: readonly number[], over: Partial<Add> = {}): Add {
+type Over = Partial<Pick<Add, "givesKv" | "pace">> & { readonly maxTokens?: number };
+
+function add(id: number, prompt: readonly number[], { maxTokens = 100, ...over }: Over = {}): Add {
   return {
     kind: "add",
     id,
     prompt,
-    maxTokens: 100,
-    minTokens: 0,
-    eos: new Set(),
-    stopTokenIds: new Set(),
-    logprobs: null,
+    ends: new Set(),
     promptLogprobs: null,
     kv: null,
     givesKv: false,
     pace: null,
-    params: {
-      temperature: 0,
-      topP: 1,
-      topK: 0,
-      minP: 0,
-      seed: 1n,
-      presencePenalty: 0,
-      frequencyPenalty: 0,
-      repetitionPenalty: 1,
-      logitBias: undefined,
-    },
+    sampling: { ...GREEDY, maxTokens },
     ...over,
   };
 }

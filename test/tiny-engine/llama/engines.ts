@@ -1,6 +1,7 @@
 // Embedded engines with small random models, for tests that need real arithmetic and no sense.
 import { randomGguf, type RandomModel } from "../../../clients/common/random-gguf.ts";
 import { startLlamaEngine, type LlamaEngineStart } from "../../../services/tiny-engine/llama/start-llama-engine.ts";
+import type { SamplingParams } from "../../../services/tiny-engine/llama/sampling.ts";
 import type { RunningEngine } from "../../../services/tiny-engine/serve-engine.ts";
 
 export const TINY: RandomModel = {
@@ -14,6 +15,23 @@ export const TINY: RandomModel = {
   type: "Q8_0",
   seed: 3,
   speaks: true,
+};
+
+export const GREEDY: SamplingParams = {
+  temperature: 0,
+  topP: 1,
+  topK: 0,
+  minP: 0,
+  seed: 0n,
+  presencePenalty: 0,
+  frequencyPenalty: 0,
+  repetitionPenalty: 1,
+  logitBias: null,
+  maxTokens: 100,
+  minTokens: 0,
+  ignoreEos: false,
+  stopTokenIds: null,
+  logprobs: null,
 };
 
 const files = new Map<number, Buffer>();

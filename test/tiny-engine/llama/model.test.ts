@@ -21,6 +21,7 @@ const TINY: RandomModel = {
   maxContext: 256,
   type: "Q8_0",
   seed: 3,
+  speaks: false,
 };
 
 function model(shape: RandomModel): Model {
@@ -35,7 +36,7 @@ function prompt(length: number, vocab: number, seed = 1): number[] {
 function rowsOf(m: Model, table: BlockTable, tokens: readonly number[], from = 0): Row[] {
   return tokens.map((token, index) => {
     const position = from + index;
-    if (Math.floor(position / KV_BLOCK_TOKENS) === table.blocks.length) m.addBlock(table, m.takeBlock()!);
+    if (Math.floor(position / KV_BLOCK_TOKENS) === table.blocks.length) m.grow(table);
     return { token, position, table };
   });
 }
@@ -135,10 +136,15 @@ describe("the forward pass", () => {
   it("takes no more KV blocks than it may, and takes freed ones again", () => {
     const m = createModel(readGguf(randomGguf(TINY)), { kvBytes: 40_000 });
     const limit = m.freeBlocks;
-    const taken = Array.from({ length: limit }, () => m.takeBlock());
-    assert.equal(m.takeBlock(), undefined);
-    m.freeBlock(taken[0]!);
-    assert.equal(m.takeBlock(), taken[0]);
+    const table = m.takeTable();
+    for (let blocks = 0; blocks < limit; blocks++) assert.ok(m.grow(table));
+    assert.equal(m.grow(table), false);
+    const [...taken] = table.blocks;
+    m.freeTable(table);
+    assert.equal(m.freeBlocks, limit);
+    const next = m.takeTable();
+    m.grow(next);
+    assert.ok(taken.includes(next.blocks[0]!));
   });
 });
 

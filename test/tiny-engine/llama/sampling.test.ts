@@ -1,18 +1,8 @@
 import assert from "node:assert/strict";
 import { exp, ln, sin, cos } from "../../../services/tiny-engine/llama/exact-math.ts";
 import { logprobs, sample, uniform, type SamplingParams } from "../../../services/tiny-engine/llama/sampling.ts";
+import { GREEDY } from "./engines.ts";
 
-const GREEDY: SamplingParams = {
-  temperature: 0,
-  topP: 1,
-  topK: 0,
-  minP: 0,
-  seed: 0n,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  repetitionPenalty: 1,
-  logitBias: undefined,
-};
 const NOTHING = { promptTokens: new Set<number>(), outputCounts: new Map<number, number>() };
 
 function pick(
@@ -82,9 +72,9 @@ describe("sampling", () => {
   });
 
   it("gives logprobs that are those of the raw logits", () => {
-    const { chosen, top } = logprobs(Float32Array.from([0, Math.log(3)]), 0, 2);
-    assert.ok(Math.abs(chosen.logprob - Math.log(0.25)) < 1e-6);
-    assert.equal(chosen.rank, 2);
+    const { logprob, rank, top } = logprobs(Float32Array.from([0, Math.log(3)]), 0, 2);
+    assert.ok(Math.abs(logprob - Math.log(0.25)) < 1e-6);
+    assert.equal(rank, 2);
     assert.deepEqual(
       top.map(({ token, rank }) => [token, rank]),
       [

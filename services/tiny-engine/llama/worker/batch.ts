@@ -14,16 +14,7 @@ export const PROMPT_ROWS_ALONE = MAX_ROWS;
 /** Least share of one prompt in a round. */
 const MIN_SHARE_ROWS = 8;
 
-export interface Batch {
-  add(add: Add): void;
-  /** Frees a sequence in any state. Has no effect if the sequence has ended. */
-  drop(id: number): void;
-  /** Computes the sequences that are ready. Null: none is; `wakeMs` says when one will be. */
-  round(nowMs: number): Report | null;
-  /** When a slowed sequence may go on. Infinity: none waits. */
-  wakeMs(): number;
-  readonly size: number;
-}
+export type Batch = ReturnType<typeof createBatch>;
 
 /** Rows of one sequence in one round. */
 interface Part {
@@ -31,7 +22,7 @@ interface Part {
   readonly rows: readonly Row[];
 }
 
-export function createBatch(model: Model): Batch {
+export function createBatch(model: Model) {
   const sequences = new Map<number, Sequence>();
   /** Prompts take turns in being first, because the last of them may get nothing in a round. */
   let turn = 0;
@@ -56,14 +47,17 @@ export function createBatch(model: Model): Batch {
     return parts;
   };
 
+  /** Frees a sequence in any state. Has no effect if the sequence has ended. */
+  const drop = (id: number): void => {
+    sequences.get(id)?.free();
+    sequences.delete(id);
+  };
+
   return {
-    add: (add) => void sequences.set(add.id, new Sequence(add, model)),
-    drop(id) {
-      sequences.get(id)?.free();
-      sequences.delete(id);
-    },
-    round(nowMs) {
-      const fresh = new Set([...sequences.values()].filter((sequence) => !sequence.started));
+    add: (add: Add) => void sequences.set(add.id, new Sequence(add, model)),
+    drop,
+    /** Computes the sequences that are ready. Null: none is; `wakeMs` says when one will be. */
+    round(nowMs: number): Report | null {
       const parts = plan(nowMs);
       if (parts.length === 0) return null;
       const tokens = compute(model, parts, nowMs);
@@ -73,12 +67,12 @@ export function createBatch(model: Model): Batch {
         const given = sequence.takeKv();
         if (given !== null) kv.push(given);
       }
-      for (const { id, finish } of tokens) if (finish !== null) this.drop(id);
-      const started = parts.filter(({ sequence }) => fresh.has(sequence)).map(({ sequence }) => sequence.id);
-      return { kind: "report", rows: parts.reduce((sum, { rows }) => sum + rows.length, 0), started, kv, tokens };
+      for (const { id, finish } of tokens) if (finish !== null) drop(id);
+      return { kind: "report", rows: parts.reduce((sum, { rows }) => sum + rows.length, 0), kv, tokens };
     },
+    /** When a slowed sequence may go on. Infinity: none waits. */
     wakeMs: () => [...sequences.values()].reduce((least, { notBeforeMs }) => Math.min(least, notBeforeMs), Infinity),
-    get size() {
+    get size(): number {
       return sequences.size;
     },
   };

@@ -1,5 +1,5 @@
 // The messages between the engine and its worker thread. Commands take effect in the order they are sent.
-import type { Pace, TokenLogprobs } from "../../engine.ts";
+import type { SequenceRequest, TokenLogprobs } from "../../engine.ts";
 import type { SamplingParams } from "../sampling.ts";
 
 export interface WorkerStart {
@@ -15,24 +15,16 @@ export type Command =
   | { readonly kind: "hang"; readonly hung: boolean };
 
 /** A sequence to run. The engine has made sure that there are blocks for all its tokens. */
-export interface Add {
+export interface Add extends Pick<SequenceRequest, "prompt" | "promptLogprobs" | "pace"> {
   readonly kind: "add";
   readonly id: number;
-  readonly prompt: readonly number[];
-  readonly params: SamplingParams;
-  readonly maxTokens: number;
-  readonly minTokens: number;
-  /** Tokens that end the answer; empty if they are ignored. */
-  readonly eos: ReadonlySet<number>;
-  readonly stopTokenIds: ReadonlySet<number>;
-  /** Alternatives per output token. Null: no logprobs. */
-  readonly logprobs: number | null;
-  readonly promptLogprobs: number | null;
+  readonly sampling: SamplingParams;
+  /** Tokens that end the answer. */
+  readonly ends: ReadonlySet<number>;
   /** KV of the whole prompt, checked, packed as in kv-rows.ts. Null: to be computed. */
   readonly kv: readonly Uint8Array[] | null;
   /** Whether to send out the prompt's KV. */
   readonly givesKv: boolean;
-  readonly pace: Pace | null;
 }
 
 /** The result of one round. */
@@ -40,8 +32,6 @@ export interface Report {
   readonly kind: "report";
   /** Rows computed, of prompts and of answers. */
   readonly rows: number;
-  /** Sequences whose first row was computed in this round. */
-  readonly started: readonly number[];
   /** Sent before the tokens of the same round. */
   readonly kv: readonly GivenKv[];
   readonly tokens: readonly GivenToken[];

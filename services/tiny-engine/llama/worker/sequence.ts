@@ -6,10 +6,7 @@ import { KV_BLOCK_TOKENS } from "../shape.ts";
 import { packRows, unpackRows } from "./kv-rows.ts";
 import type { Add, GivenKv, GivenToken } from "./messages.ts";
 
-const NONE: readonly number[] = [];
-
 export class Sequence {
-  readonly id: number;
   readonly add: Add;
   readonly table: BlockTable;
   readonly #model: Model;
@@ -17,7 +14,6 @@ export class Sequence {
   readonly tokens: number[];
   /** Tokens whose KV exists. */
   computed: number;
-  started = false;
   /** No token before this time: a slowed sequence. Infinity: a stalled one. */
   notBeforeMs: number;
   #givenBlocks = 0;
@@ -26,14 +22,13 @@ export class Sequence {
   #promptLogprobs: (TokenLogprobs | null)[] | null;
 
   constructor(add: Add, model: Model) {
-    this.id = add.id;
     this.add = add;
     this.#model = model;
     this.tokens = [...add.prompt];
     this.table = model.takeTable();
     // The row of the last prompt token is always computed here: its logits give the first token.
     this.computed = add.kv === null ? 0 : add.prompt.length - 1;
-    this.#promptSet = add.params.repetitionPenalty === 1 ? new Set() : new Set(add.prompt);
+    this.#promptSet = add.sampling.repetitionPenalty === 1 ? new Set() : new Set(add.prompt);
     this.#promptLogprobs = add.promptLogprobs === null ? null : [null];
     this.notBeforeMs = add.pace?.stallAfterTokens === 0 ? Infinity : 0;
     add.kv?.forEach((packed, index) => {
@@ -54,16 +49,13 @@ export class Sequence {
   /** Takes the blocks that `position` needs. */
   #reach(position: number): void {
     while (this.table.blocks.length * KV_BLOCK_TOKENS <= position) {
-      const block = this.#model.takeBlock();
       // The engine admits a sequence only if its blocks are available.
-      if (block === undefined) throw new Error("the KV cache is full, although its blocks were counted");
-      this.#model.addBlock(this.table, block);
+      if (!this.#model.grow(this.table)) throw new Error("the KV cache is full, although its blocks were counted");
     }
   }
 
   /** @returns The next `count` rows. */
   rows(count: number): { token: number; position: number; table: BlockTable }[] {
-    this.started = true;
     this.#reach(this.computed + count - 1);
     return Array.from({ length: count }, (_, index) => {
       const position = this.computed + index;
@@ -73,34 +65,25 @@ export class Sequence {
 
   /** A row of the prompt: records the model's logprobs for the prompt token that follows. */
   takePromptRow(logits: Float32Array, position: number): void {
-    const { chosen, top } = logprobs(logits, this.add.prompt[position + 1]!, this.add.promptLogprobs!);
-    this.#promptLogprobs!.push({ logprob: chosen.logprob, rank: chosen.rank, top });
+    this.#promptLogprobs!.push(logprobs(logits, this.add.prompt[position + 1]!, this.add.promptLogprobs!));
   }
 
   /** The last row: draws the next token. @param logits Overwritten. */
   takeLastRow(logits: Float32Array, nowMs: number): GivenToken {
-    const { add } = this;
-    const outputs = this.tokens.length - add.prompt.length;
-    const held = outputs < add.minTokens;
-    const raw = add.logprobs === null ? null : logits.slice();
-    const banned = held ? [...add.eos, ...add.stopTokenIds] : NONE;
-    const token = sample(
-      logits,
-      add.params,
-      { promptTokens: this.#promptSet, outputCounts: this.#counts },
-      this.tokens.length,
-      banned,
-    );
+    const { id, prompt, sampling, ends } = this.add;
+    const outputs = this.tokens.length - prompt.length;
+    const raw = sampling.logprobs === null ? null : logits.slice();
+    const history = { promptTokens: this.#promptSet, outputCounts: this.#counts };
+    const banned = outputs < sampling.minTokens ? ends : [];
+    const token = sample(logits, sampling, history, this.tokens.length, banned);
     this.tokens.push(token);
     this.#counts.set(token, (this.#counts.get(token) ?? 0) + 1);
     this.#pace(outputs + 1, nowMs);
-    const ends = add.eos.has(token) || add.stopTokenIds.has(token);
-    const chosen = raw === null ? null : logprobs(raw, token, add.logprobs!);
     return {
-      id: this.id,
+      id,
       token,
-      finish: ends ? "stop" : outputs + 1 >= add.maxTokens ? "length" : null,
-      logprobs: chosen === null ? null : { logprob: chosen.chosen.logprob, rank: chosen.chosen.rank, top: chosen.top },
+      finish: ends.has(token) ? "stop" : outputs + 1 >= sampling.maxTokens ? "length" : null,
+      logprobs: raw === null ? null : logprobs(raw, token, sampling.logprobs!),
       promptLogprobs: outputs === 0 ? this.#promptLogprobs : null,
     };
   }
@@ -122,7 +105,7 @@ export class Sequence {
       const rows = Math.min(KV_BLOCK_TOKENS, length - this.#givenBlocks * KV_BLOCK_TOKENS);
       blocks.push(packRows(this.#model.blockBytes(this.table.blocks[this.#givenBlocks]!), rows, this.#model.shape));
     }
-    return { id: this.id, blocks, last: whole };
+    return { id: this.add.id, blocks, last: whole };
   }
 
   free(): void {
