@@ -1,22 +1,12 @@
 // Writes small GGUF files with seeded random weights, for tests and benchmarks of the engine. Such a model
 // writes gibberish, but costs as much as a trained model of the same shape.
+import { BYTE_CHARACTERS } from "../../services/tiny-engine/llama/bpe.ts";
+import { TENSOR_TYPES, VALUE_TYPE, type TensorType } from "../../services/tiny-engine/llama/gguf.ts";
 
-export interface RandomModel {
-  readonly layers: number;
-  readonly dim: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  readonly ffDim: number;
-  readonly vocab: number;
-  readonly maxContext: number;
-  readonly type: "F32" | "F16" | "Q8_0";
-  readonly seed: number;
-  /** Whether a tokenizer and a chat template are inside; takes a vocabulary of 300 or more. Default: no. */
-  readonly speaks?: boolean;
-}
+export type RandomModel = Readonly<typeof SMALL>;
 
 /** 0.9M parameters, the size that the protocol notes measured. */
-export const SMALL: RandomModel = {
+export const SMALL = {
   layers: 4,
   dim: 128,
   heads: 4,
@@ -24,23 +14,11 @@ export const SMALL: RandomModel = {
   ffDim: 384,
   vocab: 1024,
   maxContext: 2048,
-  type: "Q8_0",
+  type: "Q8_0" as TensorType,
   seed: 1,
+  /** Whether a tokenizer and a chat template are inside; takes a vocabulary of 300 to 1,600. */
+  speaks: false,
 };
-/** The shape of the shipped model. */
-export const SHIPPED: RandomModel = {
-  layers: 6,
-  dim: 192,
-  heads: 6,
-  kvHeads: 2,
-  ffDim: 512,
-  vocab: 2048,
-  maxContext: 2048,
-  type: "Q8_0",
-  seed: 1,
-};
-
-const TYPE_NUMBER = { F32: 0, F16: 1, Q8_0: 8 } as const;
 
 /** Overrides replace metadata; a value of undefined leaves the key out. */
 export function randomGguf(
@@ -50,7 +28,7 @@ export function randomGguf(
   const random = xorshift(model.seed);
   const headDim = model.dim / model.heads;
   const kvDim = model.kvHeads * headDim;
-  const tensors: { name: string; dimensions: number[]; type: keyof typeof TYPE_NUMBER; bytes: Buffer }[] = [];
+  const tensors: RawTensor[] = [];
   const matrix = (name: string, outs: number, n: number, gain = 1): void => {
     const values = Float32Array.from({ length: outs * n }, () => (random() * 2 - 1) * gain * Math.sqrt(3 / n));
     tensors.push({ name, dimensions: [n, outs], type: model.type, bytes: encode(values, model.type) });
@@ -83,19 +61,17 @@ export function randomGguf(
     "llama.feed_forward_length": model.ffDim,
     "llama.context_length": model.maxContext,
     "llama.rope.dimension_count": headDim,
-    ...(model.speaks === true ? tokenizerOf(model.vocab) : {}),
+    ...(model.speaks ? tokenizerOf(model.vocab) : {}),
     ...overrides,
   };
-  return writeGguf(
-    metadata,
-    tensors.map((tensor) => ({ ...tensor, type: TYPE_NUMBER[tensor.type] })),
-  );
+  return writeGguf(metadata, tensors);
 }
 
 export interface RawTensor {
   readonly name: string;
   readonly dimensions: readonly number[];
-  readonly type: number;
+  /** ggml's name. */
+  readonly type: string;
   readonly bytes: Buffer;
 }
 
@@ -107,21 +83,12 @@ const SPECIALS = ["<|bos|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|
 
 /** Byte-level BPE: the specials, the bytes, then pairs of letters, with and without a space, and pairs of those. */
 function tokenizerOf(vocab: number): Record<string, MetadataValue> {
-  const printable = (byte: number): boolean =>
-    (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);
-  let next = 0x100;
-  const bytes = Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : next++));
   const letters = [..."etaoinsrhldcumfpgwybvkxjqz"];
   const starts = ["\u0120", ...letters];
   const pairs = starts.flatMap((first) => letters.map((second) => [first, second] as const));
-  const quads = pairs.flatMap(([a, b]) =>
-    pairs
-      .slice(letters.length)
-      .map(([c, d]) => [a + b, c + d] as const)
-      .slice(0, 60),
-  );
-  const merges = [...pairs, ...quads].slice(0, vocab - SPECIALS.length - bytes.length);
-  const tokens = [...SPECIALS, ...bytes, ...merges.map(([first, second]) => first + second)];
+  const quads = pairs.map(([first, second]) => [first + second, "et"] as const);
+  const merges = [...pairs, ...quads].slice(0, vocab - SPECIALS.length - BYTE_CHARACTERS.length);
+  const tokens = [...SPECIALS, ...BYTE_CHARACTERS, ...merges.map(([first, second]) => first + second)];
   if (tokens.length !== vocab) throw new RangeError(`no tokenizer for a vocabulary of ${vocab}`);
   return {
     "general.name": "random",
@@ -146,16 +113,25 @@ export function writeGguf(
   tensors: readonly RawTensor[],
 ): Buffer {
   const parts: Buffer[] = [];
-  const u32 = (value: number): void => void parts.push(le(4, (b) => b.writeUInt32LE(value)));
-  const u64 = (value: number): void => void parts.push(le(8, (b) => b.writeBigUInt64LE(BigInt(value))));
+  const u32 = (value: number): void => void parts.push(Buffer.from(Uint32Array.of(value).buffer));
+  const u64 = (value: number): void => void parts.push(Buffer.from(BigUint64Array.of(BigInt(value)).buffer));
   const string = (text: string): void => {
     u64(Buffer.byteLength(text));
     parts.push(Buffer.from(text));
   };
-  const scalar = (value: string | number | boolean): void => {
+  const typeOf = (value: MetadataValue): number =>
+    VALUE_TYPE[
+      Array.isArray(value) ? "array" : typeof value === "number" ? "u32" : (typeof value as "string" | "boolean")
+    ];
+  const write = (value: MetadataValue): void => {
     if (typeof value === "string") string(value);
     else if (typeof value === "boolean") parts.push(Buffer.of(Number(value)));
-    else u32(value);
+    else if (typeof value === "number") u32(value);
+    else {
+      u32(typeOf(value[0]!));
+      u64(value.length);
+      for (const item of value) write(item);
+    }
   };
   parts.push(Buffer.from("GGUF"));
   u32(3);
@@ -164,41 +140,26 @@ export function writeGguf(
   u64(entries.length);
   for (const [key, value] of entries) {
     string(key);
-    if (Array.isArray(value)) {
-      u32(9);
-      u32(typeof value[0] === "string" ? 8 : 4);
-      u64(value.length);
-      for (const item of value) scalar(item as string | number);
-    } else {
-      u32(typeof value === "string" ? 8 : typeof value === "boolean" ? 7 : 4);
-      scalar(value as string | number | boolean);
-    }
+    u32(typeOf(value!));
+    write(value!);
   }
   let offset = 0;
-  for (const tensor of tensors) {
-    string(tensor.name);
-    u32(tensor.dimensions.length);
-    for (const dimension of tensor.dimensions) u64(dimension);
-    u32(tensor.type);
+  for (const { name, dimensions, type, bytes } of tensors) {
+    string(name);
+    u32(dimensions.length);
+    for (const dimension of dimensions) u64(dimension);
+    u32(TENSOR_TYPES.indexOf(type));
     u64(offset);
-    offset += align(tensor.bytes.length);
+    offset += aligned(bytes).length;
   }
-  const head = Buffer.concat(parts);
-  const pad = (bytes: Buffer): Buffer => Buffer.concat([bytes, Buffer.alloc(align(bytes.length) - bytes.length)]);
-  return Buffer.concat([pad(head), ...tensors.map((tensor) => pad(tensor.bytes))]);
+  return Buffer.concat([aligned(Buffer.concat(parts)), ...tensors.map(({ bytes }) => aligned(bytes))]);
 }
 
-function align(length: number): number {
-  return Math.ceil(length / 32) * 32;
+function aligned(bytes: Buffer): Buffer {
+  return Buffer.concat([bytes], Math.ceil(bytes.length / 32) * 32);
 }
 
-function le(length: number, write: (buffer: Buffer) => void): Buffer {
-  const buffer = Buffer.alloc(length);
-  write(buffer);
-  return buffer;
-}
-
-function encode(values: Float32Array, type: keyof typeof TYPE_NUMBER): Buffer {
+function encode(values: Float32Array, type: TensorType): Buffer {
   if (type === "F32") return Buffer.from(values.buffer);
   if (type === "F16") {
     const out = Buffer.alloc(values.length * 2);

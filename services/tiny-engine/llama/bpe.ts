@@ -1,23 +1,15 @@
 // Byte-level BPE from the tables of a GGUF file, as GPT-2 does it.
 // Source: openai/gpt-2, src/encoder.py; key names from llama.cpp.
+import type { Tokenizer } from "../engine.ts";
 import { GgufError, type Gguf } from "./gguf.ts";
 
-export interface Bpe {
-  readonly vocabularySize: number;
-  /** Undefined if the model has none. */
-  readonly bos: number | undefined;
+export interface Bpe extends Tokenizer {
   /** Tokens that end an answer. */
   readonly eos: ReadonlySet<number>;
-  readonly addBos: boolean;
-  /** @param specials Whether the names of special tokens in the text mean those tokens. Never for a client's text. */
-  encode(text: string, specials: boolean): number[];
   /** The text with `mark` inside each name of a special token, so that `encodeHidden` reads it as letters. */
   hideSpecials(text: string, mark: string): string;
-  /** Encodes with special tokens, and drops each `mark` that hid one. */
+  /** Encodes with special tokens, and drops each `mark` that hid one. Only for text that a client did not write. */
   encodeHidden(text: string, mark: string): number[];
-  /** A token's bytes; a special token's are its name. */
-  bytes(token: number): Uint8Array;
-  isSpecial(token: number): boolean;
 }
 
 // GPT-2's pre-tokenizer: contractions, words with the space before them, numbers, other signs, spaces.
@@ -28,36 +20,42 @@ const CONTROL = 3;
 const USER_DEFINED = 4;
 
 /** @throws GgufError if the tokenizer is of another kind or malformed. */
-export function createBpe(gguf: Gguf): Bpe {
-  const kind = gguf.metadata.get("tokenizer.ggml.model");
+export function createBpe({ metadata }: Gguf): Bpe {
+  const kind = metadata.get("tokenizer.ggml.model");
   if (kind !== "gpt2")
     throw new GgufError(`the tokenizer is "${String(kind)}"; this engine has byte-level BPE ("gpt2") only`);
-  const pre = gguf.metadata.get("tokenizer.ggml.pre") ?? "gpt-2";
+  const pre = metadata.get("tokenizer.ggml.pre") ?? "gpt-2";
   if (pre !== "gpt-2" && pre !== "default") {
     throw new GgufError(`the tokenizer cuts words as "${String(pre)}" does; this engine knows "gpt-2" only`);
   }
-  const tokens = strings(gguf, "tokenizer.ggml.tokens");
-  const types = gguf.metadata.get("tokenizer.ggml.token_type");
+  const strings = (key: string): string[] => {
+    const value = metadata.get(key);
+    if (!Array.isArray(value) || !value.every((item) => typeof item === "string"))
+      throw new GgufError(`the file has no ${key}`);
+    return value;
+  };
+  const tokens = strings("tokenizer.ggml.tokens");
+  const types = metadata.get("tokenizer.ggml.token_type");
   const special = tokens.map((_, token) => {
     const type = Array.isArray(types) ? types[token] : undefined;
     return type === CONTROL || type === USER_DEFINED;
   });
-  const { toByte, toCharacter } = byteAlphabet();
+  const toByte = new Map(BYTE_CHARACTERS.map((character, byte) => [character, byte]));
   const ids = new Map(tokens.map((token, id) => [token, id]));
-  const ranks = new Map(strings(gguf, "tokenizer.ggml.merges").map((merge, rank) => [merge, rank]));
+  const ranks = new Map(strings("tokenizer.ggml.merges").map((merge, rank) => [merge, rank]));
   const bytesOf = tokens.map((token, id) =>
     special[id]!
       ? Buffer.from(token)
       : Uint8Array.from(token, (character) => toByte.get(character) ?? malformed(token)),
   );
-  const specials = tokens.map((text, id) => ({ text, id })).filter(({ id }) => special[id]!);
-  const specialPattern =
-    specials.length === 0
-      ? undefined
-      : new RegExp(`(${specials.map(({ text }) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`);
-  const eosToken = gguf.metadata.get("tokenizer.ggml.eos_token_id");
-  const turnEnd = gguf.metadata.get("tokenizer.ggml.eot_token_id");
-  const bos = gguf.metadata.get("tokenizer.ggml.bos_token_id");
+  const names = tokens.filter((_, id) => special[id]!).map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  // Without any the pattern never matches.
+  const specialPattern = new RegExp(`(${names.length > 0 ? names.join("|") : "(?!)"})`);
+  const single = (key: string): number | undefined => {
+    const token = metadata.get(`tokenizer.ggml.${key}_token_id`);
+    return typeof token === "number" ? token : undefined;
+  };
+  const bos = metadata.get("tokenizer.ggml.add_bos_token") === true ? single("bos") : undefined;
 
   // Words repeat; a bounded cache of them saves most of the merging.
   const known = new Map<string, readonly number[]>();
@@ -65,7 +63,7 @@ export function createBpe(gguf: Gguf): Bpe {
     const before = known.get(text);
     if (before !== undefined) return before;
     const found = merge(
-      Array.from(Buffer.from(text), (byte) => toCharacter[byte]!),
+      Array.from(Buffer.from(text), (byte) => BYTE_CHARACTERS[byte]!),
       ranks,
     ).map((piece) => {
       const id = ids.get(piece);
@@ -77,22 +75,38 @@ export function createBpe(gguf: Gguf): Bpe {
   };
   const plain = (text: string): number[] => (text.match(WORDS) ?? []).flatMap((part) => [...word(part)]);
   // Splitting at a group keeps the matches, at the odd indices.
-  const split = (text: string): string[] => (specialPattern === undefined ? [text] : text.split(specialPattern));
-  const encodeParts = (parts: readonly string[]): number[] =>
-    parts.flatMap((part, index) => (index % 2 === 1 ? [ids.get(part)!] : plain(part)));
+  const split = (text: string): string[] => text.split(specialPattern);
+
+  const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const textOf = (token: number): string | null => {
+    try {
+      return strict.decode(bytesOf[token]!);
+    } catch {
+      return null;
+    }
+  };
+  // Made on demand: a large vocabulary would cost memory, and most of its tokens are never used.
+  const texts = new Map<number, string | null>();
 
   return {
     vocabularySize: tokens.length,
-    bos: typeof bos === "number" ? bos : undefined,
-    eos: new Set([eosToken, turnEnd].filter((token) => typeof token === "number")),
-    addBos: gguf.metadata.get("tokenizer.ggml.add_bos_token") === true,
-    encode: (text, withSpecials) => (withSpecials ? encodeParts(split(text)) : plain(text)),
+    eos: new Set([single("eos"), single("eot")].filter((token) => token !== undefined)),
+    encodePrompt: (text, withStart) => [...(withStart && bos !== undefined ? [bos] : []), ...plain(text)],
     hideSpecials: (text, mark) =>
       split(text)
         .map((part, index) => (index % 2 === 1 ? part.slice(0, 1) + mark + part.slice(1) : part))
         .join(""),
-    encodeHidden: (text, mark) => encodeParts(split(text).map((part) => part.replaceAll(mark, ""))),
+    encodeHidden: (text, mark) =>
+      split(text)
+        .map((part) => part.replaceAll(mark, ""))
+        .flatMap((part, index) => (index % 2 === 1 ? [ids.get(part)!] : plain(part))),
+    decode: (list) => Buffer.concat(list.map((token) => bytesOf[token]!)).toString("utf8"),
     bytes: (token) => bytesOf[token]!,
+    text(token) {
+      let text = texts.get(token);
+      if (text === undefined) texts.set(token, (text = textOf(token)));
+      return text;
+    },
     isSpecial: (token) => special[token]!,
   };
 }
@@ -122,20 +136,14 @@ function merge(pieces: string[], ranks: ReadonlyMap<string, number>): string[] {
   }
 }
 
-/** GPT-2 writes every byte as one printable character: the byte's own if printable, else one from U+0100 on. */
-function byteAlphabet(): { toByte: Map<string, number>; toCharacter: string[] } {
+/** GPT-2's character for each byte: the byte's own if printable, else one from U+0100 on. */
+export const BYTE_CHARACTERS = byteCharacters();
+
+function byteCharacters(): readonly string[] {
   const printable = (byte: number): boolean =>
     (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || (byte >= 0xae && byte <= 0xff);
   let next = 0x100;
-  const toCharacter = Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : next++));
-  return { toCharacter, toByte: new Map(toCharacter.map((character, byte) => [character, byte])) };
-}
-
-function strings(gguf: Gguf, key: string): string[] {
-  const value = gguf.metadata.get(key);
-  if (!Array.isArray(value) || !value.every((item) => typeof item === "string"))
-    throw new GgufError(`the file has no ${key}`);
-  return value as string[];
+  return Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : next++));
 }
 
 function malformed(token: string): never {

@@ -5,8 +5,6 @@
 /** A value of the metadata. 64-bit integers are numbers if a double holds them; otherwise the file is refused. */
 export type GgufValue = number | string | boolean | readonly GgufValue[];
 
-export type TensorType = "F32" | "F16" | "Q8_0";
-
 export interface Tensor {
   readonly name: string;
   /** As stored: the fastest-varying dimension first, so a matrix [out][in] reads [in, out]. */
@@ -26,25 +24,34 @@ export class GgufError extends Error {
   override readonly name = "GgufError";
 }
 
-// ggml's type numbers. Only the types that the engine computes with; the names of the others make the refusal readable.
-const TYPES: ReadonlyMap<number, TensorType> = new Map([
-  [0, "F32"],
-  [1, "F16"],
-  [8, "Q8_0"],
-]);
-const OTHER_TYPES: ReadonlyMap<number, string> = new Map([
-  [2, "Q4_0"],
-  [3, "Q4_1"],
-  [6, "Q5_0"],
-  [7, "Q5_1"],
-  [10, "Q2_K"],
-  [11, "Q3_K"],
-  [12, "Q4_K"],
-  [13, "Q5_K"],
-  [14, "Q6_K"],
-  [15, "Q8_K"],
-  [30, "BF16"],
-]);
+/** ggml's types of tensors, each at its number. */
+export const TENSOR_TYPES: readonly string[] = (
+  "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL " +
+  "IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16"
+).split(" ");
+
+/** The types that the engine computes with: elements and bytes of a block. Q8_0 has a half-precision scale in each. */
+const BLOCKS = { F32: [1, 4], F16: [1, 2], Q8_0: [32, 34] } as const;
+export type TensorType = keyof typeof BLOCKS;
+
+/** Numbers of some types of values. The rest are numbers in the table below. */
+export const VALUE_TYPE = { u32: 4, boolean: 7, string: 8, array: 9 } as const;
+
+type ReadScalar = (bytes: Buffer, at: number) => number | boolean;
+/** By the number of its type: bytes of a value, and how it is read. */
+const SCALARS: Readonly<Record<number, readonly [length: number, read: ReadScalar]>> = {
+  0: [1, (bytes, at) => bytes.readUInt8(at)],
+  1: [1, (bytes, at) => bytes.readInt8(at)],
+  2: [2, (bytes, at) => bytes.readUInt16LE(at)],
+  3: [2, (bytes, at) => bytes.readInt16LE(at)],
+  [VALUE_TYPE.u32]: [4, (bytes, at) => bytes.readUInt32LE(at)],
+  5: [4, (bytes, at) => bytes.readInt32LE(at)],
+  6: [4, (bytes, at) => bytes.readFloatLE(at)],
+  [VALUE_TYPE.boolean]: [1, (bytes, at) => bytes.readUInt8(at) !== 0],
+  10: [8, (bytes, at) => safe(bytes.readBigUInt64LE(at))],
+  11: [8, (bytes, at) => safe(bytes.readBigInt64LE(at))],
+  12: [8, (bytes, at) => bytes.readDoubleLE(at)],
+};
 
 const LIMIT = { metadata: 10_000, tensors: 10_000, dimensions: 4 };
 
@@ -59,14 +66,13 @@ export function readGguf(file: Uint8Array): Gguf {
   const metadata = new Map<string, GgufValue>();
   for (let i = 0; i < metadataCount; i++) metadata.set(reader.string(), reader.value(reader.u32()));
 
-  const headers: { name: string; dimensions: number[]; typeNumber: number; offset: number }[] = [];
-  for (let i = 0; i < tensorCount; i++) {
+  const headers = Array.from({ length: tensorCount }, () => {
     const name = reader.string();
     const rank = reader.u32();
     if (rank < 1 || rank > LIMIT.dimensions) throw new GgufError(`tensor ${name} has ${rank} dimensions`);
     const dimensions = Array.from({ length: rank }, () => reader.u64());
-    headers.push({ name, dimensions, typeNumber: reader.u32(), offset: reader.u64() });
-  }
+    return { name, dimensions, typeNumber: reader.u32(), offset: reader.u64() };
+  });
   const alignment = metadata.get("general.alignment") ?? 32;
   if (typeof alignment !== "number" || alignment < 1 || alignment > 65_536)
     throw new GgufError("the alignment is malformed");
@@ -74,11 +80,10 @@ export function readGguf(file: Uint8Array): Gguf {
 
   const tensors = new Map<string, Tensor>();
   for (const { name, dimensions, typeNumber, offset } of headers) {
-    const type = TYPES.get(typeNumber);
-    if (type === undefined) {
+    const type = TENSOR_TYPES[typeNumber] ?? `of type ${typeNumber}`;
+    if (!isComputed(type)) {
       throw new GgufError(
-        `tensor ${name} is ${OTHER_TYPES.get(typeNumber) ?? `of type ${typeNumber}`}; this engine computes with ` +
-          "F32, F16 and Q8_0 (convert the model, for example to Q8_0)",
+        `tensor ${name} is ${type}; this engine computes with F32, F16 and Q8_0 (convert the model, for example to Q8_0)`,
       );
     }
     const length = byteLength(type, dimensions, name);
@@ -90,25 +95,25 @@ export function readGguf(file: Uint8Array): Gguf {
   return { metadata, tensors };
 }
 
+function isComputed(type: string): type is TensorType {
+  return Object.hasOwn(BLOCKS, type);
+}
+
 function byteLength(type: TensorType, dimensions: readonly number[], name: string): number {
   const elements = dimensions.reduce((product, dimension) => product * dimension, 1);
   if (!Number.isSafeInteger(elements) || elements < 1) throw new GgufError(`tensor ${name} has an impossible size`);
-  if (type === "F32") return elements * 4;
-  if (type === "F16") return elements * 2;
-  if (dimensions[0]! % 32 !== 0)
-    throw new GgufError(`tensor ${name} is Q8_0 with a row length that is not a multiple of 32`);
-  // A half-precision scale and 32 bytes for each 32 elements.
-  return (elements / 32) * 34;
+  const [blockElements, blockBytes] = BLOCKS[type];
+  if (dimensions[0]! % blockElements !== 0)
+    throw new GgufError(`tensor ${name} is ${type} with a row length that is not a multiple of ${blockElements}`);
+  return (elements / blockElements) * blockBytes;
 }
 
 class Reader {
   readonly #bytes: Buffer;
-  readonly #view: DataView;
   at = 0;
 
   constructor(bytes: Uint8Array) {
     this.#bytes = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   }
 
   #take(length: number): number {
@@ -119,11 +124,11 @@ class Reader {
   }
 
   u32(): number {
-    return this.#view.getUint32(this.#take(4), true);
+    return this.#bytes.readUInt32LE(this.#take(4));
   }
 
   u64(): number {
-    return safe(this.#view.getBigUint64(this.#take(8), true));
+    return safe(this.#bytes.readBigUInt64LE(this.#take(8)));
   }
 
   count(limit: number, what: string): number {
@@ -143,41 +148,17 @@ class Reader {
   }
 
   value(type: number): GgufValue {
-    switch (type) {
-      case 0:
-        return this.#view.getUint8(this.#take(1));
-      case 1:
-        return this.#view.getInt8(this.#take(1));
-      case 2:
-        return this.#view.getUint16(this.#take(2), true);
-      case 3:
-        return this.#view.getInt16(this.#take(2), true);
-      case 4:
-        return this.u32();
-      case 5:
-        return this.#view.getInt32(this.#take(4), true);
-      case 6:
-        return this.#view.getFloat32(this.#take(4), true);
-      case 7:
-        return this.#view.getUint8(this.#take(1)) !== 0;
-      case 8:
-        return this.string();
-      case 9:
-        return this.#array();
-      case 10:
-        return this.u64();
-      case 11:
-        return safe(this.#view.getBigInt64(this.#take(8), true));
-      case 12:
-        return this.#view.getFloat64(this.#take(8), true);
-      default:
-        throw new GgufError(`metadata of type ${type} is not supported`);
-    }
+    if (type === VALUE_TYPE.string) return this.string();
+    if (type === VALUE_TYPE.array) return this.#array();
+    const scalar = SCALARS[type];
+    if (scalar === undefined) throw new GgufError(`metadata of type ${type} is not supported`);
+    const [length, read] = scalar;
+    return read(this.#bytes, this.#take(length));
   }
 
   #array(): GgufValue[] {
     const type = this.u32();
-    if (type === 9) throw new GgufError("an array of arrays is not supported");
+    if (type === VALUE_TYPE.array) throw new GgufError("an array of arrays is not supported");
     const length = this.u64();
     // Each element takes at least one byte.
     if (length > this.#bytes.byteLength - this.at) throw new GgufError("the file is cut off within an array");

@@ -3,50 +3,41 @@
 import { createHash } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { totalmem } from "node:os";
-import type { Tokenizer } from "../engine.ts";
 import { createBpe } from "./bpe.ts";
-import { createChatTemplate, type ChatTemplate } from "./chat/chat-template.ts";
-import { GgufError, readGguf } from "./gguf.ts";
-import { llamaTokenizer } from "./llama-tokenizer.ts";
-import { readShape, type LlamaShape } from "./shape.ts";
-
-export interface ModelFile {
-  /** The whole file, alone in its buffer so that it can be transferred to the worker. */
-  readonly bytes: ArrayBuffer;
-  /** SHA-256 of the file: weights, tokenizer and template. */
-  readonly hash: string;
-  /** The model's name in its file. */
-  readonly name: string;
-  readonly shape: LlamaShape;
-  readonly tokenizer: Tokenizer;
-  readonly chatTokens: ChatTemplate;
-  readonly eos: ReadonlySet<number>;
-}
+import { createChatTemplate } from "./chat/chat-template.ts";
+import { GgufError, readGguf, type Gguf } from "./gguf.ts";
+import { readShape } from "./shape.ts";
 
 /** WebAssembly addresses 4 GiB; some of it is for rows and angles. */
 const ADDRESSABLE_BYTES = 4 * 1024 ** 3 - 256 * 1024 ** 2;
 
+export type ModelFile = ReturnType<typeof openModelFile>;
+
 /** @param source A path, or the file's bytes. @throws GgufError that says why the model can't be run here. */
-export function openModelFile(source: string | Uint8Array): ModelFile {
+export function openModelFile(source: string | Uint8Array) {
   const file = typeof source === "string" ? readChecked(source) : source;
   const gguf = readGguf(file);
   const shape = readShape(gguf);
-  checkSize(weightBytes(gguf.tensors.values()));
-  const bpe = createBpe(gguf);
-  if (bpe.vocabularySize !== shape.vocab) {
-    throw new GgufError(`the tokenizer has ${bpe.vocabularySize} tokens and the embeddings ${shape.vocab}`);
+  checkSize(weightBytes(gguf));
+  const tokenizer = createBpe(gguf);
+  if (tokenizer.vocabularySize !== shape.vocab) {
+    throw new GgufError(`the tokenizer has ${tokenizer.vocabularySize} tokens and the embeddings ${shape.vocab}`);
   }
   const name = gguf.metadata.get("general.name");
   // A copy if the bytes share their buffer with others, such as a small file from Node's pool.
   const alone = file.byteOffset === 0 && file.byteLength === file.buffer.byteLength && typeof source === "string";
   return {
+    /** The whole file, alone in its buffer so that it can be transferred to the worker. */
     bytes: (alone ? file.buffer : new Uint8Array(file).buffer) as ArrayBuffer,
+    /** SHA-256 of the file: weights, tokenizer and template. */
     hash: createHash("sha256").update(file).digest("hex"),
+    /** The model's name in its file. */
     name: typeof name === "string" && name !== "" ? name : "llama",
     shape,
-    tokenizer: llamaTokenizer(bpe),
-    chatTokens: createChatTemplate(gguf, bpe),
-    eos: bpe.eos,
+    tokenizer,
+    chatTokens: createChatTemplate(gguf, tokenizer),
+    /** Tokens that end an answer. */
+    eos: tokenizer.eos,
   };
 }
 
@@ -60,12 +51,10 @@ function readChecked(path: string): Uint8Array {
   }
 }
 
-/** Size of the weights in the kernel, where F16 is widened. */
-function weightBytes(tensors: Iterable<{ readonly type: string; readonly bytes: Uint8Array }>): number {
-  let sum = 0;
-  for (const { type, bytes } of tensors)
-    sum += type === "F16" ? bytes.byteLength * 2 : type === "Q8_0" ? (bytes.byteLength / 34) * 36 : bytes.byteLength;
-  return sum;
+/** Size of the weights in the kernel, where F16 is widened, and so are the scales of Q8_0. */
+function weightBytes({ tensors }: Gguf): number {
+  const growth = { F32: 1, F16: 2, Q8_0: 36 / 34 };
+  return [...tensors.values()].reduce((sum, { type, bytes }) => sum + bytes.byteLength * growth[type], 0);
 }
 
 function checkSize(bytes: number): void {

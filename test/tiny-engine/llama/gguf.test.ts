@@ -45,7 +45,7 @@ describe("a GGUF file", () => {
 
   it("in a quantisation that this engine doesn't compute is refused by its name", () => {
     const file = writeGguf({ "general.architecture": "llama" }, [
-      { name: "x", dimensions: [32], type: 12, bytes: Buffer.alloc(32) },
+      { name: "x", dimensions: [32], type: "Q4_K", bytes: Buffer.alloc(32) },
     ]);
     assert.throws(() => readGguf(file), { name: "GgufError", message: /Q4_K.*Q8_0/ });
   });

@@ -4,9 +4,9 @@ import { badRequest } from "../../http/exchange.ts";
 import type { Message } from "../../message.ts";
 import type { Bpe } from "../bpe.ts";
 import { GgufError, type Gguf } from "../gguf.ts";
-import { compileTemplate, RefusedByTemplate, TemplateError, type RenderTemplate } from "./compile-template.ts";
+import { compileTemplate, RefusedByTemplate, type RenderTemplate, type TemplateError } from "./compile-template.ts";
 
-export type ChatTemplate = (messages: readonly Message[], openTurn: boolean, continueFinal: boolean) => number[];
+type ChatTemplate = (messages: readonly Message[], openTurn: boolean, continueFinal: boolean) => number[];
 
 // Inserted after the first letter of special names in messages, and removed before the text is encoded. Noncharacters
 // of Unicode: the code picks one that no message holds, or refuses the messages.
@@ -15,27 +15,29 @@ const MARKS = Array.from({ length: 32 }, (_, index) => String.fromCodePoint(0xfd
 const END_MARK = "\ufffe";
 
 /** @throws GgufError if this engine can't render the file's template. */
-export function createChatTemplate(gguf: Gguf, bpe: Bpe): ChatTemplate {
-  const source = gguf.metadata.get("tokenizer.chat_template");
+export function createChatTemplate({ metadata }: Gguf, bpe: Bpe): ChatTemplate {
+  const source = metadata.get("tokenizer.chat_template");
   if (typeof source !== "string") {
     return () => {
       throw badRequest("The model's file has no chat template. Use /v1/completions.");
     };
   }
-  const name = (token: number | undefined): string =>
-    token === undefined ? "" : Buffer.from(bpe.bytes(token)).toString("utf8");
-  const eosToken = gguf.metadata.get("tokenizer.ggml.eos_token_id");
-  const globals = { bos_token: name(bpe.bos), eos_token: name(typeof eosToken === "number" ? eosToken : undefined) };
+  const nameOf = (key: string): string => {
+    const token = metadata.get(`tokenizer.ggml.${key}_id`);
+    return typeof token === "number" ? bpe.decode([token]) : "";
+  };
+  const globals = { bos_token: nameOf("bos_token"), eos_token: nameOf("eos_token") };
   const render = checked(source, globals);
 
   const write = (messages: readonly Message[], openTurn: boolean): string => {
     try {
       return render({ ...globals, messages, add_generation_prompt: openTurn });
     } catch (error) {
-      if (error instanceof RefusedByTemplate) throw badRequest(error.message, "messages");
-      if (error instanceof TemplateError)
-        throw badRequest(`The chat template can't render these messages: ${error.message}`, "messages");
-      throw error;
+      const { message } = error as RefusedByTemplate | TemplateError;
+      throw badRequest(
+        error instanceof RefusedByTemplate ? message : `The chat template can't render these messages: ${message}`,
+        "messages",
+      );
     }
   };
   return (messages, openTurn, continueFinal) => {
@@ -70,7 +72,6 @@ function checked(source: string, globals: Readonly<Record<string, string>>): Ren
     }
     return render;
   } catch (error) {
-    if (error instanceof TemplateError) throw new GgufError(`the chat template can't be rendered: ${error.message}`);
-    throw error;
+    throw new GgufError(`the chat template can't be rendered: ${(error as TemplateError).message}`);
   }
 }

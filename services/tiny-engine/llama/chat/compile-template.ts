@@ -87,22 +87,19 @@ function range(first: number, second?: number, step = 1): number[] {
   return Array.from({ length }, (_, index) => start + index * step);
 }
 
-const utc =
-  (part: Intl.DateTimeFormatOptions) =>
-  (now: Date): string =>
-    now.toLocaleDateString("en-US", { ...part, timeZone: "UTC" });
-const DIRECTIVES: Readonly<Record<string, (now: Date) => string>> = {
-  "%Y": utc({ year: "numeric" }),
-  "%m": utc({ month: "2-digit" }),
-  "%d": utc({ day: "2-digit" }),
-  "%b": utc({ month: "short" }),
-  "%B": utc({ month: "long" }),
-  "%a": utc({ weekday: "short" }),
-  "%A": utc({ weekday: "long" }),
-  "%H": () => "00",
-  "%M": () => "00",
-  "%S": () => "00",
-  "%%": () => "%",
+/** Directives of strftime: parts of the date, or what stands for a time. */
+const DIRECTIVES: Readonly<Record<string, Intl.DateTimeFormatOptions | string>> = {
+  "%Y": { year: "numeric" },
+  "%m": { month: "2-digit" },
+  "%d": { day: "2-digit" },
+  "%b": { month: "short" },
+  "%B": { month: "long" },
+  "%a": { weekday: "short" },
+  "%A": { weekday: "long" },
+  "%H": "00",
+  "%M": "00",
+  "%S": "00",
+  "%%": "%",
 };
 
 /**
@@ -110,5 +107,8 @@ const DIRECTIVES: Readonly<Record<string, (now: Date) => string>> = {
  * conversation at different moments, perhaps in different time zones, and must get the same prompt.
  */
 function dayIn(format: string, now: Date): string {
-  return format.replace(/%./g, (directive) => DIRECTIVES[directive]?.(now) ?? directive);
+  return format.replace(/%./g, (directive) => {
+    const part = DIRECTIVES[directive] ?? directive;
+    return typeof part === "string" ? part : now.toLocaleDateString("en-US", { ...part, timeZone: "UTC" });
+  });
 }
