@@ -119,10 +119,14 @@ export function writeGguf(
     u64(Buffer.byteLength(text));
     parts.push(Buffer.from(text));
   };
-  const typeOf = (value: MetadataValue): number =>
-    VALUE_TYPE[
-      Array.isArray(value) ? "array" : typeof value === "number" ? "u32" : (typeof value as "string" | "boolean")
-    ];
+  const typeOf = (value: MetadataValue): number => {
+    if (Array.isArray(value)) return VALUE_TYPE.array;
+    return typeof value === "string"
+      ? VALUE_TYPE.string
+      : typeof value === "boolean"
+        ? VALUE_TYPE.boolean
+        : VALUE_TYPE.u32;
+  };
   const write = (value: MetadataValue): void => {
     if (typeof value === "string") string(value);
     else if (typeof value === "boolean") parts.push(Buffer.of(Number(value)));
@@ -130,7 +134,7 @@ export function writeGguf(
     else {
       u32(typeOf(value[0]!));
       u64(value.length);
-      for (const item of value) write(item);
+      value.forEach(write);
     }
   };
   parts.push(Buffer.from("GGUF"));

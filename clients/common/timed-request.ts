@@ -76,7 +76,7 @@ export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
   const record = newAnswer(ask.stream, o.holdMs !== undefined);
   return new Promise((resolve) => {
     let ended = false;
-    const end = (ending: AnswerEnding, message = ""): void => {
+    const end: End = (ending, message = "") => {
       if (ended) return;
       ended = true;
       clearTimeout(hang);
@@ -108,6 +108,7 @@ export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
     call.on("response", (response) => {
       record.status = response.statusCode ?? 0;
       record.id = String(response.headers["x-request-id"] ?? "");
+      response.setEncoding("utf8").on("error", (error) => end("cut", error.message));
       if (o.holdMs !== undefined) {
         response.once("data", () => {
           response.pause();
@@ -121,16 +122,11 @@ export function timedRequest(ask: Ask, o: SendOptions): Promise<TimedAnswer> {
   });
 }
 
-function readBody(
-  response: IncomingMessage,
-  record: TimedAnswer,
-  end: (ending: AnswerEnding, message?: string) => void,
-): void {
+type End = (ending: AnswerEnding, message?: string) => void;
+
+function readBody(response: IncomingMessage, record: TimedAnswer, end: End): void {
   let text = "";
-  response.setEncoding("utf8").on("data", (piece: string) => {
-    text += piece;
-  });
-  response.on("error", (error) => end("cut", error.message));
+  response.on("data", (piece: string) => (text += piece));
   response.on("close", () => {
     if (!response.complete) return end("cut", "the body stopped short");
     try {
@@ -160,11 +156,7 @@ interface Body {
   readonly error?: { readonly message?: string };
 }
 
-function readStream(
-  response: IncomingMessage,
-  record: TimedAnswer,
-  end: (ending: AnswerEnding, message?: string) => void,
-): void {
+function readStream(response: IncomingMessage, record: TimedAnswer, end: End): void {
   let error: string | undefined;
   let done = false;
   let fault: string | undefined;
@@ -189,7 +181,7 @@ function readStream(
     },
   });
 
-  response.setEncoding("utf8").on("data", (piece: string) => {
+  response.on("data", (piece: string) => {
     nowMs = performance.now();
     if (done) fault ??= `data arrived after [DONE]: ${piece}`;
     try {
@@ -198,7 +190,6 @@ function readStream(
       fault ??= `an event that is not JSON: ${piece}`;
     }
   });
-  response.on("error", (thrown) => end("cut", thrown.message));
   response.on("close", () => {
     if (fault !== undefined) end("malformed", fault);
     else if (done) end(error === undefined ? "completed" : "error", error);

@@ -1,5 +1,6 @@
 // When requests are sent. Closed loop: a fixed number of running requests, as in a batch job; it slows down with the
 // server and never overloads it. Open loop: at given times regardless of the server, as users do.
+import { setTimeout as sleep } from "node:timers/promises";
 
 /** Uniform numbers in [0, 1) that are the same for the same seed (mulberry32), so that a run can be repeated. */
 export function seededRandom(seed: number): () => number {
@@ -43,7 +44,7 @@ export async function closedLoop<R>(
   const lanes = Math.min(concurrency, count);
   let next = 0;
   const lane = async (_: unknown, number: number): Promise<void> => {
-    if (rampMs > 0) await new Promise((resolve) => setTimeout(resolve, (rampMs * number) / lanes));
+    if (rampMs > 0) await sleep((rampMs * number) / lanes);
     while (next < count) {
       const index = next++;
       results[index] = await run(index);
@@ -59,7 +60,7 @@ export async function openLoop<R>(atMs: readonly number[], run: (index: number) 
   const running: Promise<R>[] = [];
   for (const [index, dueMs] of atMs.entries()) {
     const waitMs = startMs + dueMs - performance.now();
-    if (waitMs > 0) await new Promise((resolve) => setTimeout(resolve, waitMs));
+    if (waitMs > 0) await sleep(waitMs);
     running.push(run(index));
   }
   return Promise.all(running);

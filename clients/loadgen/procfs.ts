@@ -26,44 +26,35 @@ export function rssBytes(pid: number): number {
 }
 
 function kibOf(file: string, line: RegExp): number {
-  return Number(line.exec(read(file) ?? "")?.[1] ?? Number.NaN) * 1024;
+  return Number(line.exec(read(file))?.[1] ?? Number.NaN) * 1024;
 }
 
 /** The process and all below it, parents first. */
 export function processTree(root: number): number[] {
-  const children = new Map<number, number[]>();
-  for (const name of list("/proc")) {
-    const pid = Number(name);
-    if (!Number.isInteger(pid)) continue;
-    const parent = Number(statFields(pid)?.[1]);
-    if (Number.isNaN(parent)) continue;
-    const siblings = children.get(parent);
-    if (siblings === undefined) children.set(parent, [pid]);
-    else siblings.push(pid);
-  }
+  const pids = (attempt(() => readdirSync("/proc")) ?? []).map(Number).filter(Number.isInteger);
+  const parents = pids.map((pid) => ({ pid, parent: Number(statFields(pid)?.[1]) }));
   const tree = [root];
-  for (let index = 0; index < tree.length; index++) tree.push(...(children.get(tree[index]!) ?? []));
+  // Grows while it is walked.
+  for (const known of tree) tree.push(...parents.filter(({ parent }) => parent === known).map(({ pid }) => pid));
   return tree;
 }
 
 /** Arguments of a process, program first. Empty if the process is gone. */
 export function commandLine(pid: number): string[] {
-  const text = read(`/proc/${pid}/cmdline`) ?? "";
-  return text.split("\0").filter((argument) => argument !== "");
+  return read(`/proc/${pid}/cmdline`)
+    .split("\0")
+    .filter((argument) => argument !== "");
 }
 
-function read(path: string): string | undefined {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return undefined; // Gone, or not Linux.
-  }
+function read(path: string): string {
+  return attempt(() => readFileSync(path, "utf8")) ?? "";
 }
 
-function list(path: string): string[] {
+/** Undefined if the process is gone, or this is not Linux. */
+function attempt<T>(work: () => T): T | undefined {
   try {
-    return readdirSync(path);
+    return work();
   } catch {
-    return [];
+    return undefined;
   }
 }

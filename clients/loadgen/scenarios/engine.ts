@@ -41,13 +41,12 @@ const engineBenchConfig = defineConfig(
   },
 );
 
-interface Figure {
-  readonly name: string;
-  readonly value: number;
-  readonly unit: string;
+interface Limits {
   readonly atLeast?: number;
   readonly atMost?: number;
 }
+type Figure = ReturnType<typeof figure>;
+const figure = (name: string, value: number, unit: string, limits: Limits = {}) => ({ name, value, unit, limits });
 
 export async function runEngineBench(argv: readonly string[]): Promise<void> {
   const config = loadConfig(engineBenchConfig, { argv, env: process.env });
@@ -71,8 +70,14 @@ export async function runEngineBench(argv: readonly string[]): Promise<void> {
       ];
       writeFileSync(config.svg, interruptionSvg(panels, config.promptTokens));
     }
-    const [settings, gaps] = [config.settings.all, { plain: plain.summary, tandem: tandem.summary }];
-    writeJson(config.json, { scenario: "engine", settings, speeds, engines, ...gaps });
+    writeJson(config.json, {
+      scenario: "engine",
+      settings: config.settings.all,
+      speeds,
+      engines,
+      plain: plain.summary,
+      tandem: tandem.summary,
+    });
     if (figures.some(missed)) process.exitCode = 1;
   } finally {
     rmSync(folder, { recursive: true, force: true });
@@ -152,35 +157,28 @@ type Speed = Awaited<ReturnType<typeof speedOf>>;
 type EngineMemory = Awaited<ReturnType<typeof sideBySide>>["engines"][number];
 
 function figuresOf(speeds: readonly Speed[], engines: readonly EngineMemory[]): Figure[] {
-  const speed = (name: string, value: number, atLeast?: number): Figure => ({
-    name,
-    value,
-    unit: "tokens/s",
-    ...(atLeast === undefined ? {} : { atLeast }),
-  });
-  const memory = (name: string, bytes: number): Figure => ({ name, value: bytes / 1e6, unit: "MB" });
   const decodeTarget = [3_000, 1_000];
   return [
     ...speeds.flatMap(({ name, ...of }, index) => [
-      speed(`decode, ${name}, one answer`, of.decodeOne, decodeTarget[index]),
-      speed(`decode, ${name}, eight at once`, of.decodeEight),
+      figure(`decode, ${name}, one answer`, of.decodeOne, "tokens/s", { atLeast: decodeTarget[index]! }),
+      figure(`decode, ${name}, eight at once`, of.decodeEight, "tokens/s"),
       // The target was set for the small model.
-      speed(`prefill, ${name}`, of.prefill, index === 0 ? 3_000 : undefined),
-      { name: `first token of 500, ${name}`, value: of.firstToken500Ms, unit: "ms", atMost: 300 },
+      figure(`prefill, ${name}`, of.prefill, "tokens/s", index === 0 ? { atLeast: 3_000 } : {}),
+      figure(`first token of 500, ${name}`, of.firstToken500Ms, "ms", { atMost: 300 }),
     ]),
     ...engines.flatMap(({ name, ...of }) => [
-      { ...memory(`resident memory, ${name}, before the first request`, of.freshRssBytes), atMost: 80 },
-      memory(`resident memory, ${name}, after all of them, KV included`, of.rssBytes),
-      memory("the same without memory shared with other processes", of.pssBytes),
+      figure(`resident memory, ${name}, before the first request`, of.freshRssBytes / 1e6, "MB", { atMost: 80 }),
+      figure(`resident memory, ${name}, after all of them, KV included`, of.rssBytes / 1e6, "MB"),
+      figure("the same without memory shared with other processes", of.pssBytes / 1e6, "MB"),
     ]),
   ];
 }
 
-function missed({ value, atLeast = -Infinity, atMost = Infinity }: Figure): boolean {
+function missed({ value, limits: { atLeast = -Infinity, atMost = Infinity } }: Figure): boolean {
   return value < atLeast || value > atMost;
 }
 
-function targetText({ atLeast, atMost }: Figure): string {
+function targetText({ limits: { atLeast, atMost } }: Figure): string {
   return atLeast !== undefined ? `at least ${atLeast}` : atMost !== undefined ? `at most ${atMost}` : "";
 }
 

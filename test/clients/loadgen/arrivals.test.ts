@@ -14,7 +14,7 @@ describe("seeded random numbers", () => {
 });
 
 describe("Poisson arrivals", () => {
-  it("come at the rate asked for, in order, with exponential gaps", () => {
+  it("come at the requested rate, in order, with exponential gaps", () => {
     const atMs = poissonArrivals(20_000, 50, seededRandom(7));
     const gaps = atMs.map((at, index) => at - (atMs[index - 1] ?? 0));
     assert.ok(gaps.every((gap) => gap >= 0));
@@ -27,7 +27,7 @@ describe("Poisson arrivals", () => {
 });
 
 describe("a closed loop", () => {
-  it("never runs more at a time than asked for, and keeps the order of the results", async () => {
+  it("never runs more requests at a time than its concurrency, and keeps the order of the results", async () => {
     let running = 0;
     let most = 0;
     const results = await closedLoop(20, 3, async (index) => {

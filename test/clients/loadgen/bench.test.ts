@@ -14,7 +14,8 @@ describe("the benchmark", function () {
 
   it("lists its scenarios", async () => {
     const { stdout } = await run(process.execPath, [CLI, "bench", "--help"]);
-    for (const name of ["compare", "load", "memory", "start"]) assert.match(stdout, new RegExp(`^  ${name} `, "m"));
+    for (const name of ["compare", "engine", "files", "fleet", "load", "memory", "start"])
+      assert.match(stdout, new RegExp(`^  ${name} `, "m"));
   });
 
   it("finds that nothing is lost or out of order between Tandem and the engine alone", async () => {

@@ -10,7 +10,7 @@ describe("percentiles", () => {
     assert.equal(percentile(sorted, 1), 40);
   });
 
-  it("of one value are that value, and of none are no number", () => {
+  it("of one value are that value, and of none are NaN", () => {
     assert.equal(percentile([7], 0.99), 7);
     assert.ok(Number.isNaN(percentile([], 0.5)));
   });
@@ -29,7 +29,7 @@ describe("time per output token", () => {
     assert.equal(timePerOutputToken(1100, 100, 11), 100);
   });
 
-  it("is no number for a single token", () => {
+  it("is NaN for a single token", () => {
     assert.ok(Number.isNaN(timePerOutputToken(100, 100, 1)));
   });
 });

@@ -25,7 +25,7 @@ async function against(answer: (response: ServerResponse) => void | Promise<void
 const event = (text: string): string => `data: ${JSON.stringify({ choices: [{ text }] })}\n\n`;
 
 describe("the load generator's stream", () => {
-  it("reads text, usage and gaps, whatever the pieces it comes in", async () => {
+  it("reads text, usage and gaps, however the stream is cut into pieces", async () => {
     const bytes = Buffer.from(
       `${event("Hé")}${event("llo")}data: {"choices":[],"usage":{"completion_tokens":5}}\n\ndata: [DONE]\n\n`,
     );
@@ -77,7 +77,7 @@ describe("the load generator's stream", () => {
     assert.equal(result.completed, false);
   });
 
-  it("reports what is no event stream", async () => {
+  it("reports a body that is not an event stream", async () => {
     const result = await against((response) => {
       response.writeHead(200).end("data: {oops\n\n");
     });

@@ -20,7 +20,7 @@ describe("answers compared with the reference", () => {
     assert.deepEqual({ compared, short, different }, { compared: 2, short: 0, different: 0 });
   });
 
-  it("that lack their end are short, and that differ inside are different", () => {
+  it("are short if their end is missing, and different if they differ before it", () => {
     const { short, different, example } = compareAnswers(
       [answer("a b", false), answer("a c b"), answer("a a b")],
       [answer("a b c"), answer("a b c"), answer("a b")],

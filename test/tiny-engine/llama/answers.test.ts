@@ -105,7 +105,7 @@ describe("the embedded engine's answers", () => {
     assert.ok(json.choices[0].text.startsWith(`<|bos|>${PROMPT}`));
   });
 
-  it("can't be held to a grammar, and say so", async () => {
+  it("refuse a grammar", async () => {
     const { status, json } = await ask({ response_format: { type: "json_object" } });
     assert.deepEqual([status, json.error.type, json.error.param], [400, "BadRequestError", "response_format"]);
     assert.equal((await ask({ response_format: { type: "text" } })).status, 200);
@@ -136,7 +136,7 @@ describe("the embedded engine's answers", () => {
     );
   });
 
-  it("go on from the last message where they are asked to", async () => {
+  it("continue the last message when asked to", async () => {
     const messages = [
       { role: "user", content: "hi" },
       { role: "assistant", content: "well the" },
@@ -154,7 +154,7 @@ describe("the embedded engine's answers", () => {
 });
 
 describe("the embedded engine, broken on purpose", () => {
-  it("stands still with the fault hang, and goes on when it is lifted", async () => {
+  it("stalls with the fault hang, and continues when the fault is cleared", async () => {
     await using engine = await startTiny({ faults: ["hang"] });
     const answer = complete(engine, PROMPT, { max_tokens: 3 });
     const late = await Promise.race([answer, new Promise((resolve) => setTimeout(resolve, 100, "nothing"))]);

@@ -39,7 +39,7 @@ function finish(batch: Batch): Map<number, number[]> {
 }
 
 describe("a round of the batch", () => {
-  it("gives every running answer its token, however long a prompt that is prefilled beside them", () => {
+  it("gives every running answer its token, however long the prompt that is prefilled with them", () => {
     const batch = createBatch(load());
     for (const id of [1, 2, 3]) batch.add(add(id, tokensOf(10, id)));
     batch.round(0);
@@ -71,7 +71,7 @@ describe("a round of the batch", () => {
     assert.ok(rounds <= 60 / (PROMPT_ROWS_ALONE / 2), `${rounds} rounds`);
   });
 
-  it("gives the same tokens whatever else is in it", () => {
+  it("gives a sequence the same tokens regardless of the others", () => {
     const prompts = [1, 7, 16, 33, 100].map((length, index) => tokensOf(length, index + 1));
     const model = load();
     const alone = prompts.map((prompt) => {
@@ -111,7 +111,7 @@ describe("a round of the batch", () => {
     assert.equal(model.freeBlocks, free);
   });
 
-  it("gives a prompt's KV out block by block, the last with the rows that it has", () => {
+  it("sends a prompt's KV block by block, the last one with its own rows only", () => {
     const batch = createBatch(load());
     batch.add(add(1, tokensOf(100), { maxTokens: 1, givesKv: true }));
     const given = [batch.round(0)!, batch.round(0)!].flatMap(({ kv }) => kv);
@@ -125,7 +125,7 @@ describe("a round of the batch", () => {
     assert.equal(given[1]!.blocks.at(-1)!.length, 4 * 512);
   });
 
-  it("holds a stalled sequence's place and computes nothing for it", () => {
+  it("keeps a stalled sequence's slot and computes nothing for it", () => {
     const batch = createBatch(load());
     batch.add(add(1, tokensOf(5), { pace: { extraMsPerToken: 0, stallAfterTokens: 1 } }));
     assert.equal(batch.round(0)!.tokens.length, 1);

@@ -49,7 +49,7 @@ describe("a prompt prefilled in one engine and answered by another", () => {
       );
     });
 
-    it(`gives them, ${name}, also with eight at once`, async () => {
+    it(`gives the same tokens, ${name}, with eight prompts at once`, async () => {
       await using pair = await startPair();
       await using engine = await startTiny();
       const prompts = [3, 16, 17, 40, 100, 333, 500, 1000].map((length, index) => tokensOf(length, index + 2));
@@ -60,7 +60,7 @@ describe("a prompt prefilled in one engine and answered by another", () => {
     });
   }
 
-  it("moves the KV of every prompt token, and says how many bytes that was", async () => {
+  it("moves the KV of every prompt token, and reports the number of bytes", async () => {
     await using pair = await startPair();
     const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
     const { json } = await complete(pair.prefill, tokensOf(33), { ...GREEDY, max_tokens: 1 }, headers);
@@ -110,14 +110,14 @@ describe("KV of other weights", () => {
     );
   });
 
-  it("gives another text where the prefill engine lies about its hash: the answer does come from the KV", async () => {
+  it("gives another text when the prefill engine lies about its hash, so the answer comes from the KV", async () => {
     await using engine = await startTiny();
     await using pair = await startPair({ model: tinyFile(4), claimedHash: engine.state().model_hash });
     const prompt = tokensOf(40);
     assert.notDeepEqual(await disaggregated(pair, prompt, GREEDY), await alone(engine, prompt, GREEDY));
   });
 
-  it("is refused where a block arrives damaged", async () => {
+  it("is refused when a block arrives damaged", async () => {
     await using pair = await startPair({ faults: ["corrupt-kv:count=1"] });
     const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
     const { json } = await complete(pair.prefill, tokensOf(40), { max_tokens: 1 }, headers);
@@ -127,7 +127,7 @@ describe("KV of other weights", () => {
 });
 
 describe("room for KV", () => {
-  it("is kept for a pushed prompt until its request comes, and refused where there is none", async () => {
+  it("is kept for a pushed prompt until its request comes, and refused when none is left", async () => {
     await using pair = await startPair({}, { kvTokenLimit: 1200 });
     const headers = { "x-request-id": pairedId(pair.prefill, pair.decode) };
     await complete(pair.prefill, tokensOf(20), { ...GREEDY, max_tokens: 1 }, headers);
@@ -163,7 +163,7 @@ describe("room for KV", () => {
     }
   });
 
-  it("lets requests wait in line rather than start without it", async () => {
+  it("makes requests wait in order instead of starting without it", async () => {
     await using engine = await startTiny({ kvTokenLimit: 1200 });
     const prompt = tokensOf(500);
     const answers = await Promise.all([1, 2, 3, 4].map(() => alone(engine, prompt, GREEDY)));

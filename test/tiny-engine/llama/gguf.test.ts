@@ -20,7 +20,7 @@ describe("a GGUF file", () => {
     }
   });
 
-  it("with impossible counts is refused before memory is taken for them", () => {
+  it("with impossible counts is refused before memory is allocated for them", () => {
     const file = randomGguf(TINY);
     for (const [at, what] of [
       [8, "tensors"],

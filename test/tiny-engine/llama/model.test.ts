@@ -73,7 +73,7 @@ describe("the forward pass", () => {
     ["F16", 1e-4],
     ["Q8_0", 2e-2],
   ] as const) {
-    it(`agrees with a plain one in doubles for ${type} weights`, () => {
+    it(`agrees with a plain implementation in doubles for ${type} weights`, () => {
       const shape = { ...TINY, type };
       const gguf = readGguf(randomGguf(shape));
       const m = createModel(gguf, { kvBytes: 1 << 20 });
@@ -133,7 +133,7 @@ describe("the forward pass", () => {
     assert.deepEqual(greedy(model(SMALL), prompt(50, SMALL.vocab), 24), GOLDEN);
   });
 
-  it("takes no more KV blocks than it may, and takes freed ones again", () => {
+  it("takes KV blocks up to its limit, and reuses freed ones", () => {
     const m = createModel(readGguf(randomGguf(TINY)), { kvBytes: 40_000 });
     const limit = m.freeBlocks;
     const table = m.takeTable();

@@ -49,12 +49,12 @@ describe("sampling", () => {
     assert.ok(shares([4.9, 5], { minP: 0.1 })[0]! > 0.3);
   });
 
-  it("bans and biases", () => {
+  it("obeys bans and biases", () => {
     assert.equal(pick([1, 9], {}, NOTHING, 0, [1]), 0);
     assert.equal(pick([1, 9], { logitBias: new Map([[0, 10]]) }), 0);
   });
 
-  it("penalises what was said, and with repetition also what was asked", () => {
+  it("penalises tokens of the answer, and with repetition_penalty also those of the prompt", () => {
     const said = { promptTokens: new Set([0]), outputCounts: new Map([[1, 2]]) };
     assert.equal(pick([1, 2, 0], { frequencyPenalty: 1 }, said), 0);
     assert.equal(pick([1, 2, 0], { presencePenalty: 1.5 }, said), 0);
