@@ -17,7 +17,7 @@ export const TANDEM: readonly string[] = [
 export interface ChildSpec {
   /** Name that people see: `router`, `prefill-1`. */
   readonly name: string;
-  readonly role: "router" | "prefill" | "decode" | "discover" | "engine" | "up";
+  readonly role: "router" | "prefill" | "decode" | "discover";
   /** Arguments of node: flags, script, role, flags of the role. */
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
