@@ -66,7 +66,7 @@ async function madeDocs() {
 }
 
 async function settings() {
-  const { configMarkdown } = await built("services/common/config-help");
+  const parts = { ...(await built("services/common/config-help")), ...(await built("services/common/config-schema")) };
   const definitions = [];
   for (const path of CONFIGS) {
     const values = Object.entries(await built(path));
@@ -74,7 +74,28 @@ async function settings() {
     if (found.length === 0) throw new StepFailed(`${path} exports no settings`);
     definitions.push(...found.map(([, value]) => value));
   }
-  return definitions.map(configMarkdown).join("\n").trimEnd();
+  return definitions.flatMap((definition) => chapter(definition, parts)).join("\n\n");
+}
+
+/** Paragraphs on the settings of one program, with a table for each section. */
+function chapter({ name, summary, schema, options }, { groupsOf, namesOf, variablesOf, defaultOf }) {
+  const hasLive = [...options.values()].some(({ live }) => live);
+  const code = (words) => words.map((word) => `\`${word}\``).join(", ");
+  const sections = groupsOf(schema).flatMap(({ title, options }) => [
+    ...(title === "" ? [] : [`### ${name}: ${title}`]),
+    markdownTable(
+      ["Flag", "Variable", "Value", "Default", ...(hasLive ? ["Live"] : []), "What it does"],
+      options.map((option) => [
+        code(namesOf(option).map((name) => `--${name}`)),
+        code(variablesOf(option)),
+        option.expected,
+        defaultOf(option).replace(/^default /, ""),
+        ...(hasLive ? [option.live ? "yes" : ""] : []),
+        option.doc,
+      ]),
+    ),
+  ]);
+  return [`## ${name}`, ...(summary === "" ? [] : [summary]), ...sections];
 }
 
 async function errors() {

@@ -95,6 +95,16 @@ describe("the reference", () => {
     }
   });
 
+  it("has every setting of a router, with its variable, range and default, and says which are live", () => {
+    const chapter = textOf("docs/config.md").split("\n## router\n")[1]!.split("\n## ")[0]!;
+    for (const { key, live } of routerConfig.options.values())
+      assert.match(chapter, new RegExp(`^\\| \`--${key}\`.* \\| ${live ? "yes" : ""} \\| [^|]+ \\|$`, "m"));
+    const row =
+      "| `--queue.limit` | `TANDEM_QUEUE_LIMIT` | an integer from 0 to 65536 (requests) | 256 requests | yes | ";
+    assert.ok(chapter.includes(row));
+    assert.match(chapter, /\n### router: OpenAI REST\n\n\| Flag \|.*\n.*\n\| `--rest\.listen`, `--port` \|/);
+  });
+
   it("has every refused field", () => {
     const fields = REFUSED_FIELDS.map(({ field }) => field);
     assert.deepEqual(firstCells("docs/api.md", "<!-- table: refused-fields -->"), fields);

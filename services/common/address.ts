@@ -1,7 +1,7 @@
 // host:port, as settings, registries and engines write it.
 
-/** A name or an IPv4 address, or an IPv6 address in brackets. */
-export const ADDRESS = /^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$/;
+/** A name or an IPv4 address, or an IPv6 address in brackets, with its zone if it has one. */
+export const ADDRESS = /^(\[[0-9a-fA-F:.]+(%[\w.-]+)?\]|[A-Za-z0-9._-]+):\d{1,5}$/;
 
 /** "[::1]:3101" -> "::1", 3101. Splits what ADDRESS matches; the result for anything else is meaningless. */
 export function splitAddress(address: string): { readonly host: string; readonly port: number } {
@@ -12,4 +12,13 @@ export function splitAddress(address: string): { readonly host: string; readonly
 /** The inverse of `splitAddress`. */
 export function joinAddress(host: string, port: number): string {
   return `${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/**
+ * Whether only this machine can reach the host. A server on any other host must authenticate its callers.
+ *
+ * @param host Without port and brackets. A name other than `localhost` may lead anywhere, and counts as reachable.
+ */
+export function isLoopbackHost(host: string): boolean {
+  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
 }

@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import type * as yaml from "yaml";
 import type { ConfigDefinition, Option } from "./config-schema.ts";
-import { nearest } from "./nearest.ts";
+import { didYouMean } from "./nearest.ts";
 import { ConfigError } from "./run-main.ts";
 
 /** The value that one source gives to one setting. `where` names the source in error messages. */
@@ -14,8 +14,11 @@ export interface Given {
   readonly where: string;
 }
 
+/** By key. */
+export type Source = ReadonlyMap<string, Given>;
+
 /** @throws ConfigError for a file that can't be read, an unknown key, one given twice, or a value of the wrong shape */
-export function readConfigFile(definition: ConfigDefinition, path: string): ReadonlyMap<string, Given> {
+export function readConfigFile(definition: ConfigDefinition, path: string): Source {
   const given = new Map<string, Given>();
   if (path === "") return given;
   // 8 MB and 50 ms, and most processes are given no file.
@@ -37,15 +40,16 @@ export function readConfigFile(definition: ConfigDefinition, path: string): Read
     return target;
   }
 
-  function textOf(node: unknown, { kind }: Option<unknown>): string | undefined {
+  function textOf(node: unknown, { kind }: Option): string | undefined {
     if (!isScalar(node) || node.value === null) return undefined;
     // A token 0123 or a model 1e3 is taken as written, even without quotes.
     const asValue = typeof node.value === "string" || kind === "integer" || kind === "number";
     return asValue ? String(node.value) : (node.source ?? String(node.value));
   }
 
-  function textsOf({ items }: yaml.YAMLSeq, option: Option<unknown>): readonly string[] | undefined {
-    const texts = items.map((item) => textOf(resolve(item), option));
+  function valueOf(node: unknown, option: Option): Given["value"] | undefined {
+    if (option.kind !== "list" || !isSeq(node)) return textOf(node, option);
+    const texts = node.items.map((item) => textOf(resolve(item), option));
     return texts.every((text) => text !== undefined) ? texts : undefined;
   }
 
@@ -54,23 +58,22 @@ export function readConfigFile(definition: ConfigDefinition, path: string): Read
       if (!isScalar(pair.key)) throw new ConfigError(`${path}: a key must be a name, not a list or a mapping.`);
       const key = `${prefix}${String(pair.key.value)}`;
       const place = placeOf(pair.key.range![0]);
+      const where = `${place}: ${key}`;
       const option = definition.options.get(key);
       const node = resolve(pair.value);
-      if (option !== undefined) take(key, place, option, node);
-      else if (isMap(node) && node.items.length > 0) visit(`${key}.`, node);
-      else throw unknownKey(definition, key, `${place}: ${key}`);
+      if (option === undefined) {
+        if (!isMap(node) || node.items.length === 0) throw unknownKey(definition, key, where);
+        visit(`${key}.`, node);
+        continue;
+      }
+      if (given.has(key)) throw new ConfigError(`${where} is given twice.`);
+      const value = valueOf(node, option);
+      if (value === undefined) {
+        const got = option.kind === "secret" ? "something else" : JSON.stringify(node ?? null);
+        throw new ConfigError(`${where}: expected ${option.expected}, got ${got}.`);
+      }
+      given.set(key, { value, origin: `file ${place}`, where });
     }
-  }
-
-  function take(key: string, place: string, option: Option<unknown>, node: unknown): void {
-    const where = `${place}: ${key}`;
-    if (given.has(key)) throw new ConfigError(`${where} is given twice.`);
-    const value = option.kind === "list" && isSeq(node) ? textsOf(node, option) : textOf(node, option);
-    if (value === undefined) {
-      const shown = option.kind === "secret" ? "something else" : JSON.stringify(node ?? null);
-      throw new ConfigError(`${where}: expected ${option.expected}, got ${shown}.`);
-    }
-    given.set(key, { value, origin: `file ${place}`, where });
   }
 
   const top = document.contents;
@@ -85,18 +88,16 @@ export function removedKey(where: string, instead: string): ConfigError {
   return new ConfigError(`${where} is no longer a setting: ${instead}.`);
 }
 
+function unknownKey({ name, options, removed }: ConfigDefinition, key: string, where: string): ConfigError {
+  const instead = removed.get(key);
+  if (instead !== undefined) return removedKey(where, instead);
+  return new ConfigError(`${where} is not a setting of ${name}${didYouMean(key, options.keys())}`);
+}
+
 function readText(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch (error) {
     throw new ConfigError(`The configuration file ${path} can't be read: ${(error as Error).message}.`);
   }
-}
-
-function unknownKey(definition: ConfigDefinition, key: string, where: string): ConfigError {
-  const instead = definition.removed.get(key);
-  if (instead !== undefined) return removedKey(where, instead);
-  const meant = nearest(key, definition.options.keys());
-  const hint = meant === undefined ? "" : `; did you mean ${meant}?`;
-  return new ConfigError(`${where} is not a setting of ${definition.name}${hint}`);
 }

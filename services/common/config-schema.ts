@@ -1,26 +1,14 @@
 // What settings a process has: kinds of options, each of which knows its text form, its range and how to print itself;
 // sections, which group them; and a definition, which is checked once for mistakes that only its author can make.
+import { ADDRESS, splitAddress } from "./address.ts";
 
-/** One setting. `T` is the type of its value; `L` says whether it may change while the process runs. */
-export interface Option<T, L extends boolean = boolean> {
-  /** Dotted, as in the file: "queue.limit". The names of the flag and the variable are made from it. */
-  readonly key: string;
+/** How the values of a setting are written. */
+interface Kind<T> {
   readonly kind: "address" | "integer" | "number" | "boolean" | "choice" | "text" | "secret" | "list";
   /** What the user may write, as a noun phrase: "an integer from 0 to 65536". */
   readonly expected: string;
   /** Placeholder for the value in `--help`: "HOST:PORT". */
   readonly placeholder: string;
-  /** Whole sentences that say what the setting does and when to change it. */
-  readonly doc: string;
-  /** Other names of the flag, without dashes. */
-  readonly aliases: readonly string[];
-  /** Environment variables beside the one made from the key. */
-  readonly env: readonly string[];
-  readonly default: T | undefined;
-  /** Without a default: the value may be left out and is then `undefined`. */
-  readonly optional: boolean;
-  /** Whether a change reaches the running process. The section is then a `Live` one. */
-  readonly live: L;
   /**
    * Parses the written text. The message of an exception says why the text is wrong. Only lists get an array: the items
    * of a repeated flag or of a list in the file.
@@ -28,55 +16,49 @@ export interface Option<T, L extends boolean = boolean> {
    * @param below The value of the next weaker source: a bare port keeps its host.
    */
   parse(written: string | readonly string[], below: T | undefined): T;
-  /** With the unit. Never a secret's value. */
-  print(value: T): string;
+  /** With the unit. Never a secret's value. Default: String. */
+  print?(value: T): string;
 }
-
-export type ValueOf<O> = O extends Option<infer T, boolean> ? T : never;
 
 /** The properties of a schema's entry, beside its key and its description. */
 interface Entry<T> {
   readonly default?: T;
-  /** Another name of the flag. */
+  /** Another name of the flag, without dashes. */
   readonly alias?: string;
+  /** Environment variables beside the one made from the key. */
   readonly env?: readonly string[];
-  /** The empty text means "none", and the value may be `undefined`. */
+  /** The empty text means "none". Without a default the value may be left out, and is then `undefined`. */
   readonly optional?: boolean;
+  /** Whether a change reaches the running process. The section is then a `Live` one. */
   readonly live?: boolean;
 }
+
+/** One setting. `T` is the type of its value; `L` says whether it may change while the process runs. */
+export interface Option<T = any, L extends boolean = boolean> extends Kind<T>, Entry<T> {
+  /** Dotted, as in the file: "queue.limit". The names of the flag and the variable are made from it. */
+  readonly key: string;
+  /** Whole sentences that say what the setting does and when to change it. */
+  readonly doc: string;
+  readonly live: L;
+}
+
+export type ValueOf<O> = O extends Option<infer T> ? T : never;
 
 type OptionOf<T, E> = Option<
   E extends { readonly optional: true } ? T | undefined : T,
   E extends { readonly live: true } ? true : false
 >;
 
-interface Kind<T, W = string> extends Pick<Option<T>, "kind" | "expected" | "placeholder"> {
-  parse(written: W, below: T | undefined): T;
-  print?(value: T): string;
-}
-
-type MakeOption<T, X> = <const E extends Entry<T> & X>(key: string, doc: string, entry?: E) => OptionOf<T, E>;
-
 /** Makes the function that makes options of one kind. `X` has the further properties of this kind's entries. */
-function kind<T, X = unknown, W = string>(kindOf: (entry: Entry<T> & X) => Kind<T, W>): MakeOption<T, X> {
+function kind<T, X = unknown>(kindOf: (entry: Entry<T> & X) => Kind<T>) {
   return <const E extends Entry<T> & X>(key: string, doc: string, entry = {} as E): OptionOf<T, E> => {
-    const { kind, expected, placeholder, parse, print = String } = kindOf(entry);
-    const { alias, env = [], optional = false, live = false } = entry;
-    const option: Option<T | undefined> = {
-      key,
-      kind,
-      expected: optional ? `${expected}, or nothing` : expected,
-      placeholder,
-      doc,
-      aliases: alias === undefined ? [] : [alias],
-      env,
-      default: entry.default,
-      optional,
-      live,
-      parse: (written, below) => (optional && written === "" ? undefined : parse(written as W, below)),
-      print: (value) => (value === undefined ? "unset" : print(value)),
+    const { expected, parse, ...rest } = kindOf(entry);
+    const own: Kind<T | undefined> = {
+      ...rest,
+      expected: entry.optional ? `${expected}, or nothing` : expected,
+      parse: (written, below) => (entry.optional && written === "" ? undefined : parse(written, below)),
     };
-    return option as OptionOf<T, E>;
+    return { live: false, ...own, ...entry, key, doc } as unknown as OptionOf<T, E>;
   };
 }
 
@@ -88,12 +70,11 @@ export const address = kind<string>((entry) => ({
   kind: "address",
   expected: "host:port, with a port from 0 to 65535",
   placeholder: "HOST:PORT",
-  parse(written, below) {
+  parse(written: string, below) {
     const host = (below ?? entry.default ?? "127.0.0.1:0").replace(/:\d+$/, "");
     const whole = /^\d+$/.test(written) ? `${host}:${written}` : written;
-    const port = /^(?:\[[0-9a-fA-F:.%]+\]|[^\s:/[\]]+):(\d+)$/.exec(whole)?.[1];
-    if (port === undefined) throw new Error("it is not an address");
-    if (Number(port) > 65_535) throw new Error("the port is too large");
+    if (splitAddress(whole).port > 65_535) throw new Error("the port is too large");
+    if (!ADDRESS.test(whole)) throw new Error("it is not an address");
     return whole;
   },
 }));
@@ -112,7 +93,7 @@ function numeric({ min = -Infinity, max = Infinity, unit }: Range, whole: boolea
     kind: whole ? "integer" : "number",
     expected: `${noun}${from}${to}${unit === undefined ? "" : ` (${unit})`}`,
     placeholder: (unit ?? "N").toUpperCase().replace(/[^A-Z0-9]+/g, "_"),
-    parse(written) {
+    parse(written: string) {
       const value = Number(written);
       const formed = whole ? /^[+-]?\d+$/.test(written) : /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(written);
       if (!formed || !(whole ? Number.isSafeInteger(value) : Number.isFinite(value)))
@@ -139,7 +120,7 @@ export const boolean = kind<boolean>(() => ({
   kind: "boolean",
   expected: "true or false",
   placeholder: "",
-  parse(written) {
+  parse(written: string) {
     if (/^(true|1|yes|on)$/i.test(written)) return true;
     if (/^(false|0|no|off)$/i.test(written)) return false;
     throw new Error("it is neither true nor false");
@@ -157,7 +138,7 @@ export function choice<const T extends string, const E extends Entry<NoInfer<T>>
     kind: "choice",
     expected: `one of ${values.join(", ")}`,
     placeholder: values.join("|"),
-    parse(written) {
+    parse(written: string) {
       const value = values.find((candidate) => candidate === written);
       if (value === undefined) throw new Error("it is not one of them");
       return value;
@@ -170,75 +151,58 @@ export const text = kind<string>(() => ({
   kind: "text",
   expected: "text",
   placeholder: "TEXT",
-  parse: (written) => written,
-  print: (value) => (value === "" ? "(empty)" : value),
+  parse: (written: string) => written,
+  print: (value) => value || "(empty)",
+}));
+
+const secretText = kind<string>(() => ({
+  kind: "secret",
+  expected: "text",
+  placeholder: "SECRET",
+  parse: (written: string) => written,
+  print: (value) => (value === "" ? "unset" : "set"),
 }));
 
 /** Always printed as `set` or `unset`. "" when not set. */
-export function secret(
-  key: string,
-  doc: string,
-  entry: Pick<Entry<string>, "alias" | "env"> = {},
-): Option<string, false> {
-  const secretText = kind<string>(() => ({
-    kind: "secret",
-    expected: "text",
-    placeholder: "SECRET",
-    parse: (written) => written,
-    print: (value) => (value === "" ? "unset" : "set"),
-  }));
-  return secretText(key, doc, { ...entry, default: "" });
-}
+export const secret = (key: string, doc: string, entry: Pick<Entry<string>, "alias" | "env"> = {}) =>
+  secretText(key, doc, { ...entry, default: "" });
 
 type ListEntry = Omit<Entry<readonly string[]>, "optional" | "live">;
 
-function listOf(
-  key: string,
-  doc: string,
-  entry: ListEntry,
-  item: {
-    readonly expected: string;
-    readonly placeholder: string;
-    parse(item: string, below?: string): string | string[];
-  },
-): Option<readonly string[], false> {
-  const items = kind<readonly string[], unknown, string | readonly string[]>(() => ({
-    ...item,
-    kind: "list",
-    parse(written, below) {
-      const given = typeof written === "string" ? split(written) : written;
-      return Object.freeze(given.flatMap((one) => item.parse(one, below?.[0])));
-    },
-    print: (value) => (value.length === 0 ? "none" : value.join(", ")),
-  }));
-  return items(key, doc, { ...entry, default: entry.default ?? [] });
-}
+const texts = kind<readonly string[]>(() => ({
+  kind: "list",
+  expected: "a list of texts",
+  placeholder: "TEXT",
+  // Items of an array are taken whole: a text may hold commas.
+  parse: (written) => Object.freeze(typeof written === "string" ? split(written) : [...written]),
+  print: (value) => value.join(", ") || "none",
+}));
 
 /** A repeatable flag, a comma-separated variable, or a list in the file. Empty by default. */
-export function list(key: string, doc: string, entry: ListEntry = {}): Option<readonly string[], false> {
-  // Whole: a text may hold commas.
-  return listOf(key, doc, entry, { expected: "a list of texts", placeholder: "TEXT", parse: (item) => item });
-}
+export const list = (key: string, doc: string, entry: ListEntry = {}): Option<readonly string[], false> =>
+  texts(key, doc, { default: [], ...entry });
 
 /** Addresses as `address` takes them, with commas between, in a repeated flag, or both. */
 export function addresses(key: string, doc: string, entry: ListEntry = {}): Option<readonly string[], false> {
-  const one = address(key, doc);
-  return listOf(key, doc, entry, {
-    expected: `${one.expected}, or several of them`,
-    placeholder: one.placeholder,
-    parse: (item, below) => split(item).map((each) => one.parse(each, below)),
-  });
+  const { expected, placeholder, parse } = address(key, doc);
+  const all = list(key, doc, entry);
+  return {
+    ...all,
+    expected: `${expected}, or several of them`,
+    placeholder,
+    parse(written, below) {
+      const items = all.parse(written, below).flatMap(split);
+      return Object.freeze(items.map((item) => parse(item, below?.[0])));
+    },
+  };
 }
 
 function split(written: string): string[] {
-  return written
-    .split(",")
-    .map((item) => item.trim())
-    .filter((item) => item !== "");
+  return written.split(",").flatMap((item) => item.trim() || []);
 }
 
 /** By the name that the code uses. */
-export type Entries = Readonly<Record<string, Option<any>>>;
+export type Entries = Readonly<Record<string, Option>>;
 
 /** Options that belong together: one heading in the documentation, one object in the code. */
 export interface Section<E extends Entries = Entries> {
@@ -251,14 +215,14 @@ export function section<const E extends Entries>(title: string, entries: E): Sec
 }
 
 /** Sections, and options without a section, by the name that the code uses. */
-export type Schema = Readonly<Record<string, Option<any> | Section>>;
+export type Schema = Readonly<Record<string, Option | Section>>;
 
 export interface ConfigDefinition<S extends Schema = Schema> {
   /** Name of the process: "router". */
   readonly name: string;
   readonly schema: S;
   /** Every option by its key, in the order of the schema. */
-  readonly options: ReadonlyMap<string, Option<any>>;
+  readonly options: ReadonlyMap<string, Option>;
   readonly summary: string;
   readonly usage: string;
   /** Key of the list that takes all words after `--`. */
@@ -267,11 +231,31 @@ export interface ConfigDefinition<S extends Schema = Schema> {
   readonly removed: ReadonlyMap<string, string>;
 }
 
+/** Flags of every process beside its settings. */
+export const COMMON_FLAGS: readonly Option[] = [
+  {
+    ...text(
+      "config",
+      "YAML file (or JSON) with any of these keys, dotted or nested. A flag beats the environment, which beats the " +
+        "file. Env TANDEM_CONFIG.",
+    ),
+    expected: "the path of a YAML file",
+    placeholder: "FILE",
+  },
+  boolean("print_config", "Prints every setting with its value and its origin, and exits."),
+  boolean("help", "Prints this, as -h does."),
+];
+
 /** @throws Error when two settings share a name, or a default is out of its own range. */
 export function defineConfig<const S extends Schema>(
   name: string,
   schema: S,
-  o: {
+  {
+    summary = "",
+    usage = `tandem ${name} [--KEY VALUE ...]`,
+    rest,
+    removed = {},
+  }: {
     readonly summary?: string;
     readonly usage?: string;
     readonly rest?: string;
@@ -279,47 +263,45 @@ export function defineConfig<const S extends Schema>(
   } = {},
 ): ConfigDefinition<S> {
   const options = Object.values(schema).flatMap((one) => (isSection(one) ? Object.values(one.entries) : [one]));
-  const taken = new Map<string, string>();
-  for (const word of ["config", "print_config", "help", "TANDEM_CONFIG"]) taken.set(word, `--${word}`);
+  const taken = new Map([["TANDEM_CONFIG", "--config"], ...COMMON_FLAGS.map(({ key }) => [key, `--${key}`] as const)]);
   for (const one of options) {
     const { key } = one;
     if (!/^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$/.test(key))
       throw new Error(`${name}: ${key} is not a dotted snake_case key`);
-    for (const word of [key, ...one.aliases, ...variablesOf(one)]) {
-      const other = taken.get(inUnderscores(word));
+    for (const word of [...namesOf(one), ...variablesOf(one)]) {
+      // Names that differ only in these characters are one flag.
+      const plain = word.replace(/[-.]/g, "_");
+      const other = taken.get(plain);
       if (other !== undefined) throw new Error(`${name}: both ${other} and ${key} answer to ${word}`);
-      taken.set(inUnderscores(word), key);
+      taken.set(plain, key);
     }
-    if (one.default !== undefined && one.kind !== "list" && one.kind !== "secret") {
+    if (one.default !== undefined && one.kind !== "list" && one.kind !== "secret")
       one.parse(String(one.default), undefined);
-    }
   }
-  return {
-    name,
-    schema,
-    options: new Map(options.map((one) => [one.key, one])),
-    summary: o.summary ?? "",
-    usage: o.usage ?? `tandem ${name} [--KEY VALUE ...]`,
-    rest: o.rest,
-    removed: new Map(Object.entries(o.removed ?? {})),
-  };
+  const byKey = new Map(options.map((one) => [one.key, one]));
+  return { name, schema, options: byKey, summary, usage, rest, removed: new Map(Object.entries(removed)) };
 }
 
-export function isSection(one: Option<any> | Section): one is Section {
+export function isSection(one: Option | Section): one is Section {
   return "entries" in one;
 }
 
-/** Names that differ only in these characters are one flag. */
-function inUnderscores(name: string): string {
-  return name.replace(/[-.]/g, "_");
+/** Names of a setting's flag, without dashes. */
+export function namesOf({ key, alias }: Option): readonly string[] {
+  return alias === undefined ? [key] : [key, alias];
 }
 
 /** Environment variables of a setting, the strongest first: TANDEM_QUEUE_LIMIT, then the extra ones of its schema. */
-export function variablesOf({ key, env }: Option<unknown>): readonly string[] {
+export function variablesOf({ key, env = [] }: Option): readonly string[] {
   const own = variableOf(key);
   return [own, ...env.filter((name) => name !== own)];
 }
 
 export function variableOf(key: string): string {
   return `TANDEM_${key.replaceAll(".", "_").toUpperCase()}`;
+}
+
+/** The value as people see it. */
+export function printed<T>({ print = String }: Option<T>, value: T): string {
+  return value === undefined ? "unset" : print(value);
 }

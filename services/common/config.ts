@@ -1,10 +1,11 @@
 // The entry point of configuration: one schema gives the types, the flags, the variables, the file keys, the checks,
 // changes while the process runs, --help and docs/config.md. A flag beats the environment, which beats the file, which
 // beats the default; a change beats them all. There is no silent fallback.
-import type { Given } from "./config-file.ts";
-import { helpText, settingLines } from "./config-help.ts";
+import type { Given, Source } from "./config-file.ts";
 import {
   isSection,
+  namesOf,
+  printed,
   variableOf,
   type ConfigDefinition,
   type Entries,
@@ -14,25 +15,10 @@ import {
   type ValueOf,
 } from "./config-schema.ts";
 import { readSources, type ConfigSource } from "./config-sources.ts";
-import { nearest } from "./nearest.ts";
+import { didYouMean } from "./nearest.ts";
 import { ConfigError, PrintAndExit } from "./run-main.ts";
 
-export {
-  address,
-  addresses,
-  boolean,
-  choice,
-  defineConfig,
-  integer,
-  list,
-  milliseconds,
-  number,
-  secret,
-  section,
-  text,
-} from "./config-schema.ts";
-export { settingLines } from "./config-help.ts";
-export type { ConfigDefinition, Schema } from "./config-schema.ts";
+export * from "./config-schema.ts";
 export type { ConfigSource } from "./config-sources.ts";
 export { ConfigError, PrintAndExit, runMain, StartError } from "./run-main.ts";
 
@@ -55,7 +41,7 @@ export type Config<S extends Schema> = {
   readonly [Name in keyof S]: S[Name] extends Section<infer E> ? SectionValue<E> : ValueOf<S[Name]>;
 } & { readonly settings: Settings };
 
-/** One setting as it is shown to people. */
+/** One setting as it is printed to people. */
 export interface Setting {
   readonly key: string;
   /** The value with its unit; `set` or `unset` for a secret. */
@@ -86,100 +72,93 @@ export interface Settings {
  * @throws PrintAndExit for `--help` and `--print-config`
  */
 export function loadConfig<S extends Schema>(definition: ConfigDefinition<S>, source: ConfigSource): Config<S> {
-  const { action, given } = readSources(definition, source);
-  if (action === "help") throw new PrintAndExit(helpText(definition));
-  const options = [...definition.options.values()];
-  const givenTo = ({ key }: Option<unknown>): readonly Given[] => given.get(key) ?? [];
-  let inForce = options.map((option) => evaluate(option, givenTo(option)));
-  for (const { option, value } of inForce)
-    if (value === undefined && !option.optional) throw missing(definition, option);
-  if (action === "print_config")
-    throw new PrintAndExit(`${settingLines(inForce.map(({ setting }) => setting)).join("\n")}\n`);
+  const sources = readSources(definition, source);
+  let inForce = evaluate(definition, sources);
+  const settingsNow = (): Setting[] => [...inForce.values()].map(({ setting }) => setting);
+  if (sources.some((one) => one.has("print_config")))
+    throw new PrintAndExit(`${settingLines(settingsNow()).join("\n")}\n`);
 
-  function valuesOf(entries: Entries): Values<Entries> {
-    const valueOf = (option: Option<unknown>): unknown => inForce.find((one) => one.option === option)!.value;
-    return Object.freeze(Object.fromEntries(Object.entries(entries).map(([name, option]) => [name, valueOf(option)])));
-  }
-  const live: { readonly entries: Entries; readonly section: { current: Values<Entries> } }[] = [];
+  const valueOf = ({ key }: Option): unknown => inForce.get(key)!.value;
+  const valuesOf = (entries: Entries): Values<Entries> =>
+    Object.freeze(Object.fromEntries(Object.entries(entries).map(([name, option]) => [name, valueOf(option)])));
+  const live: { readonly options: readonly Option[]; refresh(): void }[] = [];
   const parts = Object.entries(definition.schema).map(([name, part]) => {
-    if (!isSection(part)) return [name, valuesOf({ [name]: part })[name]];
+    if (!isSection(part)) return [name, valueOf(part)];
+    const options = Object.values(part.entries);
+    if (!options.some((option) => option.live)) return [name, valuesOf(part.entries)];
     const section = { current: valuesOf(part.entries) };
-    if (!Object.values(part.entries).some((option) => option.live)) return [name, section.current];
-    live.push({ entries: part.entries, section });
+    live.push({ options, refresh: () => (section.current = valuesOf(part.entries)) });
     return [name, section];
   });
+  const liveKeys = live.flatMap(({ options }) => options.filter((option) => option.live).map(({ key }) => key));
   const settings: Settings = {
     get all() {
-      return inForce.map(({ setting }) => setting);
+      return settingsNow();
     },
-    isGiven: (key) => inForce.some(({ setting }) => setting.key === key && setting.origin !== "default"),
+    isGiven: (key) => sources.some((one) => one.has(key)),
     change(texts, from) {
-      const next = evaluateChange(options, givenTo, texts, from);
-      const changed = next.filter(({ setting }, index) => setting.value !== inForce[index]!.setting.value);
+      const whyNot = (key: string): string =>
+        definition.options.has(key)
+          ? `${key} can't change while the process runs.`
+          : `${key} is not a setting${didYouMean(key, liveKeys) || "."}`;
+      const faults = [...texts.keys()].filter((key) => !liveKeys.includes(key)).map(whyNot);
+      const change = [...texts].map(([key, value]) => [key, { value, origin: `${from}${key}`, where: key }] as const);
+      const next = evaluate(definition, [...sources, new Map(change)], faults);
+      const changed = [...next].filter(([key, { setting }]) => setting.value !== inForce.get(key)!.setting.value);
       inForce = next;
-      const isChanged = (option: Option<unknown>): boolean => changed.some((one) => one.option === option);
-      for (const { entries, section } of live) {
-        if (Object.values(entries).some(isChanged)) section.current = valuesOf(entries);
-      }
-      return changed.map(({ setting }) => setting);
+      const isChanged = ({ key }: Option): boolean => changed.some(([one]) => one === key);
+      for (const { options, refresh } of live) if (options.some(isChanged)) refresh();
+      return changed.map(([, { setting }]) => setting);
     },
   };
   return Object.freeze({ ...Object.fromEntries(parts), settings }) as Config<S>;
 }
 
+/** A line for each setting, for --print-config and the log of a starting process. */
+export function settingLines(settings: readonly Setting[]): string[] {
+  return settings.map(({ key, value, origin }) => `${key} = ${value} (${origin})`);
+}
+
 interface Evaluated {
-  readonly option: Option<unknown>;
   readonly value: unknown;
   readonly setting: Setting;
 }
 
-/** @param given From the weakest source to the strongest. */
-function evaluate(option: Option<unknown>, given: readonly Given[]): Evaluated {
-  let value = option.default;
-  for (const one of given) value = parse(option, one, value);
-  const origin = given.at(-1)?.origin ?? "default";
-  return { option, value, setting: { key: option.key, value: option.print(value), origin } };
+/**
+ * All settings by key.
+ *
+ * @param sources From the weakest to the strongest.
+ * @param faults What is already known to be wrong.
+ * @throws ConfigError that names every fault
+ */
+function evaluate(definition: ConfigDefinition, sources: readonly Source[], faults: string[] = []) {
+  const all = new Map<string, Evaluated>();
+  for (const [key, option] of definition.options) {
+    const given = sources.flatMap((source) => source.get(key) ?? []);
+    try {
+      const value = given.reduce((below, one) => parse(option, one, below), option.default);
+      if (value === undefined && !option.optional) throw missing(definition, option);
+      const origin = given.at(-1)?.origin ?? "default";
+      all.set(key, { value, setting: { key, value: printed(option, value), origin } });
+    } catch (error) {
+      faults.push((error as ConfigError).message);
+    }
+  }
+  if (faults.length > 0) throw new ConfigError(faults.join(" "));
+  return all;
 }
 
-function parse(option: Option<unknown>, { value, where }: Given, below: unknown): unknown {
+function parse(option: Option, { value, where }: Given, below: unknown): unknown {
   try {
     return option.parse(value, below);
   } catch (error) {
-    const shown = option.kind === "secret" ? "its value" : JSON.stringify(value).slice(0, 200);
-    throw new ConfigError(`${where}: expected ${option.expected}, got ${shown}; ${(error as Error).message}.`);
+    const got = option.kind === "secret" ? "its value" : JSON.stringify(value).slice(0, 200);
+    throw new ConfigError(`${where}: expected ${option.expected}, got ${got}; ${(error as Error).message}.`);
   }
 }
 
-/** @throws ConfigError that names every fault of `texts` */
-function evaluateChange(
-  options: readonly Option<unknown>[],
-  givenTo: (option: Option<unknown>) => readonly Given[],
-  texts: ReadonlyMap<string, string>,
-  from: string,
-): Evaluated[] {
-  const faults: string[] = [];
-  for (const key of texts.keys()) {
-    const option = options.find((one) => one.key === key);
-    if (option?.live === true) continue;
-    const liveKeys = options.filter(({ live }) => live).map((one) => one.key);
-    const meant = option === undefined ? nearest(key, liveKeys) : undefined;
-    const hint = meant === undefined ? "" : `; did you mean ${meant}?`;
-    faults.push(`${key} ${option === undefined ? "is not a setting" : "can't change while the process runs"}${hint}.`);
-  }
-  const next = options.map((option) => {
-    const value = texts.get(option.key);
-    const change = value === undefined ? [] : [{ value, origin: `${from}${option.key}`, where: option.key }];
-    try {
-      return evaluate(option, [...givenTo(option), ...change]);
-    } catch (error) {
-      faults.push((error as Error).message);
-      return evaluate(option, givenTo(option));
-    }
-  });
-  if (faults.length > 0) throw new ConfigError(faults.join(" "));
-  return next;
-}
-
-function missing({ name }: ConfigDefinition, { key, aliases, expected }: Option<unknown>): ConfigError {
-  return new ConfigError(`${name} needs ${key}: give --${aliases[0] ?? key}, ${expected}, or set ${variableOf(key)}.`);
+function missing({ name }: ConfigDefinition, option: Option): ConfigError {
+  const flag = namesOf(option).at(-1);
+  const variable = variableOf(option.key);
+  return new ConfigError(`${name} needs ${option.key}: give --${flag}, ${option.expected}, or set ${variable}.`);
 }

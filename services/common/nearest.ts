@@ -14,6 +14,12 @@ export function nearest(name: string, candidates: Iterable<string>): string | un
   return best;
 }
 
+/** `; did you mean X?`, or nothing if no candidate is near. @param before Shown before the candidate. */
+export function didYouMean(name: string, candidates: Iterable<string>, before = ""): string {
+  const meant = nearest(name, candidates);
+  return meant === undefined ? "" : `; did you mean ${before}${meant}?`;
+}
+
 /** Insertions, deletions, replacements and swaps of neighbours (optimal string alignment) that turn `a` into `b`. */
 export function editDistance(a: string, b: string): number {
   let beforeLast: number[] = [];

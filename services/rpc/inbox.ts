@@ -5,7 +5,7 @@ import type { ServiceError } from "../common/errors.ts";
 /** Messages that wait before the sender is held back. */
 const LIMIT = 16;
 
-export interface Source {
+interface Source {
   pause(): void;
   resume(): void;
 }

@@ -1,6 +1,6 @@
 // The TCP side of the server. grpc-js could listen by itself, but only prints the error for a taken port, and can't
 // drop its connections.
-import { isLoopbackHost } from "../common/loopback.ts";
+import { isLoopbackHost } from "../common/address.ts";
 import { StartError } from "../common/run-main.ts";
 import { type Socket, createServer } from "node:net";
 

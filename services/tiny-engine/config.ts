@@ -1,6 +1,5 @@
 // The settings of `tandem engine`.
-import { splitAddress } from "../common/address.ts";
-import { isLoopbackHost } from "../common/loopback.ts";
+import { isLoopbackHost, splitAddress } from "../common/address.ts";
 import {
   address,
   boolean,

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { configMarkdown, helpText } from "../../services/common/config-help.ts";
+import { helpText } from "../../services/common/config-help.ts";
 import * as config from "../../services/common/config.ts";
 import {
   address,
@@ -143,8 +143,8 @@ describe("a configuration", () => {
   });
 
   it("names the nearest key for an unknown one", () => {
-    refuses(["--queue.limt", "5"], /no flag --queue\.limt\. Did you mean --queue\.limit\?/);
-    refuses(["--prot", "5"], /Did you mean --port\?/);
+    refuses(["--queue.limt", "5"], /no flag --queue\.limt; did you mean --queue\.limit\? "tandem router --help"/);
+    refuses(["--prot", "5"], /did you mean --port\?/);
     refuses(["--nothing-like-it-at-all"], /no flag --nothing-like-it-at-all\. "tandem router --help"/);
     refuses([], /TANDEM_QUEUE_LIMT is not a variable of router; did you mean TANDEM_QUEUE_LIMIT\?/, {
       TANDEM_QUEUE_LIMT: "5",
@@ -170,6 +170,11 @@ describe("a configuration", () => {
     refuses(["--port", "65536"], /port is too large/);
   });
 
+  it("names every bad value at once", () => {
+    const all = /TANDEM_STRICT: .* it is neither true nor false\. --queue\.limit: .* it is too small\./;
+    refuses(["--queue.limit", "-1"], all, { TANDEM_STRICT: "maybe" });
+  });
+
   it("refuses what could be meant in two ways", () => {
     refuses(["--port", "1", "--rest.listen", "a:2"], /--port and --rest\.listen both set rest\.listen/);
     refuses(["--model", "a", "--model", "b"], /--model is given twice/);
@@ -178,6 +183,7 @@ describe("a configuration", () => {
     refuses(["up"], /"up" is not a flag/);
     refuses(["--strict", "false"], /"false" is not a flag/);
     refuses(["--no-model"], /no flag --no-model/);
+    refuses(["--config", "a", "--config", "b"], /--config is given twice/);
   });
 
   it("names a required setting that is missing", () => {
@@ -320,22 +326,10 @@ describe("--help", () => {
       help,
       /from 0 to 65536 \(requests\); default 256 requests; env TANDEM_QUEUE_LIMIT; can\s+change while the process runs/,
     );
-    assert.ok(help.indexOf("--model") < help.indexOf("OpenAI REST"), "what stands in no section comes first");
+    assert.ok(help.indexOf("--model") < help.indexOf("OpenAI REST"), "settings without a section come first");
     assert.ok(
       help.split("\n").every((line) => line.length <= 110),
       "no line is too long for a terminal",
     );
-  });
-
-  it("has a page of the documentation to it, which says what is live", () => {
-    const page = configMarkdown(definition);
-    assert.match(page, /^## router\n/);
-    assert.match(
-      page,
-      /\n### router: The queue\n\n\| Flag \| Variable \| Value \| Default \| Live \| What it does \|\n/,
-    );
-    assert.match(page, /\| `--rest\.listen`, `--port` \| `TANDEM_REST_LISTEN`, `PROXY_PORT` \| host:port/);
-    assert.match(page, /\| `--queue\.limit` \|.*\| 256 requests \| yes \| Requests that may wait\. \|/);
-    assert.match(page, /\| `--queue\.timeout_ms` \|.*\| 1000 ms \| {2}\| How long\. \|/);
   });
 });

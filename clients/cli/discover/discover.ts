@@ -2,11 +2,10 @@
 // as the engine pings. A ping says where an engine is, not whether the engine works: the wrapper finds that out, and
 // the doctor finds out whether the engine can be half of a pair.
 import type { Readable } from "node:stream";
-import { splitAddress } from "../../../services/common/address.ts";
+import { isLoopbackHost, splitAddress } from "../../../services/common/address.ts";
 import { loadConfig } from "../../../services/common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { createLog } from "../../../services/common/log.ts";
-import { isLoopbackHost } from "../../../services/common/loopback.ts";
 import { listenForPings, type PingedEngine } from "../../../services/discovery/vllm-pings.ts";
 import { startChild, TANDEM, type Child } from "../../common/child.ts";
 import { discoverConfig } from "./config.ts";

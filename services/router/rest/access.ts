@@ -4,10 +4,9 @@
 // server as their own origin, past everything that browsers hold against pages of others. What gives it away is the name
 // in the Host header. Where a secret is asked for, or others than this machine can connect anyway, any name will do.
 import type { IncomingHttpHeaders } from "node:http";
-import { splitAddress } from "../../common/address.ts";
+import { isLoopbackHost, splitAddress } from "../../common/address.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
-import { isLoopbackHost } from "../../common/loopback.ts";
 import { createGate } from "../../rpc/access.ts";
 import type { RouterConfig } from "../config.ts";
 import { REQUEST_HEADERS } from "../serving/headers.ts";

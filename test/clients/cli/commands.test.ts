@@ -74,7 +74,7 @@ describe("the tandem command", () => {
   it("names the flag that was likely meant", async () => {
     const { code, stderr } = await tandem(["up", "--prefil", "2"]);
     assert.equal(code, 2);
-    assert.match(stderr, /Did you mean --prefill\?/);
+    assert.match(stderr, /did you mean --prefill\?/);
   });
 });
 
