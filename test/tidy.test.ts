@@ -214,10 +214,7 @@ describe("time", () => {
       "services/router/registry/router-registry.ts": "a date in Consul and the status",
       "services/router/rest/app.ts": "a date in the API",
       "services/router/serving/serving.ts": "a date in answers and receipts",
-      // Still to be moved.
-      "services/rpc/connect-handler.ts": "",
-      "services/rpc/server.ts": "",
-      "services/rpc/typed-call.ts": "",
+      "services/rpc/grpc-call.ts": "the deadlines of grpc-js are dates",
     };
     const reading = sources.filter(
       (file) =>

@@ -1,4 +1,5 @@
-// Time as an argument, so that a test can move it.
+// Time as an argument, so that a test can move it, and waits.
+import { type EventEmitter, once } from "node:events";
 
 export interface Timer {
   /** Has no effect once the timer has run, or on a second call. */
@@ -26,6 +27,21 @@ export const systemClock: Clock = {
   },
 };
 
+export interface Deferred<T> {
+  readonly promise: Promise<T>;
+  resolve(value: T): void;
+  reject(error: unknown): void;
+}
+
+/** A promise, and what settles it. */
+export function deferred<T = void>(): Deferred<T> {
+  let settle!: Omit<Deferred<T>, "promise">;
+  const promise = new Promise<T>((resolve, reject) => {
+    settle = { resolve, reject };
+  });
+  return { promise, ...settle };
+}
+
 /** Resolves `ms` from now, or as soon as `signal` aborts. */
 export function pause(clock: Clock, ms: number, signal?: AbortSignal): Promise<void> {
   if (signal?.aborted === true) return Promise.resolve();
@@ -51,4 +67,13 @@ export async function settlesWithin(clock: Clock, promise: Promise<unknown>, ms:
   await Promise.race([end, pause(clock, ms, late.signal)]);
   late.abort();
   return settled;
+}
+
+/** Resolves when `isSo`, which is asked now and at each `change` of `source`, or when `stop` aborts. */
+export async function until(
+  source: EventEmitter<{ change: [] }>,
+  isSo: () => boolean,
+  stop?: AbortSignal,
+): Promise<void> {
+  while (!isSo() && stop?.aborted !== true) await once(source, "change", { signal: stop }).catch(() => {});
 }

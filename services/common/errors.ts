@@ -1,22 +1,26 @@
 // Every failure that Tandem may report, and the one class that carries it.
 // Three boundaries read the table and nothing else decides a status: router/rest (OpenAI error body), rpc (gRPC
-// status), router/relay (retry). docs/errors.md is the same table for people.
+// status), router/relay (retry). docs/errors.md has the same table for people.
 
-/** Names of gRPC status codes, as @grpc/grpc-js and Connect spell them. */
-export type GrpcCode =
-  | "CANCELLED"
-  | "INVALID_ARGUMENT"
-  | "DEADLINE_EXCEEDED"
-  | "NOT_FOUND"
-  | "ALREADY_EXISTS"
-  | "PERMISSION_DENIED"
-  | "RESOURCE_EXHAUSTED"
-  | "FAILED_PRECONDITION"
-  | "ABORTED"
-  | "UNIMPLEMENTED"
-  | "INTERNAL"
-  | "UNAVAILABLE"
-  | "UNAUTHENTICATED";
+/** Numbers of the gRPC status codes, which Connect shares. OK is 0. */
+export const GRPC_CODES = {
+  CANCELLED: 1,
+  UNKNOWN: 2,
+  INVALID_ARGUMENT: 3,
+  DEADLINE_EXCEEDED: 4,
+  NOT_FOUND: 5,
+  ALREADY_EXISTS: 6,
+  PERMISSION_DENIED: 7,
+  RESOURCE_EXHAUSTED: 8,
+  FAILED_PRECONDITION: 9,
+  ABORTED: 10,
+  OUT_OF_RANGE: 11,
+  UNIMPLEMENTED: 12,
+  INTERNAL: 13,
+  UNAVAILABLE: 14,
+  DATA_LOSS: 15,
+  UNAUTHENTICATED: 16,
+} as const;
 
 /**
  * The retry that the router may make before the first byte has reached the client.
@@ -27,13 +31,13 @@ export type Retry = "never" | "elsewhere" | "both legs";
 export interface Failure {
   /** Status of the HTTP response. */
   readonly http: number;
-  readonly grpc: GrpcCode;
+  readonly grpc: keyof typeof GRPC_CODES;
   readonly retry: Retry;
   /** `type` of the OpenAI error body, as vLLM spells it. */
   readonly type: string;
 }
 
-/** When each happens, and what to do about it: failure-help.ts. */
+/** When each happens, and what to do about it: docs/errors.md. */
 export const FAILURES = {
   invalid_request: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },
   engine_refused: { http: 400, grpc: "INVALID_ARGUMENT", retry: "never", type: "BadRequestError" },

@@ -2,8 +2,10 @@
 // so a shell runs in between: it holds the other end of a pipe of ours and kills its whole process group when the pipe
 // closes. The system closes the pipe even for a process killed with SIGKILL. A shell and not a second Node: 0.2 MB
 // instead of 40.
-import { spawn, type ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import type { Readable } from "node:stream";
+import { deferred } from "./clock.ts";
 import { createOutputTail } from "./output-tail.ts";
 
 // POSIX sh. fd 3 ends when our process is gone; fd 4 tells our process the program's id and how it ended. The program
@@ -71,6 +73,8 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
   const group = guardian.pid;
   const started = deferred<number>();
   const ended = deferred<GuardedExit>();
+  // The caller of the start gets its failure. A rejection after the start has no consumer.
+  started.promise.catch(() => {});
   let over = false;
   const killGroup = (): void => {
     if (group === undefined) return;
@@ -116,14 +120,9 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
       const timer = setTimeout(killGroup, graceMs);
       await ended.promise;
       clearTimeout(timer);
-      await closed(guardian);
+      if (guardian.exitCode === null && guardian.signalCode === null) await once(guardian, "exit");
     },
   };
-}
-
-function closed(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return Promise.resolve();
-  return new Promise((resolve) => child.once("exit", () => resolve()));
 }
 
 function readReport(stream: Readable, onWord: (word: string, value: number) => void): void {
@@ -137,16 +136,4 @@ function readReport(stream: Readable, onWord: (word: string, value: number) => v
       onWord(word ?? "", Number(value));
     }
   });
-}
-
-function deferred<T>(): { promise: Promise<T>; resolve(value: T): void; reject(error: Error): void } {
-  let resolve!: (value: T) => void;
-  let reject!: (error: Error) => void;
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  // The caller of the start gets its failure. A rejection after the start has no consumer.
-  promise.catch(() => {});
-  return { promise, resolve, reject };
 }

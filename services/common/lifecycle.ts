@@ -1,5 +1,6 @@
 // What ends a process and how others wait for it.
 import { constants } from "node:os";
+import { deferred } from "./clock.ts";
 
 /**
  * A second signal within this time is the same one: on Ctrl-C a terminal signals the whole process group, and npm
@@ -80,22 +81,21 @@ export interface Started<T> {
  *
  * @returns Once `running` was called. Rejects with the error of the start.
  */
-export function startLife<T>(life: (running: (parts: T) => Promise<number>) => Promise<void>): Promise<Started<T>> {
-  return new Promise((resolve, reject) => {
-    let askToStop!: (graceMs: number) => void;
-    const asked = new Promise<number>((ask) => {
-      askToStop = ask;
-    });
-    const over = life((parts) => {
-      const stop = (graceMs: number): Promise<void> => {
-        askToStop(graceMs);
-        return over;
-      };
-      resolve({ parts, stop });
-      return asked;
-    });
-    over.catch(reject);
+export async function startLife<T>(
+  life: (running: (parts: T) => Promise<number>) => Promise<void>,
+): Promise<Started<T>> {
+  const started = deferred<T>();
+  const asked = deferred<number>();
+  const over = life((parts) => {
+    started.resolve(parts);
+    return asked.promise;
   });
+  over.catch(started.reject);
+  const stop = (graceMs: number): Promise<void> => {
+    asked.resolve(graceMs);
+    return over;
+  };
+  return { parts: await started.promise, stop };
 }
 
 /**

@@ -1,22 +1,16 @@
 // Typed calls over a channel: protobuf-es messages, promises and async iterables. Not for the token path.
-import {
-  type DescMessage,
-  type DescMethod,
-  type DescMethodBiDiStreaming,
-  type DescMethodClientStreaming,
-  type DescMethodServerStreaming,
-  type DescMethodUnary,
-  type DescService,
-  type MessageInitShape,
-  type MessageShape,
-  create,
-  fromBinary,
-  toBinary,
+import type {
+  DescMessage,
+  DescMethod,
+  DescMethodBiDiStreaming,
+  DescService,
+  MessageInitShape,
+  MessageShape,
 } from "@bufbuild/protobuf";
 import { ServiceError } from "../common/errors.ts";
 import type { HeartbeatOptions } from "./heartbeat.ts";
 import { Inbox } from "./inbox.ts";
-import { methodPath } from "./service.ts";
+import { type Answers, type Requests, decode, encode, methodPath, streamsIn, streamsOut } from "./service.ts";
 import type { OpenCall, ThinCall } from "./thin-call.ts";
 
 export interface RpcCallOptions {
@@ -27,27 +21,20 @@ export interface RpcCallOptions {
 
 type Stream<T> = AsyncIterable<T> | Iterable<T>;
 
-type ClientMethod<M> =
-  M extends DescMethodUnary<infer I extends DescMessage, infer O extends DescMessage>
-    ? (request: MessageInitShape<I>, options?: RpcCallOptions) => Promise<MessageShape<O>>
-    : M extends DescMethodServerStreaming<infer I extends DescMessage, infer O extends DescMessage>
-      ? (request: MessageInitShape<I>, options?: RpcCallOptions) => AsyncIterable<MessageShape<O>>
-      : M extends DescMethodClientStreaming<infer I extends DescMessage, infer O extends DescMessage>
-        ? (requests: Stream<MessageInitShape<I>>, options?: RpcCallOptions) => Promise<MessageShape<O>>
-        : M extends DescMethodBiDiStreaming<infer I extends DescMessage, infer O extends DescMessage>
-          ? (requests: Stream<MessageInitShape<I>>, options?: RpcCallOptions) => AsyncIterable<MessageShape<O>>
-          : never;
+type ClientMethod<M extends DescMethod, I = MessageInitShape<M["input"]>> = (
+  request: Requests<M, I, Stream<I>>,
+  options?: RpcCallOptions,
+) => Answers<M, MessageShape<M["output"]>>;
 
 /** Methods by `localName`. All throw ServiceError. A streaming call starts at the first `next`; a break cancels it. */
 export type RpcClient<D extends DescService> = { readonly [K in keyof D["method"]]: ClientMethod<D["method"][K]> };
 
 export function typedClient<D extends DescService>(open: OpenCall, descriptor: D): RpcClient<D> {
   const methods = descriptor.methods.map((method) => {
-    const streamsIn = method.methodKind === "client_streaming" || method.methodKind === "bidi_streaming";
-    const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
     const call = (request: object, options: RpcCallOptions = {}): unknown => {
-      const answers = answersOf(open, method, streamsIn ? (request as Stream<object>) : [request], options);
-      return streamsOut ? answers : only(answers);
+      const requests = streamsIn(method) ? (request as Stream<object>) : [request];
+      const answers = answersOf(open, method, requests, options);
+      return streamsOut(method) ? answers : only(answers);
     };
     return [method.localName, call];
   });
@@ -66,7 +53,7 @@ async function* answersOf(
   let wake = (): void => {};
   /** The error that the requests threw. */
   let thrown: { readonly error: unknown } | undefined;
-  const inbox = new Inbox((bytes) => decode(method.output, bytes), {
+  const inbox = new Inbox((bytes) => decodeAnswer(method.output, bytes), {
     pause: () => call.pause(),
     resume: () => call.resume(),
   });
@@ -135,22 +122,12 @@ export function untypedHeartbeat<I extends DescMessage, O extends DescMessage>(
   return {
     path: pathOf(o.method),
     message: () => encode(o.method.input, o.message()),
-    onMessage: (bytes) => o.onMessage?.(decode(o.method.output, bytes)),
+    onMessage: (bytes) => o.onMessage?.(decodeAnswer(o.method.output, bytes)),
     onRefused: (error) => o.onRefused?.(error),
   };
 }
 
 const pathOf = (method: DescMethod): string => methodPath(method.parent, method);
 
-function encode<D extends DescMessage>(schema: D, message: MessageInitShape<D>): Buffer {
-  const bytes = toBinary(schema, create(schema, message));
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-function decode<D extends DescMessage>(schema: D, bytes: Buffer): MessageShape<D> {
-  try {
-    return fromBinary(schema, bytes);
-  } catch (cause) {
-    throw new ServiceError("internal", `The answer is not a valid ${schema.typeName}.`, { cause });
-  }
-}
+const decodeAnswer = <D extends DescMessage>(schema: D, bytes: Buffer): MessageShape<D> =>
+  decode(schema, bytes, "answer", "internal");

@@ -2,10 +2,12 @@
 // The package is loaded at the first such request: instances never need it, and routers only then.
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Interceptor } from "@connectrpc/connect";
-import { asServiceError } from "../common/errors.ts";
+import { systemClock } from "../common/clock.ts";
+import { GRPC_CODES, type ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { createGate } from "./access.ts";
-import { type CallContext, type RpcService, methodPath } from "./service.ts";
+import { errorDetails } from "./errors-wire.ts";
+import { type CallContext, type RpcService, methodPath, streamsOut } from "./service.ts";
 
 export interface ConnectHandlerOptions {
   readonly token?: string | undefined;
@@ -39,10 +41,12 @@ export function connectHandler(
 }
 
 async function createHandler(services: readonly RpcService[], options: ConnectHandlerOptions): Promise<Handler> {
-  const [{ connectNodeAdapter }, { toConnectError }] = await Promise.all([
+  const [{ connectNodeAdapter }, { ConnectError }] = await Promise.all([
     import("@connectrpc/connect-node"),
-    import("./connect-error.ts"),
+    import("@connectrpc/connect"),
   ]);
+  const toConnectError = (error: ServiceError): Error =>
+    new ConnectError(error.message, GRPC_CODES[error.failure.grpc], undefined, errorDetails(error));
   const gate = createGate(options);
   const access = new Map(services.map((service) => [service.descriptor.typeName, service.access]));
   const never = new AbortController().signal;
@@ -78,11 +82,10 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
             return {
               signal: given.signal,
               closing: options.closing ?? never,
-              deadlineMs: timeoutMs === undefined ? undefined : Date.now() + timeoutMs,
+              deadlineMs: timeoutMs === undefined ? undefined : systemClock.nowMs() + timeoutMs,
               header: (name) => given.requestHeader.get(name) ?? undefined,
             };
           };
-          const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
           const unary = async (request: unknown, given: ConnectContext): Promise<unknown> => {
             try {
               return await impl(request, contextOf(given));
@@ -97,7 +100,7 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
               fail(thrown);
             }
           };
-          return [[method.localName, streamsOut ? streaming : unary]];
+          return [[method.localName, streamsOut(method) ? streaming : unary]];
         });
         router.service(descriptor, Object.fromEntries(methods) as any);
       }

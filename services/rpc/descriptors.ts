@@ -18,12 +18,9 @@ export interface DescriptorIndex {
 
 /** @throws If this package was built without descriptors. */
 export async function readDescriptors(): Promise<DescriptorIndex> {
-  const file = packageFile("gen/descriptors.binpb");
-  if (file === undefined) throw new Error("gen/descriptors.binpb is missing: `npm run gen` writes it");
-  return indexDescriptors(await readFile(file));
-}
-
-export function indexDescriptors(descriptorSet: Uint8Array): DescriptorIndex {
+  const path = packageFile("gen/descriptors.binpb");
+  if (path === undefined) throw new Error("gen/descriptors.binpb is missing: `npm run gen` writes it");
+  const descriptorSet = await readFile(path);
   const files = new Map<string, { bytes: Uint8Array; imports: readonly string[] }>();
   const symbols = new Map<string, string>();
   for (const file of fromBinary(FileDescriptorSetSchema, descriptorSet).file) {

@@ -1,48 +1,22 @@
 // ServiceError to gRPC status and back. A code survives the wire as google.rpc.ErrorInfo; only a status with an
 // ErrorInfo is trusted as Tandem's own, because proxies and libraries make statuses too.
 // Format: https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.proto
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { type DescMessage, type Message, create, fromBinary } from "@bufbuild/protobuf";
 import { anyPack, anyUnpack } from "@bufbuild/protobuf/wkt";
 import { type ErrorInfo, ErrorInfoSchema, type RetryInfo, RetryInfoSchema } from "#gen/google/rpc/error_details_pb.js";
 import { StatusSchema } from "#gen/google/rpc/status_pb.js";
-import { FAILURES, type FailureCode, type GrpcCode, ServiceError, type ServiceErrorOptions } from "../common/errors.ts";
+import { FAILURES, type FailureCode, GRPC_CODES, ServiceError, type ServiceErrorOptions } from "../common/errors.ts";
+import { encode } from "./service.ts";
 
-export const DOMAIN = "tandem";
+const DOMAIN = "tandem";
 export const DETAILS_HEADER = "grpc-status-details-bin";
-
-/** Numbers of the gRPC status codes. OK is 0. */
-export const GRPC_CODES = {
-  CANCELLED: 1,
-  UNKNOWN: 2,
-  INVALID_ARGUMENT: 3,
-  DEADLINE_EXCEEDED: 4,
-  NOT_FOUND: 5,
-  ALREADY_EXISTS: 6,
-  PERMISSION_DENIED: 7,
-  RESOURCE_EXHAUSTED: 8,
-  FAILED_PRECONDITION: 9,
-  ABORTED: 10,
-  OUT_OF_RANGE: 11,
-  UNIMPLEMENTED: 12,
-  INTERNAL: 13,
-  UNAVAILABLE: 14,
-  DATA_LOSS: 15,
-  UNAUTHENTICATED: 16,
-} as const satisfies Record<GrpcCode, number> & Record<string, number>;
 
 // Trailers count as headers, and a peer may refuse more than 64 KiB of them.
 const MESSAGE_LIMIT_CHARS = 4096;
 const ENGINE_BODY_LIMIT_BYTES = 16_384;
 
-export interface WireStatus {
-  readonly code: number;
-  readonly message: string;
-  /** A google.rpc.Status, for `grpc-status-details-bin`. */
-  readonly detailsBin: Buffer;
-}
-
 /** The details of `error` as messages, the same for gRPC and Connect. */
-export function errorDetails(error: ServiceError): { info: ErrorInfo; retry: RetryInfo | undefined } {
+export function errorDetails(error: ServiceError): { readonly desc: DescMessage; readonly value: Message }[] {
   const metadata: Record<string, string> = {};
   if (error.param !== undefined) metadata["param"] = error.param;
   if (error.engineAnswer !== undefined) {
@@ -52,24 +26,21 @@ export function errorDetails(error: ServiceError): { info: ErrorInfo; retry: Ret
     if (Buffer.byteLength(body) <= ENGINE_BODY_LIMIT_BYTES) metadata["engine_body"] = body;
   }
   const info = create(ErrorInfoSchema, { reason: error.code, domain: DOMAIN, metadata });
-  if (error.retryAfterS === undefined) return { info, retry: undefined };
+  const details = [{ desc: ErrorInfoSchema as DescMessage, value: info as Message }];
+  if (error.retryAfterS === undefined) return details;
   const seconds = Math.floor(error.retryAfterS);
   const nanos = Math.round((error.retryAfterS - seconds) * 1e9);
-  return { info, retry: create(RetryInfoSchema, { retryDelay: { seconds: BigInt(seconds), nanos } }) };
+  const retry = create(RetryInfoSchema, { retryDelay: { seconds: BigInt(seconds), nanos } });
+  return [...details, { desc: RetryInfoSchema, value: retry }];
 }
 
-export function toStatus(error: ServiceError): WireStatus {
+/** @returns `detailsBin` is a google.rpc.Status, for `grpc-status-details-bin`. */
+export function toStatus(error: ServiceError): { code: number; message: string; detailsBin: Buffer } {
   const code = GRPC_CODES[error.failure.grpc];
   // A lone surrogate would make the percent-encoding of `grpc-message` throw; Buffer replaces it.
   const message = Buffer.from(error.message.slice(0, MESSAGE_LIMIT_CHARS)).toString();
-  const { info, retry } = errorDetails(error);
-  const details = [anyPack(ErrorInfoSchema, info)];
-  if (retry !== undefined) details.push(anyPack(RetryInfoSchema, retry));
-  return {
-    code,
-    message,
-    detailsBin: Buffer.from(toBinary(StatusSchema, create(StatusSchema, { code, message, details }))),
-  };
+  const details = errorDetails(error).map(({ desc, value }) => anyPack(desc, value));
+  return { code, message, detailsBin: encode(StatusSchema, { code, message, details }) };
 }
 
 /**

@@ -2,6 +2,7 @@
 // serializers: all methods take one path, the access check runs before a byte of the request is read, and a message
 // that can't be decoded gets our error instead of grpc-js's.
 import { Metadata, type ServerDuplexStream } from "@grpc/grpc-js";
+import type { Clock } from "../common/clock.ts";
 import { type ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { DETAILS_HEADER, toStatus } from "./errors-wire.ts";
@@ -19,11 +20,12 @@ export class GrpcCall implements RawCall {
   readonly #log: Log;
   #ended = false;
 
-  constructor(stream: ServerDuplexStream<Buffer, Buffer>, log: Log) {
+  constructor(stream: ServerDuplexStream<Buffer, Buffer>, log: Log, clock: Clock) {
     this.#stream = stream;
     this.#log = log;
-    const deadline = stream.getDeadline();
-    this.deadlineMs = deadline === Infinity ? undefined : Number(deadline);
+    // grpc-js counts by the calendar's clock, which may jump, in whole milliseconds.
+    const leftMs = Number(stream.getDeadline()) - Date.now();
+    this.deadlineMs = leftMs === Infinity ? undefined : Math.floor(clock.nowMs()) + leftMs;
   }
 
   /** Passes the call to `handler`, then begins to read. */

@@ -1,7 +1,10 @@
 // grpc.health.v1 for one server. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+import { EventEmitter } from "node:events";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/grpc/health/v1/health_pb.js";
+import { until } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
-import { type CallContext, type RpcService, defineService } from "./service.ts";
+import { anySignal } from "../common/lifecycle.ts";
+import { type RpcService, defineService } from "./service.ts";
 
 /**
  * Name of a check that gives a reason when it fails: it answers UNAVAILABLE with the reason, while the names of
@@ -20,7 +23,7 @@ export interface HealthState {
 /** @param names Type names of the services beside this one. Not serving until `set` is called. */
 export function createHealth(names: readonly string[]): HealthState {
   const known = new Set(["", Health.typeName, ...names]);
-  const watchers = new Set<() => void>();
+  const changes = new EventEmitter<{ change: [] }>().setMaxListeners(0); // One for each running watch.
   let serving = false;
   let why = "";
   const statusOf = (name: string): Status => {
@@ -39,16 +42,15 @@ export function createHealth(names: readonly string[]): HealthState {
         if (!known.has(name)) throw new ServiceError("not_found", `No service ${JSON.stringify(name)} on this server.`);
         return { status: statusOf(name) };
       },
-      async *watch({ service: name }, context) {
-        let last: Status | undefined;
-        for (;;) {
-          const status = statusOf(name);
-          if (status !== last) yield { status };
-          last = status;
-          if (context.signal.aborted) return;
-          if (context.closing.aborted) throw new ServiceError("instance_unavailable", "The server is shutting down.");
-          if (status === statusOf(name)) await change(context, watchers);
-        }
+      async *watch({ service: name }, { signal, closing }) {
+        const over = anySignal(signal, closing);
+        let status: Status;
+        do {
+          status = statusOf(name);
+          yield { status };
+          await until(changes, () => statusOf(name) !== status, over);
+        } while (statusOf(name) !== status);
+        if (!signal.aborted) throw new ServiceError("instance_unavailable", "The server is shutting down.");
       },
     },
     { access: "open" },
@@ -59,22 +61,7 @@ export function createHealth(names: readonly string[]): HealthState {
       why = reason;
       if (serving === next) return;
       serving = next;
-      for (const wake of watchers) wake();
+      changes.emit("change");
     },
   };
-}
-
-/** Resolves when the status may have changed, or when the call or the server ends. */
-function change(context: CallContext, watchers: Set<() => void>): Promise<void> {
-  return new Promise((resolve) => {
-    const wake = (): void => {
-      watchers.delete(wake);
-      context.signal.removeEventListener("abort", wake);
-      context.closing.removeEventListener("abort", wake);
-      resolve();
-    };
-    watchers.add(wake);
-    context.signal.addEventListener("abort", wake);
-    context.closing.addEventListener("abort", wake);
-  });
 }

@@ -4,7 +4,7 @@
 import type { Clock, Timer } from "../common/clock.ts";
 import type { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
-import { PACE, watchLiveness } from "./liveness.ts";
+import { PACE, type Peer, watchLiveness } from "./liveness.ts";
 import type { ThinCall, ThinHandlers } from "./thin-call.ts";
 
 /**
@@ -29,13 +29,10 @@ export interface HeartbeatOptions {
   onRefused(error: ServiceError | undefined): void;
 }
 
-export interface HeartbeatSide {
+export interface HeartbeatSide extends Omit<Peer, "ask"> {
   readonly clock: Clock;
   /** Undefined if the connection takes no more calls. */
   open(path: string, handlers: ThinHandlers): ThinCall | undefined;
-  bytesRead(): number;
-  onSuspect(suspect: boolean): void;
-  onSilent(): void;
 }
 
 export interface Heartbeat {
@@ -71,8 +68,7 @@ export function startHeartbeat(o: HeartbeatOptions, side: HeartbeatSide): Heartb
     const say = (): void => {
       if (!full) full = !call.write(o.message());
     };
-    const { bytesRead, onSuspect, onSilent } = side;
-    const unwatch = watchLiveness({ bytesRead, ask: say }, side.clock, PACE, { onSuspect, onSilent });
+    const unwatch = watchLiveness({ ...side, ask: say }, side.clock, PACE);
     return { kind: "open", call, say, unwatch };
   }
 

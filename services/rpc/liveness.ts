@@ -17,9 +17,6 @@ export interface Peer {
   bytesRead(): number;
   /** Asks for a sign of life. Called at once, and then each `beatMs`. */
   ask(): void;
-}
-
-export interface LivenessListener {
   /** False: the peer has sent a byte again. */
   onSuspect(suspect: boolean): void;
   /** Once, as the last call, and never later than `silenceMs` after the last byte unless this process paused itself. */
@@ -27,12 +24,7 @@ export interface LivenessListener {
 }
 
 /** @returns A function that ends the watch. */
-export function watchLiveness(
-  peer: Peer,
-  clock: Clock,
-  { beatMs, suspectMs, silenceMs }: HeartbeatPace,
-  { onSuspect, onSilent }: LivenessListener,
-): () => void {
+export function watchLiveness(peer: Peer, clock: Clock, { beatMs, suspectMs, silenceMs }: HeartbeatPace): () => void {
   // Bytes are checked only here, so the figure is this coarse.
   const tickMs = beatMs / 4;
   /** A tick this late shows that this process or its machine was paused, and says nothing about the peer. */
@@ -59,7 +51,7 @@ export function watchLiveness(
   const become = (next: "heard" | "suspect"): void => {
     if (state === "over" || state === next) return;
     state = next;
-    onSuspect(next === "suspect");
+    peer.onSuspect(next === "suspect");
   };
   const stop = (): void => {
     state = "over";
@@ -70,7 +62,7 @@ export function watchLiveness(
     listen();
     if (quietFor(silenceMs, nowMs)) {
       stop();
-      onSilent();
+      peer.onSilent();
     } else if (quietFor(suspectMs, nowMs)) become("suspect");
   };
   const tick = (): void => {

@@ -27,13 +27,7 @@ export function peerFault(thrown: unknown): PeerFault {
 }
 
 /** The fault of a channel that is down. */
-export function lossFault({
-  because,
-  cause,
-}: {
-  readonly because: LossReason;
-  readonly cause: Error | undefined;
-}): PeerFault {
+export function lossFault({ because, cause }: { because: LossReason; cause: Error | undefined }): PeerFault {
   return {
     kind: because === "silent" ? "timeout" : "address",
     text: cause?.message ?? `The connection is ${because}.`,

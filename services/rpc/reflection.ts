@@ -2,9 +2,8 @@
 // protos. https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 import { ServerReflection } from "#gen/grpc/reflection/v1/reflection_pb.js";
 import { ServerReflection as ServerReflectionAlpha } from "#gen/grpc/reflection/v1alpha/reflection_pb.js";
-import { ServiceError } from "../common/errors.ts";
+import { GRPC_CODES, ServiceError } from "../common/errors.ts";
 import type { DescriptorIndex } from "./descriptors.ts";
-import { GRPC_CODES } from "./errors-wire.ts";
 import { type RpcService, defineService } from "./service.ts";
 
 /** Both services for a server that serves `names`. Descriptors are read at the first call. */
@@ -49,13 +48,8 @@ function answer(
       return { case: "listServicesResponse", value: { service: listed.map((name) => ({ name })) } };
     case "fileByFilename":
       return files(index.withImports(asked.value), `No proto file ${JSON.stringify(asked.value)}.`);
-    case "fileContainingSymbol": {
-      const file = index.fileOf(asked.value);
-      return files(
-        file === undefined ? undefined : index.withImports(file),
-        `No symbol ${JSON.stringify(asked.value)}.`,
-      );
-    }
+    case "fileContainingSymbol":
+      return files(index.withImports(index.fileOf(asked.value) ?? ""), `No symbol ${JSON.stringify(asked.value)}.`);
     case "fileContainingExtension":
     case "allExtensionNumbersOfType":
       return failure(GRPC_CODES.NOT_FOUND, "Tandem's protos have no extensions.");

@@ -83,7 +83,7 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
       closed ??= (async () => {
         health.set(false);
         closing.abort(new ServiceError("instance_unavailable", "The server is shutting down."));
-        await shutDown(server, listener, graceMs);
+        await shutDown(server, listener, clock, graceMs);
       })();
       return closed;
     },
@@ -104,7 +104,7 @@ const SHORTEST_BEAT_MS = 100;
 const asIs = (bytes: Buffer): Buffer => bytes;
 
 function addService(server: Server, service: RpcService, shared: Shared): void {
-  const { gate, log, closing } = shared;
+  const { gate, log, clock, closing } = shared;
   for (const method of service.descriptor.methods) {
     const path = methodPath(service.descriptor, method);
     const raw = service.raw[method.localName];
@@ -114,10 +114,10 @@ function addService(server: Server, service: RpcService, shared: Shared): void {
       raw ??
       ((call: RawCall): void => {
         if (typed === undefined) call.fail(new ServiceError("method_not_allowed", `${path} is not served here.`));
-        else serveTyped(method, typed, call, { closing, onBug });
+        else serveTyped(method, typed, call, { clock, closing, onBug });
       });
     const accept = (stream: ServerDuplexStream<Buffer, Buffer>): void => {
-      const call = new GrpcCall(stream, log);
+      const call = new GrpcCall(stream, log, clock);
       const refusal = gate(service.access, call.header("authorization"));
       if (refusal !== undefined) return call.run(() => call.fail(refusal));
       const beatMs = Number(call.header(HEARTBEAT_HEADER));
@@ -143,30 +143,31 @@ function watchCaller(
   if (socket === undefined) return;
   const silenceMs = 4.5 * beatMs;
   const stop = watchLiveness(
-    { bytesRead: () => socket.bytesRead, ask() {} },
-    clock,
-    { beatMs, suspectMs: silenceMs, silenceMs },
     {
+      bytesRead: () => socket.bytesRead,
+      ask() {},
       onSuspect() {},
       onSilent() {
         log.warn("a caller is silent; its calls are cancelled", { method: stream.getPath(), silenceMs });
         socket.destroy();
       },
     },
+    clock,
+    { beatMs, suspectMs: silenceMs, silenceMs },
   );
   stream.once("end", stop).once("cancelled", stop);
 }
 
-async function shutDown(server: Server, listener: Listener, graceMs: number): Promise<void> {
+async function shutDown(server: Server, listener: Listener, clock: Clock, graceMs: number): Promise<void> {
   // After GOAWAY Node refuses to send a PING, which grpc-js takes for a broken connection: grpc-js would drop the very
   // calls that should end undisturbed. It reads this field before each PING. Seen in grpc-js 1.14.7 on Node 20.20.
   Object.assign(server, { keepaliveTimeMs: -1 });
-  listener.close();
+  const closed = listener.close();
   // Not forceShutdown, which misses the connections of a server without channelz.
-  const timer = setTimeout(() => listener.dropConnections(), graceMs);
+  const timer = clock.setTimer(graceMs, () => listener.dropConnections());
   await new Promise((resolve) => server.tryShutdown(resolve));
   // From Node 24 on a closing server closes its sessions by itself, and grpc-js 1.14.7 then considers them closed at
   // once, while calls still run. A session closes its connection after its last call, so wait for the connections.
-  await listener.empty();
-  clearTimeout(timer);
+  await closed;
+  timer.cancel();
 }

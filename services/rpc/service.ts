@@ -1,16 +1,16 @@
 // A gRPC service, independent of the transport: server.ts serves it with @grpc/grpc-js, connect-handler.ts serves the
 // same object over HTTP/1.1. Typed methods see protobuf-es messages; raw methods, the token path, see Buffers.
-import type {
-  DescMessage,
-  DescMethodBiDiStreaming,
-  DescMethodClientStreaming,
-  DescMethodServerStreaming,
-  DescMethodUnary,
-  DescService,
-  MessageInitShape,
-  MessageShape,
+import {
+  type DescMessage,
+  type DescMethod,
+  type DescService,
+  type MessageInitShape,
+  type MessageShape,
+  create,
+  fromBinary,
+  toBinary,
 } from "@bufbuild/protobuf";
-import type { ServiceError } from "../common/errors.ts";
+import { type FailureCode, ServiceError } from "../common/errors.ts";
 
 /**
  * Who may call. `token`: instances and routers that know the join token. `key`: clients with the API key. Either is
@@ -52,16 +52,21 @@ export interface RawCall {
   resume(): void;
 }
 
-type Method<M> =
-  M extends DescMethodUnary<infer I extends DescMessage, infer O extends DescMessage>
-    ? (request: MessageShape<I>, context: CallContext) => Promise<MessageInitShape<O>>
-    : M extends DescMethodServerStreaming<infer I extends DescMessage, infer O extends DescMessage>
-      ? (request: MessageShape<I>, context: CallContext) => AsyncIterable<MessageInitShape<O>>
-      : M extends DescMethodClientStreaming<infer I extends DescMessage, infer O extends DescMessage>
-        ? (requests: AsyncIterable<MessageShape<I>>, context: CallContext) => Promise<MessageInitShape<O>>
-        : M extends DescMethodBiDiStreaming<infer I extends DescMessage, infer O extends DescMessage>
-          ? (requests: AsyncIterable<MessageShape<I>>, context: CallContext) => AsyncIterable<MessageInitShape<O>>
-          : never;
+/** What the caller of a method sends, `T` being one message. */
+export type Requests<M extends DescMethod, T, S = AsyncIterable<T>> = M["methodKind"] extends
+  | "client_streaming"
+  | "bidi_streaming"
+  ? S
+  : T;
+/** What the caller gets, `T` being one message. */
+export type Answers<M extends DescMethod, T> = M["methodKind"] extends "server_streaming" | "bidi_streaming"
+  ? AsyncIterable<T>
+  : Promise<T>;
+
+type Method<M extends DescMethod> = (
+  request: Requests<M, MessageShape<M["input"]>>,
+  context: CallContext,
+) => Answers<M, MessageInitShape<M["output"]>>;
 
 /** Implementations by `localName` (`getInfo`). */
 export type ServiceImpl<D extends DescService> = { readonly [K in keyof D["method"]]: Method<D["method"][K]> };
@@ -103,4 +108,31 @@ export function defineService<D extends DescService, R extends keyof D["method"]
 /** `/package.Service/Method`, as in `:path`. */
 export function methodPath(service: { readonly typeName: string }, method: { readonly name: string }): string {
   return `/${service.typeName}/${method.name}`;
+}
+
+export function streamsIn({ methodKind }: DescMethod): boolean {
+  return methodKind === "client_streaming" || methodKind === "bidi_streaming";
+}
+
+export function streamsOut({ methodKind }: DescMethod): boolean {
+  return methodKind === "server_streaming" || methodKind === "bidi_streaming";
+}
+
+export function encode<D extends DescMessage>(schema: D, message: MessageInitShape<D>): Buffer {
+  const bytes = toBinary(schema, create(schema, message));
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** @throws ServiceError `code` for bytes that are not a message. @param noun What they should be: "request". */
+export function decode<D extends DescMessage>(
+  schema: D,
+  bytes: Buffer,
+  noun: string,
+  code: FailureCode,
+): MessageShape<D> {
+  try {
+    return fromBinary(schema, bytes);
+  } catch (cause) {
+    throw new ServiceError(code, `The ${noun} is not a valid ${schema.typeName}.`, { cause });
+  }
 }

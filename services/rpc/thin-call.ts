@@ -1,10 +1,10 @@
 // One gRPC call of the thin client: an HTTP/2 stream, its messages, and its one end.
 import { type ClientHttp2Stream, type IncomingHttpHeaders, constants } from "node:http2";
 import type { Clock, Timer } from "../common/clock.ts";
-import { ServiceError, asServiceError } from "../common/errors.ts";
+import { GRPC_CODES, ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { Deframer, frame } from "./deframer.ts";
-import { DETAILS_HEADER, GRPC_CODES, decodeMessage, fromStatus } from "./errors-wire.ts";
+import { DETAILS_HEADER, decodeMessage, fromStatus } from "./errors-wire.ts";
 
 export interface ThinHandlers {
   /** A whole protobuf message. The message may share memory with others: copy it to keep it for long. */

@@ -1,60 +1,64 @@
 // Typed methods over a RawCall: protobuf-es messages in, promises and async iterables out. Not for the token path.
-import { type DescMessage, type DescMethod, type Message, create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import type { DescMethod, Message } from "@bufbuild/protobuf";
+import type { Clock } from "../common/clock.ts";
 import { ServiceError, asServiceError } from "../common/errors.ts";
 import { Inbox } from "./inbox.ts";
-import type { AnyMethod, CallContext, RawCall } from "./service.ts";
+import { type AnyMethod, type CallContext, type RawCall, decode, encode, streamsIn, streamsOut } from "./service.ts";
 
 export interface TypedCallOptions {
+  readonly clock: Clock;
   readonly closing: AbortSignal;
   /** Called with everything thrown that is not a ServiceError. */
   onBug(thrown: unknown): void;
 }
 
 export function serveTyped(method: DescMethod, impl: AnyMethod, call: RawCall, options: TypedCallOptions): void {
-  const state = new CallState(call, options.closing);
-  const requests = new Inbox((bytes) => decode(method.input, bytes), call);
+  const context = new TypedContext(call, options);
+  let wake = (): void => {};
+  const requests = new Inbox<Message>((bytes) => decode(method.input, bytes, "request", "invalid_request"), call);
   call.onMessage = (message) => requests.push(message);
   call.onHalfClose = () => requests.end();
-  call.onDrain = () => state.wake();
+  call.onDrain = () => wake();
   call.onCancel = () => {
-    const error = state.cancel();
-    requests.fail(error);
+    requests.fail(context.cancel());
+    wake();
   };
   void answer().catch((thrown: unknown) => {
-    if (state.cancelled) return; // The caller is gone, and the abandoned handler threw on its way out.
+    if (context.cancelled !== undefined) return; // The caller is gone, and the abandoned handler threw on its way out.
     const error = asServiceError(thrown);
     if (error.code === "internal") options.onBug(thrown);
     call.fail(error);
   });
 
   async function answer(): Promise<void> {
-    const streamsIn = method.methodKind === "client_streaming" || method.methodKind === "bidi_streaming";
-    const streamsOut = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
-    const result = impl(streamsIn ? requests : await onlyOf(requests), state);
-    if (!streamsOut) {
+    const result = impl(streamsIn(method) ? requests : await onlyOf(requests), context);
+    if (!streamsOut(method)) {
       call.write(encode(method.output, await (result as Promise<Message>)));
       return call.end();
     }
     for await (const message of result as AsyncIterable<Message>) {
-      if (state.cancelled) return;
-      if (!call.write(encode(method.output, message))) await state.drained();
-      if (state.cancelled) return;
+      if (context.cancelled !== undefined) return;
+      // Until the caller reads again, or is gone.
+      if (!call.write(encode(method.output, message)) && context.cancelled === undefined)
+        await new Promise<void>((resolve) => (wake = resolve));
+      if (context.cancelled !== undefined) return;
     }
     call.end();
   }
 }
 
-class CallState implements CallContext {
+class TypedContext implements CallContext {
   readonly deadlineMs: number | undefined;
   readonly closing: AbortSignal;
-  cancelled = false;
+  /** Set once the caller has cancelled or gone, or ran out of time. */
+  cancelled: ServiceError | undefined;
   readonly #call: RawCall;
+  readonly #clock: Clock;
   #controller: AbortController | undefined;
-  #reason: ServiceError | undefined;
-  #wake: (() => void) | undefined;
 
-  constructor(call: RawCall, closing: AbortSignal) {
+  constructor(call: RawCall, { clock, closing }: TypedCallOptions) {
     this.#call = call;
+    this.#clock = clock;
     this.deadlineMs = call.deadlineMs;
     this.closing = closing;
   }
@@ -62,7 +66,7 @@ class CallState implements CallContext {
   // Made on demand: most unary methods never use it.
   get signal(): AbortSignal {
     this.#controller ??= new AbortController();
-    if (this.cancelled) this.#controller.abort(this.#reason);
+    if (this.cancelled !== undefined) this.#controller.abort(this.cancelled);
     return this.#controller.signal;
   }
 
@@ -71,26 +75,12 @@ class CallState implements CallContext {
   }
 
   cancel(): ServiceError {
-    const late = this.deadlineMs !== undefined && Date.now() >= this.deadlineMs;
-    this.#reason = late
+    const late = this.deadlineMs !== undefined && this.#clock.nowMs() >= this.deadlineMs;
+    this.cancelled = late
       ? new ServiceError("deadline_exceeded", "The call did not end in time.")
       : new ServiceError("cancelled", "The caller cancelled or disconnected.");
-    this.cancelled = true;
-    this.wake();
-    this.#controller?.abort(this.#reason);
-    return this.#reason;
-  }
-
-  wake(): void {
-    this.#wake?.();
-  }
-
-  /** Resolves when the caller reads again, or is gone. */
-  drained(): Promise<void> {
-    if (this.cancelled) return Promise.resolve();
-    return new Promise((resolve) => {
-      this.#wake = resolve;
-    });
+    this.#controller?.abort(this.cancelled);
+    return this.cancelled;
   }
 }
 
@@ -102,17 +92,4 @@ async function onlyOf(requests: Inbox<Message>): Promise<Message> {
   if (second.done !== true)
     throw new ServiceError("invalid_request", "The call carries more than one request message.");
   return first.value;
-}
-
-function decode(schema: DescMessage, bytes: Buffer): Message {
-  try {
-    return fromBinary(schema, bytes);
-  } catch (cause) {
-    throw new ServiceError("invalid_request", `The request is not a valid ${schema.typeName}.`, { cause });
-  }
-}
-
-function encode(schema: DescMessage, message: Message): Buffer {
-  const bytes = toBinary(schema, create(schema, message));
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }

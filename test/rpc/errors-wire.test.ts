@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
-import { FAILURES, type FailureCode, ServiceError } from "../../services/common/errors.ts";
-import { GRPC_CODES, decodeMessage, fromStatus, toStatus } from "../../services/rpc/errors-wire.ts";
+import { FAILURES, type FailureCode, GRPC_CODES, ServiceError } from "../../services/common/errors.ts";
+import { decodeMessage, fromStatus, toStatus } from "../../services/rpc/errors-wire.ts";
 
 const throughWire = (error: ServiceError): ServiceError => {
   const { code, message, detailsBin } = toStatus(error);

@@ -16,10 +16,11 @@ function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: Hea
         peer.asked++;
         if (peer.answers) peer.bytes++;
       },
+      onSuspect: (suspect) => note(suspect ? "suspect" : "heard"),
+      onSilent: () => note("silent"),
     },
     clock,
     pace,
-    { onSuspect: (suspect) => note(suspect ? "suspect" : "heard"), onSilent: () => note("silent") },
   );
   return { clock, peer, found, stop };
 }

@@ -121,14 +121,9 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
     { access: token === "" ? "open" : "token" },
   );
   const services = [control, service];
-  const server = await serveRpc({
-    listen: "127.0.0.1:0",
-    services,
-    token,
-    log: silentLog,
-    graceMs: 0,
-    clock: manualClock(), // It stands still: a router that a test holds up is not taken for gone.
-  });
+  // Its time passes at the end only: a router that a test holds up is not taken for gone.
+  const clock = manualClock();
+  const server = await serveRpc({ listen: "127.0.0.1:0", services, token, log: silentLog, graceMs: 0, clock });
   const full = create(InfoSchema, {
     role,
     model: "tiny",
@@ -146,7 +141,11 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
       muted = now;
     },
     drains,
-    [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]() {
+      const closed = server[Symbol.asyncDispose]();
+      clock.advance(1);
+      return closed;
+    },
   };
 }
 
