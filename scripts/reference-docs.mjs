@@ -100,17 +100,15 @@ function chapter({ name, summary, schema, options }, { groupsOf, namesOf, variab
 
 async function errors() {
   const { FAILURES } = await built("services/common/errors");
-  const { FAILURE_HELP } = await built("services/common/failure-help");
   const retries = { never: "–", elsewhere: "the same leg elsewhere", "both legs": "both legs, on another pair" };
   return markdownTable(
-    ["Code", "HTTP", "gRPC", "`type`", "Tried again by the router", "When", "What to do"],
+    ["Code", "HTTP", "gRPC", "`type`", "Tried again by the router"],
     Object.entries(FAILURES).map(([code, { http, grpc, type, retry }]) => [
       `\`${code}\``,
       http,
       `\`${grpc}\``,
       `\`${type}\``,
       retries[retry],
-      ...FAILURE_HELP[code],
     ]),
   );
 }

@@ -4,12 +4,9 @@
 import type { Clock, Timer } from "./clock.ts";
 import { Heap } from "./heap.ts";
 
-export interface Deadline {
-  /** Has no effect once the deadline is over, or on a second call. */
-  cancel(): void;
-}
+export type { Timer as Deadline } from "./clock.ts";
 
-interface Entry extends Deadline {
+interface Entry extends Timer {
   readonly look: (nowMs: number) => number | undefined;
   atMs: number;
   /** Of two deadlines at the same time, the older one runs first. */
@@ -38,7 +35,7 @@ export class Deadlines {
   }
 
   /** Calls `fn` once, at clock time `atMs`. Infinity: never. */
-  at(atMs: number, fn: () => void): Deadline {
+  at(atMs: number, fn: () => void): Timer {
     return this.watch(atMs, () => {
       fn();
       return undefined;
@@ -50,7 +47,7 @@ export class Deadlines {
    *
    * @param look Returns when to call it again, if the deadline has moved. Undefined or Infinity: never.
    */
-  watch(atMs: number, look: (nowMs: number) => number | undefined): Deadline {
+  watch(atMs: number, look: (nowMs: number) => number | undefined): Timer {
     const entry: Entry = { look, atMs, order: this.#added++, cancel: () => this.#remove(entry) };
     this.#add(entry);
     return entry;

@@ -1,6 +1,6 @@
 // Which engine runs if none is configured: one rule for `tandem up`, `tandem prefill` and `tandem decode`.
 import { ConfigError } from "./config.ts";
-import { shippedModel } from "./shipped-model.ts";
+import { shippedModel } from "./package-file.ts";
 
 /**
  * The embedded engine with a GGUF file or the shipped model; a simulation if this build has no model.
@@ -11,7 +11,7 @@ import { shippedModel } from "./shipped-model.ts";
  */
 export function defaultEngineKind(model: string | undefined): "embedded" | "sim" {
   if (isGguf(model)) return "embedded";
-  if (model !== undefined && model !== "") {
+  if (model) {
     throw new ConfigError(
       `--model ${model} doesn't look like a GGUF file. With --engine vllm, vLLM runs the model; with --engine sim, a simulation takes its name.`,
     );

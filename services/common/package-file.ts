@@ -11,3 +11,8 @@ export function packageFile(path: string): string | undefined {
   const file = fileURLToPath(new URL(ROOT + path, import.meta.url));
   return existsSync(file) ? file : undefined;
 }
+
+/** Path of the small model that ships with Tandem, a GGUF file; undefined if this build doesn't have it. */
+export function shippedModel(): string | undefined {
+  return packageFile("models/tandem-tiny/tandem-tiny-q8_0.gguf");
+}

@@ -2,7 +2,7 @@
 import { loadConfig } from "../common/config.ts";
 import { anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { StartError } from "../common/run-main.ts";
-import { shippedModel } from "../common/shipped-model.ts";
+import { shippedModel } from "../common/package-file.ts";
 import { embeddedOptions, engineConfig, isEmbedded, simOptions, type EngineConfig } from "./config.ts";
 import type { RunningEngine } from "./serve-engine.ts";
 

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { shippedModel } from "../../services/common/shipped-model.ts";
+import { shippedModel } from "../../services/common/package-file.ts";
 import { defaultEngineKind } from "../../services/common/default-engine.ts";
 
 describe("the engine that runs if none is configured which", () => {

@@ -1,7 +1,7 @@
 // The model that ships through router, prefill and decode, as `npm start` runs it, against the same engine run alone.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { shippedModel } from "../../services/common/shipped-model.ts";
+import { shippedModel } from "../../services/common/package-file.ts";
 import type { RunningEngine } from "../../services/tiny-engine/serve-engine.ts";
 import { startLlamaEngine } from "../../services/tiny-engine/llama/start-llama-engine.ts";
 import { skip } from "../support/skip.ts";

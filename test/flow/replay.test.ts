@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { tandemClient } from "../../clients/client/index.ts";
-import { shippedModel } from "../../services/common/shipped-model.ts";
+import { shippedModel } from "../../services/common/package-file.ts";
 import { skip } from "../support/skip.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";

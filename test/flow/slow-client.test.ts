@@ -7,7 +7,7 @@ import { connect, type Socket } from "node:net";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance, Receipt } from "#gen/tandem/router/v1/router_pb.js";
 import { tandemClient } from "../../clients/client/index.ts";
-import { shippedModel } from "../../services/common/shipped-model.ts";
+import { shippedModel } from "../../services/common/package-file.ts";
 import { commandOf, familyOf } from "../live/support/processes.ts";
 import { skip } from "../support/skip.ts";
 import { startTandem } from "../support/tandem.ts";

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
-import { shippedModel } from "../../../services/common/shipped-model.ts";
+import { shippedModel } from "../../../services/common/package-file.ts";
 import { randomGguf, SMALL } from "../../common/random-gguf.ts";
 import { renderTable } from "../../common/table.ts";
 import { pssBytes, rssBytes } from "../procfs.ts";

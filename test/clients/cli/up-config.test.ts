@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { ConfigError, loadConfig } from "../../../services/common/config.ts";
-import { shippedModel } from "../../../services/common/shipped-model.ts";
+import { shippedModel } from "../../../services/common/package-file.ts";
 import { checkUpConfig, nameOf, upConfig, type UpConfig } from "../../../clients/cli/up/config.ts";
 import { dialable, planChildren } from "../../../clients/cli/up/plan.ts";
 
