@@ -45,34 +45,6 @@ export type ChannelState =
   | { readonly kind: "idle" | "connecting" | "up" | "suspect" | "retired" | "closed" }
   | { readonly kind: "down"; readonly because: LossReason; readonly cause: Error | undefined };
 
-export interface RpcChannel extends AsyncDisposable {
-  /** host:port. */
-  readonly address: string;
-  readonly state: ChannelState;
-  /** Typed calls, off the token path. */
-  client<D extends DescService>(descriptor: D): RpcClient<D>;
-  /** Starts a call of any kind. */
-  open(path: string, handlers: ThinHandlers, options?: CallOptions): ThinCall;
-  /**
-   * Calls a unary method, or any method that answers with one message. Rejects with ServiceError.
-   *
-   * @param options.onCancelable Gets a function that cancels the call.
-   */
-  unary(
-    path: string,
-    message: Buffer,
-    options?: CallOptions & { onCancelable?(cancel: () => void): void },
-  ): Promise<Buffer>;
-  /** Sends the heartbeat's message now, because it has changed. */
-  beat(): void;
-  /** While the peer is suspect: ends, as lost, the calls that the peer has not begun to answer. The others go on. */
-  dropUnanswered(): void;
-  /** Takes no more calls, and closes when the last call has ended. Resolves then. */
-  retire(): Promise<void>;
-  /** Cancels the running calls. May be called twice. */
-  [Symbol.asyncDispose](): Promise<void>;
-}
-
 const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
 const REDIAL = { minMs: 50, maxMs: 1_000 };
 
@@ -82,7 +54,7 @@ export function dialRpc<I extends DescMessage, O extends DescMessage>(
   options: ChannelOptions<I, O> = {},
 ): RpcChannel {
   const { heartbeat, ...rest } = options;
-  return new Channel(address, rest, heartbeat === undefined ? undefined : untypedHeartbeat(heartbeat));
+  return new RpcChannel(address, rest, heartbeat === undefined ? undefined : untypedHeartbeat(heartbeat));
 }
 
 /** Consecutive `failures`: connections and heartbeats that never got an answer. */
@@ -97,7 +69,8 @@ type State =
       readonly redial: Timer | undefined;
     };
 
-class Channel implements RpcChannel {
+export class RpcChannel implements AsyncDisposable {
+  /** host:port. */
   readonly address: string;
   readonly #o: Omit<ChannelOptions, "heartbeat">;
   readonly #clock: Clock;
@@ -125,16 +98,23 @@ class Channel implements RpcChannel {
     return kind === "draining" || kind === "closed" ? { kind: "down", because: "ended", cause: undefined } : { kind };
   }
 
+  /** Typed calls, off the token path. */
   client<D extends DescService>(descriptor: D): RpcClient<D> {
     return typedClient((path, handlers, options) => this.open(path, handlers, options), descriptor);
   }
 
+  /** Starts a call of any kind. */
   open(path: string, handlers: ThinHandlers, options?: CallOptions): ThinCall {
     const { kind } = this.#state;
     if (kind === "retired" || kind === "closed") return refusedCall(handlers);
     return this.#usable().open(path, handlers, options);
   }
 
+  /**
+   * Calls a unary method, or any method that answers with one message. Rejects with ServiceError.
+   *
+   * @param options.onCancelable Gets a function that cancels the call.
+   */
   unary(
     path: string,
     message: Buffer,
@@ -164,20 +144,24 @@ class Channel implements RpcChannel {
     });
   }
 
+  /** Sends the heartbeat's message now, because it has changed. */
   beat(): void {
     if (this.#state.kind === "open") this.#state.connection.beat();
   }
 
+  /** While the peer is suspect: ends, as lost, the calls that the peer has not begun to answer. The others go on. */
   dropUnanswered(): void {
     for (const connection of this.#connections) if (connection.state.kind === "suspect") connection.dropUnanswered();
   }
 
+  /** Takes no more calls, and closes when the last call has ended. Resolves then. */
   retire(): Promise<void> {
     if (this.#state.kind !== "closed") this.#takeNoMore("retired");
     for (const connection of this.#connections) connection.drain();
     return this.#emptied();
   }
 
+  /** Cancels the running calls. May be called twice. */
   [Symbol.asyncDispose](): Promise<void> {
     this.#takeNoMore("closed");
     for (const connection of this.#connections) connection.close();
