@@ -50,17 +50,11 @@ export function createMetrics(): Metrics {
     gauge: (name, help, labels = [], collect) =>
       known(name, () => {
         const gauge: Gauge = new Gauge({ name, help, labelNames: [...labels], registers });
-        // prom-client calls it at each scrape; its constructor offers it only as a method that uses `this`.
-        if (collect !== undefined) Object.assign(gauge, { collect: () => collect(gauge) });
-        return gauge;
+        return collect === undefined ? gauge : collecting(gauge, collect);
       }),
     histogram: (name, help, buckets, labels = []) =>
       known(name, () => new Histogram({ name, help, buckets: [...buckets], labelNames: [...labels], registers })),
-    tally(name, help, buckets) {
-      const counted = tallyOf(name, help, buckets);
-      registry.registerMetric(counted as unknown as prom.Metric);
-      return counted;
-    },
+    tally: (name, help, buckets) => tallyOf(metrics.histogram(name, help, buckets), buckets),
     list: () => registry.getMetricsAsArray() as unknown as readonly MetricInfo[],
     text: () => registry.metrics(),
     contentType: registry.contentType,
@@ -80,32 +74,31 @@ export function createMetrics(): Metrics {
     .gauge("process_start_time_seconds", "Start of the process, seconds since 1970.")
     .set(performance.timeOrigin / 1000);
   const cpu = metrics.counter("process_cpu_seconds_total", "Processor time, user and system.");
-  const collect = (): void => {
+  collecting(cpu, () => {
     const { user, system } = process.cpuUsage();
     cpu.reset();
     cpu.inc((user + system) / 1e6);
-  };
-  Object.assign(cpu, { collect });
+  });
   return metrics;
 }
 
-/**
- * The form in which prom-client's histogram reports to its registry. Source: prom-client 15.1, lib/registry.js and
- * lib/histogram.js.
- */
-function tallyOf(
-  name: string,
-  help: string,
-  buckets: readonly number[],
-): MetricInfo & { get(): unknown; observe(value: number): void } {
+/** prom-client calls `collect` at each scrape; its constructors offer it only as a method that uses `this`. */
+function collecting<M extends object>(metric: M, collect: (metric: M) => void): M {
+  return Object.assign(metric, { collect: () => collect(metric) });
+}
+
+/** Counts for a histogram without labels, and hands the figures over when they are scraped. */
+function tallyOf(histogram: Histogram, buckets: readonly number[]): { observe(value: number): void } {
+  // Where prom-client 15.1 keeps them: lib/histogram.js.
+  const { hashMap } = histogram as unknown as { hashMap: { "": { sum: number; count: number; bucketValues: object } } };
   const counts = new Float64Array(buckets.length);
   let sum = 0;
   let count = 0;
+  collecting(histogram, () => {
+    const bucketValues = Object.fromEntries(buckets.map((bound, index) => [bound, counts[index]]));
+    Object.assign(hashMap[""], { sum, count, bucketValues });
+  });
   return {
-    name,
-    help,
-    type: "histogram",
-    labelNames: [],
     observe(value) {
       sum += value;
       count += 1;
@@ -114,25 +107,6 @@ function tallyOf(
         counts[index]! += 1;
         return;
       }
-    },
-    get() {
-      let below = 0;
-      const values = buckets.map((le, index) => ({
-        metricName: `${name}_bucket`,
-        labels: { le },
-        value: (below += counts[index]!),
-      }));
-      return {
-        name,
-        help,
-        type: "histogram",
-        values: [
-          ...values,
-          { metricName: `${name}_bucket`, labels: { le: "+Inf" }, value: count },
-          { metricName: `${name}_sum`, labels: {}, value: sum },
-          { metricName: `${name}_count`, labels: {}, value: count },
-        ],
-      };
     },
   };
 }

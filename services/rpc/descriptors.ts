@@ -1,12 +1,7 @@
 // The proto files of this package as descriptors with source comments: gen/descriptors.binpb, from `buf build`.
 import { readFile } from "node:fs/promises";
-import {
-  type DescriptorProto,
-  type EnumDescriptorProto,
-  FileDescriptorProtoSchema,
-  FileDescriptorSetSchema,
-} from "@bufbuild/protobuf/wkt";
-import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
+import { createFileRegistry, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { packageFile } from "../common/package-file.ts";
 
 export interface DescriptorIndex {
@@ -20,34 +15,22 @@ export interface DescriptorIndex {
 export async function readDescriptors(): Promise<DescriptorIndex> {
   const path = packageFile("gen/descriptors.binpb");
   if (path === undefined) throw new Error("gen/descriptors.binpb is missing: `npm run gen` writes it");
-  const descriptorSet = await readFile(path);
+  const set = fromBinary(FileDescriptorSetSchema, await readFile(path));
   const files = new Map<string, { bytes: Uint8Array; imports: readonly string[] }>();
-  const symbols = new Map<string, string>();
-  for (const file of fromBinary(FileDescriptorSetSchema, descriptorSet).file) {
+  for (const file of set.file) {
     delete file.$unknown; // Buf's own metadata of the file.
     files.set(file.name, { bytes: toBinary(FileDescriptorProtoSchema, file), imports: file.dependency });
-    const add = (scope: string, name: string): string => {
-      const symbol = scope === "" ? name : `${scope}.${name}`;
-      symbols.set(symbol, file.name);
-      return symbol;
-    };
-    const addEnum = (scope: string, declared: EnumDescriptorProto): void => {
-      add(scope, declared.name);
-      for (const value of declared.value) add(scope, value.name); // Values are in the scope of their enum's parent, as in C++.
-    };
-    const addMessage = (scope: string, message: DescriptorProto): void => {
-      const symbol = add(scope, message.name);
-      for (const field of message.field) add(symbol, field.name);
-      for (const oneof of message.oneofDecl) add(symbol, oneof.name);
-      for (const nested of message.nestedType) addMessage(symbol, nested);
-      for (const nested of message.enumType) addEnum(symbol, nested);
-    };
-    for (const message of file.messageType) addMessage(file.package, message);
-    for (const declared of file.enumType) addEnum(file.package, declared);
-    for (const service of file.service) {
-      const symbol = add(file.package, service.name);
-      for (const method of service.method) add(symbol, method.name);
-    }
+  }
+  const symbols = new Map<string, string>();
+  for (const type of createFileRegistry(set)) {
+    const file = type.file.proto.name;
+    symbols.set(type.typeName, file);
+    const members =
+      type.kind === "message" ? [...type.fields, ...type.oneofs] : type.kind === "service" ? type.methods : [];
+    for (const { name } of members) symbols.set(`${type.typeName}.${name}`, file);
+    // Values are in the scope of their enum's parent, as in C++.
+    if (type.kind === "enum")
+      for (const { name } of type.values) symbols.set(type.typeName.replace(/[^.]*$/, name), file);
   }
 
   return {
