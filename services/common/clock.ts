@@ -27,19 +27,15 @@ export const systemClock: Clock = {
   },
 };
 
-export interface Deferred<T> {
-  readonly promise: Promise<T>;
-  resolve(value: T): void;
-  reject(error: unknown): void;
-}
-
 /** A promise, and what settles it. */
-export function deferred<T = void>(): Deferred<T> {
-  let settle!: Omit<Deferred<T>, "promise">;
-  const promise = new Promise<T>((resolve, reject) => {
-    settle = { resolve, reject };
+export function deferred<T = void>() {
+  let resolve!: (value: T) => void;
+  let reject!: (error: unknown) => void;
+  const promise = new Promise<T>((yes, no) => {
+    resolve = yes;
+    reject = no;
   });
-  return { promise, ...settle };
+  return { promise, resolve, reject };
 }
 
 /** Resolves `ms` from now, or as soon as `signal` aborts. */

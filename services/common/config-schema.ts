@@ -155,17 +155,15 @@ export const text = kind<string>(() => ({
   print: (value) => value || "(empty)",
 }));
 
-const secretText = kind<string>(() => ({
-  kind: "secret",
-  expected: "text",
-  placeholder: "SECRET",
-  parse: (written: string) => written,
-  print: (value) => (value === "" ? "unset" : "set"),
-}));
-
 /** Always printed as `set` or `unset`. "" when not set. */
-export const secret = (key: string, doc: string, entry: Pick<Entry<string>, "alias" | "env"> = {}) =>
-  secretText(key, doc, { ...entry, default: "" });
+export function secret(
+  key: string,
+  doc: string,
+  entry: Pick<Entry<string>, "alias" | "env"> = {},
+): Option<string, false> {
+  const plain = text(key, doc, { ...entry, default: "" });
+  return { ...plain, kind: "secret", placeholder: "SECRET", print: (value) => (value === "" ? "unset" : "set") };
+}
 
 type ListEntry = Omit<Entry<readonly string[]>, "optional" | "live">;
 
@@ -226,7 +224,7 @@ export interface ConfigDefinition<S extends Schema = Schema> {
   readonly summary: string;
   readonly usage: string;
   /** Key of the list that takes all words after `--`. */
-  readonly rest: string | undefined;
+  readonly rest?: string;
   /** Keys of removed settings, with the replacement of each. */
   readonly removed: ReadonlyMap<string, string>;
 }
@@ -250,15 +248,7 @@ export const COMMON_FLAGS: readonly Option[] = [
 export function defineConfig<const S extends Schema>(
   name: string,
   schema: S,
-  {
-    summary = "",
-    usage = `tandem ${name} [--KEY VALUE ...]`,
-    rest,
-    removed = {},
-  }: {
-    readonly summary?: string;
-    readonly usage?: string;
-    readonly rest?: string;
+  o: Partial<Pick<ConfigDefinition, "summary" | "usage" | "rest">> & {
     readonly removed?: Readonly<Record<string, string>>;
   } = {},
 ): ConfigDefinition<S> {
@@ -278,8 +268,9 @@ export function defineConfig<const S extends Schema>(
     if (one.default !== undefined && one.kind !== "list" && one.kind !== "secret")
       one.parse(String(one.default), undefined);
   }
-  const byKey = new Map(options.map((one) => [one.key, one]));
-  return { name, schema, options: byKey, summary, usage, rest, removed: new Map(Object.entries(removed)) };
+  const usage = `tandem ${name} [--KEY VALUE ...]`;
+  const removed = new Map(Object.entries(o.removed ?? {}));
+  return { name, schema, options: new Map(options.map((one) => [one.key, one])), summary: "", usage, ...o, removed };
 }
 
 export function isSection(one: Option | Section): one is Section {

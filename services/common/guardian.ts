@@ -4,6 +4,7 @@
 // instead of 40.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { deferred } from "./clock.ts";
 import { createOutputTail } from "./output-tail.ts";
@@ -91,10 +92,13 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
     started.reject(new Error("the guardian ended before it had started the program"));
     ended.resolve(exit);
   };
-  readReport(guardian.stdio[4] as Readable, (word, value) => {
+  const report = createInterface(guardian.stdio[4] as Readable).on("line", (line) => {
+    const [word, digits] = line.split(" ");
+    const value = Number(digits);
     if (word === "pid") started.resolve(value);
     else if (word === "exit") end(value > 128 ? { signal: value - 128 } : { code: value });
   });
+  report.on("error", () => {});
   guardian.once("error", (error) => {
     started.reject(error);
     end({});
@@ -123,17 +127,4 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
       if (guardian.exitCode === null && guardian.signalCode === null) await once(guardian, "exit");
     },
   };
-}
-
-function readReport(stream: Readable, onWord: (word: string, value: number) => void): void {
-  let text = "";
-  stream.on("error", () => {});
-  stream.on("data", (chunk: Buffer) => {
-    text += chunk.toString("latin1");
-    for (let newline = text.indexOf("\n"); newline !== -1; newline = text.indexOf("\n")) {
-      const [word, value] = text.slice(0, newline).split(" ");
-      text = text.slice(newline + 1);
-      onWord(word ?? "", Number(value));
-    }
-  });
 }

@@ -1,15 +1,12 @@
 // One event a line, with fields: text for a terminal, JSON for everything else. The JSON has pino's keys, so that tools
 // for pino's lines read these (`| npx pino-pretty`); why it isn't pino that writes them: docs/adr/0011-our-own-log.md.
 
-export type LogLevel = "debug" | "info" | "warn" | "error";
+export const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
 
 export type LogFields = Readonly<Record<string, unknown>>;
 
-export interface Log {
-  debug(event: string, fields?: LogFields): void;
-  info(event: string, fields?: LogFields): void;
-  warn(event: string, fields?: LogFields): void;
-  error(event: string, fields?: LogFields): void;
+export interface Log extends Readonly<Record<LogLevel, (event: string, fields?: LogFields) => void>> {
   /** A log whose every line carries `fields` too. */
   child(fields: LogFields): Log;
 }
@@ -24,8 +21,6 @@ export interface LogOptions {
   /** Standard error by default: standard output is for the result of a command. */
   readonly out?: NodeJS.WritableStream;
 }
-
-export const LOG_LEVELS: readonly LogLevel[] = ["debug", "info", "warn", "error"];
 
 /** Names of fields whose value must not be written. "key" alone is harmless, as are numbers and booleans. */
 const SECRET = /([tT]oken|[sS]ecret|[pP]assword|[aA]uthorization|[a-z]Key|_key|-key)$/;

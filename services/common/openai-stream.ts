@@ -7,21 +7,9 @@ export interface StreamPart {
   /** Empty when the event carries none. */
   readonly text: string;
   readonly finishReason: string | undefined;
-  readonly usage: StreamUsage | undefined;
+  readonly usage: ReturnType<typeof usageOf> | undefined;
   /** The message of an error event. */
   readonly error: string | undefined;
-}
-
-export interface StreamUsage {
-  readonly promptTokens: number;
-  readonly completionTokens: number;
-  readonly cachedTokens: number | undefined;
-}
-
-export interface StreamHandlers {
-  onPart(part: StreamPart): void;
-  /** `[DONE]`. */
-  onDone?(): void;
 }
 
 interface Chunk {
@@ -39,15 +27,16 @@ interface Chunk {
 }
 
 /**
+ * @param on `onDone`: at `[DONE]`.
  * @returns A function that takes the stream's text as it arrives. It throws a SyntaxError at an event that is not JSON.
  */
-export function createStreamReader({ onPart, onDone }: StreamHandlers): (piece: string) => void {
+export function createStreamReader(on: { onPart(part: StreamPart): void; onDone?(): void }): (piece: string) => void {
   const parser = createParser({
     onEvent({ data }) {
-      if (data === "[DONE]") return onDone?.();
+      if (data === "[DONE]") return on.onDone?.();
       const { choices, usage, error } = JSON.parse(data) as Chunk;
       const choice = choices?.[0];
-      onPart({
+      on.onPart({
         text: choice?.text ?? choice?.delta?.content ?? "",
         finishReason: choice?.finish_reason ?? undefined,
         usage: usage ? usageOf(usage) : undefined,
@@ -58,7 +47,7 @@ export function createStreamReader({ onPart, onDone }: StreamHandlers): (piece: 
   return (piece) => parser.feed(piece);
 }
 
-function usageOf(usage: NonNullable<Chunk["usage"]>): StreamUsage {
+function usageOf(usage: NonNullable<Chunk["usage"]>) {
   return {
     promptTokens: usage.prompt_tokens ?? 0,
     completionTokens: usage.completion_tokens ?? 0,

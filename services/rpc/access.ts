@@ -31,22 +31,19 @@ const GRPC_REFUSALS: Refusals = {
 };
 
 export function createGate(secrets: Secrets, refusals = GRPC_REFUSALS): Gate {
-  const digests = { open: undefined, token: digestOf(secrets.token), key: digestOf(secrets.apiKey) };
+  const digests = { open: undefined, token: digest(secrets.token), key: digest(secrets.apiKey) };
   return (access, authorization) => {
     const expected = digests[access];
     if (expected === undefined) return undefined;
     const given = /^Bearer +(.*\S) *$/i.exec(authorization ?? "")?.[1];
     if (given === undefined) return new ServiceError("unauthenticated", refusals.missing(access));
     // Digests have equal length, so the comparison takes the same time for every input.
-    if (timingSafeEqual(digest(given), expected)) return undefined;
+    if (timingSafeEqual(digest(given)!, expected)) return undefined;
     return new ServiceError("unauthenticated", refusals.wrong(access));
   };
 }
 
-function digestOf(secret: string | undefined): Buffer | undefined {
-  return secret === undefined || secret === "" ? undefined : digest(secret);
-}
-
-function digest(text: string): Buffer {
-  return createHash("sha256").update(text).digest();
+/** Undefined without a secret. */
+function digest(secret: string | undefined): Buffer | undefined {
+  return secret ? createHash("sha256").update(secret).digest() : undefined;
 }

@@ -103,16 +103,12 @@ async function only(answers: AsyncGenerator<unknown>): Promise<unknown> {
   throw new ServiceError("internal", "The peer did not answer with exactly one message.");
 }
 
-/** A channel's heartbeat, typed. */
+/** HeartbeatOptions, typed. */
 export interface TypedHeartbeat<I extends DescMessage, O extends DescMessage> {
   /** A method whose server answers each message. */
   readonly method: DescMethodBiDiStreaming<I, O>;
-  /** Returns the current message. */
   message(): MessageInitShape<I>;
   onMessage?(answer: MessageShape<O>): void;
-  /**
-   * The peer ended the call, with or without an error, and the connection is open. The call is retried after a pause.
-   */
   onRefused?(error: ServiceError | undefined): void;
 }
 

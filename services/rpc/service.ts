@@ -84,6 +84,7 @@ export interface RpcService {
 /**
  * Ties an implementation to its descriptor. Methods named in `raw` need no typed implementation.
  *
+ * @param impl Its methods are called without `this`.
  * @param options.access Defaults to `token`.
  */
 export function defineService<D extends DescService, R extends keyof D["method"] = never>(
@@ -91,18 +92,8 @@ export function defineService<D extends DescService, R extends keyof D["method"]
   impl: Omit<ServiceImpl<D>, R>,
   options: { access?: Access; raw?: { readonly [K in R]: (call: RawCall) => void } } = {},
 ): RpcService {
-  return {
-    descriptor,
-    access: options.access ?? "token",
-    // Bound, so that an implementation may be an object with state.
-    typed: Object.fromEntries(
-      descriptor.methods.map(({ localName }) => {
-        const method = (impl as Record<string, AnyMethod | undefined>)[localName];
-        return [localName, method?.bind(impl)];
-      }),
-    ),
-    raw: { ...options.raw },
-  };
+  const { access = "token", raw = {} } = options;
+  return { descriptor, access, typed: impl as RpcService["typed"], raw };
 }
 
 /** `/package.Service/Method`, as in `:path`. */
