@@ -13,21 +13,16 @@ export interface Secrets {
 /** Returns why a call with this `authorization` header is refused, or undefined if it is allowed. */
 export type Gate = (access: Access, authorization: string | undefined) => ServiceError | undefined;
 
-export interface Refusals {
-  /** No bearer token was sent. */
-  missing(access: Access): string;
-  wrong(access: Access): string;
-}
-
 const WANTED: Record<Access, string> = {
   open: "",
   token: "Pass `authorization: Bearer <token>`, with the join token of this deployment (TANDEM_TOKEN).",
   key: "Pass `authorization: Bearer <key>`, with the API key of this server.",
 };
 
-const GRPC_REFUSALS: Refusals = {
-  missing: (access) => `No bearer token was sent. ${WANTED[access]}`,
-  wrong: (access) => `The credentials are wrong. ${WANTED[access]}`,
+/** If no bearer token was sent, and for another one. */
+const GRPC_REFUSALS = {
+  missing: (access: Access) => `No bearer token was sent. ${WANTED[access]}`,
+  wrong: (access: Access) => `The credentials are wrong. ${WANTED[access]}`,
 };
 
 export function createGate(secrets: Secrets, refusals = GRPC_REFUSALS): Gate {

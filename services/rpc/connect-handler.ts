@@ -1,17 +1,15 @@
 // The same services over HTTP/1.1, for browsers and curl: Connect, gRPC-Web and plain JSON by @connectrpc/connect-node.
 // The package is loaded at the first such request: instances never need it, and routers only then.
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { Interceptor } from "@connectrpc/connect";
+import type { HandlerContext, Interceptor } from "@connectrpc/connect";
 import { systemClock } from "../common/clock.ts";
 import { GRPC_CODES, type ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
-import { createGate } from "./access.ts";
+import { type Secrets, createGate } from "./access.ts";
 import { errorDetails } from "./errors-wire.ts";
 import { type CallContext, type RpcService, methodPath, streamsOut } from "./service.ts";
 
-export interface ConnectHandlerOptions {
-  readonly token?: string | undefined;
-  readonly apiKey?: string | undefined;
+export interface ConnectHandlerOptions extends Secrets {
   readonly log: Log;
   /** Aborts when the server begins to shut down. */
   readonly closing?: AbortSignal;
@@ -77,7 +75,7 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
             }
             throw toConnectError(error);
           };
-          const contextOf = (given: ConnectContext): CallContext => {
+          const contextOf = (given: HandlerContext): CallContext => {
             const timeoutMs = given.timeoutMs();
             return {
               signal: given.signal,
@@ -86,14 +84,14 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
               header: (name) => given.requestHeader.get(name) ?? undefined,
             };
           };
-          const unary = async (request: unknown, given: ConnectContext): Promise<unknown> => {
+          const unary = async (request: unknown, given: HandlerContext): Promise<unknown> => {
             try {
               return await impl(request, contextOf(given));
             } catch (thrown) {
               return fail(thrown);
             }
           };
-          const streaming = async function* (request: unknown, given: ConnectContext): AsyncIterable<unknown> {
+          const streaming = async function* (request: unknown, given: HandlerContext): AsyncIterable<unknown> {
             try {
               yield* impl(request, contextOf(given)) as AsyncIterable<unknown>;
             } catch (thrown) {
@@ -107,5 +105,3 @@ async function createHandler(services: readonly RpcService[], options: ConnectHa
     },
   });
 }
-
-type ConnectContext = import("@connectrpc/connect").HandlerContext;

@@ -1,19 +1,15 @@
 // The messages of one call for one reader, at either end of the call. Unread messages wait here, and hold the sender
 // back once there are many.
 import type { ServiceError } from "../common/errors.ts";
+import type { RawCall } from "./service.ts";
 
 /** Messages that wait before the sender is held back. */
 const LIMIT = 16;
 
-interface Source {
-  pause(): void;
-  resume(): void;
-}
-
 /** Ends with the sender's half-close; throws, after the messages that came before it, when the call breaks. */
 export class Inbox<T> implements AsyncIterableIterator<T> {
   readonly #read: (bytes: Buffer) => T;
-  readonly #source: Source;
+  readonly #source: Pick<RawCall, "pause" | "resume">;
   readonly #queue: Buffer[] = [];
   #paused = false;
   #ended = false;
@@ -21,7 +17,7 @@ export class Inbox<T> implements AsyncIterableIterator<T> {
   #wake: (() => void) | undefined;
 
   /** @param read Throws ServiceError for bytes that are not a message. */
-  constructor(read: (bytes: Buffer) => T, source: Source) {
+  constructor(read: (bytes: Buffer) => T, source: Pick<RawCall, "pause" | "resume">) {
     this.#read = read;
     this.#source = source;
   }

@@ -1,17 +1,21 @@
 // Server reflection v1 and v1alpha, so that `grpcurl HOST list` needs no proto file and shows the comments of the
 // protos. https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
-import { ServerReflection } from "#gen/grpc/reflection/v1/reflection_pb.js";
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  ServerReflection,
+  type ServerReflectionRequest,
+  type ServerReflectionResponseSchema,
+} from "#gen/grpc/reflection/v1/reflection_pb.js";
 import { ServerReflection as ServerReflectionAlpha } from "#gen/grpc/reflection/v1alpha/reflection_pb.js";
 import { GRPC_CODES, ServiceError } from "../common/errors.ts";
 import type { DescriptorIndex } from "./descriptors.ts";
-import { type RpcService, defineService } from "./service.ts";
+import { type RpcService, type ServiceImpl, defineService } from "./service.ts";
 
 /** Both services for a server that serves `names`. Descriptors are read at the first call. */
 export function reflectionServices(names: readonly string[]): readonly RpcService[] {
   const listed = [...names, ServerReflection.typeName, ServerReflectionAlpha.typeName].sort();
-  // The messages of v1 and v1alpha differ only in their names.
-  const impl = {
-    async *serverReflectionInfo(requests: AsyncIterable<ReflectionRequest>) {
+  const impl: ServiceImpl<typeof ServerReflection> = {
+    async *serverReflectionInfo(requests) {
       const index = await loadIndex();
       for await (const request of requests) {
         yield { validHost: request.host, originalRequest: request, messageResponse: answer(request, index, listed) };
@@ -20,26 +24,17 @@ export function reflectionServices(names: readonly string[]): readonly RpcServic
   };
   return [
     defineService(ServerReflection, impl, { access: "open" }),
-    defineService(ServerReflectionAlpha, impl, { access: "open" }),
+    // The messages of v1 and v1alpha differ only in their names.
+    defineService(ServerReflectionAlpha, impl as unknown as ServiceImpl<typeof ServerReflectionAlpha>, {
+      access: "open",
+    }),
   ];
 }
 
-// Structural, so that one implementation fits both versions.
-interface ReflectionRequest {
-  readonly host: string;
-  readonly messageRequest:
-    | { case: "fileByFilename" | "fileContainingSymbol" | "allExtensionNumbersOfType" | "listServices"; value: string }
-    | { case: "fileContainingExtension"; value: { containingType: string; extensionNumber: number } }
-    | { case: undefined; value?: undefined };
-}
-
-type Answer =
-  | { case: "fileDescriptorResponse"; value: { fileDescriptorProto: Uint8Array[] } }
-  | { case: "listServicesResponse"; value: { service: { name: string }[] } }
-  | { case: "errorResponse"; value: { errorCode: number; errorMessage: string } };
+type Answer = NonNullable<MessageInitShape<typeof ServerReflectionResponseSchema>["messageResponse"]>;
 
 function answer(
-  { messageRequest: asked }: ReflectionRequest,
+  { messageRequest: asked }: ServerReflectionRequest,
   index: DescriptorIndex,
   listed: readonly string[],
 ): Answer {

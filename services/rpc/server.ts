@@ -4,7 +4,7 @@ import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-j
 import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
-import { type Gate, createGate } from "./access.ts";
+import { type Gate, type Secrets, createGate } from "./access.ts";
 import { GrpcCall } from "./grpc-call.ts";
 import { createHealth } from "./health.ts";
 import { HEARTBEAT_HEADER } from "./heartbeat.ts";
@@ -30,12 +30,10 @@ export interface RpcServer {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-export interface RpcServerOptions {
+export interface RpcServerOptions extends Secrets {
   /** host:port; port 0 takes a free one. */
   readonly listen: string;
   readonly services: readonly RpcService[];
-  readonly token?: string | undefined;
-  readonly apiKey?: string | undefined;
   readonly log: Log;
   /** Default 2000. */
   readonly graceMs?: number;
