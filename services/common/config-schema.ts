@@ -127,7 +127,6 @@ export const boolean = kind<boolean>(() => ({
   },
 }));
 
-/** One of `values`. */
 export function choice<const T extends string, const E extends Entry<NoInfer<T>>>(
   key: string,
   doc: string,

@@ -41,7 +41,7 @@ export type Config<S extends Schema> = {
   readonly [Name in keyof S]: S[Name] extends Section<infer E> ? SectionValue<E> : ValueOf<S[Name]>;
 } & { readonly settings: Settings };
 
-/** One setting as it is printed to people. */
+/** One setting as it is shown to people. */
 export interface Setting {
   readonly key: string;
   /** The value with its unit; `set` or `unset` for a secret. */
@@ -50,7 +50,6 @@ export interface Setting {
   readonly origin: string;
 }
 
-/** All settings of a process. */
 export interface Settings {
   /** In the order of the schema. */
   readonly all: readonly Setting[];

@@ -29,7 +29,6 @@ export class Deadlines {
     this.#clock = clock;
   }
 
-  /** Number of deadlines ahead. */
   get size(): number {
     return this.#entries.size;
   }
@@ -53,7 +52,6 @@ export class Deadlines {
     return entry;
   }
 
-  /** Drops all deadlines. */
   [Symbol.dispose](): void {
     this.#closed = true;
     this.#disarm();

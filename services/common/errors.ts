@@ -29,7 +29,6 @@ export const GRPC_CODES = {
 export type Retry = "never" | "elsewhere" | "both legs";
 
 export interface Failure {
-  /** Status of the HTTP response. */
   readonly http: number;
   readonly grpc: keyof typeof GRPC_CODES;
   readonly retry: Retry;

@@ -160,7 +160,6 @@ export function withTrueKeys(
   return Object.fromEntries(values);
 }
 
-/** Whether the key is written with an escape. */
 function hasEscape(json: Buffer, { key, start }: Member): boolean {
   return json.toString("utf8", start + 1, start + 1 + Buffer.byteLength(key)) !== key;
 }

@@ -15,7 +15,6 @@ export type Counter = prom.Counter<string>;
 export type Gauge = prom.Gauge<string>;
 export type Histogram = prom.Histogram<string>;
 
-/** A registered metric. */
 export interface MetricInfo {
   readonly name: string;
   readonly help: string;

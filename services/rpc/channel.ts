@@ -28,7 +28,6 @@ export interface ChannelOptions<I extends DescMessage = DescMessage, O extends D
    * reconnects after each loss. Without one it connects for a call, and only TCP notices that the peer is gone.
    */
   readonly heartbeat?: TypedHeartbeat<I, O>;
-  /** `state` has changed. */
   onState?(state: ChannelState): void;
 }
 
@@ -103,7 +102,6 @@ export class RpcChannel implements AsyncDisposable {
     return typedClient((path, handlers, options) => this.open(path, handlers, options), descriptor);
   }
 
-  /** Starts a call of any kind. */
   open(path: string, handlers: ThinHandlers, options?: CallOptions): ThinCall {
     const { kind } = this.#state;
     if (kind === "retired" || kind === "closed") return refusedCall(handlers);

@@ -39,7 +39,6 @@ export interface ConnectionOptions {
   readonly messageLimitBytes: number;
   /** Runs on the connection while it is up. */
   readonly heartbeat: HeartbeatOptions | undefined;
-  /** Called when the state has changed. */
   onState(connection: Connection): void;
 }
 
@@ -118,7 +117,6 @@ export class Connection {
     for (const call of [...this.#calls]) if (!call.answered) call.lose();
   }
 
-  /** Sends the heartbeat's message now. */
   beat(): void {
     if (this.#state.kind === "up" || this.#state.kind === "suspect") this.#state.heartbeat?.beat();
   }

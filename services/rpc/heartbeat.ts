@@ -20,7 +20,6 @@ const LEAVE_MS = 500;
 
 export interface HeartbeatOptions {
   readonly path: string;
-  /** Returns the current message. */
   message(): Buffer;
   onMessage(answer: Buffer): void;
   /**

@@ -18,15 +18,11 @@ import { type FailureCode, ServiceError } from "../common/errors.ts";
  */
 export type Access = "open" | "token" | "key";
 
-export interface CallContext {
+export interface CallContext extends Pick<RawCall, "deadlineMs" | "header"> {
   /** Aborts when the caller has cancelled or gone, or its deadline has passed. */
   readonly signal: AbortSignal;
   /** Aborts when the server begins to shut down. Endless calls should end then. */
   readonly closing: AbortSignal;
-  /** When the caller gives up, in epoch milliseconds. */
-  readonly deadlineMs: number | undefined;
-  /** First value of a request header, by lower-case name. */
-  header(name: string): string | undefined;
 }
 
 /**
@@ -34,8 +30,9 @@ export interface CallContext {
  * A Buffer given to `write` must not be changed afterwards.
  */
 export interface RawCall {
-  /** When the caller gives up, in epoch milliseconds. */
+  /** When the caller gives up, by common/clock.ts. */
   readonly deadlineMs: number | undefined;
+  /** First value of a request header, by lower-case name. */
   header(name: string): string | undefined;
   onMessage: (message: Buffer) => void;
   /** The caller has sent its last message. */

@@ -19,7 +19,6 @@ export interface ThinHandlers {
 export interface ThinCall {
   /** Returns false if the next write must wait for `onDrain`. Ignored once the call has ended. */
   write(message: Buffer): boolean;
-  /** Half-closes the call. */
   halfClose(): void;
   /** Ends the call with `cancelled`, unless it has ended. No message follows. */
   cancel(): void;

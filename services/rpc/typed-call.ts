@@ -84,7 +84,6 @@ class TypedContext implements CallContext {
   }
 }
 
-/** The single request of a method. */
 async function onlyOf(requests: Inbox<Message>): Promise<Message> {
   const first = await requests.next();
   if (first.done === true) throw new ServiceError("invalid_request", "The call carries no request message.");

@@ -41,7 +41,7 @@ describe("a clock that the test moves", () => {
     assert.deepEqual([seen, clock.nowMs(), clock.pending], [["a 10", "c 15", "b 20"], 109, 0]);
   });
 
-  it("lets promises settle between timers when asked to", async () => {
+  it("settles promises between timers if asked to", async () => {
     const clock = manualClock();
     const seen: number[] = [];
     const loop = (async () => {
@@ -72,7 +72,7 @@ describe("a pause", () => {
 });
 
 describe("a wait with a limit", () => {
-  it("says whether it was over in time, however it ended, and leaves no timer", async () => {
+  it("says whether the promise settled in time, resolved or rejected, and leaves no timer", async () => {
     const clock = manualClock();
     assert.equal(await settlesWithin(clock, Promise.resolve(), 100), true);
     assert.equal(await settlesWithin(clock, Promise.reject(new Error("it failed")), 100), true);

@@ -88,14 +88,14 @@ describe("a configuration file", () => {
     });
   }
 
-  it("is refused without a word of a secret in it", async () => {
+  it("is refused without showing its secrets", async () => {
     await using file = await configFile("token: [hush]\n");
     refuses(file.path, /^(?!.*hush).*:1: token: expected text, got something else\.$/);
     await using broken = await configFile("token: hush\nmodel: [\n");
     refuses(broken.path, /^(?!.*hush)/);
   });
 
-  it("is refused when it is not there", () => {
+  it("is refused if it does not exist", () => {
     refuses("/no/such.yaml", /The configuration file \/no\/such\.yaml can't be read: ENOENT/);
   });
 });

@@ -152,7 +152,7 @@ describe("a configuration", () => {
     assert.equal(load([], { TANDEM_DECODE_SLOTS: "3", TANDEMONIUM: "1" }).model, "tiny"); // Another process's, another program's.
   });
 
-  it("says what it expected for a bad value", () => {
+  it("says which value it expected for a bad one", () => {
     refuses(
       ["--queue.limit", "many"],
       /--queue\.limit: expected an integer from 0 to 65536 \(requests\), got "many"; it is not an integer/,
@@ -175,7 +175,7 @@ describe("a configuration", () => {
     refuses(["--queue.limit", "-1"], all, { TANDEM_STRICT: "maybe" });
   });
 
-  it("refuses what could be meant in two ways", () => {
+  it("refuses an ambiguous command line", () => {
     refuses(["--port", "1", "--rest.listen", "a:2"], /--port and --rest\.listen both set rest\.listen/);
     refuses(["--model", "a", "--model", "b"], /--model is given twice/);
     refuses(["--model"], /--model needs a value: text/);
@@ -201,7 +201,7 @@ describe("a configuration", () => {
     assert.throws(() => ((loaded.queue.current as { limit: number }).limit = 1), TypeError);
   });
 
-  it("throws the help text for --help, whatever else is there", () => {
+  it("throws the help text for --help, with any other arguments", () => {
     for (const argv of [
       ["--port", "1", "--help"],
       ["-h", "--config", "/none"],
@@ -232,13 +232,13 @@ describe("a configuration", () => {
     refuses(["--queue-timeout-ms", "5", "--queue.timeout_ms", "6"], /both set queue\.timeout_ms/);
   });
 
-  it("takes all words after -- for the list that is meant", () => {
+  it("takes all words after -- for the list that its definition names", () => {
     assert.deepEqual(load(["--strict", "--", "--dtype", "float16"]).others.engineFlags, ["--dtype", "float16"]);
     const plain = defineConfig("plain", { model: text("model", "", { default: "" }) });
     assert.throws(() => loadConfig(plain, { argv: ["--", "x"], env: {} }), /"--" is not a flag of plain/);
   });
 
-  it("says what replaces a setting that is gone, wherever it is given", async () => {
+  it("says what replaces a removed setting, in any source", async () => {
     const gone = /is no longer a setting: queue\.timeout_ms is the longest wait\./;
     refuses(["--queue.patience_ms", "5"], new RegExp(`^--queue.patience_ms ${gone.source}`));
     refuses(["--queue-patience-ms=5"], gone);
@@ -269,7 +269,7 @@ describe("settings that change while the process runs", () => {
     assert.equal(queue.current.limit, 8);
   });
 
-  it("replace their own section, and leave the others as they are", () => {
+  it("replace their own section only", () => {
     const loaded = load([]);
     const { queue, placement } = loaded;
     const [queueBefore, placementBefore] = [queue.current, placement.current];
@@ -279,7 +279,7 @@ describe("settings that change while the process runs", () => {
     assert.equal(placement.current.prefill, "round-robin");
   });
 
-  it("are taken whole or not at all, and every fault is named", () => {
+  it("are applied all or not at all, and every fault is named", () => {
     const loaded = load([]);
     change(loaded, { "queue.limit": "512" });
     const texts = { "queue.limit": "-1", "queue.limt": "1", strict: "true", "prefill.policy": "round-robin" };

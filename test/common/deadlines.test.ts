@@ -22,7 +22,7 @@ describe("the queue of deadlines", () => {
     assert.equal(deadlines.size, 0);
   });
 
-  it("arms one timer however many there are, and none where there is none", () => {
+  it("arms one timer for any number of deadlines, and none without one", () => {
     const clock = manualClock(0);
     const deadlines = new Deadlines(clock);
     assert.equal(clock.pending, 0);
@@ -62,7 +62,7 @@ describe("the queue of deadlines", () => {
     assert.equal(deadlines.size, 0);
   });
 
-  it("does not starve the others where one asks again for what has passed", () => {
+  it("does not starve the others if one asks again for a time that has passed", () => {
     const clock = manualClock(0);
     const deadlines = new Deadlines(clock);
     let looks = 0;
@@ -88,7 +88,7 @@ describe("the queue of deadlines", () => {
     assert.ok(called);
   });
 
-  it("is over once it is closed", () => {
+  it("runs none once it is closed", () => {
     const clock = manualClock(0);
     const deadlines = new Deadlines(clock);
     deadlines.at(10, () => deadlines[Symbol.dispose]());
@@ -98,7 +98,7 @@ describe("the queue of deadlines", () => {
     assert.equal(clock.pending, 0);
   });
 
-  it("takes a pause of its own process for nobody's silence: what waits to be read is read first", () => {
+  it("does not mistake a pause of its own process for silence: pending data is read first", () => {
     const inner = manualClock(0);
     let pausedMs = 0;
     const clock: Clock = { nowMs: () => inner.nowMs() + pausedMs, setTimer: inner.setTimer };
@@ -121,7 +121,7 @@ describe("the queue of deadlines", () => {
     assert.equal(silent, true, "and what stays silent is found");
   });
 
-  it("keeps to the order of a sorted list, whatever is added, cancelled and moved", () => {
+  it("keeps the order of a sorted list while deadlines are added, cancelled and moved", () => {
     const clock = manualClock(0);
     const deadlines = new Deadlines(clock);
     const random = seededRandom(5);

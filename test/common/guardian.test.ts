@@ -9,7 +9,7 @@ const guarded = (script: string) => spawnGuarded({ command: "/bin/sh", args: ["-
 const isGone = (pid: number): boolean => identityOf(pid) === undefined;
 
 describe("a guarded engine", () => {
-  it("tells its exit code, the signal that ended it, and what it wrote", async () => {
+  it("reports its exit code, the signal that ended it, and its output", async () => {
     const failing = await guarded("echo out; echo err >&2; exit 3");
     assert.deepEqual(await within(failing.exited, "exit"), { code: 3 });
     await eventually("its words", () => failing.lastLines().length === 2);
@@ -27,7 +27,7 @@ describe("a guarded engine", () => {
     await eventually("the child is gone", () => isGone(child));
   });
 
-  it("is asked to stop, then made to, with all its children", async () => {
+  it("is asked to stop, then killed, with all its children", async () => {
     const polite = await guarded("exec sleep 60");
     await within(polite.stop(5_000), "the polite one's stop");
     assert.deepEqual(await polite.exited, { signal: 15 });

@@ -3,7 +3,7 @@ import { seededRandom } from "../../clients/loadgen/arrivals.ts";
 import { Heap } from "../../services/common/heap.ts";
 
 describe("the heap", () => {
-  it("gives its items in order, whatever came and left between, as a sorted list does", () => {
+  it("gives its items in the order of a sorted list, while others are added and removed", () => {
     const random = seededRandom(7);
     const heap = new Heap<{ readonly key: number }>((a, b) => a.key < b.key);
     let model: { readonly key: number }[] = [];

@@ -90,7 +90,7 @@ function trueObject(text: string): Readonly<Record<string, unknown>> {
 }
 
 describe("scanning a JSON object", () => {
-  it("finds the same members as JSON.parse, whatever the object", () => {
+  it("finds the same members as JSON.parse, in any object", () => {
     const random = sequence(1);
     for (let round = 0; round < 3000; round++) {
       const written = print(randomObject(random, 0), random);
@@ -207,7 +207,7 @@ describe("scanning a JSON array", () => {
     }
   });
 
-  it("refuses what is no array", () => {
+  it("refuses a value that is not an array", () => {
     const json = Buffer.from('{"a":"[1]"}');
     assert.throws(() => scanArray(json, 5, 10), SyntaxError);
     assert.throws(() => scanArray(Buffer.from("[1 2]"), 0, 5), /position 3/);
@@ -221,7 +221,7 @@ describe("splicing a JSON object", () => {
     return splice(json, scanObject(json), new Map(Object.entries(changes))).toString();
   };
 
-  it("leaves every byte alone that it was not asked to change", () => {
+  it("leaves all other bytes alone", () => {
     const text = ' {"seed": 12345678901234567890, "t" : 1.0, "x":"\\u00e9"}\n';
     assert.equal(change(text, {}), text);
     assert.equal(change(text, { t: "2" }), ' {"seed": 12345678901234567890, "t" : 2, "x":"\\u00e9"}\n');
@@ -239,7 +239,7 @@ describe("splicing a JSON object", () => {
     assert.equal(change('{"a":1}', { zzz: undefined }), '{"a":1}');
   });
 
-  it("changes a key that stands there twice, however it is written", () => {
+  it("changes a key that occurs twice, in any spelling", () => {
     assert.equal(change('{"a":1,"\\u0061":2,"b":3}', { a: undefined }), '{"b":3}');
     assert.equal(change('{"a":1,"\\u0061":2}', { a: "0" }), '{"a":0,"\\u0061":0}');
   });
@@ -281,7 +281,7 @@ describe("the keys of a parsed object", () => {
     assert.deepEqual(keys('{"a":{"\\u0062":1,"\\\\":2},"\\u0063":[3]}'), { a: { b: 1, "\\": 2 }, c: [3] });
   });
 
-  it("come with the very object that was parsed where no key holds an escape", () => {
+  it("come with the very object that was parsed if no key holds an escape", () => {
     const parsed = { a: "\\n", b: [1] };
     const json = Buffer.from('{"a":"\\\\n","b":[1]}');
     assert.equal(withTrueKeys(parsed, json, scanObject(json)), parsed);
@@ -289,7 +289,7 @@ describe("the keys of a parsed object", () => {
 });
 
 describe("the number of parts", () => {
-  it("is that of fields, objects and lists, and what stands in a string is none", () => {
+  it("counts fields, objects and lists, but not the characters of strings", () => {
     for (const [text, parts] of [
       ["{}", 1],
       ['{"a":1}', 2],
@@ -304,7 +304,7 @@ describe("the number of parts", () => {
     }
   });
 
-  it("is counted no further than it matters", () => {
+  it("is counted no further than the limit", () => {
     assert.equal(countParts(Buffer.from("[".repeat(1000)), 10), 11);
   });
 });

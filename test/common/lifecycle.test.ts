@@ -53,7 +53,7 @@ describe("a process whose parent died", () => {
     assert.ok(performance.now() - sinceMs > 1_500);
   });
 
-  it("leaves standard input alone unless the parent said what it means", async () => {
+  it("leaves standard input alone unless the parent gave it a meaning", async () => {
     await using script = runScript(orphan, { stdin: "ignore", env: { TANDEM_PARENT_PIPE: "" } });
     await script.printed("ready true");
   });
@@ -117,7 +117,7 @@ describe("a service whose life is one function", () => {
     };
   }
 
-  it("drains when it is stopped, and ends its parts the other way round", async () => {
+  it("drains when it is stopped, and ends its parts in reverse order", async () => {
     const { order, run } = life();
     const { parts, stop } = await startLife(run);
     assert.equal(parts, "a:1");

@@ -78,7 +78,7 @@ describe("a log line", () => {
     assert.match(error.stack, /log\.test/);
   });
 
-  it("survives whatever it is given", () => {
+  it("survives any value", () => {
     const { log, json } = capture();
     const circle: Record<string, unknown> = {};
     circle["self"] = circle;

@@ -17,7 +17,7 @@ describe("metrics", () => {
     assert.match(metrics.contentType, /^text\/plain/);
   });
 
-  it("tally what runs per token as a histogram does", async () => {
+  it("tally per token as a histogram does", async () => {
     const metrics = createMetrics();
     const buckets = [0.1, 0.5, 1];
     const tally = metrics.tally("tandem_x_seconds", "X.", buckets);

@@ -16,7 +16,7 @@ describe("the nearest name", () => {
     }
   });
 
-  it("is not offered when nothing is near", () => {
+  it("is not offered if no candidate is near", () => {
     assert.equal(nearest("zzzzzz", ["port", "model"]), undefined);
     assert.equal(nearest("modle", ["port", "model"]), "model");
   });

@@ -38,7 +38,7 @@ describe("an OpenAI stream", () => {
     assert.deepEqual(readIn([...STREAM]), PARTS);
   });
 
-  it("tells its errors", () => {
+  it("reports its errors", () => {
     assert.deepEqual(readIn(['data: {"error":{"message":"gone"}}\n\ndata: {"error":{}}\n\n']), [
       part({ error: "gone" }),
       part({ error: "an error event" }),

@@ -21,7 +21,7 @@ describe("the top of a process", () => {
     assert.deepEqual([code, stdout, stderr.includes("usage")], [0, "usage\n", false]);
   });
 
-  it("prints what is wrong with a configuration, without a stack, and ends with 2", async () => {
+  it("prints the fault of a configuration without a stack, and ends with 2", async () => {
     const { code, stderr } = await ending(`throw new ConfigError("no flag --x");`);
     assert.deepEqual([code, stderr.includes("no flag --x"), stderr.includes(" at ")], [2, true, false]);
   });

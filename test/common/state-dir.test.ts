@@ -7,13 +7,13 @@ import { upConfig } from "../../clients/cli/up/config.ts";
 describe("the state folder", () => {
   const unset = { stateDir: undefined };
 
-  it("lies where the XDG base directory specification says", () => {
+  it("is the one that the XDG base directory specification names", () => {
     assert.equal(stateDirOf(unset, { XDG_STATE_HOME: "/var/s" }), "/var/s/tandem");
     assert.match(stateDirOf(unset, { XDG_STATE_HOME: "relative" }), /\/\.local\/state\/tandem$/);
     assert.match(stateDirOf(unset, {}), /\/\.local\/state\/tandem$/);
   });
 
-  it("is set alike for the launcher and the instances", () => {
+  it("is the same for the launcher and the instances", () => {
     const env = { TANDEM_STATE_DIR: "/srv/state", XDG_STATE_HOME: "/var/s" };
     assert.equal(stateDirOf(loadConfig(upConfig, { argv: [], env }).process, env), "/srv/state");
     assert.equal(stateDirOf(loadConfig(prefillConfig, { argv: [], env }).process, env), "/srv/state");

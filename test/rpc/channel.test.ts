@@ -25,7 +25,7 @@ const GRPC = { ":status": 200, "content-type": "application/grpc+proto" };
 describe("a channel of the thin client", () => {
   afterEach(eachEndedOnce);
 
-  it("connects at the first call, and says what becomes of it", async () => {
+  it("connects at the first call, and reports its states", async () => {
     const server = await serveRaw(echo);
     const states: string[] = [];
     await using channel = dial(server.address, { onState: ({ kind }) => states.push(kind) });
@@ -94,7 +94,7 @@ describe("a channel of the thin client", () => {
     assert.equal(codeOf(await record(channel).ended), "instance_unavailable");
   });
 
-  it("closes while it is still connecting", async () => {
+  it("closes while it is connecting", async () => {
     await using server = await serveRaw(echo);
     await using channel = dial(server.address);
     const { ended } = record(channel);
@@ -102,7 +102,7 @@ describe("a channel of the thin client", () => {
     assert.equal(codeOf(await ended), "cancelled");
   });
 
-  it("fails calls at once where nobody listens, and tries anew at the next", async () => {
+  it("fails calls at once if no server listens, and connects again for the next call", async () => {
     const address = `127.0.0.1:${await freePort()}`;
     await using channel = dial(address);
     const error = await record(channel).ended;
@@ -112,14 +112,14 @@ describe("a channel of the thin client", () => {
     assert.deepEqual(await channel.unary(DECODE, HELLO), HELLO);
   });
 
-  it("fails calls to what can't be an address, and goes on", async () => {
+  it("fails calls to an impossible address, and goes on", async () => {
     for (const address of ["127.0.0.1:99999", "999.1.1.1:1", "..:1", "[::1:1", "nothing"]) {
       await using channel = dialBeating(address);
       assert.equal(codeOf(await record(channel).ended), "instance_unavailable", address);
     }
   });
 
-  it("gives up a dial that nobody answers", async () => {
+  it("gives up a connection that is not answered in time", async () => {
     await using child = await startChild("mute");
     child.signal("SIGSTOP");
     const [host, port] = child.address.split(":") as [string, string];
@@ -148,7 +148,7 @@ describe("a channel of the thin client", () => {
     assert.equal(lossOf(channel.state), "broken");
   });
 
-  it("tells the end of a call in a turn of its own, when all of a packet is read", async () => {
+  it("reports the end of a call in a turn of its own, after the whole packet was read", async () => {
     const streams: ServerHttp2Stream[] = [];
     await using rogue = await startRogue((stream) => {
       if (streams.push(stream) < 2) return;
@@ -193,7 +193,7 @@ describe("a channel that is retired", () => {
     assert.deepEqual(states, ["connecting", "up", "retired", "closed"]);
   });
 
-  it("closes at once without calls, also while it connects, and when it never did", async () => {
+  it("closes at once without calls, also while it is connecting and before it ever connected", async () => {
     await using server = await serveRaw(echo);
     for (const channel of [dial(server.address), dialBeating(server.address)]) {
       await within(channel.retire(), "the close");
@@ -205,7 +205,7 @@ describe("a channel that is retired", () => {
     await within(connecting.retire(), "the close");
   });
 
-  it("lets calls that wait for the connection run", async () => {
+  it("runs the calls that wait for its connection", async () => {
     await using server = await serveRaw(echo);
     await using channel = dialBeating(server.address);
     const { call, ended } = record(channel);
@@ -216,7 +216,7 @@ describe("a channel that is retired", () => {
     await within(closed, "the close");
   });
 
-  it("finds its peer silent all the same", async () => {
+  it("still notices that its peer is silent", async () => {
     await using child = await startChild("rpc");
     const clock = manualClock();
     await using channel = dialBeating(child.address, { clock });
@@ -242,7 +242,7 @@ describe("a channel that is retired", () => {
     await retired;
   });
 
-  it("waits for a peer that takes no leave of its heartbeat, but not for long", async () => {
+  it("waits briefly for a peer that does not end the heartbeat call", async () => {
     const clock = manualClock();
     await using server = await serveRaw(() => {}, { clock });
     await using channel = dialBeating(server.address, { clock });

@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 import { within } from "../support/waits.ts";
 
 describe("a channel that is closed inside an event of its own session", () => {
-  it("closes, and does not send for ever", async () => {
+  it("closes, and does not send forever", async () => {
     const script = fileURLToPath(new URL("close-in-event.mjs", import.meta.url));
     // In a process of its own with a ceiling: an event loop that nghttp2 holds can't be timed out from within, and takes
     // hundreds of megabytes a second.
@@ -21,7 +21,7 @@ describe("a channel that is closed inside an event of its own session", () => {
     assert.equal(output, "closed\n");
   });
 
-  it("is torn down in one place, and its streams are reset by CANCEL alone: nothing else is put off inside an event", () => {
+  it("is torn down in one place, and its streams are reset by CANCEL alone: only these are safe inside an event", () => {
     const found: string[] = [];
     for (const file of ["channel.ts", "connection.ts", "heartbeat.ts", "thin-call.ts"]) {
       const text = readFileSync(new URL(`../../services/rpc/${file}`, import.meta.url), "utf8");

@@ -98,7 +98,7 @@ describe("services over HTTP/1.1", () => {
     );
   });
 
-  it("hide what is thrown by mistake, and log it", async () => {
+  it("hide an error that is thrown by mistake, and log it", async () => {
     await using server = await mount(routerService({ listInstances: () => Promise.reject(new TypeError("secret")) }));
     const response = await post(`${server.url}${PATH}/ListInstances`, {});
     assert.equal(response.status, 500);

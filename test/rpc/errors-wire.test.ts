@@ -33,7 +33,7 @@ describe("a ServiceError on the wire", () => {
     assert.equal(error.cause, undefined);
   });
 
-  it("stays below the 64 KiB that a peer takes as headers, whatever the engine said", () => {
+  it("stays below the 64 KiB of headers that a peer accepts, however long the engine's error is", () => {
     const long = "\u{1F600}".repeat(100_000);
     const status = toStatus(new ServiceError("engine_refused", long, { engineAnswer: { status: 400, body: long } }));
     assert.ok(encodeURI(status.message).length + status.detailsBin.toString("base64").length < 60_000);
@@ -55,19 +55,19 @@ describe("a status that Tandem did not make", () => {
     assert.equal(fromStatus(99, "x").code, "internal");
   });
 
-  it("does not show its text to clients, but to the log", () => {
+  it("shows its text in the log, and not to clients", () => {
     const error = fromStatus(GRPC_CODES.INTERNAL, "connect ECONNREFUSED 10.0.0.7:50051");
     assert.doesNotMatch(error.message, /10\.0\.0\.7/);
     assert.match(String(error.cause), /INTERNAL.*10\.0\.0\.7/);
   });
 
-  it("may carry details that are no details", () => {
+  it("may carry details that can't be read", () => {
     assert.equal(fromStatus(GRPC_CODES.ABORTED, "x", Buffer.from("not protobuf at all")).code, "internal");
   });
 });
 
 describe("grpc-message", () => {
-  it("is percent-decoded, and taken as it is where that fails", () => {
+  it("is percent-decoded, or taken as it is if that fails", () => {
     assert.equal(decodeMessage("100 %25 %C3%BC"), "100 % ü");
     assert.equal(decodeMessage("100 % off"), "100 % off");
   });

@@ -97,7 +97,7 @@ describe("grpcurl", () => {
       assert.match(nested.out, /NOT_SERVING = 2/);
     }));
 
-  it("is told what is not there", () =>
+  it("is told which symbol or file does not exist", () =>
     served(async (address) => {
       const { code, out } = await run(["-plaintext", address, "describe", "tandem.no.Such"]);
       assert.notEqual(code, 0);
@@ -148,7 +148,7 @@ describe("grpcurl", () => {
       assert.deepEqual(JSON.parse(out), { instances: [{ legs: 3 }] });
     }));
 
-  it("talks over a bidirectional stream from its standard input", () =>
+  it("calls a bidirectional stream from its standard input", () =>
     served(async (address) => {
       const input = ["a", "b"].map((instanceId) => JSON.stringify({ info: { instanceId } })).join("\n");
       const { out } = await run(

@@ -30,7 +30,7 @@ import {
 describe("a channel with a heartbeat", () => {
   afterEach(eachEndedOnce);
 
-  it("connects by itself, and says its message each 500 ms and when it has changed", async () => {
+  it("connects by itself, and sends its message each 500 ms and when the message has changed", async () => {
     let said = 0;
     let header: string | undefined;
     const clock = manualClock();
@@ -75,7 +75,7 @@ describe("a channel with a heartbeat", () => {
     assert.deepEqual([sessions.size, pings, channel.state.kind], [1, 0, "up"]);
   });
 
-  it("is up again by itself after its server was gone", async () => {
+  it("is up again by itself after its server was restarted", async () => {
     const listen = `127.0.0.1:${await freePort()}`;
     const states: string[] = [];
     await using channel = dialBeating(listen, { onState: ({ kind }) => states.push(kind) });
@@ -89,7 +89,7 @@ describe("a channel with a heartbeat", () => {
     assert.deepEqual(states.slice(0, 3), ["connecting", "down", "connecting"]);
   });
 
-  it("says why its peer refused it, and tries again", async () => {
+  it("reports why its peer refused it, and tries again", async () => {
     let refusals = 2;
     await using server = await serveRaw((call) => {
       if (refusals-- > 0) call.fail(new ServiceError("instance_busy", "Too many watch."));
@@ -110,7 +110,7 @@ describe("a channel with a heartbeat", () => {
     assert.equal(channel.state.kind, "up");
   });
 
-  it("suspects a stopped server, which ends what it has not answered, and trusts it when it is heard again", async () => {
+  it("suspects a stopped server, ends the calls that it has not answered, and trusts it when a byte comes again", async () => {
     await using child = await startChild("rpc");
     const clock = manualClock();
     await using channel = dialBeating(child.address, { clock });
@@ -157,7 +157,7 @@ describe("a channel with a heartbeat", () => {
     assert.deepEqual(await channel.unary(DECODE, HELLO), HELLO);
   });
 
-  it("finds a server silent that had said GOAWAY before", async () => {
+  it("notices that a server is silent which sent GOAWAY before", async () => {
     await using child = await startChild("rpc");
     const clock = manualClock();
     await using channel = dialBeating(child.address, { clock });
@@ -176,7 +176,7 @@ describe("a channel with a heartbeat", () => {
     assert.equal(codeOf(await ended), "instance_lost");
   });
 
-  it("beats on the old connection and on the new one after GOAWAY, and tells of the new one alone", async () => {
+  it("beats on the old connection and on the new one after GOAWAY, and reports the answers of the new one alone", async () => {
     const answers: (() => void)[] = [];
     let goaway = (): void => {};
     await using rogue = await startRogue((stream) => {
@@ -233,7 +233,7 @@ describe("a channel with a heartbeat", () => {
     assert.equal(codeOf(await ended), "ok");
   });
 
-  it("does not take a pause of its own process, or of the whole machine, for the server's silence", async () => {
+  it("does not mistake a pause of its own process, or of the whole machine, for the server's silence", async () => {
     await using child = await startChild("rpc");
     const clock = manualClock();
     const states: string[] = [];
@@ -295,7 +295,7 @@ describe("a caller that has promised heartbeats", () => {
     assert.equal(channel.state.kind, "up");
   });
 
-  it("is free of its promise once the call that carries it is half-closed, cancelled or over", async () => {
+  it("is not held to its promise once the call that carries it is half-closed, cancelled or over", async () => {
     for (const end of ["half-close", "cancel", "end"] as const) {
       const clock = manualClock();
       let call: RawCall | undefined;
@@ -318,7 +318,7 @@ describe("a caller that has promised heartbeats", () => {
     }
   });
 
-  it("is not watched for the calls that anyone may make", async () => {
+  it("is not watched because of calls that need no token", async () => {
     const clock = manualClock();
     await using server = await serve([rawService(echo, "open")], { clock });
     await using channel = dialBeating(server.address);

@@ -26,7 +26,7 @@ function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: Hea
 }
 
 describe("a peer", () => {
-  it("is asked at once, and then each beat, whether it is heard or not", async () => {
+  it("is asked at once, and then each beat, whether it answers or not", async () => {
     const { clock, peer } = watch();
     assert.equal(peer.asked, 1);
     await clock.pass(499);
@@ -48,7 +48,7 @@ describe("a peer", () => {
     assert.deepEqual([peer.asked, clock.pending], [5, 0]);
   });
 
-  it("is silent within 2 s of its last byte, wherever that lies between two questions", async () => {
+  it("is silent within 2 s of its last byte, at any time between two questions", async () => {
     for (let lastMs = 1_000; lastMs < 1_500; lastMs += 30) {
       const { clock, peer, found } = watch({ answers: true });
       await clock.pass(lastMs - 1);
@@ -62,7 +62,7 @@ describe("a peer", () => {
     }
   });
 
-  it("is there as long as any byte comes, though it answers nothing", async () => {
+  it("is alive as long as any byte comes, even without answers", async () => {
     const { clock, peer, found } = watch();
     for (let count = 0; count < 20; count++) {
       await clock.pass(1_000);
@@ -71,7 +71,7 @@ describe("a peer", () => {
     assert.deepEqual(found, []);
   });
 
-  it("is trusted again when it is heard, and suspect anew after that", async () => {
+  it("is trusted again when a byte comes, and can become suspect again", async () => {
     const { clock, peer, found } = watch();
     await clock.pass(1_400);
     peer.bytes++;
@@ -92,7 +92,7 @@ describe("a peer", () => {
     }
   });
 
-  it("that is silent after a pause of this process is found as soon as without it", async () => {
+  it("that is silent after a pause of this process is noticed as soon as without the pause", async () => {
     const { clock, found } = watch();
     await clock.pass(1_000);
     clock.stall(5_000);
@@ -109,7 +109,7 @@ describe("a peer", () => {
     assert.deepEqual(found, ["suspect 1640", "silent 2390"]);
   });
 
-  it("may have answered while timers ran: its socket is read before it is judged", async () => {
+  it("may have answered while timers ran: its socket is read before the verdict", async () => {
     const { clock, peer, found } = watch();
     clock.advance(1_250); // In one turn, and no socket is read in between.
     peer.bytes++;

@@ -34,7 +34,7 @@ async function listening(server: Server): Promise<{ address: string } & Disposab
 }
 
 describe("the fault of a peer", () => {
-  it("is its credentials, its version, or what it says in its own words", async () => {
+  it("is its credentials, its version, or a refusal in its own words", async () => {
     const services = [registryHub({ limit: 1 }).service];
     await using server = await serveRpc({
       listen: "127.0.0.1:0",
@@ -54,7 +54,7 @@ describe("the fault of a peer", () => {
     assert.deepEqual(await faultAt(server.address, { token: "right" }), { kind: "refused", text: "info is missing." });
   });
 
-  it("is its address when nothing is there, or something that speaks no gRPC", async () => {
+  it("is its address if no server listens there, or one that does not speak gRPC", async () => {
     const nothing = await faultAt(`127.0.0.1:${await freePort()}`);
     assert.equal(nothing.kind, "address");
     assert.match(nothing.text, /ECONNREFUSED/);
@@ -63,12 +63,12 @@ describe("the fault of a peer", () => {
     assert.equal((await faultAt(web.address)).kind, "address");
   });
 
-  it("is the time when the peer is silent", async () => {
+  it("is a timeout if the peer is silent", async () => {
     using mute = await listening(createServer((socket) => socket.on("error", () => {})));
     assert.equal((await faultAt(mute.address, { timeoutMs: 100 })).kind, "timeout");
   });
 
-  it("is refused for what no peer sent", () => {
+  it("is a refusal if the error did not come from a connection", () => {
     assert.equal(peerFault(new ServiceError("instance_busy", "The registry is full.")).kind, "refused");
     assert.equal(peerFault(new TypeError("a bug")).kind, "refused");
   });

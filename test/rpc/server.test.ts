@@ -35,7 +35,7 @@ describe("a server", () => {
     await using _server = await serve([], { listen: "0.0.0.0:0", token: "t" });
   });
 
-  it("refuses what is no address, and a service given twice", async () => {
+  it("refuses a listen address that is not one, and a service given twice", async () => {
     await assert.rejects(serve([], { listen: "3001" }), /is not an address/);
     await assert.rejects(serve([toyService({}), toyService({})]), /served twice/);
   });
@@ -58,7 +58,7 @@ describe("a server", () => {
 describe("a raw call at the server", () => {
   afterEach(eachEndedOnce);
 
-  it("ends once: what comes after is ignored", async () => {
+  it("ends once: later writes and ends are ignored", async () => {
     let cancels = 0;
     await using server = await serveRaw((call) => {
       call.onCancel = () => cancels++;
@@ -75,7 +75,7 @@ describe("a raw call at the server", () => {
     assert.equal(cancels, 0);
   });
 
-  it("hears of a cancel once, and may not answer after it", async () => {
+  it("is told of a cancel once, and may not answer after it", async () => {
     const cancelled = deferred<RawCall>();
     let cancels = 0;
     await using server = await serveRaw((call) => {
@@ -98,7 +98,7 @@ describe("a raw call at the server", () => {
     assert.equal(cancels, 1);
   });
 
-  it("hears of a connection that is gone", async () => {
+  it("is told that its connection is gone", async () => {
     const opened = deferred();
     const cancelled = deferred();
     await using server = await serveRaw((call) => {
@@ -166,7 +166,7 @@ describe("access", () => {
     await call(server.address, { token: "key" });
   });
 
-  it("is open where no such secret is configured, and for open services", async () => {
+  it("is open if no such secret is configured, and for open services", async () => {
     await using open = await serve([toyService(ok, "open")], { token: "join" });
     await call(open.address);
     await using unset = await serve([toyService(ok, "token")], { token: "" });
@@ -244,7 +244,7 @@ describe("a caller that falls silent", () => {
 describe("a server that shuts down", () => {
   afterEach(eachEndedOnce);
 
-  it("lets running calls end, takes no new ones, and may be asked twice", async () => {
+  it("lets running calls end, takes no new ones, and may be disposed of twice", async () => {
     const opened = deferred<RawCall>();
     await using server = await serveRaw((call) => opened.resolve(call), { graceMs: 10_000, keepaliveMs: 30 });
     await using channel = dial(server.address);

@@ -44,7 +44,7 @@ describe("a call of the thin client", () => {
     assert.ok(sent.every((message, index) => messages[index]!.equals(message)));
   });
 
-  it("ends well when the server is done before the client is", async () => {
+  it("ends well if the server ends before the client does", async () => {
     await using server = await serveRaw((call) => call.end());
     await using channel = dial(server.address);
     assert.equal(codeOf(await record(channel).ended), "ok");
@@ -72,7 +72,7 @@ describe("a call of the thin client", () => {
     assert.deepEqual(messages, [HELLO]);
   });
 
-  it("fails when nothing serves its method", async () => {
+  it("fails if its method is not served", async () => {
     await using server = await serveRaw(echo);
     await using channel = dial(server.address);
     assert.equal(codeOf(await record(channel, "/no.Such/Method").ended), "internal");
@@ -144,7 +144,7 @@ describe("a call of the thin client", () => {
     });
   }
 
-  it("fails when the peer does not speak gRPC, or nothing like HTTP/2", async () => {
+  it("fails if the peer does not speak gRPC, or not even HTTP/2", async () => {
     await using rogue = await startRogue((stream) => {
       stream.respond({ ":status": 404, "content-type": "text/html" });
       stream.end("<h1>Not found</h1>");

@@ -61,7 +61,7 @@ describe("typed calls", () => {
     assert.deepEqual(await valuesOf(t.toy.talk(numbers(1, 2))), [2, 4]);
   });
 
-  it("answer each request before the next is sent, where both sides want it so", async () => {
+  it("answer each request before the next is sent, if both sides work that way", async () => {
     await using t = await start({
       async *talk(requests) {
         for await (const { value } of requests) yield { value };
@@ -92,7 +92,7 @@ describe("typed calls", () => {
     await assert.rejects(answers.next(), { code: "engine_failed" });
   });
 
-  it("hide what else is thrown, and log it with its stack", async () => {
+  it("hide any other error, and log it with its stack", async () => {
     const { log, events } = logSink();
     await using t = await start({ unary: () => Promise.reject(new TypeError("secret")) }, { log });
     await assert.rejects(
@@ -102,7 +102,7 @@ describe("typed calls", () => {
     assert.match(JSON.stringify(events("call failed unexpectedly")), /toy\.Toy\/Unary.*typed\.test/s);
   });
 
-  it("say that a method is not there", async () => {
+  it("say that a method is not served", async () => {
     await using t = await start({});
     await assert.rejects(t.toy.unary({}), { code: "method_not_allowed" });
   });
@@ -236,7 +236,7 @@ describe("typed calls", () => {
     assert.equal((await within(sum, "the sum", 15_000)).value, COUNT);
   });
 
-  it("refuse bytes that are no message, and say which", async () => {
+  it("refuse bytes that are not a message, and name the message", async () => {
     await using t = await start({ unary: async () => ({ value: 1 }) });
     const thin = dialRpc(t.server.address);
     await assert.rejects(thin.unary("/toy.Toy/Unary", Buffer.from([0xff, 0xff])), {
@@ -246,7 +246,7 @@ describe("typed calls", () => {
     await thin[Symbol.asyncDispose]();
   });
 
-  it("fail as unavailable where nobody listens, and work once somebody does", async () => {
+  it("fail as unavailable if no server listens, and work once one does", async () => {
     const address = `127.0.0.1:${await freePort()}`;
     await using channel = dialRpc(address);
     const toy = toyOf(channel);
