@@ -19,7 +19,6 @@ import { didYouMean } from "./nearest.ts";
 import { ConfigError, PrintAndExit } from "./run-main.ts";
 
 export * from "./config-schema.ts";
-export type { ConfigSource } from "./config-sources.ts";
 export { ConfigError, PrintAndExit, runMain, StartError } from "./run-main.ts";
 
 /** The values of one section, by the names that the code uses. */

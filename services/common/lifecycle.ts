@@ -1,4 +1,5 @@
 // What ends a process and how others wait for it.
+import { once } from "node:events";
 import { constants } from "node:os";
 import { deferred } from "./clock.ts";
 
@@ -63,9 +64,8 @@ export function anySignal(...signals: (AbortSignal | undefined)[]): AbortSignal 
 }
 
 /** Resolves when `signal` aborts, at once when it has. Doesn't keep the process alive. */
-export function onceAborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+export async function onceAborted(signal: AbortSignal): Promise<void> {
+  if (!signal.aborted) await once(signal, "abort");
 }
 
 export interface Started<T> {

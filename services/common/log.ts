@@ -74,7 +74,7 @@ function textLine(level: LogLevel, name: string, event: string, fields: LogField
   for (const key in fields) {
     const raw = fields[key];
     if (raw === undefined) continue;
-    if (raw instanceof Error && !SECRET.test(key)) below += `${stackOf(raw)}\n`;
+    if (raw instanceof Error && !SECRET.test(key)) below += `${stackOf(raw).replace(/^/gm, "    ")}\n`;
     line += `  ${dim}${key}=${off}${valueText(plain(key, raw))}`;
   }
   return `${line}\n${below}`;
@@ -86,9 +86,10 @@ export function valueText(value: unknown): string {
   return typeof value === "string" && /^[^\s"=]+$/.test(value) ? value : JSON.stringify(value);
 }
 
-function stackOf(error: Error): string {
-  const own = (error.stack ?? `${error.name}: ${error.message}`).replace(/^/gm, "    ");
-  return error.cause instanceof Error ? `${own}\n    caused by:\n${stackOf(error.cause)}` : own;
+/** With the stacks of its causes. */
+export function stackOf(error: Error): string {
+  const own = error.stack ?? `${error.name}: ${error.message}`;
+  return error.cause instanceof Error ? `${own}\ncaused by: ${stackOf(error.cause)}` : own;
 }
 
 /** `value` as JSON can hold it, without secrets and cycles. */

@@ -2,16 +2,9 @@
 
 /** Undefined when even the nearest one needs more edits than a third of the name. */
 export function nearest(name: string, candidates: Iterable<string>): string | undefined {
-  let best: string | undefined;
-  let bestDistance = Math.max(2, Math.floor(name.length / 3)) + 1;
-  for (const candidate of candidates) {
-    const distance = editDistance(name, candidate);
-    if (distance < bestDistance) {
-      best = candidate;
-      bestDistance = distance;
-    }
-  }
-  return best;
+  const limit = Math.max(2, Math.floor(name.length / 3));
+  const rated = [...candidates].map((candidate) => ({ candidate, distance: editDistance(name, candidate) }));
+  return rated.filter(({ distance }) => distance <= limit).sort((a, b) => a.distance - b.distance)[0]?.candidate;
 }
 
 /** `; did you mean X?`, or nothing if no candidate is near. @param before Shown before the candidate. */

@@ -1,5 +1,6 @@
 // The top of every process: turns how `main` ended into output and an exit code.
 import { ServiceError } from "./errors.ts";
+import { stackOf } from "./log.ts";
 
 /** A configuration that can't be used. `message` says what is wrong, where, and what was expected. */
 export class ConfigError extends Error {
@@ -39,7 +40,7 @@ function outcomeOf(error: unknown): { code: number; stdout?: string; stderr?: st
   if (error instanceof PrintAndExit) return { code: 0, stdout: error.text };
   if (error instanceof ConfigError) return { code: 2, stderr: `${error.message}\n` };
   if (isExpected(error)) return { code: 1, stderr: `${error.message}\n` };
-  return { code: 1, stderr: `${error instanceof Error ? describe(error) : String(error)}\n` };
+  return { code: 1, stderr: `${error instanceof Error ? stackOf(error) : String(error)}\n` };
 }
 
 function isExpected(error: unknown): error is Error {
@@ -47,9 +48,4 @@ function isExpected(error: unknown): error is Error {
   if (error instanceof StartError || (error instanceof ServiceError && error.code !== "internal")) return true;
   const code = (error as NodeJS.ErrnoException).code ?? (error.cause as NodeJS.ErrnoException | undefined)?.code;
   return code === "EADDRINUSE" || code === "EADDRNOTAVAIL" || code === "EACCES";
-}
-
-function describe(error: Error): string {
-  const own = error.stack ?? `${error.name}: ${error.message}`;
-  return error.cause instanceof Error ? `${own}\ncaused by: ${describe(error.cause)}` : own;
 }

@@ -10,6 +10,7 @@ import { type RpcClient, type TypedHeartbeat, typedClient, untypedHeartbeat } fr
 import { Connection, type LossReason } from "./connection.ts";
 import type { HeartbeatOptions } from "./heartbeat.ts";
 import { PACE } from "./liveness.ts";
+import { MESSAGE_LIMIT_BYTES } from "./service.ts";
 import type { CallOptions, ThinCall, ThinHandlers } from "./thin-call.ts";
 
 export type { LossReason } from "./connection.ts";
@@ -44,7 +45,6 @@ export type ChannelState =
   | { readonly kind: "idle" | "connecting" | "up" | "suspect" | "retired" | "closed" }
   | { readonly kind: "down"; readonly because: LossReason; readonly cause: Error | undefined };
 
-const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
 const REDIAL = { minMs: 50, maxMs: 1_000 };
 
 /** Calls fail with `instance_unavailable` if there is no connection and none can be made. */

@@ -22,9 +22,7 @@ export interface HeartbeatOptions {
   readonly path: string;
   message(): Buffer;
   onMessage(answer: Buffer): void;
-  /**
-   * The peer ended the call, with or without an error, and the connection is open. The call is retried after a pause.
-   */
+  /** The peer ended the call, with or without an error; the connection stays open. The call is retried after a pause. */
   onRefused(error: ServiceError | undefined): void;
 }
 

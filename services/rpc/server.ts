@@ -11,11 +11,8 @@ import { HEARTBEAT_HEADER } from "./heartbeat.ts";
 import { type Listener, listenTcp } from "./listen.ts";
 import { watchLiveness } from "./liveness.ts";
 import { reflectionServices } from "./reflection.ts";
-import { type RawCall, type RpcService, methodPath } from "./service.ts";
+import { MESSAGE_LIMIT_BYTES, type RawCall, type RpcService, methodPath } from "./service.ts";
 import { serveTyped } from "./typed-call.ts";
-
-/** Longest message that is accepted or sent, in bytes. gRPC's own default of 4 MiB is too short for long prompts. */
-export const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
 
 export interface RpcServer {
   /** The bound host:port. */

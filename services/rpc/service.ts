@@ -12,6 +12,9 @@ import {
 } from "@bufbuild/protobuf";
 import { type FailureCode, ServiceError } from "../common/errors.ts";
 
+/** Longest message that is accepted or sent, in bytes. gRPC's own default of 4 MiB is too short for long prompts. */
+export const MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024;
+
 /**
  * Who may call. `token`: instances and routers that know the join token. `key`: clients with the API key. Either is
  * open where no such secret is configured.
