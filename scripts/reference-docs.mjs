@@ -57,7 +57,7 @@ async function madeDocs() {
       const [, table] = /^<!-- table: (.*) -->/.exec(part);
       const end = part.indexOf("<!-- end -->");
       if (end === -1 || !left.delete(table)) throw new StepFailed(`${file}: the table "${table}" can't be filled`);
-      text += `<!-- table: ${table} -->\n\n${await TABLES[table]()}\n\n${part.slice(end)}`;
+      text += `<!-- table: ${table} -->\n\n${await TABLES[table](part.slice(0, end))}\n\n${part.slice(end)}`;
     }
     if (parts.length > 0) made.set(file, text);
   }
@@ -98,18 +98,25 @@ function chapter({ name, summary, schema, options }, { groupsOf, namesOf, variab
   return [`## ${name}`, ...(summary === "" ? [] : [summary]), ...sections];
 }
 
-async function errors() {
+/**
+ * When a failure happens and what to do about it are written in the table itself, because no program reads them.
+ *
+ * @param now The table as it is.
+ */
+async function errors(now) {
   const { FAILURES } = await built("services/common/errors");
   const retries = { never: "–", elsewhere: "the same leg elsewhere", "both legs": "both legs, on another pair" };
+  const rows = now.split("\n").map((line) => line.split(/(?<!\\)\|/).map((cell) => cell.trim()));
   return markdownTable(
-    ["Code", "HTTP", "gRPC", "`type`", "Tried again by the router"],
-    Object.entries(FAILURES).map(([code, { http, grpc, type, retry }]) => [
-      `\`${code}\``,
-      http,
-      `\`${grpc}\``,
-      `\`${type}\``,
-      retries[retry],
-    ]),
+    ["Code", "HTTP", "gRPC", "`type`", "Tried again by the router", "When", "What to do"],
+    Object.entries(FAILURES).map(([code, { http, grpc, type, retry }]) => {
+      const written = rows.find(([, first]) => first === `\`${code}\``)?.slice(-3, -1) ?? [];
+      if (written.length !== 2 || written.includes(""))
+        throw new StepFailed(
+          `docs/errors.md: the last two cells of \`${code}\` must say when it happens and what to do`,
+        );
+      return [`\`${code}\``, http, `\`${grpc}\``, `\`${type}\``, retries[retry], ...written];
+    }),
   );
 }
 
