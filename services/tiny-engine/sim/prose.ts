@@ -1,22 +1,13 @@
 // The sim's texts: an opening that names words of the prompt, then sentences without meaning,
 // all a pure function of the prompt's KV rows and the seed. Some answers are short, some long, none endless.
-import { wordToken, type SimTokenizer } from "./tokenizer.ts";
-import { ADJECTIVES, ADVERBS, ARTICLES, LINKS, NOUNS, OPENERS, OPENING, PREPOSITIONS, VERBS } from "./vocabulary.ts";
+import { tokenizer } from "./tokenizer.ts";
+import { OPENING, WORDS } from "./vocabulary.ts";
 import { mix, type PromptState } from "./kv-rows.ts";
 
-const ids = (words: readonly string[]): readonly number[] => [...new Set(words)].map(wordToken);
-const opening = wordToken(OPENING);
-const openers = ids(OPENERS),
-  nouns = ids(NOUNS),
-  verbs = ids(VERBS),
-  adjectives = ids(ADJECTIVES),
-  adverbs = ids(ADVERBS);
-const links = ids(LINKS),
-  prepositions = ids(PREPOSITIONS),
-  articles = ids(ARTICLES);
-const you = wordToken(" You"),
-  said = wordToken(" said"),
-  and = wordToken(" and");
+type Kind = keyof typeof WORDS;
+
+const token = (word: string): number => tokenizer.encode(word)[0]!;
+const TOKENS = new Map(Object.entries(WORDS).map(([kind, words]) => [kind, [...new Set(words)].map(token)]));
 
 /** Only the end of a long prompt is searched for words: the state already covers all of it. */
 const SEARCHED_TOKENS = 400;
@@ -26,11 +17,8 @@ const MIN_ANSWER_TOKENS = 16;
 const ANSWER_SPREAD_TOKENS = 170;
 
 export class Prose {
-  readonly #tokenizer: SimTokenizer;
   readonly #state: PromptState;
   readonly #lane: number;
-  readonly #period: number;
-  readonly #comma: number;
   readonly #targetTokens: number;
   #sentence: number[];
   #at = 0;
@@ -38,14 +26,11 @@ export class Prose {
   #said = 0;
 
   /** @param lane 0 for greedy, else derived from the sampling seed. */
-  constructor(tokenizer: SimTokenizer, state: PromptState, promptTokens: readonly number[], lane: number) {
-    this.#tokenizer = tokenizer;
+  constructor(state: PromptState, promptTokens: readonly number[], lane: number) {
     this.#state = state;
     this.#lane = lane;
-    this.#period = tokenizer.encode(".")[0]!;
-    this.#comma = tokenizer.encode(",")[0]!;
     this.#targetTokens = MIN_ANSWER_TOKENS + this.#draw(ANSWER_SPREAD_TOKENS);
-    this.#sentence = [opening, ...this.#mention(promptTokens)];
+    this.#sentence = [token(OPENING), ...this.#mention(promptTokens)];
   }
 
   /** A number from the KV rows: all answers begin with the same word, so its log probability must differ by prompt. */
@@ -56,7 +41,7 @@ export class Prose {
   /** The next token. Where the answer would end that is end-of-text, unless `mayEnd` is false. */
   next(mayEnd: boolean): number {
     if (this.#at === this.#sentence.length) {
-      if (mayEnd && this.#said >= this.#targetTokens) return this.#tokenizer.eos;
+      if (mayEnd && this.#said >= this.#targetTokens) return tokenizer.eos;
       this.#sentence = this.#makeSentence();
       this.#at = 0;
     }
@@ -69,39 +54,30 @@ export class Prose {
     return (mix(this.#state.a ^ mix(this.#state.b + this.#lane) ^ counter) >>> 0) % limit;
   }
 
-  #pick(choices: readonly number[]): number {
-    return choices[this.#draw(choices.length)]!;
+  /** One token of each kind. */
+  #pick(...kinds: readonly Kind[]): number[] {
+    return kinds.map((kind) => {
+      const tokens = TOKENS.get(kind)!;
+      return tokens[this.#draw(tokens.length)]!;
+    });
   }
 
   #makeSentence(): number[] {
-    const sentence = [this.#pick(openers), this.#pick(adjectives), this.#pick(nouns), this.#pick(verbs)];
-    if (this.#draw(2) === 0) sentence.push(this.#pick(articles), this.#pick(nouns));
-    if (this.#draw(3) === 0)
-      sentence.push(this.#pick(prepositions), this.#pick(articles), this.#pick(adjectives), this.#pick(nouns));
-    if (this.#draw(3) === 0)
-      sentence.push(
-        this.#comma,
-        this.#pick(links),
-        this.#pick(articles),
-        this.#pick(nouns),
-        this.#pick(verbs),
-        this.#pick(adverbs),
-      );
-    sentence.push(this.#period);
-    return sentence;
+    const sentence = this.#pick("openers", "adjectives", "nouns", "verbs");
+    if (this.#draw(2) === 0) sentence.push(...this.#pick("articles", "nouns"));
+    if (this.#draw(3) === 0) sentence.push(...this.#pick("prepositions", "articles", "adjectives", "nouns"));
+    if (this.#draw(3) === 0) sentence.push(token(","), ...this.#pick("links", "articles", "nouns", "verbs", "adverbs"));
+    return [...sentence, token(".")];
   }
 
   /** " You said sea and story." with words of the prompt, or nothing where it has none. */
   #mention(promptTokens: readonly number[]): number[] {
-    const text = this.#tokenizer.decode(
-      promptTokens.slice(-SEARCHED_TOKENS).filter((token) => !this.#tokenizer.isSpecial(token)),
-    );
+    const text = tokenizer.decode(promptTokens.slice(-SEARCHED_TOKENS).filter((token) => !tokenizer.isSpecial(token)));
     const found = [...new Set(text.match(/\p{L}{3,}/gu) ?? [])].filter((word) => !TEMPLATE_WORDS.has(word));
     if (found.length === 0) return [];
     const first = this.#draw(found.length);
     const second = (first + 1 + this.#draw(Math.max(1, found.length - 1))) % found.length;
-    const mention = [you, said, ...this.#tokenizer.encode(` ${found[first]!}`)];
-    if (second !== first) mention.push(and, ...this.#tokenizer.encode(` ${found[second]!}`));
-    return [...mention, this.#period];
+    const more = second === first ? "" : ` and ${found[second]!}`;
+    return tokenizer.encode(` You said ${found[first]!}${more}.`);
   }
 }

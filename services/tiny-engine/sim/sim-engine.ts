@@ -152,7 +152,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   }
 
   chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[] {
-    return chatTokens(tokenizer, messages, openTurn, continueFinal);
+    return chatTokens(messages, openTurn, continueFinal);
   }
 
   metricsText(): string {
@@ -261,7 +261,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   #prose(sequence: Sequence, state: PromptState, tokens: readonly number[]): Prose {
     const { temperature, seed } = sequence.request.sampling;
     const lane = temperature === 0 ? 0 : seed === null ? (Math.random() * 0x7fffffff) | 1 : mix(seed + 1) | 1;
-    return new Prose(this.tokenizer, state, tokens, lane);
+    return new Prose(state, tokens, lane);
   }
 
   #onToken(sequence: Sequence, nowMs: number): void {

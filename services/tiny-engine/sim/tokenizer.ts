@@ -1,26 +1,6 @@
 // A lossless tokenizer without files: one token per byte, and the words of vocabulary.ts on top,
 // longest match first. Ids: specials, then the 256 bytes, then the words.
-import type { Tokenizer } from "../engine.ts";
-import {
-  ADJECTIVES,
-  ADVERBS,
-  ARTICLES,
-  LINKS,
-  NOUNS,
-  OPENERS,
-  OPENING,
-  OTHERS,
-  PREPOSITIONS,
-  VERBS,
-} from "./vocabulary.ts";
-
-export interface SimTokenizer extends Tokenizer {
-  readonly bos: number;
-  readonly eos: number;
-  /** Ends a turn of a chat. */
-  readonly turnEnd: number;
-  encode(text: string): number[];
-}
+import { OPENING, WORDS } from "./vocabulary.ts";
 
 const SPECIALS = ["<|pad|>", "<|bos|>", "<|eos|>", "<|im_end|>"];
 const FIRST_BYTE = SPECIALS.length;
@@ -29,20 +9,7 @@ const ROOT = 0;
 // Node ids of the trie and token ids both fit easily into 16 bits.
 const ALPHABET = 128;
 
-const pieces = [
-  ...new Set([
-    OPENING,
-    ...OPENERS,
-    ...NOUNS,
-    ...VERBS,
-    ...ADJECTIVES,
-    ...ADVERBS,
-    ...LINKS,
-    ...PREPOSITIONS,
-    ...ARTICLES,
-    ...OTHERS,
-  ]),
-];
+const pieces = [...new Set([OPENING, ...Object.values(WORDS).flat()])];
 const wordIds = new Map(pieces.map((piece, index) => [piece, FIRST_WORD + index]));
 const vocabularySize = FIRST_WORD + pieces.length;
 
@@ -100,22 +67,16 @@ const tokenTexts: readonly (string | null)[] = tokenBytes.map((bytes, token) =>
   token >= FIRST_BYTE && token < FIRST_WORD && bytes[0]! >= ALPHABET ? null : Buffer.from(bytes).toString("utf8"),
 );
 
-export const tokenizer: SimTokenizer = {
+export const tokenizer = {
   vocabularySize,
   bos: 1,
   eos: 2,
+  /** Ends a turn of a chat. */
   turnEnd: 3,
   encode,
-  encodePrompt: (text, withStart) => (withStart ? [1, ...encode(text)] : encode(text)),
-  decode: (tokens) => Buffer.concat(tokens.map((token) => tokenBytes[token]!)).toString("utf8"),
-  bytes: (token) => tokenBytes[token]!,
-  text: (token) => tokenTexts[token]!,
-  isSpecial: (token) => token < FIRST_BYTE,
+  encodePrompt: (text: string, withStart: boolean) => (withStart ? [1, ...encode(text)] : encode(text)),
+  decode: (tokens: readonly number[]) => Buffer.concat(tokens.map((token) => tokenBytes[token]!)).toString("utf8"),
+  bytes: (token: number) => tokenBytes[token]!,
+  text: (token: number) => tokenTexts[token]!,
+  isSpecial: (token: number) => token < FIRST_BYTE,
 };
-
-/** The token of a word of the vocabulary, leading space included. */
-export function wordToken(word: string): number {
-  const token = wordIds.get(word);
-  if (token === undefined) throw new Error(`"${word}" is not in the vocabulary`);
-  return token;
-}
