@@ -1,4 +1,4 @@
-// Prometheus text as vLLM's Python client prints it: floats everywhere, labels sorted by name,
+// Prometheus text as vLLM's Python client prints it, which prom-client can't: floats everywhere, labels sorted by name,
 // and a `_created` gauge after every counter and histogram.
 
 export interface Histogram {
@@ -21,62 +21,45 @@ export function observe(target: Histogram, value: number): void {
   target.sum += value;
 }
 
-/** 1, 2, 5, 10, ... up to `limit`: vLLM's buckets for token counts. */
-export function bucketsUpTo(limit: number): number[] {
-  const bounds: number[] = [];
-  for (let power = 1; power <= limit; power *= 10) {
-    for (const factor of [1, 2, 5]) if (factor * power <= limit) bounds.push(factor * power);
-  }
-  return bounds;
-}
-
 export type Labels = Readonly<Record<string, string>>;
+export type Sample = readonly [Labels, number | Histogram];
 
-export type Family = {
+interface Family {
+  readonly type: string;
+  /** Of a counter, without `_total`. */
   readonly name: string;
   readonly help: string;
-} & (
-  | { readonly type: "gauge"; readonly samples: readonly (readonly [Labels, number])[] }
-  | { readonly type: "counter"; readonly samples: readonly (readonly [Labels, number])[] }
-  | { readonly type: "histogram"; readonly samples: readonly (readonly [Labels, Histogram])[] }
-);
+}
 
 /** @param createdSeconds When the series began, Unix time. */
-export function metricsText(families: readonly Family[], createdSeconds: number): string {
-  let text = "";
-  for (const family of families) {
-    const wireName = family.type === "counter" ? `${family.name}_total` : family.name;
-    text += `# HELP ${wireName} ${family.help}\n# TYPE ${wireName} ${family.type}\n`;
-    if (family.type === "histogram") {
-      for (const [labels, series] of family.samples) text += histogramLines(family.name, labels, series);
-    } else {
-      for (const [labels, value] of family.samples) text += `${wireName}${labelText(labels)} ${float(value)}\n`;
-    }
-    if (family.type === "gauge") continue;
-    text += `# HELP ${family.name}_created ${family.help}\n# TYPE ${family.name}_created gauge\n`;
-    for (const [labels] of family.samples)
-      text += `${family.name}_created${labelText(labels)} ${float(createdSeconds)}\n`;
+export function familyText({ type, name, help }: Family, samples: readonly Sample[], createdSeconds: number): string {
+  const wireName = type === "counter" ? `${name}_total` : name;
+  let text = `# HELP ${wireName} ${help}\n# TYPE ${wireName} ${type}\n`;
+  for (const [labels, value] of samples) {
+    text += typeof value === "number" ? line(wireName, labels, value) : histogramLines(name, labels, value);
   }
+  if (type === "gauge") return text;
+  text += `# HELP ${name}_created ${help}\n# TYPE ${name}_created gauge\n`;
+  for (const [labels] of samples) text += line(`${name}_created`, labels, createdSeconds);
   return text;
 }
 
-function histogramLines(name: string, labels: Labels, series: Histogram): string {
+function histogramLines(name: string, labels: Labels, { bounds, counts, sum }: Histogram): string {
   let text = "";
   let total = 0;
-  series.counts.forEach((count, bucket) => {
-    total += count;
-    const bound = series.bounds[bucket];
+  counts.forEach((count, bucket) => {
+    const bound = bounds[bucket];
     const le = bound === undefined ? "+Inf" : float(bound);
-    text += `${name}_bucket${labelText({ ...labels, le })} ${float(total)}\n`;
+    text += line(`${name}_bucket`, { ...labels, le }, (total += count));
   });
-  return `${text}${name}_count${labelText(labels)} ${float(total)}\n${name}_sum${labelText(labels)} ${float(series.sum)}\n`;
+  return text + line(`${name}_count`, labels, total) + line(`${name}_sum`, labels, sum);
 }
 
-function labelText(labels: Labels): string {
+function line(name: string, labels: Labels, value: number): string {
   const pairs = Object.keys(labels)
     .sort()
     .map((key) => `${key}="${labels[key]!.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll('"', '\\"')}"`);
-  return pairs.length === 0 ? "" : `{${pairs.join(",")}}`;
+  return `${name}${pairs.length === 0 ? "" : `{${pairs.join(",")}}`} ${float(value)}\n`;
 }
 
 /** A float as prometheus_client's `floatToGoString` prints it: `8.0`, `1.5e+06`. */

@@ -7,7 +7,6 @@ import { joinAddress, splitAddress } from "../../common/address.ts";
 import type { Clock } from "../../common/clock.ts";
 
 import type { FaultBoard } from "../faults.ts";
-import { observe } from "../prometheus-text.ts";
 import type { EngineMetrics } from "../metrics.ts";
 import { kvFailure, type Arrival, type Connector, type Fetched, type KvSpace, type RepeatableKv } from "./connector.ts";
 import { NixlBlocks } from "./nixl-blocks.ts";
@@ -66,13 +65,11 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
     const startMs = clock.nowMs();
     try {
       const received = await puller.pull(remote, signal);
-      observe(metrics.transferSeconds, (clock.nowMs() - startMs) / 1000);
-      observe(metrics.postSeconds, 0);
-      observe(
-        metrics.transferBytes,
-        received.reduce((sum, block) => sum + block.length, 0),
-      );
-      observe(metrics.transferDescriptors, received.length);
+      const bytes = received.reduce((sum, block) => sum + block.length, 0);
+      metrics.observe("nixl_xfer_time_seconds", (clock.nowMs() - startMs) / 1000);
+      metrics.observe("nixl_post_time_seconds", 0);
+      metrics.observe("nixl_bytes_transferred", bytes);
+      metrics.observe("nixl_num_descriptors", received.length);
       return { kind: "blocks", blocks: received };
     } catch (error) {
       metrics.failedTransfers++;

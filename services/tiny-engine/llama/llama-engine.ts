@@ -14,9 +14,7 @@ import type {
   TokenSink,
 } from "../engine.ts";
 import { kvFailure, type Connector, type KvModel, type KvSpace } from "../kv/connector.ts";
-import { measureArrival, measureEnd, measureToken } from "../measure.ts";
 import type { Message } from "../message.ts";
-import { observe } from "../prometheus-text.ts";
 import { EngineMetrics, type FinishedReason } from "../metrics.ts";
 import type { ModelFile } from "./model-file.ts";
 import { createRoom, type Room } from "./room.ts";
@@ -157,7 +155,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
       this.#fail(run, CORE_DEAD);
       return handle;
     }
-    measureArrival(this.metrics, request);
+    this.metrics.arrived(request);
     const arrival = this.#connector?.arrive(request) ?? { kind: "compute" };
     if (arrival.kind === "claim" && request.promptLogprobs === null) this.#adopt(run, arrival.blocks);
     if (arrival.kind === "claim" || arrival.kind === "compute") {
@@ -227,12 +225,11 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     const { length } = run.request.prompt;
     run.kv = blocks;
     run.cachedTokens = length - 1;
-    this.metrics.externalQueries += length;
-    this.metrics.externalHits += length - 1;
+    this.metrics.received(length);
   }
 
   #onReport(report: Report): void {
-    if (report.rows > 0) observe(this.metrics.iterationTokens, report.rows);
+    if (report.rows > 0) this.metrics.observe("iteration_tokens_total", report.rows);
     for (const given of report.kv) this.#onKv(given);
     const nowMs = this.#options.clock.nowMs();
     for (const given of report.tokens) this.#onToken(given, nowMs);
@@ -250,7 +247,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     if (run === undefined) return;
     run.outputCount++;
     if (given.promptLogprobs !== null) run.promptLogprobs = given.promptLogprobs;
-    measureToken(this.metrics, run, nowMs);
+    this.metrics.generated(run, nowMs);
     if (run.outflow === null) {
       this.#give(run, given);
       return;
@@ -303,7 +300,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
     else this.#waiting = this.#waiting.filter((other) => other !== run);
     run.state = "ended";
     this.#runs.delete(run.id);
-    measureEnd(this.metrics, run, reason, this.#options.clock.nowMs());
+    this.metrics.ended(run, reason, this.#options.clock.nowMs());
     this.#admit();
   }
 

@@ -2,7 +2,7 @@
 import { randomBytes } from "node:crypto";
 import type { SequenceRequest, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { KvOutflow } from "../kv/connector.ts";
-import type { Measured } from "../measure.ts";
+import type { Measured } from "../metrics.ts";
 import type { Add } from "./worker/messages.ts";
 
 export interface Run extends Measured {

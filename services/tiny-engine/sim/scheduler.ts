@@ -3,7 +3,6 @@
 // token in one burst. Prompts are cut to a token budget per step, so a long prompt slows the others
 // down for some steps, as vLLM's chunked prefill does.
 import type { Clock, Timer } from "../../common/clock.ts";
-import { observe } from "../prometheus-text.ts";
 import type { EngineMetrics } from "../metrics.ts";
 import type { Sequence } from "./sequence.ts";
 
@@ -231,7 +230,7 @@ export class Scheduler {
       this.#options.onToken(sequence, nowMs);
     }
     this.#stepping = false;
-    if (stepTokens > 0) observe(metrics.iterationTokens, stepTokens);
+    if (stepTokens > 0) metrics.observe("iteration_tokens_total", stepTokens);
     this.#running = this.#running.filter((sequence) => sequence.state === "running");
     this.#waiting = this.#waiting.filter((sequence) => sequence.state === "waiting");
     this.#preempt();

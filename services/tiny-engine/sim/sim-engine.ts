@@ -12,7 +12,6 @@ import type {
 } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
 import type { Connector, Fetched, KvSpace, RepeatableKv } from "../kv/connector.ts";
-import { measureArrival, measureEnd, measureToken } from "../measure.ts";
 import { EngineMetrics, type FinishedReason } from "../metrics.ts";
 import type { Message } from "../message.ts";
 import { chatTokens } from "./chat-template.ts";
@@ -173,7 +172,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
       this.#fail(sequence, CORE_DEAD);
       return handle;
     }
-    measureArrival(this.metrics, request);
+    this.metrics.arrived(request);
     const arrival = this.#connector?.arrive(request) ?? { kind: "compute" };
     if (arrival.kind === "compute") {
       this.#scheduler.enqueue(sequence);
@@ -237,8 +236,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     sequence.prose = this.#prose(sequence, state, tokens);
     sequence.cachedTokens = sequence.kvTokens = length - 1;
     sequence.prefillLeft = 1;
-    this.metrics.externalQueries += length;
-    this.metrics.externalHits += length - 1;
+    this.metrics.received(length);
   }
 
   async #fetch(sequence: Sequence, fetch: (signal: AbortSignal) => Promise<Fetched>): Promise<void> {
@@ -282,7 +280,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     const stopped = sequence.outputCount >= sampling.minTokens && sampling.stopTokenIds?.has(token) === true;
     const reason =
       token === this.tokenizer.eos || stopped ? "stop" : sequence.outputCount >= sampling.maxTokens ? "length" : null;
-    measureToken(this.metrics, sequence, nowMs);
+    this.metrics.generated(sequence, nowMs);
     const sending = sequence.outputCount === 1 ? this.#push(sequence) : null;
     if (sending === null) this.#give(sequence, token, reason, stopped ? token : null);
     else void this.#giveAfter(sending, sequence, token, reason, stopped ? token : null);
@@ -357,6 +355,6 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
     if (sequence.ended) return;
     sequence.ended = true;
     this.#scheduler.remove(sequence);
-    measureEnd(this.metrics, sequence, reason, this.#options.clock.nowMs());
+    this.metrics.ended(sequence, reason, this.#options.clock.nowMs());
   }
 }
