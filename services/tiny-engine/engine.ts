@@ -127,8 +127,6 @@ export interface TokenLogprobs {
 
 /** In the form of the error body. */
 export interface EngineFailure {
-  /** For the log only. */
-  readonly cause?: unknown;
   readonly status: number;
   readonly type: string;
   readonly message: string;

@@ -138,18 +138,14 @@ async function startConnector(
   if (options.connector === "p2p-zmq") {
     return startP2pZmq({
       ...common,
-      role: options.role === "prefill" ? "prefill" : "decode",
+      prefills: options.role === "prefill",
       pushTimeoutMs: options.kvPushTimeoutMs ?? 5_000,
     });
   }
-  const blockCount = Math.ceil(
-    (options.kvTokenLimit ?? (options.kvSlots ?? 64) * (options.maxLength ?? 8192)) / engine.blockSize,
-  );
   const { startNixl } = await import("./kv/nixl.ts");
   return startNixl({
     ...common,
     metrics: engine.metrics,
     handshakeTimeoutMs: options.handshakeTimeoutMs ?? 5_000,
-    blockCount,
   });
 }

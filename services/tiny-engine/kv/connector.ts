@@ -1,20 +1,25 @@
 // The interface between an engine and its KV connector, in both directions.
 // Neither side knows the other's internals, so a real model can use the same connectors.
+import type { Clock } from "../../common/clock.ts";
 import type { EngineFailure, SequenceRequest } from "../engine.ts";
+import type { FaultBoard } from "../faults.ts";
 
 /** How one sequence gets the KV of its prompt. */
 export type Arrival =
-  /** Computed here. */
-  | { readonly kind: "compute" }
-  /** Pushed here earlier. Its slot, which holds this many tokens, passes to the sequence. */
-  | { readonly kind: "claim"; readonly blocks: readonly Buffer[]; readonly tokens: number }
-  /** To be pulled from its prefill engine first. */
-  | { readonly kind: "fetch"; readonly fetch: (signal: AbortSignal) => Promise<Fetched> }
+  | Source
   | { readonly kind: "refuse"; readonly failure: EngineFailure }
   /** The engine core dies of it. */
   | { readonly kind: "kill" }
   /** The engine core waits for the KV forever, and all other sequences with it. */
   | { readonly kind: "wedge" };
+
+export type Source =
+  /** Computed here. */
+  | { readonly kind: "compute" }
+  /** Pushed here earlier. Its slot, which holds this many tokens, passes to the sequence. */
+  | { readonly kind: "claim"; readonly blocks: readonly Buffer[]; readonly tokens: number }
+  /** To be pulled from its prefill engine first. */
+  | { readonly kind: "fetch"; readonly fetch: (signal: AbortSignal) => Promise<Fetched> };
 
 export type Fetched =
   | { readonly kind: "blocks"; readonly blocks: readonly Buffer[] }
@@ -40,7 +45,7 @@ export interface Connector {
 
 /** A prompt's KV on its way to a decode engine. */
 export interface KvOutflow {
-  /** The next blocks, in order. */
+  /** The next blocks, in order. They are kept until the other side has granted a slot. */
   write(blocks: readonly Buffer[]): void;
   /** Marks the end: the last block was sent. */
   end(): void;
@@ -48,23 +53,40 @@ export interface KvOutflow {
   readonly settled: Promise<EngineFailure | null>;
 }
 
+export interface HeldKv {
+  readonly id: string;
+  readonly tokens: number;
+  readonly bytes: number;
+  readonly stage: "filling" | "ready";
+  readonly age_ms: number;
+}
+
 export interface ConnectorState {
-  readonly held: readonly {
-    readonly id: string;
-    readonly tokens: number;
-    readonly bytes: number;
-    readonly stage: string;
-    readonly age_ms: number;
-  }[];
+  readonly held: readonly HeldKv[];
   readonly leasesExpired: number;
   readonly sentBytes: number;
   readonly receivedBytes: number;
 }
 
+/** What every connector is started with. */
+export interface ConnectorOptions {
+  readonly model: KvModel;
+  /** `host:port`; the port may be 0. */
+  readonly listen: string;
+  readonly space: KvSpace;
+  readonly faults: FaultBoard;
+  readonly clock: Clock;
+  /** How long unclaimed KV is kept. */
+  readonly leaseMs: number;
+}
+
 /** The part of this engine's KV that a connector needs. */
 export interface KvModel {
   readonly modelHash: string;
+  /** In tokens. */
   readonly blockSize: number;
+  /** Blocks of the whole cache. */
+  readonly blockCount: number;
   readonly bytesPerToken: number;
   /** Layout of a block's bytes: equal for engines that understand each other's blocks. */
   readonly layout: string;
@@ -80,7 +102,7 @@ export interface RepeatableKv extends KvModel {
 
 /** Accounting that connectors share with the scheduler. */
 export interface KvSpace {
-  /** Slot and tokens, for KV that will run here. */
+  /** Slot and tokens, for KV that will run here. False: there is none. */
   holdSlot(tokens: number): boolean;
   releaseSlot(tokens: number): void;
   /** Tokens alone, for KV that stays after its sequence. */

@@ -1,16 +1,9 @@
 // KV that was pushed to this decode engine and is not claimed yet. Every entry has a lease from the
 // moment its slot is reserved, so a prefill that dies half-way or a request that never arrives leaves
 // nothing behind after the lease.
-import type { Clock } from "../../common/clock.ts";
+import type { Timer } from "../../common/clock.ts";
+import type { ConnectorOptions, HeldKv } from "./connector.ts";
 import type { Block, KvHeader, Refusal } from "./wire.ts";
-
-export interface HeldKv {
-  readonly id: string;
-  readonly tokens: number;
-  readonly bytes: number;
-  readonly stage: "filling" | "ready";
-  readonly age_ms: number;
-}
 
 interface Entry {
   readonly header: KvHeader;
@@ -18,68 +11,43 @@ interface Entry {
   readonly sinceMs: number;
   ready: boolean;
   damaged: boolean;
-  endLease: () => void;
-}
-
-export interface KvStoreOptions {
-  readonly modelHash: () => string;
-  readonly blockSize: number;
-  readonly bytesPerToken: number;
-  readonly layout: string;
-  /** Longest sequence in tokens. */ /** Of a sequence. */ readonly maxLength: number;
-  readonly leaseMs: number;
-  readonly clock: Clock;
-  /** Keeps a slot for `tokens` tokens; false if there is none. */
-  readonly holdSlot: (tokens: number) => boolean;
-  readonly releaseSlot: (tokens: number) => void;
+  lease: Timer;
 }
 
 export class KvStore {
-  readonly #options: KvStoreOptions;
+  readonly #options: ConnectorOptions;
   readonly #entries = new Map<string, Entry>();
   leasesExpired = 0;
   receivedBytes = 0;
 
-  constructor(options: KvStoreOptions) {
+  constructor(options: ConnectorOptions) {
     this.#options = options;
   }
 
   reserve(id: string, header: KvHeader): Refusal | null {
-    const { modelHash, blockSize, bytesPerToken, layout, maxLength, holdSlot } = this.#options;
-    if (header.model_hash !== modelHash()) {
-      return {
-        reason: "wrong_model",
-        message: `the KV was made by model ${header.model_hash}, this engine runs ${modelHash()}`,
-      };
-    }
+    const { modelHash, blockSize, bytesPerToken, layout, maxLength } = this.#options.model;
+    const { token_count: tokens } = header;
+    if (header.model_hash !== modelHash)
+      return refuse("wrong_model", `the KV was made by model ${header.model_hash}, this engine runs ${modelHash}`);
     if (header.block_size !== blockSize || header.bytes_per_token !== bytesPerToken) {
       const theirs = `blocks of ${header.block_size} tokens and ${header.bytes_per_token} bytes a token`;
-      return { reason: "wrong_shape", message: `the KV has ${theirs}, this engine ${blockSize} and ${bytesPerToken}` };
+      return refuse("wrong_shape", `the KV has ${theirs}, this engine ${blockSize} and ${bytesPerToken}`);
     }
-    if (header.layout !== layout) {
-      return { reason: "wrong_shape", message: `the KV is laid out as ${header.layout}, this engine's as ${layout}` };
-    }
-    if (!Number.isSafeInteger(header.token_count) || header.token_count < 1) {
-      return { reason: "bad_message", message: "token_count must be a positive integer" };
-    }
-    if (header.token_count > maxLength) {
-      return {
-        reason: "wrong_shape",
-        message: `the KV has ${header.token_count} tokens, this engine takes ${maxLength}`,
-      };
-    }
-    if (this.#entries.has(id)) return { reason: "duplicate_id", message: `KV under id ${id} is already held` };
-    if (!holdSlot(header.token_count)) return { reason: "no_slots", message: "no KV slot is free" };
-    const entry: Entry = {
+    if (header.layout !== layout)
+      return refuse("wrong_shape", `the KV is laid out as ${header.layout}, this engine's as ${layout}`);
+    if (!Number.isSafeInteger(tokens) || tokens < 1)
+      return refuse("bad_message", "token_count must be a positive integer");
+    if (tokens > maxLength) return refuse("wrong_shape", `the KV has ${tokens} tokens, this engine takes ${maxLength}`);
+    if (this.#entries.has(id)) return refuse("duplicate_id", `KV under id ${id} is already held`);
+    if (!this.#options.space.holdSlot(tokens)) return refuse("no_slots", "no KV slot is free");
+    this.#entries.set(id, {
       header,
+      blocks: new Array<Buffer | undefined>(Math.ceil(tokens / blockSize)).fill(undefined),
+      sinceMs: this.#options.clock.nowMs(),
       ready: false,
       damaged: false,
-      sinceMs: this.#options.clock.nowMs(),
-      endLease: () => {},
-      blocks: new Array<Buffer | undefined>(Math.ceil(header.token_count / blockSize)).fill(undefined),
-    };
-    this.#entries.set(id, entry);
-    this.#startLease(id, entry);
+      lease: this.#startLease(id),
+    });
     return null;
   }
 
@@ -87,7 +55,7 @@ export class KvStore {
   fill(id: string, blocks: readonly Block[]): void {
     const entry = this.#entries.get(id);
     if (entry === undefined || entry.ready) return;
-    const { blockSize, bytesPerToken } = this.#options;
+    const { blockSize, bytesPerToken } = this.#options.model;
     for (const { index, payload, intact } of blocks) {
       const rows = Math.min(blockSize, entry.header.token_count - index * blockSize);
       if (index >= entry.blocks.length || payload.length !== rows * bytesPerToken || !intact) entry.damaged = true;
@@ -95,33 +63,30 @@ export class KvStore {
       this.receivedBytes += payload.length;
     }
     // A long prompt may take longer than a lease; each block that arrives renews the lease.
-    this.#startLease(id, entry);
+    this.#renewLease(id, entry);
   }
 
   /** Null: complete. A refusal frees the slot and the blocks. */
   commit(id: string): Refusal | null {
     const entry = this.#entries.get(id);
-    if (entry === undefined) return { reason: "unknown_id", message: `no KV is held under id ${id}` };
-    if (entry.damaged) {
-      this.release(id);
-      return { reason: "bad_checksum", message: "a block arrived damaged" };
-    }
+    if (entry === undefined) return refuse("unknown_id", `no KV is held under id ${id}`);
     const missing = entry.blocks.filter((block) => block === undefined).length;
-    if (missing > 0) {
+    if (entry.damaged || missing > 0) {
       this.release(id);
-      return { reason: "missing_blocks", message: `${missing} of ${entry.blocks.length} blocks did not arrive` };
+      return entry.damaged
+        ? refuse("bad_checksum", "a block arrived damaged")
+        : refuse("missing_blocks", `${missing} of ${entry.blocks.length} blocks did not arrive`);
     }
     entry.ready = true;
-    this.#startLease(id, entry);
+    this.#renewLease(id, entry);
     return null;
   }
 
   /** Takes complete KV out, with its slot. Null: no complete KV is held under this id. */
   claim(id: string): { header: KvHeader; blocks: readonly Buffer[] } | null {
     const entry = this.#entries.get(id);
-    if (entry === undefined || !entry.ready) return null;
-    entry.endLease();
-    this.#entries.delete(id);
+    if (entry?.ready !== true) return null;
+    this.#remove(id, entry);
     return { header: entry.header, blocks: entry.blocks.filter((block) => block !== undefined) };
   }
 
@@ -129,9 +94,8 @@ export class KvStore {
   release(id: string): boolean {
     const entry = this.#entries.get(id);
     if (entry === undefined) return false;
-    entry.endLease();
-    this.#entries.delete(id);
-    this.#options.releaseSlot(entry.header.token_count);
+    this.#remove(id, entry);
+    this.#options.space.releaseSlot(entry.header.token_count);
     return true;
   }
 
@@ -150,12 +114,24 @@ export class KvStore {
     for (const id of [...this.#entries.keys()]) this.release(id);
   }
 
-  #startLease(id: string, entry: Entry): void {
-    entry.endLease();
-    const timer = this.#options.clock.setTimer(this.#options.leaseMs, () => {
+  #remove(id: string, entry: Entry): void {
+    entry.lease.cancel();
+    this.#entries.delete(id);
+  }
+
+  #renewLease(id: string, entry: Entry): void {
+    entry.lease.cancel();
+    entry.lease = this.#startLease(id);
+  }
+
+  #startLease(id: string): Timer {
+    return this.#options.clock.setTimer(this.#options.leaseMs, () => {
       this.leasesExpired++;
       this.release(id);
     });
-    entry.endLease = () => timer.cancel();
   }
+}
+
+function refuse(reason: Refusal["reason"], message: string): Refusal {
+  return { reason, message };
 }

@@ -1,64 +1,61 @@
 // The prefill side of nixl: which block ids hold whose KV, and for how long. As in vLLM a block keeps
 // its content after it was freed, until another request needs the block: a late read usually works.
-import type { Clock } from "../../common/clock.ts";
-import type { KvSpace, RepeatableKv } from "./connector.ts";
+import type { Timer } from "../../common/clock.ts";
+import type { EngineMetrics } from "../metrics.ts";
+import type { ConnectorOptions, HeldKv, RepeatableKv } from "./connector.ts";
 
 interface Owner {
   readonly requestId: string;
   readonly tokens: readonly number[];
   readonly blockIds: readonly number[];
   readonly sinceMs: number;
-  endLease: () => void;
+  readonly lease: Timer;
+}
+
+export interface NixlBlocksOptions extends ConnectorOptions {
+  readonly model: RepeatableKv;
+  readonly metrics: EngineMetrics;
 }
 
 export class NixlBlocks {
-  readonly #model: RepeatableKv;
-  readonly #space: KvSpace;
-  readonly #clock: Clock;
-  readonly #leaseMs: number;
+  readonly #options: NixlBlocksOptions;
   /** First in, first out, so a freed block is reused as late as possible. */
   readonly #free: number[];
   readonly #content = new Map<number, { readonly owner: Owner; readonly index: number }>();
   readonly #leased = new Map<string, Owner>();
   /** Blocks are made when they are read; all blocks of one request are read together. */
   #made: { readonly owner: Owner; readonly blocks: readonly Buffer[] } | null = null;
-  expiredLeases = 0;
-  lateNotifications = 0;
 
-  constructor(model: RepeatableKv, space: KvSpace, clock: Clock, leaseMs: number, blockCount: number) {
-    this.#model = model;
-    this.#space = space;
-    this.#clock = clock;
-    this.#leaseMs = leaseMs;
-    this.#free = Array.from({ length: blockCount }, (_, index) => index + 1);
+  constructor(options: NixlBlocksOptions) {
+    this.#options = options;
+    this.#free = Array.from({ length: options.model.blockCount }, (_, index) => index + 1);
   }
 
   /** Null: no block is free, because all are under lease. */
   lease(requestId: string, tokens: readonly number[]): readonly number[] | null {
-    const count = Math.ceil(tokens.length / this.#model.blockSize);
+    const { model, space, clock, leaseMs, metrics } = this.#options;
+    const count = Math.ceil(tokens.length / model.blockSize);
     if (count > this.#free.length) return null;
     const owner: Owner = {
       requestId,
       tokens,
       blockIds: this.#free.splice(0, count),
-      sinceMs: this.#clock.nowMs(),
-      endLease: () => {},
+      sinceMs: clock.nowMs(),
+      lease: clock.setTimer(leaseMs, () => {
+        metrics.expiredLeases++;
+        this.#release(owner);
+      }),
     };
     owner.blockIds.forEach((id, index) => this.#content.set(id, { owner, index }));
     this.#leased.set(requestId, owner);
-    this.#space.holdTokens(tokens.length);
-    const timer = this.#clock.setTimer(this.#leaseMs, () => {
-      this.expiredLeases++;
-      this.#release(owner);
-    });
-    owner.endLease = () => timer.cancel();
+    space.holdTokens(tokens.length);
     return owner.blockIds;
   }
 
   /** The decode engine has read them. */
   done(requestId: string): void {
     const owner = this.#leased.get(requestId);
-    if (owner === undefined) this.lateNotifications++;
+    if (owner === undefined) this.#options.metrics.notificationsAfterExpiry++;
     else this.#release(owner);
   }
 
@@ -75,19 +72,19 @@ export class NixlBlocks {
 
   /** A block that holds nothing reads as null. */
   read(blockId: number): Buffer | null {
-    const place = this.#content.get(blockId);
-    if (place === undefined) return null;
-    if (this.#made?.owner !== place.owner)
-      this.#made = { owner: place.owner, blocks: [...this.#model.blocksOf(place.owner.tokens)] };
-    return this.#made.blocks[place.index] ?? null;
+    const slot = this.#content.get(blockId);
+    if (slot === undefined) return null;
+    if (this.#made?.owner !== slot.owner)
+      this.#made = { owner: slot.owner, blocks: [...this.#options.model.blocksOf(slot.owner.tokens)] };
+    return this.#made.blocks[slot.index] ?? null;
   }
 
-  held(): { id: string; tokens: number; bytes: number; stage: string; age_ms: number }[] {
-    const nowMs = this.#clock.nowMs();
+  held(): HeldKv[] {
+    const nowMs = this.#options.clock.nowMs();
     return [...this.#leased.values()].map(({ requestId, tokens, sinceMs }) => ({
       id: requestId,
       tokens: tokens.length,
-      bytes: tokens.length * this.#model.bytesPerToken,
+      bytes: tokens.length * this.#options.model.bytesPerToken,
       stage: "ready",
       age_ms: Math.round(nowMs - sinceMs),
     }));
@@ -98,9 +95,9 @@ export class NixlBlocks {
   }
 
   #release(owner: Owner): void {
-    owner.endLease();
+    owner.lease.cancel();
     this.#leased.delete(owner.requestId);
     this.#free.push(...owner.blockIds);
-    this.#space.releaseTokens(owner.tokens.length);
+    this.#options.space.releaseTokens(owner.tokens.length);
   }
 }

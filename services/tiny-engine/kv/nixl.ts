@@ -4,33 +4,20 @@
 // parameters that do not fit kill the engine, unless the fault "tame" is set.
 import { randomBytes, randomUUID } from "node:crypto";
 import { joinAddress, splitAddress } from "../../common/address.ts";
-import type { Clock } from "../../common/clock.ts";
-
-import type { FaultBoard } from "../faults.ts";
-import type { EngineMetrics } from "../metrics.ts";
-import { kvFailure, type Arrival, type Connector, type Fetched, type KvSpace, type RepeatableKv } from "./connector.ts";
-import { NixlBlocks } from "./nixl-blocks.ts";
+import { kvFailure, type Arrival, type Connector, type Fetched } from "./connector.ts";
+import { NixlBlocks, type NixlBlocksOptions } from "./nixl-blocks.ts";
 import { NixlPuller, type Remote } from "./nixl-pull.ts";
 import { listenForKv, type Reply } from "./sockets.ts";
 import { blockMessages, parseJson, type KvMessage } from "./wire.ts";
 
-export interface NixlOptions {
-  readonly listen: string;
-  readonly model: RepeatableKv;
-  readonly space: KvSpace;
-  readonly faults: FaultBoard;
-  readonly clock: Clock;
-  readonly metrics: EngineMetrics;
-  readonly leaseMs: number;
+export interface NixlOptions extends NixlBlocksOptions {
   readonly handshakeTimeoutMs: number;
-  readonly blockCount: number;
 }
 
 export async function startNixl(options: NixlOptions): Promise<Connector> {
-  const { model, space, faults, clock, metrics } = options;
+  const { model, faults, clock, metrics } = options;
   const engineId = randomUUID();
-  const blocks = new NixlBlocks(model, space, clock, options.leaseMs, options.blockCount);
-  const puller = new NixlPuller(clock, options.handshakeTimeoutMs, () => model.modelHash);
+  const blocks = new NixlBlocks(options);
   let sentBytes = 0;
 
   const onMessage = (message: KvMessage, reply: Reply): void => {
@@ -45,21 +32,17 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
         .filter((block) => block !== null);
       // Copies if a byte will be corrupted: the blocks themselves may be read again.
       const corrupt = faults.take("corrupt-kv") !== null;
-      for (const frames of blockMessages(
-        message.id,
-        corrupt ? found.map((block) => Buffer.from(block)) : found,
-        corrupt,
-      ))
-        reply(frames);
+      const sent = corrupt ? found.map((block) => Buffer.from(block)) : found;
+      for (const frames of blockMessages(message.id, sent, corrupt)) reply(frames);
       for (const block of found) sentBytes += block.length;
       reply(["END", message.id]);
     } else if (message.type === "DONE") {
       blocks.done(message.id);
-      metrics.notificationsAfterExpiry = blocks.lateNotifications;
     }
   };
-  const listener = await listenForKv(options.listen, onMessage);
-  const { host, port } = splitAddress(listener.address);
+  const sockets = await listenForKv(options.listen, onMessage);
+  const puller = new NixlPuller(sockets, clock, options.handshakeTimeoutMs, model.modelHash);
+  const { host, port } = splitAddress(sockets.address);
 
   const fetch = async (remote: Remote, signal: AbortSignal): Promise<Fetched> => {
     const startMs = clock.nowMs();
@@ -71,15 +54,15 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       metrics.observe("nixl_bytes_transferred", bytes);
       metrics.observe("nixl_num_descriptors", received.length);
       return { kind: "blocks", blocks: received };
-    } catch (error) {
+    } catch {
       metrics.failedTransfers++;
-      // vLLM's body says no more than this; the reason is only in the log.
-      return { kind: "failed", failure: { ...kvFailure(500, "Internal server error"), cause: error } };
+      // vLLM's body says no more than this.
+      return { kind: "failed", failure: kvFailure(500, "Internal server error") };
     }
   };
 
   return {
-    address: listener.address,
+    address: sockets.address,
     arrive(request): Arrival {
       const params = request.kvTransferParams;
       if (params?.["do_remote_prefill"] !== true || request.prompt.length <= 1) return { kind: "compute" };
@@ -103,7 +86,6 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       const blockIds = blocks.lease(requestId, kvTokens);
       if (blockIds === null) return null;
       if (faults.take("drop-kv") !== null) blocks.lose(requestId);
-      metrics.expiredLeases = blocks.expiredLeases;
       return {
         do_remote_prefill: true,
         do_remote_decode: false,
@@ -122,18 +104,14 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       };
     },
     release: (id) => blocks.held().filter((held) => held.id.includes(id) && blocks.drop(held.id)).length,
-    state() {
-      metrics.expiredLeases = blocks.expiredLeases;
-      return {
-        held: blocks.held(),
-        leasesExpired: blocks.expiredLeases,
-        sentBytes,
-        receivedBytes: puller.receivedBytes,
-      };
-    },
+    state: () => ({
+      held: blocks.held(),
+      leasesExpired: metrics.expiredLeases,
+      sentBytes,
+      receivedBytes: puller.receivedBytes,
+    }),
     close() {
-      puller.close();
-      listener.close();
+      sockets.close();
       blocks.close();
     },
   };
@@ -141,21 +119,11 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
 
 /** Null if a field is missing or of another type. */
 function remoteOf(params: Readonly<Record<string, unknown>>): Remote | null {
-  const {
-    remote_engine_id: engineId,
-    remote_request_id: requestId,
-    remote_host: host,
-    remote_port: port,
-    remote_block_ids: groups,
-  } = params;
+  const { remote_engine_id: engineId, remote_request_id: requestId, remote_host: host, remote_port: port } = params;
+  const groups = params["remote_block_ids"];
   const blockIds: unknown = Array.isArray(groups) ? groups[0] : null;
-  if (
-    typeof engineId !== "string" ||
-    typeof requestId !== "string" ||
-    typeof host !== "string" ||
-    typeof port !== "number"
-  )
-    return null;
+  if (typeof engineId !== "string" || typeof requestId !== "string") return null;
+  if (typeof host !== "string" || typeof port !== "number") return null;
   if (!Array.isArray(blockIds) || !blockIds.every((id) => Number.isInteger(id))) return null;
   return { engineId, requestId, address: joinAddress(host, port), blockIds: blockIds as number[] };
 }

@@ -1,67 +1,60 @@
 // The p2p-zmq connector: KV is pushed from prefill to decode under the request's id, which names both
 // engines as P2P NCCL's ids do. Unlike P2P NCCL it answers every failure with a typed error, unless the
 // fault "upstream" makes it fail as vLLM 0.23 does.
-import type { Clock } from "../../common/clock.ts";
-import type { EngineFailure, SequenceRequest } from "../engine.ts";
+import type { SequenceRequest } from "../engine.ts";
 import type { FaultBoard } from "../faults.ts";
-import { kvFailure, type Arrival, type Connector, type KvModel, type KvSpace } from "./connector.ts";
-import { KvPusher, type PushResult } from "./kv-push.ts";
+import { kvFailure, type Arrival, type Connector, type ConnectorOptions } from "./connector.ts";
+import { KvPusher } from "./kv-push.ts";
 import { KvStore } from "./kv-store.ts";
-import { decodeAddressOf, prefillAddressOf } from "./request-id.ts";
 import { listenForKv, type Reply } from "./sockets.ts";
 import { parseBlocks, parseJson, type KvHeader, type KvMessage, type Refusal } from "./wire.ts";
 
-export interface P2pZmqOptions {
-  readonly role: "prefill" | "decode";
-  readonly listen: string;
-  readonly model: KvModel;
-  readonly space: KvSpace;
-  readonly faults: FaultBoard;
-  readonly clock: Clock;
-  readonly leaseMs: number;
+export interface P2pZmqOptions extends ConnectorOptions {
+  /** Whether this is the prefill engine; else it decodes. */
+  readonly prefills: boolean;
   /** How long a push may take before the prefill request fails. */
   readonly pushTimeoutMs: number;
 }
 
 const LIE = "0000000000000000";
 
+// The pairing grammar of vLLM 0.23's P2pNcclConnector (`parse_request_id`): searched anywhere in the
+// engine-level id, greedy, so nothing after the decode address may hold a colon followed by digits.
+// Canonical: ___prefill_addr_{ip:port}___decode_addr_{ip:port}_{32 hex}
+const DECODE_ADDRESS = /___decode_addr_(.*:\d+)/;
+const PREFILL_ADDRESS = /___prefill_addr_(.*:\d+)___/;
+
 export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
-  const { role, model, space, faults, clock } = options;
-  const store = new KvStore({
-    modelHash: () => model.modelHash,
-    blockSize: model.blockSize,
-    bytesPerToken: model.bytesPerToken,
-    layout: model.layout,
-    maxLength: model.maxLength,
-    leaseMs: options.leaseMs,
-    clock,
-    holdSlot: (tokens) => space.holdSlot(tokens),
-    releaseSlot: (tokens) => space.releaseSlot(tokens),
-  });
-  const pusher = new KvPusher(options.pushTimeoutMs, clock);
+  const { prefills, model, space, faults } = options;
+  const store = new KvStore(options);
   // A prefill engine listens too: its address is half of the id, so the address must be its own.
-  const listener = await listenForKv(options.listen, (message, reply) => {
+  const sockets = await listenForKv(options.listen, (message, reply) => {
     if (faults.take("silent-kv") === null) answer(message, reply, store, faults);
   });
+  const pusher = new KvPusher(sockets, options.clock, options.pushTimeoutMs);
 
+  const refuse = (status: number, message: string, param: string): Arrival => ({
+    kind: "refuse",
+    failure: kvFailure(status, message, param),
+  });
+  const unpaired = (part: string): Arrival => {
+    if (faults.has("upstream")) return { kind: "kill" };
+    const why = `kv_unpaired: this engine runs p2p-zmq and needs X-Request-Id to hold ${part}`;
+    return refuse(400, why, "request_id");
+  };
   const arriveAtPrefill = (request: SequenceRequest): Arrival => {
-    if (decodeAddressOf(request.id) === null) return unpaired("___decode_addr_{ip:port}");
-    if (request.sampling.maxTokens > 1) {
-      // vLLM's connector fails an assertion here in the second step; the other tokens would be dropped anyway.
-      if (faults.has("upstream")) return { kind: "kill" };
-      return {
-        kind: "refuse",
-        failure: kvFailure(400, "a p2p prefill engine computes one token: max_tokens must be 1", "max_tokens"),
-      };
-    }
-    return { kind: "compute" };
+    if (!DECODE_ADDRESS.test(request.id)) return unpaired("___decode_addr_{ip:port}");
+    if (request.sampling.maxTokens <= 1) return { kind: "compute" };
+    // vLLM's connector fails an assertion here in the second step; the other tokens would be dropped anyway.
+    if (faults.has("upstream")) return { kind: "kill" };
+    return refuse(400, "a p2p prefill engine computes one token: max_tokens must be 1", "max_tokens");
   };
   const arriveAtDecode = (request: SequenceRequest): Arrival => {
-    if (prefillAddressOf(request.id) === null) return unpaired("___prefill_addr_{ip:port}___");
+    if (!PREFILL_ADDRESS.test(request.id)) return unpaired("___prefill_addr_{ip:port}___");
     const claimed = store.claim(request.id);
     if (claimed === null) {
       if (faults.has("upstream")) return { kind: "wedge" };
-      return { kind: "refuse", failure: kvFailure(500, `kv_missing: no KV is held under id ${request.id}`, "kv") };
+      return refuse(500, `kv_missing: no KV is held under id ${request.id}`, "kv");
     }
     const { header, blocks } = claimed;
     const unfit =
@@ -73,28 +66,17 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
     // vLLM compares nothing and answers from the wrong KV, so "upstream" accepts the KV.
     if (unfit !== null && !faults.has("upstream")) {
       space.releaseSlot(header.token_count);
-      return { kind: "refuse", failure: kvFailure(500, `kv_mismatch: ${unfit}`, "kv") };
+      return refuse(500, `kv_mismatch: ${unfit}`, "kv");
     }
     return { kind: "claim", blocks, tokens: header.token_count };
   };
-  const unpaired = (part: string): Arrival =>
-    faults.has("upstream")
-      ? { kind: "kill" }
-      : {
-          kind: "refuse",
-          failure: kvFailure(
-            400,
-            `kv_unpaired: this engine runs p2p-zmq and needs X-Request-Id to hold ${part}`,
-            "request_id",
-          ),
-        };
 
   return {
-    address: listener.address,
-    arrive: role === "prefill" ? arriveAtPrefill : arriveAtDecode,
+    address: sockets.address,
+    arrive: prefills ? arriveAtPrefill : arriveAtDecode,
     push(request, signal) {
-      const address = role === "prefill" ? decodeAddressOf(request.id) : null;
-      if (address === null) return null;
+      const address = DECODE_ADDRESS.exec(request.id)?.[1];
+      if (!prefills || address === undefined) return null;
       const header: KvHeader = {
         model_hash: faults.take("wrong-model") === null ? model.modelHash : LIE,
         block_size: model.blockSize,
@@ -103,15 +85,11 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
         token_count: request.prompt.length,
         prompt_hash: model.promptHash(request.prompt),
       };
-      const push = pusher.open(
-        address,
-        { id: request.id, header, corrupt: faults.take("corrupt-kv") !== null },
-        signal,
-      );
-      return { write: push.write, end: push.end, settled: push.settled.then(failureOf) };
+      const corrupt = faults.take("corrupt-kv") !== null;
+      return pusher.open(address, { id: request.id, header, corrupt }, signal);
     },
     // How much moved, for the receipt of the request.
-    offer: (request) => (role === "prefill" ? { kv_bytes: request.prompt.length * model.bytesPerToken } : null),
+    offer: (request) => (prefills ? { kv_bytes: request.prompt.length * model.bytesPerToken } : null),
     release: (id) =>
       store.held().filter((held) => (held.id === id || belongsTo(held.id, id)) && store.release(held.id)).length,
     state: () => ({
@@ -121,17 +99,10 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       receivedBytes: store.receivedBytes,
     }),
     close() {
-      pusher.close();
-      listener.close();
+      sockets.close();
       store.close();
     },
   };
-}
-
-function failureOf(result: PushResult): EngineFailure | null {
-  if (result.kind === "acked") return null;
-  if (result.kind === "lost") return kvFailure(503, `kv_push_failed: ${result.message}`, "kv");
-  return kvFailure(result.reason === "no_slots" ? 503 : 500, `kv_refused: ${result.reason}: ${result.message}`, "kv");
 }
 
 /** Whether an engine-level id was made from this X-Request-Id: `cmpl-<id>-0`, `chatcmpl-<id>`, `1_chatcmpl-<id>`. */

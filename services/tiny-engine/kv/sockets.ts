@@ -1,84 +1,154 @@
 // The ZeroMQ sockets of an engine: one ROUTER that it listens on, and a DEALER per engine it talks to.
 // zeromq is loaded only when a connector needs it: it costs 20 ms and several MB.
 import type { Dealer, Router } from "zeromq";
+import type { Clock, Timer } from "../../common/clock.ts";
 import { parseMessage, type Frame, type KvMessage } from "./wire.ts";
 
-export interface KvListener {
+export interface KvSockets {
   /** The bound address, as `host:port`. */
   readonly address: string;
+  /** Connects lazily, as ZeroMQ does: a peer without a listener is lost after the first failed try. */
+  dial(address: string): KvPeer;
+  /** Closes the listener and all peers. */
   close(): void;
 }
 
 export type Reply = (frames: Frame[]) => void;
 
+const OPTIONS = { linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0 };
+
 /** @throws Error when the address cannot be bound. */
 export async function listenForKv(
   address: string,
   onMessage: (message: KvMessage, reply: Reply) => void,
-): Promise<KvListener> {
-  const { Router } = await import("zeromq");
-  const router = new Router({ linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0 });
+): Promise<KvSockets> {
+  const { Dealer, Router } = await import("zeromq");
+  const router = new Router(OPTIONS);
   await router.bind(`tcp://${address}`);
   const outbox = new Outbox(router);
-  void (async () => {
-    for await (const [identity, ...frames] of router) {
-      const message = parseMessage(frames);
-      if (identity !== undefined && message !== null)
-        onMessage(message, (answer) => outbox.send([identity, ...answer]));
-    }
-  })().catch(() => {
-    /* The socket was closed, which is the only way the loop ends. */
+  let peers: readonly KvPeer[] = [];
+  void readAll(router, ([identity, ...frames]) => {
+    const message = parseMessage(frames);
+    if (identity !== undefined && message !== null) onMessage(message, (answer) => outbox.send([identity, ...answer]));
   });
   return {
     address: (router.lastEndpoint ?? `tcp://${address}`).slice("tcp://".length),
-    close: () => router.close(),
+    dial(to) {
+      const peer = new KvPeer(new Dealer({ ...OPTIONS, reconnectInterval: 100 }), to);
+      peers = [...peers.filter(({ lost }) => !lost), peer];
+      return peer;
+    },
+    close() {
+      router.close();
+      for (const peer of peers) peer.close();
+    },
   };
 }
 
-export interface KvPeer {
-  send(frames: Frame[]): void;
-  /** The other side is gone or never existed; nothing more arrives. */
-  readonly lost: boolean;
-  close(): void;
+/** What was asked of a peer under an id, until the answer is complete. */
+export interface Asked<T> {
+  /** Rejects with the reason where it has no result: the peer is lost or silent, or the request was aborted. */
+  readonly result: Promise<T>;
+  readonly over: boolean;
+  end(result: T | Error): void;
+  /** Starts the time for the next message. */
+  expectAnswer(): void;
+  /** Stops it: it is this side's turn. */
+  expectNothing(): void;
 }
 
-/** Connects lazily, as ZeroMQ does: a peer without a listener is reported lost after the first failed try. */
-export async function dialKv(
-  address: string,
-  onMessage: (message: KvMessage) => void,
-  onLost: (reason: string) => void,
-): Promise<KvPeer> {
-  const { Dealer } = await import("zeromq");
-  const dealer = new Dealer({ linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0, reconnectInterval: 100 });
-  const outbox = new Outbox(dealer);
-  let lost = false;
-  const lose = (reason: string): void => {
-    if (lost) return;
-    lost = true;
-    dealer.close();
-    onLost(reason);
-  };
-  dealer.events.on("connect:retry", () => lose(`nothing listens on ${address}`));
-  dealer.events.on("disconnect", () => lose(`${address} closed the connection`));
-  dealer.connect(`tcp://${address}`);
-  void (async () => {
-    for await (const frames of dealer) {
+interface Patience {
+  readonly clock: Clock;
+  readonly timeoutMs: number;
+  readonly signal?: AbortSignal;
+}
+
+export class KvPeer {
+  readonly #address: string;
+  readonly #dealer: Dealer;
+  readonly #outbox: Outbox;
+  readonly #asked = new Map<string, { onMessage(message: KvMessage): void; fail(reason: string): void }>();
+  /** The other side is gone or never existed, or this side has closed. */
+  lost = false;
+
+  constructor(dealer: Dealer, address: string) {
+    this.#dealer = dealer;
+    this.#outbox = new Outbox(dealer);
+    this.#address = address;
+    dealer.events.on("connect:retry", () => this.#lose(`nothing listens on ${address}`));
+    dealer.events.on("disconnect", () => this.#lose(`${address} closed the connection`));
+    dealer.connect(`tcp://${address}`);
+    void readAll(dealer, (frames) => {
       const message = parseMessage(frames);
-      if (message !== null) onMessage(message);
-    }
-  })().catch(() => {
-    /* Closed. */
-  });
-  return {
-    send: (frames) => outbox.send(frames),
-    get lost() {
-      return lost;
-    },
-    close: () => {
-      lost = true;
-      dealer.close();
-    },
-  };
+      if (message !== null) this.#asked.get(message.id)?.onMessage(message);
+    });
+  }
+
+  send(frames: Frame[]): void {
+    if (!this.lost) this.#outbox.send(frames);
+  }
+
+  isAsked(id: string): boolean {
+    return this.#asked.has(id);
+  }
+
+  /** Passes the messages that arrive under `id` to `onMessage`, which ends it. Sends nothing by itself. */
+  ask<T>(
+    id: string,
+    { clock, timeoutMs, signal }: Patience,
+    onMessage: (message: KvMessage, asked: Asked<T>) => void,
+  ): Asked<T> {
+    const waiting = this.#asked;
+    let timer: Timer | undefined;
+    let settle!: (result: T | Error) => void;
+    const fail = (reason: string): void => asked.end(new Error(reason));
+    const onAbort = (): void => fail("the request was aborted");
+    const entry = { fail, onMessage: (message: KvMessage): void => onMessage(message, asked) };
+    const asked: Asked<T> = {
+      result: new Promise((resolve, reject) => {
+        settle = (result) => (result instanceof Error ? reject(result) : resolve(result));
+      }),
+      get over() {
+        return waiting.get(id) !== entry;
+      },
+      end(result) {
+        if (asked.over) return;
+        waiting.delete(id);
+        timer?.cancel();
+        signal?.removeEventListener("abort", onAbort);
+        settle(result);
+      },
+      expectAnswer: () => {
+        timer = clock.setTimer(timeoutMs, () => fail(`${this.#address} did not answer for ${timeoutMs} ms`));
+      },
+      expectNothing: () => timer?.cancel(),
+    };
+    waiting.set(id, entry);
+    signal?.addEventListener("abort", onAbort, { once: true });
+    asked.expectAnswer();
+    return asked;
+  }
+
+  close(): void {
+    if (this.lost) return;
+    this.lost = true;
+    this.#dealer.close();
+  }
+
+  #lose(reason: string): void {
+    if (this.lost) return;
+    this.close();
+    for (const { fail } of [...this.#asked.values()]) fail(reason);
+  }
+}
+
+/** Until the socket is closed. */
+async function readAll(socket: AsyncIterable<Buffer[]>, onFrames: (frames: Buffer[]) => void): Promise<void> {
+  try {
+    for await (const frames of socket) onFrames(frames);
+  } catch {
+    // The socket was closed, which is the only way the loop ends.
+  }
 }
 
 /** zeromq allows one `send` at a time per socket; this is the queue for it. Bounded by the transfers in flight. */

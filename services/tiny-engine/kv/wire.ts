@@ -29,19 +29,16 @@ export interface KvHeader {
   readonly prompt_hash: string;
 }
 
-export const REFUSALS = [
-  "wrong_model",
-  "wrong_shape",
-  "no_slots",
-  "duplicate_id",
-  "unknown_id",
-  "missing_blocks",
-  "bad_checksum",
-  "bad_message",
-] as const;
-
 export interface Refusal {
-  readonly reason: (typeof REFUSALS)[number];
+  readonly reason:
+    | "wrong_model"
+    | "wrong_shape"
+    | "no_slots"
+    | "duplicate_id"
+    | "unknown_id"
+    | "missing_blocks"
+    | "bad_checksum"
+    | "bad_message";
   readonly message: string;
 }
 

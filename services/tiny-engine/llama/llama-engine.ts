@@ -54,6 +54,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
   readonly metrics: EngineMetrics;
   readonly modelHash: string;
   readonly blockSize = KV_BLOCK_TOKENS;
+  readonly blockCount: number;
   readonly bytesPerToken: number;
   readonly layout: string;
   readonly maxLength: number;
@@ -85,6 +86,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
       takesGrammars: false,
     };
     const blockCount = Math.floor(kvTokenLimit / KV_BLOCK_TOKENS);
+    this.blockCount = blockCount;
     this.#room = createRoom(slots, blockCount);
     this.metrics = new EngineMetrics(
       modelName,
@@ -92,7 +94,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
       false,
     );
     worker.onReport = (report) => this.#onReport(report);
-    worker.onDeath = (cause) => this.die(cause);
+    worker.onDeath = () => this.die();
   }
 
   get alive(): boolean {
@@ -169,7 +171,7 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
       this.#wedged = true;
       this.#options.worker.send({ kind: "hang", hung: true });
     } else if (arrival.kind === "kill") {
-      this.die(new Error("the fault upstream"));
+      this.die();
     } else {
       this.#fail(run, kvFailure(500, "the embedded engine fetches no KV"));
     }
@@ -185,10 +187,10 @@ export class LlamaEngine implements Engine, KvSpace, KvModel {
   }
 
   /** The engine core dies: all its sequences fail, and the process ends a moment later. */
-  die(cause: Error): void {
+  die(): void {
     if (!this.#alive) return;
     this.#alive = false;
-    for (const run of [...this.#runs.values()]) this.#fail(run, { ...CORE_DEAD, cause });
+    for (const run of [...this.#runs.values()]) this.#fail(run, CORE_DEAD);
     void this.#options.worker.close();
     this.#options.onDeath();
   }

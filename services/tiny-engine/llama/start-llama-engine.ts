@@ -84,7 +84,7 @@ export async function startLlamaEngine(options: LlamaEngineStart): Promise<Runni
       // Loaded only here: an engine without a connector needs no sockets.
       const { startP2pZmq } = await import("../kv/p2p-zmq.ts");
       connector = await startP2pZmq({
-        role: role === "prefill" ? "prefill" : "decode",
+        prefills: role === "prefill",
         listen: options.kvListen ?? "127.0.0.1:0",
         model: core,
         space: core,

@@ -57,6 +57,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   readonly metrics: EngineMetrics;
   readonly modelHash: string;
   readonly blockSize: number;
+  readonly blockCount: number;
   readonly bytesPerToken: number;
   readonly layout = "rows";
   readonly maxLength: number;
@@ -89,6 +90,7 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
       takesGrammars: true,
     };
     const blockCount = Math.ceil(options.kvTokenLimit / options.blockSize);
+    this.blockCount = blockCount;
     this.metrics = new EngineMetrics(
       options.modelName,
       {
@@ -155,7 +157,6 @@ export class SimEngine implements Engine, KvSpace, RepeatableKv {
   }
 
   metricsText(): string {
-    this.#connector?.state();
     return this.metrics.text();
   }
 
