@@ -22,6 +22,11 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 export const systemClock: Clock = {
   nowMs: () => performance.timeOrigin + performance.now(),
   setTimer(ms, fn) {
+    // setTimeout never waits less than a millisecond, and an engine whose steps take no time would be that slow.
+    if (ms < 0.5) {
+      const immediate = setImmediate(fn);
+      return { cancel: () => clearImmediate(immediate) };
+    }
     const timer = setTimeout(fn, Math.min(ms, LONGEST_TIMER_MS));
     return { cancel: () => clearTimeout(timer) };
   },

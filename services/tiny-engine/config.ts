@@ -14,12 +14,13 @@ import {
   text,
   type Config,
 } from "../common/config.ts";
-import { FAULT_KINDS, parseFault } from "./faults.ts";
+import { CONNECTORS, ROLES } from "./engine.ts";
+import { FAULT_KINDS, parseFault, type Fault } from "./faults.ts";
 import type { LlamaEngineStart } from "./llama/start-llama-engine.ts";
-import { CONNECTORS, ROLES } from "./roles.ts";
 import type { SimEngineOptions } from "./server.ts";
 import { MIN_ROW_BYTES } from "./sim/kv-rows.ts";
 
+/** Its properties are named as the options of the engines. */
 export const engineConfig = defineConfig(
   "engine",
   {
@@ -59,15 +60,19 @@ export const engineConfig = defineConfig(
         optional: true,
         alias: "model",
       }),
-      name: text("model.name", "Name under which the model is served. Left out: the name in its file, or tandem-sim.", {
-        optional: true,
-      }),
-      maxLen: integer(
+      modelName: text(
+        "model.name",
+        "Name under which the model is served. Left out: the name in its file, or tandem-sim.",
+        {
+          optional: true,
+        },
+      ),
+      maxLength: integer(
         "model.max_len",
         "Limit on prompt and answer together. Left out: the model's context, or 8,192 with the sim.",
         { optional: true, min: 16, max: 10_000_000, unit: "tokens" },
       ),
-      claimHash: text(
+      claimedHash: text(
         "model.claim_hash",
         "Model hash to claim falsely to other engines. For tests of KV that was made by other weights.",
         { optional: true },
@@ -79,34 +84,34 @@ export const engineConfig = defineConfig(
       ),
     }),
     kv: section("KV cache and its transfer", {
-      listen: address(
+      kvListen: address(
         "kv.listen",
         "Where other engines reach this engine's KV. Several engines take consecutive ports.",
         { default: "127.0.0.1:0" },
       ),
-      slots: integer(
+      kvSlots: integer(
         "kv.slots",
         "Limit on sequences that run or hold KV at one time. Further sequences wait; further pushed KV is refused.",
         { default: 64, min: 1, max: 65_536, unit: "sequences" },
       ),
-      blockSize: integer("kv.block_size", "Tokens in one block of KV.", {
+      kvBlockSize: integer("kv.block_size", "Tokens in one block of KV.", {
         default: 16,
         min: 1,
         max: 1_024,
         unit: "tokens",
       }),
-      leaseMs: milliseconds("kv.lease_ms", "How long unclaimed KV is kept before it is freed.", { default: 30_000 }),
-      pushTimeoutMs: milliseconds(
+      kvLeaseMs: milliseconds("kv.lease_ms", "How long unclaimed KV is kept before it is freed.", { default: 30_000 }),
+      kvPushTimeoutMs: milliseconds(
         "kv.push_timeout_ms",
         "How long pushing a prompt's KV may take before its request fails.",
         { default: 5_000 },
       ),
-      bytesPerToken: integer(
+      kvBytesPerToken: integer(
         "kv.bytes_per_token",
         "Size of one token's KV, a multiple of 4. The bytes are really made, sent and checked.",
         { default: 256, min: MIN_ROW_BYTES, max: 1_048_576, unit: "bytes" },
       ),
-      tokenLimit: integer(
+      kvTokenLimit: integer(
         "kv.token_limit",
         "Limit on the KV of all sequences together. Left out: enough for the longest sequence in every slot.",
         { optional: true, min: 16, unit: "tokens" },
@@ -131,7 +136,7 @@ export const engineConfig = defineConfig(
         max: 60_000,
         unit: "ms",
       }),
-      stepTokens: integer(
+      stepTokenLimit: integer(
         "sim.step_tokens",
         "Limit on the prompt tokens that one step computes. Longer prompts take several steps.",
         { default: 2_048, min: 1, unit: "tokens" },
@@ -172,80 +177,37 @@ export function embeddedOptions(config: EngineConfig, model: string): LlamaEngin
   if (idle !== undefined) throw new ConfigError(`${idle.key} applies to the sim only. Leave it out, or add --sim.`);
   if (config.connector === "nixl")
     throw new ConfigError("--connector nixl: the embedded engine moves KV by p2p-zmq. nixl is for vLLM and the sim.");
-  const { host, port, role, connector } = commonOptions(config);
-  return {
-    model,
-    host,
-    port,
-    role,
-    connector,
-    kvListen: config.kv.listen,
-    kvSlots: config.kv.slots,
-    kvLeaseMs: config.kv.leaseMs,
-    kvPushTimeoutMs: config.kv.pushTimeoutMs,
-    faults: readFaults(config.fault),
-    ...(config.model.name === undefined ? {} : { modelName: config.model.name }),
-    ...(config.model.maxLen === undefined ? {} : { maxLength: config.model.maxLen }),
-    ...(config.model.claimHash === undefined ? {} : { claimedHash: config.model.claimHash }),
-    ...(config.kv.tokenLimit === undefined ? {} : { kvTokenLimit: config.kv.tokenLimit }),
-  };
+  return { ...config.model, ...config.kv, ...commonOptions(config), model };
 }
 
 /** @throws ConfigError for settings that contradict each other. */
 export function simOptions(config: EngineConfig): SimEngineOptions {
-  const { host, port, role, connector } = commonOptions(config);
-  if (config.kv.bytesPerToken % 4 !== 0)
-    throw new ConfigError(`kv.bytes_per_token must be a multiple of 4, got ${config.kv.bytesPerToken}`);
-  return {
-    host,
-    port,
-    role,
-    connector,
-    modelName: config.model.name ?? "tandem-sim",
-    maxLength: config.model.maxLen ?? 8_192,
-    hashSalt: config.model.hashSalt,
-    kvListen: config.kv.listen,
-    kvSlots: config.kv.slots,
-    kvBlockSize: config.kv.blockSize,
-    kvLeaseMs: config.kv.leaseMs,
-    kvPushTimeoutMs: config.kv.pushTimeoutMs,
-    kvBytesPerToken: config.kv.bytesPerToken,
-    ...(config.kv.tokenLimit === undefined ? {} : { kvTokenLimit: config.kv.tokenLimit }),
-    prefillMsPerToken: config.pace.prefillMsPerToken,
-    decodeMsPerToken: config.pace.decodeMsPerToken,
-    requestMs: config.pace.requestMs,
-    stepTokenLimit: config.pace.stepTokens,
-    faults: readFaults(config.fault),
-  };
+  const common = commonOptions(config);
+  if (config.kv.kvBytesPerToken % 4 !== 0)
+    throw new ConfigError(`kv.bytes_per_token must be a multiple of 4, got ${config.kv.kvBytesPerToken}`);
+  return { ...config.model, ...config.kv, ...config.pace, ...common };
 }
 
-interface CommonOptions {
-  readonly host: string;
-  readonly port: number;
-  readonly role: EngineConfig["role"];
-  readonly connector: EngineConfig["connector"];
-}
-
-function commonOptions(config: EngineConfig): CommonOptions {
-  const { host, port } = splitAddress(config.listen);
+function commonOptions({ listen, kv, expose, role, connector, fault }: EngineConfig) {
+  const { host, port } = splitAddress(listen);
   for (const [key, at] of [
     ["listen", host],
-    ["kv.listen", splitAddress(config.kv.listen).host],
+    ["kv.listen", splitAddress(kv.kvListen).host],
   ] as const) {
-    if (!config.expose && !isLoopbackHost(at)) {
+    if (!expose && !isLoopbackHost(at)) {
       throw new ConfigError(
         `${key} ${at} can be reached from other machines, and an engine has no access control. Use 127.0.0.1, or add --expose.`,
       );
     }
   }
-  if (config.connector !== "none" && config.role === "none")
-    throw new ConfigError(`--connector ${config.connector} needs --role prefill or --role decode`);
-  if (config.role !== "none" && config.connector === "none")
-    throw new ConfigError(`--role ${config.role} needs --connector p2p-zmq or --connector nixl`);
-  return { host, port, role: config.role, connector: config.connector };
+  if (connector !== "none" && role === "none")
+    throw new ConfigError(`--connector ${connector} needs --role prefill or --role decode`);
+  if (role !== "none" && connector === "none")
+    throw new ConfigError(`--role ${role} needs --connector p2p-zmq or --connector nixl`);
+  return { host, port, role, connector, faults: readFaults(fault) };
 }
 
-function readFaults(texts: readonly string[]): ReturnType<typeof parseFault>[] {
+function readFaults(texts: readonly string[]): Fault[] {
   try {
     return texts.map(parseFault);
   } catch (error) {

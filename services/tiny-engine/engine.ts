@@ -1,24 +1,17 @@
-// The HTTP server's view of the engine that computes. The sim is one implementation; a real
-// model is another. Tokens are pushed, not pulled: with thousands of streams an async iterator per
-// token costs more than making the token does.
-import type { Message } from "./message.ts";
+// What an engine is asked, what it answers, and what it says of its model. Tokens are pushed, not pulled: with thousands of
+// streams an async iterator per token costs more than making the token does.
 
-export interface Engine {
-  readonly model: ModelFacts;
-  readonly tokenizer: Tokenizer;
-  /**
-   * The prompt of a chat. `openTurn` leaves the answer's turn open; `continueFinal` leaves the last message's.
-   * @throws HttpError if the conversation does not fit the model's template.
-   */
-  chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[];
-  /** False once the engine core is gone: `/health` says 503 and every request fails. */
-  readonly alive: boolean;
-  /** Queues one sequence. Failures arrive at the sink, never as a throw. */
-  submit(request: SequenceRequest, sink: TokenSink): SequenceHandle;
-  /** Sequences admitted or waiting, for `/load`. */
-  readonly load: number;
-  /** Prometheus text, vLLM's names. */
-  metricsText(): string;
+// Which part of a request an engine computes, and how its KV moves. `none`: an engine that does both parts itself.
+export const ROLES = ["none", "prefill", "decode"] as const;
+export const CONNECTORS = ["none", "p2p-zmq", "nixl"] as const;
+
+export type EngineRole = (typeof ROLES)[number];
+export type ConnectorName = (typeof CONNECTORS)[number];
+
+/** One message of a chat, as templates receive it. */
+export interface Message {
+  readonly role: string;
+  readonly content: string;
 }
 
 /** Text to tokens and back, as far as the HTTP server needs it. */
@@ -112,8 +105,8 @@ export interface TokenSink {
 
 export interface Finish {
   readonly reason: "stop" | "length";
-  /** The stop token id, null for end of text or length. */
-  readonly stopReason: number | null;
+  /** Stop string, stop token id, or null for end of text or length. */
+  readonly stopReason: string | number | null;
   readonly kvTransferParams: Readonly<Record<string, unknown>> | null;
 }
 

@@ -58,13 +58,14 @@ export interface RequestFaults {
 
 const FIELDS = { extra_ms: "extraMs", after_tokens: "afterTokens", status: "status", count: "count" } as const;
 
-/** @throws RangeError that says why the text is invalid. */
-export function parseFault(source: string | Readonly<Record<string, unknown>>): Fault {
-  const fields = typeof source === "string" ? fieldsOf(source) : { ...source };
-  const kind = FAULT_KINDS.find((known) => known === fields["kind"]);
-  if (kind === undefined)
-    throw new RangeError(`unknown fault "${String(fields["kind"])}"; known: ${FAULT_KINDS.join(", ")}`);
-  delete fields["kind"];
+/** @param source As text, or as JSON. @throws RangeError that says why it is invalid. */
+export function parseFault(source: string | object): Fault {
+  const { kind: asked, ...fields } = (typeof source === "string" ? fieldsOf(source) : source) as Record<
+    string,
+    unknown
+  >;
+  const kind = FAULT_KINDS.find((known) => known === asked);
+  if (kind === undefined) throw new RangeError(`unknown fault "${String(asked)}"; known: ${FAULT_KINDS.join(", ")}`);
   const fault: Record<string, unknown> = { kind };
   for (const [key, value] of Object.entries(fields)) {
     const field = FIELDS[key as keyof typeof FIELDS] ?? Object.values(FIELDS).find((name) => name === key);
@@ -90,27 +91,30 @@ function fieldsOf(text: string): Record<string, unknown> {
 }
 
 export class FaultBoard {
-  #active: Fault[] = [];
-  readonly #onChange: () => void;
+  #active: readonly Fault[] = [];
+  readonly #onChange: (board: FaultBoard) => void;
 
-  /** @param onChange Called when faults were added or cleared: an idle engine may have to start or stop. */
-  constructor(initial: readonly Fault[], onChange: () => void = () => {}) {
-    this.#active = [...initial];
+  /**
+   * @param onChange Called when faults were added or cleared: an idle engine may have to start or stop.
+   * @throws RangeError for a fault that is invalid; none is then added.
+   */
+  constructor(initial: readonly (string | object)[], onChange: (board: FaultBoard) => void) {
     this.#onChange = onChange;
+    this.add(...initial);
   }
 
   get active(): readonly Fault[] {
     return this.#active;
   }
 
-  add(fault: Fault): void {
-    this.#active = [...this.#active, fault];
-    this.#onChange();
+  add(...faults: readonly (string | object)[]): void {
+    this.#active = [...this.#active, ...faults.map(parseFault)];
+    this.#onChange(this);
   }
 
   clear(): void {
     this.#active = [];
-    this.#onChange();
+    this.#onChange(this);
   }
 
   /** Whether a fault without count is set: the modes, and `hang`. */

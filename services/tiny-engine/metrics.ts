@@ -1,7 +1,9 @@
 // The engine's metrics under vLLM's names. vllm-metrics.json has the families and their help texts, from a transcript of
 // vLLM 0.32; here are their values. Only engine steps set the gauges, so on a wedged engine they freeze, as vLLM's do.
 import type { SequenceRequest } from "./engine.ts";
+import type { KvModel } from "./kv/connector.ts";
 import { familyText, histogram, observe, type Histogram, type Labels, type Sample } from "./prometheus-text.ts";
+import type { Sequence } from "./sequence.ts";
 import vllm from "./vllm-metrics.json" with { type: "json" };
 
 export type FinishedReason = "stop" | "length" | "abort" | "error" | "repetition";
@@ -46,29 +48,9 @@ function bucketsUpTo(limit: number): number[] {
   return bounds.filter((bound) => bound <= limit);
 }
 
-export interface CacheConfig {
-  readonly blockSize: number;
-  readonly blockCount: number;
-  readonly maxLength: number;
-  readonly bytesPerToken: number;
-}
-
-/** Times in milliseconds of the engine's clock; 0 before they are known. */
-export interface Measured {
-  readonly request: SequenceRequest;
-  readonly arrivedMs: number;
-  readonly scheduledMs: number;
-  firstTokenMs: number;
-  lastTokenMs: number;
-  /** Tokens of the answer so far. */
-  readonly outputCount: number;
-  readonly cachedTokens: number;
-  readonly preemptions: number;
-}
-
 export class EngineMetrics {
   readonly #modelName: string;
-  readonly #kv: CacheConfig;
+  readonly #kv: KvModel;
   readonly #withNixl: boolean;
   readonly #createdSeconds = Date.now() / 1000;
   readonly #histograms: ReturnType<typeof histograms>;
@@ -92,7 +74,7 @@ export class EngineMetrics {
   expiredLeases = 0;
   notificationsAfterExpiry = 0;
 
-  constructor(modelName: string, kv: CacheConfig, withNixl: boolean) {
+  constructor(modelName: string, kv: KvModel, withNixl: boolean) {
     this.#modelName = modelName;
     this.#kv = kv;
     this.#withNixl = withNixl;
@@ -117,7 +99,7 @@ export class EngineMetrics {
   }
 
   /** @param sequence Its `outputCount` already counts the token. */
-  generated(sequence: Measured, nowMs: number): void {
+  generated(sequence: Sequence, nowMs: number): void {
     this.generationTokens++;
     if (sequence.outputCount > 1) {
       this.observe("inter_token_latency_seconds", (nowMs - sequence.lastTokenMs) / 1000);
@@ -129,7 +111,7 @@ export class EngineMetrics {
     sequence.lastTokenMs = nowMs;
   }
 
-  ended(sequence: Measured, reason: FinishedReason, nowMs: number): void {
+  ended(sequence: Sequence, reason: FinishedReason, nowMs: number): void {
     this.finished[reason]++;
     const { request, arrivedMs, scheduledMs, firstTokenMs, lastTokenMs, outputCount } = sequence;
     if (outputCount === 0) return;
@@ -216,7 +198,7 @@ export class EngineMetrics {
 type HelpTexts = Readonly<Record<string, Readonly<Record<string, string>>>>;
 
 /** vLLM 0.32 prints its whole cache configuration as labels; only sizes mean anything here. */
-function cacheLabels({ blockCount, blockSize, maxLength, bytesPerToken }: CacheConfig): Labels {
+function cacheLabels({ blockCount, blockSize, maxLength, bytesPerToken }: KvModel): Labels {
   const tokens = blockCount * blockSize;
   return {
     ...vllm.cacheConfig,

@@ -1,20 +1,52 @@
-// One engine behind its HTTP server, with its connector, its faults and its state for inspection. From here on, the sim
-// and the embedded engine start alike.
+// One engine behind its HTTP server, with its connector, its faults and its state for inspection. The sim and the
+// embedded engine start alike.
+import assert from "node:assert/strict";
 import { once } from "node:events";
-import type { Server } from "node:http";
 import type { AddressInfo } from "node:net";
-import type { Engine } from "./engine.ts";
-import { parseFault, type Fault, type FaultBoard } from "./faults.ts";
+import { joinAddress } from "../common/address.ts";
+import { systemClock, type Clock } from "../common/clock.ts";
+import type { ConnectorName, EngineRole } from "./engine.ts";
+import type { CoreOptions, EngineCore } from "./engine-core.ts";
+import { FaultBoard, type Fault } from "./faults.ts";
 import type { Outcome } from "./http/answer.ts";
-import { errorBody } from "./http/exchange.ts";
+import { badRequest, errorBody } from "./http/exchange.ts";
 import { createEngineServer } from "./http/server.ts";
 import type { Connector, ConnectorState } from "./kv/connector.ts";
-import type { EngineMetrics } from "./metrics.ts";
-import type { ConnectorName, EngineRole } from "./roles.ts";
+
+/** What every engine is started with. Settings of `tandem engine` explain them. */
+export interface EngineOptions {
+  /** Loopback: nothing guards an engine. */
+  readonly host?: string;
+  /** 0: any free one. */
+  readonly port?: number;
+  readonly role?: EngineRole;
+  readonly connector?: ConnectorName;
+  readonly modelName?: string | undefined;
+  /** Limit on prompt and answer together, in tokens. */
+  readonly maxLength?: number | undefined;
+  /** `host:port` of the KV socket; the port may be 0. */
+  readonly kvListen?: string;
+  /** Sequences that run or hold KV at one time; more wait. */
+  readonly kvSlots?: number;
+  /** KV of all sequences together. Default: enough for every slot's longest sequence. */
+  readonly kvTokenLimit?: number | undefined;
+  readonly kvLeaseMs?: number;
+  /** Timeout of a KV push. */
+  readonly kvPushTimeoutMs?: number;
+  /** Timeout of a nixl handshake. vLLM's is 5 s. */
+  readonly handshakeTimeoutMs?: number;
+  readonly faults?: readonly (string | Fault)[];
+  /** As vLLM's --enable-prompt-tokens-details. */
+  readonly reportCachedTokens?: boolean;
+  readonly clock?: Clock;
+  /** How long a dead core still answers, with 503, before its process goes. */
+  readonly deathMs?: number;
+  /** Called once if a fault killed the engine; its sockets are closed by then. */
+  readonly onDeath?: () => void;
+}
 
 export interface EngineState {
-  /** Which of Tandem's engines this is. */
-  readonly engine: "sim" | "embedded";
+  readonly engine: EngineCore["kind"];
   readonly model: string;
   readonly model_hash: string;
   readonly role: string;
@@ -51,42 +83,34 @@ export interface RunningEngine extends AsyncDisposable {
   kill(): void;
 }
 
-/** An engine as the server runs it. */
-export interface EngineCore extends Engine {
-  readonly modelHash: string;
-  readonly runningCount: number;
-  readonly waitingCount: number;
-  readonly kvTokens: number;
-  readonly metrics: EngineMetrics;
-  /** The connector with it. */
-  close(): void;
-}
-
-export interface ServeOptions {
-  readonly kind: EngineState["engine"];
-  readonly core: EngineCore;
-  readonly connector: Connector | null;
-  readonly connectorName: ConnectorName;
-  readonly role: EngineRole;
-  readonly faults: FaultBoard;
-  readonly reportCached: boolean;
-  readonly host: string;
-  readonly port: number;
-  /** Called once if a fault killed the engine; its sockets are closed by then. */
-  readonly onDeath?: () => void;
-}
-
-/** @throws Error if the address cannot be bound; the engine is then closed. */
-export async function serveEngine(options: ServeOptions): Promise<RunningEngine> {
-  const { core, connector, faults, role, host } = options;
+/** @throws Error if an address cannot be bound; the engine is then closed. */
+export async function serveEngine(
+  options: EngineOptions,
+  createCore: (options: CoreOptions) => EngineCore,
+): Promise<RunningEngine> {
+  const { role = "none", connector: connectorName = "none", host = "127.0.0.1", clock = systemClock } = options;
   const outcomes: Record<Outcome, number> = { finished: 0, aborted: 0, failed: 0, refused: 0 };
   let outcomeWaiters: ((outcome: Outcome) => void)[] = [];
+  let stopped = false;
+  const stop = (): void => {
+    stopped = true;
+    server.close();
+    server.closeAllConnections();
+    core.close();
+  };
+  const kill = (): void => {
+    if (stopped) return;
+    stop();
+    options.onDeath?.();
+  };
+  const core = createCore({ clock, onDeath: () => void clock.setTimer(options.deathMs ?? 200, kill) });
+  const faults = new FaultBoard(options.faults ?? [], (board) => core.setHung(board.has("hang")));
   const server = createEngineServer({
     engine: core,
     faults,
-    reportCached: options.reportCached,
-    die: () => kill(),
-    admin: (...request) => admin(...request),
+    reportCached: options.reportCachedTokens ?? false,
+    die: kill,
+    admin,
     onOutcome(outcome) {
       outcomes[outcome]++;
       const waiters = outcomeWaiters;
@@ -94,31 +118,26 @@ export async function serveEngine(options: ServeOptions): Promise<RunningEngine>
       for (const waiter of waiters) waiter(outcome);
     },
   });
+  let connector: Connector | null;
   try {
-    await listen(server, host, options.port);
+    connector = await startConnector(core, options, faults, clock);
+    if (connector !== null) core.useConnector(connector);
+    server.listen(options.port ?? 0, host);
+    await once(server, "listening");
   } catch (error) {
     core.close();
     throw error;
   }
-  const url = `http://${host.includes(":") ? `[${host}]` : host}:${(server.address() as AddressInfo).port}`;
+  const url = `http://${joinAddress(host, (server.address() as AddressInfo).port)}`;
 
-  let killed = false;
-  const kill = (): void => {
-    if (killed) return;
-    killed = true;
-    server.close();
-    server.closeAllConnections();
-    core.close();
-    options.onDeath?.();
-  };
-  const state = (): EngineState => {
+  function state(): EngineState {
     const kv = connector?.state() ?? { held: [], leasesExpired: 0, sentBytes: 0, receivedBytes: 0 };
     return {
-      engine: options.kind,
+      engine: core.kind,
       model: core.model.name,
-      model_hash: core.modelHash,
+      model_hash: core.kv.modelHash,
       role,
-      connector: options.connectorName,
+      connector: connectorName,
       url,
       kv_address: connector?.address ?? null,
       alive: core.alive,
@@ -135,14 +154,15 @@ export async function serveEngine(options: ServeOptions): Promise<RunningEngine>
       outcomes: { ...outcomes },
       faults: faults.active,
     };
-  };
-  const admin = (method: string, path: string, body: string): { status: number; json: string } | null => {
+  }
+
+  function admin(method: string, path: string, body: string): { status: number; json: string } | null {
     try {
       if (path === "/sim/state" && method === "GET") return { status: 200, json: JSON.stringify(state()) };
       if (path === "/sim/fault" && method === "DELETE") faults.clear();
       else if (path === "/sim/fault" && method === "POST") {
-        const sent = JSON.parse(body) as string | Record<string, unknown> | (string | Record<string, unknown>)[];
-        for (const fault of (Array.isArray(sent) ? sent : [sent]).map(parseFault)) faults.add(fault);
+        const sent = JSON.parse(body) as Fault | Fault[];
+        faults.add(...(Array.isArray(sent) ? sent : [sent]));
       } else if (path === "/kv/release" && method === "POST") {
         const id = (JSON.parse(body) as { request_id?: unknown }).request_id;
         if (typeof id !== "string" || id === "") throw new RangeError("request_id is needed");
@@ -150,34 +170,43 @@ export async function serveEngine(options: ServeOptions): Promise<RunningEngine>
       } else return null;
       return { status: 200, json: JSON.stringify({ faults: faults.active }) };
     } catch (error) {
-      return {
-        status: 400,
-        json: errorBody({ status: 400, type: "BadRequestError", message: (error as Error).message, param: null }),
-      };
+      return { status: 400, json: errorBody(badRequest((error as Error).message)) };
     }
-  };
+  }
 
   return {
     url,
     kvAddress: connector?.address ?? null,
     state,
-    setFault: (fault) => faults.add(typeof fault === "string" ? parseFault(fault) : fault),
+    setFault: (fault) => faults.add(fault),
     clearFaults: () => faults.clear(),
     nextOutcome: () => new Promise((resolve) => outcomeWaiters.push(resolve)),
     kill,
     async [Symbol.asyncDispose]() {
-      if (killed) return;
-      killed = true;
+      if (stopped) return;
       const closed = once(server, "close");
-      server.close();
-      server.closeAllConnections();
-      core.close();
+      stop();
       await closed;
     },
   };
 }
 
-async function listen(server: Server, host: string, port: number): Promise<void> {
-  server.listen(port, host);
-  await once(server, "listening");
+/** Loaded only here: an engine without a connector needs no sockets. */
+async function startConnector(
+  { kv, space, metrics }: EngineCore,
+  options: EngineOptions,
+  faults: FaultBoard,
+  clock: Clock,
+): Promise<Connector | null> {
+  const { role, connector, kvListen: listen = "127.0.0.1:0", kvLeaseMs: leaseMs = 30_000 } = options;
+  const common = { listen, space, faults, clock, leaseMs };
+  if (connector === "p2p-zmq") {
+    const { startP2pZmq } = await import("./kv/p2p-zmq.ts");
+    const prefills = role === "prefill";
+    return startP2pZmq({ ...common, model: kv, prefills, pushTimeoutMs: options.kvPushTimeoutMs ?? 5_000 });
+  }
+  if (connector !== "nixl") return null;
+  const { startNixl } = await import("./kv/nixl.ts");
+  assert("blocksOf" in kv, "config.ts refuses nixl for the embedded engine");
+  return startNixl({ ...common, model: kv, metrics, handshakeTimeoutMs: options.handshakeTimeoutMs ?? 5_000 });
 }

@@ -11,6 +11,19 @@ describe("the system's clock", () => {
     await within(promise, "a timer");
   });
 
+  it("runs what is due now with the next turn of the event loop, not a millisecond later", async () => {
+    const ran: string[] = [];
+    const { promise, resolve } = deferred();
+    systemClock.setTimer(0, () => ran.push("cancelled")).cancel();
+    systemClock.setTimer(0, () => ran.push("due now"));
+    setImmediate(() => {
+      ran.push("next turn");
+      resolve();
+    });
+    await within(promise, "the next turn");
+    assert.deepEqual(ran, ["due now", "next turn"]);
+  });
+
   it("cancels timers, and doesn't run a very long one at once", async () => {
     let ran = 0;
     systemClock.setTimer(1, () => ran++).cancel();

@@ -24,14 +24,14 @@ describe("the launcher of the engines that ship", () => {
   for (const kind of KINDS) {
     it(`exposes the KV side channel of ${kind} under an address that others can dial, and only there`, async () => {
       const exposed = read(await argsOf(kind, { kvHost: "10.0.0.7" }));
-      assert.deepEqual([exposed.kv.listen, exposed.expose], ["10.0.0.7:4002", true]);
+      assert.deepEqual([exposed.kv.kvListen, exposed.expose], ["10.0.0.7:4002", true]);
       assert.equal(exposed.listen, "127.0.0.1:4001", "its API stays on loopback");
       assert.equal(read(await argsOf(kind)).expose, false);
     });
 
     it(`passes other flags on to ${kind}`, async () => {
       const config = read(await argsOf(kind, { flags: ["--kv.lease_ms", "5", "--fault=refuse"] }));
-      assert.deepEqual([config.kv.leaseMs, config.fault], [5, ["refuse"]]);
+      assert.deepEqual([config.kv.kvLeaseMs, config.fault], [5, ["refuse"]]);
     });
 
     it(`refuses a flag that it gives ${kind} itself, and says what decides it`, async () => {

@@ -10,8 +10,8 @@ const options = (...argv: string[]): ReturnType<typeof simOptions> =>
 
 describe("tandem engine's settings", () => {
   it("have the defaults of an aggregated engine", () => {
-    const { port, role, connector, modelName, kvSlots } = options();
-    assert.deepEqual([port, role, connector, modelName, kvSlots], [8000, "none", "none", "tandem-sim", 64]);
+    const { port, role, connector, kvSlots } = options();
+    assert.deepEqual([port, role, connector, kvSlots], [8000, "none", "none", 64]);
   });
 
   it("read faults, and refuse one that does not exist", () => {

@@ -1,7 +1,8 @@
 // One generation request from submit to the last byte: starts its sequences, writes their tokens as they
 // arrive or collects them, and ends exactly once: finished, failed, or aborted because the client left.
 import type { ServerResponse } from "node:http";
-import type { Engine, EngineFailure, Finish, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
+import type { EngineFailure, Finish, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
+import type { EngineCore } from "../engine-core.ts";
 import type { RequestFaults } from "../faults.ts";
 import { errorEvent, HttpError, sendError, sendJson } from "./exchange.ts";
 import type { AnswerFinish, AnswerFormat, Delta, Usage, WholeChoice } from "./format.ts";
@@ -52,7 +53,7 @@ export class Answer {
     this.#die = die;
   }
 
-  start(engine: Engine): void {
+  start(engine: EngineCore): void {
     const { prompts, n, samplings, stops, includeStop, kvTransferParams, promptLogprobs, stream } = this.#plan;
     const pace =
       this.#faults === null || (this.#faults.extraMsPerToken === 0 && this.#faults.stallAfterTokens === Infinity)

@@ -1,6 +1,6 @@
 // POST /v1/chat/completions: reads the request and writes its answers, byte for byte as vLLM 0.32 does.
-import type { Engine, SequenceHandle } from "../engine.ts";
-import type { Message } from "../message.ts";
+import type { Message, SequenceHandle } from "../engine.ts";
+import type { EngineCore } from "../engine-core.ts";
 import type { AnswerPlan } from "./answer.ts";
 import { validationError, type Json, type JsonObject } from "./body.ts";
 import { badRequest, badValue } from "./exchange.ts";
@@ -13,7 +13,7 @@ import { checkModel, clampMaxTokens, readChoices, readSamplingFields, readStream
  * @throws HttpError if vLLM would refuse the request.
  */
 export function planChat(
-  engine: Engine,
+  engine: EngineCore,
   body: JsonObject,
   requestId: string | null,
   newId: () => string,
@@ -106,7 +106,7 @@ interface FormatOptions {
 }
 
 class ChatFormat implements AnswerFormat {
-  readonly #engine: Engine;
+  readonly #engine: EngineCore;
   readonly #handles: readonly SequenceHandle[];
   readonly #options: FormatOptions;
   readonly #id: string;
@@ -114,7 +114,7 @@ class ChatFormat implements AnswerFormat {
   readonly #head: string;
   readonly #fingerprint: string;
 
-  constructor(engine: Engine, id: string, handles: readonly SequenceHandle[], options: FormatOptions) {
+  constructor(engine: EngineCore, id: string, handles: readonly SequenceHandle[], options: FormatOptions) {
     this.#engine = engine;
     this.#handles = handles;
     this.#options = options;

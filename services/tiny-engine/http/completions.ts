@@ -1,5 +1,6 @@
 // POST /v1/completions: reads the request and writes its answers, byte for byte as vLLM 0.32 does.
-import type { Engine, SequenceHandle } from "../engine.ts";
+import type { SequenceHandle } from "../engine.ts";
+import type { EngineCore } from "../engine-core.ts";
 import type { AnswerPlan } from "./answer.ts";
 import type { Json, JsonObject } from "./body.ts";
 import { badRequest, badValue } from "./exchange.ts";
@@ -14,7 +15,7 @@ const DEFAULT_MAX_TOKENS = 16;
  * @throws HttpError if vLLM would refuse the request.
  */
 export function planCompletions(
-  engine: Engine,
+  engine: EngineCore,
   body: JsonObject,
   requestId: string | null,
   newId: () => string,
@@ -96,7 +97,7 @@ interface FormatOptions {
 }
 
 class CompletionsFormat implements AnswerFormat {
-  readonly #engine: Engine;
+  readonly #engine: EngineCore;
   readonly #handles: readonly SequenceHandle[];
   readonly #options: FormatOptions;
   readonly #head: string;
@@ -104,7 +105,7 @@ class CompletionsFormat implements AnswerFormat {
   /** One per choice, if logprobs were asked for: offsets count through the whole answer. */
   readonly #logprobs: readonly CompletionLogprobs[];
 
-  constructor(engine: Engine, id: string, handles: readonly SequenceHandle[], options: FormatOptions) {
+  constructor(engine: EngineCore, id: string, handles: readonly SequenceHandle[], options: FormatOptions) {
     this.#engine = engine;
     this.#handles = handles;
     this.#options = options;

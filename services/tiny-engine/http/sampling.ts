@@ -1,5 +1,6 @@
 // The sampling fields of both endpoints, with vLLM's checks in vLLM's order and words (SamplingParams of 0.32).
-import type { Engine, Sampling } from "../engine.ts";
+import type { Sampling } from "../engine.ts";
+import type { EngineCore } from "../engine-core.ts";
 import { readFields, type Fields, type FieldType, type Json, type JsonObject } from "./body.ts";
 import { badRequest, badValue, HttpError } from "./exchange.ts";
 
@@ -125,7 +126,7 @@ export function readChoices(
   fields: SamplingFields,
   maxTokens: number,
   logprobs: number | null,
-  engine: Engine,
+  engine: EngineCore,
 ): ChoicesPlan {
   const n = fields.n ?? 1;
   const temperature = fields.temperature ?? 1;
@@ -192,7 +193,7 @@ export function readChoices(
 /** vLLM's shortest message for a format that it cannot constrain. */
 function refuseGrammars(
   { response_format: format, structured_outputs: structured }: SamplingFields,
-  engine: Engine,
+  engine: EngineCore,
 ): void {
   if (engine.model.takesGrammars) return;
   const type = (format as { type?: Json } | null)?.type ?? "text";

@@ -1,8 +1,8 @@
-// vLLM's HTTP API over an Engine: the routes, their answers, and the errors for unknown routes.
+// vLLM's HTTP API over an engine: the routes, their answers, and the errors for unknown routes.
 // In addition the sim's own routes: /sim/* to inspect the engine and inject faults, /kv/release to drop KV.
 import { randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { Engine } from "../engine.ts";
+import type { EngineCore } from "../engine-core.ts";
 import type { FaultBoard } from "../faults.ts";
 import { Answer, type AnswerPlan, type Outcome } from "./answer.ts";
 import { parseObject, type JsonObject } from "./body.ts";
@@ -15,7 +15,7 @@ import { detokenize, tokenize } from "./tokenize.ts";
 const KEEP_ALIVE_MS = 5_000;
 
 export interface ServerOptions {
-  readonly engine: Engine;
+  readonly engine: EngineCore;
   readonly faults: FaultBoard;
   /** As vLLM's --enable-prompt-tokens-details. */
   readonly reportCached: boolean;
@@ -32,7 +32,7 @@ export interface ServerOptions {
 
 type Handler = (req: IncomingMessage, res: ServerResponse) => void | Promise<void>;
 type Planner = (
-  engine: Engine,
+  engine: EngineCore,
   body: JsonObject,
   requestId: string | null,
   newId: () => string,
@@ -117,9 +117,9 @@ export function createEngineServer(options: ServerOptions): Server {
     "/health": { GET: health },
     "/ping": { GET: health, POST: health },
     "/version": { GET: fixed(() => JSON.stringify({ version: engine.model.version })) },
-    "/load": { GET: fixed(() => JSON.stringify({ server_load: engine.load })) },
+    "/load": { GET: fixed(() => JSON.stringify({ server_load: engine.runningCount + engine.waitingCount })) },
     "/kv_event_sources": { GET: fixed(() => "{}") },
-    "/metrics": { GET: (_, res) => send(res, 200, engine.metricsText(), "text/plain; version=1.0.0; charset=utf-8") },
+    "/metrics": { GET: (_, res) => send(res, 200, engine.metrics.text(), "text/plain; version=1.0.0; charset=utf-8") },
   };
 
   const serve = async (req: IncomingMessage, res: ServerResponse): Promise<void> => {

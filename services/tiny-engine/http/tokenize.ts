@@ -1,12 +1,12 @@
 // POST /tokenize and /detokenize.
-import type { Engine } from "../engine.ts";
+import type { EngineCore } from "../engine-core.ts";
 import { readFields, validationError, type JsonObject } from "./body.ts";
 import { readMessages } from "./chat.ts";
 import { badRequest } from "./exchange.ts";
 import { checkModel } from "./sampling.ts";
 
 /** @returns The answer's JSON. @throws HttpError as vLLM does. */
-export function tokenize(engine: Engine, body: JsonObject): string {
+export function tokenize(engine: EngineCore, body: JsonObject): string {
   const input = `'<dict of ${Object.keys(body).length} items>'`;
   if (body["prompt"] === undefined && body["messages"] === undefined) {
     throw validationError(
@@ -37,7 +37,7 @@ export function tokenize(engine: Engine, body: JsonObject): string {
 }
 
 /** @returns The answer's JSON. @throws HttpError for invalid ids. */
-export function detokenize(engine: Engine, body: JsonObject): string {
+export function detokenize(engine: EngineCore, body: JsonObject): string {
   const fields = readFields(body, { model: "string", tokens: "any" });
   if (fields.tokens === null) {
     throw validationError([
@@ -59,6 +59,6 @@ export function detokenize(engine: Engine, body: JsonObject): string {
 }
 
 /** A token as byte-level BPE vocabularies spell it: a leading space is a letter of its own. */
-function pieceOf({ tokenizer }: Engine, token: number): string {
+function pieceOf({ tokenizer }: EngineCore, token: number): string {
   return (tokenizer.text(token) ?? "\ufffd").replaceAll(" ", "\u0120").replaceAll("\n", "\u010a");
 }

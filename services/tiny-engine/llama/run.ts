@@ -1,45 +1,23 @@
-// One sequence in the engine: its request, the sink of its answer, and its progress.
+// One sequence in the embedded engine, and the command that starts it in the worker.
 import { randomBytes } from "node:crypto";
 import type { SequenceRequest, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { KvOutflow } from "../kv/connector.ts";
-import type { Measured } from "../metrics.ts";
+import { Sequence } from "../sequence.ts";
 import type { Add } from "./worker/messages.ts";
 
-export interface Run extends Measured {
+export class Run extends Sequence {
   /** Its name in the worker. */
   readonly id: number;
-  readonly sink: TokenSink;
-  state: "waiting" | "running" | "ended";
-  scheduledMs: number;
-  outputCount: number;
-  cachedTokens: number;
   /** KV of the prompt that was transferred to this engine. */
-  kv: readonly Buffer[] | null;
+  kv: readonly Buffer[] | null = null;
   /** KV of the prompt on its way to a decode engine. */
-  outflow: KvOutflow | null;
-  promptLogprobs: readonly (TokenLogprobs | null)[] | null;
-  /** Stops a push that this sequence waits for. */
-  readonly cancel: AbortController;
-}
+  outflow: KvOutflow | null = null;
+  promptLogprobs: readonly (TokenLogprobs | null)[] | null = null;
 
-export function newRun(id: number, request: SequenceRequest, sink: TokenSink, nowMs: number): Run {
-  return {
-    id,
-    request,
-    sink,
-    arrivedMs: nowMs,
-    state: "waiting",
-    scheduledMs: 0,
-    firstTokenMs: 0,
-    lastTokenMs: 0,
-    outputCount: 0,
-    cachedTokens: 0,
-    preemptions: 0,
-    kv: null,
-    outflow: null,
-    promptLogprobs: null,
-    cancel: new AbortController(),
-  };
+  constructor(id: number, request: SequenceRequest, sink: TokenSink, arrivedMs: number) {
+    super(request, sink, arrivedMs);
+    this.id = id;
+  }
 }
 
 /** Tokens that the sequence can grow to. */

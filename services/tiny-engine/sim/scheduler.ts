@@ -3,8 +3,9 @@
 // token in one burst. Prompts are cut to a token budget per step, so a long prompt slows the others
 // down for some steps, as vLLM's chunked prefill does.
 import type { Clock, Timer } from "../../common/clock.ts";
+import type { KvSpace } from "../kv/connector.ts";
 import type { EngineMetrics } from "../metrics.ts";
-import type { Sequence } from "./sequence.ts";
+import type { SimSequence } from "./sim-sequence.ts";
 
 export interface Timing {
   readonly prefillMsPerToken: number;
@@ -16,22 +17,21 @@ export interface Timing {
   readonly stepTokenLimit: number;
 }
 
-export interface SchedulerOptions {
+export interface SchedulerOptions extends Timing {
   readonly slots: number;
   readonly kvTokenLimit: number;
-  readonly timing: Timing;
   readonly clock: Clock;
   readonly metrics: EngineMetrics;
   /** Called when a sequence is admitted; sets its tokens found in the prefix cache. */
-  readonly onAdmit: (sequence: Sequence) => void;
+  readonly onAdmit: (sequence: SimSequence) => void;
   /** Called when a sequence's next token is due. May end or park the sequence. */
-  readonly onToken: (sequence: Sequence, nowMs: number) => void;
+  readonly onToken: (sequence: SimSequence, nowMs: number) => void;
 }
 
-export class Scheduler {
+export class Scheduler implements KvSpace {
   readonly #options: SchedulerOptions;
-  #waiting: Sequence[] = [];
-  #running: Sequence[] = [];
+  #waiting: SimSequence[] = [];
+  #running: SimSequence[] = [];
   #heldSlots = 0;
   #usedTokens = 0;
   #deferred = 0;
@@ -61,14 +61,14 @@ export class Scheduler {
     return this.#options.slots - this.#running.length - this.#heldSlots;
   }
 
-  enqueue(sequence: Sequence): void {
+  enqueue(sequence: SimSequence): void {
     sequence.state = "waiting";
     this.#waiting.push(sequence);
     this.#wake();
   }
 
   /** Runs a sequence whose slot and KV tokens were held for it. */
-  runHeld(sequence: Sequence, heldTokens: number): void {
+  runHeld(sequence: SimSequence, heldTokens: number): void {
     this.releaseSlot(heldTokens);
     this.#start(sequence, this.#options.clock.nowMs());
     this.#usedTokens += sequence.kvTokens;
@@ -108,9 +108,8 @@ export class Scheduler {
   }
 
   /** Ends the sequence and frees its slot and KV. */
-  remove(sequence: Sequence): void {
+  remove(sequence: SimSequence): void {
     if (sequence.state === "running") this.#usedTokens -= sequence.kvTokens;
-    sequence.state = "ended";
     sequence.kvTokens = 0;
     // A step iterates over the arrays, and drops the ended sequences itself.
     if (this.#stepping) return;
@@ -122,7 +121,7 @@ export class Scheduler {
   /**
    * Takes a sequence out of the batch while its KV is on its way; slot and tokens stay taken. Undone by `releaseSlot`.
    */
-  park(sequence: Sequence): number {
+  park(sequence: SimSequence): number {
     const tokens = sequence.kvTokens;
     sequence.state = "transferring";
     this.#heldSlots++;
@@ -140,11 +139,6 @@ export class Scheduler {
   close(): void {
     this.#closed = true;
     this.#cancelStep();
-  }
-
-  /** Every sequence that has not ended, running first. */
-  sequences(): Sequence[] {
-    return [...this.#running, ...this.#waiting].filter((sequence) => sequence.state !== "ended");
   }
 
   #wake(): void {
@@ -165,11 +159,11 @@ export class Scheduler {
   }
 
   #plan(): void {
-    const { clock, timing } = this.#options;
+    const { clock, prefillMsPerToken, decodeMsPerToken, requestMs, stepTokenLimit } = this.#options;
     const nowMs = clock.nowMs();
     this.#scheduled = false;
     this.#admit(nowMs);
-    let budget = timing.stepTokenLimit;
+    let budget = stepTokenLimit;
     let durationMs = 0;
     let decoding = false;
     let planned = false;
@@ -183,8 +177,8 @@ export class Scheduler {
         const tokens = Math.min(sequence.prefillLeft, budget);
         if (tokens === 0) continue;
         budget -= tokens;
-        if (sequence.kvTokens === sequence.cachedTokens) durationMs += timing.requestMs;
-        durationMs += tokens * timing.prefillMsPerToken;
+        if (sequence.kvTokens === sequence.cachedTokens) durationMs += requestMs;
+        durationMs += tokens * prefillMsPerToken;
         sequence.planned = "prefill";
         sequence.plannedPrefill = tokens;
         planned = true;
@@ -202,7 +196,7 @@ export class Scheduler {
       this.#timer = clock.setTimer(wakeMs - nowMs, () => this.#plan());
       return;
     }
-    if (decoding) durationMs += timing.decodeMsPerToken;
+    if (decoding) durationMs += decodeMsPerToken;
     // Steps follow a grid, so a late timer does not slow the engine down; a step's worth of lateness is
     // made up, more is forgotten, or an overloaded machine would burst.
     this.#dueMs = Math.max(this.#dueMs, nowMs - durationMs) + durationMs;
@@ -239,7 +233,7 @@ export class Scheduler {
     else this.#plan();
   }
 
-  #grow(sequence: Sequence, tokens: number): void {
+  #grow(sequence: SimSequence, tokens: number): void {
     sequence.kvTokens += tokens;
     this.#usedTokens += tokens;
   }
@@ -259,7 +253,7 @@ export class Scheduler {
     if (admitted > 0) this.#waiting.splice(0, admitted);
   }
 
-  #start(sequence: Sequence, nowMs: number): void {
+  #start(sequence: SimSequence, nowMs: number): void {
     sequence.state = "running";
     if (sequence.scheduledMs === 0) sequence.scheduledMs = nowMs;
     this.#running.push(sequence);
@@ -270,7 +264,7 @@ export class Scheduler {
     while (this.#usedTokens > this.#options.kvTokenLimit && this.#running.length > 1) {
       const victim = this.#running.pop()!;
       this.#usedTokens -= victim.kvTokens;
-      victim.prefillLeft = victim.promptTokens.length + victim.outputCount;
+      victim.prefillLeft = victim.request.prompt.length + victim.outputCount;
       victim.kvTokens = victim.cachedTokens = 0;
       victim.preemptions++;
       victim.state = "waiting";

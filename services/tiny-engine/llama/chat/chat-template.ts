@@ -1,7 +1,7 @@
 // A conversation as tokens, by the template in the model's file. The names of special tokens mean those tokens if
 // the template wrote them, and are ordinary letters if a client did: no client can end a turn from inside a message.
 import { badRequest } from "../../http/exchange.ts";
-import type { Message } from "../../message.ts";
+import type { Message } from "../../engine.ts";
 import type { Bpe } from "../bpe.ts";
 import { GgufError, type Gguf } from "../gguf.ts";
 import { compileTemplate, RefusedByTemplate, type RenderTemplate, type TemplateError } from "./compile-template.ts";
