@@ -4,8 +4,8 @@ import type { ServerResponse } from "node:http";
 import type { EngineFailure, Finish, SequenceHandle, TokenLogprobs, TokenSink } from "../engine.ts";
 import type { EngineCore } from "../engine-core.ts";
 import type { RequestFaults } from "../faults.ts";
-import { errorEvent, HttpError, sendError, sendJson } from "./exchange.ts";
-import type { AnswerFinish, AnswerFormat, Delta, Usage, WholeChoice } from "./format.ts";
+import { errorBody, errorEvent, sendJson } from "./exchange.ts";
+import type { AnswerFormat, Delta, Usage, WholeChoice } from "./format.ts";
 import { OutputText } from "./output-text.ts";
 import type { ChoicesPlan, StreamChoice } from "./sampling.ts";
 import { DONE, SseWriter } from "./sse.ts";
@@ -17,17 +17,24 @@ export interface AnswerPlan extends ChoicesPlan {
   readonly prompts: readonly { readonly id: string; readonly tokens: readonly number[] }[];
   readonly stream: StreamChoice;
   readonly promptLogprobs: number | null;
-  readonly reportCached: boolean;
   /** Made once the sequences are submitted, whose handles know the prompt's logprobs. */
   readonly format: (handles: readonly SequenceHandle[]) => AnswerFormat;
 }
 
+export interface AnswerOptions {
+  readonly engine: EngineCore;
+  /** As vLLM's --enable-prompt-tokens-details. */
+  readonly reportCached: boolean;
+  readonly onOutcome: (outcome: Outcome) => void;
+  /** The fault "die" struck. */
+  readonly die: () => void;
+}
+
 export class Answer {
+  readonly #options: AnswerOptions;
   readonly #res: ServerResponse;
   readonly #plan: AnswerPlan;
   readonly #faults: RequestFaults | null;
-  readonly #onOutcome: (outcome: Outcome) => void;
-  readonly #die: () => void;
   readonly #choices: Choice[] = [];
   readonly #handles: SequenceHandle[] = [];
   #format: AnswerFormat | null = null;
@@ -39,48 +46,34 @@ export class Answer {
   #tokenCount = 0;
   #over = false;
 
-  constructor(
-    res: ServerResponse,
-    plan: AnswerPlan,
-    faults: RequestFaults | null,
-    onOutcome: (outcome: Outcome) => void,
-    die: () => void,
-  ) {
+  constructor(options: AnswerOptions, res: ServerResponse, plan: AnswerPlan, faults: RequestFaults | null) {
+    this.#options = options;
     this.#res = res;
     this.#plan = plan;
     this.#faults = faults;
-    this.#onOutcome = onOutcome;
-    this.#die = die;
   }
 
-  start(engine: EngineCore): void {
+  start(): void {
+    const { engine } = this.#options;
     const { prompts, n, samplings, stops, includeStop, kvTransferParams, promptLogprobs, stream } = this.#plan;
     const pace =
       this.#faults === null || (this.#faults.extraMsPerToken === 0 && this.#faults.stallAfterTokens === Infinity)
         ? null
         : this.#faults;
+    const shared = { choiceCount: n, kvTransferParams, promptLogprobs, pace };
     this.#open = prompts.length * n;
     this.#res.once("close", () => {
-      if (!this.#res.writableFinished) this.#abort();
+      if (!this.#res.writableFinished) this.#end("aborted");
     });
     prompts.forEach((prompt, promptIndex) => {
       for (let child = 0; child < n && !this.#over; child++) {
         const sampling = samplings[child]!;
         const text = new OutputText(engine.tokenizer, stops, includeStop, sampling.minTokens);
-        const choice = new Choice(this, promptIndex * n + child, text, includeStop);
+        const choice = new Choice(this, promptIndex * n + child, text);
         this.#choices.push(choice);
         // vLLM's ids of choices; the KV of a paired request travels under them.
         const id = n > 1 ? `${child}_${prompt.id}` : prompt.id;
-        const request = {
-          id,
-          prompt: prompt.tokens,
-          choice: child,
-          choiceCount: n,
-          sampling,
-          kvTransferParams,
-          promptLogprobs,
-          pace,
-        };
+        const request = { ...shared, id, prompt: prompt.tokens, choice: child, sampling };
         this.#handles.push(engine.submit(request, choice));
       }
     });
@@ -106,11 +99,10 @@ export class Answer {
 
   fail(failure: EngineFailure): void {
     if (!this.#end("failed")) return;
-    const error = new HttpError(failure.status, failure.type, failure.message, failure.param);
     if (this.#writer === null) {
-      sendError(this.#res, error);
+      sendJson(this.#res, failure.status, errorBody(failure));
     } else {
-      this.#writer.write(errorEvent(error), DONE);
+      this.#writer.write(errorEvent(failure), DONE);
       this.#writer.end();
     }
   }
@@ -139,14 +131,8 @@ export class Answer {
     if (!this.#end("finished")) return;
     const format = this.#format!;
     if (this.#writer === null) {
-      sendJson(
-        this.#res,
-        200,
-        format.body(
-          this.#choices.map((choice) => choice.whole()),
-          this.#usage(),
-        ),
-      );
+      const choices = this.#choices.map((choice) => choice.whole());
+      sendJson(this.#res, 200, format.body(choices, this.#usage()));
       return;
     }
     if (this.#plan.stream.includeUsage) this.#writer.write(format.usageEvent(this.#usage()));
@@ -158,12 +144,8 @@ export class Answer {
     return {
       promptTokens: this.#plan.prompts.reduce((sum, { tokens }) => sum + tokens.length, 0),
       completionTokens: this.#choices.reduce((sum, choice) => sum + choice.completionTokens, 0),
-      cachedTokens: this.#plan.reportCached ? this.#handles[0]!.cachedTokens : null,
+      cachedTokens: this.#options.reportCached ? this.#handles[0]!.cachedTokens : null,
     };
-  }
-
-  #abort(): void {
-    this.#end("aborted");
   }
 
   /** False if the answer was already over. Aborts sequences that still run. */
@@ -172,7 +154,7 @@ export class Answer {
     this.#over = true;
     // A finished answer's sequences end by themselves; the last is still in its last step.
     if (outcome !== "finished") for (const handle of this.#handles) handle.abort();
-    this.#onOutcome(outcome);
+    this.#options.onOutcome(outcome);
     return true;
   }
 
@@ -185,23 +167,14 @@ export class Answer {
     } else if (this.#tokenCount >= halfEventAfterTokens) {
       this.#end("failed");
       if (this.#writer !== null) {
-        const half = {
-          text: " half",
-          tokens: [],
-          logprobs: [],
-          finish: null,
-          first: false,
-          index: 0,
-          completionTokens: this.#tokenCount,
-        };
-        this.#writer.breakOff(this.#format!.event(half));
+        this.#writer.breakOff('data: {"choices":[{"index":0,"text":" half"}]}\n\n');
       } else {
         this.#res.writeHead(200, { "content-type": "application/json", "content-length": "1000" });
         this.#res.write('{"id":"cmpl-', () => this.#res.destroy());
       }
     } else if (this.#tokenCount >= dieAfterTokens) {
       this.#end("failed");
-      this.#die();
+      this.#options.die();
     }
   }
 }
@@ -211,20 +184,18 @@ class Choice implements TokenSink {
   readonly #index: number;
   readonly #answer: Answer;
   readonly #output: OutputText;
-  readonly #includeStop: boolean;
   /** One entry for each unwritten token; for all tokens if the answer is not streamed. */
   readonly #texts: string[] = [];
   readonly #tokens: number[] = [];
   readonly #logprobs: TokenLogprobs[] = [];
   #writtenCount = 0;
-  finish: AnswerFinish | null = null;
+  finish: Finish | null = null;
   completionTokens = 0;
 
-  constructor(answer: Answer, index: number, output: OutputText, includeStop: boolean) {
+  constructor(answer: Answer, index: number, output: OutputText) {
     this.#answer = answer;
     this.#index = index;
     this.#output = output;
-    this.#includeStop = includeStop;
   }
 
   token(token: number, finish: Finish | null, logprobs: TokenLogprobs | null): boolean {
@@ -232,7 +203,7 @@ class Choice implements TokenSink {
     this.#tokens.push(token);
     if (logprobs !== null) this.#logprobs.push(logprobs);
     // A stop token is counted and listed, but its text is not part of the answer.
-    let text = finish?.reason !== "stop" || this.#includeStop ? this.#output.push(token) : "";
+    let text = finish?.reason !== "stop" || this.#output.includeStop ? this.#output.push(token) : "";
     const { stoppedBy } = this.#output;
     if (stoppedBy !== null) {
       this.finish = { reason: "stop", stopReason: stoppedBy, kvTransferParams: finish?.kvTransferParams ?? null };

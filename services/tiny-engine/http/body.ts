@@ -23,6 +23,13 @@ export function validationError(complaints: readonly Complaint[]): HttpError {
   return new HttpError(400, "Bad Request", message, complaints[0]!.loc);
 }
 
+export function missingFields(body: JsonObject, fields: readonly string[]): HttpError {
+  const input = summary(body);
+  return validationError(
+    fields.map((field) => ({ type: "missing", loc: `body.${field}`, msg: "Field required", input })),
+  );
+}
+
 /** @throws HttpError as FastAPI does: wrong content type, no body, broken JSON, not an object. */
 export function parseObject(text: string, contentType: string | undefined): JsonObject {
   if ((contentType ?? "").toLowerCase().split(";")[0]!.trim() !== "application/json") {
@@ -61,27 +68,22 @@ export function parseObject(text: string, contentType: string | undefined): Json
   return value as JsonObject;
 }
 
-/** The message of Python's json module. V8's messages distinguish the cases, though not always as finely. */
-function pythonJsonError(text: string, error: SyntaxError): { position: number; complaint: string } {
-  const found = /at position (\d+)/.exec(error.message);
-  const position = found === null ? text.length : Number(found[1]);
-  const { message } = error;
-  const complaint = message.includes("property name")
-    ? "Expecting property name enclosed in double quotes"
-    : message.includes("Expected ':'")
-      ? "Expecting ':' delimiter"
-      : message.includes("Expected ','")
-        ? "Expecting ',' delimiter"
-        : message.includes("Unterminated string")
-          ? "Unterminated string starting at"
-          : message.includes("after JSON")
-            ? "Extra data"
-            : message.includes("control character")
-              ? "Invalid control character at"
-              : message.includes("escape")
-                ? "Invalid \\escape"
-                : "Expecting value";
-  return { position, complaint };
+/** What V8's message says, and what Python's json module says then. */
+const JSON_ERRORS = [
+  ["property name", "Expecting property name enclosed in double quotes"],
+  ["Expected ':'", "Expecting ':' delimiter"],
+  ["Expected ','", "Expecting ',' delimiter"],
+  ["Unterminated string", "Unterminated string starting at"],
+  ["after JSON", "Extra data"],
+  ["control character", "Invalid control character at"],
+  ["escape", "Invalid \\escape"],
+] as const;
+
+/** V8's messages distinguish the cases, though not always as finely as Python's. */
+function pythonJsonError(text: string, { message }: SyntaxError): { position: number; complaint: string } {
+  const position = Number(/at position (\d+)/.exec(message)?.[1] ?? text.length);
+  const known = JSON_ERRORS.find(([part]) => message.includes(part));
+  return { position, complaint: known?.[1] ?? "Expecting value" };
 }
 
 /** A value as pydantic's error quotes it, in vLLM's shortened form. */

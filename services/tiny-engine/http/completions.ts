@@ -4,77 +4,58 @@ import type { EngineCore } from "../engine-core.ts";
 import type { AnswerPlan } from "./answer.ts";
 import type { Json, JsonObject } from "./body.ts";
 import { badRequest, badValue } from "./exchange.ts";
-import { usageHead, usageJson, type AnswerFormat, type Delta, type Usage, type WholeChoice } from "./format.ts";
-import { CompletionLogprobs, promptLogprobsJson } from "./logprobs.ts";
-import { checkModel, clampMaxTokens, readChoices, readSamplingFields, readStream } from "./sampling.ts";
+import { commonFormat, idsJson, usageJson, type AnswerFormat, type Delta, type WholeChoice } from "./format.ts";
+import { CompletionLogprobs } from "./logprobs.ts";
+import { checkModel, clampMaxTokens, readChoices, readId, readSamplingFields, readStream } from "./sampling.ts";
 
 const DEFAULT_MAX_TOKENS = 16;
 
-/**
- * @param requestId From the header, if there was one.
- * @throws HttpError if vLLM would refuse the request.
- */
-export function planCompletions(
-  engine: EngineCore,
-  body: JsonObject,
-  requestId: string | null,
-  newId: () => string,
-  reportCached: boolean,
-): AnswerPlan {
+/** @throws HttpError if vLLM would refuse the request. */
+export function planCompletions(engine: EngineCore, body: JsonObject, headerId: string | null): AnswerPlan {
   const fields = readSamplingFields(body, { prompt: "any", suffix: "string", logprobs: "integer" });
   const stream = readStream(fields);
-  const texts = readPrompts(fields.prompt);
+  const given = readPrompts(fields.prompt);
   checkModel(fields.model, engine.model.name);
   if (fields.suffix) throw badRequest("suffix is only supported for models with FIM completion rendering", "suffix");
   const { tokenizer, model } = engine;
-  const tokens = texts.map((prompt) =>
+  const prompts = given.map((prompt) =>
     typeof prompt === "string"
       ? tokenizer.encodePrompt(prompt, fields.add_special_tokens !== false)
       : checkIds(prompt, tokenizer.vocabularySize),
   );
-  const limits = tokens.map((prompt) =>
-    clampMaxTokens(fields.max_tokens, DEFAULT_MAX_TOKENS, prompt.length, model.maxLength),
+  const limits = prompts.map(({ length }) =>
+    clampMaxTokens(fields.max_tokens, DEFAULT_MAX_TOKENS, length, model.maxLength),
   );
-  const choices = readChoices(fields, Math.min(...limits), fields.logprobs, engine);
-  const id = `cmpl-${requestId ?? fields.request_id ?? newId()}`;
+  const { logprobs } = fields;
+  const choices = readChoices(fields, Math.min(...limits), logprobs, engine);
+  const id = `cmpl-${readId(fields, headerId)}`;
   const echo = fields.echo ?? false;
-  const promptLogprobs = fields.prompt_logprobs ?? (echo && fields.logprobs !== null ? fields.logprobs : null);
+  const promptLogprobs = fields.prompt_logprobs ?? (echo ? logprobs : null);
+  const texts = given.map((prompt) => (typeof prompt === "string" ? prompt : tokenizer.decode(prompt)));
+  const returnTokenIds = fields.return_token_ids ?? false;
+  const format = { stream, n: choices.n, prompts, texts, echo, logprobs, promptLogprobs, returnTokenIds };
   return {
-    prompts: tokens.map((prompt, index) => ({ id: `${id}-${index}`, tokens: prompt })),
+    prompts: prompts.map((tokens, index) => ({ id: `${id}-${index}`, tokens })),
     ...choices,
     stream,
     promptLogprobs,
-    reportCached,
-    format: (handles) =>
-      new CompletionsFormat(engine, id, handles, {
-        n: choices.n,
-        tokens,
-        texts: texts.map((prompt) => (typeof prompt === "string" ? prompt : tokenizer.decode(prompt))),
-        echo,
-        logprobs: fields.logprobs,
-        promptLogprobs,
-        returnTokenIds: fields.return_token_ids ?? false,
-        includeUsage: stream.includeUsage,
-        continuousUsage: stream.continuousUsage,
-        reportCached,
-      }),
+    format: (handles) => completionsFormat(engine, id, handles, format),
   };
 }
 
 /** One string, a list of strings, one list of token ids, or a list of such lists. */
 function readPrompts(prompt: Json): (string | readonly number[])[] {
   const missing = badValue("Either prompt or prompt_embeds must be provided and non-empty.", "prompt");
-  if (prompt === null || prompt === "" || (Array.isArray(prompt) && prompt.length === 0)) throw missing;
-  if (typeof prompt === "string") return [prompt];
-  if (!Array.isArray(prompt))
-    throw badRequest("prompt must be a string, array of strings, array of tokens, or array of token arrays", "prompt");
-  if (prompt.every((item) => typeof item === "number")) return [prompt];
-  return prompt.map((item: Json) => {
-    if (typeof item === "string" ? item === "" : Array.isArray(item) && item.length === 0) throw missing;
-    if (typeof item === "string" || (Array.isArray(item) && item.every((id) => typeof id === "number")))
-      return item as string | number[];
-    throw badRequest("prompt must be a string, array of strings, array of tokens, or array of token arrays", "prompt");
-  });
+  const wrong = "prompt must be a string, array of strings, array of tokens, or array of token arrays";
+  const read = (item: Json): string | readonly number[] => {
+    if (item === "" || (Array.isArray(item) && item.length === 0)) throw missing;
+    if (typeof item === "string") return item;
+    if (Array.isArray(item) && item.every((id) => typeof id === "number")) return item;
+    throw badRequest(wrong, "prompt");
+  };
+  if (prompt === null) throw missing;
+  const isList = Array.isArray(prompt) && prompt.some((item: Json) => typeof item !== "number");
+  return isList ? prompt.map(read) : [read(prompt)];
 }
 
 function checkIds(ids: readonly number[], vocabularySize: number): readonly number[] {
@@ -84,108 +65,69 @@ function checkIds(ids: readonly number[], vocabularySize: number): readonly numb
 }
 
 interface FormatOptions {
+  readonly stream: AnswerPlan["stream"];
   readonly n: number;
-  readonly tokens: readonly (readonly number[])[];
+  readonly prompts: readonly (readonly number[])[];
+  /** Of the prompts. */
   readonly texts: readonly string[];
   readonly echo: boolean;
   readonly logprobs: number | null;
   readonly promptLogprobs: number | null;
   readonly returnTokenIds: boolean;
-  readonly includeUsage: boolean;
-  readonly continuousUsage: boolean;
-  readonly reportCached: boolean;
 }
 
-class CompletionsFormat implements AnswerFormat {
-  readonly #engine: EngineCore;
-  readonly #handles: readonly SequenceHandle[];
-  readonly #options: FormatOptions;
-  readonly #head: string;
-  readonly #fingerprint: string;
+function completionsFormat(
+  engine: EngineCore,
+  id: string,
+  handles: readonly SequenceHandle[],
+  { stream, n, prompts, texts, echo, logprobs, promptLogprobs, returnTokenIds }: FormatOptions,
+): AnswerFormat {
+  const object = "text_completion";
+  const common = commonFormat(engine, id, handles, { stream, chunkObject: object, chunkUsageEnd: "" });
   /** One per choice, if logprobs were asked for: offsets count through the whole answer. */
-  readonly #logprobs: readonly CompletionLogprobs[];
-
-  constructor(engine: EngineCore, id: string, handles: readonly SequenceHandle[], options: FormatOptions) {
-    this.#engine = engine;
-    this.#handles = handles;
-    this.#options = options;
-    const created = Math.floor(Date.now() / 1000);
-    this.#head = `{"id":${JSON.stringify(id)},"object":"text_completion","created":${created},"model":${JSON.stringify(engine.model.name)},"choices":[`;
-    this.#fingerprint = `"system_fingerprint":${JSON.stringify(engine.model.fingerprint)}`;
-    this.#logprobs =
-      options.logprobs === null ? [] : handles.map(() => new CompletionLogprobs(engine.tokenizer, options.logprobs!));
-  }
-
-  opening(): string[] {
-    return [];
-  }
-
-  event(delta: Delta): string {
-    const { echo, returnTokenIds, includeUsage, continuousUsage, n } = this.#options;
-    const prompt = Math.floor(delta.index / n);
-    const { finish } = delta;
-    const text = echo && delta.first ? this.#options.texts[prompt]! + delta.text : delta.text;
-    // vLLM lists the prompt's ids in the first chunk of an echo too, whether asked for or not.
-    const promptIds = delta.first && (returnTokenIds || echo) ? JSON.stringify(this.#options.tokens[prompt]) : "null";
-    const ids = returnTokenIds ? JSON.stringify(delta.tokens) : "null";
-    const tail = continuousUsage
-      ? `,${usageHead(this.#options.tokens[prompt]!.length, delta.completionTokens)}}`
-      : finish !== null && !includeUsage
-        ? `,${this.#fingerprint}`
-        : "";
-    return (
-      `data: ${this.#head}{"index":${delta.index},"text":${JSON.stringify(text)},"logprobs":${this.#logprobsJson(delta, prompt, delta.first)},` +
-      `"finish_reason":${finish === null ? "null" : `"${finish.reason}"`},"stop_reason":${finish === null ? "null" : JSON.stringify(finish.stopReason)},` +
-      `"prompt_token_ids":${promptIds},"token_ids":${ids}}]${tail}}\n\n`
-    );
-  }
-
-  usageEvent({ promptTokens, completionTokens, cachedTokens }: Usage): string {
-    const details = cachedTokens === null ? "" : `,"prompt_tokens_details":{"cached_tokens":${cachedTokens}}`;
-    return `data: ${this.#head}],${usageHead(promptTokens, completionTokens)}${details}},${this.#fingerprint}}\n\n`;
-  }
-
-  body(choices: readonly WholeChoice[], usage: Usage): string {
-    const kvTransferParams =
-      choices
-        .map(({ finish }) => finish.kvTransferParams)
-        .filter((params) => params !== null)
-        .at(-1) ?? null;
-    return (
-      `${this.#head}${choices.map((choice) => this.#choiceJson(choice)).join(",")}],"service_tier":null,${this.#fingerprint},` +
-      `${usageJson(usage)},"kv_transfer_params":${JSON.stringify(kvTransferParams)},"ec_transfer_params":null,"metrics":null}`
-    );
-  }
-
-  #choiceJson(choice: WholeChoice): string {
-    const { n, echo, texts, tokens, returnTokenIds, promptLogprobs } = this.#options;
-    const prompt = Math.floor(choice.index / n);
-    const text = echo ? texts[prompt]! + choice.text : choice.text;
-    const ofPrompt =
-      promptLogprobs === null
-        ? "null"
-        : promptLogprobsJson(
-            this.#engine.tokenizer,
-            tokens[prompt]!,
-            this.#handles[choice.index]!.promptLogprobs(promptLogprobs),
-          );
-    return (
-      `{"index":${choice.index},"text":${JSON.stringify(text)},"logprobs":${this.#logprobsJson(choice, prompt, true)},` +
-      `"finish_reason":"${choice.finish.reason}","stop_reason":${JSON.stringify(choice.finish.stopReason)},` +
-      `"token_ids":${returnTokenIds ? JSON.stringify(choice.tokens) : "null"},"prompt_logprobs":${ofPrompt},` +
-      `"prompt_token_ids":${returnTokenIds ? JSON.stringify(tokens[prompt]) : "null"},"routed_experts":null}`
-    );
-  }
-
-  #logprobsJson(delta: Pick<Delta, "index" | "tokens" | "logprobs">, prompt: number, first: boolean): string {
-    const writer = this.#logprobs[delta.index];
+  const writers = logprobs === null ? [] : handles.map(() => new CompletionLogprobs(engine.tokenizer, logprobs));
+  const promptOf = (choice: number): number => Math.floor(choice / n);
+  const logprobsJson = (part: Pick<Delta, "index" | "tokens" | "logprobs">, first: boolean): string => {
+    const writer = writers[part.index];
     if (writer === undefined) return "null";
-    const { echo, logprobs, tokens } = this.#options;
     if (echo && first) {
-      const ofPrompt = this.#handles[delta.index]!.promptLogprobs(logprobs!);
-      tokens[prompt]!.forEach((token, position) => writer.add(token, ofPrompt[position]!));
+      const ofPrompt = handles[part.index]!.promptLogprobs(logprobs!);
+      prompts[promptOf(part.index)]!.forEach((token, position) => writer.add(token, ofPrompt[position]!));
     }
-    delta.tokens.forEach((token, position) => writer.add(token, delta.logprobs[position]!));
+    part.tokens.forEach((token, position) => writer.add(token, part.logprobs[position]!));
     return writer.take();
-  }
+  };
+  const choiceJson = (choice: WholeChoice): string => {
+    const { index, finish, tokens } = choice;
+    const prompt = prompts[promptOf(index)]!;
+    const text = echo ? texts[promptOf(index)]! + choice.text : choice.text;
+    return (
+      `{"index":${index},"text":${JSON.stringify(text)},"logprobs":${logprobsJson(choice, true)},` +
+      `"finish_reason":"${finish.reason}","stop_reason":${JSON.stringify(finish.stopReason)},` +
+      `"token_ids":${idsJson(returnTokenIds, tokens)},"prompt_logprobs":${common.promptLogprobs(prompt, index, promptLogprobs)},` +
+      `"prompt_token_ids":${idsJson(returnTokenIds, prompt)},"routed_experts":null}`
+    );
+  };
+  return {
+    usageEvent: common.usageEvent,
+    opening: () => [],
+    event(delta) {
+      const { index, finish, first } = delta;
+      const prompt = prompts[promptOf(index)]!;
+      const text = echo && first ? texts[promptOf(index)]! + delta.text : delta.text;
+      const ending =
+        finish === null
+          ? '"finish_reason":null,"stop_reason":null'
+          : `"finish_reason":"${finish.reason}","stop_reason":${JSON.stringify(finish.stopReason)}`;
+      return (
+        `${common.chunkHead}{"index":${index},"text":${JSON.stringify(text)},"logprobs":${logprobsJson(delta, first)},${ending},` +
+        // vLLM lists the prompt's ids in the first chunk of an echo too, whether asked for or not.
+        `"prompt_token_ids":${idsJson(first && (returnTokenIds || echo), prompt)},` +
+        `"token_ids":${idsJson(returnTokenIds, delta.tokens)}}${common.chunkTail(prompt.length, delta)}`
+      );
+    },
+    body: (choices, usage) =>
+      `${common.head(object)}${choices.map(choiceJson).join(",")}],"service_tier":null,${common.fingerprint},` +
+      `${usageJson(usage)},${common.bodyTail(choices)}`,
+  };
 }

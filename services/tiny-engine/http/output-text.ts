@@ -6,7 +6,7 @@ import type { Tokenizer } from "../engine.ts";
 export class OutputText {
   readonly #tokenizer: Tokenizer;
   readonly #stops: readonly string[];
-  readonly #includeStop: boolean;
+  readonly includeStop: boolean;
   readonly #minTokens: number;
   /** Number of characters at the end that may turn out to belong to a stop string. */
   readonly #holdChars: number;
@@ -19,7 +19,7 @@ export class OutputText {
   constructor(tokenizer: Tokenizer, stops: readonly string[], includeStop: boolean, minTokens: number) {
     this.#tokenizer = tokenizer;
     this.#stops = stops;
-    this.#includeStop = includeStop;
+    this.includeStop = includeStop;
     this.#minTokens = minTokens;
     this.#holdChars = stops.reduce((most, stop) => Math.max(most, stop.length), 0) - 1;
   }
@@ -37,7 +37,7 @@ export class OutputText {
         if (at === -1) continue;
         this.stoppedBy = stop;
         this.#held = "";
-        return seen.slice(0, this.#includeStop ? at + stop.length : at);
+        return seen.slice(0, this.includeStop ? at + stop.length : at);
       }
     }
     const certain = Math.max(0, seen.length - this.#holdChars);

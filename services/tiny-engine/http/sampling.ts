@@ -1,4 +1,5 @@
 // The sampling fields of both endpoints, with vLLM's checks in vLLM's order and words (SamplingParams of 0.32).
+import { randomBytes } from "node:crypto";
 import type { Sampling } from "../engine.ts";
 import type { EngineCore } from "../engine-core.ts";
 import { readFields, type Fields, type FieldType, type Json, type JsonObject } from "./body.ts";
@@ -52,6 +53,11 @@ export function readStream(fields: SamplingFields): StreamChoice {
     throw badValue("Stream options can only be defined when `stream=True`.", "stream_options");
   const includeUsage = options?.["include_usage"] === true;
   return { stream, includeUsage, continuousUsage: includeUsage && options?.["continuous_usage_stats"] === true };
+}
+
+/** The header's id, the body's, or a new one. */
+export function readId(fields: SamplingFields, headerId: string | null): string {
+  return headerId ?? fields.request_id ?? randomBytes(8).toString("hex");
 }
 
 /** @throws HttpError 404. A missing model means the one that is served. */
@@ -141,8 +147,7 @@ export function readChoices(
   const topP = fields.top_p ?? 1;
   if (topP <= 0 || topP > 1) throw badValue(`top_p must be in (0, 1], got ${python(topP)}.`, "top_p", python(topP));
   if ((fields.top_k ?? 0) < -1) throw badRequest(`top_k must be 0 (disable), or at least 1, got ${fields.top_k!}.`);
-  if ((fields.min_p ?? 0) < 0 || (fields.min_p ?? 0) > 1)
-    throw badRequest(`min_p must be in [0, 1], got ${python(fields.min_p!)}.`);
+  within("min_p", fields.min_p, 0, 1);
   if (maxTokens < 1)
     throw badValue(`max_tokens must be at least 1, got ${maxTokens}.`, "max_tokens", String(maxTokens));
   if (minTokens < 0) throw badRequest(`min_tokens must be greater than or equal to 0, got ${minTokens}.`);

@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { EngineCore } from "../engine-core.ts";
 import type { FaultBoard } from "../faults.ts";
-import { Answer, type AnswerPlan, type Outcome } from "./answer.ts";
+import { Answer, type AnswerOptions, type AnswerPlan } from "./answer.ts";
 import { parseObject, type JsonObject } from "./body.ts";
 import { planChat } from "./chat.ts";
 import { planCompletions } from "./completions.ts";
@@ -14,14 +14,8 @@ import { detokenize, tokenize } from "./tokenize.ts";
 /** uvicorn's: an idle connection is closed after this. */
 const KEEP_ALIVE_MS = 5_000;
 
-export interface ServerOptions {
-  readonly engine: EngineCore;
+export interface ServerOptions extends AnswerOptions {
   readonly faults: FaultBoard;
-  /** As vLLM's --enable-prompt-tokens-details. */
-  readonly reportCached: boolean;
-  readonly onOutcome: (outcome: Outcome) => void;
-  /** The fault "die" struck. */
-  readonly die: () => void;
   /** Routes beside vLLM's. Null: not one of them. */
   readonly admin: (
     method: string,
@@ -31,13 +25,7 @@ export interface ServerOptions {
 }
 
 type Handler = (req: IncomingMessage, res: ServerResponse) => void | Promise<void>;
-type Planner = (
-  engine: EngineCore,
-  body: JsonObject,
-  requestId: string | null,
-  newId: () => string,
-  reportCached: boolean,
-) => AnswerPlan;
+type Planner = (engine: EngineCore, body: JsonObject, headerId: string | null) => AnswerPlan;
 
 export function createEngineServer(options: ServerOptions): Server {
   const { engine, faults, onOutcome } = options;
@@ -46,7 +34,7 @@ export function createEngineServer(options: ServerOptions): Server {
   const generate =
     (plan: Planner): Handler =>
     async (req, res) => {
-      const body = parseObject(await readBody(req), req.headers["content-type"]);
+      const body = await readObject(req);
       const suffered = faults.takeForRequest();
       if (suffered !== null && suffered.refuseStatus !== null) {
         onOutcome("refused");
@@ -58,12 +46,12 @@ export function createEngineServer(options: ServerOptions): Server {
       }
       let planned: AnswerPlan;
       try {
-        planned = plan(engine, body, headerId(req), () => randomBytes(8).toString("hex"), options.reportCached);
+        planned = plan(engine, body, headerId(req));
       } catch (error) {
         onOutcome("refused");
         throw error;
       }
-      new Answer(res, planned, suffered, onOutcome, options.die).start(engine);
+      new Answer(options, res, planned, suffered).start();
     };
   const models = (): string => {
     const { name, root, maxLength } = engine.model;
@@ -106,14 +94,8 @@ export function createEngineServer(options: ServerOptions): Server {
     "/v1/completions": { POST: generate(planCompletions) },
     "/v1/chat/completions": { POST: generate(planChat) },
     "/v1/models": { GET: fixed(models) },
-    "/tokenize": {
-      POST: async (req, res) =>
-        sendJson(res, 200, tokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))),
-    },
-    "/detokenize": {
-      POST: async (req, res) =>
-        sendJson(res, 200, detokenize(engine, parseObject(await readBody(req), req.headers["content-type"]))),
-    },
+    "/tokenize": { POST: async (req, res) => sendJson(res, 200, tokenize(engine, await readObject(req))) },
+    "/detokenize": { POST: async (req, res) => sendJson(res, 200, detokenize(engine, await readObject(req))) },
     "/health": { GET: health },
     "/ping": { GET: health, POST: health },
     "/version": { GET: fixed(() => JSON.stringify({ version: engine.model.version })) },
@@ -150,6 +132,10 @@ export function createEngineServer(options: ServerOptions): Server {
   // A response may take longer than Node's five minutes; receiving a request may not.
   server.requestTimeout = 60_000;
   return server;
+}
+
+async function readObject(req: IncomingMessage): Promise<JsonObject> {
+  return parseObject(await readBody(req), req.headers["content-type"]);
 }
 
 function headerId(req: IncomingMessage): string | null {

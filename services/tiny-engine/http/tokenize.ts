@@ -1,37 +1,26 @@
 // POST /tokenize and /detokenize.
 import type { EngineCore } from "../engine-core.ts";
-import { readFields, validationError, type JsonObject } from "./body.ts";
-import { readMessages } from "./chat.ts";
+import { missingFields, readFields, type JsonObject } from "./body.ts";
+import { CHAT_FIELDS, readChatTokens } from "./chat.ts";
 import { badRequest } from "./exchange.ts";
 import { checkModel } from "./sampling.ts";
 
 /** @returns The answer's JSON. @throws HttpError as vLLM does. */
 export function tokenize(engine: EngineCore, body: JsonObject): string {
-  const input = `'<dict of ${Object.keys(body).length} items>'`;
-  if (body["prompt"] === undefined && body["messages"] === undefined) {
-    throw validationError(
-      ["prompt", "messages"].map((field) => ({ type: "missing", loc: `body.${field}`, msg: "Field required", input })),
-    );
-  }
+  if (body["prompt"] === undefined && body["messages"] === undefined) throw missingFields(body, ["prompt", "messages"]);
   const fields = readFields(body, {
     model: "string",
     prompt: "string",
-    messages: "any",
     add_special_tokens: "boolean",
     return_token_strs: "boolean",
-    add_generation_prompt: "boolean",
-    continue_final_message: "boolean",
+    ...CHAT_FIELDS,
   });
   checkModel(fields.model, engine.model.name);
   const { tokenizer, model } = engine;
   const tokens =
     fields.prompt !== null
       ? tokenizer.encodePrompt(fields.prompt, fields.add_special_tokens !== false)
-      : engine.chatTokens(
-          readMessages(fields.messages),
-          fields.add_generation_prompt ?? true,
-          fields.continue_final_message ?? false,
-        );
+      : readChatTokens(engine, fields);
   const texts = fields.return_token_strs === true ? tokens.map((token) => pieceOf(engine, token)) : null;
   return JSON.stringify({ count: tokens.length, max_model_len: model.maxLength, tokens, token_strs: texts });
 }
@@ -39,16 +28,7 @@ export function tokenize(engine: EngineCore, body: JsonObject): string {
 /** @returns The answer's JSON. @throws HttpError for invalid ids. */
 export function detokenize(engine: EngineCore, body: JsonObject): string {
   const fields = readFields(body, { model: "string", tokens: "any" });
-  if (fields.tokens === null) {
-    throw validationError([
-      {
-        type: "missing",
-        loc: "body.tokens",
-        msg: "Field required",
-        input: `'<dict of ${Object.keys(body).length} items>'`,
-      },
-    ]);
-  }
+  if (fields.tokens === null) throw missingFields(body, ["tokens"]);
   checkModel(fields.model, engine.model.name);
   const tokens = Array.isArray(fields.tokens) ? (fields.tokens as unknown[]) : [];
   const bad = tokens.find(
