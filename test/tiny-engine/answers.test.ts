@@ -22,7 +22,7 @@ describe("the sim's answers", () => {
     assert.match(text, /lighthouse|Where|the/);
   });
 
-  it("are the same for the same prompt and others for another", async () => {
+  it("are the same for the same prompt and differ for another", async () => {
     const first = await textOf(complete(engine, PROMPT));
     assert.equal(await textOf(complete(engine, PROMPT)), first);
     assert.notEqual(await textOf(complete(engine, `${PROMPT} `)), first);
@@ -125,7 +125,7 @@ describe("the sim's answers", () => {
     assert.equal(await textOf(complete(engine, PROMPT, { echo: true })), PROMPT + plain);
   });
 
-  it("carry characters that take several tokens in one piece", async () => {
+  it("never split a character that takes several tokens", async () => {
     const messages = [{ role: "user", content: "Скажи мне что-нибудь 🌊🌊🌊" }];
     const plain = await textOf(post(engine, "/v1/chat/completions", { messages, temperature: 0 }));
     const { events: list } = await events(engine, "/v1/chat/completions", { messages, temperature: 0 });

@@ -1,10 +1,36 @@
 // Short ways to ask an engine, for tests of what it answers.
-import type { RunningEngine } from "../../services/tiny-engine/server.ts";
-import { startSimEngine, type SimEngineOptions } from "../../services/tiny-engine/server.ts";
+import { startSimEngine, type RunningEngine, type SimEngineOptions } from "../../services/tiny-engine/server.ts";
 
 /** An engine whose steps take no time. */
 export function startFast(options: SimEngineOptions = {}): Promise<RunningEngine> {
   return startSimEngine({ modelName: "tiny", prefillMsPerToken: 0, decodeMsPerToken: 0, ...options });
+}
+
+export interface Pair extends AsyncDisposable {
+  readonly prefill: RunningEngine;
+  readonly decode: RunningEngine;
+}
+
+/** A prefill and a decode engine that move KV by p2p-zmq. */
+export async function pairOf<Options>(
+  start: (options: Options) => Promise<RunningEngine>,
+  prefillOptions: Options,
+  decodeOptions: Options,
+): Promise<Pair> {
+  const prefill = await start({ role: "prefill", connector: "p2p-zmq", ...prefillOptions });
+  const decode = await start({ role: "decode", connector: "p2p-zmq", ...decodeOptions });
+  return {
+    prefill,
+    decode,
+    async [Symbol.asyncDispose]() {
+      await prefill[Symbol.asyncDispose]();
+      await decode[Symbol.asyncDispose]();
+    },
+  };
+}
+
+export function startPair(prefill: SimEngineOptions = {}, decode: SimEngineOptions = {}): Promise<Pair> {
+  return pairOf(startFast, prefill, decode);
 }
 
 export interface Answered {
@@ -90,4 +116,8 @@ let pairCount = 0;
 /** A fresh X-Request-Id for two p2p-zmq engines. */
 export function pairedId(prefill: RunningEngine, decode: RunningEngine): string {
   return `___prefill_addr_${prefill.kvAddress!}___decode_addr_${decode.kvAddress!}_${(++pairCount).toString(16).padStart(32, "0")}`;
+}
+
+export function pairedHeaders({ prefill, decode }: Pair): { readonly "x-request-id": string } {
+  return { "x-request-id": pairedId(prefill, decode) };
 }

@@ -51,7 +51,7 @@ async function startOnNeighbours(count: number): Promise<{ port: number; engines
 }
 
 describe("many engines in one process", () => {
-  it("stand on ports that follow each other, each with a state of its own", async () => {
+  it("listen on consecutive ports, each with its own state", async () => {
     const { port, engines } = await startOnNeighbours(3);
     try {
       assert.deepEqual(

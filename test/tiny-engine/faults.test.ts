@@ -1,14 +1,14 @@
 import assert from "node:assert/strict";
 import { FAULT_KINDS, parseFault } from "../../services/tiny-engine/faults.ts";
 import { manualClock } from "../support/manual-clock.ts";
-import { within } from "../support/waits.ts";
-import { complete, events, pairedId, post, startFast, streamedText } from "./client.ts";
+import { deferred, within } from "../support/waits.ts";
+import { complete, events, pairedHeaders, post, startFast, startPair, streamedText } from "./client.ts";
 
 const BODY = { prompt: "the sea", temperature: 0, max_tokens: 12, ignore_eos: true };
 const PATH = "/v1/completions";
 
 describe("faults", () => {
-  it("are read from text and from JSON alike, and refused with what would be right", () => {
+  it("are read from text and from JSON alike, and refused with what is known", () => {
     assert.deepEqual(parseFault("stall:after_tokens=3:count=2"), { kind: "stall", afterTokens: 3, count: 2 });
     assert.deepEqual(parseFault({ kind: "slow", extra_ms: 20 }), parseFault("slow:extra_ms=20"));
     assert.throws(() => parseFault("slew"), new RegExp(FAULT_KINDS.join(", ")));
@@ -40,7 +40,7 @@ describe("faults", () => {
     );
   });
 
-  it("stall a stream after so many tokens, holding its slot until the client leaves", async () => {
+  it("stall a stream after a number of tokens, holding its slot until the client leaves", async () => {
     await using engine = await startFast({ faults: ["stall:after_tokens=3:count=1"], kvSlots: 1 });
     const leave = new AbortController();
     const response = await fetch(engine.url + PATH, {
@@ -113,14 +113,11 @@ describe("faults", () => {
   });
 
   it("close every socket of the instance that dies, and of no other", async () => {
-    let died!: () => void;
-    const death = new Promise<void>((resolve) => {
-      died = resolve;
-    });
-    await using engine = await startFast({ faults: ["die:after_tokens=3"], onDeath: () => died() });
+    const death = deferred();
+    await using engine = await startFast({ faults: ["die:after_tokens=3"], onDeath: death.resolve });
     await using other = await startFast();
     const { complete: whole } = await events(engine, PATH, BODY);
-    await within(death, "the death");
+    await within(death.promise, "the death");
     assert.equal(whole, false);
     await assert.rejects(fetch(`${engine.url}/health`));
     assert.equal((await complete(other, "a")).status, 200);
@@ -136,16 +133,13 @@ describe("faults", () => {
   });
 
   it("lose KV that was acknowledged, and lie about the model", async () => {
-    await using prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
-    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", faults: ["drop-kv:count=1"] });
-    const headers = { "x-request-id": pairedId(prefill, decode) };
+    await using pair = await startPair({}, { faults: ["drop-kv:count=1"] });
+    const { prefill, decode } = pair;
+    const headers = pairedHeaders(pair);
     assert.equal((await complete(prefill, "the sea", { max_tokens: 1 }, headers)).status, 200);
     assert.match((await complete(decode, "the sea", {}, headers)).json.error.message, /^kv_missing/);
     prefill.setFault({ kind: "wrong-model", count: 1 });
-    assert.match(
-      (await complete(prefill, "the sea", { max_tokens: 1 }, { "x-request-id": pairedId(prefill, decode) })).json.error
-        .message,
-      /wrong_model/,
-    );
+    const refused = await complete(prefill, "the sea", { max_tokens: 1 }, pairedHeaders(pair));
+    assert.match(refused.json.error.message, /wrong_model/);
   });
 });

@@ -14,7 +14,7 @@ async function firstLogprob(url: string, prompt: readonly number[]): Promise<num
 }
 
 describe("the log probability of the sim's first token", () => {
-  it("is the same for the same prompt and weights, and another one otherwise", async () => {
+  it("is the same for the same prompt and weights, and differs for others", async () => {
     await using sim = await startSimEngine();
     await using twin = await startSimEngine();
     await using other = await startSimEngine({ hashSalt: "other weights" });

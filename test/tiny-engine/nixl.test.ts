@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import type { RunningEngine, SimEngineOptions } from "../../services/tiny-engine/server.ts";
 import { manualClock } from "../support/manual-clock.ts";
-import { freePort, within } from "../support/waits.ts";
+import { deferred, freePort, within } from "../support/waits.ts";
 import { complete, startFast, textOf } from "./client.ts";
 import { exchange, type RawRequest, type RawResponse } from "./raw-http.ts";
 import { essence, recordedRequest, recordedResponse } from "./transcripts.ts";
@@ -134,18 +134,15 @@ describe("nixl: the recorded flows between a prefill and a decode engine", () =>
   ] as const) {
     it(`completions-pd-${flow}: kills the decode engine`, async () => {
       await using prefill = await startPrefill();
-      let died!: () => void;
-      const death = new Promise<void>((resolve) => {
-        died = resolve;
-      });
+      const death = deferred();
       // The prompt that needs more blocks was measured with another tokenizer; a shorter offer does the same here.
       const offered = await prefillFor(prefill, flow === "crash-other-prompt" ? "hi" : PROMPT);
-      await using decode = await startDecode({ deathMs: 100, onDeath: () => died() });
+      await using decode = await startDecode({ deathMs: 100, onDeath: death.resolve });
       const name = `completions-pd-${flow}-2-decode`;
       assert.deepEqual(essence(await replay(decode, name, change(offered))), essence(recordedResponse(name)));
       assert.equal((await fetch(`${decode.url}/health`)).status, 503);
       assert.equal((await complete(decode, "hi")).status, 500);
-      await within(death, "the engine to die");
+      await within(death.promise, "the engine to die");
       await assert.rejects(fetch(`${decode.url}/health`));
     });
   }
@@ -175,7 +172,7 @@ describe("nixl: transfers", () => {
     );
   });
 
-  it("still work after the lease while nobody needed the blocks; the lease is counted", async () => {
+  it("still work after the lease until another request needs the blocks; the end of the lease is counted", async () => {
     const clock = manualClock();
     await using decode = await startDecode();
     await using alone = await startFast({ maxLength: 512 });

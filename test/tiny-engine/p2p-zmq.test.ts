@@ -1,37 +1,26 @@
 import assert from "node:assert/strict";
 import { Dealer } from "zeromq";
-import { startSimEngine, type RunningEngine, type SimEngineOptions } from "../../services/tiny-engine/server.ts";
-import { freePort, within } from "../support/waits.ts";
+import { startSimEngine, type RunningEngine } from "../../services/tiny-engine/server.ts";
+import { deferred, freePort, within } from "../support/waits.ts";
 import { manualClock } from "../support/manual-clock.ts";
-import { complete, events, pairedId, post, startFast, streamedText, textOf } from "./client.ts";
+import { complete, events, pairedHeaders, post, startFast, startPair, streamedText, textOf } from "./client.ts";
 
 const PROMPT = "Tell me a long story about the captain and the island. ".repeat(20);
 
-async function startPair(
-  prefill: SimEngineOptions = {},
-  decode: SimEngineOptions = {},
-): Promise<AsyncDisposable & { prefill: RunningEngine; decode: RunningEngine }> {
-  const p = await startFast({ role: "prefill", connector: "p2p-zmq", ...prefill });
-  const d = await startFast({ role: "decode", connector: "p2p-zmq", ...decode });
-  return {
-    prefill: p,
-    decode: d,
-    async [Symbol.asyncDispose]() {
-      await p[Symbol.asyncDispose]();
-      await d[Symbol.asyncDispose]();
-    },
-  };
+/** A sender that asks the decode engine for a slot of 20 tokens under the id "x", and that engine's answer. */
+async function reserve(decode: RunningEngine): Promise<{ sender: Dealer; answer: string }> {
+  const sender = new Dealer({ linger: 0 });
+  sender.connect(`tcp://${decode.kvAddress!}`);
+  const shape = { block_size: 16, bytes_per_token: 256, token_count: 20, layout: "rows", prompt_hash: "" };
+  await sender.send(["RESERVE", "x", JSON.stringify({ model_hash: decode.state().model_hash, ...shape })]);
+  return { sender, answer: (await sender.receive())[0]!.toString() };
 }
-
-const id = (pair: { prefill: RunningEngine; decode: RunningEngine }): { "x-request-id": string } => ({
-  "x-request-id": pairedId(pair.prefill, pair.decode),
-});
 
 describe("p2p-zmq: a prompt prefilled on one engine and answered by another", () => {
   it("gives the text of one engine that does both, from KV that was really sent", async () => {
     await using pair = await startPair();
     await using alone = await startFast();
-    const headers = id(pair);
+    const headers = pairedHeaders(pair);
     const first = await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
     assert.equal(first.json.choices[0].text, "(simulated)");
     assert.equal(pair.decode.state().kv_received_bytes, first.json.usage.prompt_tokens * 256);
@@ -43,7 +32,7 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
     );
   });
 
-  it("does so for chat, streamed and seeded", async () => {
+  it("gives it for chat too, streamed and seeded", async () => {
     await using pair = await startPair();
     await using alone = await startFast();
     const body = {
@@ -52,7 +41,7 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
       seed: 5,
       max_tokens: 30,
     };
-    const headers = id(pair);
+    const headers = pairedHeaders(pair);
     await post(pair.prefill, "/v1/chat/completions", { ...body, max_tokens: 1 }, headers);
     const streamed = await events(pair.decode, "/v1/chat/completions", body, headers);
     assert.equal(streamedText(streamed.events), await textOf(post(alone, "/v1/chat/completions", body)));
@@ -61,7 +50,7 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
   it("pairs the choices of n > 1 one by one when both sides are given the same n", async () => {
     await using pair = await startPair();
     const body = { temperature: 1, seed: 5, n: 3, max_tokens: 20 };
-    const headers = id(pair);
+    const headers = pairedHeaders(pair);
     await complete(pair.prefill, PROMPT, { ...body, max_tokens: 1 }, headers);
     assert.deepEqual(
       pair.decode
@@ -75,10 +64,10 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
   });
 
   it("answers from the rows it was sent, so other rows under the same header give another text", async () => {
-    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", faults: ["upstream"] });
-    await using prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
+    await using pair = await startPair({}, { faults: ["upstream"] });
     await using alone = await startFast();
-    const headers = { "x-request-id": pairedId(prefill, decode) };
+    const { prefill, decode } = pair;
+    const headers = pairedHeaders(pair);
     const other = PROMPT.replace("captain", "painter");
     await complete(prefill, other, { max_tokens: 1 }, headers);
     // "upstream" compares nothing, as vLLM does.
@@ -88,7 +77,7 @@ describe("p2p-zmq: a prompt prefilled on one engine and answered by another", ()
   });
 });
 
-describe("p2p-zmq: what cannot work is refused with a reason", () => {
+describe("p2p-zmq refuses with a reason", () => {
   const refused = async (answer: ReturnType<typeof complete>, status: number, reason: RegExp): Promise<void> => {
     const { status: got, json } = await answer;
     assert.equal(got, status, JSON.stringify(json));
@@ -101,14 +90,14 @@ describe("p2p-zmq: what cannot work is refused with a reason", () => {
     await refused(complete(pair.decode, PROMPT, {}, { "x-request-id": "plain" }), 400, /^kv_unpaired/);
   });
 
-  it("a decode whose KV never came", async () => {
+  it("a decode request whose KV never came", async () => {
     await using pair = await startPair();
-    await refused(complete(pair.decode, PROMPT, {}, id(pair)), 500, /^kv_missing/);
+    await refused(complete(pair.decode, PROMPT, {}, pairedHeaders(pair)), 500, /^kv_missing/);
   });
 
-  it("a decode with another prompt than was prefilled, whose KV is freed then", async () => {
+  it("a decode request with another prompt than the prefilled one, and frees its KV", async () => {
     await using pair = await startPair();
-    const headers = id(pair);
+    const headers = pairedHeaders(pair);
     await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
     await refused(
       complete(pair.decode, PROMPT.replace("captain", "painter"), {}, headers),
@@ -125,23 +114,23 @@ describe("p2p-zmq: what cannot work is refused with a reason", () => {
       [{ kvBytesPerToken: 64 }, 500, /wrong_shape/],
     ] as const) {
       await using pair = await startPair({}, decode);
-      await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), status, reason);
+      await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, pairedHeaders(pair)), status, reason);
     }
     await using pair = await startPair({}, { kvSlots: 1 });
-    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair));
-    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), 503, /no_slots/);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, pairedHeaders(pair));
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, pairedHeaders(pair)), 503, /no_slots/);
   });
 
-  it("a push to nobody, and one to an engine that dies meanwhile", async () => {
+  it("a push to an address without an engine, and one to an engine that dies meanwhile", async () => {
     await using pair = await startPair();
-    const nobody = `___prefill_addr_${pair.prefill.kvAddress!}___decode_addr_127.0.0.1:${await freePort()}_${"0".repeat(32)}`;
+    const unknown = `___prefill_addr_${pair.prefill.kvAddress!}___decode_addr_127.0.0.1:${await freePort()}_${"0".repeat(32)}`;
     await refused(
-      complete(pair.prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": nobody }),
+      complete(pair.prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": unknown }),
       503,
       /^kv_push_failed: nothing listens/,
     );
     pair.decode.setFault("silent-kv");
-    const pending = complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair));
+    const pending = complete(pair.prefill, PROMPT, { max_tokens: 1 }, pairedHeaders(pair));
     while (pair.decode.state().faults.length > 0 && pair.prefill.state().kv_tokens === 0)
       await new Promise(setImmediate);
     pair.decode.kill();
@@ -150,22 +139,22 @@ describe("p2p-zmq: what cannot work is refused with a reason", () => {
 
   it("a block that arrived damaged", async () => {
     await using pair = await startPair({ faults: ["corrupt-kv"] });
-    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, id(pair)), 500, /bad_checksum/);
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 1 }, pairedHeaders(pair)), 500, /bad_checksum/);
     assert.equal(pair.decode.state().kv_tokens, 0);
   });
 
   it("an answer of more than one token on the prefill side", async () => {
     await using pair = await startPair();
-    await refused(complete(pair.prefill, PROMPT, { max_tokens: 2 }, id(pair)), 400, /max_tokens must be 1/);
+    await refused(complete(pair.prefill, PROMPT, { max_tokens: 2 }, pairedHeaders(pair)), 400, /max_tokens must be 1/);
   });
 });
 
-describe("p2p-zmq: KV that nobody claims", () => {
+describe("p2p-zmq: unclaimed KV", () => {
   it("is freed at the end of its lease, and counted", async () => {
     const clock = manualClock();
-    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", clock, kvLeaseMs: 1000 });
-    await using prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
-    const headers = { "x-request-id": pairedId(prefill, decode) };
+    await using pair = await startPair({}, { clock, kvLeaseMs: 1000 });
+    const { prefill, decode } = pair;
+    const headers = pairedHeaders(pair);
     await complete(prefill, PROMPT, { max_tokens: 1 }, headers);
     await clock.pass(999);
     assert.equal(decode.state().kv_orphans, 1);
@@ -176,7 +165,7 @@ describe("p2p-zmq: KV that nobody claims", () => {
 
   it("is freed at once when it is released by the id that both legs had", async () => {
     await using pair = await startPair();
-    const headers = id(pair);
+    const headers = pairedHeaders(pair);
     await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
     const released = await post(pair.decode, "/kv/release", { request_id: headers["x-request-id"] });
     assert.deepEqual(released, { status: 200, json: { released: 1 } });
@@ -184,26 +173,11 @@ describe("p2p-zmq: KV that nobody claims", () => {
     assert.equal(pair.decode.state().kv_tokens, 0);
   });
 
-  it("is freed as well when its sender vanishes half-way", async () => {
+  it("is freed at the end of its lease when its sender is gone half-way", async () => {
     const clock = manualClock();
     await using decode = await startFast({ role: "decode", connector: "p2p-zmq", clock, kvLeaseMs: 1000 });
-    const { model_hash } = decode.state();
-    const sender = new Dealer({ linger: 0 });
-    sender.connect(`tcp://${decode.kvAddress!}`);
-    await sender.send([
-      "RESERVE",
-      "x",
-      JSON.stringify({
-        model_hash,
-        block_size: 16,
-        bytes_per_token: 256,
-        token_count: 20,
-        layout: "rows",
-        prompt_hash: "",
-      }),
-    ]);
-    const [type] = await sender.receive();
-    assert.equal(type!.toString(), "GRANT");
+    const { sender, answer } = await reserve(decode);
+    assert.equal(answer, "GRANT");
     sender.close();
     assert.equal(decode.state().kv_held[0]!.stage, "filling");
     await clock.pass(1000);
@@ -212,22 +186,7 @@ describe("p2p-zmq: KV that nobody claims", () => {
 
   it("is not acknowledged before every block is there", async () => {
     await using decode = await startFast({ role: "decode", connector: "p2p-zmq" });
-    const { model_hash } = decode.state();
-    const sender = new Dealer({ linger: 0 });
-    sender.connect(`tcp://${decode.kvAddress!}`);
-    await sender.send([
-      "RESERVE",
-      "x",
-      JSON.stringify({
-        model_hash,
-        block_size: 16,
-        bytes_per_token: 256,
-        token_count: 20,
-        layout: "rows",
-        prompt_hash: "",
-      }),
-    ]);
-    await sender.receive();
+    const { sender } = await reserve(decode);
     await sender.send(["COMMIT", "x"]);
     const [type, , reason] = await sender.receive();
     assert.equal(type!.toString(), "REFUSE");
@@ -237,9 +196,9 @@ describe("p2p-zmq: KV that nobody claims", () => {
 });
 
 describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () => {
-  it("hangs for ever on KV that never came, with all that was running; health and gauges tell nothing", async () => {
+  it("hangs forever on KV that never came, with all other sequences, and shows it neither in health nor in the gauges", async () => {
     await using pair = await startPair({}, { faults: ["upstream"], decodeMsPerToken: 1 });
-    const headers = id(pair);
+    const headers = pairedHeaders(pair);
     await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
     const leave = new AbortController();
     const response = await fetch(`${pair.decode.url}/v1/completions`, {
@@ -249,7 +208,7 @@ describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () =
       body: JSON.stringify({
         prompt: PROMPT,
         temperature: 0,
-        max_tokens: 100_000 % 8192,
+        max_tokens: 1_696,
         ignore_eos: true,
         stream: true,
       }),
@@ -261,7 +220,7 @@ describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () =
       pair.decode,
       "/v1/completions",
       { prompt: PROMPT, max_tokens: 4 },
-      id(pair),
+      pairedHeaders(pair),
       missing.signal,
     ).catch(() => "gone");
     while (pair.decode.state().waiting === 0) await new Promise(setImmediate);
@@ -277,21 +236,18 @@ describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () =
   });
 
   it("dies of a request without the paired id", async () => {
-    let died!: () => void;
-    const death = new Promise<void>((resolve) => {
-      died = resolve;
-    });
+    const death = deferred();
     await using engine = await startSimEngine({
       role: "prefill",
       connector: "p2p-zmq",
       faults: ["upstream"],
       deathMs: 20,
-      onDeath: () => died(),
+      onDeath: death.resolve,
     });
     const { status, json } = await complete(engine, PROMPT, { max_tokens: 1 });
     assert.equal(status, 500);
     assert.match(json.error.message, /^EngineCore encountered an issue/);
-    await within(death, "the engine to die");
+    await within(death.promise, "the engine to die");
     await assert.rejects(fetch(`${engine.url}/health`));
   });
 });

@@ -5,7 +5,7 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import type { RunningEngine } from "../../services/tiny-engine/serve-engine.ts";
 import { eventually } from "../support/waits.ts";
-import { pairedId, post } from "./client.ts";
+import { pairedId, post, type Pair } from "./client.ts";
 import { exchange, parseResponse, type RawResponse } from "./raw-http.ts";
 
 type Body = Readonly<Record<string, unknown>>;
@@ -18,7 +18,7 @@ interface Stream {
 export interface RepeatableEngines {
   /** Another each time, with the same model. */
   start(): Promise<RunningEngine>;
-  startPair(): Promise<{ readonly prefill: RunningEngine; readonly decode: RunningEngine } & AsyncDisposable>;
+  startPair(): Promise<Pair>;
   /** The greedy answer to it has a character that is spread over several tokens. */
   readonly prompt: string;
   /** Tokens of an answer with 20 log probabilities each that no socket's buffers hold. */
@@ -124,7 +124,7 @@ export function describeRepeatable(name: string, engines: RepeatableEngines): vo
   describe(`a stream of ${name} that is written again`, function () {
     this.timeout(60_000);
     let streams: Readonly<Record<string, Stream>>;
-    /** What an engine that does nothing else wrote. */
+    /** The events of an engine without other requests. */
     const alone: Record<string, string[]> = {};
 
     before(async () => {
@@ -154,7 +154,7 @@ export function describeRepeatable(name: string, engines: RepeatableEngines): vo
       }
     });
 
-    it("is the same bytes from an engine that does much else at the same time", async () => {
+    it("is the same bytes from an engine that serves many other requests at the same time", async () => {
       await using engine = await engines.start();
       const left = new AbortController();
       const others = [

@@ -8,7 +8,7 @@ import { manualClock, type ManualClock } from "../support/manual-clock.ts";
 import { within } from "../support/waits.ts";
 import { complete, startFast } from "./client.ts";
 
-/** Until that many sequences are there: requests travel over real sockets, the clock stands still. */
+/** Until `count` sequences are there: requests travel over real sockets, whatever the clock shows. */
 async function arrived(engine: RunningEngine, count: number): Promise<void> {
   await within(
     (async () => {
@@ -65,7 +65,7 @@ describe("the sim's clock", () => {
     await Promise.all(answers);
   });
 
-  it("slows running answers down while a long prompt is computed, in pieces", async () => {
+  it("slows running answers down while a long prompt is computed over several steps", async () => {
     const clock = manualClock();
     await using engine = await startFast({ clock, prefillMsPerToken: 1, decodeMsPerToken: 10, stepTokenLimit: 20 });
     const answer = complete(engine, [1, 10], { max_tokens: 50, ignore_eos: true });
@@ -101,7 +101,7 @@ describe("the sim's clock", () => {
 });
 
 describe("the sim's limits", () => {
-  it("lets what finds no slot wait its turn", async () => {
+  it("makes requests without a free slot wait", async () => {
     const clock = manualClock();
     await using engine = await startFast({ clock, decodeMsPerToken: 10, kvSlots: 2 });
     const answers = ["a", "b", "c"].map((prompt) => complete(engine, prompt, { max_tokens: 3, ignore_eos: true }));
@@ -117,7 +117,7 @@ describe("the sim's limits", () => {
     );
   });
 
-  it("preempts the newest sequence when the KV cache is full, and finishes it later all the same", async () => {
+  it("preempts the newest sequence when the KV cache is full, and finishes it later", async () => {
     await using engine = await startFast({ kvTokenLimit: 64, kvSlots: 4 });
     await using roomy = await startFast();
     const options = { max_tokens: 40, ignore_eos: true };
@@ -151,7 +151,7 @@ describe("the sim's limits", () => {
     }
   });
 
-  it("keeps little for a client that does not read, and gives it everything when it does", async () => {
+  it("buffers little for a client that does not read, and sends everything once it reads", async () => {
     await using engine = await startFast({ maxLength: 200_000 });
     const whole = await complete(engine, "a", { max_tokens: 50_000, ignore_eos: true });
     const outcome = engine.nextOutcome();

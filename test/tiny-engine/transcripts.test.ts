@@ -40,7 +40,7 @@ describe("the sim answers the recorded requests as vLLM 0.32 did", () => {
     });
   }
 
-  it("writes chunk by chunk, one event each, with nothing but what it says", async () => {
+  it("writes each event as a chunk of its own, and nothing else", async () => {
     const { chunks } = await exchange(engine.url, recordedRequest("completions-stream-usage"));
     assert.equal(chunks.at(-1), "data: [DONE]\n\n");
     assert.ok(chunks.every((chunk) => /^data: .*\n\n$/s.test(chunk)));

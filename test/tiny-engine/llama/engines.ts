@@ -3,6 +3,7 @@ import { randomGguf, type RandomModel } from "../../../clients/common/random-ggu
 import { startLlamaEngine, type LlamaEngineStart } from "../../../services/tiny-engine/llama/start-llama-engine.ts";
 import type { SamplingParams } from "../../../services/tiny-engine/llama/sampling.ts";
 import type { RunningEngine } from "../../../services/tiny-engine/serve-engine.ts";
+import { pairOf, type Pair } from "../client.ts";
 
 export const TINY: RandomModel = {
   layers: 2,
@@ -47,25 +48,13 @@ export function startTiny(options: Partial<LlamaEngineStart> = {}): Promise<Runn
   return startLlamaEngine({ model: tinyFile(), modelName: "tiny", ...options });
 }
 
-export interface Pair extends AsyncDisposable {
-  readonly prefill: RunningEngine;
-  readonly decode: RunningEngine;
-}
+export type { Pair };
 
-export async function startPair(
+export function startPair(
   prefill: Partial<LlamaEngineStart> = {},
   decode: Partial<LlamaEngineStart> = {},
 ): Promise<Pair> {
-  const p = await startTiny({ role: "prefill", connector: "p2p-zmq", ...prefill });
-  const d = await startTiny({ role: "decode", connector: "p2p-zmq", ...decode });
-  return {
-    prefill: p,
-    decode: d,
-    async [Symbol.asyncDispose]() {
-      await p[Symbol.asyncDispose]();
-      await d[Symbol.asyncDispose]();
-    },
-  };
+  return pairOf(startTiny, prefill, decode);
 }
 
 /** A prompt of so many tokens, none of them special. */
