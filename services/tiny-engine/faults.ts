@@ -47,14 +47,7 @@ export interface Fault {
 }
 
 /** The faults of one generation request, fixed when it arrives. */
-export interface RequestFaults {
-  readonly refuseStatus: number | null;
-  readonly extraMsPerToken: number;
-  readonly stallAfterTokens: number;
-  readonly dieAfterTokens: number;
-  readonly errorAfterTokens: number;
-  readonly halfEventAfterTokens: number;
-}
+export type RequestFaults = NonNullable<ReturnType<FaultBoard["takeForRequest"]>>;
 
 const FIELDS = { extra_ms: "extraMs", after_tokens: "afterTokens", status: "status", count: "count" } as const;
 
@@ -125,19 +118,15 @@ export class FaultBoard {
   /** The first fault of this kind, after spending one use of it. */
   take(kind: FaultKind): Fault | null {
     const fault = this.#active.find((candidate) => candidate.kind === kind);
-    if (fault === undefined) return null;
-    if (fault.count !== undefined) {
-      const left = fault.count - 1;
-      this.#active =
-        left <= 0
-          ? this.#active.filter((other) => other !== fault)
-          : this.#active.map((other) => (other === fault ? { ...fault, count: left } : other));
+    if (fault?.count !== undefined) {
+      const left = fault.count > 1 ? [{ ...fault, count: fault.count - 1 }] : [];
+      this.#active = this.#active.flatMap((other) => (other === fault ? left : [other]));
     }
-    return fault;
+    return fault ?? null;
   }
 
   /** Spends one use of every fault that hits requests. Null: no fault, the usual case. */
-  takeForRequest(): RequestFaults | null {
+  takeForRequest() {
     if (this.#active.length === 0) return null;
     const refuse = this.take("refuse");
     const slow = this.take("slow");

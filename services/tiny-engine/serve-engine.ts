@@ -11,7 +11,7 @@ import { FaultBoard, type Fault } from "./faults.ts";
 import type { Outcome } from "./http/answer.ts";
 import { badRequest, errorBody } from "./http/exchange.ts";
 import { createEngineServer } from "./http/server.ts";
-import type { Connector, ConnectorState } from "./kv/connector.ts";
+import type { Connector } from "./kv/connector.ts";
 
 /** What every engine is started with. Settings of `tandem engine` explain them. */
 export interface EngineOptions {
@@ -45,30 +45,7 @@ export interface EngineOptions {
   readonly onDeath?: () => void;
 }
 
-export interface EngineState {
-  readonly engine: EngineCore["kind"];
-  readonly model: string;
-  readonly model_hash: string;
-  readonly role: string;
-  readonly connector: string;
-  readonly url: string;
-  readonly kv_address: string | null;
-  readonly alive: boolean;
-  readonly running: number;
-  readonly waiting: number;
-  readonly kv_tokens: number;
-  /** KV held for other engines: pushed here and unclaimed, or offered and unread. */
-  readonly kv_held: ConnectorState["held"];
-  /** How many of them are complete: these may never be claimed. */
-  readonly kv_orphans: number;
-  readonly leases_expired: number;
-  readonly kv_sent_bytes: number;
-  readonly kv_received_bytes: number;
-  readonly prompt_tokens: number;
-  readonly generation_tokens: number;
-  readonly outcomes: Readonly<Record<Outcome, number>>;
-  readonly faults: readonly Fault[];
-}
+export type EngineState = ReturnType<typeof stateOf>;
 
 export interface RunningEngine extends AsyncDisposable {
   readonly url: string;
@@ -130,31 +107,7 @@ export async function serveEngine(
   }
   const url = `http://${joinAddress(host, (server.address() as AddressInfo).port)}`;
 
-  function state(): EngineState {
-    const kv = connector?.state() ?? { held: [], leasesExpired: 0, sentBytes: 0, receivedBytes: 0 };
-    return {
-      engine: core.kind,
-      model: core.model.name,
-      model_hash: core.kv.modelHash,
-      role,
-      connector: connectorName,
-      url,
-      kv_address: connector?.address ?? null,
-      alive: core.alive,
-      running: core.runningCount,
-      waiting: core.waitingCount,
-      kv_tokens: core.kvTokens,
-      kv_held: kv.held,
-      kv_orphans: kv.held.filter(({ stage }) => stage === "ready").length,
-      leases_expired: kv.leasesExpired,
-      kv_sent_bytes: kv.sentBytes,
-      kv_received_bytes: kv.receivedBytes,
-      prompt_tokens: core.metrics.promptTokens,
-      generation_tokens: core.metrics.generationTokens,
-      outcomes: { ...outcomes },
-      faults: faults.active,
-    };
-  }
+  const state = (): EngineState => stateOf(core, connector, { role, connectorName, url }, outcomes, faults);
 
   function admin(method: string, path: string, body: string): { status: number; json: string } | null {
     try {
@@ -188,6 +141,41 @@ export async function serveEngine(
       stop();
       await closed;
     },
+  };
+}
+
+/** What `/sim/state` says. */
+function stateOf(
+  core: EngineCore,
+  connector: Connector | null,
+  { role, connectorName, url }: { role: EngineRole; connectorName: ConnectorName; url: string },
+  outcomes: Readonly<Record<Outcome, number>>,
+  faults: FaultBoard,
+) {
+  const kv = connector?.state() ?? { held: [], leasesExpired: 0, sentBytes: 0, receivedBytes: 0 };
+  return {
+    engine: core.kind,
+    model: core.model.name,
+    model_hash: core.kv.modelHash,
+    role,
+    connector: connectorName,
+    url,
+    kv_address: connector?.address ?? null,
+    alive: core.alive,
+    running: core.runningCount,
+    waiting: core.waitingCount,
+    kv_tokens: core.kvTokens,
+    /** KV held for other engines: pushed here and unclaimed, or offered and unread. */
+    kv_held: kv.held,
+    /** How many of them are complete: these may never be claimed. */
+    kv_orphans: kv.held.filter(({ stage }) => stage === "ready").length,
+    leases_expired: kv.leasesExpired,
+    kv_sent_bytes: kv.sentBytes,
+    kv_received_bytes: kv.receivedBytes,
+    prompt_tokens: core.metrics.promptTokens,
+    generation_tokens: core.metrics.generationTokens,
+    outcomes: { ...outcomes },
+    faults: faults.active,
   };
 }
 

@@ -4,7 +4,7 @@ import { HttpError } from "./exchange.ts";
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
 export type JsonObject = { readonly [key: string]: Json };
 
-export interface Complaint {
+interface Complaint {
   readonly type: string;
   /** Dotted, from `body` on. */
   readonly loc: string;

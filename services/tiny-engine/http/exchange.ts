@@ -1,11 +1,12 @@
 // One HTTP exchange in uvicorn's handwriting: the headers and their order, and the error bodies that
 // vLLM's FastAPI application sends. Bodies are read whole, up to a limit; vLLM has none.
 import { STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
+import type { EngineFailure } from "../engine.ts";
 
 const BODY_LIMIT_BYTES = 64 * 1024 * 1024;
 
 /** Thrown for a request that cannot be served; becomes vLLM's error body. */
-export class HttpError extends Error {
+export class HttpError extends Error implements EngineFailure {
   readonly status: number;
   readonly type: string;
   readonly param: string | null;
@@ -28,16 +29,14 @@ export function badValue(message: string, param: string, value?: string): HttpEr
   return badRequest(`${message} (parameter=${param}${value === undefined ? "" : `, value=${value}`})`, param);
 }
 
-type ErrorFacts = Pick<HttpError, "message" | "type" | "param" | "status">;
-
-export function errorBody(error: ErrorFacts): string {
+export function errorBody(error: EngineFailure): string {
   return JSON.stringify({
     error: { message: error.message, type: error.type, param: error.param, code: error.status },
   });
 }
 
 /** The error body as data of an SSE event, which Python's own JSON writer prints with spaces. */
-export function errorEvent({ message, type, param, status }: ErrorFacts): string {
+export function errorEvent({ message, type, param, status }: EngineFailure): string {
   const fields = `"message": ${JSON.stringify(message)}, "type": ${JSON.stringify(type)}, "param": ${JSON.stringify(param)}, "code": ${status}`;
   return `data: {"error": {${fields}}}\n\n`;
 }
