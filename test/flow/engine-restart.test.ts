@@ -1,6 +1,5 @@
-// Engines that are started again under load, in processes of their own: because an operator wants it, or because nobody
-// can account for KV in it, which cost nothing; and because one stands still as vLLM 0.23 does for want of KV, which costs
-// no more than what ran on it.
+// Restarts of engines under load, in processes of their own. A restart by an operator, or because KV in the engine can't
+// be accounted for, costs nothing; one because the engine stalled as vLLM 0.23 does costs at most the legs that ran on it.
 import assert from "node:assert/strict";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -16,6 +15,7 @@ import { dialRpc } from "../../services/rpc/channel.ts";
 const FAKE = fileURLToPath(new URL("../support/fake-vllm.ts", import.meta.url));
 const TSX = import.meta.resolve("tsx");
 const LONG_MS = 60_000;
+/** Of decode instances. Prefill engines hang here until they are killed, which a slow machine may do late. */
 const STALL_MS = 2_000;
 
 interface Kind {
@@ -55,9 +55,10 @@ async function startFleet(kind: Kind): Promise<Fleet> {
   all.push(router);
   const roles = { prefill: [] as TestProcess[], decode: [] as TestProcess[] };
   const begin = (role: "prefill" | "decode"): TestProcess => {
+    const stallMs = role === "decode" ? STALL_MS : LONG_MS;
     const one = startProcess(
       role,
-      ["--listen", "127.0.0.1:0", "--router", router.grpcAddress, `--stall_ms=${STALL_MS}`, ...kind.flags(folder)],
+      ["--listen", "127.0.0.1:0", "--router", router.grpcAddress, `--stall_ms=${stallMs}`, ...kind.flags(folder)],
       env,
     );
     all.push(one);
