@@ -5,9 +5,9 @@ import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import type { ConsulClient } from "./consul-client.ts";
 import { ConsulError } from "./consul-error.ts";
-import { doubtOf, infoOf, serviceName, type HealthEntry } from "./consul-record.ts";
+import { objectionOf, infoOf, serviceName, type HealthEntry } from "./consul-record.ts";
 import { watchConsul } from "./consul-watch.ts";
-import type { Directory, Doubt } from "./registry.ts";
+import type { Directory, Objection } from "./registry.ts";
 
 export interface ConsulDirectoryOptions {
   readonly client: ConsulClient;
@@ -27,12 +27,12 @@ interface Known {
   readonly info: Info;
   /** When its meta changed last, as Consul counts. What only its checks say changes more often. */
   readonly version: number;
-  readonly doubt: Doubt | undefined;
+  readonly objection: Objection | undefined;
   /** Since when it is missing in Consul. */
   readonly missingSinceMs?: number;
 }
 
-const MISSING: Doubt = { kind: "missing", reason: "It is not registered in Consul any more." };
+const MISSING: Objection = { kind: "missing", reason: "It is not registered in Consul any more." };
 
 export function consulDirectory(o: ConsulDirectoryOptions): Directory {
   const { clock = systemClock } = o;
@@ -55,12 +55,12 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
             byAddress.set(one.info.grpcAddress, one);
         }
         const entries: Info[] = [];
-        const doubts = new Map<string, Doubt>();
-        for (const { info, doubt } of byAddress.values()) {
+        const objections = new Map<string, Objection>();
+        for (const { info, objection } of byAddress.values()) {
           entries.push(info);
-          if (doubt !== undefined) doubts.set(info.instanceId, doubt);
+          if (objection !== undefined) objections.set(info.instanceId, objection);
         }
-        onChange(entries, doubts);
+        onChange(entries, objections);
       }
 
       function learn(role: "prefill" | "decode", entries: readonly HealthEntry[], gap: boolean): void {
@@ -68,12 +68,12 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
         let news = known[role].size === 0;
         for (const entry of entries) {
           const { ID: id, ModifyIndex: version } = entry.Service;
-          const [before, doubt] = [known[role].get(id), doubtOf(entry)];
+          const [before, objection] = [known[role].get(id), objectionOf(entry)];
           // After a gap Consul may count anew.
           const same = !gap && before?.version === version && before.missingSinceMs === undefined;
-          news ||= !same || before.doubt?.reason !== doubt?.reason;
+          news ||= !same || before.objection?.reason !== objection?.reason;
           try {
-            listed.set(id, { info: same ? before.info : infoOf(entry, role), version, doubt });
+            listed.set(id, { info: same ? before.info : infoOf(entry, role), version, objection });
           } catch (error) {
             complain(id, error as Error);
           }
@@ -83,10 +83,10 @@ export function consulDirectory(o: ConsulDirectoryOptions): Directory {
         for (const [id, one] of known[role]) {
           if (listed.has(id)) continue;
           // After an outage Consul may have forgotten all instances; until they register again, they stay usable.
-          const doubt = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.doubt;
+          const objection = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.objection;
           const missingSinceMs = gap ? nowMs : (one.missingSinceMs ?? nowMs);
-          listed.set(id, { ...one, doubt, missingSinceMs });
-          news ||= one.missingSinceMs === undefined || one.doubt !== doubt;
+          listed.set(id, { ...one, objection, missingSinceMs });
+          news ||= one.missingSinceMs === undefined || one.objection !== objection;
           missing += 1;
         }
         if (gap && missing > 0)

@@ -3,7 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { hostname } from "node:os";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { checkInfo } from "./check-info.ts";
-import type { Doubt } from "./registry.ts";
+import type { Objection } from "./registry.ts";
 
 export type ServiceRole = "router" | "prefill" | "decode";
 
@@ -141,8 +141,8 @@ export function infoOf(entry: HealthEntry, role: "prefill" | "decode"): Info {
 }
 
 /** What the checks have against the service; undefined where nothing. */
-export function doubtOf(entry: HealthEntry): Doubt | undefined {
-  let critical: Doubt | undefined;
+export function objectionOf(entry: HealthEntry): Objection | undefined {
+  let critical: Objection | undefined;
   for (const check of entry.Checks) {
     if (check.Status !== "critical") continue;
     if (check.CheckID === "_node_maintenance" || check.CheckID.startsWith("_service_maintenance:")) {

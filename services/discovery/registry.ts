@@ -48,14 +48,14 @@ export interface Registration {
  * What a registry has against an instance that it lists. `maintenance`: an operator took it out. `critical`: its health
  * check fails. `missing`: it was listed until a moment ago.
  */
-export interface Doubt {
+export interface Objection {
   readonly kind: "maintenance" | "critical" | "missing";
   /** For people. */
   readonly reason: string;
 }
 
-/** @param doubts By instance id. Most instances have none. */
-export type EntriesListener = (entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>) => void;
+/** @param objections By instance id. Most instances have none. */
+export type EntriesListener = (entries: readonly Info[], objections?: ReadonlyMap<string, Objection>) => void;
 
 /** The router's side. */
 export interface Directory {

@@ -11,7 +11,7 @@ import {
   type ConsulRegistrar,
   type ConsulWatcher,
 } from "../../services/discovery/consul.ts";
-import type { Doubt, Registration, SelfReport } from "../../services/discovery/registry.ts";
+import type { Objection, Registration, SelfReport } from "../../services/discovery/registry.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { freeConsulPorts, startConsul, type TestConsul } from "../support/consul.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
@@ -74,12 +74,12 @@ async function register(registrar: ConsulRegistrar, instanceId: string, change: 
 
 interface Seen {
   readonly entries: readonly Info[];
-  readonly doubts: ReadonlyMap<string, Doubt>;
+  readonly objections: ReadonlyMap<string, Objection>;
 }
 
 function watch(watcher: ConsulWatcher): { now(): Seen; ids(): string[]; stop(): Promise<void> } {
-  let seen: Seen = { entries: [], doubts: new Map() };
-  const handle = watcher.watch((entries, doubts = new Map()) => (seen = { entries, doubts }));
+  let seen: Seen = { entries: [], objections: new Map() };
+  const handle = watcher.watch((entries, objections = new Map()) => (seen = { entries, objections }));
   return {
     now: () => seen,
     ids: () => seen.entries.map(({ instanceId }) => instanceId).sort(),
@@ -114,7 +114,7 @@ describe("Consul as the registry", function () {
     await using decode = await register(registrar, "decode-a");
     const [info] = await eventually("it is listed", () => seen.now().entries.length === 1 && seen.now().entries);
     assert.deepEqual(info, decode.info);
-    await eventually("its checks pass", () => seen.now().doubts.size === 0);
+    await eventually("its checks pass", () => seen.now().objections.size === 0);
   });
 
   it("shows it readable to people: name, address, meta, tags and what the checks say", async () => {
@@ -158,38 +158,38 @@ describe("Consul as the registry", function () {
         | undefined;
     });
     assert.match(output, /the engine exited: out of memory/);
-    const doubt = await eventually(
+    const objection = await eventually(
       "the router hears",
-      () => /memory/.test(seen.now().doubts.get("decode-b")?.reason ?? "") && seen.now().doubts.get("decode-b"),
+      () => /memory/.test(seen.now().objections.get("decode-b")?.reason ?? "") && seen.now().objections.get("decode-b"),
     );
-    assert.equal(doubt.kind, "critical");
-    assert.match(doubt.reason, /"health".*out of memory/);
+    assert.equal(objection.kind, "critical");
+    assert.match(objection.reason, /"health".*out of memory/);
   });
 
   it("tells a drain at once, and its end", async () => {
     await none();
     await using decode = await register(registrar, "decode-c");
-    await eventually("it is listed", () => seen.ids().length === 1 && seen.now().doubts.size === 0);
+    await eventually("it is listed", () => seen.ids().length === 1 && seen.now().objections.size === 0);
     decode.standing = { serving: false, text: "draining: an operator asked", load: "63 of 64 slots free" };
     decode.registration.update();
-    const doubt = await eventually("the drain is heard", () => seen.now().doubts.get("decode-c"));
-    assert.match(doubt.reason, /"state".*draining: an operator asked$/);
+    const objection = await eventually("the drain is heard", () => seen.now().objections.get("decode-c"));
+    assert.match(objection.reason, /"state".*draining: an operator asked$/);
     decode.standing = { serving: true, text: "serving", load: "64 of 64 slots free" };
     decode.registration.update();
-    await eventually("its end is heard", () => seen.now().doubts.size === 0);
+    await eventually("its end is heard", () => seen.now().objections.size === 0);
   });
 
   it("takes maintenance mode for a drain, of the service and of its node", async () => {
     await none();
     await using decode = await register(registrar, "decode-d");
-    await eventually("it passes", () => seen.ids().length === 1 && seen.now().doubts.size === 0);
+    await eventually("it passes", () => seen.ids().length === 1 && seen.now().objections.size === 0);
     for (const target of [`service/maintenance/decode-d`, "maintenance"]) {
       await agent.put(`/v1/agent/${target}?enable=true&reason=new+memory`);
-      const doubt = await eventually("maintenance is heard", () => seen.now().doubts.get("decode-d"));
-      assert.equal(doubt.kind, "maintenance");
-      assert.match(doubt.reason, /new memory/);
+      const objection = await eventually("maintenance is heard", () => seen.now().objections.get("decode-d"));
+      assert.equal(objection.kind, "maintenance");
+      assert.match(objection.reason, /new memory/);
       await agent.put(`/v1/agent/${target}?enable=false`);
-      await eventually("its end is heard", () => seen.now().doubts.size === 0);
+      await eventually("its end is heard", () => seen.now().objections.size === 0);
     }
     assert.equal(decode.info.instanceId, "decode-d");
   });
@@ -209,7 +209,7 @@ describe("Consul as the registry", function () {
     await eventually("it is listed", () => seen.ids().length === 1);
     await decode[Symbol.asyncDispose]();
     assert.equal(await agent.get("/v1/agent/service/decode-f"), undefined);
-    await eventually("it is missing", () => seen.now().doubts.get("decode-f")?.kind === "missing");
+    await eventually("it is missing", () => seen.now().objections.get("decode-f")?.kind === "missing");
     await none();
   });
 
@@ -219,7 +219,7 @@ describe("Consul as the registry", function () {
     await eventually("it is listed", () => seen.ids().length === 1);
     await agent.put("/v1/agent/service/deregister/decode-g");
     await eventually("it is back", async () => (await agent.get("/v1/agent/service/decode-g")) !== undefined);
-    await eventually("the router believes it again", () => seen.ids().length === 1 && seen.now().doubts.size === 0);
+    await eventually("the router believes it again", () => seen.ids().length === 1 && seen.now().objections.size === 0);
   });
 
   it("takes out what a killed instance of the same address left", async () => {
@@ -291,7 +291,7 @@ describe("Consul as the registry", function () {
       ttlMs: 500,
     });
     await using decode = await register(ttl, "decode-j");
-    await eventually("it passes", () => seen.ids().length === 1 && seen.now().doubts.size === 0);
+    await eventually("it passes", () => seen.ids().length === 1 && seen.now().objections.size === 0);
     const { Checks: checks } = (await agent.get("/v1/health/service/tandem-decode"))[0];
     assert.deepEqual(
       checks.map((check: any) => check.Name).filter((name: string) => !/serf/i.test(name)),
@@ -310,7 +310,7 @@ describe("Consul as the registry", function () {
       const { Status, Output } = (await agent.get("/v1/agent/checks"))["service:decode-j:state"];
       return Status === "passing" && Number(/^beat (\d+)/.exec(Output)?.[1]) > 4;
     });
-    await eventually("the router sees it so", () => seen.now().doubts.size === 0);
+    await eventually("the router sees it so", () => seen.now().objections.size === 0);
     await decode[Symbol.asyncDispose]();
     ttl.close();
   });
@@ -340,7 +340,7 @@ describe("a Consul that goes and comes back empty", function () {
     const served = await Promise.all(["a", "b", "c"].map((id) => register(registrar, id)));
     await eventually(
       "all are listed",
-      () => seen.ids().length === 3 && seen.now().doubts.size === 0 && watcher.health.up,
+      () => seen.ids().length === 3 && seen.now().objections.size === 0 && watcher.health.up,
     );
     let least = 3;
     const changes: boolean[] = [];
@@ -353,7 +353,7 @@ describe("a Consul that goes and comes back empty", function () {
       await eventually(
         "all are registered again",
         async () => {
-          least = Math.min(least, seen.now().entries.length - seen.now().doubts.size);
+          least = Math.min(least, seen.now().entries.length - seen.now().objections.size);
           return (await agent.get("/v1/catalog/service/tandem-decode")).length === 3;
         },
         20_000,

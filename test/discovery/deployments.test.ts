@@ -92,8 +92,8 @@ async function deploy(address: string, name: string, port: number) {
   /** Every id that was ever listed. */
   const seen = new Set<string>();
   let now: readonly string[] = [];
-  const watch = watcher.watch((entries, doubts = new Map()) => {
-    now = entries.map(({ instanceId }) => instanceId).filter((id) => doubts.get(id)?.kind !== "missing");
+  const watch = watcher.watch((entries, objections = new Map()) => {
+    now = entries.map(({ instanceId }) => instanceId).filter((id) => objections.get(id)?.kind !== "missing");
     for (const id of now) seen.add(id);
   });
   return {

@@ -6,7 +6,7 @@ import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
-import type { Doubt } from "../../discovery/registry.ts";
+import type { Objection } from "../../discovery/registry.ts";
 import { type ChannelState, type LossReason, type RpcChannel, dialRpc } from "../../rpc/channel.ts";
 import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 import { claimsToServe, standingOf, type Facts, type Link } from "./standing.ts";
@@ -72,7 +72,7 @@ export class TrackedInstance implements Instance, Facts {
   readonly instanceId: string;
   readonly channel: RpcChannel;
   readonly breaker: Breaker;
-  doubt: Doubt | undefined;
+  objection: Objection | undefined;
   registered = true;
   suspect = false;
   load: Load | undefined;

@@ -7,7 +7,7 @@ import type { Clock, Timer } from "../../common/clock.ts";
 import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
-import type { Doubt } from "../../discovery/registry.ts";
+import type { Objection } from "../../discovery/registry.ts";
 import { traitsOf } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
@@ -29,9 +29,9 @@ export interface Pool {
   /**
    * Replaces the instances with those that discovery knows now.
    *
-   * @param doubts Objections of discovery to some of them, by instance id.
+   * @param objections What the registry has against some of them, by instance id.
    */
-  update(entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>): void;
+  update(entries: readonly Info[], objections?: ReadonlyMap<string, Objection>): void;
   /** Called after every change of the view or of figures, and when a leg ends. Returns a function that unsubscribes. */
   onChange(listener: () => void): () => void;
   /** Called only after changes of the view. */
@@ -88,7 +88,7 @@ export interface PoolOptions {
   readonly proves?: (info: Info) => boolean;
 }
 
-const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
+const NO_OBJECTIONS: ReadonlyMap<string, Objection> = new Map();
 const SWEEP_MS = 250;
 const DRAIN_TIMEOUT_MS = 2_000;
 /** 8 x 8. */
@@ -160,18 +160,18 @@ export function createPool(o: PoolOptions): Pool {
     }
   }
 
-  function update(entries: readonly Info[], doubts: ReadonlyMap<string, Doubt> = NO_DOUBTS): void {
+  function update(entries: readonly Info[], objections: ReadonlyMap<string, Objection> = NO_OBJECTIONS): void {
     if (closed) return;
     const named = new Set<string>();
     for (const info of entries) {
       if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
       const known = find(info.instanceId);
-      const doubt = doubts.get(info.instanceId);
+      const objection = objections.get(info.instanceId);
       // The registry no longer lists it, and the instance itself doesn't report that it serves.
-      if (doubt?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
+      if (objection?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
       named.add(info.instanceId);
       if (known !== undefined) {
-        known.doubt = doubt;
+        known.objection = objection;
         if (known.info.grpcAddress === info.grpcAddress) {
           known.info = info;
           continue;
@@ -183,7 +183,7 @@ export function createPool(o: PoolOptions): Pool {
         log.warn("instance left out: too many are known", { instanceId: info.instanceId, limit });
         continue;
       }
-      track(info).doubt = doubt;
+      track(info).objection = objection;
     }
     for (const one of tracked) if (one.registered && !named.has(one.instanceId)) leave(one);
     onStanding();
@@ -225,7 +225,7 @@ export function createPool(o: PoolOptions): Pool {
     let left = false;
     for (const one of tracked) {
       // Its registry dropped it before, and now the instance has stopped too.
-      if (!one.registered || one.doubt?.kind !== "missing" || claimsToServe(one)) continue;
+      if (!one.registered || one.objection?.kind !== "missing" || claimsToServe(one)) continue;
       leave(one);
       left = true;
     }

@@ -3,7 +3,7 @@
 // the first objection in the order below decides. fleet.ts adds the reasons that depend on partners (`unproven`,
 // `unmatched`).
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { Doubt } from "../../discovery/registry.ts";
+import type { Objection } from "../../discovery/registry.ts";
 import type { OpenBecause } from "./breaker.ts";
 
 /**
@@ -55,7 +55,7 @@ export interface Facts {
   /** Drained through this router, and not confirmed by the instance yet. */
   readonly drained: boolean;
   /** The objection of its registry. */
-  readonly doubt: Doubt | undefined;
+  readonly objection: Objection | undefined;
   readonly link: Link;
   /** The state that it reports; undefined before the first load report. */
   readonly state: State | undefined;
@@ -72,10 +72,10 @@ const SERVES: Standing = { kind: "serves", text: "" };
  * @param lastResort Whether its side of the model has no other instance. Then a mere suspicion does not take it out.
  */
 export function standingOf(facts: Facts, lastResort = false): Standing {
-  const { doubt, link, stateText, breaker } = facts;
+  const { objection, link, stateText, breaker } = facts;
   if (!facts.registered) return out("left", "It is no longer registered.");
   if (facts.drained) return out("draining", "It was drained through this router.");
-  if (doubt?.kind === "maintenance") return out("draining", doubt.reason);
+  if (objection?.kind === "maintenance") return out("draining", objection.reason);
   if (link.kind === "down") return out(link.reason, link.text);
   switch (facts.state) {
     case State.SERVING:
@@ -89,12 +89,12 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
   }
   if (breaker.because === "failing") return out("failing", breaker.text);
   if (facts.suspect && !lastResort) return out("suspect", "No byte has come from it for more than a second.");
-  if (doubt !== undefined) {
-    if (!lastResort) return out("unlisted", doubt.reason);
+  if (objection !== undefined) {
+    if (!lastResort) return out("unlisted", objection.reason);
     return {
       kind: "serves",
       despite: "unlisted",
-      text: `${doubt.reason} It reports that it serves, and no other instance does.`,
+      text: `${objection.reason} It reports that it serves, and no other instance does.`,
     };
   }
   if (breaker.because === "unproven") return out("unproven", breaker.text);

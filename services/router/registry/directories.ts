@@ -1,6 +1,6 @@
 // Merges the registry and the static list into one list of instances for the pool.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import type { Directory, Doubt, EntriesListener } from "../../discovery/registry.ts";
+import type { Directory, EntriesListener, Objection } from "../../discovery/registry.ts";
 
 /**
  * `onChange` gets every instance that any directory lists. If several list one, the first directory's entry is used.
@@ -11,16 +11,16 @@ export function watchAll(directories: readonly Directory[], onChange: EntriesLis
     directory.watch((...listed) => {
       known[index] = listed;
       const byId = new Map<string, Info>();
-      const allDoubts = new Map<string, Doubt>();
-      for (const [entries, doubts] of known) {
+      const allObjections = new Map<string, Objection>();
+      for (const [entries, objections] of known) {
         for (const info of entries) {
           if (byId.has(info.instanceId)) continue;
           byId.set(info.instanceId, info);
-          const doubt = doubts?.get(info.instanceId);
-          if (doubt !== undefined) allDoubts.set(info.instanceId, doubt);
+          const objection = objections?.get(info.instanceId);
+          if (objection !== undefined) allObjections.set(info.instanceId, objection);
         }
       }
-      onChange([...byId.values()], allDoubts);
+      onChange([...byId.values()], allObjections);
     }),
   );
   return {

@@ -9,9 +9,9 @@ import { type KnownInit, standingIn, type ViewOptions, viewOf } from "../support
 type Init = Omit<KnownInit, "id">;
 
 const NIXL: Init = { info: { connector: "nixl" } };
-const CRITICAL: Init = { doubt: { kind: "critical", reason: "Its check fails." } };
-const MISSING: Init = { doubt: { kind: "missing", reason: "It is no longer listed." } };
-const MAINTENANCE: Init = { doubt: { kind: "maintenance", reason: "An operator took it out." } };
+const CRITICAL: Init = { objection: { kind: "critical", reason: "Its check fails." } };
+const MISSING: Init = { objection: { kind: "missing", reason: "It is no longer listed." } };
+const MAINTENANCE: Init = { objection: { kind: "maintenance", reason: "An operator took it out." } };
 const down = (reason: "unreachable" | "denied" | "silent"): Init => ({
   link: { kind: "down", reason, text: `It is ${reason}.` },
 });

@@ -34,7 +34,7 @@ export function known(role: Role, { id, info, failing, unproven, ...init }: Know
     queuedTokens: 0,
     registered: true,
     drained: false,
-    doubt: undefined,
+    objection: undefined,
     link: { kind: "up" },
     state: State.SERVING,
     stateText: "",

@@ -98,6 +98,6 @@ function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, dr
     slots,
     freeSlots: slots,
     ...(draining === undefined ? {} : { state: State.DRAINING, stateText: draining }),
-    ...(unlisted === true ? { doubt: { kind: "critical", reason: "Its check fails." } } : {}),
+    ...(unlisted === true ? { objection: { kind: "critical", reason: "Its check fails." } } : {}),
   };
 }

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
-import type { Doubt } from "../../../services/discovery/registry.ts";
+import type { Objection } from "../../../services/discovery/registry.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { silentLog } from "../../support/log-sink.ts";
 import { type FakeInstance, startDecode } from "../support/fake-instance.ts";
@@ -11,31 +11,31 @@ import { seenIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 async function poolOf(
   ...instances: FakeInstance[]
-): Promise<AsyncDisposable & { readonly pool: Pool; doubt(doubts: Record<string, Doubt["kind"]>): void }> {
+): Promise<AsyncDisposable & { readonly pool: Pool; objection(objections: Record<string, Objection["kind"]>): void }> {
   const pool = createPool({ log: silentLog, clock: systemClock });
   const entries = instances.map(({ info }) => info);
   pool.update(entries);
   for (const { instanceId } of entries) await untilStanding(pool, instanceId, "serves");
-  const doubt = (doubts: Record<string, Doubt["kind"]>): void =>
+  const objection = (objections: Record<string, Objection["kind"]>): void =>
     pool.update(
       entries,
-      new Map(Object.entries(doubts).map(([id, kind]) => [id, { kind, reason: `It is ${kind} in the registry.` }])),
+      new Map(Object.entries(objections).map(([id, kind]) => [id, { kind, reason: `It is ${kind} in the registry.` }])),
     );
-  return { pool, doubt, [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose]() };
+  return { pool, objection, [Symbol.asyncDispose]: () => pool[Symbol.asyncDispose]() };
 }
 
-describe("an instance that its registry doubts", () => {
+describe("an instance that its registry objects to", () => {
   it("gets no leg while others serve, and is back with the next good word", async () => {
     await using one = await startDecode({ instanceId: "d1" });
     await using two = await startDecode({ instanceId: "d2" });
     await using registered = await poolOf(one, two);
     const { pool } = registered;
     for (const kind of ["critical", "missing"] as const) {
-      registered.doubt({ d1: kind });
+      registered.objection({ d1: kind });
       assert.equal(standingIn(pool.view, "d1"), "unlisted");
       assert.match(seenIn(pool, "d1")!.standing.text, /in the registry/);
       assert.equal(standingIn(pool.view, "d2"), "serves");
-      registered.doubt({});
+      registered.objection({});
       assert.equal(standingIn(pool.view, "d1"), "serves");
     }
   });
@@ -44,7 +44,7 @@ describe("an instance that its registry doubts", () => {
     await using one = await startDecode({ instanceId: "d1" });
     await using registered = await poolOf(one);
     const { pool } = registered;
-    registered.doubt({ d1: "maintenance" });
+    registered.objection({ d1: "maintenance" });
     assert.equal(standingIn(pool.view, "d1"), "draining");
   });
 
@@ -54,7 +54,7 @@ describe("an instance that its registry doubts", () => {
     await using registered = await poolOf(one, two);
     const { pool } = registered;
     assert.equal(pool.view.overruled, false);
-    registered.doubt({ d1: "critical", d2: "missing" });
+    registered.objection({ d1: "critical", d2: "missing" });
     for (const id of ["d1", "d2"]) {
       const { standing } = seenIn(pool, id)!;
       assert.deepEqual([standing.kind, standing.kind === "serves" && standing.despite], ["serves", "unlisted"]);
@@ -73,11 +73,11 @@ describe("an instance that its registry doubts", () => {
     await using two = await startDecode({ instanceId: "d2" });
     await using registered = await poolOf(one, two);
     const { pool } = registered;
-    registered.doubt({ d1: "missing" });
+    registered.objection({ d1: "missing" });
     assert.equal(standingIn(pool.view, "d1"), "unlisted");
     one.load({ state: State.DRAINING });
     await untilPool(pool, "it is gone", () => seenIn(pool, "d1") === undefined);
-    registered.doubt({ d1: "missing" });
+    registered.objection({ d1: "missing" });
     assert.equal(seenIn(pool, "d1"), undefined);
   });
 });
