@@ -10,7 +10,7 @@ import { neverReached, type EngineCall } from "../engine/http.ts";
 import { EventSplitter } from "../engine/sse.ts";
 import type { EngineRequest } from "../kv/connector.ts";
 import { AnswerStream } from "./answer-stream.ts";
-import { faceAnswer, finishReasonOf, type Face, type AnswerUsage } from "./answer.ts";
+import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ResponseIdentity } from "./answer.ts";
 import { encodePiece, encodeResponse } from "./wire.ts";
 
 /** The largest event that an engine may send, and the largest body. */
@@ -24,7 +24,7 @@ export interface AnswerRunOptions {
   readonly request: EngineRequest;
   /** Whether the engine may get the request twice. */
   readonly repeatable: boolean;
-  readonly face: Face;
+  readonly identity: ResponseIdentity;
   /** How a stream is to be read. Undefined: the client wants one body. */
   readonly streaming: { readonly wantsUsage: boolean; readonly startsWithRole: boolean } | undefined;
   /** Ids and addresses that must not be in an error. */
@@ -59,7 +59,7 @@ export class AnswerRun {
     this.#o = o;
     this.#startedMs = o.clock.nowMs();
     if (o.streaming !== undefined) {
-      const stream = new AnswerStream({ face: o.face, ...o.streaming });
+      const stream = new AnswerStream({ identity: o.identity, ...o.streaming });
       this.#stream = stream;
       this.#splitter = new EventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
     }
@@ -182,7 +182,7 @@ export class AnswerRun {
     let message: Buffer;
     try {
       const body = Buffer.concat(this.#chunks);
-      const answer = faceAnswer(body, scanObject(body), this.#o.face, true);
+      const answer = rewriteAnswer(body, scanObject(body), this.#o.identity, true);
       if (answer.finishReason === undefined)
         throw new SyntaxError("the engine's answer has no choice with a finish reason");
       const usage = answer.usage ?? { promptTokens: 0, completionTokens: 0 };
@@ -196,7 +196,7 @@ export class AnswerRun {
   }
 
   #end(finishReason: FinishReason, usage: AnswerUsage): Buffer {
-    const { cachedTokens } = this.#o.face;
+    const { cachedTokens } = this.#o.identity;
     return encodeResponse({
       end: {
         finishReason,

@@ -4,7 +4,7 @@
 // head instead and is otherwise passed on unparsed. Anything else goes the slow way, by splices.
 import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanArray, scanObject, type Member } from "../common/json-body.ts";
-import { faceAnswer, finishReasonOf, type Face, type ReadAnswer, type AnswerUsage } from "./answer.ts";
+import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ResponseIdentity } from "./answer.ts";
 
 const LF = 10;
 const PREFIX = Buffer.from("data: ");
@@ -18,7 +18,7 @@ const SPECIAL = /"finish_reason":"|_transfer_params|"usage":\{/;
 const FINISH = '"finish_reason":"';
 
 export interface AnswerStreamOptions {
-  readonly face: Face;
+  readonly identity: ResponseIdentity;
   /** Whether the client asked for the usage chunk. The engine is always asked. */
   readonly wantsUsage: boolean;
   /** Chat streams begin with a chunk that carries the role and no token. */
@@ -40,14 +40,14 @@ export class AnswerStream {
   /** The error that the engine reported inside the stream: the JSON of its `error`. Must never be shown. */
   error: string | undefined;
 
-  readonly #face: Face;
+  readonly #identity: ResponseIdentity;
   readonly #wantsUsage: boolean;
   readonly #startsWithRole: boolean;
   #engineHead: Buffer | undefined;
   #publicHead: Buffer = BLANK;
 
   constructor(o: AnswerStreamOptions) {
-    this.#face = o.face;
+    this.#identity = o.identity;
     this.#wantsUsage = o.wantsUsage;
     this.#startsWithRole = o.startsWithRole;
   }
@@ -113,7 +113,7 @@ export class AnswerStream {
       this.error = data.toString("utf8", failed.valueStart, Math.min(failed.valueEnd, failed.valueStart + 2_000));
       return;
     }
-    const read: ReadAnswer = faceAnswer(data, members, this.#face, this.#wantsUsage);
+    const read = rewriteAnswer(data, members, this.#identity, this.#wantsUsage);
     if (read.usage !== undefined) this.usage = read.usage;
     // The usage chunk has no choice. One that the client didn't ask for ends here.
     if (read.choiceCount === 0 && !this.#wantsUsage) return;
@@ -139,12 +139,12 @@ export class AnswerStream {
     // Anything before the index may change from chunk to chunk; then nothing would match anyway.
     if (index?.key !== "index") return;
     const cuts = [
-      { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#face.id) },
-      { start: created.valueStart, end: created.valueEnd, with: String(this.#face.created) },
+      { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#identity.id) },
+      { start: created.valueStart, end: created.valueEnd, with: String(this.#identity.created) },
       {
         start: first.start + index.valueStart,
         end: first.start + index.valueEnd,
-        with: String(this.#face.choiceIndex),
+        with: String(this.#identity.choiceIndex),
       },
     ].sort((a, b) => a.start - b.start);
     const headEnd = first.start + index.valueEnd + 1;

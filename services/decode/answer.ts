@@ -3,7 +3,8 @@
 import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanArray, scanObject, splice, type Member } from "../common/json-body.ts";
 
-export interface Face {
+/** Values that the client sees in place of the engine's own. */
+export interface ResponseIdentity {
   /** Public id. */
   readonly id: string;
   /** Unix time in seconds. */
@@ -36,15 +37,20 @@ type Changes = Map<string, string | Buffer | undefined>;
 const INTERNAL_FIELDS: readonly string[] = ["kv_transfer_params", "ec_transfer_params"];
 
 /**
- * One answer, or one chunk of a streamed one, with the face that the client sees.
+ * One answer, or one chunk of a streamed one, with the identity that the client sees.
  *
  * @param keepUsage False: `usage` is taken out, the client didn't ask for it.
  * @throws SyntaxError when it is not what an engine answers.
  */
-export function faceAnswer(json: Buffer, members: readonly Member[], face: Face, keepUsage: boolean): ReadAnswer {
+export function rewriteAnswer(
+  json: Buffer,
+  members: readonly Member[],
+  identity: ResponseIdentity,
+  keepUsage: boolean,
+): ReadAnswer {
   const changes: Changes = new Map();
-  changes.set("id", JSON.stringify(face.id));
-  changes.set("created", String(face.created));
+  changes.set("id", JSON.stringify(identity.id));
+  changes.set("created", String(identity.created));
   let choiceCount = 0;
   let finishReason: string | undefined;
   let usage: AnswerUsage | undefined;
@@ -56,19 +62,21 @@ export function faceAnswer(json: Buffer, members: readonly Member[], face: Face,
       const elements = scanArray(json, valueStart, valueEnd);
       choiceCount = elements.length;
       if (choiceCount === 0) continue;
-      const faced = elements.map(({ start, end }) => faceChoice(json.subarray(start, end), face.choiceIndex));
-      finishReason = faced.find((choice) => choice.finishReason !== undefined)?.finishReason;
+      const rewritten = elements.map(({ start, end }) =>
+        rewriteChoice(json.subarray(start, end), identity.choiceIndex),
+      );
+      finishReason = rewritten.find((choice) => choice.finishReason !== undefined)?.finishReason;
       changes.set(
         key,
         Buffer.concat([
           Buffer.from("["),
-          ...faced.flatMap(({ json: choice }, at) => (at === 0 ? [choice] : [Buffer.from(","), choice])),
+          ...rewritten.flatMap(({ json: choice }, at) => (at === 0 ? [choice] : [Buffer.from(","), choice])),
           Buffer.from("]"),
         ]),
       );
     } else if (key === "usage" && !isNull(value)) {
       usage = readUsage(value);
-      changes.set(key, keepUsage ? faceUsage(value, face.cachedTokens) : undefined);
+      changes.set(key, keepUsage ? rewriteUsage(value, identity.cachedTokens) : undefined);
     }
   }
   return { json: splice(json, members, changes), choiceCount, finishReason, usage };
@@ -82,7 +90,7 @@ export function finishReasonOf(word: string): FinishReason {
   return FinishReason.STOP;
 }
 
-function faceChoice(choice: Buffer, index: number): { json: Buffer; finishReason: string | undefined } {
+function rewriteChoice(choice: Buffer, index: number): { json: Buffer; finishReason: string | undefined } {
   const members = scanObject(choice);
   const ended = members.find((member) => member.key === "finish_reason");
   const changes: Changes = new Map([["index", String(index)]]);
@@ -103,17 +111,17 @@ function readUsage(usage: Buffer): AnswerUsage {
   return { promptTokens: whole(prompt), completionTokens: whole(completion) };
 }
 
-function faceUsage(usage: Buffer, cachedTokens: number | undefined): Buffer {
+function rewriteUsage(usage: Buffer, cachedTokens: number | undefined): Buffer {
   const members = scanObject(usage);
   const details = members.find((member) => member.key === "prompt_tokens_details");
   const value = details === undefined ? undefined : usage.subarray(details.valueStart, details.valueEnd);
   const absent = value === undefined || isNull(value);
   if (cachedTokens === undefined)
     return absent ? usage : splice(usage, members, new Map([["prompt_tokens_details", "null"]]));
-  const faced = absent
+  const rewritten = absent
     ? `{"cached_tokens":${cachedTokens}}`
     : splice(value, scanObject(value), new Map([["cached_tokens", String(cachedTokens)]]));
-  return splice(usage, members, new Map<string, string | Buffer>([["prompt_tokens_details", faced]]));
+  return splice(usage, members, new Map<string, string | Buffer>([["prompt_tokens_details", rewritten]]));
 }
 
 function whole(value: unknown): number {

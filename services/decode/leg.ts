@@ -176,7 +176,7 @@ export class DecodeLeg {
       engine,
       request,
       repeatable: !parts.connector.traits.pairedId,
-      face: { id, created, choiceIndex, cachedTokens },
+      identity: { id, created, choiceIndex, cachedTokens },
       streaming: asksForStream(context.body, context.members)
         ? {
             wantsUsage: asksForUsage(context.body, context.members),

@@ -3,10 +3,10 @@ import { readdirSync, readFileSync } from "node:fs";
 import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanObject } from "../../services/common/json-body.ts";
 import { AnswerStream } from "../../services/decode/answer-stream.ts";
-import { faceAnswer, type Face } from "../../services/decode/answer.ts";
+import { rewriteAnswer, type ResponseIdentity } from "../../services/decode/answer.ts";
 import { EventSplitter } from "../../services/engine/sse.ts";
 
-const FACE: Face = { id: 'public "id"', created: 42, choiceIndex: 3, cachedTokens: 7 };
+const IDENTITY: ResponseIdentity = { id: 'public "id"', created: 42, choiceIndex: 3, cachedTokens: 7 };
 const FOLDER = new URL("../fixtures/vllm-transcripts/", import.meta.url);
 
 /** Bytes of a recorded answer's body, its chunked framing taken off. */
@@ -26,10 +26,10 @@ function bodyOf(name: string): Buffer {
 
 function read(
   bytes: Buffer,
-  o: { wantsUsage?: boolean; chat?: boolean; face?: Face; cut?: number } = {},
+  o: { wantsUsage?: boolean; chat?: boolean; identity?: ResponseIdentity; cut?: number } = {},
 ): { stream: AnswerStream; out: string; tokens: number } {
   const stream = new AnswerStream({
-    face: o.face ?? FACE,
+    identity: o.identity ?? IDENTITY,
     wantsUsage: o.wantsUsage ?? false,
     startsWithRole: o.chat ?? false,
   });
@@ -70,7 +70,7 @@ describe("vLLM's recorded streams", () => {
         assert.equal(after.length, before.length);
         after.forEach((chunk, i) => {
           const was = before[i];
-          assert.deepEqual([chunk.id, chunk.created], [FACE.id, FACE.created]);
+          assert.deepEqual([chunk.id, chunk.created], [IDENTITY.id, IDENTITY.created]);
           for (const choice of chunk.choices) assert.equal(choice.index, 3);
           if (chunk.usage !== undefined && chunk.usage !== null)
             assert.equal(chunk.usage.prompt_tokens_details.cached_tokens, 7);
@@ -138,7 +138,7 @@ describe("a chunk", () => {
     const { out, stream } = read(Buffer.from(text + text));
     assert.equal(events(out).length, 2);
     for (const event of events(out))
-      assert.deepEqual([event.id, event.created, event.choices[0].index], [FACE.id, 42, 3]);
+      assert.deepEqual([event.id, event.created, event.choices[0].index], [IDENTITY.id, 42, 3]);
     assert.equal(stream.finishReason, FinishReason.STOP);
   });
 
@@ -168,26 +168,26 @@ describe("a chunk", () => {
 });
 
 describe("the figure of cached tokens", () => {
-  const face = (usage: string, cachedTokens: number | undefined): unknown => {
+  const details = (usage: string, cachedTokens: number | undefined): unknown => {
     const body = Buffer.from(
       `{"id":"e","created":1,"choices":[{"index":0,"finish_reason":"tool_calls"}],"usage":${usage},"kv_transfer_params":null}`,
     );
-    const read = faceAnswer(body, scanObject(body), { ...FACE, cachedTokens }, true);
+    const read = rewriteAnswer(body, scanObject(body), { ...IDENTITY, cachedTokens }, true);
     assert.equal(read.finishReason, "tool_calls");
     return JSON.parse(read.json.toString()).usage.prompt_tokens_details;
   };
 
   it("is the prefill engine's, whatever the decode engine says", () => {
-    assert.deepEqual(face('{"prompt_tokens_details":{"cached_tokens":99,"other":1}}', 4), {
+    assert.deepEqual(details('{"prompt_tokens_details":{"cached_tokens":99,"other":1}}', 4), {
       cached_tokens: 4,
       other: 1,
     });
-    assert.deepEqual(face('{"prompt_tokens_details":null}', 4), { cached_tokens: 4 });
-    assert.deepEqual(face("{}", 0), { cached_tokens: 0 });
+    assert.deepEqual(details('{"prompt_tokens_details":null}', 4), { cached_tokens: 4 });
+    assert.deepEqual(details("{}", 0), { cached_tokens: 0 });
   });
 
   it("is left out where the prefill engine doesn't say", () => {
-    assert.equal(face('{"prompt_tokens_details":{"cached_tokens":99}}', undefined), null);
-    assert.equal(face("{}", undefined), undefined);
+    assert.equal(details('{"prompt_tokens_details":{"cached_tokens":99}}', undefined), null);
+    assert.equal(details("{}", undefined), undefined);
   });
 });

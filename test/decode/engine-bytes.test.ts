@@ -7,7 +7,7 @@ import { loadConfig } from "../../services/common/config.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
 import { startDecode } from "../../services/decode/main.ts";
 import { dialRpc } from "../../services/rpc/channel.ts";
-import { FACE, leg, openDecode, quiet, type SimInstance } from "../instance/legs.ts";
+import { IDENTITY, leg, openDecode, quiet, type SimInstance } from "../instance/legs.ts";
 import { within } from "../support/waits.ts";
 
 describe("an engine that sends odd bytes", () => {
@@ -116,7 +116,7 @@ describe("an engine that sends odd bytes", () => {
         onEnd,
       });
       const pair = leg({ model: "odd" });
-      const reserve = { ...pair, face: FACE, prefillKvAddress: "127.0.0.1:9" };
+      const reserve = { ...pair, face: IDENTITY, prefillKvAddress: "127.0.0.1:9" };
       call.pause();
       call.write(
         Buffer.from(

@@ -5,7 +5,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { FACE, freshLegId, openDecode, type SimInstance } from "../instance/legs.ts";
+import { IDENTITY, freshLegId, openDecode, type SimInstance } from "../instance/legs.ts";
 import { vllmOf } from "../live/support/processes.ts";
 import { eligible, startProcess, startRouterProcess, type TestProcess, type TestRouter } from "../support/processes.ts";
 import { steadyLoad, type SteadyLoad } from "../support/steady-load.ts";
@@ -156,7 +156,7 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
     body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }),
   };
   leg.reserve(pair, undefined, {
-    face: FACE,
+    face: IDENTITY,
     prefillKvAddress: prefillInfo.kvAddress,
     decodeKvAddress: info.kvAddress,
   });

@@ -82,7 +82,7 @@ export const simDecode = (
 ): Promise<SimInstance> => start("decode", connector, flags, sim);
 
 export const freshLegId = (): string => randomBytes(16).toString("hex");
-export const FACE = { id: "cmpl-public", created: 1_700_000_000, choiceIndex: 0, sampleIndex: 0 };
+export const IDENTITY = { id: "cmpl-public", created: 1_700_000_000, choiceIndex: 0, sampleIndex: 0 };
 export const body = (fields: Record<string, unknown> = {}): string =>
   JSON.stringify({
     model: "tandem-sim",
@@ -151,7 +151,7 @@ export class DecodeCall {
       case: "reserve",
       value: {
         ...pair,
-        face: FACE,
+        face: IDENTITY,
         prefillKvAddress: prefill?.instance.info().kvAddress ?? "",
         prefillGrpcAddress: prefill?.instance.address ?? "",
         ...extra,

@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { identityOf } from "../../services/common/process-identity.ts";
 import { dialRpc, type RpcChannel } from "../../services/rpc/channel.ts";
-import { body, FACE, freshLegId, openDecode, type SimInstance } from "./legs.ts";
+import { body, IDENTITY, freshLegId, openDecode, type SimInstance } from "./legs.ts";
 import { eventually, within } from "../support/waits.ts";
 
 const CLI = fileURLToPath(new URL("../../clients/cli/main.ts", import.meta.url));
@@ -85,7 +85,7 @@ describe("an instance's process", function () {
     const it = await start("decode");
     const call = openDecode({ channel: it.channel } as unknown as SimInstance);
     const pair = { legId: freshLegId(), path: "/v1/completions", body: body() };
-    call.reserve(pair, undefined, { face: FACE, prefillKvAddress: "127.0.0.1:9" });
+    call.reserve(pair, undefined, { face: IDENTITY, prefillKvAddress: "127.0.0.1:9" });
     await call.next();
     const exited = once(it.child, "exit");
     it.child.kill("SIGINT");

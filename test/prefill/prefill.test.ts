@@ -10,7 +10,7 @@ const outcomeOf = async (prefill: SimInstance, legId: string): Promise<Outcome> 
   (await prefill.channel.client(PrefillService).getOutcome({ legId }, { timeoutMs: 5_000 })).outcome;
 
 describe("a prefill leg", () => {
-  it("hands the KV over and says what it counted", async () => {
+  it("transfers the KV and reports what it counted", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const pair = leg({ max_tokens: 500, min_tokens: 10, n: 1, stream_options: { include_usage: true } });
@@ -131,7 +131,7 @@ describe("a prefill leg", () => {
     await assert.rejects(prefillLeg(prefill, decode, leg()), refusal("instance_unavailable"));
   });
 
-  it("fails when the KV can't be handed over", async () => {
+  it("fails when the KV can't be transferred", async () => {
     await using prefill = await simPrefill("p2p-zmq", {}, { kvPushTimeoutMs: 200 });
     await using decode = await simDecode("p2p-zmq", {}, { faults: ["silent-kv"] });
     const pair = leg();

@@ -221,7 +221,7 @@ export class DecodeSide implements DecodeListener {
       prefillKvAddress: paired ? prefill.info.kvAddress : "",
       decodeKvAddress: paired ? decode.info.kvAddress : "",
       prefillGrpcAddress: prefill?.info.grpcAddress ?? "",
-      face: {
+      identity: {
         id: request.id,
         createdUnixS: request.createdUnixS,
         choiceIndex: draft.choiceIndex,

@@ -32,7 +32,7 @@ export interface Reservation extends LegWords {
   /** The address that the instance asks for prefill's outcome if the router is lost. Empty without prefill. */
   readonly prefillGrpcAddress: string;
   /** Values that the client sees in place of the engine's own. */
-  readonly face: {
+  readonly identity: {
     readonly id: string;
     readonly createdUnixS: number;
     readonly choiceIndex: number;

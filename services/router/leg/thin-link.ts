@@ -41,7 +41,7 @@ class DecodeCall implements RemoteDecode {
 
   constructor(channel: RpcChannel, reservation: Reservation, listener: DecodeListener) {
     const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress } = reservation;
-    const { id, createdUnixS: created, choiceIndex, sampleIndex } = reservation.face;
+    const { id, createdUnixS: created, choiceIndex, sampleIndex } = reservation.identity;
     this.#listener = listener;
     this.#call = channel.open(
       DECODE_PATH,
