@@ -15,7 +15,7 @@ export interface LogOptions {
   /** Name of the process: "router". */
   readonly name: string;
   /** TANDEM_LOG_LEVEL, else info. */
-  readonly level?: LogLevel;
+  readonly level?: LogLevel | undefined;
   /** TANDEM_LOG_FORMAT, else text on a terminal and JSON lines elsewhere. */
   readonly format?: "json" | "text";
   /** Standard error by default: standard output is for the result of a command. */

@@ -8,7 +8,9 @@ import type { LiveEngine } from "../engine/engine.ts";
 import { engineFailure, refusalOf } from "../engine/engine-error.ts";
 import { neverReached, type EngineCall } from "../engine/http.ts";
 import { EventSplitter } from "../engine/sse.ts";
-import type { EngineRequest } from "../kv/connector.ts";
+import type { InstanceParts } from "../instance/instance.ts";
+import type { EngineRequest, LegSpec } from "../kv/connector.ts";
+import { asksForStream, asksForUsage } from "../kv/leg-body.ts";
 import { AnswerStream } from "./answer-stream.ts";
 import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ResponseIdentity } from "./answer.ts";
 import { encodePiece, encodeResponse } from "./wire.ts";
@@ -20,22 +22,15 @@ const ANSWER_LIMIT_BYTES = 64 * 1024 * 1024;
 const PIECE_BYTES = 64 * 1024;
 
 export interface AnswerRunOptions {
+  readonly parts: InstanceParts;
   readonly engine: LiveEngine;
+  readonly spec: LegSpec;
   readonly request: EngineRequest;
-  /** Whether the engine may get the request twice. */
-  readonly repeatable: boolean;
   readonly identity: ResponseIdentity;
-  /** How a stream is to be read. Undefined: the client wants one body. */
-  readonly streaming: { readonly wantsUsage: boolean; readonly startsWithRole: boolean } | undefined;
-  /** Ids and addresses that must not be in an error. */
-  readonly internal: readonly string[];
   /** Takes a DecodeResponse, encoded. False: nothing more until `resume`. */
   write(message: Buffer): boolean;
   /** Undefined: the whole answer was written, its end with it. */
   ended(error: ServiceError | undefined): void;
-  /** The engine failed in a way that a dead one would explain. */
-  suspect(): void;
-  readonly clock: Clock;
 }
 
 export class AnswerRun {
@@ -43,6 +38,7 @@ export class AnswerRun {
   readonly #stream: AnswerStream | undefined;
   readonly #splitter: EventSplitter | undefined;
   readonly #call: EngineCall;
+  readonly #clock: Clock;
   readonly #startedMs: number;
   #firstTokenMs = 0;
   #lastTokenMs = 0;
@@ -57,14 +53,21 @@ export class AnswerRun {
 
   constructor(o: AnswerRunOptions) {
     this.#o = o;
-    this.#startedMs = o.clock.nowMs();
-    if (o.streaming !== undefined) {
-      const stream = new AnswerStream({ identity: o.identity, ...o.streaming });
+    const { body, members, path } = o.spec;
+    this.#clock = o.parts.clock;
+    this.#startedMs = this.#clock.nowMs();
+    if (asksForStream(body, members)) {
+      const stream = new AnswerStream({
+        identity: o.identity,
+        wantsUsage: asksForUsage(body, members),
+        startsWithRole: path === "/v1/chat/completions",
+      });
       this.#stream = stream;
       this.#splitter = new EventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
     }
     this.#call = o.engine.http.open(
-      { method: "POST", ...o.request, repeatable: o.repeatable },
+      // Whether the engine may get the request twice.
+      { method: "POST", ...o.request, repeatable: !o.parts.connector.traits.pairedId },
       {
         onHead: (status) => void (this.#status = status),
         onData: (chunk) =>
@@ -108,7 +111,7 @@ export class AnswerRun {
       return this.#fail(engineFailure("decode", error as Error));
     }
     if (stream.chunkCount !== before) {
-      this.#lastTokenMs = this.#o.clock.nowMs();
+      this.#lastTokenMs = this.#clock.nowMs();
       if (before === 0) this.#firstTokenMs = this.#lastTokenMs;
     }
     if (stream.error !== undefined) return this.#fail(reportedError(stream));
@@ -154,7 +157,7 @@ export class AnswerRun {
     if (this.#over) return;
     if (error instanceof ServiceError) return this.#fail(error);
     if (error !== undefined) {
-      this.#o.suspect();
+      this.#suspect();
       return this.#fail(
         neverReached(error)
           ? new ServiceError("instance_lost", "The instance's engine is gone.", { cause: error })
@@ -162,12 +165,11 @@ export class AnswerRun {
       );
     }
     if (this.#status !== 200) {
-      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), {
-        leg: "decode",
-        internal: this.#o.internal,
-      });
+      const { legId, prefillKvAddress, decodeKvAddress } = this.#o.spec;
+      const internal = [legId, prefillKvAddress, decodeKvAddress];
+      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), { leg: "decode", internal });
       if (refusal.code !== "engine_failed") return this.#fail(refusal);
-      this.#o.suspect();
+      this.#suspect();
       return this.#fail(engineFailure("decode", refusal.cause as Error, true));
     }
     if (this.#splitter === undefined) return this.#completeBody();
@@ -178,7 +180,7 @@ export class AnswerRun {
 
   #completeBody(): void {
     if (this.#discarding) return this.#finish(undefined);
-    this.#firstTokenMs = this.#lastTokenMs = this.#o.clock.nowMs();
+    this.#firstTokenMs = this.#lastTokenMs = this.#clock.nowMs();
     let message: Buffer;
     try {
       const body = Buffer.concat(this.#chunks);
@@ -207,6 +209,11 @@ export class AnswerRun {
         generationMs: Math.max(0, this.#lastTokenMs - this.#firstTokenMs),
       },
     });
+  }
+
+  /** The engine failed in a way that a dead one would explain. */
+  #suspect(): void {
+    this.#o.parts.supervisor.suspect(this.#o.engine);
   }
 
   #fail(error: ServiceError): void {

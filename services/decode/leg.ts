@@ -7,37 +7,27 @@ import type { Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
-import { checkKvAddress, checkLeg, estimatePromptTokens } from "../instance/leg-request.ts";
-import type { EngineRequest, LegSpec } from "../kv/connector.ts";
-import { asksForStream, asksForUsage } from "../kv/leg-body.ts";
+import { admitLeg, estimatePromptTokens, invalid } from "../instance/leg-request.ts";
+import type { EngineRequest } from "../kv/connector.ts";
 import type { RawCall } from "../rpc/service.ts";
 import { AnswerRun } from "./answer-run.ts";
-import type { Settler } from "./settle.ts";
+import type { ReservedLeg, Settle } from "./settle.ts";
 import { encodeResponse } from "./wire.ts";
 
 export interface LegShared {
   readonly parts: InstanceParts;
-  readonly settler: Settler;
+  readonly settle: Settle;
   readonly holdMs: number;
   /** Legs that have not ended, by leg id. An id stays taken until its KV is settled. */
   readonly legs: Map<string, DecodeLeg>;
 }
 
-/** The facts about a leg from its reservation on. */
-interface Reserved {
-  readonly engine: LiveEngine;
-  readonly context: LegSpec;
-  readonly reserve: Reserve;
-  readonly reservedAtMs: number;
-  readonly queuedTokens: number;
-}
-
 type Phase =
   | { readonly kind: "new" }
-  | { readonly kind: "reserved"; readonly leg: Reserved; readonly hold: Timer }
+  | { readonly kind: "reserved"; readonly leg: ReservedLeg; readonly hold: Timer }
   | {
       readonly kind: "running";
-      readonly leg: Reserved;
+      readonly leg: ReservedLeg;
       readonly run: AnswerRun;
       readonly ticket: string;
       readonly startedMs: number;
@@ -95,7 +85,7 @@ export class DecodeLeg {
       this.#call.end();
     } else if (step.case === "abandon" && phase.kind === "running") {
       this.#shared.parts.log.debug("decode leg abandoned", {
-        legId: phase.leg.context.legId,
+        legId: phase.leg.spec.legId,
         reason: step.value.reason,
       });
       this.#leave(phase);
@@ -110,88 +100,53 @@ export class DecodeLeg {
   /** @throws ServiceError, which ends the call. */
   #reserve(reserve: Reserve): void {
     const { parts, legs, holdMs } = this.#shared;
-    const { traits } = parts.connector;
     // Whatever is thrown below, this call is over.
     this.#phase = { kind: "over" };
-    const checked = checkLeg(reserve);
-    checkKvAddress("prefill_kv_address", reserve.prefillKvAddress, traits.decodeFirst);
-    if (reserve.prefillGrpcAddress !== "" && !ADDRESS.test(reserve.prefillGrpcAddress)) {
-      throw new ServiceError("invalid_request", "prefill_grpc_address must be host:port or empty.", {
-        param: "prefill_grpc_address",
-      });
-    }
-    if (reserve.face === undefined || reserve.face.id === "") {
-      throw new ServiceError("invalid_request", "face.id is missing.", { param: "face" });
-    }
-    if (legs.has(reserve.legId))
-      throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
-    parts.board.admit();
-    const engine = parts.supervisor.live;
-    if (engine === undefined) throw new ServiceError("instance_unavailable", "The instance's engine is not running.");
-    if (traits.pairedId && reserve.decodeKvAddress !== "" && reserve.decodeKvAddress !== engine.kvAddress) {
-      throw new ServiceError("instance_unavailable", "The instance's engine was restarted.");
-    }
-    const context: LegSpec = {
-      ...checked,
-      legId: reserve.legId,
-      prefillKvAddress: reserve.prefillKvAddress,
-      decodeKvAddress: traits.pairedId ? engine.kvAddress : "",
-      promptIndex: reserve.promptIndex,
-      sampleIndex: reserve.face.sampleIndex,
-    };
-    const queuedTokens = estimatePromptTokens(checked.body.length);
-    const leg: Reserved = { engine, context, reserve, reservedAtMs: Date.now(), queuedTokens };
-    legs.set(reserve.legId, this);
-    parts.board.count({ reserved: 1, queuedTokens });
+    const { legId, prefillGrpcAddress, face } = reserve;
+    if (prefillGrpcAddress !== "" && !ADDRESS.test(prefillGrpcAddress))
+      throw invalid("prefill_grpc_address", "must be host:port or empty");
+    if (face === undefined || face.id === "") throw invalid("face.id", "is missing");
+    if (legs.has(legId)) throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
+    const leg = { ...admitLeg(parts, "decode", reserve, face.sampleIndex), reserve, reservedAtMs: Date.now() };
+    legs.set(legId, this);
+    parts.status.count({ reserved: 1, queuedTokens: estimatePromptTokens(leg.spec) });
     this.#phase = { kind: "reserved", leg, hold: parts.clock.setTimer(holdMs, () => this.#expired()) };
     this.#call.write(encodeResponse({ reserved: { holdMs } }));
   }
 
   #start({ ticket, cachedTokens, unpaired }: Start): void {
     const { parts } = this.#shared;
+    const { connector } = parts;
     const leg = this.#leaveReserved();
-    const { context, engine } = leg;
+    const { spec, engine } = leg;
     const { id, created, choiceIndex } = leg.reserve.face!;
     let request: EngineRequest | undefined;
+    let refusal = new ServiceError("invalid_request", "This connector's engines serve no leg without prefill.", {
+      param: "unpaired",
+    });
     try {
-      request = unpaired ? parts.connector.unpairedRequest(context) : parts.connector.decodeRequest(context, ticket);
+      request = unpaired ? connector.unpairedRequest(spec) : connector.decodeRequest(spec, ticket);
     } catch (cause) {
-      this.#settle(leg, ticket);
-      return this.#call.fail(
-        new ServiceError("invalid_request", "The leg can't be started: its prompt_index or ticket is wrong.", {
-          cause,
-        }),
-      );
+      const message = "The leg can't be started: its prompt_index or ticket is wrong.";
+      refusal = new ServiceError("invalid_request", message, { cause });
     }
     if (request === undefined) {
       this.#settle(leg, ticket);
-      return this.#call.fail(
-        new ServiceError("invalid_request", "This connector's engines serve no leg without prefill.", {
-          param: "unpaired",
-        }),
-      );
+      return this.#call.fail(refusal);
     }
-    parts.board.count({ running: 1 });
+    parts.status.count({ running: 1 });
     const run = new AnswerRun({
+      parts,
       engine,
+      spec,
       request,
-      repeatable: !parts.connector.traits.pairedId,
       identity: { id, created, choiceIndex, cachedTokens },
-      streaming: asksForStream(context.body, context.members)
-        ? {
-            wantsUsage: asksForUsage(context.body, context.members),
-            startsWithRole: context.path === "/v1/chat/completions",
-          }
-        : undefined,
-      internal: [context.legId, context.prefillKvAddress, context.decodeKvAddress],
       write: (message) => {
         const roomy = this.#call.write(message);
         if (!roomy) this.#setHeld(true);
         return roomy;
       },
       ended: (error) => this.#ended(error),
-      suspect: () => parts.supervisor.suspect(engine),
-      clock: parts.clock,
     });
     this.#phase = { kind: "running", leg, run, ticket, startedMs: parts.clock.nowMs() };
   }
@@ -201,7 +156,7 @@ export class DecodeLeg {
     if (this.#phase.kind !== "running") return;
     const { leg, startedMs } = this.#phase;
     const { log, clock } = this.#shared.parts;
-    const { legId } = leg.context;
+    const { legId } = leg.spec;
     if (error === undefined) {
       this.#leaveRunning();
       this.#forget(leg);
@@ -253,7 +208,7 @@ export class DecodeLeg {
   /** Ends a reservation that was not started. */
   #abandon(reason: string, nothingSent = false): void {
     const leg = this.#leaveReserved();
-    this.#shared.parts.log.debug("decode leg abandoned", { legId: leg.context.legId, reason, nothingSent });
+    this.#shared.parts.log.debug("decode leg abandoned", { legId: leg.spec.legId, reason, nothingSent });
     if (nothingSent) this.#forget(leg);
     else this.#settle(leg, undefined);
   }
@@ -272,37 +227,33 @@ export class DecodeLeg {
   }
 
   /** @param ticket Undefined if the outcome of prefill is unknown. */
-  #settle(leg: Reserved, ticket: string | undefined, maybeTaken = false): void {
-    const { engine, context, reserve, reservedAtMs } = leg;
-    const prefillAddress = reserve.prefillGrpcAddress;
-    this.#shared.settler.settle({ engine, context, ticket, prefillAddress, reservedAtMs, maybeTaken }, () =>
-      this.#forget(leg),
-    );
+  #settle(leg: ReservedLeg, ticket: string | undefined, maybeTaken = false): void {
+    void this.#shared.settle(leg, ticket, maybeTaken).then(() => this.#forget(leg));
   }
 
-  #forget(leg: Reserved): void {
-    this.#shared.legs.delete(leg.context.legId);
+  #forget(leg: ReservedLeg): void {
+    this.#shared.legs.delete(leg.spec.legId);
   }
 
-  #leaveReserved(): Reserved {
+  #leaveReserved(): ReservedLeg {
     if (this.#phase.kind !== "reserved") throw new Error("the leg is not reserved");
     const { leg, hold } = this.#phase;
     hold.cancel();
     this.#phase = { kind: "over" };
-    this.#shared.parts.board.count({ reserved: -1, queuedTokens: -leg.queuedTokens });
+    this.#shared.parts.status.count({ reserved: -1, queuedTokens: -estimatePromptTokens(leg.spec) });
     return leg;
   }
 
   #setHeld(held: boolean): void {
     if (held === this.#held || this.#phase.kind !== "running") return;
     this.#held = held;
-    this.#shared.parts.board.count({ held: held ? 1 : -1 });
+    this.#shared.parts.status.count({ held: held ? 1 : -1 });
   }
 
   #leaveRunning(): void {
     this.#setHeld(false);
     this.#phase = { kind: "over" };
-    this.#shared.parts.board.count({ running: -1 });
+    this.#shared.parts.status.count({ running: -1 });
   }
 }
 

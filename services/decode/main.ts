@@ -6,7 +6,7 @@ import { decodeConfig, type DecodeConfig } from "./config.ts";
 import { decodeService } from "./service.ts";
 
 /** Resolves when the engine works and legs are taken. */
-export function startDecode(config: DecodeConfig, o: StartOptions = {}): Promise<RunningInstance> {
+export function startDecode(config: DecodeConfig, o: StartOptions): Promise<RunningInstance> {
   return startInstance("decode", config, (parts) => decodeService(parts, config.settling), o);
 }
 

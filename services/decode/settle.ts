@@ -1,9 +1,10 @@
 // Frees KV that prefill pushed, or may have pushed, for a leg that will no longer be decoded. The KV is claimed or
 // released as its connector requires. If it is unknown what was pushed, the engine is restarted, which frees all KV.
 // Until then the leg is counted as an orphan and keeps its slot.
+import type { Reserve } from "#gen/tandem/decode/v1/decode_pb.js";
 import { InstanceService } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
-import { pause } from "../common/clock.ts";
+import { pause, until } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { LiveEngine } from "../engine/engine.ts";
@@ -18,169 +19,136 @@ const SETTLE_TIMEOUT_MS = 60_000;
 /** How far the clocks of two hosts may differ when it is judged whether a prefill instance was restarted. */
 const CLOCK_SKEW_MS = 2_000;
 
-export interface Abandoned {
+/** The facts about a leg from its reservation on. */
+export interface ReservedLeg {
   readonly engine: LiveEngine;
-  readonly context: LegSpec;
-  /** Undefined: the outcome of prefill is unknown, and prefill is asked. */
-  readonly ticket: string | undefined;
-  /** gRPC address of the prefill instance. May be empty. */
-  readonly prefillAddress: string;
+  readonly spec: LegSpec;
+  readonly reserve: Reserve;
   /** Epoch milliseconds. */
   readonly reservedAtMs: number;
-  /** The engine may have taken the KV before it failed. A drain would then wait forever for KV that is gone. */
-  readonly maybeTaken?: boolean;
 }
 
-export interface Settler {
-  /** Takes over the KV of an abandoned leg. `done` is called when none of the KV is left. */
-  settle(abandoned: Abandoned, done: () => void): void;
-  /** Resolves when nothing is left to settle. */
-  idle(): Promise<void>;
-}
+/**
+ * Takes over the KV of an abandoned leg. Resolves when none of the KV is left.
+ *
+ * @param ticket Undefined: the outcome of prefill is unknown, and prefill is asked.
+ * @param maybeTaken The engine may have taken the KV before it failed. A drain would then wait forever for KV that is
+ *   gone.
+ */
+export type Settle = (leg: ReservedLeg, ticket: string | undefined, maybeTaken: boolean) => Promise<void>;
 
-export function createSettler(parts: InstanceParts, o: { readonly askTimeoutMs: number }): Settler {
-  const { connector, board, supervisor, log } = parts;
+export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle {
+  const { connector, status, supervisor, log, clock } = parts;
   const { abandoned: means } = connector.traits;
-  const running = new Set<Promise<void>>();
-  const prefills = prefillChannels(parts);
+  const isGone = ({ engine }: ReservedLeg): boolean => supervisor.live !== engine;
+  const usePrefill = prefillChannels(parts);
 
-  const isGone = (engine: LiveEngine): boolean => supervisor.live !== engine;
-
-  async function run(leg: Abandoned): Promise<void> {
-    const { legId } = leg.context;
-    let outcome = Outcome.HANDED_OVER;
-    let ticket = leg.ticket ?? "";
-    if (leg.ticket === undefined) {
-      const asked = await askOutcome(leg);
-      outcome = asked.outcome;
-      ticket = asked.ticket;
-    }
+  async function run(leg: ReservedLeg, known: string | undefined, maybeTaken: boolean): Promise<void> {
+    const { legId } = leg.spec;
+    const { outcome, ticket } =
+      known === undefined ? await askOutcome(leg) : { outcome: Outcome.HANDED_OVER, ticket: known };
     // The KV was the dead engine's.
-    if (isGone(leg.engine) || outcome === Outcome.NOTHING_SENT) return;
-    const known = outcome === Outcome.HANDED_OVER && leg.maybeTaken !== true;
+    if (isGone(leg) || outcome === Outcome.NOTHING_SENT) return;
     // Releasing is harmless if nothing is held; draining KV that never arrived would stall the engine.
-    if (known || means === "release") {
-      if (await request(leg, ticket)) return;
-    }
-    if (isGone(leg.engine)) return;
+    const drainable = outcome === Outcome.HANDED_OVER && !maybeTaken;
+    if ((drainable || means === "release") && (await request(leg, ticket))) return;
+    if (isGone(leg)) return;
     log.error("can't account for the KV of a lost leg; restarting the engine", { legId, outcome: Outcome[outcome] });
     if (supervisor.restart(leg.engine, "KV of a lost leg can't be accounted for")) return;
+    // An operator has to act.
     log.error("the attached engine holds KV that will never be fetched; restart it", { legId });
-    await untilGone(leg.engine);
+    await until(status, () => isGone(leg) || status.stopping);
   }
 
-  async function request(leg: Abandoned, ticket: string): Promise<boolean> {
-    const wanted = connector.settleRequest(leg.context, ticket);
+  async function request(leg: ReservedLeg, ticket: string): Promise<boolean> {
+    const { legId } = leg.spec;
+    const wanted = connector.settleRequest(leg.spec, ticket);
     if (wanted === undefined) return true;
-    for (let attempt = 0; attempt < TRIES && !isGone(leg.engine); attempt++) {
-      if (attempt > 0) await pause(parts.clock, backoffMs(attempt - 1, RETRY));
+    // A drain carries the leg's id and must not arrive twice; a release may.
+    const repeatable = means === "release";
+    for (let attempt = 0; attempt < TRIES && !isGone(leg); attempt++) {
+      if (attempt > 0) await pause(clock, backoffMs(attempt - 1, RETRY));
       try {
-        // A drain carries the leg's id and must not arrive twice; a release may.
-        const repeatable = means === "release";
-        const answer = await leg.engine.http.fetch(
-          { method: "POST", ...wanted, repeatable },
-          { timeoutMs: SETTLE_TIMEOUT_MS },
-        );
-        if (answer.status === 200 || answer.status === 204) return true;
-        log.warn("the engine would not free abandoned KV", { legId: leg.context.legId, status: answer.status });
-        if (means === "drain") return false;
+        const call = { method: "POST", ...wanted, repeatable } as const;
+        const { status: answered } = await leg.engine.http.fetch(call, { timeoutMs: SETTLE_TIMEOUT_MS });
+        if (answered === 200 || answered === 204) return true;
+        log.warn("the engine would not free abandoned KV", { legId, status: answered });
       } catch (error) {
-        log.warn("abandoned KV could not be freed", { legId: leg.context.legId, error });
-        if (means === "drain") return false;
+        log.warn("abandoned KV could not be freed", { legId, error });
       }
+      if (!repeatable) return false;
     }
-    return isGone(leg.engine);
+    return isGone(leg);
   }
 
-  async function askOutcome(leg: Abandoned): Promise<{ outcome: Outcome; ticket: string }> {
+  async function askOutcome(leg: ReservedLeg): Promise<{ outcome: Outcome; ticket: string }> {
+    const address = leg.reserve.prefillGrpcAddress;
     const unknown = { outcome: Outcome.UNKNOWN, ticket: "" };
-    if (leg.prefillAddress === "") return unknown;
-    await using asking = prefills.ask(leg.prefillAddress);
-    const { channel } = asking;
-    const deadlineMs = parts.clock.nowMs() + o.askTimeoutMs;
-    for (let attempt = 0; attempt < TRIES; attempt++) {
-      if (attempt > 0) await pause(parts.clock, backoffMs(attempt - 1, RETRY));
-      const timeoutMs = deadlineMs - parts.clock.nowMs();
-      if (timeoutMs <= 0 || isGone(leg.engine)) return unknown;
-      try {
-        return await channel.client(PrefillService).getOutcome({ legId: leg.context.legId }, { timeoutMs });
-      } catch (error) {
-        if (!(error instanceof ServiceError)) throw error;
-        if (error.code === "deadline_exceeded") return unknown;
-        if (error.code !== "not_found") continue;
-        // It never arrived there, unless the instance is a new one that has forgotten.
+    if (address === "") return unknown;
+    const deadlineMs = clock.nowMs() + askTimeoutMs;
+    return usePrefill(address, async (channel) => {
+      for (let attempt = 0; attempt < TRIES; attempt++) {
+        if (attempt > 0) await pause(clock, backoffMs(attempt - 1, RETRY));
+        const timeoutMs = deadlineMs - clock.nowMs();
+        if (timeoutMs <= 0 || isGone(leg)) return unknown;
         try {
-          const { info } = await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 });
-          const startedAtMs = Number(info?.startedUnixMs ?? 0n);
-          const sameInstance = startedAtMs > 0 && startedAtMs < leg.reservedAtMs - CLOCK_SKEW_MS;
-          return sameInstance ? { outcome: Outcome.NOTHING_SENT, ticket: "" } : unknown;
-        } catch {
-          return unknown;
+          return await channel.client(PrefillService).getOutcome({ legId: leg.spec.legId }, { timeoutMs });
+        } catch (error) {
+          if (!(error instanceof ServiceError)) throw error;
+          if (error.code === "deadline_exceeded") return unknown;
+          // It never arrived there, unless the instance is a new one that has forgotten.
+          if (error.code === "not_found")
+            return (await startedBefore(channel, leg.reservedAtMs))
+              ? { ...unknown, outcome: Outcome.NOTHING_SENT }
+              : unknown;
         }
       }
-    }
-    return unknown;
-  }
-
-  /** Or until the instance stops. An operator has to act. */
-  function untilGone(engine: LiveEngine): Promise<void> {
-    return new Promise((resolve) => {
-      const look = (): void => {
-        if (!isGone(engine) && !board.stopping) return;
-        forget();
-        resolve();
-      };
-      const forget = board.onChange(look);
-      look();
+      return unknown;
     });
   }
 
-  return {
-    settle(leg, done) {
-      // A lease frees itself; an engine of ours that is about to be stopped takes all its KV with it.
-      if (means === "lease" || (board.stopping && supervisor.ours)) return done();
-      board.count({ orphans: 1 });
-      const work = run(leg)
-        .catch((error: unknown) => {
-          log.error("settling failed", { legId: leg.context.legId, error });
-          supervisor.restart(leg.engine, "settling abandoned KV failed");
-        })
-        .finally(() => {
-          board.count({ orphans: -1 });
-          running.delete(work);
-          done();
-        });
-      running.add(work);
-    },
-    async idle() {
-      while (running.size > 0) await Promise.all(running);
-    },
+  return async (leg, ticket, maybeTaken) => {
+    // A lease frees itself; an engine of ours that is about to be stopped takes all its KV with it.
+    if (means === "lease" || (status.stopping && supervisor.ours)) return;
+    status.count({ orphans: 1 });
+    try {
+      await run(leg, ticket, maybeTaken);
+    } catch (error) {
+      log.error("settling failed", { legId: leg.spec.legId, error });
+      supervisor.restart(leg.engine, "settling abandoned KV failed");
+    } finally {
+      status.count({ orphans: -1 });
+    }
   };
 }
 
-interface Asking extends AsyncDisposable {
-  readonly channel: RpcChannel;
+/** Whether the instance is the one that ran at that time. */
+async function startedBefore(channel: RpcChannel, reservedAtMs: number): Promise<boolean> {
+  try {
+    const { info } = await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 });
+    const startedAtMs = Number(info?.startedUnixMs ?? 0n);
+    return startedAtMs > 0 && startedAtMs < reservedAtMs - CLOCK_SKEW_MS;
+  } catch {
+    return false;
+  }
 }
 
-/** One channel to each prefill instance, open while calls need it: a lost router leaves many legs at once. */
-function prefillChannels({ token, log }: InstanceParts): { ask(address: string): Asking } {
-  const open = new Map<string, { readonly channel: RpcChannel; askers: number }>();
-  return {
-    ask(address) {
-      // A prefill that runs is waited for, so an instance that falls silent meanwhile must be noticed.
-      const heartbeat = { method: InstanceService.method.watchLoad, message: () => ({}) };
-      const entry = open.get(address) ?? { channel: dialRpc(address, { token, log, heartbeat }), askers: 0 };
-      const { channel } = entry;
-      entry.askers++;
-      open.set(address, entry);
-      return {
-        channel,
-        async [Symbol.asyncDispose]() {
-          if (--entry.askers > 0) return;
-          open.delete(address);
-          await channel[Symbol.asyncDispose]();
-        },
-      };
-    },
+/** One channel to each prefill instance, open while legs use it: a lost router leaves many legs at once. */
+function prefillChannels({ token, log }: InstanceParts) {
+  const open = new Map<string, { readonly channel: RpcChannel; users: number }>();
+  return async <T>(address: string, use: (channel: RpcChannel) => Promise<T>): Promise<T> => {
+    // A prefill that runs is waited for, so an instance that falls silent meanwhile must be noticed.
+    const heartbeat = { method: InstanceService.method.watchLoad, message: () => ({}) };
+    const entry = open.get(address) ?? { channel: dialRpc(address, { token, log, heartbeat }), users: 0 };
+    open.set(address, entry);
+    entry.users++;
+    try {
+      return await use(entry.channel);
+    } finally {
+      if (--entry.users === 0) {
+        open.delete(address);
+        await entry.channel[Symbol.asyncDispose]();
+      }
+    }
   };
 }

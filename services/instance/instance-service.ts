@@ -7,12 +7,12 @@ import {
   type Info,
   type Load,
 } from "#gen/tandem/instance/v1/instance_pb.js";
-import { type Clock, systemClock } from "../common/clock.ts";
+import { type Clock, pause } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
-import type { Board } from "./board.ts";
+import type { InstanceStatus } from "./status.ts";
 
 /** The promises of instance.proto, in milliseconds. */
 const PUSH_GAP_MS = 200;
@@ -21,33 +21,34 @@ const HEARTBEAT_MS = 1_000;
 const WATCH_LIMIT = 64;
 
 export interface InstanceServiceOptions {
-  readonly board: Board;
+  readonly status: InstanceStatus;
   readonly info: () => Info;
   readonly findings: () => readonly Finding[];
-  /** Default 64. */
-  readonly watchLimit?: number;
   readonly log: Log;
-  readonly clock?: Clock;
+  readonly clock: Clock;
 }
 
-export function instanceService(o: InstanceServiceOptions): RpcService {
-  const { board, watchLimit = WATCH_LIMIT, clock = systemClock } = o;
+export function instanceService({ status, info, findings, log, clock }: InstanceServiceOptions): RpcService {
   let watchers = 0;
 
   async function* watch(requests: AsyncIterable<unknown>, signal: AbortSignal): AsyncGenerator<{ load: Load }> {
-    if (watchers >= watchLimit) {
-      throw new ServiceError("instance_busy", `${watchLimit} callers watch this instance already, which is its limit.`);
+    if (watchers >= WATCH_LIMIT) {
+      throw new ServiceError(
+        "instance_busy",
+        `${WATCH_LIMIT} callers watch this instance already, which is its limit.`,
+      );
     }
     watchers++;
     let sentMs = 0;
     let asked = false;
-    let wake = (): void => {};
+    let nap = new AbortController();
+    const wake = (): void => nap.abort();
     const sinceSentMs = (): number => clock.nowMs() - sentMs;
-    const forget = board.onChange(() => {
+    const changed = (): void => {
       if (sinceSentMs() >= PUSH_GAP_MS) wake();
-    });
-    const onAbort = (): void => wake();
-    signal.addEventListener("abort", onAbort);
+    };
+    status.on("change", changed);
+    signal.addEventListener("abort", wake);
     void eachAfterFirst(requests, () => {
       asked = true;
       wake();
@@ -56,54 +57,48 @@ export function instanceService(o: InstanceServiceOptions): RpcService {
       while (!signal.aborted) {
         asked = false;
         sentMs = clock.nowMs();
-        const load = board.load();
+        const load = status.load();
         yield { load };
         const isDue = (): boolean =>
           signal.aborted ||
           asked ||
           sinceSentMs() >= HEARTBEAT_MS ||
-          (sinceSentMs() >= PUSH_GAP_MS && !equals(LoadSchema, load, board.load()));
+          (sinceSentMs() >= PUSH_GAP_MS && !equals(LoadSchema, load, status.load()));
         while (!isDue()) {
-          const untilMs = sinceSentMs() < PUSH_GAP_MS ? PUSH_GAP_MS : HEARTBEAT_MS;
-          await new Promise<void>((resolve) => {
-            const timer = clock.setTimer(untilMs - sinceSentMs(), resolve);
-            wake = () => {
-              timer.cancel();
-              resolve();
-            };
-          });
+          nap = new AbortController();
+          await pause(clock, (sinceSentMs() < PUSH_GAP_MS ? PUSH_GAP_MS : HEARTBEAT_MS) - sinceSentMs(), nap.signal);
         }
       }
     } finally {
-      signal.removeEventListener("abort", onAbort);
-      forget();
+      signal.removeEventListener("abort", wake);
+      status.off("change", changed);
       watchers--;
     }
   }
 
   const mustNotStop = (): void => {
-    if (board.stopping)
+    if (status.stopping)
       throw new ServiceError("failed_precondition", "The instance is stopping and will not serve again.");
   };
 
   return defineService(
     InstanceService,
     {
-      getInfo: async () => ({ info: o.info(), load: board.load() }),
+      getInfo: async () => ({ info: info(), load: status.load() }),
       watchLoad: (requests, { signal, closing }) => watch(requests, anySignal(signal, closing)),
       async drain({ reason }) {
         mustNotStop();
-        o.log.info("draining", { reason });
-        board.setDraining(reason === "" ? "drained" : reason);
-        return { remaining: board.remaining };
+        log.info("draining", { reason });
+        status.setDraining(reason === "" ? "drained" : reason);
+        return { remaining: status.remaining };
       },
       async undrain() {
         mustNotStop();
-        o.log.info("taking legs again");
-        board.setDraining(undefined);
+        log.info("taking legs again");
+        status.setDraining("");
         return {};
       },
-      diagnose: async () => ({ findings: [...o.findings()] }),
+      diagnose: async () => ({ findings: [...findings()] }),
     },
     { access: "token" },
   );

@@ -8,20 +8,19 @@ import {
   FindingLevel,
   InfoSchema,
   Role,
-  State,
   type Finding,
   type Info,
   type Load,
 } from "#gen/tandem/instance/v1/instance_pb.js";
 import { joinAddress, splitAddress } from "../common/address.ts";
-import { type Clock, settlesWithin, systemClock } from "../common/clock.ts";
+import { type Clock, settlesWithin, systemClock, until } from "../common/clock.ts";
 import { ConfigError } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal } from "../common/lifecycle.ts";
-import { createLog, type Log } from "../common/log.ts";
+import type { Log } from "../common/log.ts";
 import { stateDirOf } from "../common/state-dir.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
-import type { Registration, SelfReport } from "../discovery/registry.ts";
+import type { Registration } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
 import type { EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
@@ -33,16 +32,16 @@ import type { Connector, ConnectorName } from "../kv/connector.ts";
 import { CONNECTORS } from "../kv/index.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
-import { createBoard, type Board } from "./board.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
 import { engineFindings, startRefusalOf } from "./findings.ts";
 import { instanceService } from "./instance-service.ts";
 import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
+import { InstanceStatus } from "./status.ts";
 
 /** What a role's service works with. */
 export interface InstanceParts {
   readonly connector: Connector;
-  readonly board: Board;
+  readonly status: InstanceStatus;
   readonly supervisor: EngineSupervisor;
   readonly token: string;
   readonly log: Log;
@@ -52,11 +51,9 @@ export interface InstanceParts {
 export interface RoleService {
   readonly rpc: RpcService;
   /** An engine became available or was lost. */
-  engineChanged?(): void;
+  engineChanged?(live: LiveEngine | undefined): void;
   /** Ends every leg that still runs: the grace is over. */
   abortLegs(): void;
-  /** Resolves when no KV of an ended leg is left in the engine. */
-  settled?(): Promise<void>;
 }
 
 export interface RunningInstance {
@@ -74,7 +71,7 @@ export interface RunningInstance {
 export interface StartOptions {
   /** Ends a start that has not succeeded. Afterwards the caller decides, with `close`. */
   readonly stop?: AbortSignal;
-  readonly log?: Log;
+  readonly log: Log;
   readonly clock?: Clock;
 }
 
@@ -83,64 +80,48 @@ export async function startInstance(
   role: InstanceRole,
   config: InstanceConfig,
   makeService: (parts: InstanceParts) => RoleService,
-  o: StartOptions = {},
+  { stop, log, clock = systemClock }: StartOptions,
 ): Promise<RunningInstance> {
-  const level = config.process.logLevel;
-  const log = o.log ?? createLog({ name: role, ...(level === undefined ? {} : { level }) });
-  const { clock = systemClock } = o;
   const connector = CONNECTORS[connectorName(config)];
-  const board = createBoard(config.legs.slots);
+  const status = new InstanceStatus(config.legs.slots);
   const startedUnixMs = BigInt(Date.now());
   const instanceId = `${role}-${randomUUID()}`;
-  const stop = o.stop ?? new AbortController().signal;
   const over = new AbortController();
-  let examined: LiveEngine | undefined;
-  let findings: readonly Finding[] = [];
   let pings: Promise<PingListener> | undefined;
   const onPhase = (phase: string): void => {
     log.info("engine loading", { phase });
-    board.setEngine(`the engine is starting: ${phase}`);
+    status.setEngine({ reason: `the engine is starting: ${phase}` });
   };
   // The engine's own pings, to this instance alone: they report its actual KV address.
   const openPings = (): Promise<PingListener> =>
     (pings ??= listenForPings({ listen: joinAddress(splitAddress(config.kv.listen).host, 0), log }));
+  const waitUntil = (isSo: () => boolean, limitMs: number, gone?: AbortSignal): Promise<boolean> =>
+    settlesWithin(clock, until(status, isSo, gone), limitMs);
   const supervisor = new EngineSupervisor({
     source: engineSource(role, config, connector, { log, clock }, onPhase, openPings),
     log,
     clock,
     // A decode engine is given its KV and computes no prompt.
     work: () => ({
-      legs: board.waitingForEngine,
-      promptTokens: role === "prefill" ? board.load().queuedTokens : 0,
+      legs: status.waitingForEngine,
+      promptTokens: role === "prefill" ? status.load().queuedTokens : 0,
     }),
     stallMs: config.legs.stallMs,
     kvWaitMs: role === "decode" ? connector.traits.firstTransferMs : 0,
-    emptied: (gone) => untilSo(board, clock, () => board.remaining === 0, config.process.drainGraceMs, gone),
+    emptied: (gone) => waitUntil(() => status.remaining === 0, config.process.drainGraceMs, gone),
   });
 
   let server: RpcServer | undefined;
   let registrar: InstanceRegistrar | undefined;
   let registration: Registration | undefined;
-  /** Of the last engine that worked: while the next one loads, the instance is still the same. */
-  let lastInfo: MessageInitShape<typeof InfoSchema> = {};
+  let live: LiveEngine | undefined;
+  /** What is known of the last engine that worked: while the next one loads, the instance is still the same. */
+  let facts: MessageInitShape<typeof InfoSchema> = {};
+  let findings: readonly Finding[] = [];
 
-  const info = (): Info => {
-    const live = supervisor.live;
-    if (live !== undefined) {
-      lastInfo = {
-        model: live.facts.model,
-        maxModelLen: live.facts.maxModelLen,
-        kvAddress: live.kvAddress,
-        engine: live.facts.kind,
-        engineVersion: live.facts.version,
-        blockSize: live.facts.blockSize,
-        tpSize: live.facts.tpSize ?? 0,
-        dtype: live.facts.dtype ?? "",
-        modelRoot: live.facts.modelRoot ?? "",
-      };
-    }
-    return create(InfoSchema, {
-      ...lastInfo,
+  const info = (): Info =>
+    create(InfoSchema, {
+      ...facts,
       instanceId,
       role: role === "prefill" ? Role.PREFILL : Role.DECODE,
       connector: connector.traits.name,
@@ -151,13 +132,33 @@ export async function startInstance(
       startedUnixMs,
       pid: process.pid,
     });
-  };
 
-  const service = makeService({ connector, board, supervisor, token: config.grpc.token, log, clock });
-  const standing = (): SelfReport => standingOf(board);
-  let reported = standing();
-  board.onChange(() => {
-    const now = standing();
+  const service = makeService({ connector, status, supervisor, token: config.grpc.token, log, clock });
+
+  function follow(): void {
+    const { reason, gauges } = supervisor;
+    const changed = supervisor.live !== live;
+    live = supervisor.live;
+    if (live !== undefined && changed) {
+      facts = infoOf(live);
+      findings = engineFindings(role, config, connector, live);
+      for (const { level, check, message, cure } of findings)
+        if (level >= FindingLevel.WARNING) log.warn("doctor finding", { check, message, cure });
+    }
+    status.setEngine({
+      reason: live === undefined ? reason : startRefusalOf(findings),
+      retiring: live === undefined ? "" : reason,
+      kvAddress: live?.kvAddress ?? "",
+      gauges,
+    });
+    if (!changed) return;
+    service.engineChanged?.(live);
+    if (live !== undefined) registration?.update();
+  }
+
+  let reported = status.report();
+  status.on("change", () => {
+    const now = status.report();
     if (now.serving === reported.serving && now.text === reported.text) return;
     reported = now;
     server?.setServing(now.serving, now.text);
@@ -168,20 +169,20 @@ export async function startInstance(
   async function closeAll(graceMs: number): Promise<void> {
     // The state goes out first: routers watch it, and a leg they send meanwhile is refused, to be tried elsewhere. The
     // entry stays until the last leg ended, so that no router drops a connection that is in use.
-    board.setStopping();
+    status.setEnding("stopping");
     // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits
     // forever (P2P NCCL).
-    if (graceMs > 0) await untilSo(board, clock, () => board.remaining + board.load().kvOrphans === 0, graceMs);
+    if (graceMs > 0) await waitUntil(() => status.remaining + status.orphans === 0, graceMs);
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
-    if (!supervisor.ours && service.settled !== undefined) await settlesWithin(clock, service.settled(), 1_000);
+    if (!supervisor.ours) await waitUntil(() => status.orphans === 0, 1_000);
     await registration?.[Symbol.asyncDispose]();
     registrar?.close();
     over.abort(new Error("stopped"));
     // 1 s: an interrupted instance promises to be gone within 2.
     await supervisor.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
     await (await pings?.catch(() => undefined))?.[Symbol.asyncDispose]();
-    board.setStopped();
+    status.setEnding("stopped");
     await server?.[Symbol.asyncDispose]();
   }
   const close = (graceMs: number): Promise<void> => (closing ??= closeAll(graceMs));
@@ -189,60 +190,35 @@ export async function startInstance(
   try {
     server = await serveRpc({
       listen: config.grpc.listen,
-      services: [service.rpc, instanceService({ board, info, findings: () => findings, log })],
+      services: [service.rpc, instanceService({ status, info, findings: () => findings, log, clock })],
       ...(config.grpc.token === "" ? {} : { token: config.grpc.token }),
       log,
       graceMs: 500,
     });
     await supervisor.start(anySignal(stop, over.signal));
-    let lastLive = supervisor.live;
-    const follow = (): void => {
-      const { live, reason } = supervisor;
-      // First, so that no load report claims to serve with the address of an engine that is gone.
-      board.setKvAddress(live?.kvAddress ?? "");
-      if (live !== undefined && live !== examined) {
-        examined = live;
-        findings = engineFindings(role, config, connector, live);
-        for (const { level, check, message, cure } of findings)
-          if (level >= FindingLevel.WARNING) log.warn("doctor finding", { check, message, cure });
-      }
-      board.setEngine(live === undefined ? reason : startRefusalOf(findings));
-      board.setRetiring(live === undefined ? "" : reason);
-      board.setGauges(supervisor.gauges);
-      if (live === lastLive) return;
-      lastLive = live;
-      service.engineChanged?.();
-      if (live !== undefined) registration?.update();
-    };
     supervisor.onChange(follow);
     follow();
     registrar = await openRegistrar(config, log);
-    registration = await registrar?.register(info, over.signal, () => ({
-      ...standing(),
-      load: `${board.load().freeSlots} of ${board.slotLimit} slots free`,
-    }));
+    registration = await registrar?.register(info, over.signal, () => status.report());
   } catch (error) {
     await close(0);
     throw error;
   }
 
-  const instance: RunningInstance = {
+  return {
     address: info().grpcAddress,
     info,
-    load: board.load,
+    load: () => status.load(),
     supervisor,
     close: (graceMs = config.process.drainGraceMs) => close(graceMs),
     [Symbol.asyncDispose]: () => close(0),
   };
-  return instance;
 }
 
-/** The state that the health check and the registry report. */
-function standingOf(board: Board): SelfReport {
-  if (board.state === State.SERVING) return { serving: true, text: "serving" };
-  const state = State[board.state].toLowerCase();
-  const { reason } = board.load();
-  return { serving: false, text: reason === "" || reason === state ? state : `${state}: ${reason}` };
+function infoOf({ facts, kvAddress }: LiveEngine): MessageInitShape<typeof InfoSchema> {
+  const { model, maxModelLen, kind: engine, version: engineVersion, blockSize } = facts;
+  const { tpSize = 0, dtype = "", modelRoot = "" } = facts;
+  return { model, maxModelLen, kvAddress, engine, engineVersion, blockSize, tpSize, dtype, modelRoot };
 }
 
 function engineKind(config: InstanceConfig): EngineKind {
@@ -310,23 +286,5 @@ function engineSource(
     publishesKvAddress: pairedId,
     advertisedKvHost: config.kv.advertise,
     recordsFolder: join(stateDirOf(config.process), "engines"),
-  });
-}
-
-/** Resolves when it is so, or `limitMs` have passed, or `gone` is aborted. */
-function untilSo(board: Board, clock: Clock, isSo: () => boolean, limitMs: number, gone?: AbortSignal): Promise<void> {
-  if (isSo() || gone?.aborted === true) return Promise.resolve();
-  return new Promise((resolve) => {
-    const done = (): void => {
-      timer.cancel();
-      forget();
-      gone?.removeEventListener("abort", done);
-      resolve();
-    };
-    const timer = clock.setTimer(limitMs, done);
-    const forget = board.onChange(() => {
-      if (isSo()) done();
-    });
-    gone?.addEventListener("abort", done, { once: true });
   });
 }

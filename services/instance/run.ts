@@ -1,9 +1,8 @@
 // An instance as a process: settings, signals, and the one line that says it is ready.
 import { settingLines } from "../common/config.ts";
 import { DRAINS, anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
-import { createLog, type Log } from "../common/log.ts";
-import type { InstanceRole } from "./config.ts";
-import type { InstanceConfig } from "./config.ts";
+import { createLog } from "../common/log.ts";
+import type { InstanceConfig, InstanceRole } from "./config.ts";
 import type { RunningInstance, StartOptions } from "./instance.ts";
 
 /** Resolves when the instance has stopped. */
@@ -12,8 +11,7 @@ export async function runInstance(
   config: InstanceConfig,
   start: (o: StartOptions) => Promise<RunningInstance>,
 ): Promise<void> {
-  const level = config.process.logLevel;
-  const log: Log = createLog({ name: role, ...(level === undefined ? {} : { level }) });
+  const log = createLog({ name: role, level: config.process.logLevel });
   const signalled = untilSignal("SIGINT", "SIGTERM", "SIGHUP");
   const stop = anySignal(signalled, stopWithParent());
   log.info("settings", { settings: settingLines(config.settings.all) });

@@ -6,7 +6,7 @@ import { prefillConfig, type PrefillConfig } from "./config.ts";
 import { prefillService } from "./service.ts";
 
 /** Resolves when the engine works and legs are taken. */
-export function startPrefill(config: PrefillConfig, o: StartOptions = {}): Promise<RunningInstance> {
+export function startPrefill(config: PrefillConfig, o: StartOptions): Promise<RunningInstance> {
   return startInstance("prefill", config, (parts) => prefillService(parts, config.outcomes), o);
 }
 

@@ -2,9 +2,10 @@
 // dies while prefill sends to it, prefill answers no request any more (seen on vLLM 0.23), with /health at 200. The KV
 // port of the dead engine is closed, and a restarted engine takes another port. So a port that refuses connections
 // reveals the death within a second or two, long before the engine's counters would.
+import { once } from "node:events";
 import { connect } from "node:net";
 import { splitAddress } from "../common/address.ts";
-import { type Clock, systemClock, type Timer } from "../common/clock.ts";
+import { type Clock, settlesWithin, systemClock, type Timer } from "../common/clock.ts";
 
 const LOOK_EVERY_MS = 1_000;
 /** A leg younger than this is not worth a look. */
@@ -31,17 +32,18 @@ export function watchPartners({
   clock = systemClock,
   isClosed = (address) => refuses(address, clock),
 }: PartnerWatchOptions): PartnerWatch {
-  const legs = new Map<string, { since: Set<number>; closedCount: number }>();
+  /** The oldest leg to each partner comes first. */
+  const partners = new Map<string, { readonly legs: Set<{ readonly sinceMs: number }>; closedCount: number }>();
   let timer: Timer | undefined;
 
   async function look(): Promise<void> {
-    const nowMs = clock.nowMs();
+    const oldMs = clock.nowMs() - AGE_MS;
     await Promise.all(
-      [...legs].map(async ([address, partner]) => {
-        const [oldest] = partner.since;
-        if (oldest === undefined || nowMs - oldest < AGE_MS) return;
+      [...partners].map(async ([address, partner]) => {
+        const [oldest] = partner.legs;
+        if (oldest === undefined || oldest.sinceMs > oldMs) return;
         if (!(await isClosed(address))) partner.closedCount = 0;
-        else if (++partner.closedCount === CLOSED_LIMIT && partner.since.size > 0) lost(address);
+        else if (++partner.closedCount === CLOSED_LIMIT && partner.legs.size > 0) lost(address);
       }),
     );
     timer = undefined;
@@ -49,23 +51,20 @@ export function watchPartners({
   }
 
   function arm(): void {
-    if (timer !== undefined || legs.size === 0) return;
-    timer = clock.setTimer(LOOK_EVERY_MS, () => void look());
+    if (partners.size > 0) timer ??= clock.setTimer(LOOK_EVERY_MS, () => void look());
   }
 
   return {
     began(address) {
-      let partner = legs.get(address);
-      if (partner === undefined) legs.set(address, (partner = { since: new Set(), closedCount: 0 }));
-      // Two legs of one millisecond get distinct times.
-      let sinceMs = clock.nowMs();
-      while (partner.since.has(sinceMs)) sinceMs += 1e-3;
-      partner.since.add(sinceMs);
+      const partner = partners.get(address) ?? { legs: new Set(), closedCount: 0 };
+      const leg = { sinceMs: clock.nowMs() };
+      partners.set(address, partner);
+      partner.legs.add(leg);
       arm();
       return () => {
-        partner.since.delete(sinceMs);
-        if (partner.since.size === 0 && legs.get(address) === partner) legs.delete(address);
-        if (legs.size > 0) return;
+        partner.legs.delete(leg);
+        if (partner.legs.size === 0 && partners.get(address) === partner) partners.delete(address);
+        if (partners.size > 0) return;
         timer?.cancel();
         timer = undefined;
       };
@@ -73,16 +72,15 @@ export function watchPartners({
   };
 }
 
-function refuses(address: string, clock: Clock): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(splitAddress(address));
-    const done = (closed: boolean): void => {
-      timer.cancel();
-      socket.destroy();
-      resolve(closed);
-    };
-    const timer = clock.setTimer(CONNECT_TIMEOUT_MS, () => done(false));
-    socket.once("connect", () => done(false));
-    socket.once("error", (error: NodeJS.ErrnoException) => done(error.code === "ECONNREFUSED"));
-  });
+async function refuses(address: string, clock: Clock): Promise<boolean> {
+  const socket = connect(splitAddress(address));
+  try {
+    const connected = once(socket, "connect");
+    if (await settlesWithin(clock, connected, CONNECT_TIMEOUT_MS)) await connected;
+    return false;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "ECONNREFUSED";
+  } finally {
+    socket.destroy();
+  }
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { InstanceService, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ConfigError, loadConfig } from "../../services/common/config.ts";
 import { registryHub } from "../../services/discovery/embedded.ts";
-import { createBoard } from "../../services/instance/board.ts";
+import { InstanceStatus } from "../../services/instance/status.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../services/common/version.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
 import { startDecode } from "../../services/decode/main.ts";
@@ -78,7 +78,7 @@ describe("an instance", () => {
     await assert.rejects(control.watchLoad([{}])[Symbol.asyncIterator]().next(), refusal("instance_busy"));
     await watches[0]!.return!();
     await eventually(
-      "its place is free",
+      "its slot is free",
       async () => (await control.watchLoad([{}])[Symbol.asyncIterator]().next()).done === false,
     );
   });
@@ -146,32 +146,32 @@ describe("an instance", () => {
   });
 });
 
-describe("an instance's board", () => {
+describe("the status of an instance", () => {
   it("tells the state that matters most", () => {
-    const board = createBoard(2);
-    assert.deepEqual([board.state, board.load().reason], [State.STARTING, "the engine is starting"]);
-    board.setEngine("");
-    board.admit();
-    board.setDraining("because");
-    assert.throws(() => board.admit(), refusal("instance_unavailable"));
-    board.setEngine("the engine exited");
-    assert.deepEqual([board.state, board.load().reason], [State.STARTING, "the engine exited"]);
-    board.setEngine("");
-    assert.deepEqual([board.state, board.load().reason], [State.DRAINING, "because"]);
-    board.setDraining(undefined);
-    assert.deepEqual([board.state, board.load().reason], [State.SERVING, ""]);
-    board.setStopping();
-    board.setDraining(undefined);
-    assert.equal(board.state, State.DRAINING);
-    board.setStopped();
-    assert.equal(board.state, State.STOPPED);
+    const status = new InstanceStatus(2);
+    assert.deepEqual([status.state, status.load().reason], [State.STARTING, "the engine is starting"]);
+    status.setEngine({ reason: "" });
+    status.admit();
+    status.setDraining("because");
+    assert.throws(() => status.admit(), refusal("instance_unavailable"));
+    status.setEngine({ reason: "the engine exited" });
+    assert.deepEqual([status.state, status.load().reason], [State.STARTING, "the engine exited"]);
+    status.setEngine({ reason: "" });
+    assert.deepEqual([status.state, status.load().reason], [State.DRAINING, "because"]);
+    status.setDraining("");
+    assert.deepEqual([status.state, status.load().reason], [State.SERVING, ""]);
+    status.setEnding("stopping");
+    status.setDraining("");
+    assert.equal(status.state, State.DRAINING);
+    status.setEnding("stopped");
+    assert.equal(status.state, State.STOPPED);
   });
 
   it("counts orphaned KV against the slots, and not as work that is left", () => {
-    const board = createBoard(2);
-    board.setEngine("");
-    board.count({ orphans: 1, running: 1 });
-    assert.throws(() => board.admit(), refusal("instance_busy"));
-    assert.deepEqual([board.remaining, board.load().freeSlots, board.load().kvOrphans], [1, 0, 1]);
+    const status = new InstanceStatus(2);
+    status.setEngine({ reason: "" });
+    status.count({ orphans: 1, running: 1 });
+    assert.throws(() => status.admit(), refusal("instance_busy"));
+    assert.deepEqual([status.remaining, status.load().freeSlots, status.load().kvOrphans], [1, 0, 1]);
   });
 });

@@ -1,15 +1,15 @@
 // WatchLoad by itself, on a clock of the test's.
 import assert from "node:assert/strict";
 import type { WatchLoadResponse } from "#gen/tandem/instance/v1/instance_pb.js";
-import { createBoard } from "../../services/instance/board.ts";
 import { instanceService } from "../../services/instance/instance-service.ts";
+import { InstanceStatus } from "../../services/instance/status.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { manualClock } from "../support/manual-clock.ts";
 
 function watch() {
   const clock = manualClock();
-  const board = createBoard(8);
-  const service = instanceService({ board, info: () => assert.fail(), findings: () => [], log: silentLog, clock });
+  const status = new InstanceStatus(8);
+  const service = instanceService({ status, info: () => assert.fail(), findings: () => [], log: silentLog, clock });
   const requests: (() => void)[] = [];
   const gone = new AbortController();
   async function* said(): AsyncGenerator<object> {
@@ -25,23 +25,23 @@ function watch() {
   const ended = (async () => {
     for await (const { load } of answers) loads.push(load!.running);
   })();
-  return { clock, board, loads, ended, gone, say: () => requests.splice(0).forEach((resolve) => resolve()) };
+  return { clock, status, loads, ended, gone, say: () => requests.splice(0).forEach((resolve) => resolve()) };
 }
 
 describe("a load that is watched", () => {
   it("is told at once, on change at most every 200 ms, and each second", async () => {
-    const { clock, board, loads, gone, ended } = watch();
+    const { clock, status, loads, gone, ended } = watch();
     await clock.pass(0);
     assert.deepEqual(loads, [0]);
-    board.count({ running: 1 });
-    board.count({ running: 1 });
+    status.count({ running: 1 });
+    status.count({ running: 1 });
     await clock.pass(199);
     assert.deepEqual(loads, [0]);
     await clock.pass(1);
     await clock.pass(0);
     assert.deepEqual(loads, [0, 2]);
     await clock.pass(500);
-    board.count({ running: 1 });
+    status.count({ running: 1 });
     await clock.pass(0);
     assert.deepEqual(loads, [0, 2, 3]);
     await clock.pass(999);

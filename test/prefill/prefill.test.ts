@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { createOutcomes } from "../../services/prefill/outcomes.ts";
+import { Outcomes, type PrefillOutcome } from "../../services/prefill/outcomes.ts";
 import { freshLegId, leg, prefillLeg, simDecode, simPrefill, type SimInstance } from "../instance/legs.ts";
-import { eventually, within } from "../support/waits.ts";
+import { manualClock } from "../support/manual-clock.ts";
+import { deferred, eventually, within } from "../support/waits.ts";
 
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 const outcomeOf = async (prefill: SimInstance, legId: string): Promise<Outcome> =>
@@ -118,7 +119,7 @@ describe("a prefill leg", () => {
     assert.equal(prefill.instance.load().running, 0);
   });
 
-  it("fails at once when the engine dies, and nobody knows what was sent", async () => {
+  it("fails at once when the engine dies, and it is unknown what was sent", async () => {
     await using prefill = await simPrefill("p2p-zmq", {}, { faults: ["stall"] });
     await using decode = await simDecode();
     const pair = leg();
@@ -151,28 +152,30 @@ describe("the outcome of a leg", () => {
   });
 
   it("is forgotten after its time, and beyond the limit the oldest first", async () => {
-    let nowMs = 0;
-    const outcomes = createOutcomes({ keepMs: 100, limit: 2, nowMs: () => nowMs });
-    const end = (id: string): void => {
-      assert.ok(outcomes.begin(id));
-      outcomes.end(id, { outcome: Outcome.HANDED_OVER, ticket: id });
+    const clock = manualClock();
+    const outcomes = new Outcomes({ keepMs: 100, limit: 2 }, clock);
+    const end = async (id: string): Promise<void> => {
+      outcomes.add(id, Promise.resolve({ outcome: Outcome.HANDED_OVER, ticket: id }));
+      await outcomes.of(id);
     };
-    end("a");
-    end("b");
-    end("c");
-    assert.equal(outcomes.of("a"), undefined);
+    for (const id of ["a", "b", "c"]) await end(id);
+    assert.deepEqual([outcomes.has("a"), outcomes.has("b")], [false, true]);
     assert.equal((await outcomes.of("c"))!.ticket, "c");
-    nowMs = 200;
-    end("d");
-    assert.equal(outcomes.of("c"), undefined);
+    clock.advance(200);
+    await end("d");
+    assert.deepEqual([outcomes.has("c"), outcomes.has("d")], [false, true]);
   });
 
   it("is waited for while the leg runs, also beyond the limit", async () => {
-    const outcomes = createOutcomes({ keepMs: 100, limit: 1, nowMs: () => 0 });
+    const outcomes = new Outcomes({ keepMs: 100, limit: 1 }, manualClock());
     const ids = Array.from({ length: 5 }, freshLegId);
-    for (const id of ids) assert.ok(outcomes.begin(id));
+    const ends = ids.map((id) => {
+      const end = deferred<PrefillOutcome>();
+      outcomes.add(id, end.promise);
+      return end;
+    });
     const waits = ids.map((id) => outcomes.of(id));
-    for (const id of ids) outcomes.end(id, { outcome: Outcome.UNKNOWN, ticket: id });
+    ids.forEach((id, index) => ends[index]!.resolve({ outcome: Outcome.UNKNOWN, ticket: id }));
     assert.deepEqual(
       (await Promise.all(waits)).map((outcome) => outcome!.ticket),
       ids,

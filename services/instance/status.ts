@@ -1,0 +1,139 @@
+// What an instance reports of itself: its state and its load. Services count here, the supervisor of the engine reports
+// here, and InstanceService reports both to the routers. Each fact has one writer.
+import { create } from "@bufbuild/protobuf";
+import { EventEmitter } from "node:events";
+import { LoadSchema, State, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import { ServiceError } from "../common/errors.ts";
+import type { SelfReport } from "../discovery/registry.ts";
+import { NO_GAUGES, type EngineGauges } from "../engine/metrics-text.ts";
+
+export interface EngineReport {
+  /** Why no engine works. Empty: one works. */
+  readonly reason: string;
+  /** Why the engine is about to be restarted; running legs go on. Empty: no restart is due. */
+  readonly retiring?: string;
+  /** Of the engine that works. */
+  readonly kvAddress?: string;
+  readonly gauges?: EngineGauges;
+}
+
+/** `held`: running legs whose caller takes nothing more for now. */
+type Count = "running" | "held" | "reserved" | "orphans" | "queuedTokens";
+
+/** Emits `change` when anything changed. */
+export class InstanceStatus extends EventEmitter<{ change: [] }> {
+  readonly slotLimit: number;
+  readonly #counts: Record<Count, number> = { running: 0, held: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
+  #engine: EngineReport = { reason: "the engine is starting" };
+  #drainReason = "";
+  #ending: "stopping" | "stopped" | undefined;
+
+  constructor(slotLimit: number) {
+    super();
+    this.slotLimit = slotLimit;
+    // One for each router that watches.
+    this.setMaxListeners(0);
+  }
+
+  get state(): State {
+    return this.#standing.state;
+  }
+
+  /** The instance stops or has stopped, and will not serve again. */
+  get stopping(): boolean {
+    return this.#ending !== undefined;
+  }
+
+  /** Legs and reservations that have not ended. */
+  get remaining(): number {
+    return this.#counts.running + this.#counts.reserved;
+  }
+
+  /** Legs that run and wait for nothing but the engine. */
+  get waitingForEngine(): number {
+    return this.#counts.running - this.#counts.held;
+  }
+
+  /** Legs whose KV is no longer wanted and not freed yet. */
+  get orphans(): number {
+    return this.#counts.orphans;
+  }
+
+  load(): Load {
+    const { kvAddress = "", gauges = NO_GAUGES } = this.#engine;
+    const { running, reserved, orphans, queuedTokens } = this.#counts;
+    return create(LoadSchema, {
+      ...this.#standing,
+      running,
+      reserved,
+      freeSlots: this.#freeSlots,
+      queuedTokens,
+      engineRunning: gauges.running,
+      engineWaiting: gauges.waiting,
+      kvUsageRatio: gauges.kvUsageRatio,
+      kvOrphans: orphans,
+      kvAddress,
+    });
+  }
+
+  /** For the health check and the registry. */
+  report(): SelfReport {
+    const { state, reason } = this.#standing;
+    const name = State[state].toLowerCase();
+    return {
+      serving: state === State.SERVING,
+      text: reason === "" || reason === name ? name : `${name}: ${reason}`,
+      load: `${this.#freeSlots} of ${this.slotLimit} slots free`,
+    };
+  }
+
+  /** @throws ServiceError `instance_unavailable` if no new leg is taken, `instance_busy` if no slot is free. */
+  admit(): void {
+    const { state } = this.#standing;
+    if (state !== State.SERVING) {
+      const what = State[state].toLowerCase();
+      throw new ServiceError("instance_unavailable", `The instance is ${what} and takes no new request.`);
+    }
+    if (this.#freeSlots === 0) {
+      const message = `All ${this.slotLimit} slots of the instance are taken.`;
+      throw new ServiceError("instance_busy", message, { retryAfterS: 1 });
+    }
+  }
+
+  /** Adds to the counts. Every addition must be taken back once. */
+  count(change: Partial<Record<Count, number>>): void {
+    for (const name in change) this.#counts[name as Count] += change[name as Count]!;
+    this.emit("change");
+  }
+
+  setEngine(report: EngineReport): void {
+    this.#engine = report;
+    this.emit("change");
+  }
+
+  /** `reason` empty: takes legs again. */
+  setDraining(reason: string): void {
+    this.#drainReason = reason;
+    this.emit("change");
+  }
+
+  /** The instance drains until it has stopped. */
+  setEnding(ending: "stopping" | "stopped"): void {
+    this.#ending = ending;
+    this.emit("change");
+  }
+
+  get #standing(): { readonly state: State; readonly reason: string } {
+    if (this.#ending === "stopped") return { state: State.STOPPED, reason: "stopped" };
+    if (this.#ending === "stopping") return { state: State.DRAINING, reason: "stopping" };
+    if (this.#engine.reason !== "") return { state: State.STARTING, reason: this.#engine.reason };
+    const reason = this.#engine.retiring || this.#drainReason;
+    return { state: reason === "" ? State.SERVING : State.DRAINING, reason };
+  }
+
+  // KV that is no longer wanted still fills its slot.
+  get #freeSlots(): number {
+    const { running, reserved, orphans } = this.#counts;
+    return Math.max(0, this.slotLimit - running - reserved - orphans);
+  }
+}
