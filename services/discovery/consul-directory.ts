@@ -1,27 +1,10 @@
 // The instances that Consul lists, for the router. Known instances are kept while Consul is unreachable: an instance is
 // lost when the router itself sees it fail, not when the registry fails.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
-import { type Clock, systemClock, type Timer } from "../common/clock.ts";
+import type { Clock, Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
-import type { ConsulClient } from "./consul-client.ts";
-import { ConsulError } from "./consul-error.ts";
-import { objectionOf, infoOf, serviceName, type HealthEntry } from "./consul-record.ts";
-import { watchConsul } from "./consul-watch.ts";
-import type { Directory, Objection } from "./registry.ts";
-
-export interface ConsulDirectoryOptions {
-  readonly client: ConsulClient;
-  readonly prefix: string;
-  /** Instances of other deployments are not listed. */
-  readonly deployment: string;
-  readonly log: Log;
-  /** What each watch hears: undefined is an answer. */
-  onHealth(watch: string, error: ConsulError | undefined): void;
-  /** How long an entry that is missing in Consul is kept, if its instance lives. Default 30000. */
-  readonly forgetMs?: number;
-  readonly waitMs?: number;
-  readonly clock?: Clock;
-}
+import { infoOf, objectionOf, type HealthEntry } from "./consul-record.ts";
+import type { EntriesListener, Objection } from "./registry.ts";
 
 interface Known {
   readonly info: Info;
@@ -32,131 +15,111 @@ interface Known {
   readonly missingSinceMs?: number;
 }
 
+export const INSTANCE_ROLES = ["prefill", "decode"] as const;
+type Role = (typeof INSTANCE_ROLES)[number];
+
 const MISSING: Objection = { kind: "missing", reason: "It is not registered in Consul any more." };
 
-export function consulDirectory(o: ConsulDirectoryOptions): Directory {
-  const { clock = systemClock } = o;
-  return {
-    watch(onChange) {
-      const stop = new AbortController();
-      const forgetMs = o.forgetMs ?? 30_000;
-      const filter = `Service.Meta.deployment == "${o.deployment}"`;
-      /** By instance id, of both roles. */
-      const known = { prefill: new Map<string, Known>(), decode: new Map<string, Known>() };
-      const complained = new Set<string>();
-      let timer: Timer | undefined;
-
-      function tell(): void {
-        const byAddress = new Map<string, Known>();
-        for (const one of [...known.prefill.values(), ...known.decode.values()]) {
-          const other = byAddress.get(one.info.grpcAddress);
-          // Two entries of one address: the older one was left by a killed instance, or is not yet forgotten.
-          if (other === undefined || other.info.startedUnixMs <= one.info.startedUnixMs)
-            byAddress.set(one.info.grpcAddress, one);
-        }
-        const entries: Info[] = [];
-        const objections = new Map<string, Objection>();
-        for (const { info, objection } of byAddress.values()) {
-          entries.push(info);
-          if (objection !== undefined) objections.set(info.instanceId, objection);
-        }
-        onChange(entries, objections);
-      }
-
-      function learn(role: "prefill" | "decode", entries: readonly HealthEntry[], gap: boolean): void {
-        const listed = new Map<string, Known>();
-        let news = known[role].size === 0;
-        for (const entry of entries) {
-          const { ID: id, ModifyIndex: version } = entry.Service;
-          const [before, objection] = [known[role].get(id), objectionOf(entry)];
-          // After a gap Consul may count anew.
-          const same = !gap && before?.version === version && before.missingSinceMs === undefined;
-          news ||= !same || before.objection?.reason !== objection?.reason;
-          try {
-            listed.set(id, { info: same ? before.info : infoOf(entry, role), version, objection });
-          } catch (error) {
-            complain(id, error as Error);
-          }
-        }
-        const nowMs = clock.nowMs();
-        let missing = 0;
-        for (const [id, one] of known[role]) {
-          if (listed.has(id)) continue;
-          // After an outage Consul may have forgotten all instances; until they register again, they stay usable.
-          const objection = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.objection;
-          const missingSinceMs = gap ? nowMs : (one.missingSinceMs ?? nowMs);
-          listed.set(id, { ...one, objection, missingSinceMs });
-          news ||= one.missingSinceMs === undefined || one.objection !== objection;
-          missing += 1;
-        }
-        if (gap && missing > 0)
-          o.log.warn("instances are missing from Consul since it was unreachable; keeping them while they respond", {
-            role,
-            missing,
-          });
-        known[role] = listed;
-        if (news) tell();
-        if (missing > 0) timer ??= clock.setTimer(forgetMs / 4, forget);
-      }
-
-      /** Consul answers, and still does not list them. */
-      function forget(): void {
-        timer = undefined;
-        const nowMs = clock.nowMs();
-        let [forgotten, left] = [0, 0];
-        for (const role of ["prefill", "decode"] as const) {
-          for (const [id, { missingSinceMs }] of known[role]) {
-            if (missingSinceMs === undefined) continue;
-            // An outage makes it start anew.
-            if (nowMs - missingSinceMs < forgetMs || down.has(role)) left += 1;
-            else {
-              known[role].delete(id);
-              forgotten += 1;
-            }
-          }
-        }
-        if (forgotten > 0) tell();
-        if (left > 0) timer = clock.setTimer(forgetMs / 4, forget);
-      }
-
-      function complain(id: string, error: Error): void {
-        if (complained.has(id) || complained.size > 1_000) return;
-        complained.add(id);
-        o.log.warn("a service in Consul can't be used", { serviceId: id, because: error.message });
-      }
-
-      const down = new Set<string>();
-      const watches = (["prefill", "decode"] as const).map((role) =>
-        watchConsul({
-          client: o.client,
-          ask: (consul, call) => consul.health.service({ service: serviceName(o.prefix, role), filter, ...call }),
-          policy: `service_prefix "${o.prefix}" { policy = "read" } and node_prefix "" { policy = "read" }`,
-          onChange: (body, gap) => learn(role, listOf(body), gap),
-          onHealth: (error) => {
-            if (error === undefined) down.delete(role);
-            else down.add(role);
-            o.onHealth(role, error);
-          },
-          stop: stop.signal,
-          clock,
-          ...(o.waitMs === undefined ? {} : { waitMs: o.waitMs }),
-        }),
-      );
-      onChange([]);
-      return {
-        async [Symbol.asyncDispose]() {
-          stop.abort();
-          timer?.cancel();
-          await Promise.all(watches);
-        },
-      };
-    },
-  };
+export interface ConsulDirectory extends Disposable {
+  /** @param gap What is missing now may only be forgotten. */
+  learn(role: Role, entries: readonly HealthEntry[], gap: boolean): void;
 }
 
-/** Some versions of Consul write `null` for an empty list, which the package takes for nothing. */
-function listOf(body: unknown): readonly HealthEntry[] {
-  if (Array.isArray(body)) return body as HealthEntry[];
-  if (body === undefined) return [];
-  throw new ConsulError("refused", "Consul's answer is not a list: is this its HTTP port?");
+/**
+ * @param o.forgetMs How long an entry that is missing in Consul is kept, if its instance lives.
+ * @param o.isDown Whether Consul does not answer what instances of a role there are.
+ */
+export function consulDirectory(
+  onChange: EntriesListener,
+  o: { readonly log: Log; readonly clock: Clock; readonly forgetMs: number; isDown(role: Role): boolean },
+): ConsulDirectory {
+  const { clock, forgetMs } = o;
+  /** By instance id, of both roles. */
+  const known = { prefill: new Map<string, Known>(), decode: new Map<string, Known>() };
+  const complained = new Set<string>();
+  let timer: Timer | undefined;
+
+  function tell(): void {
+    const byAddress = new Map<string, Known>();
+    for (const one of [...known.prefill.values(), ...known.decode.values()]) {
+      const other = byAddress.get(one.info.grpcAddress);
+      // Two entries of one address: the older one was left by a killed instance, or is not yet forgotten.
+      if (other === undefined || other.info.startedUnixMs <= one.info.startedUnixMs)
+        byAddress.set(one.info.grpcAddress, one);
+    }
+    const entries: Info[] = [];
+    const objections = new Map<string, Objection>();
+    for (const { info, objection } of byAddress.values()) {
+      entries.push(info);
+      if (objection !== undefined) objections.set(info.instanceId, objection);
+    }
+    onChange(entries, objections);
+  }
+
+  function learn(role: Role, entries: readonly HealthEntry[], gap: boolean): void {
+    const listed = new Map<string, Known>();
+    let news = known[role].size === 0;
+    for (const entry of entries) {
+      const { ID: id, ModifyIndex: version } = entry.Service;
+      const [before, objection] = [known[role].get(id), objectionOf(entry)];
+      // After a gap Consul may count anew.
+      const same = !gap && before?.version === version && before.missingSinceMs === undefined;
+      news ||= !same || before.objection?.reason !== objection?.reason;
+      try {
+        listed.set(id, { info: same ? before.info : infoOf(entry, role), version, objection });
+      } catch (error) {
+        complain(id, error as Error);
+      }
+    }
+    const nowMs = clock.nowMs();
+    let missing = 0;
+    for (const [id, one] of known[role]) {
+      if (listed.has(id)) continue;
+      // After an outage Consul may have forgotten all instances; until they register again, they stay usable.
+      const objection = gap ? undefined : one.missingSinceMs === undefined ? MISSING : one.objection;
+      const missingSinceMs = gap ? nowMs : (one.missingSinceMs ?? nowMs);
+      listed.set(id, { ...one, objection, missingSinceMs });
+      news ||= one.missingSinceMs === undefined || one.objection !== objection;
+      missing += 1;
+    }
+    if (gap && missing > 0)
+      o.log.warn("instances are missing from Consul since it was unreachable; keeping them while they respond", {
+        role,
+        missing,
+      });
+    known[role] = listed;
+    if (news) tell();
+    if (missing > 0) timer ??= clock.setTimer(forgetMs / 4, forget);
+  }
+
+  /** Consul answers, and still does not list them. */
+  function forget(): void {
+    timer = undefined;
+    const nowMs = clock.nowMs();
+    let [forgotten, left] = [0, 0];
+    for (const role of INSTANCE_ROLES) {
+      for (const [id, { missingSinceMs }] of known[role]) {
+        if (missingSinceMs === undefined) continue;
+        // An outage makes it start anew.
+        if (nowMs - missingSinceMs < forgetMs || o.isDown(role)) left += 1;
+        else {
+          known[role].delete(id);
+          forgotten += 1;
+        }
+      }
+    }
+    if (forgotten > 0) tell();
+    if (left > 0) timer = clock.setTimer(forgetMs / 4, forget);
+  }
+
+  function complain(id: string, error: Error): void {
+    if (complained.has(id) || complained.size > 1_000) return;
+    complained.add(id);
+    o.log.warn("a service in Consul can't be used", { serviceId: id, because: error.message });
+  }
+
+  return {
+    learn,
+    [Symbol.dispose]: () => timer?.cancel(),
+  };
 }

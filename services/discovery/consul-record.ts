@@ -1,7 +1,8 @@
 // A process of Tandem as a service in Consul, written so that an operator can read it in the UI, and read back.
-import { create } from "@bufbuild/protobuf";
+import { fromJson, toJson, type JsonObject } from "@bufbuild/protobuf";
 import { hostname } from "node:os";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
+import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
 import { checkInfo } from "./check-info.ts";
 import type { Objection } from "./registry.ts";
 
@@ -26,36 +27,32 @@ export function serviceName(prefix: string, role: ServiceRole): string {
   return `${prefix}-${role}`;
 }
 
+/** Its meta are the fields of Info under their names in instance.proto, save those that are written for people. */
 export function instanceRecord(info: Info): ServiceRecord {
   const role = info.role === Role.PREFILL ? "prefill" : "decode";
-  const meta: Record<string, string> = {
+  // What is unknown, 0 or the empty text, is left out.
+  const fields = toJson(InfoSchema, info, { useProtoFieldName: true }) as Record<string, string | number>;
+  const {
+    instance_id: _id,
+    slot_limit: slots = 0,
+    started_unix_ms: _started,
+    model_root: root = "",
+    ...facts
+  } = fields;
+  const meta = {
+    ...facts,
+    ...(String(root).length > META_VALUE_LIMIT || root === "" ? {} : { model_root: root }),
     role,
-    model: info.model,
-    max_model_len: String(info.maxModelLen),
-    connector: info.connector,
-    kv_address: info.kvAddress,
-    grpc_address: info.grpcAddress,
-    engine: info.engine,
-    engine_version: info.engineVersion,
-    block_size: String(info.blockSize),
-    tp_size: String(info.tpSize),
-    dtype: info.dtype,
-    model_root: info.modelRoot.length > META_VALUE_LIMIT ? "" : info.modelRoot,
-    slots: String(info.slotLimit),
-    tandem_version: info.tandemVersion,
-    tandem_commit: info.tandemCommit,
+    slots,
     started: new Date(Number(info.startedUnixMs)).toISOString(),
-    pid: String(info.pid),
     host: hostname(),
   };
-  // "0" and the empty text mean "unknown" and are left out.
-  for (const key in meta) if (meta[key] === "" || (meta[key] === "0" && key !== "pid")) delete meta[key];
   return {
     id: info.instanceId,
     role,
     address: info.grpcAddress,
     grpcAddress: info.grpcAddress,
-    meta,
+    meta: Object.fromEntries(Object.entries(meta).map(([key, value]) => [key, String(value)])),
     tags: [info.model, info.engine, info.connector].filter((tag) => tag !== "").map(tagOf),
   };
 }
@@ -64,8 +61,6 @@ export function routerRecord(o: {
   readonly routerId: string;
   readonly restAddress: string;
   readonly grpcAddress: string;
-  readonly tandemVersion: string;
-  readonly tandemCommit: string;
   readonly startedUnixMs: number;
 }): ServiceRecord {
   return {
@@ -78,8 +73,8 @@ export function routerRecord(o: {
       role: "router",
       rest_address: o.restAddress,
       grpc_address: o.grpcAddress,
-      tandem_version: o.tandemVersion,
-      tandem_commit: o.tandemCommit,
+      tandem_version: TANDEM_VERSION,
+      tandem_commit: TANDEM_COMMIT,
       started: new Date(o.startedUnixMs).toISOString(),
       pid: String(process.pid),
       host: hostname(),
@@ -108,36 +103,17 @@ interface HealthCheck {
   readonly Notes?: string;
 }
 
-/** @throws ServiceError saying which field of the service's meta can't be used */
-export function infoOf(entry: HealthEntry, role: "prefill" | "decode"): Info {
-  const meta = entry.Service.Meta ?? {};
-  const count = (key: string): number => {
-    const value = Number(meta[key] ?? 0);
-    return Number.isInteger(value) && value >= 0 && value < 2 ** 32 ? value : 0;
+/** @throws Error that says which field of the service's meta can't be used */
+export function infoOf({ Service: { ID: id, Meta: meta } }: HealthEntry, role: "prefill" | "decode"): Info {
+  const { slots = "0", started = "", ...facts } = meta ?? {};
+  const fields: JsonObject = {
+    ...facts,
+    instance_id: id,
+    role: role === "prefill" ? Role.PREFILL : Role.DECODE,
+    slot_limit: slots,
+    started_unix_ms: String(Date.parse(started) || 0),
   };
-  const startedMs = Date.parse(meta["started"] ?? "");
-  return checkInfo(
-    create(InfoSchema, {
-      instanceId: entry.Service.ID,
-      role: role === "prefill" ? Role.PREFILL : Role.DECODE,
-      model: meta["model"] ?? "",
-      maxModelLen: count("max_model_len"),
-      connector: meta["connector"] ?? "",
-      kvAddress: meta["kv_address"] ?? "",
-      grpcAddress: meta["grpc_address"] ?? "",
-      engine: meta["engine"] ?? "",
-      engineVersion: meta["engine_version"] ?? "",
-      tandemVersion: meta["tandem_version"] ?? "",
-      tandemCommit: meta["tandem_commit"] ?? "",
-      blockSize: count("block_size"),
-      tpSize: count("tp_size"),
-      dtype: meta["dtype"] ?? "",
-      modelRoot: meta["model_root"] ?? "",
-      slotLimit: count("slots"),
-      startedUnixMs: BigInt(Number.isFinite(startedMs) ? startedMs : 0),
-      pid: count("pid"),
-    }),
-  );
+  return checkInfo(fromJson(InfoSchema, fields, { ignoreUnknownFields: true }));
 }
 
 /** What the checks have against the service; undefined where nothing. */

@@ -10,19 +10,15 @@ import { type Clock, pause, settlesWithin, systemClock } from "../common/clock.t
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
-import { createBell } from "./bell.ts";
-import type { ConsulClient } from "./consul-client.ts";
+import { consulClient } from "./consul-client.ts";
 import { asConsulError, consulFailureLog } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
-import type { ConsulCheckConfig } from "./consul-settings.ts";
+import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
 import type { Registration, SelfReport } from "./registry.ts";
 
 export interface ConsulRegisterOptions {
-  readonly client: ConsulClient;
-  readonly prefix: string;
   /** Shown as meta, by which watchers choose, and as a tag, by which DNS does. */
   readonly deployment: string;
-  readonly checks: ConsulCheckConfig;
   readonly log: Log;
   /** Default 5000. */
   readonly ttlMs?: number;
@@ -45,33 +41,34 @@ const TTL_MS = 5_000;
 /** How often the load in the state's text is renewed: agents with `check_update_interval = 0` pass on each new text. */
 const LOAD_EVERY_MS = 15_000;
 
-export function keepRegistered(
+/**
+ * @param record The service. Its id and role never change.
+ * @throws ConfigError for settings that can't be used; that Consul is away is not an error
+ */
+export function registerInConsul(
+  config: ConsulConfig & ConsulCheckConfig,
   record: () => ServiceRecord,
-  standing: () => SelfReport,
+  report: () => SelfReport,
   o: ConsulRegisterOptions,
-  stop: AbortSignal,
 ): Registration {
-  const { client, log, checks, clock = systemClock } = o;
-  const over = new AbortController();
-  const ending = anySignal(over.signal, stop);
-  const changed = createBell();
+  const { deployment, log, ttlMs = TTL_MS, clock = systemClock } = o;
+  const client = consulClient(consulOptions(config));
   const failures = consulFailureLog(log, client.address, "will keep retrying to register");
   const { id, role } = record();
-  const name = serviceName(o.prefix, role);
-  const { ttlMs = TTL_MS } = o;
-  let swept = false;
+  const name = serviceName(config.servicePrefix, role);
+  const over = new AbortController();
+  /** Aborted when there is something to report. */
+  let unreported = new AbortController();
   let shown = { load: "", text: "", atMs: -Infinity };
 
   /** @param known It was in Consul before, and others count on it. */
   async function put(known: boolean): Promise<string> {
     const now = record();
-    if (!swept) await sweepGhosts(now);
-    swept = true;
-    const { deployment } = o;
+    if (!known) await sweepGhosts(now);
     const [meta, tags] = [{ deployment, ...now.meta }, [deployment, ...now.tags]];
     const { host, port } = splitAddress(now.address);
     const service = { id, name, address: host, port, tags, meta };
-    const own = checksOf(now, known && standing().serving, checks, ttlMs);
+    const own = checksOf(now, known && report().serving, config, ttlMs);
     await client.ask((consul, call) => consul.agent.service.register({ ...service, checks: own, ...call }), CALL);
     return JSON.stringify(now.meta);
   }
@@ -99,21 +96,20 @@ export function keepRegistered(
   }
 
   async function reportState(): Promise<void> {
-    const { serving, text, load } = standing();
+    const { serving, text, load } = report();
     const state = { id: stateCheckId(id), note: serving && load !== undefined ? `${text}${loadText(load)}` : text };
     await client.ask(({ agent: { check } }, call) => check[serving ? "pass" : "fail"]({ ...state, ...call }), CALL);
   }
 
   /** Reports changes and renews the state, until the agent fails or has forgotten us. */
-  async function report(known: string, signal: AbortSignal): Promise<void> {
+  async function tell(known: string, signal: AbortSignal): Promise<void> {
+    signal.addEventListener("abort", () => unreported.abort(), { once: true });
     for (let meta = known; !signal.aborted; ) {
-      // Asked before anything is reported, so that no change falls between the two.
-      const rung = changed.next(signal);
+      // Made before anything is reported, so that no change falls between the two.
+      unreported = new AbortController();
       if (JSON.stringify(record().meta) !== meta) meta = await put(true);
       await reportState();
-      const timer = clock.setTimer(ttlMs / 3, changed.ring);
-      await rung;
-      timer.cancel();
+      await pause(clock, ttlMs / 3, unreported.signal);
     }
   }
 
@@ -129,9 +125,9 @@ export function keepRegistered(
 
   async function keep(): Promise<void> {
     let known = false;
-    for (let attempt = 0; !ending.aborted; ) {
+    for (let attempt = 0; !over.signal.aborted; ) {
       const round = new AbortController();
-      const signal = anySignal(round.signal, ending);
+      const signal = anySignal(round.signal, over.signal);
       try {
         const meta = await put(known);
         log.info(known ? "registered in Consul again" : "registered in Consul", {
@@ -142,41 +138,37 @@ export function keepRegistered(
         known = true;
         failures.well();
         attempt = 0;
-        await Promise.all([report(meta, signal), listen(signal)]);
+        await Promise.all([tell(meta, signal), listen(signal)]);
       } catch (error) {
-        if (ending.aborted) return;
+        if (over.signal.aborted) return;
         failures.failed(asConsulError(error), { service: name });
       } finally {
         round.abort();
       }
-      await pause(clock, backoffMs(attempt++, RETRY), ending);
+      await pause(clock, backoffMs(attempt++, RETRY), over.signal);
     }
   }
 
   async function leave(): Promise<void> {
+    over.abort();
     await kept;
-    await client
-      .ask((consul, call) => consul.agent.service.deregister({ id, ...call }), { timeoutMs: LEAVE_MS })
-      .catch((error: Error) => {
-        log.warn(
-          "could not deregister from Consul; Consul will remove the entry once its check has failed for long enough",
-          {
-            because: error.message,
-          },
-        );
-      });
+    try {
+      const call = { timeoutMs: LEAVE_MS };
+      await client.ask((consul, more) => consul.agent.service.deregister({ id, ...more }), call);
+    } catch (error) {
+      log.warn(
+        "could not deregister from Consul; Consul will remove the entry once its check has failed for long enough",
+        { because: (error as Error).message },
+      );
+    }
   }
 
   const kept = keep().catch((error: unknown) => log.error("registration ended", { error }));
   let left: Promise<void> | undefined;
-  const dispose = (): Promise<void> => {
-    over.abort();
-    stop.removeEventListener("abort", onStop);
-    return (left ??= settlesWithin(clock, leave(), 1_000).then(() => {}));
+  return {
+    update: () => unreported.abort(),
+    [Symbol.asyncDispose]: () => (left ??= settlesWithin(clock, leave(), 1_000).then(() => client.close())),
   };
-  const onStop = (): void => void dispose();
-  stop.addEventListener("abort", onStop);
-  return { update: () => changed.ring(), [Symbol.asyncDispose]: dispose };
 }
 
 /**

@@ -132,6 +132,18 @@ export function consulOptions(config: ConsulConfig): ConsulOptions {
   return { ...common, server: { ...server, host: url.hostname, port: Number(port) } };
 }
 
+/** A wildcard address can be listened on, but not dialed. @throws ConfigError */
+export function requireDialable(
+  key: "rest" | "grpc",
+  { advertise, listen }: { readonly advertise: string | undefined; readonly listen: string },
+): void {
+  const address = advertise ?? listen;
+  if (!/^(0\.0\.0\.0|\[::\]):/.test(address)) return;
+  throw new ConfigError(
+    `--registry.kind consul needs an address that others can dial, and ${address} is not one: give --${key}.advertise HOST:PORT.`,
+  );
+}
+
 /** @throws ConfigError */
 export function readConsulToken({ token, tokenFile }: Pick<ConsulOptions, "token" | "tokenFile">): string {
   const inFile = fileAt("consul.token_file", tokenFile)?.toString().trim() ?? "";

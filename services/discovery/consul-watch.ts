@@ -19,7 +19,6 @@ export interface BlockingQuery<T> {
   onChange(body: T, gap: boolean): void;
   /** After each answer, with or without news, and after each failure. */
   onHealth(error: ConsulError | undefined): void;
-  readonly stop: AbortSignal;
   /** Default 10000: a hung agent is noticed within this time plus a fifth. */
   readonly waitMs?: number;
   readonly clock?: Clock;
@@ -37,9 +36,20 @@ const REFILL_MS = 50;
 /** Values that churn cost a twentieth of a core at most: a list of hundreds takes milliseconds to read. */
 const COST_FACTOR = 20;
 
-/** Resolves when `stop` aborts. */
-export async function watchConsul<T>(o: BlockingQuery<T>): Promise<void> {
-  const { stop, waitMs = 10_000, clock = systemClock } = o;
+/** Watches until it is disposed of. */
+export function watchConsul<T>(o: BlockingQuery<T>): AsyncDisposable {
+  const stop = new AbortController();
+  const watch = askUntil(stop.signal, o);
+  return {
+    async [Symbol.asyncDispose]() {
+      stop.abort();
+      await watch;
+    },
+  };
+}
+
+async function askUntil<T>(stop: AbortSignal, o: BlockingQuery<T>): Promise<void> {
+  const { waitMs = 10_000, clock = systemClock } = o;
   const pace = createPace(clock);
   let index = 0n;
   let gap = false;

@@ -1,41 +1,18 @@
 // The entry point to Consul: registers this process, lists instances, and watches settings that change while we run.
-import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { type Clock, systemClock } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
-import { consulDirectory } from "./consul-directory.ts";
 import { consulClient } from "./consul-client.ts";
-import { consulFailureLog, type ConsulError } from "./consul-error.ts";
-import { instanceRecord, type ServiceRecord } from "./consul-record.ts";
-import { keepRegistered } from "./consul-register.ts";
-import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
-import { watchConsul } from "./consul-watch.ts";
-import type { Directory, Registrar, Registration, RegistryHealth, SelfReport, Watch } from "./registry.ts";
+import { consulDirectory, INSTANCE_ROLES } from "./consul-directory.ts";
+import { consulFailureLog, ConsulError } from "./consul-error.ts";
+import { serviceName, type HealthEntry } from "./consul-record.ts";
+import { consulOptions, type ConsulConfig } from "./consul-settings.ts";
+import { watchConsul, type BlockingQuery } from "./consul-watch.ts";
+import type { Directory, RegistryHealth } from "./registry.ts";
 
-export { consulCheckSettings, consulSettings } from "./consul-settings.ts";
-export { routerRecord } from "./consul-record.ts";
+export { instanceRecord, routerRecord } from "./consul-record.ts";
+export { registerInConsul } from "./consul-register.ts";
 
-const SERVING: SelfReport = { serving: true, text: "serving" };
-
-export interface ConsulRegistrar extends Registrar {
-  /** Registers a service that is not an instance: the router. */
-  registerService(record: () => ServiceRecord, stop: AbortSignal, standing: () => SelfReport): Registration;
-  close(): void;
-}
-
-/** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
-export function consulRegistrar(
-  config: ConsulConfig & ConsulCheckConfig,
-  o: { readonly log: Log; readonly deployment: string; readonly ttlMs?: number; readonly clock?: Clock },
-): ConsulRegistrar {
-  const client = consulClient(consulOptions(config));
-  const options = { ...o, client, prefix: config.servicePrefix, checks: config };
-  return {
-    register: async (self: () => Info, stop, standing = () => SERVING) =>
-      keepRegistered(() => instanceRecord(self()), standing, options, stop),
-    registerService: (record, stop, standing) => keepRegistered(record, standing, options, stop),
-    close: () => client.close(),
-  };
-}
+const FORGET_MS = 30_000;
 
 export interface ConsulWatcher extends Directory {
   readonly health: RegistryHealth;
@@ -46,7 +23,7 @@ export interface ConsulWatcher extends Directory {
    *
    * @param folder Such as `tandem/config/default/`. @param onChange Gets texts by key, without the folder.
    */
-  watchSettings(folder: string, onChange: (texts: ReadonlyMap<string, string>) => void): Watch;
+  watchSettings(folder: string, onChange: (texts: ReadonlyMap<string, string>) => void): AsyncDisposable;
   close(): void;
 }
 
@@ -55,7 +32,8 @@ export function consulWatcher(
   config: ConsulConfig,
   o: { readonly log: Log; readonly deployment: string; readonly forgetMs?: number; readonly clock?: Clock },
 ): ConsulWatcher {
-  const { log, clock = systemClock } = o;
+  const { log, forgetMs = FORGET_MS, clock = systemClock } = o;
+  const { servicePrefix: prefix } = config;
   const client = consulClient(consulOptions(config));
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
@@ -82,42 +60,50 @@ export function consulWatcher(
     for (const listener of listeners) listener();
   }
 
-  const directory = consulDirectory({
-    client,
-    prefix: config.servicePrefix,
-    deployment: o.deployment,
-    log,
-    clock,
-    onHealth,
-    ...(o.forgetMs === undefined ? {} : { forgetMs: o.forgetMs }),
-  });
+  type Query<T> = Pick<BlockingQuery<T>, "ask" | "policy" | "onChange">;
+  const follow = <T>(watch: string, query: Query<T>): AsyncDisposable =>
+    watchConsul({ ...query, client, clock, onHealth: (error) => onHealth(watch, error) });
+
   return {
-    watch: directory.watch,
     get health() {
       const error = [...failing.values()][0]?.message ?? (up ? "" : "It has not answered yet.");
       return { address: client.address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
     },
     onHealth: (listener) => void listeners.push(listener),
-    watchSettings(folder, onChange) {
-      const stop = new AbortController();
-      const watch = watchConsul({
-        client,
-        ask: (consul, call) => consul.kv.get({ key: folder, recurse: true, ...call }),
-        policy: `key_prefix "${folder}" { policy = "read" }`,
-        onChange: (items) => onChange(textsOf(items as KvItems, folder)),
-        onHealth: (error) => onHealth("settings", error),
-        stop: stop.signal,
-        clock,
-      });
+    watch(onChange) {
+      const isDown = (role: string): boolean => failing.has(role);
+      const directory = consulDirectory(onChange, { log, clock, forgetMs, isDown });
+      const filter = `Service.Meta.deployment == "${o.deployment}"`;
+      const watches = INSTANCE_ROLES.map((role) =>
+        follow(role, {
+          ask: (consul, call) => consul.health.service({ service: serviceName(prefix, role), filter, ...call }),
+          policy: `service_prefix "${prefix}" { policy = "read" } and node_prefix "" { policy = "read" }`,
+          onChange: (body, gap) => directory.learn(role, listOf(body), gap),
+        }),
+      );
+      onChange([]);
       return {
         async [Symbol.asyncDispose]() {
-          stop.abort();
-          await watch;
+          directory[Symbol.dispose]();
+          await Promise.all(watches.map((watch) => watch[Symbol.asyncDispose]()));
         },
       };
     },
+    watchSettings: (folder, onChange) =>
+      follow("settings", {
+        ask: (consul, call) => consul.kv.get({ key: folder, recurse: true, ...call }),
+        policy: `key_prefix "${folder}" { policy = "read" }`,
+        onChange: (items) => onChange(textsOf(items as KvItems, folder)),
+      }),
     close: () => client.close(),
   };
+}
+
+/** Some versions of Consul write `null` for an empty list, which the package takes for nothing. */
+function listOf(body: unknown): readonly HealthEntry[] {
+  if (Array.isArray(body)) return body as HealthEntry[];
+  if (body === undefined) return [];
+  throw new ConsulError("refused", "Consul's answer is not a list: is this its HTTP port?");
 }
 
 /** Undefined where the folder is empty. */

@@ -12,7 +12,7 @@ import { dialRpc } from "../rpc/channel.ts";
 import { lossFault, peerFault, type PeerFault } from "../rpc/peer-fault.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
 import { checkInfo } from "./check-info.ts";
-import type { Directory, EntriesListener, Registrar } from "./registry.ts";
+import type { Directory, EntriesListener, Registration } from "./registry.ts";
 
 const INSTANCE_LIMIT = 1_024;
 /** How long an entry outlives its broken call: the longest pause before the next try, and time to make it. */
@@ -21,54 +21,42 @@ const GRACE_MS = 5_000;
 const QUIET_ATTEMPTS = 5;
 
 /** The instance's side. */
-export function embeddedRegistry(o: {
-  readonly address: string;
-  readonly token?: string;
-  readonly log: Log;
-  readonly clock?: Clock;
-}): Registrar {
-  return {
-    async register(self, stop) {
-      let held = false;
-      /** Attempts in a row that failed. */
-      let failures = 0;
-      let logged: PeerFault["kind"] | undefined;
-      const failed = ({ kind: fault, text: because }: PeerFault): void => {
-        held = false;
-        failures++;
-        if (fault === logged || (fault === "address" && failures <= QUIET_ATTEMPTS)) return;
-        logged = fault;
-        o.log.warn("not registered; will keep retrying", { registry: o.address, fault, because });
-      };
-      const channel = dialRpc(o.address, {
-        ...o,
-        heartbeat: {
-          method: RegistryService.method.register,
-          message: () => ({ info: self() }),
-          onMessage({ routerId }) {
-            if (!held) o.log.info("registered", { registry: o.address, routerId });
-            held = true;
-            failures = 0;
-            logged = undefined;
-          },
-          onRefused(error) {
-            if (error !== undefined) failed(peerFault(error));
-            else o.log.info("the registry closed the registration; registering again");
-          },
-        },
-        onState(state) {
-          if (state.kind === "down") failed(lossFault(state));
-        },
-      });
-      const leave = (): Promise<void> => {
-        stop.removeEventListener("abort", leave);
-        return channel.retire();
-      };
-      if (stop.aborted) void leave();
-      else stop.addEventListener("abort", leave, { once: true });
-      return { update: () => channel.beat(), [Symbol.asyncDispose]: leave };
-    },
+export function registerAtRouter(
+  self: () => Info,
+  o: { readonly address: string; readonly token?: string; readonly log: Log; readonly clock?: Clock },
+): Registration {
+  let held = false;
+  /** Attempts in a row that failed. */
+  let failures = 0;
+  let logged: PeerFault["kind"] | undefined;
+  const failed = ({ kind: fault, text: because }: PeerFault): void => {
+    held = false;
+    failures++;
+    if (fault === logged || (fault === "address" && failures <= QUIET_ATTEMPTS)) return;
+    logged = fault;
+    o.log.warn("not registered; will keep retrying", { registry: o.address, fault, because });
   };
+  const channel = dialRpc(o.address, {
+    ...o,
+    heartbeat: {
+      method: RegistryService.method.register,
+      message: () => ({ info: self() }),
+      onMessage({ routerId }) {
+        if (!held) o.log.info("registered", { registry: o.address, routerId });
+        held = true;
+        failures = 0;
+        logged = undefined;
+      },
+      onRefused(error) {
+        if (error !== undefined) failed(peerFault(error));
+        else o.log.info("the registry closed the registration; registering again");
+      },
+    },
+    onState(state) {
+      if (state.kind === "down") failed(lossFault(state));
+    },
+  });
+  return { update: () => channel.beat(), [Symbol.asyncDispose]: () => channel.retire() };
 }
 
 export interface RegistryHub extends Directory {

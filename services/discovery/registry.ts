@@ -2,32 +2,6 @@
 // a half on each side; a static list has only the router's.
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 
-/** The instance's side. */
-export interface Registrar {
-  /**
-   * Registers in the background and goes on trying for as long as it takes: an instance serves without a registry too.
-   * `stop` ends it as disposing does.
-   *
-   * @param standing What the registry shows of its state, where it shows one.
-   */
-  register(self: () => Info, stop: AbortSignal, standing?: () => SelfReport): Promise<Registration>;
-}
-
-/** Registers at each of at least one, and goes on where some are away: none waits for another. */
-export function atEach(registrars: readonly Registrar[]): Registrar {
-  return {
-    async register(self, stop, standing) {
-      const all = await Promise.all(registrars.map((registrar) => registrar.register(self, stop, standing)));
-      return {
-        update: () => all.forEach((registration) => registration.update()),
-        async [Symbol.asyncDispose]() {
-          await Promise.all(all.map((registration) => registration[Symbol.asyncDispose]()));
-        },
-      };
-    },
-  };
-}
-
 /** Whether a process takes work, and why not. */
 export interface SelfReport {
   readonly serving: boolean;
@@ -37,11 +11,25 @@ export interface SelfReport {
   readonly load?: string;
 }
 
+/**
+ * One entry in a registry. It is made in the background, for as long as it takes: an instance serves without a registry
+ * too.
+ */
 export interface Registration {
-  /** What `self` or `standing` returns has changed. */
+  /** What the entry shows has changed. */
   update(): void;
   /** Takes the entry out, and waits for that no longer than a second. May be called twice. */
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** Entries in several registries as one. None waits for another. */
+export function together(all: readonly Registration[]): Registration {
+  return {
+    update: () => all.forEach((registration) => registration.update()),
+    async [Symbol.asyncDispose]() {
+      await Promise.all(all.map((registration) => registration[Symbol.asyncDispose]()));
+    },
+  };
 }
 
 /**
@@ -60,11 +48,7 @@ export type EntriesListener = (entries: readonly Info[], objections?: ReadonlyMa
 /** The router's side. */
 export interface Directory {
   /** `onChange` gets every entry, at once and after each change. Entries that only fell silent stay. */
-  watch(onChange: EntriesListener): Watch;
-}
-
-export interface Watch {
-  [Symbol.asyncDispose](): Promise<void>;
+  watch(onChange: EntriesListener): AsyncDisposable;
 }
 
 /** How a registry that can be away is doing. */

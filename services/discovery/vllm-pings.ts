@@ -2,9 +2,9 @@
 // of three texts. It says that the process lives and where its HTTP and KV are, and nothing of its health or its model:
 // it starts before HTTP answers, and goes on while the engine is wedged. It is not authenticated either.
 // Source: vLLM 0.23.0, p2p_nccl_engine.py, ping(). zeromq is loaded only here and only when a listener opens.
+import { EventEmitter } from "node:events";
 import type { Router } from "zeromq";
-import type { Clock, Timer } from "../common/clock.ts";
-import { systemClock } from "../common/clock.ts";
+import { type Clock, settlesWithin, systemClock, type Timer, until } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 
 export interface PingedEngine {
@@ -61,7 +61,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
   const socket: Router = new RouterSocket({ linger: 0, maxMessageSize: LONGEST_PING_BYTES });
   await socket.bind(`tcp://${o.listen}`);
   const entries = new Map<string, Entry>();
-  const waiting = new Set<() => void>();
+  const pings = new EventEmitter<{ change: [] }>();
   let ignored = 0;
   let closed = false;
 
@@ -90,7 +90,7 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
     entries.set(engine.httpAddress, { engine, heardMs: clock.nowMs() });
     log.info("an engine pings", { ...engine });
     o.came?.(engine);
-    for (const wake of [...waiting]) wake();
+    pings.emit("change");
   }
 
   function forget(entry: Entry, why: string): void {
@@ -119,23 +119,15 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
     get engines() {
       return [...entries.values()].map(({ engine }) => engine);
     },
-    awaitPort(httpPort, timeoutMs) {
+    async awaitPort(httpPort, timeoutMs) {
       const find = (): PingedEngine | undefined =>
         [...entries.values()].find(({ engine }) => engine.httpAddress.endsWith(`:${httpPort}`))?.engine;
-      return new Promise((resolve) => {
-        const look = (): void => {
-          const found = find();
-          if (found !== undefined) done(found);
-        };
-        const late = clock.setTimer(timeoutMs, () => done(undefined));
-        function done(engine: PingedEngine | undefined): void {
-          late.cancel();
-          waiting.delete(look);
-          resolve(engine);
-        }
-        waiting.add(look);
-        look();
-      });
+      await settlesWithin(
+        clock,
+        until(pings, () => find() !== undefined),
+        timeoutMs,
+      );
+      return find();
     },
     async [Symbol.asyncDispose]() {
       if (closed) return;

@@ -35,7 +35,7 @@ import type { RpcService } from "../rpc/service.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
 import { engineFindings, startRefusalOf } from "./findings.ts";
 import { instanceService } from "./instance-service.ts";
-import { openRegistrar, type InstanceRegistrar } from "./registrar.ts";
+import { registerInstance } from "./registrar.ts";
 import { InstanceStatus } from "./status.ts";
 
 /** What a role's service works with. */
@@ -112,7 +112,6 @@ export async function startInstance(
   });
 
   let server: RpcServer | undefined;
-  let registrar: InstanceRegistrar | undefined;
   let registration: Registration | undefined;
   let live: LiveEngine | undefined;
   /** What is known of the last engine that worked: while the next one loads, the instance is still the same. */
@@ -177,7 +176,6 @@ export async function startInstance(
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
     if (!supervisor.ours) await waitUntil(() => status.orphans === 0, 1_000);
     await registration?.[Symbol.asyncDispose]();
-    registrar?.close();
     over.abort(new Error("stopped"));
     // 1 s: an interrupted instance promises to be gone within 2.
     await supervisor.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
@@ -198,8 +196,7 @@ export async function startInstance(
     await supervisor.start(anySignal(stop, over.signal));
     supervisor.onChange(follow);
     follow();
-    registrar = await openRegistrar(config, log);
-    registration = await registrar?.register(info, over.signal, () => status.report());
+    registration = await registerInstance(config, info, () => status.report(), log);
   } catch (error) {
     await close(0);
     throw error;

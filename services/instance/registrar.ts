@@ -1,37 +1,31 @@
-// Where an instance registers, as configured.
-import { ConfigError } from "../common/config.ts";
+// Registers an instance, as configured.
+import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Log } from "../common/log.ts";
-import { embeddedRegistry } from "../discovery/embedded.ts";
-import { atEach, type Registrar } from "../discovery/registry.ts";
+import { requireDialable } from "../discovery/consul-settings.ts";
+import { registerAtRouter } from "../discovery/embedded.ts";
+import { together, type Registration, type SelfReport } from "../discovery/registry.ts";
 import type { InstanceConfig } from "./config.ts";
 
-export interface InstanceRegistrar extends Registrar {
-  close(): void;
-}
-
 /** Undefined if the instance doesn't register. @throws ConfigError for unusable Consul settings */
-export async function openRegistrar(config: InstanceConfig, log: Log): Promise<InstanceRegistrar | undefined> {
+export async function registerInstance(
+  config: InstanceConfig,
+  self: () => Info,
+  report: () => SelfReport,
+  log: Log,
+): Promise<Registration | undefined> {
   switch (config.registry.kind) {
     case "static":
       return undefined;
     case "embedded": {
       const addresses = [...new Set(config.registry.addresses)];
-      if (addresses.length === 0) return undefined;
-      return {
-        ...atEach(addresses.map((address) => embeddedRegistry({ address, token: config.grpc.token, log }))),
-        close() {},
-      };
+      return together(addresses.map((address) => registerAtRouter(self, { address, token: config.grpc.token, log })));
     }
     case "consul": {
-      const address = config.grpc.advertise ?? config.grpc.listen;
-      if (/^(0\.0\.0\.0|\[::\]):/.test(address)) {
-        throw new ConfigError(
-          `--registry.kind consul needs an address that others can dial, and ${address} is not one: give --grpc.advertise HOST:PORT.`,
-        );
-      }
+      requireDialable("grpc", config.grpc);
       // Consul's code is loaded only if configured.
-      const { consulRegistrar } = await import("../discovery/consul.ts");
-      return consulRegistrar(config.consul, { deployment: config.deployment.name, log });
+      const { instanceRecord, registerInConsul } = await import("../discovery/consul.ts");
+      const deployment = config.deployment.name;
+      return registerInConsul(config.consul, () => instanceRecord(self()), report, { deployment, log });
     }
   }
 }

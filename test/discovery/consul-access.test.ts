@@ -10,12 +10,8 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
-import {
-  consulCheckSettings,
-  consulRegistrar,
-  consulSettings,
-  consulWatcher,
-} from "../../services/discovery/consul.ts";
+import { consulWatcher, instanceRecord, registerInConsul } from "../../services/discovery/consul.ts";
+import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import { startConsul, type TestConsul } from "../support/consul.ts";
 import { logSink } from "../support/log-sink.ts";
 import { skip } from "../support/skip.ts";
@@ -24,18 +20,20 @@ import { eventually, freePort } from "../support/waits.ts";
 
 const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
 const configOf = (env: Record<string, string>) => loadConfig(definition, { argv: [], env }).consul;
-const never = new AbortController().signal;
 const DOCS = readFileSync(fileURLToPath(new URL("../../docs/consul.md", import.meta.url)), "utf8");
 
-const info = () =>
-  create(InfoSchema, {
-    instanceId: "decode-1",
-    role: Role.DECODE,
-    model: "m",
-    connector: "nixl",
-    grpcAddress: "127.0.0.1:9",
-    startedUnixMs: 1_000n,
-  });
+const decode = () =>
+  instanceRecord(
+    create(InfoSchema, {
+      instanceId: "decode-1",
+      role: Role.DECODE,
+      model: "m",
+      connector: "nixl",
+      grpcAddress: "127.0.0.1:9",
+      startedUnixMs: 1_000n,
+    }),
+  );
+const serving = () => ({ serving: true, text: "serving" });
 
 /** The rules that docs/consul.md gives for `role`, as they stand there. */
 function documentedPolicy(role: "instances" | "router"): string {
@@ -69,15 +67,12 @@ describe("Consul with access control", function () {
       await tokenFor("instances", documentedPolicy("instances")),
       await tokenFor("router", documentedPolicy("router")),
     ];
-    const registrar = consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forInstances }), {
-      deployment: "default",
-      log: sink.log,
-    });
-    const registration = await registrar.register(info, never);
-    const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: forRouter };
-    const watcher = consulWatcher(configOf(env), { deployment: "default", log: sink.log });
-    const routerRegistrar = consulRegistrar(configOf(env), { deployment: "default", log: sink.log });
-    const own = routerRegistrar.registerService(
+    const o = { deployment: "default", log: sink.log };
+    const config = (token: string) => configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: token });
+    const registration = registerInConsul(config(forInstances), decode, serving, o);
+    const watcher = consulWatcher(config(forRouter), o);
+    const own = registerInConsul(
+      config(forRouter),
       () => ({
         id: "router-1",
         role: "router",
@@ -86,8 +81,8 @@ describe("Consul with access control", function () {
         meta: {},
         tags: [],
       }),
-      never,
-      () => ({ serving: true, text: "serving" }),
+      serving,
+      o,
     );
     let ids: string[] = [];
     const watch = watcher.watch((entries) => (ids = entries.map(({ instanceId }) => instanceId)));
@@ -103,7 +98,7 @@ describe("Consul with access control", function () {
     assert.equal(watcher.health.up, true);
     for (const one of [watch, settings, own, registration]) await one[Symbol.asyncDispose]();
     assert.equal(await agent.get("/v1/agent/service/decode-1", root), undefined);
-    for (const one of [watcher, registrar, routerRegistrar]) one.close();
+    watcher.close();
     assert.deepEqual(
       sink.lines.filter(({ level }) => level === "error"),
       [],
@@ -115,11 +110,8 @@ describe("Consul with access control", function () {
     const folder = mkdtempSync(join(tmpdir(), "tandem-token-"));
     const file = join(folder, "token");
     writeFileSync(file, `${await tokenFor("nothing", 'key "x" { policy = "read" }')}\n`);
-    const registrar = consulRegistrar(configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file }), {
-      deployment: "default",
-      log: sink.log,
-    });
-    const registration = await registrar.register(info, never);
+    const config = configOf({ CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN_FILE: file });
+    const registration = registerInConsul(config, decode, serving, { deployment: "default", log: sink.log });
     const [line] = await eventually(
       "it says so",
       () =>
@@ -137,7 +129,6 @@ describe("Consul with access control", function () {
       async () => (await agent.get("/v1/agent/service/decode-1", root)) !== undefined,
     );
     await registration[Symbol.asyncDispose]();
-    registrar.close();
     rmSync(folder, { recursive: true });
   });
 

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { text as bodyOf } from "node:stream/consumers";
 import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
-import { consulRegistrar } from "../../services/discovery/consul.ts";
+import { registerInConsul } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import type { Registration, SelfReport } from "../../services/discovery/registry.ts";
 import { logSink } from "../support/log-sink.ts";
@@ -11,7 +11,6 @@ import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } 
 import { eventually } from "../support/waits.ts";
 
 const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
-const never = new AbortController().signal;
 const SERVING: SelfReport = { serving: true, text: "serving" };
 
 /** Takes what is registered and reported, and holds the question for the own entry. */
@@ -43,12 +42,6 @@ async function register(
   const sink = logSink();
   const clock = manualClock();
   const argv = ["--consul.address", consul.address, ...(o.flags ?? [])];
-  const registrar = consulRegistrar(loadConfig(definition, { argv, env: {} }).consul, {
-    deployment: "default",
-    ...o,
-    log: sink.log,
-    clock,
-  });
   const record = {
     id: "decode-1",
     role: "decode" as const,
@@ -57,14 +50,15 @@ async function register(
     meta: { model: "m" },
     tags: ["m"],
   };
-  const registration = registrar.registerService(() => record, never, standing);
+  const { consul: config } = loadConfig(definition, { argv, env: {} });
+  const own = { deployment: "default", ...o, log: sink.log, clock };
+  const registration = registerInConsul(config, () => record, standing, own);
   return {
     registration,
     sink,
     clock,
     async [Symbol.asyncDispose]() {
       await registration[Symbol.asyncDispose]();
-      registrar.close();
       consul.close();
     },
   };

@@ -26,7 +26,6 @@ async function watching(
 ): Promise<{ heard: Heard; asked: Asked[] }> {
   const consul = await scriptedConsul(script);
   const client = consulClient(options({ CONSUL_HTTP_ADDR: consul.address }));
-  const stop = new AbortController();
   const heard: Heard = { changes: [], downs: [] };
   const watch = watchConsul({
     client,
@@ -34,14 +33,12 @@ async function watching(
     policy: 'service "x" { policy = "read" }',
     onChange: (body, gap) => heard.changes.push({ body, gap }),
     onHealth: (error) => error !== undefined && heard.downs.push(error),
-    stop: stop.signal,
     ...o,
   });
   try {
     await eventually("it was heard", () => look(heard, consul.asked));
   } finally {
-    stop.abort();
-    await watch;
+    await watch[Symbol.asyncDispose]();
     client.close();
     consul.close();
   }

@@ -4,13 +4,13 @@ import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import {
-  consulCheckSettings,
-  consulRegistrar,
-  consulSettings,
   consulWatcher,
-  type ConsulRegistrar,
+  instanceRecord,
+  registerInConsul,
   type ConsulWatcher,
 } from "../../services/discovery/consul.ts";
+import type { ConsulRegisterOptions } from "../../services/discovery/consul-register.ts";
+import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import type { Objection, Registration, SelfReport } from "../../services/discovery/registry.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { freeConsulPorts, startConsul, type TestConsul } from "../support/consul.ts";
@@ -22,7 +22,6 @@ import { eventually } from "../support/waits.ts";
 const settings = defineConfig("test", { consul: section("Consul", { ...consulSettings, ...consulCheckSettings }) });
 const configOf = (address: string, flags: readonly string[] = []) =>
   loadConfig(settings, { argv: ["--consul.address", address, ...flags], env: {} }).consul;
-const never = new AbortController().signal;
 
 interface Served extends AsyncDisposable {
   readonly info: Info;
@@ -32,7 +31,12 @@ interface Served extends AsyncDisposable {
 }
 
 /** A process that serves health, and registers itself. */
-async function register(registrar: ConsulRegistrar, instanceId: string, change: Partial<Info> = {}): Promise<Served> {
+async function register(
+  config: ReturnType<typeof configOf>,
+  instanceId: string,
+  change: Partial<Info> = {},
+  o: Partial<ConsulRegisterOptions> = {},
+): Promise<Served> {
   const server = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog, graceMs: 0 });
   server.setServing(true);
   const info = create(InfoSchema, {
@@ -57,10 +61,11 @@ async function register(registrar: ConsulRegistrar, instanceId: string, change: 
     ...change,
   } as never);
   const self = { info, standing: { serving: true, text: "serving", load: "63 of 64 slots free" } };
-  const registration = await registrar.register(
-    () => self.info,
-    never,
+  const registration = registerInConsul(
+    config,
+    () => instanceRecord(self.info),
     () => self.standing,
+    { deployment: "default", log: silentLog, ...o },
   );
   return Object.assign(self, {
     server,
@@ -93,25 +98,24 @@ function watch(watcher: ConsulWatcher): { now(): Seen; ids(): string[]; stop(): 
 describe("Consul as the registry", function () {
   this.timeout(90_000);
   let agent: TestConsul;
-  let registrar: ConsulRegistrar;
+  let config: ReturnType<typeof configOf>;
   let seen: ReturnType<typeof watch>;
 
   before(async function () {
     const found = await consul();
     if ("missing" in found) skip(this, found.missing);
     agent = await startConsul();
-    registrar = consulRegistrar(configOf(agent.address), { deployment: "default", log: silentLog });
-    seen = watch(consulWatcher(configOf(agent.address), { deployment: "default", log: silentLog, forgetMs: 1_000 }));
+    config = configOf(agent.address);
+    seen = watch(consulWatcher(config, { deployment: "default", log: silentLog, forgetMs: 1_000 }));
   });
   after(async () => {
     await seen?.stop();
-    registrar?.close();
     await agent?.kill();
   });
-  const none = (): Promise<true> => eventually("nobody is listed", () => seen.ids().length === 0);
+  const none = (): Promise<true> => eventually("none is listed", () => seen.ids().length === 0);
 
   it("tells the router all that an instance says of itself", async () => {
-    await using decode = await register(registrar, "decode-a");
+    await using decode = await register(config, "decode-a");
     const [info] = await eventually("it is listed", () => seen.now().entries.length === 1 && seen.now().entries);
     assert.deepEqual(info, decode.info);
     await eventually("its checks pass", () => seen.now().objections.size === 0);
@@ -119,7 +123,7 @@ describe("Consul as the registry", function () {
 
   it("shows it readable to people: name, address, meta, tags and what the checks say", async () => {
     await none();
-    await using decode = await register(registrar, "decode-b");
+    await using decode = await register(config, "decode-b");
     const [entry] = await eventually("both checks pass", async () => {
       const entries = await agent.get("/v1/health/service/tandem-decode?passing=true");
       return entries.length === 1 && entries[0].Checks.every((check: any) => check.Output !== "") ? entries : undefined;
@@ -168,7 +172,7 @@ describe("Consul as the registry", function () {
 
   it("tells a drain at once, and its end", async () => {
     await none();
-    await using decode = await register(registrar, "decode-c");
+    await using decode = await register(config, "decode-c");
     await eventually("it is listed", () => seen.ids().length === 1 && seen.now().objections.size === 0);
     decode.standing = { serving: false, text: "draining: an operator asked", load: "63 of 64 slots free" };
     decode.registration.update();
@@ -181,7 +185,7 @@ describe("Consul as the registry", function () {
 
   it("takes maintenance mode for a drain, of the service and of its node", async () => {
     await none();
-    await using decode = await register(registrar, "decode-d");
+    await using decode = await register(config, "decode-d");
     await eventually("it passes", () => seen.ids().length === 1 && seen.now().objections.size === 0);
     for (const target of [`service/maintenance/decode-d`, "maintenance"]) {
       await agent.put(`/v1/agent/${target}?enable=true&reason=new+memory`);
@@ -196,7 +200,7 @@ describe("Consul as the registry", function () {
 
   it("tells new facts of a known instance", async () => {
     await none();
-    await using decode = await register(registrar, "decode-e");
+    await using decode = await register(config, "decode-e");
     await eventually("it is listed", () => seen.ids().length === 1);
     Object.assign(decode.info, { kvAddress: "127.0.0.1:21002" });
     decode.registration.update();
@@ -205,7 +209,7 @@ describe("Consul as the registry", function () {
 
   it("keeps the entry of one that left, as missing, and forgets it soon", async () => {
     await none();
-    const decode = await register(registrar, "decode-f");
+    const decode = await register(config, "decode-f");
     await eventually("it is listed", () => seen.ids().length === 1);
     await decode[Symbol.asyncDispose]();
     assert.equal(await agent.get("/v1/agent/service/decode-f"), undefined);
@@ -215,7 +219,7 @@ describe("Consul as the registry", function () {
 
   it("registers again what somebody deregistered", async () => {
     await none();
-    await using _decode = await register(registrar, "decode-g");
+    await using _decode = await register(config, "decode-g");
     await eventually("it is listed", () => seen.ids().length === 1);
     await agent.put("/v1/agent/service/deregister/decode-g");
     await eventually("it is back", async () => (await agent.get("/v1/agent/service/decode-g")) !== undefined);
@@ -224,7 +228,7 @@ describe("Consul as the registry", function () {
 
   it("takes out what a killed instance of the same address left", async () => {
     await none();
-    await using decode = await register(registrar, "decode-h", { startedUnixMs: 2_000n });
+    await using decode = await register(config, "decode-h", { startedUnixMs: 2_000n });
     const [host, port] = decode.server.address.split(":");
     await eventually("it is listed", () => seen.ids().length === 1);
     await agent.put("/v1/agent/service/register", {
@@ -239,7 +243,7 @@ describe("Consul as the registry", function () {
       async () => (await agent.get("/v1/catalog/service/tandem-decode")).length === 2,
     );
     await eventually("the newer one is believed", () => seen.ids().join() === "decode-h");
-    await using _next = await register(registrar, "decode-i", {
+    await using _next = await register(config, "decode-i", {
       grpcAddress: decode.server.address,
       startedUnixMs: 3_000n,
     });
@@ -285,12 +289,8 @@ describe("Consul as the registry", function () {
 
   it("reports by itself where the agent can't ask", async () => {
     await none();
-    const ttl = consulRegistrar(configOf(agent.address, ["--consul.check", "ttl"]), {
-      deployment: "default",
-      log: silentLog,
-      ttlMs: 500,
-    });
-    await using decode = await register(ttl, "decode-j");
+    const ttl = configOf(agent.address, ["--consul.check", "ttl"]);
+    await using decode = await register(ttl, "decode-j", {}, { ttlMs: 500 });
     await eventually("it passes", () => seen.ids().length === 1 && seen.now().objections.size === 0);
     const { Checks: checks } = (await agent.get("/v1/health/service/tandem-decode"))[0];
     assert.deepEqual(
@@ -312,7 +312,6 @@ describe("Consul as the registry", function () {
     });
     await eventually("the router sees it so", () => seen.now().objections.size === 0);
     await decode[Symbol.asyncDispose]();
-    ttl.close();
   });
 });
 
@@ -334,10 +333,10 @@ describe("a Consul that goes and comes back empty", function () {
     const ports = await freeConsulPorts();
     let agent = await startConsul({ ports });
     const sink = logSink();
-    const registrar = consulRegistrar(configOf(agent.address), { deployment: "default", log: sink.log });
+    const config = configOf(agent.address);
     const watcher = consulWatcher(configOf(agent.address), { deployment: "default", log: sink.log, forgetMs: 60_000 });
     const seen = watch(watcher);
-    const served = await Promise.all(["a", "b", "c"].map((id) => register(registrar, id)));
+    const served = await Promise.all(["a", "b", "c"].map((id) => register(config, id, {}, sink)));
     await eventually(
       "all are listed",
       () => seen.ids().length === 3 && seen.now().objections.size === 0 && watcher.health.up,
@@ -366,7 +365,6 @@ describe("a Consul that goes and comes back empty", function () {
     } finally {
       await Promise.all(served.map((one) => one[Symbol.asyncDispose]()));
       await seen.stop();
-      registrar.close();
       await agent.kill();
     }
   });

@@ -7,7 +7,7 @@ import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ConfigError, defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import { deploymentName } from "../../services/common/deployment.ts";
-import { consulRegistrar, consulWatcher } from "../../services/discovery/consul.ts";
+import { consulWatcher, instanceRecord, registerInConsul } from "../../services/discovery/consul.ts";
 import { consulCheckSettings, consulSettings } from "../../services/discovery/consul-settings.ts";
 import { startConsul } from "../support/consul.ts";
 import { silentLog } from "../support/log-sink.ts";
@@ -21,7 +21,6 @@ const definition = defineConfig("test", {
   consul: section("Consul", { ...consulSettings, ...consulCheckSettings }),
 });
 const configOf = (...argv: string[]) => loadConfig(definition, { argv, env: {} });
-const never = new AbortController().signal;
 
 /** Keeps services, and answers blocking queries that filter by the deployment. */
 function smallAgent(): Answer {
@@ -85,10 +84,11 @@ const instance = (deployment: string, role: "prefill" | "decode", port: number):
 /** What one deployment has in a Consul: two instances, and a router that watches. */
 async function deploy(address: string, name: string, port: number) {
   const config = configOf("--consul.address", address, "--name", name);
-  const registrar = consulRegistrar(config.consul, { deployment: config.name, log: silentLog });
-  const watcher = consulWatcher(config.consul, { deployment: config.name, log: silentLog });
-  const instances = [instance(name, "prefill", port), instance(name, "decode", port + 1)];
-  const registrations = await Promise.all(instances.map((info) => registrar.register(() => info, never)));
+  const o = { deployment: config.name, log: silentLog };
+  const watcher = consulWatcher(config.consul, o);
+  const records = [instance(name, "prefill", port), instance(name, "decode", port + 1)].map(instanceRecord);
+  const report = () => ({ serving: true, text: "serving" });
+  const registrations = records.map((record) => registerInConsul(config.consul, () => record, report, o));
   /** Every id that was ever listed. */
   const seen = new Set<string>();
   let now: readonly string[] = [];
@@ -104,7 +104,6 @@ async function deploy(address: string, name: string, port: number) {
       await watch[Symbol.asyncDispose]();
       for (const one of registrations) await one[Symbol.asyncDispose]();
       watcher.close();
-      registrar.close();
     },
   };
 }

@@ -5,8 +5,8 @@ import { create } from "@bufbuild/protobuf";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService } from "#gen/tandem/registry/v1/registry_pb.js";
 import type { Clock } from "../../services/common/clock.ts";
-import { embeddedRegistry, registryHub, type RegistryHub } from "../../services/discovery/embedded.ts";
-import { atEach } from "../../services/discovery/registry.ts";
+import { registerAtRouter, registryHub, type RegistryHub } from "../../services/discovery/embedded.ts";
+import { together } from "../../services/discovery/registry.ts";
 import { dialRpc } from "../../services/rpc/channel.ts";
 import { serveRpc, type RpcServer } from "../../services/rpc/server.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
@@ -24,7 +24,6 @@ const info = (change: Partial<Info> = {}): Info =>
   } as never);
 const serve = (hub: RegistryHub, listen = "127.0.0.1:0", token?: string, clock?: Clock): Promise<RpcServer> =>
   serveRpc({ listen, services: [hub.service], token, log: silentLog, graceMs: 0, ...(clock && { clock }) });
-const never = new AbortController().signal;
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 
 /** Takes connections and says nothing. */
@@ -51,15 +50,12 @@ function watched(hub: RegistryHub): () => string[] {
 }
 
 describe("the embedded registry", () => {
-  it("knows an instance while its call lives, and what it says last", async () => {
+  it("knows an instance while its call lives, and its last message", async () => {
     const hub = registryHub({ limit: 4 });
     await using server = await serve(hub);
     const ids = watched(hub);
     let self = info();
-    const registration = await embeddedRegistry({ address: server.address, log: silentLog }).register(
-      () => self,
-      never,
-    );
+    const registration = registerAtRouter(() => self, { address: server.address, log: silentLog });
     await eventually("it is there", () => ids()[0] === "a@");
     self = info({ kvAddress: "127.0.0.1:5" });
     registration.update();
@@ -69,13 +65,11 @@ describe("the embedded registry", () => {
     await registration[Symbol.asyncDispose]();
   });
 
-  it("is found again by everyone after a restart of the router", async () => {
+  it("is found again by all instances after a restart of the router", async () => {
     const port = await freePort();
     const first = await serve(registryHub({ limit: 4 }), `127.0.0.1:${port}`);
-    const registrations = await Promise.all(
-      ["a", "b"].map((instanceId) =>
-        embeddedRegistry({ address: first.address, log: silentLog }).register(() => info({ instanceId }), never),
-      ),
+    const registrations = ["a", "b"].map((instanceId) =>
+      registerAtRouter(() => info({ instanceId }), { address: first.address, log: silentLog }),
     );
     await first[Symbol.asyncDispose]();
     const hub = registryHub({ limit: 4 });
@@ -87,10 +81,7 @@ describe("the embedded registry", () => {
 
   it("may come up after its instances", async () => {
     const port = await freePort();
-    const registration = await embeddedRegistry({ address: `127.0.0.1:${port}`, log: silentLog }).register(
-      () => info(),
-      never,
-    );
+    const registration = registerAtRouter(() => info(), { address: `127.0.0.1:${port}`, log: silentLog });
     const hub = registryHub({ limit: 4 });
     await using _server = await serve(hub, `127.0.0.1:${port}`);
     const ids = watched(hub);
@@ -105,9 +96,9 @@ describe("the embedded registry", () => {
     const port = await freePort();
     const addresses = [silent.address, `127.0.0.1:${port}`, first.address];
     let self = info();
-    const registration = await atEach(
-      addresses.map((address) => embeddedRegistry({ address, log: silentLog })),
-    ).register(() => self, never);
+    const registration = together(
+      addresses.map((address) => registerAtRouter(() => self, { address, log: silentLog })),
+    );
     await eventually("the first knows it", () => watched(one)()[0] === "a@");
     await using second = await serve(two, `127.0.0.1:${port}`);
     await eventually("the second knows it once it is there", () => watched(two)()[0] === "a@");
@@ -118,17 +109,6 @@ describe("the embedded registry", () => {
     assert.deepEqual(watched(one)(), ["a@127.0.0.1:5"]);
     await registration[Symbol.asyncDispose]();
     await eventually("the first knows that it left", () => watched(one)().length === 0);
-  });
-
-  it("is left when the instance is told to stop", async () => {
-    const hub = registryHub({ limit: 4 });
-    await using server = await serve(hub);
-    const ids = watched(hub);
-    const stop = new AbortController();
-    await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info(), stop.signal);
-    await eventually("it is there", () => ids().length === 1);
-    stop.abort();
-    await eventually("it is gone", () => ids().length === 0);
   });
 
   it("keeps an instance for a while whose call broke, and no longer than its successor at the same address", async () => {
@@ -166,11 +146,8 @@ describe("the embedded registry", () => {
     const hub = registryHub({ limit: 4, graceMs: 20 });
     await using server = await serve(hub, "127.0.0.1:0", undefined, clock);
     const ids = watched(hub);
-    // Its clock stands still: it says its message once, and then nothing more.
-    await embeddedRegistry({ address: server.address, log: silentLog, clock: manualClock() }).register(
-      () => info(),
-      new AbortController().signal,
-    );
+    // Its clock does not move: it says its message once, and then nothing more.
+    registerAtRouter(() => info(), { address: server.address, log: silentLog, clock: manualClock() });
     await eventually("it is there", () => ids().length === 1);
     await clock.pass(2_000);
     assert.deepEqual(ids(), ["a@"]);
@@ -178,10 +155,7 @@ describe("the embedded registry", () => {
     await eventually("it is gone", () => ids().length === 0);
 
     await using silent = await silentServer();
-    const registration = await embeddedRegistry({ address: silent.address, log: silentLog, clock }).register(
-      () => info(),
-      new AbortController().signal,
-    );
+    const registration = registerAtRouter(() => info(), { address: silent.address, log: silentLog, clock });
     await eventually("a connection", () => silent.connections === 1);
     await clock.pass(2_500);
     await eventually("another one", () => silent.connections === 2);
@@ -192,12 +166,12 @@ describe("the embedded registry", () => {
     const hub = registryHub({ limit: 4 });
     await using server = await serve(hub);
     const ids = watched(hub);
-    const old = await embeddedRegistry({ address: server.address, log: silentLog }).register(() => info(), never);
+    const old = registerAtRouter(() => info(), { address: server.address, log: silentLog });
     await eventually("the old one is there", () => ids()[0] === "a@");
-    const next = await embeddedRegistry({ address: server.address, log: silentLog }).register(
-      () => info({ kvAddress: "127.0.0.1:7" }),
-      never,
-    );
+    const next = registerAtRouter(() => info({ kvAddress: "127.0.0.1:7" }), {
+      address: server.address,
+      log: silentLog,
+    });
     await eventually("the new one is there", () => ids()[0] === "a@127.0.0.1:7");
     await old[Symbol.asyncDispose]();
     await untilQuiet();
@@ -209,7 +183,7 @@ describe("the embedded registry", () => {
     const port = await freePort();
     const address = `127.0.0.1:${port}`;
     const sink = logSink();
-    await using _ = await embeddedRegistry({ address, token: "wrong", log: sink.log }).register(() => info(), never);
+    await using _ = registerAtRouter(() => info(), { address, token: "wrong", log: sink.log });
     const faults = (): unknown[] => sink.events("not registered; will keep retrying").map(({ fault }) => fault);
     await eventually("nothing is there", () => faults().length === 1, 20_000);
     const old = await serveRpc({ listen: address, services: [], log: silentLog, graceMs: 0 });
@@ -226,7 +200,7 @@ describe("the embedded registry", () => {
     assert.equal(server.address, address);
   });
 
-  it("refuses what is malformed, one too many, and who has no token", async () => {
+  it("refuses a malformed entry, one too many, and a caller without the token", async () => {
     const hub = registryHub({ limit: 1 });
     await using server = await serve(hub, "127.0.0.1:0", "join");
     const register = async (token: string | undefined, what: Info | undefined) => {
@@ -250,10 +224,7 @@ describe("the embedded registry", () => {
     ]) {
       await assert.rejects(register("join", bad), refusal("invalid_request"));
     }
-    const held = await embeddedRegistry({ address: server.address, token: "join", log: silentLog }).register(
-      () => info(),
-      never,
-    );
+    const held = registerAtRouter(() => info(), { address: server.address, token: "join", log: silentLog });
     const ids = watched(hub);
     await eventually("one is there", () => ids().length === 1);
     await assert.rejects(register("join", info({ instanceId: "b" })), refusal("instance_busy"));

@@ -8,7 +8,7 @@ import { Health, HealthCheckResponse_ServingStatus as Status } from "#gen/grpc/h
 import { InfoSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { loadConfig } from "../../services/common/config.ts";
-import { embeddedRegistry } from "../../services/discovery/embedded.ts";
+import { registerAtRouter } from "../../services/discovery/embedded.ts";
 import { routerConfig } from "../../services/router/config.ts";
 import { startRouter, type Router } from "../../services/router/main.ts";
 import { dialRpc } from "../../services/rpc/channel.ts";
@@ -33,7 +33,6 @@ describe("a router", () => {
       return (await response.json()) as { instances?: { info: { instanceId: string } }[]; routerId: string };
     };
     assert.match((await list()).routerId, /^router-[0-9a-f]{8}$/);
-    const registry = embeddedRegistry({ address: router.grpcAddress, log: logSink().log });
     const info = create(InfoSchema, {
       instanceId: "d1",
       role: Role.DECODE,
@@ -43,7 +42,8 @@ describe("a router", () => {
       kvAddress: "127.0.0.1:9",
       maxModelLen: 10,
     });
-    await using registration = await registry.register(() => info, new AbortController().signal);
+    const o = { address: router.grpcAddress, log: logSink().log };
+    await using registration = registerAtRouter(() => info, o);
     await eventually("it is listed", async () => (await list()).instances?.[0]?.info.instanceId === "d1");
     assert.equal((await fetch(`${router.restUrl}/readyz`)).status, 503);
     await registration[Symbol.asyncDispose]();

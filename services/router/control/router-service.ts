@@ -1,5 +1,6 @@
 // RouterService shows the state of the router and its instances.
 import type { MessageInitShape } from "@bufbuild/protobuf";
+import { EventEmitter } from "node:events";
 import {
   type InstanceSchema,
   type ModelSchema,
@@ -8,13 +9,12 @@ import {
   RouterService,
   Standing,
 } from "#gen/tandem/router/v1/router_pb.js";
-import { type Clock, pause } from "../../common/clock.ts";
+import { type Clock, pause, until } from "../../common/clock.ts";
 import type { Settings } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
 import type { Log } from "../../common/log.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
-import { createBell } from "../../discovery/bell.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { ModelView, Pool, Reason, Seen } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
@@ -64,16 +64,19 @@ export function routerService(o: RouterServiceOptions): RpcService {
           throw new ServiceError("queue_full", message);
         }
         const stop = anySignal(context.signal, context.closing);
-        const bell = createBell();
-        const off = pool.onChange(bell.ring);
+        const changes = new EventEmitter<{ change: [] }>();
+        let changed = false;
+        const off = pool.onChange(() => {
+          changed = true;
+          changes.emit("change");
+        });
         watchers += 1;
         try {
           while (!stop.aborted) {
-            // Waits for the bell from before the view is read, so that no change is missed in between.
-            const changed = bell.next(stop);
+            changed = false;
             yield fleet();
             await pause(clock, WATCH_PAUSE_MS, stop);
-            await changed;
+            await until(changes, () => changed, stop);
           }
         } finally {
           watchers -= 1;

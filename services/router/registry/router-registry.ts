@@ -1,12 +1,11 @@
 // The source from which the router learns of instances (its own registry, Consul, or a list), and that source's health.
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
-import { ConfigError } from "../../common/config.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
-import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
+import { requireDialable } from "../../discovery/consul-settings.ts";
 import { registryHub } from "../../discovery/embedded.ts";
-import type { Directory, Registration, SelfReport, Watch } from "../../discovery/registry.ts";
+import type { Directory, Registration, SelfReport } from "../../discovery/registry.ts";
 import { staticRegistry } from "../../discovery/static.ts";
 import type { RpcService } from "../../rpc/service.ts";
 import type { RouterConfig } from "../config.ts";
@@ -61,11 +60,11 @@ async function openConsul(
   onHealth: (isUp: boolean) => void,
   { routerId, log, metrics }: RegistryOptions,
 ): Promise<RouterRegistry> {
-  for (const key of ["rest", "grpc"] as const) refuseAnyAddress(config, key);
-  const { consulRegistrar, consulWatcher, routerRecord } = await import("../../discovery/consul.ts");
+  requireDialable("rest", config.rest);
+  requireDialable("grpc", config.grpc);
+  const { consulWatcher, registerInConsul, routerRecord } = await import("../../discovery/consul.ts");
   const deployment = config.deployment.name;
   const watcher = consulWatcher(config.consul, { deployment, log });
-  const registrar = consulRegistrar(config.consul, { deployment, log });
   watcher.onHealth(() => onHealth(watcher.health.up));
   metrics.gauge(
     "tandem_registry_stale_seconds",
@@ -76,10 +75,9 @@ async function openConsul(
       gauge.set(downSinceUnixMs === 0 ? 0 : (Date.now() - downSinceUnixMs) / 1000);
     },
   );
-  const over = new AbortController();
   const startedUnixMs = Date.now();
   let settings: LiveSettings | undefined;
-  let watch: Watch | undefined;
+  let watch: AsyncDisposable | undefined;
   return {
     get status() {
       const { address, up, downSinceUnixMs, error } = watcher.health;
@@ -93,11 +91,9 @@ async function openConsul(
         routerId,
         restAddress: config.rest.advertise ?? restAddress,
         grpcAddress: config.grpc.advertise ?? grpcAddress,
-        tandemVersion: TANDEM_VERSION,
-        tandemCommit: TANDEM_COMMIT,
         startedUnixMs,
       });
-      return registrar.registerService(() => record, over.signal, standing);
+      return registerInConsul(config.consul, () => record, standing, { deployment, log });
     },
     watchSettings(live) {
       settings = live;
@@ -108,18 +104,7 @@ async function openConsul(
     },
     async [Symbol.asyncDispose]() {
       await watch?.[Symbol.asyncDispose]();
-      over.abort();
       watcher.close();
-      registrar.close();
     },
   };
-}
-
-/** A wildcard address can be listened on, but not dialed. */
-function refuseAnyAddress(config: RouterConfig, key: "rest" | "grpc"): void {
-  const address = config[key].advertise ?? config[key].listen;
-  if (!/^(0\.0\.0\.0|\[::\]):/.test(address)) return;
-  throw new ConfigError(
-    `--registry.kind consul needs an address that others can dial, and ${address} is not one: give --${key}.advertise HOST:PORT.`,
-  );
 }

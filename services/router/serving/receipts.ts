@@ -1,7 +1,8 @@
 // The receipts of the requests that run, and of the last ones that ended. Everything here is bounded: a watcher that
 // reads too slowly loses receipts, and the next one that it gets says how many.
+import { EventEmitter } from "node:events";
+import { until } from "../../common/clock.ts";
 import { ServiceError } from "../../common/errors.ts";
-import { createBell } from "../../discovery/bell.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 
 /** Receipts that one watcher may be behind. */
@@ -36,7 +37,7 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
   const byClientId = new Map<string, ReceiptDraft>();
   /** The backlog of each, and the receipts lost since the last one in it. */
   const watchers = new Set<{ readonly backlog: ClosedReceipt[]; missed: number }>();
-  const bell = createBell();
+  const closings = new EventEmitter<{ change: [] }>().setMaxListeners(0);
 
   return {
     opened(draft) {
@@ -59,7 +60,7 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
           watcher.missed = 0;
         }
       }
-      bell.ring();
+      closings.emit("change");
     },
     list(limit) {
       const newest = [...running.values()].reverse();
@@ -78,7 +79,7 @@ export function createReceipts({ limit = RECEIPTS_LIMIT, watcherLimit = WATCHERS
         while (!signal.aborted) {
           const next = watcher.backlog.shift();
           if (next !== undefined) yield next;
-          else await bell.next(signal);
+          else await until(closings, () => watcher.backlog.length > 0, signal);
         }
       } finally {
         watchers.delete(watcher);
