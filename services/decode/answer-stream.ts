@@ -163,19 +163,8 @@ export class AnswerStream {
 
 /** The data of an event, its lines joined. Undefined where it has none: a comment, such as vLLM's `: keep-alive`. */
 function dataOf(event: Buffer): Buffer | undefined {
-  if (event.indexOf(LF) === -1) return lineData(event);
-  const lines: Buffer[] = [];
-  for (let at = 0; at <= event.length; ) {
-    const newline = event.indexOf(LF, at);
-    const end = newline === -1 ? event.length : newline;
-    const data = lineData(event.subarray(at, event[end - 1] === 13 ? end - 1 : end));
-    if (data !== undefined) lines.push(...(lines.length === 0 ? [data] : [Buffer.from("\n"), data]));
-    at = end + 1;
-  }
-  return lines.length === 0 ? undefined : Buffer.concat(lines);
-}
-
-function lineData(line: Buffer): Buffer | undefined {
-  if (line.length < 5 || line.toString("latin1", 0, 5) !== "data:") return undefined;
-  return line.subarray(line[5] === 0x20 ? 6 : 5);
+  // Latin-1 keeps all bytes as they are.
+  const lines = event.toString("latin1").split(/\r?\n/);
+  const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(line[5] === " " ? 6 : 5));
+  return data.length === 0 ? undefined : Buffer.from(data.join("\n"), "latin1");
 }

@@ -4,7 +4,7 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, type Reserve, type Start } from "#gen/tandem/decode/v1/decode_pb.js";
 import { ADDRESS } from "../common/address.ts";
 import type { Timer } from "../common/clock.ts";
-import { ServiceError } from "../common/errors.ts";
+import { ServiceError, type ServiceErrorOptions } from "../common/errors.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
 import { admitLeg, estimatePromptTokens, invalid } from "../instance/leg-request.ts";
@@ -64,8 +64,7 @@ export class DecodeLeg {
 
   /** The instance stops. */
   abort(): void {
-    if (this.#phase.kind === "reserved") this.#abandon("stopping");
-    else if (this.#phase.kind === "running") this.#stopRunning(this.#phase);
+    this.#drop("stopping");
     this.#call.fail(new ServiceError("instance_lost", "The instance is stopping."));
   }
 
@@ -74,7 +73,7 @@ export class DecodeLeg {
     try {
       ({ step } = fromBinary(DecodeRequestSchema, message));
     } catch (cause) {
-      return this.#misused(new ServiceError("invalid_request", "The message is not a valid DecodeRequest.", { cause }));
+      return this.#misused("The message is not a valid DecodeRequest.", cause);
     }
     const phase = this.#phase;
     if (phase.kind === "over") return;
@@ -84,16 +83,14 @@ export class DecodeLeg {
       this.#abandon(step.value.reason, step.value.nothingSent);
       this.#call.end();
     } else if (step.case === "abandon" && phase.kind === "running") {
-      this.#shared.parts.log.debug("decode leg abandoned", {
-        legId: phase.leg.spec.legId,
-        reason: step.value.reason,
-      });
+      const { reason } = step.value;
+      this.#shared.parts.log.debug("decode leg abandoned", { legId: phase.leg.spec.legId, reason });
       this.#leave(phase);
       // At once, even if the engine has to take the KV first: the caller has nothing more to wait for.
       this.#call.end();
     } else {
       const what = step.case ?? "an empty step";
-      this.#misused(new ServiceError("invalid_request", `The leg is ${WHERE[phase.kind]}; ${what} can't follow.`));
+      this.#misused(`The leg is ${WHERE[phase.kind]}; ${what} can't follow.`);
     }
   }
 
@@ -120,20 +117,18 @@ export class DecodeLeg {
     const leg = this.#leaveReserved();
     const { spec, engine } = leg;
     const { id, created, choiceIndex } = leg.reserve.face!;
+    const refuse = (message: string, why: ServiceErrorOptions): void => {
+      this.#settle(leg, ticket);
+      this.#call.fail(new ServiceError("invalid_request", message, why));
+    };
     let request: EngineRequest | undefined;
-    let refusal = new ServiceError("invalid_request", "This connector's engines serve no leg without prefill.", {
-      param: "unpaired",
-    });
     try {
       request = unpaired ? connector.unpairedRequest(spec) : connector.decodeRequest(spec, ticket);
     } catch (cause) {
-      const message = "The leg can't be started: its prompt_index or ticket is wrong.";
-      refusal = new ServiceError("invalid_request", message, { cause });
+      return refuse("The leg can't be started: its prompt_index or ticket is wrong.", { cause });
     }
-    if (request === undefined) {
-      this.#settle(leg, ticket);
-      return this.#call.fail(refusal);
-    }
+    if (request === undefined)
+      return refuse("This connector's engines serve no leg without prefill.", { param: "unpaired" });
     parts.status.count({ running: 1 });
     const run = new AnswerRun({
       parts,
@@ -174,15 +169,13 @@ export class DecodeLeg {
   #halfClosed(): void {
     // After the start, a closed input means nothing more: grpcurl closes it once its own input has ended.
     if (this.#phase.kind === "running" || this.#phase.kind === "over") return;
-    this.#misused(new ServiceError("invalid_request", "The call was closed before the leg was started or abandoned."));
+    this.#misused("The call was closed before the leg was started or abandoned.");
   }
 
   /** The caller is gone. */
   #cancelled(): void {
-    const phase = this.#phase;
-    if (phase.kind === "reserved") this.#abandon("the call broke");
-    else if (phase.kind === "running") this.#leave(phase);
-    else this.#phase = { kind: "over" };
+    if (this.#phase.kind === "running") this.#leave(this.#phase);
+    else this.#drop("the call broke");
   }
 
   /** The running answer is no longer wanted. */
@@ -193,16 +186,21 @@ export class DecodeLeg {
   }
 
   #expired(): void {
-    this.#abandon("not started in time");
+    this.#drop("not started in time");
     this.#call.fail(new ServiceError("reservation_expired", "The reservation was not started in time."));
   }
 
-  #misused(error: ServiceError): void {
+  #misused(message: string, cause?: unknown): void {
+    this.#drop("the call was misused");
+    this.#call.fail(new ServiceError("invalid_request", message, { cause }));
+  }
+
+  /** Ends the leg, whatever its phase. */
+  #drop(reason: string): void {
     const phase = this.#phase;
-    if (phase.kind === "reserved") this.#abandon("the call was misused");
+    if (phase.kind === "reserved") this.#abandon(reason);
     else if (phase.kind === "running") this.#stopRunning(phase);
     else this.#phase = { kind: "over" };
-    this.#call.fail(error);
   }
 
   /** Ends a reservation that was not started. */

@@ -30,20 +30,14 @@ export function serviceName(prefix: string, role: ServiceRole): string {
 /** Its meta are the fields of Info under their names in instance.proto, save those that are written for people. */
 export function instanceRecord(info: Info): ServiceRecord {
   const role = info.role === Role.PREFILL ? "prefill" : "decode";
+  const modelRoot = info.modelRoot.length > META_VALUE_LIMIT ? "" : info.modelRoot;
   // What is unknown, 0 or the empty text, is left out.
-  const fields = toJson(InfoSchema, info, { useProtoFieldName: true }) as Record<string, string | number>;
-  const {
-    instance_id: _id,
-    slot_limit: slots = 0,
-    started_unix_ms: _started,
-    model_root: root = "",
-    ...facts
-  } = fields;
+  const fields = toJson(InfoSchema, { ...info, modelRoot }, { useProtoFieldName: true }) as JsonObject;
+  const { instance_id: _id, slot_limit: _limit, started_unix_ms: _ms, ...facts } = fields;
   const meta = {
     ...facts,
-    ...(String(root).length > META_VALUE_LIMIT || root === "" ? {} : { model_root: root }),
     role,
-    slots,
+    slots: info.slotLimit,
     started: new Date(Number(info.startedUnixMs)).toISOString(),
     host: hostname(),
   };
