@@ -5,7 +5,7 @@ import Consul from "consul";
 import { EventEmitter } from "node:events";
 import type { ClientRequest, IncomingHttpHeaders, IncomingMessage, RequestOptions } from "node:http";
 import { ConsulError, refusalError } from "./consul-error.ts";
-import { readConsulToken, type ConsulOptions } from "./consul-settings.ts";
+import { consulServer, readConsulToken, type ConsulConfig } from "./consul-settings.ts";
 
 /** What every call of the package takes, and its types don't mention. */
 export interface ConsulCallOptions {
@@ -75,17 +75,18 @@ const TIMEOUT_MS = 5_000;
 /** A list of a thousand services has about two megabytes. */
 const BODY_LIMIT_BYTES = 64 * 1024 * 1024;
 
-/** @throws ConfigError when the token file can't be read */
-export function consulClient(o: ConsulOptions): ConsulClient {
-  let token = readConsulToken(o);
-  const consul = new Consul(o.server as object);
+/** @throws ConfigError for an address that is not one, or a file that can't be read */
+export function consulClient(config: ConsulConfig): ConsulClient {
+  const { address, httpAuth } = config;
+  let token = readConsulToken(config);
+  const consul = new Consul(consulServer(config) as object);
   const papi = consul as unknown as Papi;
 
   papi._ext("onRequest", (request, next) => {
     const { ctx, req, transport } = request;
     // No resolver knows the brackets of an IPv6 address.
     if (req.hostname) req.hostname = req.hostname.replace(/^\[|\]$/g, "");
-    if (o.auth !== "") req.auth = o.auth;
+    if (httpAuth !== "") req.auth = httpAuth;
     if (token !== "") req.headers["x-consul-token"] = token;
     request.transport = { request: (options) => (ctx.sent = guarded(transport.request(options))) };
     next();
@@ -114,7 +115,7 @@ export function consulClient(o: ConsulOptions): ConsulClient {
       const cause = isTimeout
         ? `no answer within ${timeoutMs} ms`
         : message.replace(/^consul: ([\w.]+: )?/, "") || code;
-      throw new ConsulError("away", `Consul at ${o.shown} does not answer: ${cause}`, { cause: error });
+      throw new ConsulError("away", `Consul at ${address} does not answer: ${cause}`, { cause: error });
     } finally {
       signal?.removeEventListener("abort", cancel);
     }
@@ -126,14 +127,14 @@ export function consulClient(o: ConsulOptions): ConsulClient {
     } catch (error) {
       // A token file is written anew when its token is: look whether it was.
       const before = token;
-      if ((error as ConsulError).kind === "denied") token = readConsulToken(o);
+      if ((error as ConsulError).kind === "denied") token = readConsulToken(config);
       if (token === before) throw error;
       return askOnce(run, limits);
     }
   }
 
   return {
-    address: o.shown,
+    address,
     ask,
     async ownEntry(id, query, limits) {
       const entry = { path: "/agent/service/{id}", params: { id }, query };

@@ -13,7 +13,7 @@ import { HEALTH_WITH_REASON } from "../rpc/health.ts";
 import { consulClient } from "./consul-client.ts";
 import { asConsulError, consulFailureLog } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
-import { consulOptions, type ConsulCheckConfig, type ConsulConfig } from "./consul-settings.ts";
+import type { ConsulCheckConfig, ConsulConfig } from "./consul-settings.ts";
 import type { Registration, SelfReport } from "./registry.ts";
 
 export interface ConsulRegisterOptions {
@@ -52,7 +52,7 @@ export function registerInConsul(
   o: ConsulRegisterOptions,
 ): Registration {
   const { deployment, log, ttlMs = TTL_MS, clock = systemClock } = o;
-  const client = consulClient(consulOptions(config));
+  const client = consulClient(config);
   const failures = consulFailureLog(log, client.address, "will keep retrying to register");
   const { id, role } = record();
   const name = serviceName(config.servicePrefix, role);

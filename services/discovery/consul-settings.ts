@@ -98,38 +98,30 @@ export const REMOVED_CONSUL_KEYS = {
 export type ConsulConfig = Values<typeof consulSettings>;
 export type ConsulCheckConfig = Values<typeof consulCheckSettings>;
 
-export interface ConsulOptions {
-  /** In the form that the package passes on to node:http or node:https. An IPv6 host has brackets. */
-  readonly server: RequestOptions & { readonly secure: boolean; readonly defaults: { readonly dc?: string } };
-  /** The address, for messages. */
-  readonly shown: string;
-  readonly token: string;
-  /** Empty if none is set. */
-  readonly tokenFile: string;
-  /** user:password */
-  readonly auth: string;
-}
-
-/** @throws ConfigError for an address that is not one, or a file that can't be read */
-export function consulOptions(config: ConsulConfig): ConsulOptions {
-  const [shown, dc] = [config.address, config.datacenter];
-  const [, scheme = "", rest = ""] = /^(?:([a-z]+):\/\/)?(.*)$/.exec(shown)!;
+/**
+ * Where Consul is, in the form that the package passes on to node:http or node:https. An IPv6 host has brackets.
+ *
+ * @throws ConfigError for an address that is not one, or a file that can't be read
+ */
+export function consulServer(
+  config: ConsulConfig,
+): RequestOptions & { readonly secure: boolean; readonly defaults: { readonly dc?: string } } {
+  const { address, datacenter: dc } = config;
+  const [, scheme = "", rest = ""] = /^(?:([a-z]+):\/\/)?(.*)$/.exec(address)!;
   if (!["", "http", "https", "unix"].includes(scheme)) {
-    throw new ConfigError(`consul.address ${shown}: expected host:port, http://, https:// or unix://.`);
+    throw new ConfigError(`consul.address ${address}: expected host:port, http://, https:// or unix://.`);
   }
   // As in Consul's own tools: http:// never switches off the TLS that another setting asked for.
   const secure = scheme === "https" || config.tlsEnabled;
   const server = { secure, defaults: dc === "" ? {} : { dc }, ...(secure ? tlsOf(config) : {}) };
-  const [token, tokenFile, auth] = [config.token, config.tokenFile, config.httpAuth];
-  const common = { shown, token, tokenFile, auth };
-  if (scheme === "unix") return { ...common, server: { ...server, socketPath: rest } };
+  if (scheme === "unix") return { ...server, socketPath: rest };
   const url = URL.canParse(`http://${rest}`) ? new URL(`http://${rest}`) : null;
   if (url === null || url.hostname === "" || url.pathname !== "/") {
-    throw new ConfigError(`consul.address ${shown}: expected host:port, such as 127.0.0.1:8500.`);
+    throw new ConfigError(`consul.address ${address}: expected host:port, such as 127.0.0.1:8500.`);
   }
   // URL leaves out the port that its scheme has by default; Consul's tools take the text as it is.
   const port = /:(\d+)\/?$/.exec(rest)?.[1] ?? (scheme === "" ? 8500 : secure ? 443 : 80);
-  return { ...common, server: { ...server, host: url.hostname, port: Number(port) } };
+  return { ...server, host: url.hostname, port: Number(port) };
 }
 
 /** A wildcard address can be listened on, but not dialed. @throws ConfigError */
@@ -145,7 +137,7 @@ export function requireDialable(
 }
 
 /** @throws ConfigError */
-export function readConsulToken({ token, tokenFile }: Pick<ConsulOptions, "token" | "tokenFile">): string {
+export function readConsulToken({ token, tokenFile }: ConsulConfig): string {
   const inFile = fileAt("consul.token_file", tokenFile)?.toString().trim() ?? "";
   return inFile === "" ? token : inFile;
 }

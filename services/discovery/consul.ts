@@ -5,7 +5,7 @@ import { consulClient } from "./consul-client.ts";
 import { consulDirectory, INSTANCE_ROLES } from "./consul-directory.ts";
 import { consulFailureLog, ConsulError } from "./consul-error.ts";
 import { serviceName, type HealthEntry } from "./consul-record.ts";
-import { consulOptions, type ConsulConfig } from "./consul-settings.ts";
+import type { ConsulConfig } from "./consul-settings.ts";
 import { watchConsul, type BlockingQuery } from "./consul-watch.ts";
 import type { Directory, RegistryHealth } from "./registry.ts";
 
@@ -34,7 +34,7 @@ export function consulWatcher(
 ): ConsulWatcher {
   const { log, forgetMs = FORGET_MS, clock = systemClock } = o;
   const { servicePrefix: prefix } = config;
-  const client = consulClient(consulOptions(config));
+  const client = consulClient(config);
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
   const failures = consulFailureLog(log, client.address, "the router goes on with the instances it knows");

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { defineConfig, loadConfig } from "../../services/common/config.ts";
 import { consulClient, type CallLimits, type ConsulClient } from "../../services/discovery/consul-client.ts";
 import type { ConsulError } from "../../services/discovery/consul-error.ts";
-import { consulOptions, consulSettings } from "../../services/discovery/consul-settings.ts";
+import { consulSettings } from "../../services/discovery/consul-settings.ts";
 import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
 import { skip } from "../support/skip.ts";
 import { eventually, within } from "../support/waits.ts";
@@ -25,7 +25,7 @@ async function talk(
 ): Promise<Talk> {
   const consul = await scriptedConsul(script, o.listen);
   const config = loadConfig(definition, { argv: [], env: { CONSUL_HTTP_ADDR: consul.address, ...o.env } });
-  const client = consulClient(consulOptions(config));
+  const client = consulClient(config);
   return {
     consul,
     client,

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { ConfigError, defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import { consulClient } from "../../services/discovery/consul-client.ts";
 import type { ConsulError } from "../../services/discovery/consul-error.ts";
-import { consulOptions, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
+import { consulServer, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
 import { watchConsul } from "../../services/discovery/consul-watch.ts";
 import type { Clock } from "../../services/common/clock.ts";
 import { manualClock } from "../support/manual-clock.ts";
@@ -11,8 +11,7 @@ import { hold, json, scriptedConsul, type Answer, type Asked } from "../support/
 import { eventually } from "../support/waits.ts";
 
 const definition = defineConfig("test", { consul: section("Consul", { ...consulSettings }) });
-const options = (env: Record<string, string>, argv: readonly string[] = []) =>
-  consulOptions(loadConfig(definition, { argv, env }).consul);
+const configOf = (env: Record<string, string>) => loadConfig(definition, { argv: [], env }).consul;
 
 interface Heard {
   readonly changes: { body: unknown; gap: boolean }[];
@@ -25,7 +24,7 @@ async function watching(
   o: { readonly waitMs?: number; readonly clock?: Clock } = {},
 ): Promise<{ heard: Heard; asked: Asked[] }> {
   const consul = await scriptedConsul(script);
-  const client = consulClient(options({ CONSUL_HTTP_ADDR: consul.address }));
+  const client = consulClient(configOf({ CONSUL_HTTP_ADDR: consul.address }));
   const heard: Heard = { changes: [], downs: [] };
   const watch = watchConsul({
     client,
@@ -164,7 +163,7 @@ describe("a blocking query", () => {
 describe("the settings of Consul", () => {
   it("read addresses as Consul's own tools do", () => {
     const at = (address: string, env: Record<string, string> = {}) => {
-      const { host, port, socketPath, secure } = options({ CONSUL_HTTP_ADDR: address, ...env }).server;
+      const { host, port, socketPath, secure } = consulServer(configOf({ CONSUL_HTTP_ADDR: address, ...env }));
       return [socketPath ?? host, port, secure];
     };
     assert.deepEqual(at("10.0.0.1:8500"), ["10.0.0.1", 8500, false]);
@@ -179,9 +178,12 @@ describe("the settings of Consul", () => {
   });
 
   it("name a token file that is not there, and never print a token", () => {
-    const withFile = options({ CONSUL_HTTP_TOKEN_FILE: "/nowhere/token", CONSUL_HTTP_TOKEN: "secret" });
+    const withFile = configOf({ CONSUL_HTTP_TOKEN_FILE: "/nowhere/token", CONSUL_HTTP_TOKEN: "secret" });
     assert.throws(() => readConsulToken(withFile), /consul.token_file: .*\/nowhere\/token/);
-    assert.equal(readConsulToken(options({ CONSUL_HTTP_TOKEN: "secret" })), "secret");
-    assert.throws(() => options({ CONSUL_HTTP_SSL: "true", CONSUL_CACERT: "/nowhere/ca.pem" }), /consul.tls.ca_file/);
+    assert.equal(readConsulToken(configOf({ CONSUL_HTTP_TOKEN: "secret" })), "secret");
+    assert.throws(
+      () => consulServer(configOf({ CONSUL_HTTP_SSL: "true", CONSUL_CACERT: "/nowhere/ca.pem" })),
+      /consul.tls.ca_file/,
+    );
   });
 });
