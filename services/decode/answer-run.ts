@@ -66,7 +66,6 @@ export class AnswerRun {
       this.#splitter = new EventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
     }
     this.#call = o.engine.http.open(
-      // Whether the engine may get the request twice.
       { method: "POST", ...o.request, repeatable: !o.parts.connector.traits.pairedId },
       {
         onHead: (status) => void (this.#status = status),
@@ -108,7 +107,7 @@ export class AnswerRun {
     try {
       this.#splitter!.push(chunk);
     } catch (error) {
-      return this.#fail(engineFailure("decode", error as Error));
+      return this.#fail(error);
     }
     if (stream.chunkCount !== before) {
       this.#lastTokenMs = this.#clock.nowMs();
@@ -140,7 +139,7 @@ export class AnswerRun {
 
   #completeStream(stream: AnswerStream): void {
     if (stream.finishReason === undefined) {
-      return this.#fail(engineFailure("decode", new Error("the engine's stream ended without a finish reason")));
+      return this.#fail(new Error("the engine's stream ended without a finish reason"));
     }
     const usage: AnswerUsage = stream.usage ?? { promptTokens: 0, completionTokens: stream.chunkCount };
     this.#o.write(encodePiece(stream.parts, stream.bytes, stream.tokens, this.#end(stream.finishReason, usage)));
@@ -150,7 +149,7 @@ export class AnswerRun {
   #onBody(chunk: Buffer): void {
     this.#chunkBytes += chunk.length;
     if (this.#chunkBytes <= ANSWER_LIMIT_BYTES) this.#chunks.push(chunk);
-    else this.#fail(engineFailure("decode", new RangeError("the engine's answer is too large")));
+    else this.#fail(new RangeError("the engine's answer is too large"));
   }
 
   #onEnd(error: Error | undefined): void {
@@ -158,11 +157,8 @@ export class AnswerRun {
     if (error instanceof ServiceError) return this.#fail(error);
     if (error !== undefined) {
       this.#suspect();
-      return this.#fail(
-        neverReached(error)
-          ? new ServiceError("instance_lost", "The instance's engine is gone.", { cause: error })
-          : engineFailure("decode", error),
-      );
+      if (!neverReached(error)) return this.#fail(error);
+      return this.#fail(new ServiceError("instance_lost", "The instance's engine is gone.", { cause: error }));
     }
     if (this.#status !== 200) {
       const { legId, prefillKvAddress, decodeKvAddress } = this.#o.spec;
@@ -175,7 +171,7 @@ export class AnswerRun {
     if (this.#splitter === undefined) return this.#completeBody();
     // An orderly stream was ended by its [DONE].
     const cut = this.#splitter.pendingBytes > 0 ? "in the middle of an event" : "without [DONE]";
-    this.#fail(engineFailure("decode", new Error(`the engine's stream ended ${cut}`)));
+    this.#fail(new Error(`the engine's stream ended ${cut}`));
   }
 
   #completeBody(): void {
@@ -191,7 +187,7 @@ export class AnswerRun {
       const end = this.#end(finishReasonOf(answer.finishReason), usage);
       message = encodePiece([answer.json], answer.json.length, usage.completionTokens, end);
     } catch (error) {
-      return this.#fail(engineFailure("decode", error as Error));
+      return this.#fail(error);
     }
     this.#o.write(message);
     this.#finish(undefined);
@@ -216,9 +212,10 @@ export class AnswerRun {
     this.#o.parts.supervisor.suspect(this.#o.engine);
   }
 
-  #fail(error: ServiceError): void {
+  /** @param error The engine's failure unless it is a ServiceError. */
+  #fail(error: unknown): void {
     this.#call.abort();
-    this.#finish(error);
+    this.#finish(error instanceof ServiceError ? error : engineFailure("decode", error as Error));
   }
 
   #finish(error: ServiceError | undefined): void {

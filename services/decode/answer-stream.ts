@@ -40,16 +40,12 @@ export class AnswerStream {
   /** The error that the engine reported inside the stream: the JSON of its `error`. Must never be shown. */
   error: string | undefined;
 
-  readonly #identity: ResponseIdentity;
-  readonly #wantsUsage: boolean;
-  readonly #startsWithRole: boolean;
+  readonly #o: AnswerStreamOptions;
   #engineHead: Buffer | undefined;
   #publicHead: Buffer = BLANK;
 
   constructor(o: AnswerStreamOptions) {
-    this.#identity = o.identity;
-    this.#wantsUsage = o.wantsUsage;
-    this.#startsWithRole = o.startsWithRole;
+    this.#o = o;
   }
 
   /** Takes the event that fills [start, end) of `buffer`. @throws SyntaxError if no engine sends such an event. */
@@ -88,7 +84,7 @@ export class AnswerStream {
 
   #count(): void {
     // The role chunk is a sign of life but no token.
-    if (!(this.#startsWithRole && this.chunkCount === 0)) this.tokens++;
+    if (this.chunkCount > 0 || !this.#o.startsWithRole) this.tokens++;
     this.chunkCount++;
   }
 
@@ -113,10 +109,10 @@ export class AnswerStream {
       this.error = data.toString("utf8", failed.valueStart, Math.min(failed.valueEnd, failed.valueStart + 2_000));
       return;
     }
-    const read = rewriteAnswer(data, members, this.#identity, this.#wantsUsage);
+    const read = rewriteAnswer(data, members, this.#o.identity, this.#o.wantsUsage);
     if (read.usage !== undefined) this.usage = read.usage;
     // The usage chunk has no choice. One that the client didn't ask for ends here.
-    if (read.choiceCount === 0 && !this.#wantsUsage) return;
+    if (read.choiceCount === 0 && !this.#o.wantsUsage) return;
     if (read.choiceCount > 0) {
       if (this.#engineHead === undefined) this.#learn(event, data, members);
       if (read.finishReason !== undefined) this.finishReason = finishReasonOf(read.finishReason);
@@ -139,12 +135,12 @@ export class AnswerStream {
     // Anything before the index may change from chunk to chunk; then nothing would match anyway.
     if (index?.key !== "index") return;
     const cuts = [
-      { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#identity.id) },
-      { start: created.valueStart, end: created.valueEnd, with: String(this.#identity.created) },
+      { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#o.identity.id) },
+      { start: created.valueStart, end: created.valueEnd, with: String(this.#o.identity.created) },
       {
         start: first.start + index.valueStart,
         end: first.start + index.valueEnd,
-        with: String(this.#identity.choiceIndex),
+        with: String(this.#o.identity.choiceIndex),
       },
     ].sort((a, b) => a.start - b.start);
     const headEnd = first.start + index.valueEnd + 1;

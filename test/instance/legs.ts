@@ -11,6 +11,7 @@ import {
 import { PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { DecodeRequestSchema } from "#gen/tandem/decode/v1/decode_pb.js";
+import { type Clock, systemClock } from "../../services/common/clock.ts";
 import { loadConfig } from "../../services/common/config.ts";
 import type { Log } from "../../services/common/log.ts";
 import { decodeConfig } from "../../services/decode/config.ts";
@@ -50,13 +51,14 @@ async function start(
   connector: ConnectorName,
   flags: Flags,
   sim: SimEngineOptions,
+  clock: Clock = systemClock,
 ): Promise<SimInstance> {
   const engine = await startSimEngine({ role, connector, decodeMsPerToken: 1, ...sim });
   const argv = argvOf(engine, connector, flags);
   const instance =
     role === "prefill"
-      ? await startPrefill(loadConfig(prefillConfig, { argv, env: {} }), { log: quiet })
-      : await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet });
+      ? await startPrefill(loadConfig(prefillConfig, { argv, env: {} }), { log: quiet, clock })
+      : await startDecode(loadConfig(decodeConfig, { argv, env: {} }), { log: quiet, clock });
   const channel = dialRpc(instance.address, { token: flags["token"] as string | undefined });
   return {
     engine,
@@ -75,11 +77,13 @@ export const simPrefill = (
   flags: Flags = {},
   sim: SimEngineOptions = {},
 ): Promise<SimInstance> => start("prefill", connector, flags, { reportCachedTokens: true, ...sim });
+/** @param clock The instance's. The engine runs by its own. */
 export const simDecode = (
   connector: ConnectorName = "p2p-zmq",
   flags: Flags = {},
   sim: SimEngineOptions = {},
-): Promise<SimInstance> => start("decode", connector, flags, sim);
+  clock?: Clock,
+): Promise<SimInstance> => start("decode", connector, flags, sim, clock);
 
 export const freshLegId = (): string => randomBytes(16).toString("hex");
 export const IDENTITY = { id: "cmpl-public", created: 1_700_000_000, choiceIndex: 0, sampleIndex: 0 };
