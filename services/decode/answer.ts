@@ -31,6 +31,8 @@ export interface ReadAnswer {
   readonly usage: AnswerUsage | undefined;
 }
 
+const [OPEN, COMMA, CLOSE] = ["[", ",", "]"].map((mark) => Buffer.from(mark)) as [Buffer, Buffer, Buffer];
+
 type Changes = Map<string, string | Buffer | undefined>;
 
 /** Carry addresses and ids of engines. A null is left alone: vLLM prints it in every answer. */
@@ -48,9 +50,10 @@ export function rewriteAnswer(
   identity: ResponseIdentity,
   keepUsage: boolean,
 ): ReadAnswer {
-  const changes: Changes = new Map();
-  changes.set("id", JSON.stringify(identity.id));
-  changes.set("created", String(identity.created));
+  const changes: Changes = new Map([
+    ["id", JSON.stringify(identity.id)],
+    ["created", String(identity.created)],
+  ]);
   let choiceCount = 0;
   let finishReason: string | undefined;
   let usage: AnswerUsage | undefined;
@@ -66,14 +69,8 @@ export function rewriteAnswer(
         rewriteChoice(json.subarray(start, end), identity.choiceIndex),
       );
       finishReason = rewritten.find((choice) => choice.finishReason !== undefined)?.finishReason;
-      changes.set(
-        key,
-        Buffer.concat([
-          Buffer.from("["),
-          ...rewritten.flatMap(({ json: choice }, at) => (at === 0 ? [choice] : [Buffer.from(","), choice])),
-          Buffer.from("]"),
-        ]),
-      );
+      const parts = rewritten.flatMap((choice) => [COMMA, choice.json]);
+      changes.set(key, Buffer.concat([OPEN, ...parts.slice(1), CLOSE]));
     } else if (key === "usage" && !isNull(value)) {
       usage = readUsage(value);
       changes.set(key, keepUsage ? rewriteUsage(value, identity.cachedTokens) : undefined);
@@ -104,11 +101,8 @@ function rewriteChoice(choice: Buffer, index: number): { json: Buffer; finishRea
 }
 
 function readUsage(usage: Buffer): AnswerUsage {
-  const { prompt_tokens: prompt, completion_tokens: completion } = JSON.parse(usage.toString("utf8")) as Record<
-    string,
-    unknown
-  >;
-  return { promptTokens: whole(prompt), completionTokens: whole(completion) };
+  const read = JSON.parse(usage.toString("utf8")) as Record<string, unknown>;
+  return { promptTokens: whole(read["prompt_tokens"]), completionTokens: whole(read["completion_tokens"]) };
 }
 
 function rewriteUsage(usage: Buffer, cachedTokens: number | undefined): Buffer {

@@ -12,6 +12,5 @@ export function startDecode(config: DecodeConfig, o: StartOptions): Promise<Runn
 
 /** The process. @param argv Without node, script and command. */
 export function runDecode(argv: readonly string[]): Promise<void> {
-  const config = loadConfig(decodeConfig, { argv, env: process.env });
-  return runInstance("decode", config, (o) => startDecode(config, o));
+  return runInstance("decode", loadConfig(decodeConfig, { argv, env: process.env }), startDecode);
 }

@@ -5,7 +5,7 @@ import { equals } from "@bufbuild/protobuf";
 import { randomUUID } from "node:crypto";
 import { InfoSchema, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { RegistryService, type RegisterRequest } from "#gen/tandem/registry/v1/registry_pb.js";
-import { type Clock, systemClock, type Timer } from "../common/clock.ts";
+import { type Clock, pause, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/channel.ts";
@@ -59,6 +59,12 @@ export function registerAtRouter(
   return { update: () => channel.beat(), [Symbol.asyncDispose]: () => channel.retire() };
 }
 
+interface Entry {
+  readonly info: Info;
+  /** False once its call broke. */
+  held: boolean;
+}
+
 export interface RegistryHub extends Directory {
   readonly service: RpcService;
 }
@@ -72,58 +78,49 @@ export function registryHub(o: {
   readonly clock?: Clock;
 }): RegistryHub {
   const routerId = o.routerId ?? randomUUID();
-  const { graceMs = GRACE_MS, limit = INSTANCE_LIMIT, clock = systemClock } = o;
-  /** By instance id. The lease distinguishes two calls of one instance: the newest counts. */
-  const entries = new Map<string, { readonly info: Info; lease: symbol; held: boolean }>();
+  const { limit = INSTANCE_LIMIT, clock = systemClock } = o;
+  /** By instance id. Each belongs to the newest call of its instance. */
+  const entries = new Map<string, Entry>();
   const watchers = new Set<EntriesListener>();
-  /** Timers of instances whose call broke. */
-  const graces = new Set<Timer>();
-  const tell = (): void => {
-    const all = [...entries.values()].map((entry) => entry.info);
-    for (const watcher of watchers) watcher(all);
-  };
+  /** Aborted when the last watcher has left: nothing waits any more for an instance that may come back. */
+  let unwatched = new AbortController();
+  const all = (): Info[] => [...entries.values()].map(({ info }) => info);
+  const tell = (): void => watchers.forEach((watcher) => watcher(all()));
 
-  /** An instance that was killed and is back, at the address that its predecessor had. */
-  const replace = (next: Info): void => {
-    for (const [id, { info, held }] of entries) if (!held && info.grpcAddress === next.grpcAddress) entries.delete(id);
-  };
+  function remove(entry: Entry): void {
+    if (entries.get(entry.info.instanceId) !== entry) return;
+    entries.delete(entry.info.instanceId);
+    tell();
+  }
 
   async function* register(requests: AsyncIterable<RegisterRequest>): AsyncGenerator<{ routerId: string }> {
-    const lease = Symbol();
-    let heldId: string | undefined;
-    let left = false;
-    const remove = (): void => {
-      if (heldId === undefined || entries.get(heldId)?.lease !== lease) return;
-      entries.delete(heldId);
-      tell();
-    };
+    let entry: Entry | undefined;
+    let graceMs = o.graceMs ?? GRACE_MS;
     try {
-      for await (const { info } of requests) {
-        const checked = checkInfo(info);
-        if (!entries.has(checked.instanceId)) replace(checked);
-        const before = entries.get(checked.instanceId);
-        if (before === undefined && entries.size >= limit) {
-          throw new ServiceError("instance_busy", `The registry holds ${limit} instances, which is its limit.`);
+      for await (const message of requests) {
+        const info = checkInfo(message.info);
+        const before = entries.get(info.instanceId);
+        if (before === undefined) {
+          // An instance that was killed and is back, at the address that its predecessor had.
+          for (const [id, other] of entries)
+            if (!other.held && other.info.grpcAddress === info.grpcAddress) entries.delete(id);
+          if (entries.size >= limit)
+            throw new ServiceError("instance_busy", `The registry holds ${limit} instances, which is its limit.`);
         }
-        if (heldId !== undefined && heldId !== checked.instanceId && entries.get(heldId)?.lease === lease)
-          entries.delete(heldId);
-        heldId = checked.instanceId;
-        entries.set(checked.instanceId, { info: checked, lease, held: true });
-        if (before === undefined || !equals(InfoSchema, before.info, checked)) tell();
+        if (entry !== undefined && entry.info.instanceId !== info.instanceId) remove(entry);
+        entry = { info, held: true };
+        entries.set(info.instanceId, entry);
+        if (before === undefined || !equals(InfoSchema, before.info, info)) tell();
         yield { routerId };
       }
-      left = true;
+      // The instance left in good order.
+      graceMs = 0;
     } finally {
-      const entry = heldId === undefined ? undefined : entries.get(heldId);
-      // Once the last watcher has left, nothing waits for an instance that may come back.
-      if (left || graceMs === 0 || watchers.size === 0) remove();
-      else if (entry?.lease === lease) {
-        entry.held = false;
-        const timer = clock.setTimer(graceMs, () => {
-          graces.delete(timer);
-          remove();
-        });
-        graces.add(timer);
+      const broken = entry;
+      if (broken !== undefined) {
+        broken.held = false;
+        if (graceMs === 0 || watchers.size === 0) remove(broken);
+        else void pause(clock, graceMs, unwatched.signal).then(() => remove(broken));
       }
     }
   }
@@ -131,14 +128,13 @@ export function registryHub(o: {
   return {
     service: defineService(RegistryService, { register }, { access: "token" }),
     watch(onChange) {
+      if (watchers.size === 0) unwatched = new AbortController();
       watchers.add(onChange);
-      onChange([...entries.values()].map((entry) => entry.info));
+      onChange(all());
       return {
         async [Symbol.asyncDispose]() {
           watchers.delete(onChange);
-          if (watchers.size > 0) return;
-          for (const timer of graces) timer.cancel();
-          graces.clear();
+          if (watchers.size === 0) unwatched.abort();
         },
       };
     },

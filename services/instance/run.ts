@@ -6,10 +6,10 @@ import type { InstanceConfig, InstanceRole } from "./config.ts";
 import type { RunningInstance, StartOptions } from "./instance.ts";
 
 /** Resolves when the instance has stopped. */
-export async function runInstance(
+export async function runInstance<C extends InstanceConfig>(
   role: InstanceRole,
-  config: InstanceConfig,
-  start: (o: StartOptions) => Promise<RunningInstance>,
+  config: C,
+  start: (config: C, o: StartOptions) => Promise<RunningInstance>,
 ): Promise<void> {
   const log = createLog({ name: role, level: config.process.logLevel });
   const signalled = untilSignal("SIGINT", "SIGTERM", "SIGHUP");
@@ -17,7 +17,7 @@ export async function runInstance(
   log.info("settings", { settings: settingLines(config.settings.all) });
   let instance: RunningInstance;
   try {
-    instance = await start({ stop, log });
+    instance = await start(config, { stop, log });
   } catch (error) {
     if (stop.aborted) return;
     throw error;

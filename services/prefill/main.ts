@@ -12,6 +12,5 @@ export function startPrefill(config: PrefillConfig, o: StartOptions): Promise<Ru
 
 /** The process. @param argv Without node, script and command. */
 export function runPrefill(argv: readonly string[]): Promise<void> {
-  const config = loadConfig(prefillConfig, { argv, env: process.env });
-  return runInstance("prefill", config, (o) => startPrefill(config, o));
+  return runInstance("prefill", loadConfig(prefillConfig, { argv, env: process.env }), startPrefill);
 }

@@ -22,16 +22,12 @@ export interface PartnerWatchOptions {
   readonly clock?: Clock;
 }
 
-export interface PartnerWatch {
-  /** A leg to this KV address began. Returns what ends it. */
-  began(address: string): () => void;
-}
-
+/** Returns a function that is called when a leg to a KV address begins, and returns another that ends the leg. */
 export function watchPartners({
   lost,
   clock = systemClock,
   isClosed = (address) => refuses(address, clock),
-}: PartnerWatchOptions): PartnerWatch {
+}: PartnerWatchOptions): (address: string) => () => void {
   /** The oldest leg to each partner comes first. */
   const partners = new Map<string, { readonly legs: Set<{ readonly sinceMs: number }>; closedCount: number }>();
   let timer: Timer | undefined;
@@ -54,21 +50,19 @@ export function watchPartners({
     if (partners.size > 0) timer ??= clock.setTimer(LOOK_EVERY_MS, () => void look());
   }
 
-  return {
-    began(address) {
-      const partner = partners.get(address) ?? { legs: new Set(), closedCount: 0 };
-      const leg = { sinceMs: clock.nowMs() };
-      partners.set(address, partner);
-      partner.legs.add(leg);
-      arm();
-      return () => {
-        partner.legs.delete(leg);
-        if (partner.legs.size === 0 && partners.get(address) === partner) partners.delete(address);
-        if (partners.size > 0) return;
-        timer?.cancel();
-        timer = undefined;
-      };
-    },
+  return (address) => {
+    const partner = partners.get(address) ?? { legs: new Set(), closedCount: 0 };
+    const leg = { sinceMs: clock.nowMs() };
+    partners.set(address, partner);
+    partner.legs.add(leg);
+    arm();
+    return () => {
+      partner.legs.delete(leg);
+      if (partner.legs.size === 0 && partners.get(address) === partner) partners.delete(address);
+      if (partners.size > 0) return;
+      timer?.cancel();
+      timer = undefined;
+    };
   };
 }
 

@@ -30,7 +30,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
   const { traits } = connector;
   const outcomes = new Outcomes(limits, clock);
   const running = new Set<AbortController>();
-  const partners = traits.wedgedByPartner ? watchPartners({ clock, lost: partnerLost }) : undefined;
+  const legBegan = traits.wedgedByPartner ? watchPartners({ clock, lost: partnerLost }) : undefined;
 
   function partnerLost(address: string): void {
     const { supervisor } = parts;
@@ -54,9 +54,9 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     status.count({ running: 1, queuedTokens });
     const leaving = new AbortController();
     running.add(leaving);
-    const partnerEnded = partners?.began(decodeKvAddress);
+    const legEnded = legBegan?.(decodeKvAddress);
     const work = run(engine, spec, engineRequest, leaving.signal).finally(() => {
-      partnerEnded?.();
+      legEnded?.();
       running.delete(leaving);
       status.count({ running: -1, queuedTokens: -queuedTokens });
     });

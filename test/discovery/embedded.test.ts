@@ -132,7 +132,7 @@ describe("the embedded registry", () => {
     await clock.untilPending();
     clock.advance(4_999);
     assert.deepEqual(ids(), ["a@"]);
-    clock.advance(1);
+    await clock.pass(1);
     assert.deepEqual(ids(), []);
     (await hold("b")).abort();
     await clock.untilPending();

@@ -9,8 +9,8 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const address = `127.0.0.1:${await freePort()}`;
     const lost: string[] = [];
     const clock = manualClock();
-    const watch = watchPartners({ clock, lost: (which) => void lost.push(which) });
-    const ends = [watch.began(address), watch.began(address)];
+    const legBegan = watchPartners({ clock, lost: (which) => void lost.push(which) });
+    const ends = [legBegan(address), legBegan(address)];
     clock.advance(999);
     await untilQuiet();
     assert.equal(clock.pending, 1, "it is not asked yet");
@@ -23,7 +23,7 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     for (let count = 0; count < 3; count++) await look();
     assert.deepEqual(lost, [address]);
     for (const end of ends) end();
-    assert.equal(clock.pending, 0, "nobody is asked");
+    assert.equal(clock.pending, 0, "no port is asked");
   });
 
   it("are left alone while they listen, and when no leg runs to them", async () => {
@@ -36,9 +36,9 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const alive = `127.0.0.1:${(server.address() as AddressInfo).port}`;
     const lost: string[] = [];
     const clock = manualClock();
-    const watch = watchPartners({ clock, lost: (which) => void lost.push(which) });
-    const end = watch.began(alive);
-    watch.began(`127.0.0.1:${await freePort()}`)();
+    const legBegan = watchPartners({ clock, lost: (which) => void lost.push(which) });
+    const end = legBegan(alive);
+    legBegan(`127.0.0.1:${await freePort()}`)();
     await eventually("it was asked three times", async () => {
       clock.advance(1_000);
       await untilQuiet();
@@ -53,12 +53,12 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const looks = [true, false, true, false, true, false];
     const clock = manualClock();
     const lost: string[] = [];
-    const watch = watchPartners({
+    const legBegan = watchPartners({
       clock,
       lost: (which) => void lost.push(which),
       isClosed: async () => looks.shift() ?? false,
     });
-    const end = watch.began("h:1");
+    const end = legBegan("h:1");
     while (looks.length > 0) {
       clock.advance(1_000);
       await clock.untilPending();
