@@ -28,8 +28,6 @@ export interface ConsulAnswer<T> {
 type Run<T> = (consul: Consul, options: ConsulCallOptions) => Promise<T>;
 
 export interface ConsulClient {
-  /** For people: `127.0.0.1:8500`. */
-  readonly address: string;
   /** @throws ConsulError */
   ask<T>(run: Run<T>, limits?: CallLimits): Promise<ConsulAnswer<T>>;
   /**
@@ -134,7 +132,6 @@ export function consulClient(config: ConsulConfig): ConsulClient {
   }
 
   return {
-    address,
     ask,
     async ownEntry(id, query, limits) {
       const entry = { path: "/agent/service/{id}", params: { id }, query };

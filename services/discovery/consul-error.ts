@@ -29,13 +29,12 @@ const EVENTS: Readonly<Record<ConsulError["kind"], string>> = {
   unknown: "Consul has forgotten this process",
 };
 
-export interface ConsulFailureLog {
-  failed(error: ConsulError, of: Readonly<Record<string, string>>): void;
-  well(): void;
-}
-
 /** Logs each fault once, until all is well again. @param consequence What continues meanwhile. */
-export function consulFailureLog(log: Log, consul: string, consequence: string): ConsulFailureLog {
+export function consulFailureLog(
+  log: Log,
+  consul: string,
+  consequence: string,
+): { failed(error: ConsulError, of: Readonly<Record<string, string>>): void; well(): void } {
   const logged = new Set<string>();
   return {
     failed({ kind, message: because, policy }, of) {

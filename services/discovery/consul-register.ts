@@ -53,7 +53,7 @@ export function registerInConsul(
 ): Registration {
   const { deployment, log, ttlMs = TTL_MS, clock = systemClock } = o;
   const client = consulClient(config);
-  const failures = consulFailureLog(log, client.address, "will keep retrying to register");
+  const failures = consulFailureLog(log, config.address, "will keep retrying to register");
   const { id, role } = record();
   const name = serviceName(config.servicePrefix, role);
   const over = new AbortController();
@@ -131,7 +131,7 @@ export function registerInConsul(
       try {
         const meta = await put(known);
         log.info(known ? "registered in Consul again" : "registered in Consul", {
-          consul: client.address,
+          consul: config.address,
           service: name,
           serviceId: id,
         });

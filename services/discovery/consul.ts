@@ -33,11 +33,11 @@ export function consulWatcher(
   o: { readonly log: Log; readonly deployment: string; readonly forgetMs?: number; readonly clock?: Clock },
 ): ConsulWatcher {
   const { log, forgetMs = FORGET_MS, clock = systemClock } = o;
-  const { servicePrefix: prefix } = config;
+  const { address, servicePrefix: prefix } = config;
   const client = consulClient(config);
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
-  const failures = consulFailureLog(log, client.address, "the router goes on with the instances it knows");
+  const failures = consulFailureLog(log, address, "the router goes on with the instances it knows");
   const listeners: (() => void)[] = [];
   let downSinceUnixMs = Date.now();
   let up = false;
@@ -56,7 +56,7 @@ export function consulWatcher(
     if (now === up) return;
     up = now;
     if (!up) downSinceUnixMs = Date.now();
-    else log.info("Consul answers", { consul: client.address, afterMs: Date.now() - downSinceUnixMs });
+    else log.info("Consul answers", { consul: address, afterMs: Date.now() - downSinceUnixMs });
     for (const listener of listeners) listener();
   }
 
@@ -67,7 +67,7 @@ export function consulWatcher(
   return {
     get health() {
       const error = [...failing.values()][0]?.message ?? (up ? "" : "It has not answered yet.");
-      return { address: client.address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
+      return { address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
     },
     onHealth: (listener) => void listeners.push(listener),
     watch(onChange) {

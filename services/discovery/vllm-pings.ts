@@ -18,8 +18,6 @@ export interface PingedEngine {
 export interface PingListener {
   /** host:port really bound. */
   readonly address: string;
-  /** Those whose last ping is not too old. */
-  readonly engines: readonly PingedEngine[];
   /** The engine with this HTTP port, as soon as it has pinged; undefined after `timeoutMs`. */
   awaitPort(httpPort: number, timeoutMs: number): Promise<PingedEngine | undefined>;
   /** May be called twice. */
@@ -116,9 +114,6 @@ export async function listenForPings(o: PingOptions): Promise<PingListener> {
 
   return {
     address: socket.lastEndpoint!.replace("tcp://", ""),
-    get engines() {
-      return [...entries.values()].map(({ engine }) => engine);
-    },
     async awaitPort(httpPort, timeoutMs) {
       const find = (): PingedEngine | undefined =>
         [...entries.values()].find(({ engine }) => engine.httpAddress.endsWith(`:${httpPort}`))?.engine;

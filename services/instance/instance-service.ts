@@ -89,13 +89,13 @@ export function instanceService({ status, info, findings, log, clock }: Instance
       async drain({ reason }) {
         mustNotStop();
         log.info("draining", { reason });
-        status.setDraining(reason === "" ? "drained" : reason);
+        status.set({ drained: reason || "drained" });
         return { remaining: status.remaining };
       },
       async undrain() {
         mustNotStop();
         log.info("taking legs again");
-        status.setDraining("");
+        status.set({ drained: "" });
         return {};
       },
       diagnose: async () => ({ findings: [...findings()] }),

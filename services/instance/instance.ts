@@ -90,7 +90,7 @@ export async function startInstance(
   let pings: Promise<PingListener> | undefined;
   const onPhase = (phase: string): void => {
     log.info("engine loading", { phase });
-    status.setEngine({ reason: `the engine is starting: ${phase}` });
+    status.set({ engine: { reason: `the engine is starting: ${phase}` } });
   };
   // The engine's own pings, to this instance alone: they report its actual KV address.
   const openPings = (): Promise<PingListener> =>
@@ -144,12 +144,9 @@ export async function startInstance(
       for (const { level, check, message, cure } of findings)
         if (level >= FindingLevel.WARNING) log.warn("doctor finding", { check, message, cure });
     }
-    status.setEngine({
-      reason: live === undefined ? reason : startRefusalOf(findings),
-      retiring: live === undefined ? "" : reason,
-      kvAddress: live?.kvAddress ?? "",
-      gauges,
-    });
+    const unusable = live === undefined ? reason : startRefusalOf(findings);
+    const kvAddress = live?.kvAddress ?? "";
+    status.set({ engine: { reason: unusable, retiring: live === undefined ? "" : reason, kvAddress, gauges } });
     if (!changed) return;
     service.engineChanged?.(live);
     if (live !== undefined) registration?.update();
@@ -168,7 +165,7 @@ export async function startInstance(
   async function closeAll(graceMs: number): Promise<void> {
     // The state goes out first: routers watch it, and a leg they send meanwhile is refused, to be tried elsewhere. The
     // entry stays until the last leg ended, so that no router drops a connection that is in use.
-    status.setEnding("stopping");
+    status.set({ ending: "stopping" });
     // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits
     // forever (P2P NCCL).
     if (graceMs > 0) await waitUntil(() => status.remaining + status.orphans === 0, graceMs);
@@ -180,7 +177,7 @@ export async function startInstance(
     // 1 s: an interrupted instance promises to be gone within 2.
     await supervisor.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
     await (await pings?.catch(() => undefined))?.[Symbol.asyncDispose]();
-    status.setEnding("stopped");
+    status.set({ ending: "stopped" });
     await server?.[Symbol.asyncDispose]();
   }
   const close = (graceMs: number): Promise<void> => (closing ??= closeAll(graceMs));

@@ -1,5 +1,5 @@
 // What an instance reports of itself: its state and its load. Services count here, the supervisor of the engine reports
-// here, and InstanceService reports both to the routers. Each fact has one writer.
+// here, and InstanceService reports both to the routers.
 import { create } from "@bufbuild/protobuf";
 import { EventEmitter } from "node:events";
 import { LoadSchema, State, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
@@ -7,14 +7,21 @@ import { ServiceError } from "../common/errors.ts";
 import type { SelfReport } from "../discovery/registry.ts";
 import { NO_GAUGES, type EngineGauges } from "../engine/metrics-text.ts";
 
-export interface EngineReport {
-  /** Why no engine works. Empty: one works. */
-  readonly reason: string;
-  /** Why the engine is about to be restarted; running legs go on. Empty: no restart is due. */
-  readonly retiring?: string;
-  /** Of the engine that works. */
-  readonly kvAddress?: string;
-  readonly gauges?: EngineGauges;
+/** Each has one writer. */
+interface Facts {
+  readonly engine: {
+    /** Why no engine works. Empty: one works. */
+    readonly reason: string;
+    /** Why the engine is about to be restarted; running legs go on. Empty: no restart is due. */
+    readonly retiring?: string;
+    /** Of the engine that works. */
+    readonly kvAddress?: string;
+    readonly gauges?: EngineGauges;
+  };
+  /** Why the instance was drained. Empty: it takes legs. */
+  readonly drained: string;
+  /** The instance drains until it has stopped, and will not serve again. */
+  readonly ending: "" | "stopping" | "stopped";
 }
 
 /** `held`: running legs whose caller takes nothing more for now. */
@@ -24,9 +31,7 @@ type Count = "running" | "held" | "reserved" | "orphans" | "queuedTokens";
 export class InstanceStatus extends EventEmitter<{ change: [] }> {
   readonly slotLimit: number;
   readonly #counts: Record<Count, number> = { running: 0, held: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
-  #engine: EngineReport = { reason: "the engine is starting" };
-  #drainReason = "";
-  #ending: "stopping" | "stopped" | undefined;
+  #facts: Facts = { engine: { reason: "the engine is starting" }, drained: "", ending: "" };
 
   constructor(slotLimit: number) {
     super();
@@ -39,9 +44,8 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
     return this.#standing.state;
   }
 
-  /** The instance stops or has stopped, and will not serve again. */
   get stopping(): boolean {
-    return this.#ending !== undefined;
+    return this.#facts.ending !== "";
   }
 
   /** Legs and reservations that have not ended. */
@@ -60,7 +64,7 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
   }
 
   load(): Load {
-    const { kvAddress = "", gauges = NO_GAUGES } = this.#engine;
+    const { kvAddress = "", gauges = NO_GAUGES } = this.#facts.engine;
     const { running, reserved, orphans, queuedTokens } = this.#counts;
     return create(LoadSchema, {
       ...this.#standing,
@@ -106,28 +110,16 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
     this.emit("change");
   }
 
-  setEngine(report: EngineReport): void {
-    this.#engine = report;
-    this.emit("change");
-  }
-
-  /** `reason` empty: takes legs again. */
-  setDraining(reason: string): void {
-    this.#drainReason = reason;
-    this.emit("change");
-  }
-
-  /** The instance drains until it has stopped. */
-  setEnding(ending: "stopping" | "stopped"): void {
-    this.#ending = ending;
+  set(change: Partial<Facts>): void {
+    this.#facts = { ...this.#facts, ...change };
     this.emit("change");
   }
 
   get #standing(): { readonly state: State; readonly reason: string } {
-    if (this.#ending === "stopped") return { state: State.STOPPED, reason: "stopped" };
-    if (this.#ending === "stopping") return { state: State.DRAINING, reason: "stopping" };
-    if (this.#engine.reason !== "") return { state: State.STARTING, reason: this.#engine.reason };
-    const reason = this.#engine.retiring || this.#drainReason;
+    const { engine, drained, ending } = this.#facts;
+    if (ending !== "") return { state: ending === "stopped" ? State.STOPPED : State.DRAINING, reason: ending };
+    if (engine.reason !== "") return { state: State.STARTING, reason: engine.reason };
+    const reason = engine.retiring || drained;
     return { state: reason === "" ? State.SERVING : State.DRAINING, reason };
   }
 

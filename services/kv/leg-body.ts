@@ -1,5 +1,6 @@
 // The bodies of the two legs, as byte splices of the client's. A parse and re-print would change large integers, key
 // order and spacing; a splice leaves all other bytes alone.
+import { ServiceError } from "../common/errors.ts";
 import { scanArray, scanObject, splice, type Member } from "../common/json-body.ts";
 import type { LegSpec } from "./connector.ts";
 
@@ -48,7 +49,10 @@ function commonChanges({ body, members, promptIndex }: LegSpec, kvParams: string
   const prompt = find(members, "prompt");
   const elements = prompt === undefined ? [] : scanArray(body, prompt.valueStart, prompt.valueEnd);
   const element = elements[promptIndex];
-  if (element === undefined) throw new RangeError(`prompt ${promptIndex} of ${elements.length}`);
+  if (element === undefined) {
+    const message = `prompt_index: there is no prompt ${promptIndex} of ${elements.length}.`;
+    throw new ServiceError("invalid_request", message);
+  }
   return changes.set("prompt", body.subarray(element.start, element.end));
 }
 

@@ -46,7 +46,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
   async function prefill(request: PrefillRequest, { signal: gone }: CallContext): Promise<Answer> {
     const { legId, decodeKvAddress } = request;
     const { engine, spec } = admitLeg(parts, "prefill", request, 0);
-    const engineRequest = buildRequest(spec);
+    const engineRequest = connector.prefillRequest(spec);
     if (outcomes.has(legId)) {
       throw new ServiceError("leg_id_reused", "The leg id was used before. Retry with a fresh one.");
     }
@@ -71,16 +71,6 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     }
     if ("error" in ended) throw ended.error;
     return ended.answer;
-  }
-
-  function buildRequest(spec: LegSpec): EngineRequest {
-    try {
-      return connector.prefillRequest(spec);
-    } catch (error) {
-      if (error instanceof RangeError)
-        throw new ServiceError("invalid_request", `prompt_index: there is no ${error.message}.`);
-      throw error;
-    }
   }
 
   /** Never rejects. */

@@ -26,20 +26,27 @@ describe("vLLM's pings", () => {
   const told: string[] = [];
   const clock = manualClock();
   let listener: PingListener;
-  const tell =
-    (what: string) =>
-    ({ role, httpAddress, kvAddress }: PingedEngine): void =>
-      void told.push(`${what} ${role} ${httpAddress} ${kvAddress}`);
+  /** KV addresses by HTTP address. */
+  const engines = new Map<string, string>();
+  const tell = (what: string, { role, httpAddress, kvAddress }: PingedEngine): void =>
+    void told.push(`${what} ${role} ${httpAddress} ${kvAddress}`);
 
   beforeEach(async () => {
     told.length = 0;
+    engines.clear();
     listener = await listenForPings({
       listen: "127.0.0.1:0",
       log: silentLog,
       clock,
       limit: 3,
-      came: tell("came"),
-      left: tell("left"),
+      came(engine) {
+        engines.set(engine.httpAddress, engine.kvAddress);
+        tell("came", engine);
+      },
+      left(engine) {
+        engines.delete(engine.httpAddress);
+        tell("left", engine);
+      },
     });
   });
   afterEach(() => listener[Symbol.asyncDispose]());
@@ -49,9 +56,6 @@ describe("vLLM's pings", () => {
     for (let count = 0; count < 3; count++) await engine.ping(PREFILL);
     await eventually("it came", () => told.length > 0);
     assert.deepEqual(told, ["came prefill 10.0.0.1:20003 10.0.0.1:21001"]);
-    assert.deepEqual(listener.engines, [
-      { role: "prefill", httpAddress: "10.0.0.1:20003", kvAddress: "10.0.0.1:21001" },
-    ]);
     engine.close();
   });
 
@@ -64,21 +68,18 @@ describe("vLLM's pings", () => {
     for (let second = 0; second < 11; second++) {
       clock.advance(1_000);
       await two.ping(DECODE);
-      // Pings of one socket are heard in their order, and one with a new KV address is told of.
+      // Pings of one socket are heard in their order, and one with a new KV address is reported.
       const other = { type: "D", http_address: "10.0.0.3:20007", zmq_address: `10.0.0.3:${23_000 + second}` };
       await two.ping(other);
       await eventually("both are heard", () => told.at(-1)!.endsWith(other.zmq_address));
     }
     assert.ok(told.includes("left prefill 10.0.0.1:20003 10.0.0.1:21001"));
-    assert.deepEqual(
-      listener.engines.map(({ httpAddress }) => httpAddress),
-      ["10.0.0.2:20005", "10.0.0.3:20007"],
-    );
+    assert.deepEqual([...engines.keys()], ["10.0.0.2:20005", "10.0.0.3:20007"]);
     two.close();
     clock.advance(11_000);
-    assert.deepEqual(listener.engines, [], "the last of its role ages too");
+    assert.equal(engines.size, 0, "the last of its role ages too");
     await one.ping(PREFILL);
-    await eventually("and comes back", () => listener.engines.length === 1);
+    await eventually("and comes back", () => engines.size === 1);
     one.close();
   });
 
@@ -91,16 +92,16 @@ describe("vLLM's pings", () => {
       told.map((line) => line.split(" ")[0]),
       ["came", "left", "came"],
     );
-    assert.equal(listener.engines[0]!.kvAddress, "10.0.0.2:22002");
+    assert.deepEqual([...engines.values()], ["10.0.0.2:22002"]);
     engine.close();
   });
 
-  it("outlive what is no ping, and more engines than may be known", async () => {
+  it("survive messages that are not pings, and ignore engines beyond the limit", async () => {
     const stranger = await pinging(listener, "s");
     await stranger.ping(Buffer.from([0xc1, 0xff, 0]));
     await stranger.ping({ type: "X", http_address: "a:1", zmq_address: "a:2" });
     for (let index = 1; index <= 5; index++) await stranger.ping({ ...DECODE, http_address: `10.0.0.9:${index}` });
-    await eventually("three are known", () => listener.engines.length === 3);
+    await eventually("three are known", () => engines.size === 3);
     assert.equal(told.length, 3);
     stranger.close();
   });

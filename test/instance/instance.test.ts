@@ -150,26 +150,26 @@ describe("the status of an instance", () => {
   it("tells the state that matters most", () => {
     const status = new InstanceStatus(2);
     assert.deepEqual([status.state, status.load().reason], [State.STARTING, "the engine is starting"]);
-    status.setEngine({ reason: "" });
+    status.set({ engine: { reason: "" } });
     status.admit();
-    status.setDraining("because");
+    status.set({ drained: "because" });
     assert.throws(() => status.admit(), refusal("instance_unavailable"));
-    status.setEngine({ reason: "the engine exited" });
+    status.set({ engine: { reason: "the engine exited" } });
     assert.deepEqual([status.state, status.load().reason], [State.STARTING, "the engine exited"]);
-    status.setEngine({ reason: "" });
+    status.set({ engine: { reason: "" } });
     assert.deepEqual([status.state, status.load().reason], [State.DRAINING, "because"]);
-    status.setDraining("");
+    status.set({ drained: "" });
     assert.deepEqual([status.state, status.load().reason], [State.SERVING, ""]);
-    status.setEnding("stopping");
-    status.setDraining("");
+    status.set({ ending: "stopping" });
+    status.set({ drained: "" });
     assert.equal(status.state, State.DRAINING);
-    status.setEnding("stopped");
+    status.set({ ending: "stopped" });
     assert.equal(status.state, State.STOPPED);
   });
 
   it("counts orphaned KV against the slots, and not as work that is left", () => {
     const status = new InstanceStatus(2);
-    status.setEngine({ reason: "" });
+    status.set({ engine: { reason: "" } });
     status.count({ orphans: 1, running: 1 });
     assert.throws(() => status.admit(), refusal("instance_busy"));
     assert.deepEqual([status.remaining, status.load().freeSlots, status.load().kvOrphans], [1, 0, 1]);
