@@ -68,6 +68,18 @@ export async function onceAborted(signal: AbortSignal): Promise<void> {
   if (!signal.aborted) await once(signal, "abort");
 }
 
+/** Runs `work` until it ends, or until it is disposed of, which aborts its signal and waits for its end. */
+export function background(work: (stop: AbortSignal) => Promise<unknown>): AsyncDisposable {
+  const stop = new AbortController();
+  const ended = work(stop.signal);
+  return {
+    async [Symbol.asyncDispose]() {
+      stop.abort();
+      await ended;
+    },
+  };
+}
+
 export interface Started<T> {
   readonly parts: T;
   /** Gives the parts `graceMs` to finish their work. Later calls wait for the first. */

@@ -19,26 +19,13 @@ export interface CallLimits {
   readonly signal?: AbortSignal;
 }
 
-export interface ConsulAnswer<T> {
+interface Answer<T> {
   readonly body: T;
   readonly headers: IncomingHttpHeaders;
 }
 
 /** One call of the package, with `options` among its own. */
 type Run<T> = (consul: Consul, options: ConsulCallOptions) => Promise<T>;
-
-export interface ConsulClient {
-  /** @throws ConsulError */
-  ask<T>(run: Run<T>, limits?: CallLimits): Promise<ConsulAnswer<T>>;
-  /**
-   * The content hash of the agent's own entry of a service: at once, or as soon as it is not `query.hash` any more.
-   *
-   * @throws ConsulError `unknown` when the agent has no such service
-   */
-  ownEntry(id: string, query: { hash?: string; wait?: string }, limits?: CallLimits): Promise<string>;
-  /** Aborts running calls. */
-  close(): void;
-}
 
 type Response = IncomingMessage & { readonly body?: unknown };
 
@@ -73,73 +60,84 @@ const TIMEOUT_MS = 5_000;
 /** A list of a thousand services has about two megabytes. */
 const BODY_LIMIT_BYTES = 64 * 1024 * 1024;
 
-/** @throws ConfigError for an address that is not one, or a file that can't be read */
-export function consulClient(config: ConsulConfig): ConsulClient {
-  const { address, httpAuth } = config;
-  let token = readConsulToken(config);
-  const consul = new Consul(consulServer(config) as object);
-  const papi = consul as unknown as Papi;
+export class ConsulClient {
+  readonly #config: ConsulConfig;
+  readonly #consul: Consul;
+  #token: string;
 
-  papi._ext("onRequest", (request, next) => {
-    const { ctx, req, transport } = request;
-    // No resolver knows the brackets of an IPv6 address.
-    if (req.hostname) req.hostname = req.hostname.replace(/^\[|\]$/g, "");
-    if (httpAuth !== "") req.auth = httpAuth;
-    if (token !== "") req.headers["x-consul-token"] = token;
-    request.transport = { request: (options) => (ctx.sent = guarded(transport.request(options))) };
-    next();
-  });
-  papi._ext("onResponse", (request, next) => {
-    const { ctx, res, err } = request;
-    // An idle connection that the agent closed at the moment it was used: nothing was read, ask again.
-    if (err?.code === "ECONNRESET" && res === undefined && ctx.sent!.reusedSocket) return request.retry();
-    ctx.response = res;
-    next();
-  });
+  /** @throws ConfigError for an address that is not one, or a file that can't be read */
+  constructor(config: ConsulConfig) {
+    this.#config = config;
+    this.#token = readConsulToken(config);
+    this.#consul = new Consul(consulServer(config) as object);
+    const papi = this.#consul as unknown as Papi;
+    papi._ext("onRequest", (request, next) => {
+      const { ctx, req, transport } = request;
+      // No resolver knows the brackets of an IPv6 address.
+      if (req.hostname) req.hostname = req.hostname.replace(/^\[|\]$/g, "");
+      if (config.httpAuth !== "") req.auth = config.httpAuth;
+      if (this.#token !== "") req.headers["x-consul-token"] = this.#token;
+      request.transport = { request: (options) => (ctx.sent = guarded(transport.request(options))) };
+      next();
+    });
+    papi._ext("onResponse", (request, next) => {
+      const { ctx, res, err } = request;
+      // An idle connection that the agent closed at the moment it was used: nothing was read, ask again.
+      if (err?.code === "ECONNRESET" && res === undefined && ctx.sent!.reusedSocket) return request.retry();
+      ctx.response = res;
+      next();
+    });
+  }
 
-  async function askOnce<T>(run: Run<T>, { timeoutMs = TIMEOUT_MS, signal }: CallLimits): Promise<ConsulAnswer<T>> {
+  /** @throws ConsulError */
+  async ask<T>(run: Run<T>, limits: CallLimits = {}): Promise<Answer<T>> {
+    try {
+      return await this.#askOnce(run, limits);
+    } catch (error) {
+      // A token file is written anew when its token is: look whether it was.
+      const before = this.#token;
+      if ((error as ConsulError).kind === "denied") this.#token = readConsulToken(this.#config);
+      if (this.#token === before) throw error;
+      return this.#askOnce(run, limits);
+    }
+  }
+
+  /**
+   * The content hash of the agent's own entry of a service: at once, or as soon as it is not `query.hash` any more.
+   *
+   * @throws ConsulError `unknown` when the agent has no such service
+   */
+  async ownEntry(id: string, query: { hash?: string; wait?: string }, limits?: CallLimits): Promise<string> {
+    const entry = { path: "/agent/service/{id}", params: { id }, query };
+    const { headers } = await this.ask((papi, call) => (papi as unknown as Papi)._get({ ...entry, ...call }), limits);
+    return String(headers["x-consul-contenthash"] ?? "");
+  }
+
+  /** Aborts running calls. */
+  close(): void {
+    this.#consul.destroy();
+  }
+
+  async #askOnce<T>(run: Run<T>, { timeoutMs = TIMEOUT_MS, signal }: CallLimits): Promise<Answer<T>> {
     const ctx = new Call();
     const cancel = (): boolean => ctx.emit("cancel");
     signal?.addEventListener("abort", cancel, { once: true });
     try {
       signal?.throwIfAborted();
-      const body = await run(consul, { ctx, timeout: timeoutMs });
+      const body = await run(this.#consul, { ctx, timeout: timeoutMs });
       return { body, headers: ctx.response!.headers };
     } catch (error) {
       const { isResponse, isCodec, isTimeout, message, code } = error as PapiError;
       if (isResponse) throw refusalError(ctx.response!.statusCode!, textOf(ctx.response!));
       if (isCodec) throw new ConsulError("refused", "Consul's answer is not JSON: is this its HTTP port?");
       // papi puts the name of the call first. Nothing follows when several addresses were tried.
-      const cause = isTimeout
-        ? `no answer within ${timeoutMs} ms`
-        : message.replace(/^consul: ([\w.]+: )?/, "") || code;
-      throw new ConsulError("away", `Consul at ${address} does not answer: ${cause}`, { cause: error });
+      const said = message.replace(/^consul: ([\w.]+: )?/, "") || code;
+      const why = isTimeout ? `no answer within ${timeoutMs} ms` : said;
+      throw new ConsulError("away", `Consul at ${this.#config.address} does not answer: ${why}`, { cause: error });
     } finally {
       signal?.removeEventListener("abort", cancel);
     }
   }
-
-  async function ask<T>(run: Run<T>, limits: CallLimits = {}): Promise<ConsulAnswer<T>> {
-    try {
-      return await askOnce(run, limits);
-    } catch (error) {
-      // A token file is written anew when its token is: look whether it was.
-      const before = token;
-      if ((error as ConsulError).kind === "denied") token = readConsulToken(config);
-      if (token === before) throw error;
-      return askOnce(run, limits);
-    }
-  }
-
-  return {
-    ask,
-    async ownEntry(id, query, limits) {
-      const entry = { path: "/agent/service/{id}", params: { id }, query };
-      const { headers } = await ask((_, call) => papi._get({ ...entry, ...call }), limits);
-      return String(headers["x-consul-contenthash"] ?? "");
-    },
-    close: () => consul.destroy(),
-  };
 }
 
 /** papi waits for the end of an answer, which one that breaks off doesn't have, and takes an answer of any size. */

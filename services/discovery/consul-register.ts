@@ -10,7 +10,7 @@ import { type Clock, pause, settlesWithin, systemClock } from "../common/clock.t
 import { anySignal, backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
-import { consulClient } from "./consul-client.ts";
+import { ConsulClient } from "./consul-client.ts";
 import { asConsulError, consulFailureLog } from "./consul-error.ts";
 import { serviceName, type ServiceRecord } from "./consul-record.ts";
 import type { ConsulCheckConfig, ConsulConfig } from "./consul-settings.ts";
@@ -52,7 +52,7 @@ export function registerInConsul(
   o: ConsulRegisterOptions,
 ): Registration {
   const { deployment, log, ttlMs = TTL_MS, clock = systemClock } = o;
-  const client = consulClient(config);
+  const client = new ConsulClient(config);
   const failures = consulFailureLog(log, config.address, "will keep retrying to register");
   const { id, role } = record();
   const name = serviceName(config.servicePrefix, role);

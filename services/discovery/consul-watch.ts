@@ -3,7 +3,7 @@
 // wait on index 0, limit the rate only when values churn.
 import type Consul from "consul";
 import { type Clock, pause, systemClock } from "../common/clock.ts";
-import { backoffMs } from "../common/lifecycle.ts";
+import { backoffMs, background } from "../common/lifecycle.ts";
 import type { ConsulCallOptions, ConsulClient } from "./consul-client.ts";
 import { asConsulError, ConsulError, lacksPolicy } from "./consul-error.ts";
 
@@ -38,17 +38,10 @@ const COST_FACTOR = 20;
 
 /** Watches until it is disposed of. */
 export function watchConsul<T>(o: BlockingQuery<T>): AsyncDisposable {
-  const stop = new AbortController();
-  const watch = askUntil(stop.signal, o);
-  return {
-    async [Symbol.asyncDispose]() {
-      stop.abort();
-      await watch;
-    },
-  };
+  return background((stop) => keepAsking(o, stop));
 }
 
-async function askUntil<T>(stop: AbortSignal, o: BlockingQuery<T>): Promise<void> {
+async function keepAsking<T>(o: BlockingQuery<T>, stop: AbortSignal): Promise<void> {
   const { waitMs = 10_000, clock = systemClock } = o;
   const pace = createPace(clock);
   let index = 0n;

@@ -1,7 +1,7 @@
 // The entry point to Consul: registers this process, lists instances, and watches settings that change while we run.
 import { type Clock, systemClock } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
-import { consulClient } from "./consul-client.ts";
+import { ConsulClient } from "./consul-client.ts";
 import { consulDirectory, INSTANCE_ROLES } from "./consul-directory.ts";
 import { consulFailureLog, ConsulError } from "./consul-error.ts";
 import { serviceName, type HealthEntry } from "./consul-record.ts";
@@ -34,7 +34,7 @@ export function consulWatcher(
 ): ConsulWatcher {
   const { log, forgetMs = FORGET_MS, clock = systemClock } = o;
   const { address, servicePrefix: prefix } = config;
-  const client = consulClient(config);
+  const client = new ConsulClient(config);
   const failing = new Map<string, ConsulError>();
   const heard = new Set<string>();
   const failures = consulFailureLog(log, address, "the router goes on with the instances it knows");

@@ -3,6 +3,7 @@
 import { equals } from "@bufbuild/protobuf";
 import { InfoSchema, InstanceService, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { type Clock, pause, systemClock } from "../common/clock.ts";
+import { background } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/channel.ts";
 import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
@@ -10,33 +11,29 @@ import type { Directory } from "./registry.ts";
 
 const ASK_EVERY_MS = 1_000;
 
-export interface StaticOptions {
-  readonly token?: string;
-  readonly log: Log;
-  readonly clock?: Clock;
-}
-
 /** An instance that stops answering stays listed as it was last known: the pool sees for itself that it is silent. */
-export function staticRegistry(addresses: readonly string[], o: StaticOptions): Directory {
+export function staticRegistry(
+  addresses: readonly string[],
+  o: { readonly token?: string; readonly log: Log; readonly clock?: Clock },
+): Directory {
   const { clock = systemClock } = o;
   return {
     watch(onChange) {
-      const over = new AbortController();
       const known = new Map<string, Info>();
-      const askers = addresses.map((address) => ask(address));
 
-      async function ask(address: string): Promise<void> {
+      async function ask(address: string, over: AbortSignal): Promise<void> {
         let channel = dialRpc(address, { token: o.token });
         let logged: PeerFault["kind"] | undefined;
-        while (!over.signal.aborted) {
+        while (!over.aborted) {
           try {
             const client = channel.client(InstanceService);
-            const { info } = await client.getInfo({}, { timeoutMs: 2_000, signal: over.signal });
+            const { info } = await client.getInfo({}, { timeoutMs: 2_000, signal: over });
             if (logged !== undefined) o.log.info("a listed instance answers again", { address });
             logged = undefined;
-            learn(address, info);
+            // An engine that is still loading has no model yet: nothing that could be used.
+            if (info !== undefined && info.instanceId !== "" && info.model !== "") learn(address, info);
           } catch (error) {
-            if (over.signal.aborted) break;
+            if (over.aborted) break;
             const { kind: fault, text: because } = peerFault(error);
             if (fault !== logged) o.log.warn("a listed instance can't be used", { address, fault, because });
             logged = fault;
@@ -44,14 +41,12 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
             await channel[Symbol.asyncDispose]();
             channel = dialRpc(address, { token: o.token });
           }
-          await pause(clock, ASK_EVERY_MS, over.signal);
+          await pause(clock, ASK_EVERY_MS, over);
         }
         await channel[Symbol.asyncDispose]();
       }
 
-      function learn(address: string, info: Info | undefined): void {
-        // An engine that is still loading has no model yet: nothing that could be used.
-        if (info === undefined || info.instanceId === "" || info.model === "" || over.signal.aborted) return;
+      function learn(address: string, info: Info): void {
         const before = known.get(address);
         if (before !== undefined && equals(InfoSchema, before, info)) return;
         known.set(address, info);
@@ -59,12 +54,7 @@ export function staticRegistry(addresses: readonly string[], o: StaticOptions): 
       }
 
       onChange([]);
-      return {
-        async [Symbol.asyncDispose]() {
-          over.abort();
-          await Promise.allSettled(askers);
-        },
-      };
+      return background((over) => Promise.allSettled(addresses.map((address) => ask(address, over))));
     },
   };
 }

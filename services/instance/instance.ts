@@ -20,7 +20,9 @@ import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { stateDirOf } from "../common/state-dir.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
-import type { Registration } from "../discovery/registry.ts";
+import { requireDialable } from "../discovery/consul-settings.ts";
+import { registerAtRouter } from "../discovery/embedded.ts";
+import { together, type Registration, type SelfReport } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
 import type { EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
@@ -35,7 +37,6 @@ import type { RpcService } from "../rpc/service.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
 import { engineFindings, startRefusalOf } from "./findings.ts";
 import { instanceService } from "./instance-service.ts";
-import { registerInstance } from "./registrar.ts";
 import { InstanceStatus } from "./status.ts";
 
 /** What a role's service works with. */
@@ -193,7 +194,7 @@ export async function startInstance(
     await supervisor.start(anySignal(stop, over.signal));
     supervisor.onChange(follow);
     follow();
-    registration = await registerInstance(config, info, () => status.report(), log);
+    registration = await register(config, info, () => status.report(), log);
   } catch (error) {
     await close(0);
     throw error;
@@ -207,6 +208,30 @@ export async function startInstance(
     close: (graceMs = config.process.drainGraceMs) => close(graceMs),
     [Symbol.asyncDispose]: () => close(0),
   };
+}
+
+/** Undefined if the instance doesn't register. @throws ConfigError for unusable Consul settings */
+async function register(
+  config: InstanceConfig,
+  self: () => Info,
+  report: () => SelfReport,
+  log: Log,
+): Promise<Registration | undefined> {
+  switch (config.registry.kind) {
+    case "static":
+      return undefined;
+    case "embedded": {
+      const addresses = [...new Set(config.registry.addresses)];
+      return together(addresses.map((address) => registerAtRouter(self, { address, token: config.grpc.token, log })));
+    }
+    case "consul": {
+      requireDialable("grpc", config.grpc);
+      // Consul's code is loaded only if configured.
+      const { instanceRecord, registerInConsul } = await import("../discovery/consul.ts");
+      const deployment = config.deployment.name;
+      return registerInConsul(config.consul, () => instanceRecord(self()), report, { deployment, log });
+    }
+  }
 }
 
 function infoOf({ facts, kvAddress }: LiveEngine): MessageInitShape<typeof InfoSchema> {

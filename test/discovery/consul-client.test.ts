@@ -6,7 +6,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { networkInterfaces, tmpdir } from "node:os";
 import { join } from "node:path";
 import { defineConfig, loadConfig } from "../../services/common/config.ts";
-import { consulClient, type CallLimits, type ConsulClient } from "../../services/discovery/consul-client.ts";
+import { ConsulClient, type CallLimits } from "../../services/discovery/consul-client.ts";
 import type { ConsulError } from "../../services/discovery/consul-error.ts";
 import { consulSettings } from "../../services/discovery/consul-settings.ts";
 import { hold, json, refuse, scriptedConsul, type Answer, type ScriptedConsul } from "../support/scripted-consul.ts";
@@ -25,7 +25,7 @@ async function talk(
 ): Promise<Talk> {
   const consul = await scriptedConsul(script, o.listen);
   const config = loadConfig(definition, { argv: [], env: { CONSUL_HTTP_ADDR: consul.address, ...o.env } });
-  const client = consulClient(config);
+  const client = new ConsulClient(config);
   return {
     consul,
     client,

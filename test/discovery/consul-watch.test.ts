@@ -1,7 +1,7 @@
 // Blocking queries against a scripted Consul: what a real one does rarely, and must not be tripped by.
 import assert from "node:assert/strict";
 import { ConfigError, defineConfig, loadConfig, section } from "../../services/common/config.ts";
-import { consulClient } from "../../services/discovery/consul-client.ts";
+import { ConsulClient } from "../../services/discovery/consul-client.ts";
 import type { ConsulError } from "../../services/discovery/consul-error.ts";
 import { consulServer, consulSettings, readConsulToken } from "../../services/discovery/consul-settings.ts";
 import { watchConsul } from "../../services/discovery/consul-watch.ts";
@@ -24,7 +24,7 @@ async function watching(
   o: { readonly waitMs?: number; readonly clock?: Clock } = {},
 ): Promise<{ heard: Heard; asked: Asked[] }> {
   const consul = await scriptedConsul(script);
-  const client = consulClient(configOf({ CONSUL_HTTP_ADDR: consul.address }));
+  const client = new ConsulClient(configOf({ CONSUL_HTTP_ADDR: consul.address }));
   const heard: Heard = { changes: [], downs: [] };
   const watch = watchConsul({
     client,
