@@ -114,7 +114,7 @@ export class AnswerStream {
     // The usage chunk has no choice. One that the client didn't ask for ends here.
     if (read.choiceCount === 0 && !this.#o.wantsUsage) return;
     if (read.choiceCount > 0) {
-      if (this.#engineHead === undefined) this.#learn(event, data, members);
+      if (this.#engineHead === undefined) this.#learn(event, data, members, read.json);
       if (read.finishReason !== undefined) this.finishReason = finishReasonOf(read.finishReason);
       this.#count();
     }
@@ -123,38 +123,28 @@ export class AnswerStream {
     this.#push(BLANK);
   }
 
-  /** The head up to and with the byte behind the choice's index, so that index 1 doesn't match 10. */
-  #learn(event: Buffer, data: Buffer, members: readonly Member[]): void {
+  #learn(event: Buffer, data: Buffer, members: readonly Member[], rewritten: Buffer): void {
     if (event.length !== PREFIX.length + data.length || !event.subarray(0, PREFIX.length).equals(PREFIX)) return;
-    const find = (key: string): Member | undefined => members.find((member) => member.key === key);
-    const [id, created, choices] = [find("id"), find("created"), find("choices")];
-    if (id === undefined || created === undefined || choices === undefined) return;
-    if (id.valueEnd > choices.start || created.valueEnd > choices.start) return;
-    const first = scanArray(data, choices.valueStart, choices.valueEnd)[0]!;
-    const index = scanObject(data.subarray(first.start, first.end))[0];
-    // Anything before the index may change from chunk to chunk; then nothing would match anyway.
-    if (index?.key !== "index") return;
-    const cuts = [
-      { start: id.valueStart, end: id.valueEnd, with: JSON.stringify(this.#o.identity.id) },
-      { start: created.valueStart, end: created.valueEnd, with: String(this.#o.identity.created) },
-      {
-        start: first.start + index.valueStart,
-        end: first.start + index.valueEnd,
-        with: String(this.#o.identity.choiceIndex),
-      },
-    ].sort((a, b) => a.start - b.start);
-    const headEnd = first.start + index.valueEnd + 1;
-    const pieces: Buffer[] = [PREFIX];
-    let at = 0;
-    for (const cut of cuts) {
-      pieces.push(data.subarray(at, cut.start), Buffer.from(cut.with));
-      at = cut.end;
-    }
-    pieces.push(data.subarray(at, headEnd));
-    this.#publicHead = Buffer.concat(pieces);
-    // A copy: the event's buffer is the whole read.
-    this.#engineHead = Buffer.from(event.subarray(0, PREFIX.length + headEnd));
+    const head = headOf(data, members);
+    if (head === undefined) return;
+    // Copies: the event's buffer is the whole read.
+    this.#engineHead = Buffer.concat([PREFIX, head]);
+    this.#publicHead = Buffer.concat([PREFIX, headOf(rewritten, scanObject(rewritten))!]);
   }
+}
+
+/**
+ * A chunk's head up to and with the byte behind the choice's index, so that index 1 doesn't match 10. Undefined if
+ * something that is rewritten or changes from chunk to chunk comes in another place.
+ */
+function headOf(json: Buffer, members: readonly Member[]): Buffer | undefined {
+  const choices = members.findIndex(({ key }) => key === "choices");
+  const before = members.slice(0, choices).map(({ key }) => key);
+  if (!before.includes("id") || !before.includes("created")) return undefined;
+  const { valueStart, valueEnd } = members[choices]!;
+  const first = scanArray(json, valueStart, valueEnd)[0]!;
+  const index = scanObject(json.subarray(first.start, first.end))[0];
+  return index?.key === "index" ? json.subarray(0, first.start + index.valueEnd + 1) : undefined;
 }
 
 /** The data of an event, its lines joined. Undefined where it has none: a comment, such as vLLM's `: keep-alive`. */
