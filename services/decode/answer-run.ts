@@ -12,7 +12,7 @@ import type { InstanceParts } from "../instance/instance.ts";
 import type { EngineRequest, LegSpec } from "../kv/connector.ts";
 import { asksForStream, asksForUsage } from "../kv/leg-body.ts";
 import { AnswerStream } from "./answer-stream.ts";
-import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ResponseIdentity } from "./answer.ts";
+import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ReadAnswer, type ResponseIdentity } from "./answer.ts";
 import { encodePiece, encodeResponse } from "./wire.ts";
 
 /** The largest event that an engine may send, and the largest body. */
@@ -137,13 +137,10 @@ export class AnswerRun {
     if (!roomy) this.#call.pause();
   }
 
-  #completeStream(stream: AnswerStream): void {
-    if (stream.finishReason === undefined) {
-      return this.#fail(new Error("the engine's stream ended without a finish reason"));
-    }
-    const usage: AnswerUsage = stream.usage ?? { promptTokens: 0, completionTokens: stream.chunkCount };
-    this.#o.write(encodePiece(stream.parts, stream.bytes, stream.tokens, this.#end(stream.finishReason, usage)));
-    this.#finish(undefined);
+  #completeStream({ finishReason, usage, chunkCount, parts, bytes, tokens }: AnswerStream): void {
+    if (finishReason === undefined) return this.#fail(new Error("the engine's stream ended without a finish reason"));
+    const counted = usage ?? { promptTokens: 0, completionTokens: chunkCount };
+    this.#complete(parts, bytes, tokens, finishReason, counted);
   }
 
   #onBody(chunk: Buffer): void {
@@ -177,34 +174,31 @@ export class AnswerRun {
   #completeBody(): void {
     if (this.#discarding) return this.#finish(undefined);
     this.#firstTokenMs = this.#lastTokenMs = this.#clock.nowMs();
-    let message: Buffer;
+    let answer: ReadAnswer;
     try {
       const body = Buffer.concat(this.#chunks);
-      const answer = rewriteAnswer(body, scanObject(body), this.#o.identity, true);
-      if (answer.finishReason === undefined)
-        throw new SyntaxError("the engine's answer has no choice with a finish reason");
-      const usage = answer.usage ?? { promptTokens: 0, completionTokens: 0 };
-      const end = this.#end(finishReasonOf(answer.finishReason), usage);
-      message = encodePiece([answer.json], answer.json.length, usage.completionTokens, end);
+      answer = rewriteAnswer(body, scanObject(body), this.#o.identity, true);
     } catch (error) {
       return this.#fail(error);
     }
-    this.#o.write(message);
-    this.#finish(undefined);
+    const { json, finishReason, usage = { promptTokens: 0, completionTokens: 0 } } = answer;
+    if (finishReason === undefined)
+      return this.#fail(new SyntaxError("the engine's answer has no choice with a finish reason"));
+    this.#complete([json], json.length, usage.completionTokens, finishReasonOf(finishReason), usage);
   }
 
-  #end(finishReason: FinishReason, usage: AnswerUsage): Buffer {
+  /** Writes the last message. */
+  #complete(parts: readonly Buffer[], bytes: number, tokens: number, reason: FinishReason, usage: AnswerUsage): void {
     const { cachedTokens } = this.#o.identity;
-    return encodeResponse({
-      end: {
-        finishReason,
-        promptTokens: usage.promptTokens,
-        completionTokens: usage.completionTokens,
-        ...(cachedTokens === undefined ? {} : { cachedTokens }),
-        firstTokenMs: Math.max(0, this.#firstTokenMs - this.#startedMs),
-        generationMs: Math.max(0, this.#lastTokenMs - this.#firstTokenMs),
-      },
-    });
+    const end = {
+      finishReason: reason,
+      ...usage,
+      ...(cachedTokens === undefined ? {} : { cachedTokens }),
+      firstTokenMs: Math.max(0, this.#firstTokenMs - this.#startedMs),
+      generationMs: Math.max(0, this.#lastTokenMs - this.#firstTokenMs),
+    };
+    this.#o.write(encodePiece(parts, bytes, tokens, encodeResponse({ end })));
+    this.#finish(undefined);
   }
 
   /** The engine failed in a way that a dead one would explain. */

@@ -60,25 +60,33 @@ export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle
     await until(status, () => isGone(leg) || status.stopping);
   }
 
+  /** Makes a few attempts, with pauses between them, until one has a result, or the engine is gone. */
+  async function retry<T>(leg: ReservedLeg, attempt: () => Promise<T | undefined>): Promise<T | undefined> {
+    let result: T | undefined;
+    for (let failures = 0; result === undefined && failures < TRIES && !isGone(leg); failures++) {
+      if (failures > 0) await pause(clock, backoffMs(failures - 1, RETRY));
+      result = await attempt();
+    }
+    return result;
+  }
+
   async function request(leg: ReservedLeg, ticket: string): Promise<boolean> {
     const { legId } = leg.spec;
     const wanted = connector.settleRequest(leg.spec, ticket);
     if (wanted === undefined) return true;
     // A drain carries the leg's id and must not arrive twice; a release may.
-    const repeatable = means === "release";
-    for (let attempt = 0; attempt < TRIES && !isGone(leg); attempt++) {
-      if (attempt > 0) await pause(clock, backoffMs(attempt - 1, RETRY));
+    const call = { method: "POST", ...wanted, repeatable: means === "release" } as const;
+    const freed = await retry(leg, async () => {
       try {
-        const call = { method: "POST", ...wanted, repeatable } as const;
         const { status: answered } = await leg.engine.http.fetch(call, { timeoutMs: SETTLE_TIMEOUT_MS });
         if (answered === 200 || answered === 204) return true;
         log.warn("the engine would not free abandoned KV", { legId, status: answered });
       } catch (error) {
         log.warn("abandoned KV could not be freed", { legId, error });
       }
-      if (!repeatable) return false;
-    }
-    return isGone(leg);
+      return call.repeatable ? undefined : false;
+    });
+    return freed ?? isGone(leg);
   }
 
   async function askOutcome(leg: ReservedLeg): Promise<{ outcome: Outcome; ticket: string }> {
@@ -86,25 +94,23 @@ export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle
     const unknown = { outcome: Outcome.UNKNOWN, ticket: "" };
     if (address === "") return unknown;
     const deadlineMs = clock.nowMs() + askTimeoutMs;
-    return usePrefill(address, async (channel) => {
-      for (let attempt = 0; attempt < TRIES; attempt++) {
-        if (attempt > 0) await pause(clock, backoffMs(attempt - 1, RETRY));
+    const answer = await usePrefill(address, (channel) =>
+      retry(leg, async () => {
         const timeoutMs = deadlineMs - clock.nowMs();
-        if (timeoutMs <= 0 || isGone(leg)) return unknown;
+        if (timeoutMs <= 0) return unknown;
         try {
           return await channel.client(PrefillService).getOutcome({ legId: leg.spec.legId }, { timeoutMs });
         } catch (error) {
           if (!(error instanceof ServiceError)) throw error;
           if (error.code === "deadline_exceeded") return unknown;
+          if (error.code !== "not_found") return undefined;
           // It never arrived there, unless the instance is a new one that has forgotten.
-          if (error.code === "not_found")
-            return (await startedBefore(channel, leg.reservedAtMs))
-              ? { ...unknown, outcome: Outcome.NOTHING_SENT }
-              : unknown;
+          const same = await startedBefore(channel, leg.reservedAtMs);
+          return same ? { outcome: Outcome.NOTHING_SENT, ticket: "" } : unknown;
         }
-      }
-      return unknown;
-    });
+      }),
+    );
+    return answer ?? unknown;
   }
 
   return async (leg, ticket, maybeTaken) => {

@@ -1,21 +1,13 @@
 // The checks that both roles make on a leg before it touches anything. The router made them too; an instance
 // trusts no caller with text that becomes part of its engine's request id.
+import type { Reserve } from "#gen/tandem/decode/v1/decode_pb.js";
+import type { PrefillRequest } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { ServiceError } from "../common/errors.ts";
 import { scanObject, duplicateKey, type Member } from "../common/json-body.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { LegSpec } from "../kv/connector.ts";
 import type { InstanceRole } from "./config.ts";
 import type { InstanceParts } from "./instance.ts";
-
-/** What PrefillRequest and Reserve have in common. */
-interface LegFields {
-  readonly legId: string;
-  readonly path: string;
-  readonly body: string;
-  readonly promptIndex?: number | undefined;
-  readonly prefillKvAddress: string;
-  readonly decodeKvAddress: string;
-}
 
 const LEG_ID = /^[0-9a-f]{32}$/;
 const KV_ADDRESS = /^[A-Za-z0-9.-]+:\d{1,5}$/;
@@ -28,7 +20,7 @@ const KV_ADDRESS = /^[A-Za-z0-9.-]+:\d{1,5}$/;
 export function admitLeg(
   { connector: { traits }, status, supervisor }: InstanceParts,
   role: InstanceRole,
-  leg: LegFields,
+  leg: PrefillRequest | Reserve,
   sampleIndex: number,
 ): { readonly engine: LiveEngine; readonly spec: LegSpec } {
   const { legId, promptIndex, prefillKvAddress, decodeKvAddress } = leg;
@@ -47,7 +39,7 @@ export function admitLeg(
   return { engine, spec: { ...checked, legId, promptIndex, sampleIndex, prefillKvAddress, decodeKvAddress, ...own } };
 }
 
-function checkBody(leg: LegFields): Pick<LegSpec, "path" | "body" | "members"> {
+function checkBody(leg: PrefillRequest | Reserve): Pick<LegSpec, "path" | "body" | "members"> {
   if (!LEG_ID.test(leg.legId)) throw invalid("leg_id", "must be 32 hex digits");
   if (leg.path !== "/v1/completions" && leg.path !== "/v1/chat/completions") {
     throw invalid("path", "must be /v1/completions or /v1/chat/completions");
