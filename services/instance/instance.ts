@@ -25,7 +25,7 @@ import { registerAtRouter } from "../discovery/embedded.ts";
 import { together, type Registration, type SelfReport } from "../discovery/registry.ts";
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
-import type { EngineKind, EngineSource, LiveEngine } from "../engine/engine.ts";
+import type { EngineSource, LiveEngine } from "../engine/engine.ts";
 import { launcherOf } from "../engine/launch.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
 import { EngineSupervisor } from "../engine/supervisor.ts";
@@ -63,8 +63,8 @@ export interface RunningInstance {
   info(): Info;
   load(): Load;
   readonly supervisor: EngineSupervisor;
-  /** Drains up to `graceMs` (default: drain.grace_ms), then stops everything. May be called twice. */
-  close(graceMs?: number): Promise<void>;
+  /** Drains up to `graceMs`, then stops everything. May be called twice. */
+  close(graceMs: number): Promise<void>;
   /** Without any grace, as a test wants it. */
   [Symbol.asyncDispose](): Promise<void>;
 }
@@ -140,7 +140,8 @@ export async function startInstance(
     const changed = supervisor.live !== live;
     live = supervisor.live;
     if (live !== undefined && changed) {
-      facts = infoOf(live);
+      const { kind: engine, version: engineVersion, ...rest } = live.facts;
+      facts = { ...rest, engine, engineVersion, kvAddress: live.kvAddress };
       findings = engineFindings(role, config, connector, live);
       for (const { level, check, message, cure } of findings)
         if (level >= FindingLevel.WARNING) log.warn("doctor finding", { check, message, cure });
@@ -205,7 +206,7 @@ export async function startInstance(
     info,
     load: () => status.load(),
     supervisor,
-    close: (graceMs = config.process.drainGraceMs) => close(graceMs),
+    close,
     [Symbol.asyncDispose]: () => close(0),
   };
 }
@@ -234,20 +235,6 @@ async function register(
   }
 }
 
-function infoOf({ facts, kvAddress }: LiveEngine): MessageInitShape<typeof InfoSchema> {
-  const { model, maxModelLen, kind: engine, version: engineVersion, blockSize } = facts;
-  const { tpSize = 0, dtype = "", modelRoot = "" } = facts;
-  return { model, maxModelLen, kvAddress, engine, engineVersion, blockSize, tpSize, dtype, modelRoot };
-}
-
-function engineKind(config: InstanceConfig): EngineKind {
-  const { connector } = config.kv;
-  if (config.engine.kind === undefined && connector !== undefined && connector !== "p2p-zmq") {
-    throw new ConfigError(`--connector ${connector} needs --engine vllm with a --model, or --engine sim.`);
-  }
-  return config.engine.kind ?? defaultEngineKind(config.engine.model);
-}
-
 function connectorName(config: InstanceConfig): ConnectorName {
   return (
     config.kv.connector ??
@@ -266,36 +253,31 @@ function engineSource(
   pings: () => Promise<PingListener>,
 ): EngineSource {
   const { servesUnpaired, pairedId, wedgedByPartner, name } = connector.traits;
-  const common = { model: config.engine.model, servesUnpaired, startTimeoutMs: config.engine.startTimeoutMs, ...o };
-  const url = config.engine.attach;
+  const { attach: url, apiKey, flags, model, servedName, startTimeoutMs } = config.engine;
+  const common = { model, servesUnpaired, startTimeoutMs, ...o };
   if (url !== "") {
     if (!url.startsWith("http://") || !URL.canParse(url))
       throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
-    const kvAddress = config.engine.kvAddress;
-    if (pairedId && kvAddress === undefined) {
+    const kvAddress = pairedId ? config.engine.kvAddress : "";
+    if (kvAddress === undefined) {
       throw new ConfigError(
         `With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`,
       );
     }
-    return attachedEngine({
-      ...common,
-      url,
-      apiKey: config.engine.apiKey,
-      kind: config.engine.kind,
-      kvAddress: pairedId ? kvAddress! : "",
-    });
+    return attachedEngine({ ...common, url, apiKey, kind: config.engine.kind, kvAddress });
   }
-  const kind = engineKind(config);
-  const { model, flags, servedName } = config.engine;
+  if (config.engine.kind === undefined && name !== "p2p-zmq")
+    throw new ConfigError(`--connector ${name} needs --engine vllm with a --model, or --engine sim.`);
+  const kind = config.engine.kind ?? defaultEngineKind(model);
   const { host: kvHost, port: kvPort } = splitAddress(config.kv.listen);
   if (kvPort === 0) throw new ConfigError("kv.listen: give a port of at least 1, which is the first one to try.");
-  const vllm = { ...config.vllm, servedName, pings };
+  const launch = { role, connector: name, model, slots: config.legs.slots, flags };
   return spawnedEngine({
     ...common,
     // A real model is what is loaded; the name it is served under follows from the flags.
     ...(kind === "sim" ? {} : { model: servedName }),
     kind,
-    launch: launcherOf(kind, { role, connector: name, model, slots: config.legs.slots, flags }, vllm),
+    launch: launcherOf(kind, launch, { ...config.vllm, servedName, pings }),
     onPhase,
     secrets: [config.vllm.hfToken],
     kvHost,
