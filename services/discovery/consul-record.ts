@@ -111,26 +111,19 @@ export function infoOf({ Service: { ID: id, Meta: meta } }: HealthEntry, role: "
 }
 
 /** What the checks have against the service; undefined where nothing. */
-export function objectionOf(entry: HealthEntry): Objection | undefined {
-  let critical: Objection | undefined;
-  for (const check of entry.Checks) {
-    if (check.Status !== "critical") continue;
-    if (check.CheckID === "_node_maintenance" || check.CheckID.startsWith("_service_maintenance:")) {
-      const what = check.CheckID === "_node_maintenance" ? `Its node ${entry.Node?.Node ?? ""}` : "It";
-      return {
-        kind: "maintenance",
-        reason: `${what} is in maintenance mode in Consul: ${check.Notes || "no reason given"}`,
-      };
-    }
-    // It says that the agent is gone, not the service, which the router watches by itself.
-    if (check.CheckID === "serfHealth") continue;
-    const output = (check.Output ?? "").trim().slice(0, 300);
-    critical ??= {
-      kind: "critical",
-      reason: `Its check "${check.Name ?? check.CheckID}" fails in Consul: ${output || "no output yet"}`,
-    };
+export function objectionOf({ Node: node, Checks: checks }: HealthEntry): Objection | undefined {
+  // serfHealth reports that the agent is gone, not the service, which the router watches by itself.
+  const failing = checks.filter(({ Status: status, CheckID: id }) => status === "critical" && id !== "serfHealth");
+  const maintained = failing.find(({ CheckID: id }) => /^_(node_maintenance$|service_maintenance:)/.test(id));
+  if (maintained !== undefined) {
+    const what = maintained.CheckID === "_node_maintenance" ? `Its node ${node?.Node ?? ""}` : "It";
+    const why = maintained.Notes || "no reason given";
+    return { kind: "maintenance", reason: `${what} is in maintenance mode in Consul: ${why}` };
   }
-  return critical;
+  const [check] = failing;
+  if (check === undefined) return undefined;
+  const output = (check.Output ?? "").trim().slice(0, 300) || "no output yet";
+  return { kind: "critical", reason: `Its check "${check.Name ?? check.CheckID}" fails in Consul: ${output}` };
 }
 
 /** Consul's DNS has no names for tags of other characters, and the agent warns of each. */

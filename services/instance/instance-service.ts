@@ -44,14 +44,21 @@ export function instanceService({ status, info, findings, log, clock }: Instance
     let nap = new AbortController();
     const wake = (): void => nap.abort();
     const sinceSentMs = (): number => clock.nowMs() - sentMs;
+    /** Each message but the first asks for a report at once. */
+    const listen = async (): Promise<void> => {
+      let count = 0;
+      for await (const _ of requests) {
+        asked = count++ > 0;
+        if (asked) wake();
+      }
+    };
     const changed = (): void => {
       if (sinceSentMs() >= PUSH_GAP_MS) wake();
     };
     status.on("change", changed);
     signal.addEventListener("abort", wake);
-    void eachAfterFirst(requests, () => {
-      asked = true;
-      wake();
+    listen().catch(() => {
+      // The call broke, which its signal reports as well.
     });
     try {
       while (!signal.aborted) {
@@ -102,14 +109,4 @@ export function instanceService({ status, info, findings, log, clock }: Instance
     },
     { access: "token" },
   );
-}
-
-/** Calls `fn` for each message but the first, until the stream ends. */
-async function eachAfterFirst(messages: AsyncIterable<unknown>, fn: () => void): Promise<void> {
-  let count = 0;
-  try {
-    for await (const _ of messages) if (count++ > 0) fn();
-  } catch {
-    // The call broke, which its signal reports as well.
-  }
 }

@@ -40,10 +40,6 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
     this.setMaxListeners(0);
   }
 
-  get state(): State {
-    return this.#standing.state;
-  }
-
   get stopping(): boolean {
     return this.#facts.ending !== "";
   }

@@ -149,22 +149,22 @@ describe("an instance", () => {
 describe("the status of an instance", () => {
   it("tells the state that matters most", () => {
     const status = new InstanceStatus(2);
-    assert.deepEqual([status.state, status.load().reason], [State.STARTING, "the engine is starting"]);
+    assert.deepEqual([status.load().state, status.load().reason], [State.STARTING, "the engine is starting"]);
     status.set({ engine: { reason: "" } });
     status.admit();
     status.set({ drained: "because" });
     assert.throws(() => status.admit(), refusal("instance_unavailable"));
     status.set({ engine: { reason: "the engine exited" } });
-    assert.deepEqual([status.state, status.load().reason], [State.STARTING, "the engine exited"]);
+    assert.deepEqual([status.load().state, status.load().reason], [State.STARTING, "the engine exited"]);
     status.set({ engine: { reason: "" } });
-    assert.deepEqual([status.state, status.load().reason], [State.DRAINING, "because"]);
+    assert.deepEqual([status.load().state, status.load().reason], [State.DRAINING, "because"]);
     status.set({ drained: "" });
-    assert.deepEqual([status.state, status.load().reason], [State.SERVING, ""]);
+    assert.deepEqual([status.load().state, status.load().reason], [State.SERVING, ""]);
     status.set({ ending: "stopping" });
     status.set({ drained: "" });
-    assert.equal(status.state, State.DRAINING);
+    assert.equal(status.load().state, State.DRAINING);
     status.set({ ending: "stopped" });
-    assert.equal(status.state, State.STOPPED);
+    assert.equal(status.load().state, State.STOPPED);
   });
 
   it("counts orphaned KV against the slots, and not as work that is left", () => {
