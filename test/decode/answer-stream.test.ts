@@ -150,7 +150,7 @@ describe("a chunk", () => {
     assert.equal(events(out)[1].choices[0].text, '"finish_reason":"stop" "kv_transfer_params":{} "usage":{');
   });
 
-  it("never carries KV parameters, wherever they stand", () => {
+  it("never carries KV parameters, whatever their position", () => {
     const secret = '"kv_transfer_params":{"remote_host":"10.0.0.1"}';
     const inChoice = chunk(`"text":"a",${secret}`);
     const atTop = chunk('"text":"b"').replace("}\n\n", `,${secret},"ec_transfer_params":{"a":1}}\n\n`);

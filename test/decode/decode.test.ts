@@ -65,7 +65,7 @@ describe("a request over both legs", () => {
     await settled(decode);
   });
 
-  it("answers one body to a request that doesn't stream", async () => {
+  it("answers a non-streaming request with one body", async () => {
     await using prefill = await simPrefill("nixl");
     await using decode = await simDecode("nixl");
     const pair = leg({ stream: false });
@@ -202,7 +202,7 @@ describe("a running leg", () => {
     await settled(decode);
   });
 
-  it("fails when the engine turns it down, and its KV is released", async () => {
+  it("fails when the engine refuses it, and its KV is released", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", {}, { faults: ["refuse:status=400"] });
     const { call } = await running(prefill, decode);
@@ -285,7 +285,7 @@ describe("KV that only a decode leg can free", () => {
     assert.ok(decode.engine.state().generation_tokens < 100);
   });
 
-  it("of an outcome that nobody knows stays counted where the engine can't be restarted", async () => {
+  it("of an unknown outcome stays counted where the engine can't be restarted", async () => {
     await using decode = await simDecode("p2p-zmq", nccl);
     const call = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
     call.abandon();

@@ -56,7 +56,7 @@ describe("an engine that sends odd bytes", () => {
     return { events, messages, error };
   }
 
-  it("is read whatever way its events are cut, with comments and CRLF between them", async () => {
+  it("is read however its events are cut, with comments and CRLF between them", async () => {
     const { events, error } = await answerWith(async (res) => {
       const text = `: keep-alive\n\n${chunk("a")}\n\n${chunk("é\\n")}\r\n\r\n: x\n\n${chunk("c", '"stop"')}\n\ndata: [DONE]\n\n`;
       for (const byte of Buffer.from(text)) {

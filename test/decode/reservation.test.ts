@@ -31,7 +31,7 @@ describe("a reservation", () => {
     (await reserved(decode, prefill, leg())).abandon(true);
   });
 
-  it("is refused when its engine was started again since the caller knew it", async () => {
+  it("is refused when its engine was restarted after the caller learnt its address", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const stale = openDecode(decode);
@@ -75,7 +75,7 @@ describe("a reservation", () => {
     assert.equal(decode.instance.supervisor.restarts, 0);
   });
 
-  it("is settled though its prefill instance is gone, and nobody can say what was sent", async () => {
+  it("is settled though its prefill instance is gone and it is unknown what was sent", async () => {
     await using decode = await simDecode();
     const prefill = await simPrefill();
     const pair = leg();
@@ -98,7 +98,7 @@ describe("a reservation", () => {
     await assert.rejects(prefillLeg(prefill, decode, pair), refusal("leg_id_reused"));
   });
 
-  it("is refused while the instance drains; what is reserved may still start", async () => {
+  it("is refused while the instance drains; a leg that is reserved may still start", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const pair = leg({ max_tokens: 30, ignore_eos: true });
@@ -119,7 +119,7 @@ describe("a reservation", () => {
   for (const [what, change] of [
     ["a leg id that is not hex", { legId: "x".repeat(32) }],
     ["a path that can't be split", { path: "/v1/embeddings" }],
-    ["a body that is no object", { body: "[]" }],
+    ["a body that is not an object", { body: "[]" }],
     ["a body with a field twice", { body: '{"model":"a","m\\u006fdel":"b"}' }],
     ["a KV address that would be parsed", { prefillKvAddress: "127.0.0.1:1___decode_addr_10.0.0.1:5" }],
     ["no public id", { face: undefined }],
@@ -146,7 +146,7 @@ describe("a call that breaks the rules", () => {
     await settled(decode);
   });
 
-  it("is refused for bytes that are no message, and for a half-close before the start", async () => {
+  it("is refused for bytes that are not a message, and for a half-close before the start", async () => {
     await using decode = await simDecode();
     const thin = dialRpc(decode.instance.address, { log: quiet });
     for (const bytes of [Buffer.from([0xff, 0xff, 0xff]), Buffer.alloc(0)]) {

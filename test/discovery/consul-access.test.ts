@@ -132,7 +132,7 @@ describe("Consul with access control", function () {
     rmSync(folder, { recursive: true });
   });
 
-  it("names what a router's token lacks, where Consul would only leave things out", async () => {
+  it("names the policy that a router's token lacks, where Consul would only leave things out", async () => {
     const sink = logSink();
     await agent.put("/v1/agent/service/register", { Name: "tandem-decode", ID: "other", Meta: {} }, root);
     const env = {
@@ -159,7 +159,7 @@ describe("Consul with access control", function () {
     await agent.put("/v1/agent/service/deregister/other", undefined, root);
   });
 
-  it("says of an unknown token that Consul doesn't know it", async () => {
+  it("reports that Consul doesn't know a token", async () => {
     const sink = logSink();
     const env = { CONSUL_HTTP_ADDR: agent.address, CONSUL_HTTP_TOKEN: "22222222-2222-2222-2222-222222222222" };
     const watcher = consulWatcher(configOf(env), { deployment: "default", log: sink.log });
@@ -172,7 +172,7 @@ describe("Consul with access control", function () {
 
 describe("Consul over TLS", function () {
   this.timeout(90_000);
-  it("is spoken to with Consul's own variables, our certificate and its own authority", async function () {
+  it("works with Consul's own variables, our certificate and its own authority", async function () {
     const found = await consul();
     if ("missing" in found) skip(this, found.missing);
     const folder = mkdtempSync(join(tmpdir(), "tandem-tls-"));

@@ -89,7 +89,7 @@ describe("a call to Consul", () => {
     assert.equal(first.consul.asked.length, 1);
   });
 
-  it("fails with Consul's whole words, however many they are", async () => {
+  it("fails with Consul's whole text, however long", async () => {
     const long = `rpc error making call: ${"a node further on says no, ".repeat(10)}the end`;
     using all = await talk([
       refuse(400, long),
@@ -117,14 +117,14 @@ describe("a call to Consul", () => {
     assert.match(second.message, /doesn't know the token/);
   });
 
-  it("takes an agent that has forgotten a check for that, also one that says so with 500", async () => {
+  it("recognizes an agent that has forgotten a check, also one that answers 500", async () => {
     using all = await talk([refuse(404, "Unknown check ID"), refuse(500, 'CheckID "x" does not have associated TTL')]);
     const pass = () => all.client.ask((consul, call) => consul.agent.check.pass({ id: "x", note: "serving", ...call }));
     assert.deepEqual([(await failure(pass())).kind, (await failure(pass())).kind], ["unknown", "unknown"]);
     assert.equal(all.consul.asked[0]!.query.get("note"), "serving");
   });
 
-  it("ends in time, and says that it was the time", async () => {
+  it("times out, and says so", async () => {
     using all = await talk([hold]);
     const error = await failure(services(all.client, { timeoutMs: 50 }));
     assert.deepEqual([error.kind, /no answer within 50 ms/.test(error.message)], ["away", true]);
@@ -157,7 +157,7 @@ describe("a call to Consul", () => {
     assert.equal(all.consul.asked.length, 1, "what is no longer wanted is not asked");
   });
 
-  it("takes no answer without end into memory", async () => {
+  it("bounds the size of an answer", async () => {
     const piece = Buffer.alloc(4 * 1024 * 1024, " ");
     const endless: Answer = (response) => {
       response.writeHead(200, { "content-type": "application/json" });
@@ -169,8 +169,8 @@ describe("a call to Consul", () => {
   });
 });
 
-describe("what the settings of Consul say", () => {
-  it("goes with each call: token, datacenter, and the password of a proxy", async () => {
+describe("a setting of Consul", () => {
+  it("goes with each call: token, datacenter and the password of a proxy", async () => {
     const env = { CONSUL_HTTP_TOKEN: "secret", TANDEM_CONSUL_DATACENTER: "dc2", CONSUL_HTTP_AUTH: "ann:pass:word" };
     using all = await talk([json(1, [])], { env });
     await all.client.ask((consul, call) => consul.health.service({ service: "x", ...call }));
@@ -184,7 +184,7 @@ describe("what the settings of Consul say", () => {
     assert.equal(all.consul.asked[0]!.query.get("dc"), "dc2");
   });
 
-  it("is a token file, which is read again when Consul denies what was asked", async () => {
+  it("may be a token file, which is read again when Consul denies a call", async () => {
     const folder = mkdtempSync(join(tmpdir(), "tandem-token-"));
     const file = join(folder, "token");
     writeFileSync(file, "old\n");
@@ -199,7 +199,7 @@ describe("what the settings of Consul say", () => {
     rmSync(folder, { recursive: true });
   });
 
-  it("may be the path of a socket, or an IPv6 address", async function () {
+  it("may be a socket's path or an IPv6 address", async function () {
     const folder = mkdtempSync(join(tmpdir(), "tandem-socket-"));
     {
       using all = await talk([json(1, { by: "socket" })], { listen: { path: join(folder, "consul.sock") } });

@@ -65,7 +65,7 @@ async function register(
 }
 
 describe("a process in Consul", () => {
-  it("has a check that the agent asks, with a timeout of its own, and one that fails unless it is renewed", async () => {
+  it("has a check that the agent makes, with its own timeout, and one that fails unless it is renewed", async () => {
     const registered: any[] = [];
     const consul = await scriptedConsul([agent([], registered)]);
     await using _ = await register(consul, () => SERVING);
@@ -122,7 +122,7 @@ describe("a process in Consul", () => {
     assert.deepEqual(reports, ["fail draining: an operator asked", "pass serving"]);
   });
 
-  it("logs each thing that keeps it out once, by its class, and that it got in", async () => {
+  it("logs each class of failure once, and then the registration", async () => {
     const lacks = `Permission denied: token with AccessorID '0-0' lacks permission 'service:write' on "tandem-decode"`;
     const reset: Answer = (response) => void response.socket!.destroy();
     const script = [
@@ -159,7 +159,7 @@ describe("a process in Consul", () => {
     assert.match(because[3]!, /Consul answers 400: no/);
   });
 
-  it("shows its free slots, with the time, and seldom anew", async () => {
+  it("shows its free slots with the time, and renews them rarely", async () => {
     const reports: string[] = [];
     const consul = await scriptedConsul([agent(reports)]);
     let free = 64;

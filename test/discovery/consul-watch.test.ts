@@ -1,4 +1,4 @@
-// Blocking queries against a scripted Consul: what a real one does rarely, and must not be tripped by.
+// Blocking queries against a scripted Consul, with answers that a real one gives rarely.
 import assert from "node:assert/strict";
 import { ConfigError, defineConfig, loadConfig, section } from "../../services/common/config.ts";
 import { ConsulClient } from "../../services/discovery/consul-client.ts";
@@ -45,7 +45,7 @@ async function watching(
 }
 
 describe("a blocking query", () => {
-  it("asks at once, then waits on the index, and tells only news", async () => {
+  it("asks at once, then waits on the index, and reports only changes", async () => {
     const { heard, asked } = await watching(
       [json(5, ["a"]), json(5, ["a"]), json(9, ["a", "b"]), hold],
       (_, all) => all.length === 4,
@@ -83,7 +83,7 @@ describe("a blocking query", () => {
     ]);
   });
 
-  it("never waits on index 0, which would answer at once for ever", async () => {
+  it("never waits on index 0, which would be answered at once forever", async () => {
     const { asked } = await watching([json(0, []), hold], (_, all) => all.length === 2);
     assert.equal(asked[1]!.query.get("index"), "1");
   });
@@ -119,12 +119,12 @@ describe("a blocking query", () => {
     assert.deepEqual(heard.changes, [{ body: ["a"], gap: true }]);
   });
 
-  it("notices an agent that answers no more", async () => {
+  it("notices an agent that no longer answers", async () => {
     const { heard } = await watching([json(5, []), hold], ({ downs }) => downs.length === 1, { waitMs: 100 });
     assert.match(heard.downs[0]!.message, /no answer within/);
   });
 
-  it("takes a cluster without a leader for away, and a page of something else for no Consul", async () => {
+  it("treats a cluster without a leader as away, and another server's page as a refusal", async () => {
     const noLeader: Answer = (response) => response.writeHead(500).end("No cluster leader");
     const page: Answer = (response) => response.writeHead(200, { "content-type": "text/html" }).end("<html>");
     const broken: Answer = (response) =>
@@ -137,7 +137,7 @@ describe("a blocking query", () => {
     assert.match(heard.downs[0]!.message, /No cluster leader/);
   });
 
-  it("takes an answer that leaves something out for a missing policy, not for fewer instances", async () => {
+  it("treats a filtered answer as a missing policy, not as fewer instances", async () => {
     const { heard } = await watching(
       [json(5, [], { "x-consul-results-filtered-by-acls": "true" }), hold],
       ({ downs }) => downs.length === 1,

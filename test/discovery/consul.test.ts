@@ -114,14 +114,14 @@ describe("Consul as the registry", function () {
   });
   const none = (): Promise<true> => eventually("none is listed", () => seen.ids().length === 0);
 
-  it("tells the router all that an instance says of itself", async () => {
+  it("gives the router all facts of an instance", async () => {
     await using decode = await register(config, "decode-a");
     const [info] = await eventually("it is listed", () => seen.now().entries.length === 1 && seen.now().entries);
     assert.deepEqual(info, decode.info);
     await eventually("its checks pass", () => seen.now().objections.size === 0);
   });
 
-  it("shows it readable to people: name, address, meta, tags and what the checks say", async () => {
+  it("shows name, address, meta, tags and checks in readable form", async () => {
     await none();
     await using decode = await register(config, "decode-b");
     const [entry] = await eventually("both checks pass", async () => {
@@ -170,7 +170,7 @@ describe("Consul as the registry", function () {
     assert.match(objection.reason, /"health".*out of memory/);
   });
 
-  it("tells a drain at once, and its end", async () => {
+  it("reports a drain at once, and its end", async () => {
     await none();
     await using decode = await register(config, "decode-c");
     await eventually("it is listed", () => seen.ids().length === 1 && seen.now().objections.size === 0);
@@ -183,7 +183,7 @@ describe("Consul as the registry", function () {
     await eventually("its end is heard", () => seen.now().objections.size === 0);
   });
 
-  it("takes maintenance mode for a drain, of the service and of its node", async () => {
+  it("treats maintenance mode of a service or its node as a drain", async () => {
     await none();
     await using decode = await register(config, "decode-d");
     await eventually("it passes", () => seen.ids().length === 1 && seen.now().objections.size === 0);
@@ -198,7 +198,7 @@ describe("Consul as the registry", function () {
     assert.equal(decode.info.instanceId, "decode-d");
   });
 
-  it("tells new facts of a known instance", async () => {
+  it("reports new facts of a known instance", async () => {
     await none();
     await using decode = await register(config, "decode-e");
     await eventually("it is listed", () => seen.ids().length === 1);
@@ -217,7 +217,7 @@ describe("Consul as the registry", function () {
     await none();
   });
 
-  it("registers again what somebody deregistered", async () => {
+  it("registers an instance again that was deregistered by hand", async () => {
     await none();
     await using _decode = await register(config, "decode-g");
     await eventually("it is listed", () => seen.ids().length === 1);
@@ -226,7 +226,7 @@ describe("Consul as the registry", function () {
     await eventually("the router believes it again", () => seen.ids().length === 1 && seen.now().objections.size === 0);
   });
 
-  it("takes out what a killed instance of the same address left", async () => {
+  it("removes the entry that a killed instance left at the same address", async () => {
     await none();
     await using decode = await register(config, "decode-h", { startedUnixMs: 2_000n });
     const [host, port] = decode.server.address.split(":");
@@ -250,7 +250,7 @@ describe("Consul as the registry", function () {
     await eventually("the ghost is out", async () => (await agent.get("/v1/agent/service/decode-ghost")) === undefined);
   });
 
-  it("leaves out what can't be an instance, and says which and why", async () => {
+  it("leaves out a service that can't be an instance, and logs which and why", async () => {
     await none();
     const sink = logSink();
     const other = watch(consulWatcher(configOf(agent.address), { deployment: "default", log: sink.log }));

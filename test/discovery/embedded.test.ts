@@ -179,7 +179,7 @@ describe("the embedded registry", () => {
     await next[Symbol.asyncDispose]();
   });
 
-  it("tells an instance why it is kept out, each time that changes", async () => {
+  it("gives an instance the reason why it is kept out, each time it changes", async () => {
     const port = await freePort();
     const address = `127.0.0.1:${port}`;
     const sink = logSink();

@@ -25,7 +25,7 @@ function instance(listen: string, info: () => Partial<Info>, token?: string): Pr
 }
 
 describe("a static list of instances", () => {
-  it("learns who is behind each address, also later and after a change, and forgets nobody", async () => {
+  it("learns which instance is at each address, also later and after a change, and forgets none", async () => {
     const [port, latePort] = [await freePort(), await freePort()];
     let kvAddress = "127.0.0.1:1";
     const first = await instance(`127.0.0.1:${port}`, () => ({ instanceId: "a", model: "m", kvAddress }));

@@ -13,7 +13,7 @@ import { eventually, within } from "../support/waits.ts";
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 
 describe("an instance", () => {
-  it("says who it is", async () => {
+  it("reports its identity", async () => {
     await using decode = await simDecode();
     const { info, load } = await decode.channel.client(InstanceService).getInfo({});
     assert.deepEqual(
@@ -83,7 +83,7 @@ describe("an instance", () => {
     );
   });
 
-  it("finishes what runs when it is closed, and takes nothing new meanwhile", async () => {
+  it("finishes running legs when it is closed, and takes no new ones meanwhile", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const pair = leg({ max_tokens: 60, ignore_eos: true });
@@ -103,7 +103,7 @@ describe("an instance", () => {
     assert.equal(decode.instance.load().state, State.STOPPED);
   });
 
-  it("ends what still runs when its grace is over", async () => {
+  it("ends legs that still run when its grace period is over", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", {}, { faults: ["stall:after_tokens=2"] });
     const pair = leg();
@@ -147,7 +147,7 @@ describe("an instance", () => {
 });
 
 describe("the status of an instance", () => {
-  it("tells the state that matters most", () => {
+  it("reports the state that matters most", () => {
     const status = new InstanceStatus(2);
     assert.deepEqual([status.load().state, status.load().reason], [State.STARTING, "the engine is starting"]);
     status.set({ engine: { reason: "" } });

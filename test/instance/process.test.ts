@@ -68,7 +68,7 @@ describe("an instance's process", function () {
   const load = async ({ channel }: Running) =>
     (await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 })).load!;
 
-  it("says in one line what it is, and drains and ends with its engine when its terminal closes", async () => {
+  it("describes itself in one line, and drains and ends with its engine when its terminal closes", async () => {
     const it = await start("prefill", "--slots=3");
     assert.match(
       it.line,
@@ -81,7 +81,7 @@ describe("an instance's process", function () {
     assert.deepEqual(readdirSync(join(state, "tandem", "engines")), []);
   });
 
-  it("is gone with its engine at SIGINT without waiting for a leg in its hands", async () => {
+  it("ends with its engine at SIGINT without waiting for a running leg", async () => {
     const it = await start("decode");
     const call = openDecode({ channel: it.channel } as unknown as SimInstance);
     const pair = { legId: freshLegId(), path: "/v1/completions", body: body() };
@@ -100,7 +100,7 @@ describe("an instance's process", function () {
     await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined);
   });
 
-  it("starts its engine again on a fresh KV port when that is killed, and serves again", async () => {
+  it("restarts a killed engine on a fresh KV port, and serves again", async () => {
     const it = await start("decode");
     const control = it.channel.client(InstanceService);
     const before = (await control.getInfo({})).info!;
@@ -113,7 +113,7 @@ describe("an instance's process", function () {
     assert.ok(Number(after.kvAddress.split(":")[1]) > Number(before.kvAddress.split(":")[1]));
   });
 
-  it("fails to start with the engine's last words", async () => {
+  it("fails to start with the last lines of the engine's output", async () => {
     await assert.rejects(start("decode", "--engine.flag=--fault=nonsense"), /unknown fault/);
   });
 });

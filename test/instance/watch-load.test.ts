@@ -29,7 +29,7 @@ function watch() {
 }
 
 describe("a load that is watched", () => {
-  it("is told at once, on change at most every 200 ms, and each second", async () => {
+  it("is reported at once, on change at most every 200 ms, and each second", async () => {
     const { clock, status, loads, gone, ended } = watch();
     await clock.pass(0);
     assert.deepEqual(loads, [0]);

@@ -75,7 +75,7 @@ describe("a prefill leg", () => {
     );
   });
 
-  it("is refused when its engine was started again since decode was told where it is", async () => {
+  it("is refused when its engine was restarted after the decode instance learnt its address", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const pair = leg();
@@ -142,7 +142,7 @@ describe("a prefill leg", () => {
 });
 
 describe("the outcome of a leg", () => {
-  it("that never came is not known, and the leg is refused from then on", async () => {
+  it("is unknown for a leg that never arrived, which is refused from then on", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode();
     const pair = leg();
