@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { pause, settlesWithin, systemClock } from "../../services/common/clock.ts";
+import { EventEmitter } from "node:events";
+import { pause, settlesWithin, systemClock, until } from "../../services/common/clock.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { deferred, within } from "../support/waits.ts";
 
@@ -81,6 +82,30 @@ describe("a pause", () => {
     await pauses[1];
     await pause(clock, 300, stop.signal);
     assert.equal(clock.pending, 0);
+  });
+});
+
+describe("a wait for a state", () => {
+  it("ends when the state is reached, at once or at a later change", async () => {
+    const source = new EventEmitter<{ change: [] }>();
+    let count = 0;
+    await within(
+      until(source, () => count === 0),
+      "a state that is reached already",
+    );
+    const reached = until(source, () => count === 2);
+    for (; count < 2; source.emit("change")) count++;
+    await within(reached, "the state");
+    assert.equal(source.listenerCount("change"), 0);
+  });
+
+  it("ends when it is stopped", async () => {
+    const source = new EventEmitter<{ change: [] }>();
+    const stop = new AbortController();
+    const waiting = until(source, () => false, stop.signal);
+    stop.abort();
+    await within(waiting, "the end of the wait");
+    assert.equal(source.listenerCount("change"), 0);
   });
 });
 

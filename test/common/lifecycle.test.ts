@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
-import { anySignal, backoffMs, onceAborted, startLife } from "../../services/common/lifecycle.ts";
+import { anySignal, background, backoffMs, onceAborted, startLife } from "../../services/common/lifecycle.ts";
 import { moduleUrl, runScript } from "../support/script.ts";
 
 const lifecycle = JSON.stringify(moduleUrl("services/common/lifecycle.ts"));
@@ -98,6 +98,19 @@ describe("back-off", () => {
       backoffMs(5_000, bounds, () => 0),
       1_000,
     );
+  });
+});
+
+describe("work in the background", () => {
+  it("is told to stop when it is disposed of, and is waited for", async () => {
+    const steps: string[] = [];
+    const work = background(async (stop) => {
+      await onceAborted(stop);
+      steps.push("stopped");
+    });
+    steps.push("disposed");
+    await work[Symbol.asyncDispose]();
+    assert.deepEqual(steps, ["disposed", "stopped"]);
   });
 });
 
