@@ -22,7 +22,7 @@ export interface LegContext {
   readonly paces: AnswerPaces;
   readonly deadlines: Deadlines;
   readonly clock: Clock;
-  readonly metrics: RelayMetrics;
+  readonly metrics: Pick<RelayMetrics, "leg" | "completed" | "kvBytes" | "interTokenMs">;
   /** Legs that have not ended. */
   readonly live: Pick<Set<LiveLeg>, "add" | "delete">;
 }

@@ -3,7 +3,7 @@
 import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
-import { estimateTokens } from "../request/estimate-tokens.ts";
+import { estimateTokens } from "../request/request.ts";
 import { prefillBoundMs, prefillStalled, setUpMs, timeLeftMs, waitingTokens } from "./bounds.ts";
 import type { LegContext, LegTask, SideRunner } from "./context.ts";
 import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";

@@ -11,7 +11,7 @@ import type { Books } from "../leg/books.ts";
 import type { LegContext } from "../leg/context.ts";
 import { LegRun, type LegOwner } from "../leg/run.ts";
 import type { Instance, ProbeFailure } from "../pool/pool.ts";
-import { createLegDraft } from "../request/receipt.ts";
+import { LegDraft } from "../request/receipt.ts";
 import type { RelayRequest } from "../request/request.ts";
 
 export type ProbeResult =
@@ -35,12 +35,6 @@ export interface Prober {
   unsettled(prefill: Instance, decode: Instance): number;
 }
 
-export interface ProberOptions {
-  /** The context of users' legs. */
-  readonly context: LegContext;
-  readonly mintLegId: () => string;
-}
-
 /** Longer than a KV block, so that KV moves. */
 const PROMPT_TOKENS = 160;
 /** Range of ids that every vocabulary has, above the special tokens of most. */
@@ -48,8 +42,9 @@ const TOKEN_IDS = [10, 240] as const;
 const TOLERANCE = 0.2;
 const TOLERANCE_FLOAT32 = 0.01;
 
-export function createProber({ context, mintLegId }: ProberOptions): Prober {
-  const { metrics, clock, limits, deadlines } = context;
+/** @param context The context of users' legs. */
+export function createProber(context: LegContext): Prober {
+  const { clock, limits, deadlines } = context;
   const live = new Set<LegRun>();
   // The sender books a probe's result once. Users' figures exclude probes.
   const books: Books = {
@@ -59,7 +54,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
     isWarm: (prefill, decode) => context.books.isWarm(prefill, decode),
     prefilled() {},
   };
-  const uncounted: LegContext["metrics"] = { ...metrics, leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
+  const metrics: LegContext["metrics"] = { leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
 
   /** The difference between the two log probabilities; undefined if an engine doesn't report its own. */
   function once(
@@ -69,8 +64,8 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
     signal?: AbortSignal,
   ): Promise<number | undefined> {
     const traits = traitsOf(prefill.info.connector)!;
-    const legId = mintLegId();
-    const request = requestThrough(prefill, decode, legId);
+    const draft = new LegDraft(0);
+    const request = requestThrough(prefill, decode, draft.legId);
     return new Promise((resolve, reject) => {
       const answer: Buffer[] = [];
       const owner: LegOwner = {
@@ -93,10 +88,10 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
       const prefillTimeoutMs = Math.min(limits.current.prefillTimeoutMs, timeoutMs);
       let givenUp = new ServiceError("cancelled", "The probe was given up.");
       const leg = new LegRun(
-        { ...context, books, metrics: uncounted, limits: { current: { ...limits.current, prefillTimeoutMs } } },
+        { ...context, books, metrics, limits: { current: { ...limits.current, prefillTimeoutMs } } },
         {
           request,
-          draft: createLegDraft(legId, 0),
+          draft,
           promptIndex: undefined,
           sampleIndex: 0,
           traits,

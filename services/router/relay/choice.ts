@@ -10,14 +10,13 @@ import type { LegOutcome } from "../leg/protocol.ts";
 import type { Instance } from "../pool/pool.ts";
 import { Exclusions } from "../placement/placement.ts";
 import type { Place, Placer } from "../placement/placement.ts";
-import { createLegDraft, FALLBACK_LIMIT } from "../request/receipt.ts";
+import { FALLBACK_LIMIT, LegDraft } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
 import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
-import { estimateTokens } from "../request/estimate-tokens.ts";
 import type { RetryBudget } from "./retry-budget.ts";
-import type { Fallback } from "../request/metrics.ts";
+import type { Fallback, RelayMetrics } from "../request/metrics.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
-import type { AnswerEnd, RelayRequest } from "../request/request.ts";
+import { estimateTokens, type AnswerEnd, type RelayRequest } from "../request/request.ts";
 
 /**
  * Kinds of engines that write the same bytes again for a greedy or seeded request:
@@ -26,9 +25,9 @@ import type { AnswerEnd, RelayRequest } from "../request/request.ts";
 const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
 export interface ChoiceContext extends LegContext {
+  readonly metrics: RelayMetrics;
   readonly placer: Placer;
   readonly budget: RetryBudget;
-  readonly mintLegId: () => string;
 }
 
 /** The request that the choice belongs to. */
@@ -266,7 +265,7 @@ export class Choice implements LegOwner {
 
   #attempt({ traits, prefill, decode, fallback }: Place): void {
     const { request, receipt } = this.#owner;
-    const draft = createLegDraft(this.#context.mintLegId(), this.index, this.#owner.elapsedMs());
+    const draft = new LegDraft(this.index, this.#owner.elapsedMs());
     receipt.legs.push(draft);
     if (fallback !== undefined) this.#note(fallback, fallback);
     const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;

@@ -1,6 +1,5 @@
 // Serves one request from the admitted body to the last byte: places it, runs its legs, merges them if there are
 // several, and ends every request exactly once. No HTTP, no registry.
-import { randomBytes } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
@@ -65,9 +64,7 @@ export interface RelayOptions {
   readonly deadlines: Deadlines;
   /** How instances are spoken to. Left out: over their channels. */
   readonly linkTo?: LegContext["linkTo"];
-  /** 32 hex digits, never the same twice. */
-  readonly mintLegId?: () => string;
-  /** What is a constant beside its use, and another one in tests. */
+  /** Constants that tests replace. */
   readonly constants?: { readonly reserveTimeoutMs?: number; readonly retriesPerS?: number };
 }
 
@@ -105,9 +102,8 @@ export function createRelay(o: RelayOptions): RunningRelay {
     },
     placer: createPlacer(pool, policies, placement),
     budget: createRetryBudget({ limits, clock, perS: constants.retriesPerS }),
-    mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
   };
-  const prober = createProber({ context, mintLegId: context.mintLegId });
+  const prober = createProber(context);
 
   return {
     prober,

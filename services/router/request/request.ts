@@ -28,6 +28,17 @@ export interface RelayRequest {
   readonly strict?: boolean;
 }
 
+/** Bytes of a body per prompt token, about as in English text. */
+const BYTES_PER_TOKEN = 4;
+
+/**
+ * Estimates the tokens of one prompt of the request from the size of the body, before any engine has counted them: only
+ * to compare loads and to recognize short prompts.
+ */
+export function estimateTokens({ body, prompts }: RelayRequest): number {
+  return Math.ceil(body.length / BYTES_PER_TOKEN / prompts);
+}
+
 /** Receives the answer. */
 export interface AnswerSink {
   /** Called once, before the first bytes. The status can't change after that. */
