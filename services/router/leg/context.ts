@@ -2,15 +2,17 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadlines } from "../../common/deadlines.ts";
-import type { Instance } from "../pool/pool.ts";
+import type { Instance, Pool } from "../pool/pool.ts";
 import type { RelayMetrics } from "../request/metrics.ts";
 import type { LegDraft } from "../request/receipt.ts";
 import type { RelayLimits } from "../config.ts";
 import type { RelayRequest } from "../request/request.ts";
-import type { Books } from "./books.ts";
 import type { AnswerPaces } from "./bounds.ts";
 import type { InstanceLink } from "./instance-link.ts";
 import type { LegEvent, LegTraits } from "./protocol.ts";
+
+/** Counts and judges the legs of instances. The pool does that for users' requests; probes have books of their own. */
+export type Books = Pick<Pool, "legStarted" | "legEnded" | "pairEnded" | "isWarm" | "prefilled">;
 
 /** What all legs of a relay share. */
 export interface LegContext {
@@ -45,9 +47,11 @@ export interface LegTask {
   readonly decode: Instance | undefined;
 }
 
-/** The runner, as the two sides of its leg see it. */
-export interface SideRunner {
+/** The leg, as its two sides see it. */
+export interface SideOwner {
   dispatch(event: LegEvent): void;
-  /** Where the time went so far. */
+  /** Passes events of the answer on. Returns false to get no more until `resume`. */
+  deliver(events: Buffer): boolean;
+  /** Where the time went so far: "reserve 1 ms, prefill 210 ms, transfer 12 ms". */
   where(): string;
 }

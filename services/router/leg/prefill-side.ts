@@ -4,8 +4,8 @@ import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import { estimateTokens } from "../request/request.ts";
-import { prefillBoundMs, prefillStalled, setUpMs, timeLeftMs, waitingTokens } from "./bounds.ts";
-import type { LegContext, LegTask, SideRunner } from "./context.ts";
+import { prefillBoundMs, setUpMs, stalled, timeLeftMs } from "./bounds.ts";
+import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";
 import { fromInstance, sentNothing, type SideEnd } from "./verdict.ts";
 
@@ -22,15 +22,15 @@ export class PrefillSide implements PrefillListener {
   firstLogprob: number | undefined;
   readonly #context: LegContext;
   readonly #task: LegTask;
-  readonly #runner: SideRunner;
+  readonly #owner: SideOwner;
   /** The instance that the leg is counted on. */
   #held: Instance | undefined;
   #running: Running | undefined;
 
-  constructor(context: LegContext, task: LegTask, runner: SideRunner) {
+  constructor(context: LegContext, task: LegTask, owner: SideOwner) {
     this.#context = context;
     this.#task = task;
-    this.#runner = runner;
+    this.#owner = owner;
   }
 
   /**
@@ -49,8 +49,9 @@ export class PrefillSide implements PrefillListener {
     const { limits, clock, deadlines, linkTo, books } = this.#context;
     const prefill = this.#task.prefill!;
     const nowMs = clock.nowMs();
+    const waitingTokens = (prefill.load?.queuedTokens ?? 0) + prefill.placedTokens;
     // After a load report since the reservation, the prompt may no longer be among the waiting tokens.
-    const tokens = Math.max(waitingTokens(prefill), estimateTokens(request));
+    const tokens = Math.max(waitingTokens, estimateTokens(request));
     // If decode is already picked, prefill pushes its KV there within this call.
     const firstMs = decode === undefined ? 0 : setUpMs(books, prefill, decode);
     const boundMs = prefillBoundMs(limits.current, prefill, tokens) + firstMs;
@@ -94,7 +95,7 @@ export class PrefillSide implements PrefillListener {
       draft.kvBytes = kvBytes;
       this.#context.metrics.kvBytes(kvBytes);
     }
-    this.#runner.dispatch({ kind: "prefillDone", ticket });
+    this.#owner.dispatch({ kind: "prefillDone", ticket });
     // Cached tokens cost nothing, and would make the instance look faster than it is.
     if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
       this.#context.books.prefilled(prefill, tokens, draft.prefillMs);
@@ -107,11 +108,11 @@ export class PrefillSide implements PrefillListener {
 
   #late(boundMs: number): void {
     this.cancel();
-    this.#failed(prefillStalled(boundMs, this.#runner.where()));
+    this.#failed(stalled("prefill", boundMs, this.#owner.where()));
   }
 
   #failed(error: ServiceError): void {
-    this.#runner.dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
+    this.#owner.dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
   }
 
   #over(): Running | undefined {

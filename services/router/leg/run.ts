@@ -3,12 +3,12 @@
 // in the books, then calls to the owner. The leg may outlive its request, because its KV must be settled in any case.
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
-import type { LegContext, LegTask, LiveLeg } from "./context.ts";
+import type { LegContext, LegTask, LiveLeg, SideOwner } from "./context.ts";
 import { DecodeSide } from "./decode-side.ts";
 import { PrefillSide } from "./prefill-side.ts";
 import { IDLE, step, type LegEffect, type LegEvent, type LegOutcome, type LegState } from "./protocol.ts";
 import { LegTimes } from "./times.ts";
-import { judge, type Judgement } from "./verdict.ts";
+import { decodeEnd, pairVerdict, prefillEnd } from "./verdict.ts";
 
 /** The owner gets the answer. */
 export interface LegOwner {
@@ -25,7 +25,7 @@ export interface LegOwner {
   finished(leg: LegRun, outcome: LegOutcome): void;
 }
 
-export class LegRun implements LiveLeg {
+export class LegRun implements LiveLeg, SideOwner {
   readonly task: LegTask;
   readonly #context: LegContext;
   readonly #owner: LegOwner;
@@ -41,35 +41,31 @@ export class LegRun implements LiveLeg {
     this.#context = context;
     this.#owner = owner;
     this.#times = new LegTimes(task.draft, task.traits, context.clock.nowMs());
-    const runner = {
-      dispatch: (event: LegEvent) => this.#dispatch(event),
-      where: () => this.where(context.clock.nowMs()),
-    };
-    this.#prefill = new PrefillSide(context, task, runner);
-    this.#decode = new DecodeSide(context, task, runner, (events) => owner.deliver(events));
+    this.#prefill = new PrefillSide(context, task, this);
+    this.#decode = new DecodeSide(context, task, this);
   }
 
   begin(): void {
     this.#context.live.add(this);
     this.#prefill.hold();
     if (this.task.decode !== undefined) this.#decode.hold(this.task.decode);
-    this.#dispatch({ kind: "begin" });
+    this.dispatch({ kind: "begin" });
   }
 
   /** Called when the owner no longer wants the answer. */
   unwanted(): void {
-    this.#dispatch({ kind: "unwanted" });
+    this.dispatch({ kind: "unwanted" });
   }
 
   /** Called with the instance that `findDecode` picked. */
   decodeFound(decode: Instance): void {
     this.#decode.on = decode;
-    this.#dispatch({ kind: "decodeFound" });
+    this.dispatch({ kind: "decodeFound" });
   }
 
   /** Called when `findDecode` found no instance. */
   noDecode(error: ServiceError): void {
-    this.#dispatch({ kind: "decodeFailed", error });
+    this.dispatch({ kind: "decodeFailed", error });
   }
 
   /** Called when the owner takes events again. */
@@ -95,13 +91,16 @@ export class LegRun implements LiveLeg {
     return this.#state.kind === "settling";
   }
 
-  /** Where the time went so far: "reserve 1 ms, prefill 210 ms, transfer 12 ms". */
-  where(nowMs: number): string {
-    return this.#times.where(nowMs);
+  where(): string {
+    return this.#times.where(this.#context.clock.nowMs());
+  }
+
+  deliver(events: Buffer): boolean {
+    return this.#owner.deliver(events);
   }
 
   // An effect may cause the next event at once. That event waits until the current step is done.
-  #dispatch(event: LegEvent): void {
+  dispatch(event: LegEvent): void {
     if (this.#events.push(event) > 1) return;
     try {
       for (let next: LegEvent | undefined = event; next !== undefined; next = this.#events[0]) {
@@ -120,7 +119,7 @@ export class LegRun implements LiveLeg {
     this.#state = state;
     this.#times.note(before, event, this.#context.clock.nowMs());
     for (const effect of effects) this.#toInstances(effect);
-    this.#toBooks(judge(this.task.traits, before, event, effects), state);
+    this.#toBooks(before, event, effects);
     for (const effect of effects) this.#toOwner(effect);
   }
 
@@ -142,12 +141,16 @@ export class LegRun implements LiveLeg {
   }
 
   /** Runs before the owner is called, because the owner's next attempt must see the updated books. */
-  #toBooks({ prefill, decode, pair }: Judgement, { kind }: LegState): void {
+  #toBooks(before: LegState, event: LegEvent, effects: readonly LegEffect[]): void {
+    const { traits } = this.task;
+    const prefill = prefillEnd(traits, event, effects);
+    const decode = decodeEnd(traits, before, event, effects);
+    const pair = pairVerdict(effects);
     if (prefill !== undefined) this.#prefill.release(prefill);
     if (decode !== undefined) this.#decode.release(decode);
     if (pair !== "none" && this.task.prefill !== undefined && this.#decode.on !== undefined)
       this.#context.books.pairEnded(this.task.prefill, this.#decode.on, pair);
-    if (kind !== "ended") return;
+    if (!this.ended) return;
     this.#prefill.release();
     this.#context.live.delete(this);
   }

@@ -7,8 +7,7 @@
 import { randomInt } from "node:crypto";
 import { ServiceError } from "../../common/errors.ts";
 import { traitsOf } from "../../kv/index.ts";
-import type { Books } from "../leg/books.ts";
-import type { LegContext } from "../leg/context.ts";
+import type { Books, LegContext } from "../leg/context.ts";
 import { LegRun, type LegOwner } from "../leg/run.ts";
 import type { Instance, ProbeFailure } from "../pool/pool.ts";
 import { LegDraft } from "../request/receipt.ts";
@@ -102,7 +101,7 @@ export function createProber(context: LegContext): Prober {
       );
       const onAbort = (): void => leg.unwanted();
       const late = deadlines.at(clock.nowMs() + timeoutMs, () => {
-        const where = leg.where(clock.nowMs());
+        const where = leg.where();
         givenUp = new ServiceError("leg_stalled", `The probe did not end within ${timeoutMs / 1000} s (${where}).`);
         leg.unwanted();
       });

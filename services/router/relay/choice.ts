@@ -109,8 +109,8 @@ export class Choice implements LegOwner {
     this.#leg?.resume();
   }
 
-  where(nowMs: number): string {
-    return this.#leg?.where(nowMs) ?? "";
+  where(): string {
+    return this.#leg?.where() ?? "";
   }
 
   // The calls of its leg. `deliver` is on the token path.

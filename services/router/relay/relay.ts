@@ -261,7 +261,7 @@ class Run implements ChoiceOwner {
       nowMs >= deadlineMs
         ? "The request ran past its deadline"
         : `No token came within ${this.#firstTokenTimeoutMs} ms`;
-    this.failed(this.#tooLate(what, nowMs));
+    this.failed(this.#tooLate(what));
     return undefined;
   }
 
@@ -300,9 +300,9 @@ class Run implements ChoiceOwner {
     return settle;
   }
 
-  #tooLate(what: string, nowMs: number): ServiceError {
+  #tooLate(what: string): ServiceError {
     // Reports the first choice that still runs, because the request was waiting for it.
-    const where = this.#choices.find((choice) => choice.running)?.where(nowMs) ?? "";
+    const where = this.#choices.find((choice) => choice.running)?.where() ?? "";
     const waitedMs = where === "" ? this.elapsedMs() : this.receipt.queueMs;
     const queue = `queue ${Math.round(waitedMs)} ms`;
     return new ServiceError("deadline_exceeded", `${what} (${where === "" ? queue : `${queue}, ${where}`}).`);
