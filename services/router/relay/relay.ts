@@ -10,8 +10,7 @@ import type { Admitted } from "../admission/admission.ts";
 import type { RelayLimits, RouterConfig } from "../config.ts";
 import { Picker } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
-import { Choice } from "./choice.ts";
-import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
+import { Choice, type ChoiceContext, type ChoiceOwner } from "./choice.ts";
 import { AnswerPaces, RESERVE_TIMEOUT_MS } from "../leg/bounds.ts";
 import type { LegContext, LiveLeg } from "../leg/context.ts";
 import { thinLink } from "../leg/thin-link.ts";
@@ -77,11 +76,9 @@ export function createRelay(o: RelayOptions): RunningRelay {
   const live = new Set<LiveLeg>();
   const runs = new Set<Run>();
   const metrics = createRelayMetrics(o.metrics, () => [...live].filter((leg) => leg.settling).length);
-  let onIdle: (() => void)[] = [];
+  const onIdle: (() => void)[] = [];
   const checkIdle = (): void => {
-    if (runs.size > 0 || live.size > 0) return;
-    for (const resolve of onIdle) resolve();
-    onIdle = [];
+    if (runs.size === 0 && live.size === 0) for (const resolve of onIdle.splice(0)) resolve();
   };
   const context: ChoiceContext = {
     books: pool,
@@ -101,7 +98,7 @@ export function createRelay(o: RelayOptions): RunningRelay {
       },
     },
     placer: createPlacer(pool, policies, placement),
-    budget: createRetryBudget({ limits, clock, perS: constants.retriesPerS }),
+    budget: createRetryBudget(limits, clock, constants.retriesPerS),
   };
   const prober = createProber(context);
 
@@ -125,12 +122,11 @@ export function createRelay(o: RelayOptions): RunningRelay {
     get legs() {
       return live.size;
     },
-    idle() {
-      if (runs.size === 0 && live.size === 0) return Promise.resolve();
-      return new Promise((resolve) => {
+    idle: () =>
+      new Promise((resolve) => {
         onIdle.push(resolve);
-      });
-    },
+        checkIdle();
+      }),
     async [Symbol.asyncDispose]() {
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
     },

@@ -2,8 +2,7 @@ import assert from "node:assert/strict";
 import { Deadlines } from "../../../services/common/deadlines.ts";
 import { setMaxListeners } from "node:events";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { createAdmission, type Admission } from "../../../services/router/admission/admission.ts";
-import type { Refusal } from "../../../services/router/admission/refusals.ts";
+import { createAdmission, type Admission, type Refusal } from "../../../services/router/admission/admission.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 
 const never = new AbortController().signal;

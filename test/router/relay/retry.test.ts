@@ -130,7 +130,7 @@ describe("what follows a failed attempt", () => {
 describe("the retry budget", () => {
   it("has one retry for so many requests, and some in every second", () => {
     const clock = manualClock();
-    const budget = createRetryBudget({ limits: { current: { retryRatio: 0.2 } }, perS: 1, clock });
+    const budget = createRetryBudget({ current: { retryRatio: 0.2 } }, clock, 1);
     const drained = (): number => {
       let count = 0;
       while (budget.take()) count += 1;
@@ -148,7 +148,7 @@ describe("the retry budget", () => {
   });
 
   it("is none where both are 0", () => {
-    const budget = createRetryBudget({ limits: { current: { retryRatio: 0 } }, perS: 0, clock: manualClock() });
+    const budget = createRetryBudget({ current: { retryRatio: 0 } }, manualClock(), 0);
     budget.earn();
     assert.equal(budget.take(), false);
   });
