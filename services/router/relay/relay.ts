@@ -14,7 +14,7 @@ import { Choice, type ChoiceContext, type ChoiceOwner } from "./choice.ts";
 import { AnswerPaces, RESERVE_TIMEOUT_MS } from "../leg/bounds.ts";
 import type { LegContext, LiveLeg } from "../leg/context.ts";
 import { thinLink } from "../leg/thin-link.ts";
-import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
+import { mergeBodies, mergeUsageEvents, usageChunkOf } from "./merge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
 import { createProber, type Prober } from "../probe/probe.ts";
@@ -145,9 +145,9 @@ class Run implements ChoiceOwner {
   readonly admitted: Pick<Admitted, "findSlot">;
   readonly #sink: AnswerSink;
   readonly #choices: Choice[] = [];
-  readonly #ends: (AnswerEnd | undefined)[];
+  readonly #ends: AnswerEnd[] = [];
   /** Held back until all choices have ended: their bodies or, for a stream, their usage chunks. */
-  readonly #held: (Buffer | undefined)[];
+  readonly #held: (Buffer | undefined)[] = [];
   readonly #beganMs: number;
   readonly #clock: Clock;
   readonly #firstTokenTimeoutMs: number;
@@ -173,8 +173,6 @@ class Run implements ChoiceOwner {
     this.#firstTokenTimeoutMs = request.stream ? context.limits.current.firstTokenTimeoutMs : Infinity;
     const count = request.choices * request.prompts;
     this.#open = count;
-    this.#ends = Array.from({ length: count }, () => undefined);
-    this.#held = Array.from({ length: count }, () => undefined);
     for (let index = 0; index < count; index += 1) this.#choices.push(new Choice(index, context, this));
     this.#due = context.deadlines.watch(this.#dueMs(), (nowMs) => this.#look(nowMs));
     sink.onDrain = () => {
@@ -201,11 +199,13 @@ class Run implements ChoiceOwner {
         return true;
       }
       if (this.request.includeUsage) {
-        const split = splitUsage(events);
-        // Copied: the view would keep a whole network buffer alive until the slowest choice has ended.
-        if (split.usage !== undefined) this.#held[index] = Buffer.from(split.usage);
-        if (split.events.length === 0) return true;
-        bytes = split.events;
+        const usage = usageChunkOf(events);
+        if (usage !== undefined) {
+          // Copied: the view would keep a whole network buffer alive until the slowest choice has ended.
+          this.#held[index] = Buffer.from(usage);
+          bytes = events.subarray(0, events.length - usage.length);
+          if (bytes.length === 0) return true;
+        }
       }
     }
     this.#start();
@@ -257,7 +257,11 @@ class Run implements ChoiceOwner {
       nowMs >= deadlineMs
         ? "The request ran past its deadline"
         : `No token came within ${this.#firstTokenTimeoutMs} ms`;
-    this.failed(this.#tooLate(what));
+    // Reports the first choice that still runs, because the request was waiting for it.
+    const where = this.#choices.find((choice) => choice.running)?.where() ?? "";
+    const queueMs = Math.round(where === "" ? this.elapsedMs() : this.receipt.queueMs);
+    const times = where === "" ? `queue ${queueMs} ms` : `queue ${queueMs} ms, ${where}`;
+    this.failed(new ServiceError("deadline_exceeded", `${what} (${times}).`));
     return undefined;
   }
 
@@ -277,13 +281,12 @@ class Run implements ChoiceOwner {
   }
 
   #ending(): Ending {
-    const ends = this.#ends as AnswerEnd[];
-    const firsts = ends.filter((_, index) => index % this.request.choices === 0);
+    const firsts = this.#ends.filter((_, index) => index % this.request.choices === 0);
     const cached = firsts.map(({ cachedTokens }) => cachedTokens).filter((tokens) => tokens !== undefined);
     return {
-      finishReasons: ends.map(({ finishReason }) => finishReason),
+      finishReasons: this.#ends.map(({ finishReason }) => finishReason),
       promptTokens: firsts.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
-      completionTokens: ends.reduce((sum, { completionTokens }) => sum + completionTokens, 0),
+      completionTokens: this.#ends.reduce((sum, { completionTokens }) => sum + completionTokens, 0),
       ...(cached.length === 0 ? {} : { cachedTokens: cached.reduce((sum, tokens) => sum + tokens, 0) }),
     };
   }
@@ -294,14 +297,6 @@ class Run implements ChoiceOwner {
     this.#due.cancel();
     this.#sink.onDrain = undefined;
     return settle;
-  }
-
-  #tooLate(what: string): ServiceError {
-    // Reports the first choice that still runs, because the request was waiting for it.
-    const where = this.#choices.find((choice) => choice.running)?.where() ?? "";
-    const waitedMs = where === "" ? this.elapsedMs() : this.receipt.queueMs;
-    const queue = `queue ${Math.round(waitedMs)} ms`;
-    return new ServiceError("deadline_exceeded", `${what} (${where === "" ? queue : `${queue}, ${where}`}).`);
   }
 }
 
