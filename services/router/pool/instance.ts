@@ -4,10 +4,10 @@ import { equals } from "@bufbuild/protobuf";
 import { InstanceService, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
-import type { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Doubt } from "../../discovery/registry.ts";
 import { type ChannelState, type LossReason, type RpcChannel, dialRpc } from "../../rpc/channel.ts";
+import { peerFault, type PeerFault } from "../../rpc/peer-fault.ts";
 import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 import { claimsToServe, standingOf, type Facts, type Link } from "./standing.ts";
 
@@ -117,7 +117,11 @@ export class TrackedInstance implements Instance, Facts {
         },
         onRefused: (error) => {
           this.#log.debug("load watch ended", { error });
-          this.#down(refusedLink(error));
+          this.#down(
+            error === undefined
+              ? down("unreachable", "It stopped reporting its load.")
+              : REFUSED[peerFault(error).kind],
+          );
         },
       },
       onState: (state) => this.#followChannel(state),
@@ -275,37 +279,25 @@ export class TrackedInstance implements Instance, Facts {
 
 type Down = Link & { readonly kind: "down" };
 
+function down(reason: Down["reason"], text: string): Down {
+  return { kind: "down", reason, text };
+}
+
 const LOST: Record<LossReason, Down> = {
-  unreachable: { kind: "down", reason: "unreachable", text: "It can't be reached." },
-  broken: { kind: "down", reason: "unreachable", text: "The connection to it broke." },
-  ended: { kind: "down", reason: "unreachable", text: "It ended the connection." },
-  silent: { kind: "down", reason: "silent", text: "No byte has come from it for 2 s." },
+  unreachable: down("unreachable", "It can't be reached."),
+  broken: down("unreachable", "The connection to it broke."),
+  ended: down("unreachable", "It ended the connection."),
+  silent: down("silent", "No byte has come from it for 2 s."),
 };
 
-/** Keeps the kinds of refusal apart, because an operator must repair each in a different way. */
-function refusedLink(error: ServiceError | undefined): Down {
-  switch (error?.code) {
-    case undefined:
-      return { kind: "down", reason: "unreachable", text: "It stopped reporting its load." };
-    case "unauthenticated":
-    case "permission_denied":
-      return {
-        kind: "down",
-        reason: "denied",
-        text: "It refuses this router's token. Start both with the same token.",
-      };
-    case "method_not_allowed":
-      return {
-        kind: "down",
-        reason: "denied",
-        text: "It does not know this router's calls. Run the same version on both.",
-      };
-    case "deadline_exceeded":
-      return { kind: "down", reason: "unreachable", text: "It did not answer in time." };
-    default:
-      return { kind: "down", reason: "unreachable", text: "It can't be reached." };
-  }
-}
+/** Kept apart, because an operator must repair each in a different way. */
+const REFUSED: Record<PeerFault["kind"], Down> = {
+  credentials: down("denied", "It refuses this router's token. Start both with the same token."),
+  version: down("denied", "It does not know this router's calls. Run the same version on both."),
+  timeout: down("unreachable", "It did not answer in time."),
+  address: LOST.unreachable,
+  refused: LOST.unreachable,
+};
 
 /** Whether an idle instance repeats its last report. */
 function isSameIdle(before: Load | undefined, now: Load): boolean {

@@ -86,14 +86,14 @@ export class Pairs {
    * back-off.
    */
   cool(instanceId: string, nowMs: number): void {
-    for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
-    for (const entry of this.#entries.values()) if (names(entry, instanceId)) entry.breaker.probeSoon(nowMs);
+    for (const key of this.#warm) if (names(key, instanceId)) this.#warm.delete(key);
+    for (const [key, { breaker }] of this.#entries) if (names(key, instanceId)) breaker.probeSoon(nowMs);
   }
 
   /** Forgets an instance that is gone, and whose id will not be used again. */
   forget(instanceId: string): void {
-    for (const [key, entry] of this.#entries) if (names(entry, instanceId)) this.#entries.delete(key);
-    for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
+    for (const known of [this.#entries, this.#warm])
+      for (const key of known.keys()) if (names(key, instanceId)) known.delete(key);
   }
 
   #warmed(key: string): void {
@@ -108,10 +108,10 @@ export class Pairs {
   }
 }
 
-function names({ prefillId, decodeId }: PairEntry, instanceId: string): boolean {
-  return prefillId === instanceId || decodeId === instanceId;
-}
-
 function keyOf(prefillId: string, decodeId: string): string {
   return `${prefillId}|${decodeId}`;
+}
+
+function names(key: string, instanceId: string): boolean {
+  return key.split("|").includes(instanceId);
 }

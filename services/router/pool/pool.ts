@@ -12,7 +12,7 @@ import { traitsOf } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
 import { awaitFirstPrefill } from "./first-prefill.ts";
-import { fleetOf, lastResortsOf, SIDES, sideOf, type FleetView } from "./fleet.ts";
+import { fleetOf, lastResortsOf, sideOf, type FleetView } from "./fleet.ts";
 import { type Instance, TrackedInstance } from "./instance.ts";
 import { registerPoolMetrics } from "./metrics.ts";
 import { Pairs, type PairEntry } from "./pairs.ts";
@@ -88,15 +88,13 @@ export interface PoolOptions {
   readonly proves?: (info: Info) => boolean;
 }
 
-const NO_DOUBTS: ReadonlyMap<string, Doubt> = new Map();
 const SWEEP_MS = 250;
 const DRAIN_TIMEOUT_MS = 2_000;
 /** 8 x 8. */
 const WARMED_PAIRS = 64;
 
 export function createPool(o: PoolOptions): Pool {
-  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false } = o;
-  const proves = o.proves ?? (() => false);
+  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false, proves = () => false } = o;
   const tracked = new Set<TrackedInstance>();
   /** Instances that left, with calls that have not ended. */
   const retiring = new Set<TrackedInstance>();
@@ -144,29 +142,27 @@ export function createPool(o: PoolOptions): Pool {
    * in advance. In large fleets only instances are proven, and the first user of a pair waits.
    */
   function expectPairs(): void {
-    if (o.proves === undefined) return;
-    const nowMs = clock.nowMs();
     const sound = [...tracked].filter(
-      (one) => claimsToServe(one) && proves(one.info) && (traitsOf(one.info.connector)?.firstTransferMs ?? 0) > 0,
+      (one) => proves(one.info) && claimsToServe(one) && (traitsOf(one.info.connector)?.firstTransferMs ?? 0) > 0,
     );
     for (const model of new Set(sound.map(({ info }) => info.model))) {
-      const [prefill, decode] = SIDES.map((side) =>
-        sound.filter((one) => one.info.model === model && sideOf(one) === side),
-      ) as [TrackedInstance[], TrackedInstance[]];
+      const members = sound.filter(({ info }) => info.model === model);
+      const prefill = members.filter((one) => sideOf(one) === "prefill");
+      const decode = members.filter((one) => sideOf(one) === "decode");
       if (prefill.length * decode.length > WARMED_PAIRS) continue;
-      for (const one of prefill)
+      for (const { info, instanceId } of prefill)
         for (const other of decode)
-          if (misfitOf(one.info, other.info) === undefined) pairs.expect(one.instanceId, other.instanceId, nowMs);
+          if (misfitOf(info, other.info) === undefined) pairs.expect(instanceId, other.instanceId, clock.nowMs());
     }
   }
 
-  function update(entries: readonly Info[], doubts: ReadonlyMap<string, Doubt> = NO_DOUBTS): void {
+  function update(entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>): void {
     if (closed) return;
     const named = new Set<string>();
     for (const info of entries) {
       if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
       const known = find(info.instanceId);
-      const doubt = doubts.get(info.instanceId);
+      const doubt = doubts?.get(info.instanceId);
       // The registry no longer lists it, and the instance itself doesn't report that it serves.
       if (doubt?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
       named.add(info.instanceId);
@@ -229,7 +225,7 @@ export function createPool(o: PoolOptions): Pool {
       leave(one);
       left = true;
     }
-    if (left || firstPrefill.isOver) onStanding();
+    if (left || firstPrefill.isOver()) onStanding();
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);

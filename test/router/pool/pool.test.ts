@@ -3,6 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { InfoSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
+import { serveRpc } from "../../../services/rpc/server.ts";
 import { misfitOf } from "../../../services/router/pool/compat.ts";
 import { createPool } from "../../../services/router/pool/pool.ts";
 import type { Pool } from "../../../services/router/pool/pool.ts";
@@ -208,6 +209,14 @@ describe("the pool", () => {
     pool.update([decode.info]);
     await untilStanding(pool, "d1", "denied");
     assert.match(seenIn(pool, "d1")!.standing.text, /refuses this router's token/);
+  });
+
+  it("tells an instance of another version, which does not know the router's calls", async () => {
+    await using old = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog, graceMs: 0 });
+    await using pool = start();
+    pool.update([create(InfoSchema, { instanceId: "d1", role: 2, model: "tiny", grpcAddress: old.address })]);
+    await untilStanding(pool, "d1", "denied");
+    assert.match(seenIn(pool, "d1")!.standing.text, /Run the same version on both/);
   });
 
   it("brings the figures for policies up to this moment", async () => {
