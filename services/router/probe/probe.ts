@@ -27,12 +27,7 @@ export interface ProbeOptions {
   readonly signal?: AbortSignal;
 }
 
-export interface Prober {
-  /** Never rejects. Books only the legs of the two; the caller books the result. */
-  probe(prefill: Instance, decode: Instance, o: ProbeOptions): Promise<ProbeResult>;
-  /** Legs of probes through the two that have not ended, settling of KV included. */
-  unsettled(prefill: Instance, decode: Instance): number;
-}
+export type Prober = ReturnType<typeof createProber>;
 
 /** Longer than a KV block, so that KV moves. */
 const PROMPT_TOKENS = 160;
@@ -42,7 +37,7 @@ const TOLERANCE = 0.2;
 const TOLERANCE_FLOAT32 = 0.01;
 
 /** @param context The context of users' legs. */
-export function createProber(context: LegContext): Prober {
+export function createProber(context: LegContext) {
   const { clock, limits, deadlines } = context;
   const live = new Set<LegRun>();
   // The sender books a probe's result once. Users' figures exclude probes.
@@ -112,7 +107,12 @@ export function createProber(context: LegContext): Prober {
   }
 
   return {
-    async probe(prefill, decode, { prompts, timeoutMs, signal }) {
+    /** Never rejects. Books only the legs of the two; the caller books the result. */
+    async probe(
+      prefill: Instance,
+      decode: Instance,
+      { prompts, timeoutMs, signal }: ProbeOptions,
+    ): Promise<ProbeResult> {
       const startMs = clock.nowMs();
       let worstDelta: number | undefined;
       try {
@@ -134,7 +134,8 @@ export function createProber(context: LegContext): Prober {
         ? { kind: "failed", failure: "wrong", text: wrongText(worstDelta, tolerance) }
         : { kind: "right", worstDelta, ms };
     },
-    unsettled(prefill, decode) {
+    /** Legs of probes through the two that have not ended, settling of KV included. */
+    unsettled(prefill: Instance, decode: Instance): number {
       let count = 0;
       for (const leg of live) {
         if (leg.ended) live.delete(leg);

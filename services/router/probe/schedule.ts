@@ -6,6 +6,7 @@ import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import { misfitOf } from "../pool/compat.ts";
+import { sideOf } from "../pool/fleet.ts";
 import type { FleetView, Instance, Pool, Seen, Side } from "../pool/pool.ts";
 import type { Prober, ProbeResult } from "./probe.ts";
 
@@ -17,8 +18,8 @@ const PAIR_LIMIT = 8;
 const OPEN_LIMIT = 64;
 /** Timeout for engines that need no proof. */
 const TIMEOUT_MS = 2_000;
-/** Timeout for a proof: the first use of a pair sets up its connection, and may compile kernels. */
-const COLD_TIMEOUT_MS = 60_000;
+/** Timeout for all prompts of a proof, whose first also sets up the connection of a pair and may compile kernels. */
+const PROOF_TIMEOUT_MS = 60_000;
 const PROOF_PROMPTS = 3;
 
 /** vLLM engines must be proven. Tandem's own engines refuse wrong KV by themselves. */
@@ -56,7 +57,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     open += 1;
     const result = await prober.probe(prefill, decode, {
       prompts: proof ? PROOF_PROMPTS : 1,
-      timeoutMs: proof ? COLD_TIMEOUT_MS : TIMEOUT_MS,
+      timeoutMs: proof ? PROOF_TIMEOUT_MS : TIMEOUT_MS,
       signal,
     });
     open -= 1;
@@ -82,13 +83,13 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
       if (breaker.due(nowMs)) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
     }
     // Instances that just got a probe of a pair are no longer due.
-    for (const { instanceId } of pool.probes.due(nowMs).instances) {
-      const side = view.prefill.some(({ instance }) => instance.instanceId === instanceId) ? "prefill" : "decode";
-      const instance = find(view, side, instanceId);
+    for (const due of pool.probes.due(nowMs).instances) {
+      const side = sideOf(due);
+      const instance = find(view, side, due.instanceId);
       const partners = instance === undefined ? [] : partnersFor(view, instance, side);
-      if (instance === undefined || partners.length === 0) continue;
-      const sent = sentTo.get(instance) ?? 0;
-      sentTo.set(instance, sent + 1);
+      if (partners.length === 0) continue;
+      const sent = sentTo.get(due) ?? 0;
+      sentTo.set(due, sent + 1);
       const partner = partners[sent % partners.length]!;
       if (side === "prefill") sendDue(instance, partner);
       else sendDue(partner, instance);

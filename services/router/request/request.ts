@@ -62,14 +62,8 @@ export interface AnswerEnd {
   readonly cachedTokens?: number | undefined;
 }
 
-/** A whole answer, in the figures of its usage. */
-export interface Ending {
+/** A whole answer, with the sums of its usage: over all choices, with every prompt counted once. */
+export interface Ending extends Omit<AnswerEnd, "finishReason"> {
   /** By choice index, in OpenAI's words: `stop`, `length`, `tool_calls`, and vLLM's `abort`. */
   readonly finishReasons: readonly string[];
-  /** Counts every prompt once. */
-  readonly promptTokens: number;
-  /** Sum over all choices. */
-  readonly completionTokens: number;
-  /** Absent if the engine did not report it. */
-  readonly cachedTokens?: number;
 }
