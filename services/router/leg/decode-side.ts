@@ -8,7 +8,7 @@ import { setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
 import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.ts";
 import type { LegEvent, Ticket } from "./protocol.ts";
-import { fromInstance, type SideEnd } from "./verdict.ts";
+import { fromInstance } from "./verdict.ts";
 
 /** Time that an instance gets to end an abandoned leg before the leg is cut. */
 const SETTLE_MS = 30_000;
@@ -44,8 +44,6 @@ const NONE: Phase = { kind: "none" };
 export class DecodeSide implements DecodeListener {
   /** The instance that was picked last. */
   on: Instance | undefined;
-  /** The instance that the leg is counted on. */
-  #held: Instance | undefined;
   readonly #context: LegContext;
   readonly #task: LegTask;
   readonly #owner: SideOwner;
@@ -55,28 +53,12 @@ export class DecodeSide implements DecodeListener {
     this.#context = context;
     this.#task = task;
     this.#owner = owner;
-  }
-
-  /** Counts the leg; where decode is picked with prefill at once, so that a burst does not see one least loaded instance. */
-  hold(decode: Instance): void {
-    this.on = this.#held = decode;
-    this.#task.draft.decodeInstanceId = decode.info.instanceId;
-    this.#context.books.legStarted(decode);
-  }
-
-  /** Ends the entry in the books. */
-  release({ outcome, verdict }: SideEnd): void {
-    const held = this.#held;
-    if (held === undefined) return;
-    this.#held = undefined;
-    this.#context.metrics.leg("decode", outcome);
-    this.#context.books.legEnded(held, verdict);
+    this.on = task.decode;
   }
 
   /** @param ticket Given if prefill has run: the leg is then started together with the reservation. */
   reserve(ticket: Ticket | undefined): void {
     const decode = this.on!;
-    if (this.#held === undefined) this.hold(decode);
     const remote = this.#context.linkTo(decode).reserve(this.#reservation(decode), this);
     if (ticket !== undefined) remote.start(ticket);
     this.#enter({
@@ -220,7 +202,7 @@ export class DecodeSide implements DecodeListener {
       prefillGrpcAddress: prefill?.info.grpcAddress ?? "",
       face: {
         id: request.id,
-        createdUnixS: request.createdUnixS,
+        created: request.createdUnixS,
         choiceIndex: draft.choiceIndex,
         sampleIndex,
       },

@@ -1,5 +1,5 @@
-// The prefill side of one attempt: an entry in the books from the start, then one order with its own bound. The bound
-// also applies while the leg settles, because a prefill that can't be cancelled goes on after the answer was given up.
+// The prefill side of one attempt: one order with its own bound. The bound also applies while the leg settles, because a
+// prefill that can't be cancelled goes on after the answer was given up.
 import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
@@ -7,7 +7,7 @@ import { estimateTokens } from "../request/request.ts";
 import { prefillBoundMs, setUpMs, stalled, timeLeftMs } from "./bounds.ts";
 import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";
-import { fromInstance, sentNothing, type SideEnd } from "./verdict.ts";
+import { fromInstance, sentNothing } from "./verdict.ts";
 
 interface Running {
   readonly prefill: Instance;
@@ -23,25 +23,12 @@ export class PrefillSide implements PrefillListener {
   readonly #context: LegContext;
   readonly #task: LegTask;
   readonly #owner: SideOwner;
-  /** The instance that the leg is counted on. */
-  #held: Instance | undefined;
   #running: Running | undefined;
 
   constructor(context: LegContext, task: LegTask, owner: SideOwner) {
     this.#context = context;
     this.#task = task;
     this.#owner = owner;
-  }
-
-  /**
-   * Counts the leg from the start and not from the call, so that a burst doesn't see the same least loaded instance.
-   */
-  hold(): void {
-    const { prefill, draft, request } = this.#task;
-    if (prefill === undefined) return;
-    draft.prefillInstanceId = prefill.info.instanceId;
-    this.#held = prefill;
-    this.#context.books.legStarted(prefill, estimateTokens(request));
   }
 
   call(): void {
@@ -73,15 +60,6 @@ export class PrefillSide implements PrefillListener {
 
   cancel(): void {
     this.#over()?.remote.cancel();
-  }
-
-  /** Ends the entry in the books. `end` is undefined if prefill was never called. */
-  release(end?: SideEnd): void {
-    const held = this.#held;
-    if (held === undefined) return;
-    this.#held = undefined;
-    if (end !== undefined) this.#context.metrics.leg("prefill", end.outcome);
-    this.#context.books.legEnded(held, end?.verdict ?? "none");
   }
 
   onDone({ ticket, promptTokens, kvBytes, firstLogprob }: PrefillAnswer): void {

@@ -2,13 +2,14 @@
 // the clock becomes an event; the protocol takes one step; its effects become messages to the instances, then entries
 // in the books, then calls to the owner. The leg may outlive its request, because its KV must be settled in any case.
 import type { ServiceError } from "../../common/errors.ts";
-import type { Instance } from "../pool/pool.ts";
+import type { Instance, Side } from "../pool/pool.ts";
+import { estimateTokens } from "../request/request.ts";
 import type { LegContext, LegTask, LiveLeg, SideOwner } from "./context.ts";
 import { DecodeSide } from "./decode-side.ts";
 import { PrefillSide } from "./prefill-side.ts";
 import { IDLE, step, type LegEffect, type LegEvent, type LegOutcome, type LegState } from "./protocol.ts";
 import { LegTimes } from "./times.ts";
-import { decodeEnd, pairVerdict, prefillEnd } from "./verdict.ts";
+import { decodeEnd, pairVerdict, prefillEnd, type SideEnd } from "./verdict.ts";
 
 /** The owner gets the answer. */
 export interface LegOwner {
@@ -30,6 +31,8 @@ export class LegRun implements LiveLeg, SideOwner {
   readonly #context: LegContext;
   readonly #owner: LegOwner;
   readonly #times: LegTimes;
+  /** The instances on which the leg is counted. */
+  readonly #held: Record<Side, Instance | undefined> = { prefill: undefined, decode: undefined };
   readonly #prefill: PrefillSide;
   readonly #decode: DecodeSide;
   #state: LegState = IDLE;
@@ -47,8 +50,10 @@ export class LegRun implements LiveLeg, SideOwner {
 
   begin(): void {
     this.#context.live.add(this);
-    this.#prefill.hold();
-    if (this.task.decode !== undefined) this.#decode.hold(this.task.decode);
+    const { prefill, decode, request } = this.task;
+    // Counted before the instances are called, so that a burst does not see one least loaded instance.
+    if (prefill !== undefined) this.#hold("prefill", prefill, estimateTokens(request));
+    if (decode !== undefined) this.#hold("decode", decode);
     this.dispatch({ kind: "begin" });
   }
 
@@ -126,6 +131,7 @@ export class LegRun implements LiveLeg, SideOwner {
   #toInstances(effect: LegEffect): void {
     switch (effect.kind) {
       case "reserve":
+        if (this.#held.decode === undefined) this.#hold("decode", this.#decode.on!);
         return this.#decode.reserve(effect.ticket);
       case "callPrefill":
         return this.#prefill.call();
@@ -146,13 +152,27 @@ export class LegRun implements LiveLeg, SideOwner {
     const prefill = prefillEnd(traits, event, effects);
     const decode = decodeEnd(traits, before, event, effects);
     const pair = pairVerdict(effects);
-    if (prefill !== undefined) this.#prefill.release(prefill);
-    if (decode !== undefined) this.#decode.release(decode);
+    if (prefill !== undefined) this.#release("prefill", prefill);
+    if (decode !== undefined) this.#release("decode", decode);
     if (pair !== "none" && this.task.prefill !== undefined && this.#decode.on !== undefined)
       this.#context.books.pairEnded(this.task.prefill, this.#decode.on, pair);
     if (!this.ended) return;
-    this.#prefill.release();
+    this.#release("prefill", undefined); // It was never called.
     this.#context.live.delete(this);
+  }
+
+  #hold(side: Side, instance: Instance, tokens?: number): void {
+    this.#held[side] = instance;
+    this.task.draft[`${side}InstanceId`] = instance.instanceId;
+    this.#context.books.legStarted(instance, tokens);
+  }
+
+  #release(side: Side, end: SideEnd | undefined): void {
+    const held = this.#held[side];
+    if (held === undefined) return;
+    this.#held[side] = undefined;
+    if (end !== undefined) this.#context.metrics.leg(side, end.outcome);
+    this.#context.books.legEnded(held, end?.verdict ?? "none");
   }
 
   #toOwner(effect: LegEffect): void {

@@ -40,15 +40,13 @@ class DecodeCall implements RemoteDecode {
   #over = false;
 
   constructor(channel: RpcChannel, reservation: Reservation, listener: DecodeListener) {
-    const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress } = reservation;
-    const { id, createdUnixS: created, choiceIndex, sampleIndex } = reservation.face;
+    const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face } = reservation;
     this.#listener = listener;
     this.#call = channel.open(
       DECODE_PATH,
       { onMessage: (message) => this.#onMessage(message), onEnd: (error) => this.#onEnd(error) },
       { timeoutMs: reservation.timeoutMs },
     );
-    const face = { id, created, choiceIndex, sampleIndex };
     const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face };
     this.#call.write(reserveMessage(fields, reservation.body));
   }

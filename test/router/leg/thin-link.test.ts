@@ -21,7 +21,7 @@ const WORDS = {
 const RESERVATION: Reservation = {
   ...WORDS,
   prefillGrpcAddress: "p:2",
-  face: { id: "cmpl-1", createdUnixS: 7, choiceIndex: 3, sampleIndex: 1 },
+  face: { id: "cmpl-1", created: 7, choiceIndex: 3, sampleIndex: 1 },
 };
 
 class Heard implements DecodeListener {
