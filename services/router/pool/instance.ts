@@ -18,36 +18,9 @@ const SUSPECT_LEGS = 4;
 const SUSPECT_TOKENS = 2_048;
 
 /** An instance as the rest of the router sees it. The figures are current: they change in place. */
-export interface Instance {
-  readonly info: Info;
-  /** `info.instanceId`. */
-  readonly instanceId: string;
-  /** Its last load report. Undefined before the first. */
-  readonly load: Load | undefined;
-  /** When `load` arrived, by the pool's clock. 0 before. */
-  readonly loadAtMs: number;
-  /** Legs of this router that run on it. */
-  readonly legs: number;
-  /** Legs that this router has given it since it was found. */
-  readonly legsTotal: bigint;
-  /** Prompt tokens placed on it since `load` arrived, estimated. */
-  readonly placedTokens: number;
-  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first leg. */
-  readonly tokensPerMs: number;
-  /** Legs of this router that it can hold, by its last report: those that ran then, and the slots that were free. */
-  readonly slots: number;
-  /** Free slots: its own figure less the legs placed on it since. */
-  readonly freeSlots: number;
-  /** Legs and reservations of all routers: its own figure plus the legs placed on it since. Failed legs add to it. */
-  readonly running: number;
-  /**
-   * Prompt tokens waiting for or in prefill, plus those placed since, plus failed legs. 0 on decode, which computes no
-   * prompts.
-   */
-  readonly queuedTokens: number;
-  /** Carries all calls to it. The heartbeat is WatchLoad. */
-  readonly channel: RpcChannel;
-}
+export type Instance = Readonly<
+  Omit<TrackedInstance, keyof Facts | "legStarted" | "legEnded" | "prefilled" | "retire" | "close">
+>;
 
 export interface InstanceOptions {
   readonly token: string | undefined;
@@ -68,24 +41,39 @@ export interface InstanceOptions {
 }
 
 /** The pool's side of an instance. */
-export class TrackedInstance implements Instance, Facts {
+export class TrackedInstance implements Facts {
+  /** `info.instanceId`. */
   readonly instanceId: string;
+  /** Carries all calls to it. The heartbeat is WatchLoad. */
   readonly channel: RpcChannel;
   readonly breaker: Breaker;
   doubt: Doubt | undefined;
   registered = true;
   suspect = false;
-  load: Load | undefined;
-  loadAtMs = 0;
-  legs = 0;
-  legsTotal = 0n;
-  placedTokens = 0;
-  tokensPerMs = 0;
-  slots = 0;
-  freeSlots = 0;
-  running = 0;
-  queuedTokens = 0;
   link: Link = { kind: "down", reason: "unreachable", text: "It has not reported its load yet." };
+  /** Its last load report. Undefined before the first. */
+  load: Load | undefined;
+  /** When `load` arrived, by the pool's clock. 0 before. */
+  loadAtMs = 0;
+  /** Legs of this router that run on it. */
+  legs = 0;
+  /** Legs that this router has given it since it was found. */
+  legsTotal = 0n;
+  /** Prompt tokens placed on it since `load` arrived, estimated. */
+  placedTokens = 0;
+  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first leg. */
+  tokensPerMs = 0;
+  /** Legs of this router that it can hold, by its last report: those that ran then, and the slots that were free. */
+  slots = 0;
+  /** Free slots: its own figure less the legs placed on it since. */
+  freeSlots = 0;
+  /** Legs and reservations of all routers: its own figure plus the legs placed on it since. Failed legs add to it. */
+  running = 0;
+  /**
+   * Prompt tokens waiting for or in prefill, plus those placed since, plus failed legs. 0 on decode, which computes no
+   * prompts.
+   */
+  queuedTokens = 0;
 
   #info: Info;
   #legsAtLoad = 0;

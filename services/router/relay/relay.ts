@@ -17,41 +17,12 @@ import { thinLink } from "../leg/thin-link.ts";
 import { mergeBodies, mergeUsageEvents, usageChunkOf } from "./merge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
-import { createProber, type Prober } from "../probe/probe.ts";
+import { createProber } from "../probe/probe.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerEnd, AnswerSink, Ending, RelayRequest } from "../request/request.ts";
 
 export type { AnswerSink, Ending, RelayRequest } from "../request/request.ts";
-
-export interface Relay {
-  /**
-   * @param receipt Gets the legs and fallbacks as they happen.
-   * @param admitted The request's slots. Its legs return to the queue through it.
-   * @param gone Aborted when the answer is no longer wanted.
-   * @returns Resolves once the whole answer was given to `sink`.
-   * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
-   */
-  run(
-    request: RelayRequest,
-    sink: AnswerSink,
-    receipt: ReceiptDraft,
-    admitted: Pick<Admitted, "findSlot">,
-    gone: AbortSignal,
-  ): Promise<Ending>;
-}
-
-/** The relay as its creator sees it. */
-export interface RunningRelay extends Relay {
-  /** Sends the router's own requests over the same legs. */
-  readonly prober: Prober;
-  /** Legs that run or settle. A leg settles while its request is gone but its KV is not. */
-  readonly legs: number;
-  /** Resolves when the last leg has ended. */
-  idle(): Promise<void>;
-  /** Fails the running requests, and leaves settling legs to the instances. */
-  [Symbol.asyncDispose](): Promise<void>;
-}
 
 export interface RelayOptions {
   readonly pool: Pool;
@@ -67,7 +38,7 @@ export interface RelayOptions {
   readonly constants?: { readonly reserveTimeoutMs?: number; readonly retriesPerS?: number };
 }
 
-export function createRelay(o: RelayOptions): RunningRelay {
+export function createRelay(o: RelayOptions) {
   const { pool, placement, limits, clock, deadlines, constants = {} } = o;
   const policies = {
     prefill: new Picker(() => placement.current.prefill),
@@ -103,8 +74,22 @@ export function createRelay(o: RelayOptions): RunningRelay {
   const prober = createProber(context);
 
   return {
+    /** Sends the router's own requests over the same legs. */
     prober,
-    async run(request, sink, receipt, admitted, gone) {
+    /**
+     * @param receipt Gets the legs and fallbacks as they happen.
+     * @param admitted The request's slots. Its legs return to the queue through it.
+     * @param gone Aborted when the answer is no longer wanted.
+     * @returns Resolves once the whole answer was given to `sink`.
+     * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
+     */
+    async run(
+      request: RelayRequest,
+      sink: AnswerSink,
+      receipt: ReceiptDraft,
+      admitted: Pick<Admitted, "findSlot">,
+      gone: AbortSignal,
+    ): Promise<Ending> {
       if (gone.aborted) throw clientLeft();
       context.budget.earn();
       const run = new Run(request, sink, receipt, admitted, context);
@@ -119,19 +104,27 @@ export function createRelay(o: RelayOptions): RunningRelay {
         checkIdle();
       }
     },
+    /** Legs that run or settle. A leg settles while its request is gone but its KV is not. */
     get legs() {
       return live.size;
     },
+    /** Resolves when the last leg has ended. */
     idle: () =>
-      new Promise((resolve) => {
+      new Promise<void>((resolve) => {
         onIdle.push(resolve);
         checkIdle();
       }),
+    /** Fails the running requests, and leaves settling legs to the instances. */
     async [Symbol.asyncDispose]() {
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
     },
   };
 }
+
+export type RunningRelay = ReturnType<typeof createRelay>;
+
+/** The part that serves requests. */
+export type Relay = Pick<RunningRelay, "run">;
 
 interface Settle {
   resolve(ending: Ending): void;
