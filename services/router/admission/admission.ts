@@ -59,15 +59,8 @@ export interface Admitted {
   release(): void;
 }
 
-/** A request as admission sees it. */
-export interface Applicant {
-  /** Legs that it will run, one for each choice of each prompt. Default 1. */
-  readonly legs?: number;
-  readonly model?: string;
-  /** The tenant whose share of the queue it takes. Default: empty, the tenant of all requests without one. */
-  readonly tenant?: string;
-  /** Lower is sooner, as in vLLM. Default 0. */
-  readonly priority?: number;
+/** A request as admission sees it. Default: one leg without model, tenant, priority and deadline. */
+export interface Applicant extends Partial<Queued> {
   /** When it must have ended, by the clock. */
   readonly deadlineMs?: number | undefined;
 }
@@ -168,12 +161,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     waitedMs: number,
   ): (() => void) | undefined {
     let due: Deadline | undefined;
-    let leave: (() => void) | undefined;
     let busy: ServiceError | undefined;
-    const end = (): void => {
-      due?.cancel();
-      leave?.();
-    };
     const retry = (): boolean => {
       let picked: T;
       try {
@@ -192,8 +180,13 @@ export function createAdmission(o: AdmissionOptions): Admission {
       found(picked);
       return true;
     };
+    const leg = { model, priority, retry };
+    const end = (): void => {
+      due?.cancel();
+      returned.remove(leg);
+    };
     if (retry()) return undefined;
-    leave = returned.add(model, { priority, retry });
+    returned.add(leg);
     const sinceMs = clock.nowMs();
     const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
     due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {

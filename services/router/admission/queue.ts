@@ -7,9 +7,11 @@ import { Heap } from "../../common/heap.ts";
 
 export interface Waiter {
   readonly model: string;
+  /** The tenant whose share of the queue it takes. Empty: the tenant of all requests without one. */
   readonly tenant: string;
-  /** Lower is sooner. */
+  /** Lower is sooner, as in vLLM. */
   readonly priority: number;
+  /** Legs that it will run, one for each choice of each prompt. */
   readonly legs: number;
 }
 
