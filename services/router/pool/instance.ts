@@ -19,7 +19,7 @@ const SUSPECT_TOKENS = 2_048;
 
 /** An instance as the rest of the router sees it. The figures are current: they change in place. */
 export type Instance = Readonly<
-  Omit<TrackedInstance, keyof Facts | "legStarted" | "legEnded" | "prefilled" | "retire" | "close">
+  Omit<TrackedInstance, Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "prefilled" | "retire" | "close">
 >;
 
 export interface InstanceOptions {
@@ -30,10 +30,8 @@ export interface InstanceOptions {
   readonly connectTimeoutMs?: number | undefined;
   /** Whether a probe must prove the instance before it gets users' requests. */
   readonly proves: (info: Info) => boolean;
-  /** Called when its standing or its facts may have changed. */
-  onStanding(): void;
-  /** Called when a load report changed only its figures. */
-  onFigures(): void;
+  /** Called when its standing or its facts may have changed or, otherwise, only its figures. */
+  onChange(isNewView: boolean): void;
   /** Called when it starts to serve: its engine may be a new one. */
   onServing(): void;
   /** Called when `suspect` changes. */
@@ -49,6 +47,8 @@ export class TrackedInstance implements Facts {
   readonly breaker: Breaker;
   doubt: Doubt | undefined;
   registered = true;
+  /** Drained through this router. Cleared once the instance itself reports that it drains. */
+  drained = false;
   suspect = false;
   link: Link = { kind: "down", reason: "unreachable", text: "It has not reported its load yet." };
   /** Its last load report. Undefined before the first. */
@@ -77,7 +77,6 @@ export class TrackedInstance implements Facts {
 
   #info: Info;
   #legsAtLoad = 0;
-  #drained = false;
   #closed = false;
   readonly #isDecode: boolean;
   readonly #o: InstanceOptions;
@@ -125,24 +124,6 @@ export class TrackedInstance implements Facts {
     const kvAddress = this.load?.kvAddress ?? "";
     this.#info = kvAddress === "" || kvAddress === info.kvAddress ? info : { ...info, kvAddress };
     this.#tally();
-  }
-
-  /** Drained through this router. Cleared once the instance itself reports that it drains. */
-  get drained(): boolean {
-    return this.#drained;
-  }
-
-  set drained(drained: boolean) {
-    this.#drained = drained;
-    this.#o.onStanding();
-  }
-
-  get state(): State | undefined {
-    return this.load?.state;
-  }
-
-  get stateText(): string {
-    return this.load?.reason ?? "";
   }
 
   legStarted(tokens: number): void {
@@ -224,7 +205,7 @@ export class TrackedInstance implements Facts {
     if (known.kind === "down" && known.reason === link.reason && known.text === link.text) return;
     this.link = link;
     this.#log.warn("instance is out", { reason: link.reason, why: link.text });
-    this.#o.onStanding();
+    this.#o.onChange(true);
   }
 
   #onLoad(load: Load): void {
@@ -239,8 +220,8 @@ export class TrackedInstance implements Facts {
     this.#tally();
     if (before?.kvAddress !== load.kvAddress) this.info = this.#info;
     // From now on the instance's own state decides, so any router may undrain it.
-    const undrained = this.#drained && load.state === State.DRAINING;
-    if (undrained) this.#drained = false;
+    const undrained = this.drained && load.state === State.DRAINING;
+    if (undrained) this.drained = false;
     if (this.link.kind === "down") this.#log.info("instance reports its load", { state: State[load.state] });
     const news =
       this.link.kind === "down" ||
@@ -250,9 +231,8 @@ export class TrackedInstance implements Facts {
       before.kvAddress !== load.kvAddress;
     this.link = { kind: "up" };
     if (!served && claimsToServe(this)) this.#isBack(nowMs);
-    if (news) this.#o.onStanding();
     // Heartbeats of hundreds of idle instances must not wake anything.
-    else if (!nothingNew) this.#o.onFigures();
+    if (news || !nothingNew) this.#o.onChange(news);
   }
 
   /**

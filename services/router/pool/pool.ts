@@ -33,9 +33,7 @@ export interface Pool {
    */
   update(entries: readonly Info[], doubts?: ReadonlyMap<string, Doubt>): void;
   /** Called after every change of the view or of figures, and when a leg ends. Returns a function that unsubscribes. */
-  onChange(listener: () => void): () => void;
-  /** Called only after changes of the view. */
-  onView(listener: () => void): () => void;
+  onChange(listener: (isNewView: boolean) => void): () => void;
   /**
    * Orders an instance to take no new legs, or to take them again. This router acts on the order at once. Returns the
    * legs of all routers that still run on the instance.
@@ -98,8 +96,7 @@ export function createPool(o: PoolOptions): Pool {
   const tracked = new Set<TrackedInstance>();
   /** Instances that left, with calls that have not ended. */
   const retiring = new Set<TrackedInstance>();
-  const listeners = new Set<() => void>();
-  const viewListeners = new Set<() => void>();
+  const listeners = new Set<(isNewView: boolean) => void>();
   const pairs = new Pairs(breaker);
   const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
   let view: FleetView | undefined;
@@ -112,17 +109,14 @@ export function createPool(o: PoolOptions): Pool {
   // The router only sees instances that this pool made.
   const own = (instance: Instance): TrackedInstance => instance as TrackedInstance;
 
-  function onFigures(): void {
+  /** @param isNewView Whether a standing, a pair or a fact has changed, and not only figures. */
+  function changed(isNewView: boolean): void {
     if (closed) return;
-    for (const listener of listeners) listener();
-  }
-
-  function onStanding(): void {
-    if (closed) return;
-    view = undefined;
-    for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
-    for (const listener of viewListeners) listener();
-    onFigures();
+    if (isNewView) {
+      view = undefined;
+      for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
+    }
+    for (const listener of listeners) listener(isNewView);
   }
 
   function retire(one: TrackedInstance): void {
@@ -182,7 +176,7 @@ export function createPool(o: PoolOptions): Pool {
       track(info).doubt = doubt;
     }
     for (const one of tracked) if (one.registered && !named.has(one.instanceId)) leave(one);
-    onStanding();
+    changed(true);
   }
 
   function track(info: Info): TrackedInstance {
@@ -193,8 +187,7 @@ export function createPool(o: PoolOptions): Pool {
       breaker,
       connectTimeoutMs: o.connectTimeoutMs,
       proves,
-      onStanding,
-      onFigures,
+      onChange: changed,
       onServing: () => pairs.cool(one.instanceId, clock.nowMs()),
       onSuspect: () => suspected(one),
     });
@@ -212,7 +205,7 @@ export function createPool(o: PoolOptions): Pool {
   /** Moves its unanswered calls elsewhere now, rather than when the instance is given up. */
   function suspected(one: TrackedInstance): void {
     if (closed) return;
-    onStanding();
+    changed(true);
     if (one.suspect && !lastResortsOf(tracked).has(one)) one.channel.dropUnanswered();
   }
 
@@ -225,17 +218,10 @@ export function createPool(o: PoolOptions): Pool {
       leave(one);
       left = true;
     }
-    if (left || firstPrefill.isOver()) onStanding();
+    if (left || firstPrefill.isOver()) changed(true);
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);
-
-  const listen = (to: Set<() => void>, listener: () => void): (() => void) => {
-    // Wrapped, so that the same function may listen twice.
-    const entry = (): void => listener();
-    to.add(entry);
-    return () => to.delete(entry);
-  };
 
   const probes: ProbeBooks = {
     get dueMs() {
@@ -254,17 +240,17 @@ export function createPool(o: PoolOptions): Pool {
       pairs.outOf(prefill.instanceId, decode.instanceId)?.probing(nowMs);
     },
     succeeded(prefill, decode) {
-      let changed = false;
+      let isNews = false;
       for (const one of [prefill, decode]) {
         if (!own(one).breaker.close()) continue;
-        changed = true;
+        isNews = true;
         log.info("a probe succeeded: instance takes requests", { instanceId: one.instanceId });
       }
       if (pairs.close(prefill.instanceId, decode.instanceId)) {
-        changed = true;
+        isNews = true;
         log.info("a probe succeeded: pair takes requests", pairFields(prefill, decode));
       }
-      if (changed) onStanding();
+      if (isNews) changed(true);
     },
     failed(prefill, decode, failure, text) {
       const nowMs = clock.nowMs();
@@ -274,7 +260,7 @@ export function createPool(o: PoolOptions): Pool {
       if (open.length === 0) pairs.probeFailed(prefill.instanceId, decode.instanceId, failure, text, nowMs);
       else pairs.outOf(prefill.instanceId, decode.instanceId)?.probeFailed(failure, text, nowMs);
       log.warn("a probe failed", { ...pairFields(prefill, decode), failure, why: text });
-      onStanding();
+      changed(true);
     },
   };
 
@@ -283,12 +269,17 @@ export function createPool(o: PoolOptions): Pool {
       return (view ??= makeView());
     },
     update,
-    onChange: (listener) => listen(listeners, listener),
-    onView: (listener) => listen(viewListeners, listener),
+    onChange(listener) {
+      // Wrapped, so that the same function may listen twice.
+      const entry = (isNewView: boolean): void => listener(isNewView);
+      listeners.add(entry);
+      return () => listeners.delete(entry);
+    },
     async drain(instanceId, undrain, reason = "") {
       const one = find(instanceId);
       if (one === undefined) throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
       one.drained = !undrain;
+      changed(true);
       const client = one.channel.client(InstanceService);
       try {
         if (!undrain) return (await client.drain({ reason }, { timeoutMs: DRAIN_TIMEOUT_MS })).remaining;
@@ -307,13 +298,13 @@ export function createPool(o: PoolOptions): Pool {
     legEnded(instance, verdict) {
       const one = own(instance);
       const opened = one.legEnded(verdict);
-      if (opened || (!one.registered && one.legs === 0)) onStanding();
-      else onFigures();
+      if (opened || (!one.registered && one.legs === 0)) changed(true);
+      else changed(false);
     },
     pairEnded(prefill, decode, verdict) {
       if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;
       log.warn("pair is out until a probe succeeds", pairFields(prefill, decode));
-      onStanding();
+      changed(true);
     },
     isWarm: (prefill, decode) => pairs.isWarm(prefill.instanceId, decode.instanceId),
     prefilled: (instance, tokens, ms) => own(instance).prefilled(tokens, ms),

@@ -2,7 +2,7 @@
 // registry, the state that the instance reports (`Load.state`), the link to it, and how its legs end. If they disagree,
 // the first objection in the order below decides. fleet.ts adds the reasons that depend on partners (`unproven`,
 // `unmatched`).
-import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Load, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Doubt } from "../../discovery/registry.ts";
 import type { OpenBecause } from "./breaker.ts";
 
@@ -57,10 +57,8 @@ export interface Facts {
   /** The objection of its registry. */
   readonly doubt: Doubt | undefined;
   readonly link: Link;
-  /** The state that it reports; undefined before the first load report. */
-  readonly state: State | undefined;
-  /** The reason that it reports for `state`. */
-  readonly stateText: string;
+  /** Its last report; undefined before the first. */
+  readonly load: Pick<Load, "state" | "reason"> | undefined;
   readonly breaker: { readonly because: OpenBecause | undefined; readonly text: string };
   /** No byte arrived over its link for longer than usual. */
   readonly suspect: boolean;
@@ -72,20 +70,20 @@ const SERVES: Standing = { kind: "serves", text: "" };
  * @param lastResort Whether its side of the model has no other instance. Then a mere suspicion does not take it out.
  */
 export function standingOf(facts: Facts, lastResort = false): Standing {
-  const { doubt, link, stateText, breaker } = facts;
+  const { doubt, link, load, breaker } = facts;
   if (!facts.registered) return out("left", "It is no longer registered.");
   if (facts.drained) return out("draining", "It was drained through this router.");
   if (doubt?.kind === "maintenance") return out("draining", doubt.reason);
   if (link.kind === "down") return out(link.reason, link.text);
-  switch (facts.state) {
+  switch (load?.state) {
     case State.SERVING:
       break;
     case State.DRAINING:
-      return out("draining", stateText || "It is draining.");
+      return out("draining", load.reason || "It is draining.");
     case State.STOPPED:
-      return out("stopped", stateText || "It has stopped.");
+      return out("stopped", load.reason || "It has stopped.");
     default:
-      return out("starting", stateText || "It is starting.");
+      return out("starting", load?.reason || "It is starting.");
   }
   if (breaker.because === "failing") return out("failing", breaker.text);
   if (facts.suspect && !lastResort) return out("suspect", "No byte has come from it for more than a second.");
@@ -102,8 +100,8 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
 }
 
 /** Whether the instance itself reports that it serves, whatever other sources say. */
-export function claimsToServe({ registered, link, state }: Facts): boolean {
-  return registered && link.kind === "up" && state === State.SERVING;
+export function claimsToServe({ registered, link, load }: Facts): boolean {
+  return registered && link.kind === "up" && load?.state === State.SERVING;
 }
 
 export function out(reason: Reason, text: string): Standing {

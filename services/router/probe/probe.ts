@@ -130,9 +130,11 @@ export function createProber(context: LegContext) {
       if (worstDelta === undefined) return { kind: "unjudged", ms };
       const exact = decode.info.dtype === "float32" && prefill.info.dtype === "float32";
       const tolerance = exact ? TOLERANCE_FLOAT32 : TOLERANCE;
-      return worstDelta > tolerance
-        ? { kind: "failed", failure: "wrong", text: wrongText(worstDelta, tolerance) }
-        : { kind: "right", worstDelta, ms };
+      if (worstDelta <= tolerance) return { kind: "right", worstDelta, ms };
+      const text =
+        `Decode's first token is off by ${worstDelta.toFixed(3)} in log probability (up to ${tolerance} is noise): ` +
+        "it does not answer from the KV it was sent.";
+      return { kind: "failed", failure: "wrong", text };
     },
     /** Legs of probes through the two that have not ended, settling of KV included. */
     unsettled(prefill: Instance, decode: Instance): number {
@@ -169,23 +171,11 @@ function requestThrough(prefill: Instance, decode: Instance, legId: string): Rel
   };
 }
 
-function wrongText(delta: number, tolerance: number): string {
-  return (
-    `Decode's first token is off by ${delta.toFixed(3)} in log probability (up to ${tolerance} is noise): ` +
-    "it does not answer from the KV it was sent."
-  );
-}
-
 function deltaOf(own: number | undefined, answer: Buffer): number | undefined {
-  const first = firstLogprobOf(answer.toString());
-  return own === undefined || first === undefined ? undefined : Math.abs(own - first);
-}
-
-function firstLogprobOf(text: string): number | undefined {
+  type Answer = { choices?: { logprobs?: { token_logprobs?: unknown[] } | null }[] };
   try {
-    const parsed = JSON.parse(text) as { choices?: { logprobs?: { token_logprobs?: unknown[] } | null }[] };
-    const first = parsed.choices?.[0]?.logprobs?.token_logprobs?.[0];
-    return typeof first === "number" ? first : undefined;
+    const first = (JSON.parse(answer.toString()) as Answer).choices?.[0]?.logprobs?.token_logprobs?.[0];
+    return own === undefined || typeof first !== "number" ? undefined : Math.abs(own - first);
   } catch {
     return undefined;
   }

@@ -27,19 +27,14 @@ export function provesByProbe({ engine, connector }: Info): boolean {
   return engine === "vllm" && connector !== "p2p-zmq";
 }
 
-export interface Probes extends Disposable {
-  /** Sends an extra probe for the doctor. The pool gets its result too. */
-  now(prefill: Instance, decode: Instance, signal?: AbortSignal): Promise<ProbeResult>;
-}
-
 export interface ProbesOptions {
-  readonly pool: Pick<Pool, "view" | "probes" | "onView">;
+  readonly pool: Pick<Pool, "view" | "probes" | "onChange">;
   readonly prober: Prober;
   readonly clock: Clock;
   readonly metrics: Metrics;
 }
 
-export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Probes {
+export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
   const ended = metrics.counter(
     "tandem_probes_total",
     "Probes that ended, by outcome. A probe is a request of the router's own that tests an instance or a pair.",
@@ -104,21 +99,25 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     timer = clock.setTimer(Math.max(TICK_MS, dueMs - clock.nowMs()), tick);
   }
 
-  const off = pool.onView(() => {
+  const off = pool.onChange((isNewView) => {
+    if (!isNewView) return;
     timer?.cancel();
     timer = undefined;
     arm();
   });
   arm();
   return {
+    /** Sends an extra probe for the doctor. The pool gets its result too. */
     now: send,
-    [Symbol.dispose]() {
+    [Symbol.dispose](): void {
       off();
       timer?.cancel();
       stopped.abort();
     },
   };
 }
+
+export type Probes = ReturnType<typeof startProbes>;
 
 /** Finds an instance for which a probe makes sense: it serves, or is out for a reason that only a probe can end. */
 function find(view: FleetView, side: Side, instanceId: string): Instance | undefined {

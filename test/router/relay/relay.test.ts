@@ -119,7 +119,7 @@ describe("a request, decode first", () => {
     const { client, ending } = tandem.start();
     await decode.legs.next("the refused reservation");
     await untilNoLegs(tandem);
-    const seen = new Promise<void>((resolve) => tandem.pool.onChange(resolve));
+    const seen = new Promise<void>((resolve) => tandem.pool.onChange(() => resolve()));
     decode.load({ freeSlots: 0 });
     await seen;
     assert.equal(decode.legs.all.length, 1);

@@ -12,17 +12,22 @@ export interface KnownInit extends Partial<Omit<Known, "info">> {
   readonly failing?: boolean;
   /** No probe has succeeded with it. */
   readonly unproven?: boolean;
+  /** The state that it reports; undefined: it has not reported yet. Default: it serves. */
+  readonly state?: State | undefined;
+  /** The reason that it reports for `state`. */
+  readonly stateText?: string;
 }
 
 /** Serves, unless `init` says otherwise. */
-export function known(role: Role, { id, info, failing, unproven, ...init }: KnownInit): Known {
+export function known(role: Role, { id, info, failing, unproven, stateText = "", ...init }: KnownInit): Known {
   const breaker = new Breaker(BREAKER_LIMITS);
   if (failing === true) breaker.judge("wedged", 0);
   if (unproven === true) breaker.distrust(0);
+  const { state } = { state: State.SERVING, ...init };
+  const load = state === undefined ? undefined : { ...create(LoadSchema, init.load), state, reason: stateText };
   return {
     info: create(InfoSchema, { instanceId: id, role, model: "tiny", connector: "p2p-nccl", ...info } as Info),
     instanceId: id,
-    load: create(LoadSchema, { state: State.SERVING }),
     loadAtMs: 1,
     legs: 0,
     legsTotal: 0n,
@@ -36,11 +41,10 @@ export function known(role: Role, { id, info, failing, unproven, ...init }: Know
     drained: false,
     doubt: undefined,
     link: { kind: "up" },
-    state: State.SERVING,
-    stateText: "",
     suspect: false,
     breaker,
     ...init,
+    load,
   } as Known;
 }
 
