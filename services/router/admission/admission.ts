@@ -110,7 +110,6 @@ export function createAdmission(o: AdmissionOptions): Admission {
   const returned = new ReturnedLegs();
   const runningOf = new Map<string, number>();
   const paces = new Map<string, Pace>();
-  let running = 0;
 
   function fits(model: string, legs: number): boolean {
     const capacity = o.capacity(model);
@@ -119,7 +118,6 @@ export function createAdmission(o: AdmissionOptions): Admission {
   }
 
   function count(model: string, legs: number): void {
-    running += legs;
     const used = (runningOf.get(model) ?? 0) + legs;
     if (used > 0) runningOf.set(model, used);
     else runningOf.delete(model);
@@ -130,7 +128,44 @@ export function createAdmission(o: AdmissionOptions): Admission {
     let held = true;
     return {
       waitedMs,
-      findSlot: (search, othersIdleSinceMs) => findSlot(model, priority, search, othersIdleSinceMs, waitedMs),
+      findSlot({ pick, found, failed }, othersIdleSinceMs) {
+        let due: Deadline | undefined;
+        let busy: ServiceError | undefined;
+        const retry = (): boolean => {
+          let then: () => void;
+          try {
+            const picked = pick();
+            then = () => found(picked);
+          } catch (thrown) {
+            const error = asServiceError(thrown);
+            if (error.code === "instance_busy") {
+              busy = error;
+              return false;
+            }
+            then = () => failed(error);
+          }
+          end();
+          then();
+          return true;
+        };
+        const leg = { model, priority, retry };
+        const end = (): void => {
+          due?.cancel();
+          returned.remove(leg);
+        };
+        if (retry()) return undefined;
+        returned.add(leg);
+        const sinceMs = clock.nowMs();
+        const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
+        due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
+          const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
+          if (nowMs < dueMs) return dueMs;
+          end();
+          failed(busy!);
+          return undefined;
+        });
+        return end;
+      },
       release() {
         if (!held) return;
         held = false;
@@ -151,52 +186,6 @@ export function createAdmission(o: AdmissionOptions): Admission {
   function pokeOne(model: string): void {
     for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model))
       first.admit();
-  }
-
-  function findSlot<T>(
-    model: string,
-    priority: number,
-    { pick, found, failed }: SlotSearch<T>,
-    othersIdleSinceMs: () => number | undefined,
-    waitedMs: number,
-  ): (() => void) | undefined {
-    let due: Deadline | undefined;
-    let busy: ServiceError | undefined;
-    const retry = (): boolean => {
-      let picked: T;
-      try {
-        picked = pick();
-      } catch (thrown) {
-        const error = asServiceError(thrown);
-        if (error.code === "instance_busy") {
-          busy = error;
-          return false;
-        }
-        end();
-        failed(error);
-        return true;
-      }
-      end();
-      found(picked);
-      return true;
-    };
-    const leg = { model, priority, retry };
-    const end = (): void => {
-      due?.cancel();
-      returned.remove(leg);
-    };
-    if (retry()) return undefined;
-    returned.add(leg);
-    const sinceMs = clock.nowMs();
-    const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
-    due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
-      const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
-      if (nowMs < dueMs) return dueMs;
-      end();
-      failed(busy!);
-      return undefined;
-    });
-    return end;
   }
 
   function poke(): void {
@@ -291,7 +280,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     },
     poke,
     get running() {
-      return running;
+      return [...runningOf.values()].reduce((sum, legs) => sum + legs, 0);
     },
     get waiting() {
       return queue.size + returned.size;

@@ -231,8 +231,8 @@ export function createPool(o: PoolOptions): Pool {
       return dueMs;
     },
     due: (nowMs) => ({
-      instances: [...tracked].filter((one) => one.registered && one.breaker.due(nowMs)),
-      pairs: [...pairs.open()].filter((pair) => pair.breaker.due(nowMs)),
+      instances: [...tracked].filter((one) => one.registered && one.breaker.dueMs <= nowMs),
+      pairs: [...pairs.open()].filter((pair) => pair.breaker.dueMs <= nowMs),
     }),
     sending(prefill, decode) {
       const nowMs = clock.nowMs();

@@ -75,7 +75,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
     const { view } = pool;
     const nowMs = clock.nowMs();
     for (const { prefillId, decodeId, breaker } of pool.probes.due(nowMs).pairs) {
-      if (breaker.due(nowMs)) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
+      if (breaker.dueMs <= nowMs) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
     }
     // Instances that just got a probe of a pair are no longer due.
     for (const due of pool.probes.due(nowMs).instances) {

@@ -126,12 +126,11 @@ export class Choice implements LegOwner {
   }
 
   findDecode(leg: LegRun, refusal: ServiceError | undefined): void {
-    // Another decode instance may take the KV that this one refused.
-    if (
-      refusal !== undefined &&
-      !this.#goesOn(afterRefusal(refusal.code, this.#retries, this.#rules()), leg, refusal, "transfer")
-    )
-      return leg.noDecode(refusal);
+    if (refusal !== undefined) {
+      // Another decode instance may take the KV that this one refused.
+      const next = afterRefusal(refusal.code, this.#retries, this.#rules());
+      if (!this.#goesOn(next, leg, refusal, "transfer")) return leg.noDecode(refusal);
+    }
     this.#find(
       () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
       (decode) => leg.decodeFound(decode),
