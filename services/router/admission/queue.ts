@@ -68,11 +68,12 @@ export class FairQueue<W extends Waiter> {
     line.legsByPriority.set(waiter.priority, (line.legsByPriority.get(waiter.priority) ?? 0) + waiter.legs);
     line.next.push(entry);
     this.#entries.set(waiter, entry);
-    let tenant = this.#tenants.get(waiter.tenant);
-    if (tenant === undefined) {
-      tenant = { name: waiter.tenant, waiting: new Heap<Entry>((a, b) => goesBefore(b, a)) };
-      this.#tenants.set(waiter.tenant, tenant);
-    } else this.#heaviest.remove(tenant);
+    const tenant = this.#tenants.get(waiter.tenant) ?? {
+      name: waiter.tenant,
+      waiting: new Heap<Entry>((a, b) => goesBefore(b, a)),
+    };
+    this.#tenants.set(waiter.tenant, tenant);
+    this.#heaviest.remove(tenant);
     tenant.waiting.push(entry);
     this.#heaviest.push(tenant);
   }

@@ -70,15 +70,11 @@ export class Exclusions {
   }
 }
 
-export interface PlacementRules {
-  /** Prompts of fewer tokens are served unpaired, if the connector allows it. */
-  readonly unpairedTokens: number;
-}
-
+/** @param rules Prompts of fewer than `unpairedTokens` are served unpaired, if the connector allows it. */
 export function createPlacer(
   pool: Pick<Pool, "view">,
   pickers: { readonly prefill: Picker; readonly decode: Picker },
-  rules: Live<PlacementRules> = { current: { unpairedTokens: 0 } },
+  rules: Live<{ readonly unpairedTokens: number }> = { current: { unpairedTokens: 0 } },
 ) {
   function modelOf(name: string): ModelView {
     const model = pool.view.models.get(name);

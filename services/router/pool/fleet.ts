@@ -65,15 +65,15 @@ export interface FleetView {
 /** An instance with everything that its standing depends on. */
 export type Known = Instance & Facts & { readonly breaker: Breaker };
 
-export interface FleetRules {
-  /** Whether decode serves unpaired while no prefill instance is left, if the connector allows it. */
-  readonly unpaired: boolean;
-  /** Whether the first prefill instance of a model is still awaited. */
-  awaitsPrefill(model: string): boolean;
-}
-
-/** @param tracked All known instances, in any order. */
-export function fleetOf(tracked: Iterable<Known>, pairs: Pairs, rules: FleetRules): FleetView {
+/**
+ * @param tracked All known instances, in any order.
+ * @param unpairedMayServe Whether decode may serve a model unpaired now, if the connector allows it.
+ */
+export function fleetOf(
+  tracked: Iterable<Known>,
+  pairs: Pairs,
+  unpairedMayServe: (model: string) => boolean,
+): FleetView {
   const sorted = [...tracked].sort((a, b) => (a.instanceId < b.instanceId ? -1 : 1));
   const lastResorts = lastResortsOf(sorted);
   const standings = new Map<Instance, Standing>();
@@ -90,7 +90,7 @@ export function fleetOf(tracked: Iterable<Known>, pairs: Pairs, rules: FleetRule
   const models = new Map<string, ModelView>();
   for (const [name, { prefill, decode }] of [...members].sort(([a], [b]) => (a < b ? -1 : 1))) {
     const pairing = pairUp(prefill, decode, standings, pairs);
-    models.set(name, modelView(name, prefill.map(seen), decode.map(seen), pairing, rules));
+    models.set(name, modelView(name, prefill.map(seen), decode.map(seen), pairing, unpairedMayServe(name)));
   }
   return {
     prefill: sorted.filter((one) => sideOf(one) === "prefill").map(seen),
@@ -220,13 +220,13 @@ function modelView(
   prefill: readonly Seen[],
   decode: readonly Seen[],
   pairing: Pairing,
-  rules: FleetRules,
+  unpairedMayServe: boolean,
 ): ModelView {
   const serving = decode.filter(({ standing }) => standing.kind === "serves").map(({ instance }) => instance);
   const lengths = [...prefill, ...decode]
     .map(({ instance }) => instance.info.maxModelLen)
     .filter((length) => length > 0);
-  const mayServeUnpaired = rules.unpaired && pairing.unpaired.length > 0 && !rules.awaitsPrefill(name);
+  const mayServeUnpaired = unpairedMayServe && pairing.unpaired.length > 0;
   const pairLack = pairing.prefills.length > 0 ? undefined : lackText(name, prefill, decode);
   return {
     ...pairing,

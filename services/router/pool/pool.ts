@@ -128,7 +128,7 @@ export function createPool(o: PoolOptions): Pool {
   function makeView(): FleetView {
     firstPrefill.look(tracked);
     expectPairs();
-    return fleetOf(tracked, pairs, { unpaired, awaitsPrefill: firstPrefill.isAwaited });
+    return fleetOf(tracked, pairs, (model) => unpaired && !firstPrefill.isAwaited(model));
   }
 
   /**

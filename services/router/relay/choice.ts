@@ -41,12 +41,6 @@ export interface ChoiceOwner {
   othersIdleSinceMs(index: number): number | undefined;
 }
 
-/** The error that broke the stream, and the deadline for another attempt to write it again. */
-interface Broken {
-  readonly error: ServiceError;
-  readonly due: Deadline;
-}
-
 export class Choice implements LegOwner {
   readonly index: number;
   /** When its last leg ended. 0 before. */
@@ -64,8 +58,8 @@ export class Choice implements LegOwner {
   #sent: SentSoFar | undefined;
   /** When its first bytes were delivered. */
   #sentMs: number | undefined;
-  /** Set while another attempt repeats what the client has. */
-  #broken: Broken | undefined;
+  /** Set while another attempt repeats what the client has: why the stream broke, and the deadline for the attempt. */
+  #broken: { readonly error: ServiceError; readonly due: Deadline } | undefined;
 
   constructor(index: number, context: ChoiceContext, owner: ChoiceOwner) {
     this.index = index;

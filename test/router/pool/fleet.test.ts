@@ -196,8 +196,7 @@ describe("a model", () => {
     const allowed = alone({ unpaired: true });
     assert.equal(allowed.lack(false), undefined);
     assert.match(allowed.lack(true)!, /no prefill instance is registered/);
-    for (const options of [{}, { unpaired: true, awaitsPrefill: () => true }])
-      assert.match(alone(options).lack(false)!, /no prefill instance is registered/);
+    assert.match(alone({}).lack(false)!, /no prefill instance is registered/);
   });
 
   it("shares one list of partners among instances of one build", () => {

@@ -2,7 +2,7 @@
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { BREAKER_LIMITS, Breaker } from "../../../services/router/pool/breaker.ts";
-import { type FleetRules, type FleetView, fleetOf, type Known } from "../../../services/router/pool/fleet.ts";
+import { type FleetView, fleetOf, type Known } from "../../../services/router/pool/fleet.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 
 export interface KnownInit extends Partial<Omit<Known, "info">> {
@@ -48,14 +48,16 @@ export function known(role: Role, { id, info, failing, unproven, stateText = "",
   } as Known;
 }
 
-export interface ViewOptions extends Partial<FleetRules> {
+export interface ViewOptions {
   readonly pairs?: Pairs;
+  /** Whether decode may serve unpaired. Default: no. */
+  readonly unpaired?: boolean;
 }
 
 export function viewOf(prefill: readonly KnownInit[], decode: readonly KnownInit[], o: ViewOptions = {}): FleetView {
   const all = [...prefill.map((init) => known(Role.PREFILL, init)), ...decode.map((init) => known(Role.DECODE, init))];
-  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false, awaitsPrefill = () => false } = o;
-  return fleetOf(all, pairs, { unpaired, awaitsPrefill });
+  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false } = o;
+  return fleetOf(all, pairs, () => unpaired);
 }
 
 /** `serves`, or why not. */
