@@ -14,7 +14,6 @@ import type { LegEvent, LegTraits } from "./protocol.ts";
 /** Counts and judges the legs of instances. The pool does that for users' requests; probes have books of their own. */
 export type Books = Pick<Pool, "legStarted" | "legEnded" | "pairEnded" | "isWarm" | "prefilled">;
 
-/** What all legs of a relay share. */
 export interface LegContext {
   readonly books: Books;
   readonly linkTo: (instance: Instance) => InstanceLink;

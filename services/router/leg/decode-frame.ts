@@ -28,29 +28,19 @@ export class DecodeFrame {
       const tag = this.#varint(message);
       // This version has no field numbers above 15. A later one may, and they are skipped like any unknown field.
       const field = Math.floor(tag / 8);
-      switch (tag % 8) {
-        case 0:
-          this.#varint(message);
-          break;
-        case 1:
-          this.#at += 8;
-          break;
-        case 2: {
-          const length = this.#varint(message);
-          const start = this.#at;
-          this.#at += length;
-          if (this.#at > message.length) throw malformed();
-          if (field === EVENTS) this.events = message.subarray(start, this.#at);
-          else if (field === RESERVED) this.reserved = true;
-          else if (field === END) this.end = message.subarray(start, this.#at);
-          break;
-        }
-        case 5:
-          this.#at += 4;
-          break;
-        default:
-          throw malformed();
-      }
+      const type = tag % 8;
+      if (type === 2) {
+        const length = this.#varint(message);
+        const start = this.#at;
+        this.#at += length;
+        if (this.#at > message.length) throw malformed();
+        if (field === EVENTS) this.events = message.subarray(start, this.#at);
+        else if (field === RESERVED) this.reserved = true;
+        else if (field === END) this.end = message.subarray(start, this.#at);
+      } else if (type === 0) this.#varint(message);
+      else if (type === 1) this.#at += 8;
+      else if (type === 5) this.#at += 4;
+      else throw malformed();
     }
     if (this.#at !== message.length) throw malformed();
   }

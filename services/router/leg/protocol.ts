@@ -132,9 +132,7 @@ export function step(traits: LegTraits, state: LegState, event: LegEvent): Step 
 
 function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
   if (event.kind === "begin") {
-    if (traits.unpaired === true) {
-      return seek(UNPAIRED, undefined);
-    }
+    if (traits.unpaired === true) return seek(UNPAIRED, undefined);
     return traits.decodeFirst
       ? { state: { kind: "reserving" }, effects: [{ kind: "reserve", ticket: undefined }] }
       : { state: { kind: "prefilling", reserved: false }, effects: [{ kind: "callPrefill" }] };

@@ -252,10 +252,8 @@ function lackText(name: string, prefill: readonly Seen[], decode: readonly Seen[
     const fact = misfitOf(prefill[0]!.instance.info, decode[0]!.instance.info)?.fact ?? "the KV connector";
     return `The model \`${name}\` can't be served: its prefill and decode instances don't fit each other: they differ in ${fact}.`;
   }
-  for (const [side, seen] of [
-    ["prefill", prefill],
-    ["decode", decode],
-  ] as const) {
+  for (const side of SIDES) {
+    const seen = side === "prefill" ? prefill : decode;
     if (seen.some(({ standing }) => standing.kind === "serves")) continue;
     const reasons = new Map<Reason, number>();
     for (const { standing } of seen)

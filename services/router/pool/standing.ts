@@ -6,34 +6,21 @@ import { type Load, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Doubt } from "../../discovery/registry.ts";
 import type { OpenBecause } from "./breaker.ts";
 
-/**
- * Why an instance gets no legs.
- *
- * - `missing`: the deployment expects the instance, which is not there. Reserved; not used yet.
- * - `left`: no longer registered; known only until its last leg has ended.
- * - `draining`, `starting`, `stopped`: the instance reports it. `draining` is also set by an operator.
- * - `unreachable`: no connection, or a broken one. `denied`: the instance refuses this router's token.
- * - `silent`: connected, and no heartbeat for 2 s. `suspect`: for 1.3 s; its running legs go on.
- * - `failing`: it reports that it serves, but its legs fail or stall. A successful probe brings it back.
- * - `unlisted`: it reports that it serves, but its registry reports it dead or gone.
- * - `unproven`: no probe has shown yet that it answers from the KV that it is sent, or a probe has shown that it
- *   doesn't.
- * - `unmatched`: it fits no instance of the other role: their facts differ.
- */
+/** Why an instance gets no legs. */
 export const REASONS = [
-  "missing",
-  "left",
-  "draining",
-  "starting",
-  "stopped",
-  "unreachable",
-  "denied",
-  "silent",
-  "failing",
-  "suspect",
-  "unlisted",
-  "unproven",
-  "unmatched",
+  "missing", // The deployment expects the instance, which is not there. Reserved; not used yet.
+  "left", // It is no longer registered, and known only until its last leg has ended.
+  "draining", // It reports that it drains, or an operator drained it.
+  "starting", // It reports that it starts, or has not reported yet.
+  "stopped", // It reports that it has stopped.
+  "unreachable", // There is no connection to it, or a broken one.
+  "denied", // It refuses this router's token or calls.
+  "silent", // It is connected, and has sent no heartbeat for 2 s.
+  "failing", // It reports that it serves, but its legs fail or stall. A successful probe brings it back.
+  "suspect", // It has sent no byte for 1.3 s. Its running legs go on.
+  "unlisted", // It reports that it serves, but its registry reports it dead or gone.
+  "unproven", // No probe has shown yet that it answers from the KV that it is sent, or one has shown that it doesn't.
+  "unmatched", // It fits no instance of the other role: their facts differ.
 ] as const;
 
 export type Reason = (typeof REASONS)[number];
