@@ -191,7 +191,7 @@ describe("a model", () => {
     });
   }
 
-  it("that decode serves alone lacks nothing but a pair, once prefill may no longer come", () => {
+  it("that decode may serve unpaired lacks only a pair", () => {
     const alone = (o: ViewOptions) => viewOf([], [{ id: "x", ...NIXL }], o).models.get("tiny")!;
     const allowed = alone({ unpaired: true });
     assert.equal(allowed.lack(false), undefined);
