@@ -163,7 +163,8 @@ export class LegRun implements LiveLeg, SideOwner {
 
   #hold(side: Side, instance: Instance, tokens?: number): void {
     this.#held[side] = instance;
-    this.task.draft[`${side}InstanceId`] = instance.instanceId;
+    if (side === "prefill") this.task.draft.prefillInstanceId = instance.instanceId;
+    else this.task.draft.decodeInstanceId = instance.instanceId;
     this.#context.books.legStarted(instance, tokens);
   }
 
