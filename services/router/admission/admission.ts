@@ -120,7 +120,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     return {
       waitedMs,
       findSlot({ pick, found, failed }, othersIdleSinceMs) {
-        let due: Deadline | undefined;
+        let due: Deadline | undefined = undefined;
         let busy: ServiceError | undefined;
         const retry = (): boolean => {
           let then: () => void;

@@ -127,9 +127,7 @@ function callPrefill(channel: RpcChannel, order: PrefillOrder, listener: Prefill
   channel
     .unary(PREFILL_PATH, prefillMessage(fields, body), {
       timeoutMs,
-      onCancelable: (fn) => {
-        cancel = fn;
-      },
+      onCancelable: (fn) => void (cancel = fn),
     })
     .then((bytes) => fromBinary(PrefillResponseSchema, bytes))
     .then(

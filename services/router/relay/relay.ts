@@ -40,7 +40,7 @@ export interface RelayOptions {
 
 export function createRelay(o: RelayOptions) {
   const { pool, placement, limits, clock, deadlines, constants = {} } = o;
-  const policies = {
+  const pickers = {
     prefill: new Picker(() => placement.current.prefill),
     decode: new Picker(() => placement.current.decode),
   };
@@ -68,7 +68,7 @@ export function createRelay(o: RelayOptions) {
         return known;
       },
     },
-    placer: createPlacer(pool, policies, placement),
+    placer: createPlacer(pool, pickers, placement),
     budget: createRetryBudget(limits, clock, constants.retriesPerS),
   };
   const prober = createProber(context);
