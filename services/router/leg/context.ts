@@ -25,7 +25,9 @@ export interface LegContext {
   readonly clock: Clock;
   readonly metrics: Pick<RelayMetrics, "leg" | "completed" | "kvBytes" | "interTokenMs">;
   /** Legs that have not ended. */
-  readonly live: Pick<Set<LiveLeg>, "add" | "delete">;
+  readonly live: Set<LiveLeg>;
+  /** Called when a leg has left `live`. */
+  onLegEnded(): void;
 }
 
 export interface LiveLeg {

@@ -159,6 +159,7 @@ export class LegRun implements LiveLeg, SideOwner {
     if (!this.ended) return;
     this.#release("prefill", undefined); // It was never called.
     this.#context.live.delete(this);
+    this.#context.onLegEnded();
   }
 
   #hold(side: Side, instance: Instance, tokens?: number): void {

@@ -150,9 +150,7 @@ export function createProber(context: LegContext) {
 }
 
 function requestThrough(prefill: Instance, decode: Instance, legId: string): RelayRequest {
-  const longest = Math.min(
-    ...[prefill, decode].map(({ info }) => (info.maxModelLen > 0 ? info.maxModelLen : Infinity)),
-  );
+  const longest = Math.min(...[prefill, decode].map(({ info }) => info.maxModelLen || Infinity));
   const length = Math.max(1, Math.min(PROMPT_TOKENS, Math.floor(longest / 2)));
   const prompt = Array.from({ length }, () => randomInt(...TOKEN_IDS));
   const { model } = prefill.info;

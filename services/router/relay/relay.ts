@@ -60,14 +60,8 @@ export function createRelay(o: RelayOptions) {
     deadlines,
     clock,
     metrics,
-    live: {
-      add: (leg) => live.add(leg),
-      delete(leg) {
-        const known = live.delete(leg);
-        checkIdle();
-        return known;
-      },
-    },
+    live,
+    onLegEnded: checkIdle,
     placer: createPlacer(pool, pickers, placement),
     budget: createRetryBudget(limits, clock, constants.retriesPerS),
   };
@@ -122,9 +116,6 @@ export function createRelay(o: RelayOptions) {
 }
 
 export type RunningRelay = ReturnType<typeof createRelay>;
-
-/** The part that serves requests. */
-export type Relay = Pick<RunningRelay, "run">;
 
 interface Settle {
   resolve(ending: Ending): void;

@@ -138,6 +138,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
   const context: LegContext = {
     clock,
     live,
+    onLegEnded() {},
     deadlines: new Deadlines(clock),
     limits: { current: { ...LIMITS, ...limits } },
     reserveTimeoutMs: RESERVE_TIMEOUT_MS,
