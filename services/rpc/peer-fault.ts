@@ -19,7 +19,7 @@ export function peerFault(thrown: unknown): PeerFault {
   if (code === "unauthenticated" || code === "permission_denied") return { kind: "credentials", text: message };
   const reason = cause instanceof Error ? cause.message : "";
   const [, status, details] = /^gRPC status (\w+): ([^]*)/.exec(reason) ?? [];
-  if (status === "UNIMPLEMENTED") return { kind: "version", text: details || message };
+  if (status === "UNIMPLEMENTED" || code === "method_not_allowed") return { kind: "version", text: details || message };
   // A failure of the connection has a cause; an answer of the peer does not.
   if ((code === "instance_unavailable" || code === "instance_lost") && reason !== "")
     return { kind: "address", text: details ?? reason };

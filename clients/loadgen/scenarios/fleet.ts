@@ -123,7 +123,9 @@ async function measure(size: number, address: string, requests: number, policy: 
   const never = new AbortController().signal;
   const exclusions = new Exclusions();
   const request = async (): Promise<void> => {
-    const receipt = createReceiptDraft({ requestId: REQUEST.id, startedUnixMs: 0, ...REQUEST });
+    const { id: requestId, path, model, stream } = REQUEST;
+    const asked = { requestId, clientId: undefined, path, model, stream, tenant: "", priority: 0 };
+    const receipt = createReceiptDraft({ ...asked, startedUnixMs: 0 });
     const admitted = await admission.acquire(never, REQUEST);
     const sink: AnswerSink = { start() {}, write: () => true, onDrain: undefined };
     const { completionTokens } = await relay.run(REQUEST, sink, receipt, admitted, never);

@@ -4,12 +4,33 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
-import { ServiceError } from "../../common/errors.ts";
+import { asServiceError, ServiceError, type FailureCode } from "../../common/errors.ts";
 import type { RouterConfig } from "../config.ts";
-import { Pace } from "./pace.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
-import type { Refusal } from "./refusals.ts";
-import { type ReturnedLeg, ReturnedLegs } from "./returned.ts";
+import { ReturnedLegs } from "./returned.ts";
+
+/** Why a request was not admitted. The failure's code doesn't tell all reasons apart: three of them are 429. */
+export const REFUSALS = [
+  "queue_full", // The queue is full.
+  "displaced", // By a request of a tenant with fewer waiting ones, or of its own tenant with a better priority.
+  "deadline_foreseen", // The estimated wait was longer than its deadline allowed.
+  "deadline_passed", // Its deadline passed while it waited.
+  "queue_timeout", // queue.timeout_ms was over.
+  "no_instance", // No instance could serve its model.
+  "client_left", // Its client left while it waited.
+  "body_memory", // The bodies of all requests fill body.total_bytes.
+  "stale_registry", // It was strict, and the registry was away.
+] as const;
+
+export type Refusal = (typeof REFUSALS)[number];
+
+/** What a leg needs a slot for. */
+export interface SlotSearch<T> {
+  /** Throws `instance_busy` if waiting may help. */
+  pick(): T;
+  found(picked: T): void;
+  failed(error: ServiceError): void;
+}
 
 /** The slots that an admitted request holds for its legs until it ends. */
 export interface Admitted {
@@ -22,22 +43,15 @@ export interface Admitted {
    *
    * @param othersIdleSinceMs Since when no other leg of the request runs that would free a slot; undefined while one
    *   runs, which pauses the queue time.
-   * @returns A function that ends the wait.
+   * @returns A function that ends the wait; undefined if there was none.
    */
-  findSlot<T>(leg: ReturnedLeg<T>, othersIdleSinceMs: () => number | undefined): () => void;
+  findSlot<T>(search: SlotSearch<T>, othersIdleSinceMs: () => number | undefined): (() => void) | undefined;
   /** Releases the slots. Further calls do nothing. */
   release(): void;
 }
 
-/** A request as admission sees it. */
-export interface Applicant {
-  /** Legs that it will run, one for each choice of each prompt. Default 1. */
-  readonly legs?: number;
-  readonly model?: string;
-  /** The tenant whose share of the queue it takes. Default: empty, the tenant of all requests without one. */
-  readonly tenant?: string;
-  /** Lower is sooner, as in vLLM. Default 0. */
-  readonly priority?: number;
+/** A request as admission sees it. Default: one leg without model, tenant, priority and deadline. */
+export interface Applicant extends Partial<Queued> {
   /** When it must have ended, by the clock. */
   readonly deadlineMs?: number | undefined;
 }
@@ -75,12 +89,7 @@ export interface AdmissionOptions {
 
 interface Waiter extends Queued {
   admit(): void;
-  refuse(refused: Refused): void;
-}
-
-interface Refused {
-  readonly because: Refusal;
-  readonly error: ServiceError;
+  refuse(error: ServiceError): void;
 }
 
 /** Range of the Retry-After that a refused client gets. */
@@ -92,7 +101,6 @@ export function createAdmission(o: AdmissionOptions): Admission {
   const returned = new ReturnedLegs();
   const runningOf = new Map<string, number>();
   const paces = new Map<string, Pace>();
-  let running = 0;
 
   function fits(model: string, legs: number): boolean {
     const capacity = o.capacity(model);
@@ -101,7 +109,6 @@ export function createAdmission(o: AdmissionOptions): Admission {
   }
 
   function count(model: string, legs: number): void {
-    running += legs;
     const used = (runningOf.get(model) ?? 0) + legs;
     if (used > 0) runningOf.set(model, used);
     else runningOf.delete(model);
@@ -112,64 +119,64 @@ export function createAdmission(o: AdmissionOptions): Admission {
     let held = true;
     return {
       waitedMs,
-      findSlot: (leg, othersIdleSinceMs) => findSlot(model, priority, leg, othersIdleSinceMs, waitedMs),
+      findSlot({ pick, found, failed }, othersIdleSinceMs) {
+        let due: Deadline | undefined = undefined;
+        let busy: ServiceError | undefined;
+        const retry = (): boolean => {
+          let then: () => void;
+          try {
+            const picked = pick();
+            then = () => found(picked);
+          } catch (thrown) {
+            const error = asServiceError(thrown);
+            if (error.code === "instance_busy") {
+              busy = error;
+              return false;
+            }
+            then = () => failed(error);
+          }
+          end();
+          then();
+          return true;
+        };
+        const leg = { model, priority, retry };
+        const end = (): void => {
+          due?.cancel();
+          returned.remove(leg);
+        };
+        if (retry()) return undefined;
+        returned.add(leg);
+        const sinceMs = clock.nowMs();
+        const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
+        due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
+          const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
+          if (nowMs < dueMs) return dueMs;
+          end();
+          failed(busy!);
+          return undefined;
+        });
+        return end;
+      },
       release() {
         if (!held) return;
         held = false;
         count(model, -legs);
         // While no request waits, the pace of freed slots only reflects the pace of arriving requests.
-        if (queue.first(model) !== undefined) paceOf(model).released(legs, clock.nowMs());
-        else paces.delete(model);
+        if (queue.first(model) === undefined) paces.delete(model);
+        else {
+          const pace = paces.get(model) ?? new Pace();
+          paces.set(model, pace);
+          pace.released(legs, clock.nowMs());
+        }
         pokeOne(model);
       },
     };
-  }
-
-  function paceOf(model: string): Pace {
-    let pace = paces.get(model);
-    if (pace === undefined) paces.set(model, (pace = new Pace()));
-    return pace;
   }
 
   // Only the first one is tried, so that small requests don't overtake a large one for ever.
   function pokeOne(model: string): void {
     for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model))
       first.admit();
-  }
-
-  function findSlot<T>(
-    model: string,
-    priority: number,
-    leg: ReturnedLeg<T>,
-    othersIdleSinceMs: () => number | undefined,
-    waitedMs: number,
-  ): () => void {
-    let due: Deadline | undefined = undefined;
-    const waiting = returned.add(model, priority, {
-      pick: leg.pick,
-      found(picked: T) {
-        due?.cancel();
-        leg.found(picked);
-      },
-      failed(error) {
-        due?.cancel();
-        leg.failed(error);
-      },
-    });
-    if (waiting === undefined) return () => {};
-    const sinceMs = clock.nowMs();
-    const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
-    due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
-      const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
-      if (nowMs < dueMs) return dueMs;
-      waiting.end();
-      leg.failed(waiting.error);
-      return undefined;
-    });
-    return () => {
-      due?.cancel();
-      waiting.end();
-    };
   }
 
   function poke(): void {
@@ -191,37 +198,51 @@ export function createAdmission(o: AdmissionOptions): Admission {
           leave(true);
           resolve(admit(wanted, clock.nowMs() - sinceMs));
         },
-        refuse(refused) {
+        refuse(error) {
           leave(false);
-          reject(counted(refused));
+          reject(error);
           pokeOne(wanted.model); // The next one may fit.
         },
       };
-      const onGone = (): void => waiter.refuse({ because: "client_left", error: cancelled() });
+      const onGone = (): void => waiter.refuse(clientLeft());
       const { timeoutMs: queueTimeoutMs } = o.queue.current;
       const leftMs = deadlineMs - sinceMs;
       const due = deadlines.at(sinceMs + Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
         if (leftMs >= queueTimeoutMs) waiter.refuse(waitedInVain(wanted.model, queueTimeoutMs));
-        else waiter.refuse({ because: "deadline_passed", error: tooLate(clock.nowMs() - sinceMs) });
+        else waiter.refuse(tooLate(clock.nowMs() - sinceMs));
       });
       gone.addEventListener("abort", onGone, { once: true });
       queue.push(waiter);
     });
   }
 
-  function counted({ because, error }: Refused): ServiceError {
+  /** Counts a request that is not admitted. Returns the error for its client. */
+  function refused(because: Refusal, code: FailureCode, message: string, retryAfterS?: number): ServiceError {
     o.onRefused?.(because);
-    return error;
+    return new ServiceError(code, message, retryAfterS === undefined ? {} : { retryAfterS });
   }
 
-  function waitedInVain(model: string, queueTimeoutMs: number): Refused {
+  function clientLeft(): ServiceError {
+    return refused("client_left", "cancelled", "The client left while its request waited in the queue.");
+  }
+
+  function tooLate(waitedMs: number): ServiceError {
+    const message = `The request ran past its deadline (queue ${Math.round(waitedMs)} ms).`;
+    return refused("deadline_passed", "deadline_exceeded", message);
+  }
+
+  function full(because: "queue_full" | "displaced", waitMs = 0): ServiceError {
+    const waiting = `${queue.size} ${queue.size === 1 ? "request waits" : "requests wait"}`;
+    const message = `Too many requests: all instances are busy and ${waiting} already. Try again in a second.`;
+    return refused(because, "queue_full", message, seconds(waitMs));
+  }
+
+  function waitedInVain(model: string, timeoutMs: number): ServiceError {
     const lack = o.lack?.(model);
-    if (lack !== undefined) {
-      const message = `${lack} The request waited ${queueTimeoutMs} ms. Try again later.`;
-      return { because: "no_instance", error: new ServiceError("no_instance", message, { retryAfterS: 1 }) };
-    }
-    const message = `All instances are busy: the request waited ${queueTimeoutMs} ms in the queue and no slot became free. Try again later.`;
-    return { because: "queue_timeout", error: new ServiceError("instance_busy", message, { retryAfterS: 1 }) };
+    if (lack !== undefined)
+      return refused("no_instance", "no_instance", `${lack} The request waited ${timeoutMs} ms. Try again later.`, 1);
+    const message = `All instances are busy: the request waited ${timeoutMs} ms in the queue and no slot became free. Try again later.`;
+    return refused("queue_timeout", "instance_busy", message, 1);
   }
 
   /** @throws ServiceError if a wait would be in vain */
@@ -231,21 +252,18 @@ export function createAdmission(o: AdmissionOptions): Admission {
     const leftMs = deadlineMs - nowMs;
     if (waitMs !== undefined && waitMs > leftMs) {
       const message = `The request can't start before its deadline: it would wait about ${Math.round(waitMs)} ms, and has ${Math.round(leftMs)} ms left.`;
-      throw counted({
-        because: "deadline_foreseen",
-        error: new ServiceError("queue_full", message, { retryAfterS: seconds(waitMs - leftMs) }),
-      });
+      throw refused("deadline_foreseen", "queue_full", message, seconds(waitMs - leftMs));
     }
     const { limit } = o.queue.current;
     if (queue.size < limit) return;
     const displaced = limit === 0 ? undefined : queue.displacedBy(wanted);
-    if (displaced === undefined) throw counted({ because: "queue_full", error: full(queue.size, waitMs) });
-    displaced.refuse({ because: "displaced", error: full(queue.size, undefined) });
+    if (displaced === undefined) throw full("queue_full", waitMs);
+    displaced.refuse(full("displaced"));
   }
 
   return {
     async acquire(gone, { legs = 1, model = "", tenant = "", priority = 0, deadlineMs = Infinity } = {}) {
-      if (gone.aborted) throw counted({ because: "client_left", error: cancelled() });
+      if (gone.aborted) throw clientLeft();
       const wanted = { legs, model, tenant, priority };
       if (queue.first(model) === undefined && fits(model, legs)) return admit(wanted, 0);
       checkWait(wanted, deadlineMs);
@@ -253,7 +271,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
     },
     poke,
     get running() {
-      return running;
+      return [...runningOf.values()].reduce((sum, legs) => sum + legs, 0);
     },
     get waiting() {
       return queue.size + returned.size;
@@ -261,22 +279,32 @@ export function createAdmission(o: AdmissionOptions): Admission {
   };
 }
 
-function full(waiting: number, waitMs: number | undefined): ServiceError {
-  return new ServiceError(
-    "queue_full",
-    `Too many requests: all instances are busy and ${waiting} ${waiting === 1 ? "request waits" : "requests wait"} already. Try again in a second.`,
-    { retryAfterS: seconds(waitMs ?? 0) },
-  );
-}
-
-function tooLate(waitedMs: number): ServiceError {
-  return new ServiceError("deadline_exceeded", `The request ran past its deadline (queue ${Math.round(waitedMs)} ms).`);
-}
-
 function seconds(ms: number): number {
   return Math.min(RETRY_AFTER_S.max, Math.max(RETRY_AFTER_S.min, Math.ceil(ms / 1000)));
 }
 
-function cancelled(): ServiceError {
-  return new ServiceError("cancelled", "The client left while its request waited in the queue.");
+/** Releases that a pace keeps. */
+const KEPT = 32;
+/** Fewer releases allow no estimate. */
+const ENOUGH = 8;
+
+/** Measures how fast slots become free, from the last few releases, to estimate waits. */
+class Pace {
+  readonly #atMs: number[] = [];
+  readonly #legs: number[] = [];
+  #next = 0;
+
+  released(legs: number, nowMs: number): void {
+    this.#atMs[this.#next] = nowMs;
+    this.#legs[this.#next] = legs;
+    this.#next = (this.#next + 1) % KEPT;
+  }
+
+  /** Estimates the time until this many slots have become free; undefined after too few releases. */
+  waitMs(legs: number, nowMs: number): number | undefined {
+    if (this.#atMs.length < ENOUGH) return undefined;
+    const oldestMs = Math.min(...this.#atMs);
+    const seen = this.#legs.reduce((sum, one) => sum + one, 0);
+    return (legs * Math.max(1, nowMs - oldestMs)) / seen;
+  }
 }

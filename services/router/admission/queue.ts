@@ -7,9 +7,11 @@ import { Heap } from "../../common/heap.ts";
 
 export interface Waiter {
   readonly model: string;
+  /** The tenant whose share of the queue it takes. Empty: the tenant of all requests without one. */
   readonly tenant: string;
-  /** Lower is sooner. */
+  /** Lower is sooner, as in vLLM. */
   readonly priority: number;
+  /** Legs that it will run, one for each choice of each prompt. */
   readonly legs: number;
 }
 
@@ -66,11 +68,12 @@ export class FairQueue<W extends Waiter> {
     line.legsByPriority.set(waiter.priority, (line.legsByPriority.get(waiter.priority) ?? 0) + waiter.legs);
     line.next.push(entry);
     this.#entries.set(waiter, entry);
-    let tenant = this.#tenants.get(waiter.tenant);
-    if (tenant === undefined) {
-      tenant = { name: waiter.tenant, waiting: new Heap<Entry>((a, b) => goesBefore(b, a)) };
-      this.#tenants.set(waiter.tenant, tenant);
-    } else this.#heaviest.remove(tenant);
+    const tenant = this.#tenants.get(waiter.tenant) ?? {
+      name: waiter.tenant,
+      waiting: new Heap<Entry>((a, b) => goesBefore(b, a)),
+    };
+    this.#tenants.set(waiter.tenant, tenant);
+    this.#heaviest.remove(tenant);
     tenant.waiting.push(entry);
     this.#heaviest.push(tenant);
   }

@@ -1,15 +1,9 @@
 // Bounds the time of each part of a leg. An error names the bound that was exceeded, and says where the time went.
 import { ServiceError } from "../../common/errors.ts";
 import { traitsOf } from "../../kv/index.ts";
-import type { Instance } from "../pool/pool.ts";
-import type { Books } from "./books.ts";
+import type { Instance, Pool } from "../pool/pool.ts";
 import type { RelayLimits } from "../config.ts";
 import type { RelayRequest } from "../request/request.ts";
-
-/** Prompt tokens that `prefill` is known to have to compute before a new prompt. */
-export function waitingTokens(prefill: Instance): number {
-  return (prefill.load?.queuedTokens ?? 0) + prefill.placedTokens;
-}
 
 /**
  * The bound follows from the prompt's length, the tokens that wait before it and the rate seen on the instance. It
@@ -27,7 +21,7 @@ export function prefillBoundMs(
 }
 
 /** Extra time for a transfer that first sets up the connection of the two. 0 if KV has moved between them before. */
-export function setUpMs(books: Pick<Books, "isWarm">, prefill: Instance, decode: Instance): number {
+export function setUpMs(books: Pick<Pool, "isWarm">, prefill: Instance, decode: Instance): number {
   return books.isWarm(prefill, decode) ? 0 : (traitsOf(decode.info.connector)?.firstTransferMs ?? 0);
 }
 
@@ -63,10 +57,11 @@ export class AnswerPaces {
 /** A reservation costs a decode instance nothing, so after this long without an answer the leg is tried elsewhere. */
 export const RESERVE_TIMEOUT_MS = 2_000;
 
-/** What a decode instance must send within a bound. `answer`: a whole non-streaming answer. */
-export type QuietPart = "reserve" | "transfer" | "answer" | "decode";
+/** What an instance must send within a bound. `answer`: a whole non-streaming answer. */
+export type QuietPart = "prefill" | "reserve" | "transfer" | "answer" | "decode";
 
 const WORDS: Record<QuietPart, string> = {
+  prefill: "Prefill did not end within",
   reserve: "The decode instance did not answer the reservation for",
   transfer: "No token came after prefill for",
   answer: "The non-streaming answer was not complete within",
@@ -76,10 +71,6 @@ const WORDS: Record<QuietPart, string> = {
 /** @param where Where the time went so far. */
 export function stalled(part: QuietPart, limitMs: number, where: string): ServiceError {
   return new ServiceError("leg_stalled", `${WORDS[part]} ${limitMs} ms (${where}).`);
-}
-
-export function prefillStalled(boundMs: number, where: string): ServiceError {
-  return new ServiceError("leg_stalled", `Prefill did not end within ${boundMs} ms (${where}).`);
 }
 
 /** The router's error for a deadline should come before an instance's error for the same deadline. */

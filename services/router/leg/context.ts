@@ -2,17 +2,18 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadlines } from "../../common/deadlines.ts";
-import type { Instance } from "../pool/pool.ts";
+import type { Instance, Pool } from "../pool/pool.ts";
 import type { RelayMetrics } from "../request/metrics.ts";
 import type { LegDraft } from "../request/receipt.ts";
 import type { RelayLimits } from "../config.ts";
 import type { RelayRequest } from "../request/request.ts";
-import type { Books } from "./books.ts";
 import type { AnswerPaces } from "./bounds.ts";
 import type { InstanceLink } from "./instance-link.ts";
 import type { LegEvent, LegTraits } from "./protocol.ts";
 
-/** What all legs of a relay share. */
+/** Counts and judges the legs of instances. The pool does that for users' requests; probes have books of their own. */
+export type Books = Pick<Pool, "legStarted" | "legEnded" | "pairEnded" | "isWarm" | "prefilled">;
+
 export interface LegContext {
   readonly books: Books;
   readonly linkTo: (instance: Instance) => InstanceLink;
@@ -22,9 +23,11 @@ export interface LegContext {
   readonly paces: AnswerPaces;
   readonly deadlines: Deadlines;
   readonly clock: Clock;
-  readonly metrics: RelayMetrics;
+  readonly metrics: Pick<RelayMetrics, "leg" | "completed" | "kvBytes" | "interTokenMs">;
   /** Legs that have not ended. */
-  readonly live: Pick<Set<LiveLeg>, "add" | "delete">;
+  readonly live: Set<LiveLeg>;
+  /** Called when a leg has left `live`. */
+  onLegEnded(): void;
 }
 
 export interface LiveLeg {
@@ -45,9 +48,11 @@ export interface LegTask {
   readonly decode: Instance | undefined;
 }
 
-/** The runner, as the two sides of its leg see it. */
-export interface SideRunner {
+/** The leg, as its two sides see it. */
+export interface SideOwner {
   dispatch(event: LegEvent): void;
-  /** Where the time went so far. */
+  /** Passes events of the answer on. Returns false to get no more until `resume`. */
+  deliver(events: Buffer): boolean;
+  /** Where the time went so far: "reserve 1 ms, prefill 210 ms, transfer 12 ms". */
   where(): string;
 }

@@ -1,10 +1,9 @@
 // Reads a DecodeResponse from the wire, once a token. `events` stays a view of the network's buffer, and nothing is
-// allocated for a message that carries only events and a count. One reader serves any number of legs, because its
-// fields are used before the next message is read.
+// allocated for a message that carries only events. One reader serves any number of legs, because its fields are used
+// before the next message is read.
 import { ServiceError } from "../../common/errors.ts";
 
 const EVENTS = 1;
-const TOKEN_COUNT = 2;
 const RESERVED = 3;
 const END = 4;
 
@@ -13,7 +12,6 @@ const NOTHING = Buffer.alloc(0);
 export class DecodeFrame {
   /** A view into the message, empty if it carries no events. */
   events: Buffer = NOTHING;
-  tokenCount = 0;
   reserved = false;
   /** An encoded `End`, in the last message. */
   end: Buffer | undefined = undefined;
@@ -23,7 +21,6 @@ export class DecodeFrame {
   /** @throws ServiceError `engine_failed` if `message` is not a DecodeResponse. The fields are undefined then. */
   read(message: Buffer): void {
     this.events = NOTHING;
-    this.tokenCount = 0;
     this.reserved = false;
     this.end = undefined;
     this.#at = 0;
@@ -31,31 +28,19 @@ export class DecodeFrame {
       const tag = this.#varint(message);
       // This version has no field numbers above 15. A later one may, and they are skipped like any unknown field.
       const field = Math.floor(tag / 8);
-      switch (tag % 8) {
-        case 0: {
-          const value = this.#varint(message);
-          if (field === TOKEN_COUNT) this.tokenCount = value;
-          break;
-        }
-        case 1:
-          this.#at += 8;
-          break;
-        case 2: {
-          const length = this.#varint(message);
-          const start = this.#at;
-          this.#at += length;
-          if (this.#at > message.length) throw malformed();
-          if (field === EVENTS) this.events = message.subarray(start, this.#at);
-          else if (field === RESERVED) this.reserved = true;
-          else if (field === END) this.end = message.subarray(start, this.#at);
-          break;
-        }
-        case 5:
-          this.#at += 4;
-          break;
-        default:
-          throw malformed();
-      }
+      const type = tag % 8;
+      if (type === 2) {
+        const length = this.#varint(message);
+        const start = this.#at;
+        this.#at += length;
+        if (this.#at > message.length) throw malformed();
+        if (field === EVENTS) this.events = message.subarray(start, this.#at);
+        else if (field === RESERVED) this.reserved = true;
+        else if (field === END) this.end = message.subarray(start, this.#at);
+      } else if (type === 0) this.#varint(message);
+      else if (type === 1) this.#at += 8;
+      else if (type === 5) this.#at += 4;
+      else throw malformed();
     }
     if (this.#at !== message.length) throw malformed();
   }

@@ -5,10 +5,10 @@ import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { AnswerEnd } from "../request/request.ts";
 import { setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
-import type { LegContext, LegTask, SideRunner } from "./context.ts";
+import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.ts";
 import type { LegEvent, Ticket } from "./protocol.ts";
-import { fromInstance, type SideEnd } from "./verdict.ts";
+import { fromInstance } from "./verdict.ts";
 
 /** Time that an instance gets to end an abandoned leg before the leg is cut. */
 const SETTLE_MS = 30_000;
@@ -44,42 +44,21 @@ const NONE: Phase = { kind: "none" };
 export class DecodeSide implements DecodeListener {
   /** The instance that was picked last. */
   on: Instance | undefined;
-  /** The instance that the leg is counted on. */
-  #held: Instance | undefined;
   readonly #context: LegContext;
   readonly #task: LegTask;
-  readonly #runner: SideRunner;
-  readonly #deliver: (events: Buffer) => boolean;
+  readonly #owner: SideOwner;
   #phase: Phase = NONE;
 
-  /** @param deliver Takes events of the answer. Returns false to get no more until `resume`. */
-  constructor(context: LegContext, task: LegTask, runner: SideRunner, deliver: (events: Buffer) => boolean) {
+  constructor(context: LegContext, task: LegTask, owner: SideOwner) {
     this.#context = context;
     this.#task = task;
-    this.#runner = runner;
-    this.#deliver = deliver;
-  }
-
-  /** Counts the leg; where decode is picked with prefill at once, so that a burst does not see one least loaded instance. */
-  hold(decode: Instance): void {
-    this.on = this.#held = decode;
-    this.#task.draft.decodeInstanceId = decode.info.instanceId;
-    this.#context.books.legStarted(decode);
-  }
-
-  /** Ends the entry in the books. */
-  release({ outcome, verdict }: SideEnd): void {
-    const held = this.#held;
-    if (held === undefined) return;
-    this.#held = undefined;
-    this.#context.metrics.leg("decode", outcome);
-    this.#context.books.legEnded(held, verdict);
+    this.#owner = owner;
+    this.on = task.decode;
   }
 
   /** @param ticket Given if prefill has run: the leg is then started together with the reservation. */
   reserve(ticket: Ticket | undefined): void {
     const decode = this.on!;
-    if (this.#held === undefined) this.hold(decode);
     const remote = this.#context.linkTo(decode).reserve(this.#reservation(decode), this);
     if (ticket !== undefined) remote.start(ticket);
     this.#enter({
@@ -101,7 +80,7 @@ export class DecodeSide implements DecodeListener {
     const { remote } = this.#phase;
     remote.abandon(reason, nothingSent);
     const { deadlines, clock } = this.#context;
-    const due = deadlines.at(clock.nowMs() + SETTLE_MS, () => this.#runner.dispatch({ kind: "settleTimeout" }));
+    const due = deadlines.at(clock.nowMs() + SETTLE_MS, () => this.#owner.dispatch({ kind: "settleTimeout" }));
     this.#enter({ kind: "abandoned", remote, due });
   }
 
@@ -124,7 +103,7 @@ export class DecodeSide implements DecodeListener {
       if (started) this.#startTransfer(remote);
       else this.#enter({ kind: "held", remote });
     }
-    this.#runner.dispatch({ kind: "reserved" });
+    this.#owner.dispatch({ kind: "reserved" });
   }
 
   // The token path.
@@ -135,7 +114,7 @@ export class DecodeSide implements DecodeListener {
     if (phase.tokensAtMs > 0) this.#context.metrics.interTokenMs(nowMs - phase.tokensAtMs);
     phase.tokensAtMs = phase.activeAtMs = nowMs;
     // The delivery may have ended the phase.
-    if (this.#deliver(events) || this.#phase !== phase) return;
+    if (this.#owner.deliver(events) || this.#phase !== phase) return;
     phase.paused = true;
     phase.tokensAtMs = 0;
     phase.remote.pause();
@@ -144,13 +123,13 @@ export class DecodeSide implements DecodeListener {
   onCompleted(end: AnswerEnd): void {
     const early = !this.#isStarted && this.#phase.kind !== "abandoned";
     this.#enter(NONE);
-    this.#runner.dispatch(early ? { kind: "decodeFailed", error: endedEarly() } : { kind: "decodeEnd", end });
+    this.#owner.dispatch(early ? { kind: "decodeFailed", error: endedEarly() } : { kind: "decodeEnd", end });
   }
 
   onEnded(error: ServiceError | undefined): void {
     const { kind } = this.#phase;
     this.#enter(NONE);
-    this.#runner.dispatch(endOf(kind, error));
+    this.#owner.dispatch(endOf(kind, error));
   }
 
   /** The streaming phase, entered with the first events. Undefined if the answer was given up. */
@@ -162,7 +141,7 @@ export class DecodeSide implements DecodeListener {
         this.#look(nowMs),
       );
       this.#enter({ kind: "streaming", remote, due, activeAtMs, tokensAtMs: 0, paused: false });
-      this.#runner.dispatch({ kind: "decodeChunk" });
+      this.#owner.dispatch({ kind: "decodeChunk" });
     }
     return this.#phase.kind === "streaming" ? this.#phase : undefined;
   }
@@ -202,7 +181,7 @@ export class DecodeSide implements DecodeListener {
   }
 
   #stalled(part: QuietPart, limitMs: number): void {
-    this.#runner.dispatch({ kind: "decodeStalled", error: stalled(part, limitMs, this.#runner.where()) });
+    this.#owner.dispatch({ kind: "decodeStalled", error: stalled(part, limitMs, this.#owner.where()) });
   }
 
   #enter(next: Phase): void {
@@ -223,7 +202,7 @@ export class DecodeSide implements DecodeListener {
       prefillGrpcAddress: prefill?.info.grpcAddress ?? "",
       identity: {
         id: request.id,
-        createdUnixS: request.createdUnixS,
+        created: request.createdUnixS,
         choiceIndex: draft.choiceIndex,
         sampleIndex,
       },

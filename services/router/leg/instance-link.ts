@@ -34,7 +34,8 @@ export interface Reservation extends LegWords {
   /** Values that the client sees in place of the engine's own. */
   readonly identity: {
     readonly id: string;
-    readonly createdUnixS: number;
+    /** Unix seconds. */
+    readonly created: number;
     readonly choiceIndex: number;
     readonly sampleIndex: number;
   };

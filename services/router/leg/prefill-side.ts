@@ -1,13 +1,13 @@
-// The prefill side of one attempt: an entry in the books from the start, then one order with its own bound. The bound
-// also applies while the leg settles, because a prefill that can't be cancelled goes on after the answer was given up.
+// The prefill side of one attempt: one order with its own bound. The bound also applies while the leg settles, because a
+// prefill that can't be cancelled goes on after the answer was given up.
 import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
-import { estimateTokens } from "../request/estimate-tokens.ts";
-import { prefillBoundMs, prefillStalled, setUpMs, timeLeftMs, waitingTokens } from "./bounds.ts";
-import type { LegContext, LegTask, SideRunner } from "./context.ts";
+import { estimateTokens } from "../request/request.ts";
+import { prefillBoundMs, setUpMs, stalled, timeLeftMs } from "./bounds.ts";
+import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";
-import { fromInstance, sentNothing, type SideEnd } from "./verdict.ts";
+import { fromInstance, sentNothing } from "./verdict.ts";
 
 interface Running {
   readonly prefill: Instance;
@@ -22,26 +22,13 @@ export class PrefillSide implements PrefillListener {
   firstLogprob: number | undefined;
   readonly #context: LegContext;
   readonly #task: LegTask;
-  readonly #runner: SideRunner;
-  /** The instance that the leg is counted on. */
-  #held: Instance | undefined;
+  readonly #owner: SideOwner;
   #running: Running | undefined;
 
-  constructor(context: LegContext, task: LegTask, runner: SideRunner) {
+  constructor(context: LegContext, task: LegTask, owner: SideOwner) {
     this.#context = context;
     this.#task = task;
-    this.#runner = runner;
-  }
-
-  /**
-   * Counts the leg from the start and not from the call, so that a burst doesn't see the same least loaded instance.
-   */
-  hold(): void {
-    const { prefill, draft, request } = this.#task;
-    if (prefill === undefined) return;
-    draft.prefillInstanceId = prefill.info.instanceId;
-    this.#held = prefill;
-    this.#context.books.legStarted(prefill, estimateTokens(request));
+    this.#owner = owner;
   }
 
   call(): void {
@@ -49,8 +36,9 @@ export class PrefillSide implements PrefillListener {
     const { limits, clock, deadlines, linkTo, books } = this.#context;
     const prefill = this.#task.prefill!;
     const nowMs = clock.nowMs();
+    const waitingTokens = (prefill.load?.queuedTokens ?? 0) + prefill.placedTokens;
     // After a load report since the reservation, the prompt may no longer be among the waiting tokens.
-    const tokens = Math.max(waitingTokens(prefill), estimateTokens(request));
+    const tokens = Math.max(waitingTokens, estimateTokens(request));
     // If decode is already picked, prefill pushes its KV there within this call.
     const firstMs = decode === undefined ? 0 : setUpMs(books, prefill, decode);
     const boundMs = prefillBoundMs(limits.current, prefill, tokens) + firstMs;
@@ -74,15 +62,6 @@ export class PrefillSide implements PrefillListener {
     this.#over()?.remote.cancel();
   }
 
-  /** Ends the entry in the books. `end` is undefined if prefill was never called. */
-  release(end?: SideEnd): void {
-    const held = this.#held;
-    if (held === undefined) return;
-    this.#held = undefined;
-    if (end !== undefined) this.#context.metrics.leg("prefill", end.outcome);
-    this.#context.books.legEnded(held, end?.verdict ?? "none");
-  }
-
   onDone({ ticket, promptTokens, kvBytes, firstLogprob }: PrefillAnswer): void {
     const { draft } = this.#task;
     const { prefill, tokens } = this.#over()!;
@@ -94,7 +73,7 @@ export class PrefillSide implements PrefillListener {
       draft.kvBytes = kvBytes;
       this.#context.metrics.kvBytes(kvBytes);
     }
-    this.#runner.dispatch({ kind: "prefillDone", ticket });
+    this.#owner.dispatch({ kind: "prefillDone", ticket });
     // Cached tokens cost nothing, and would make the instance look faster than it is.
     if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
       this.#context.books.prefilled(prefill, tokens, draft.prefillMs);
@@ -107,11 +86,11 @@ export class PrefillSide implements PrefillListener {
 
   #late(boundMs: number): void {
     this.cancel();
-    this.#failed(prefillStalled(boundMs, this.#runner.where()));
+    this.#failed(stalled("prefill", boundMs, this.#owner.where()));
   }
 
   #failed(error: ServiceError): void {
-    this.#runner.dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
+    this.#owner.dispatch({ kind: "prefillFailed", error, nothingSent: sentNothing(error) });
   }
 
   #over(): Running | undefined {

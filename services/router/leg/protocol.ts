@@ -9,14 +9,13 @@
 // are used up, nghttp2 treats more than 33 a second as an attack, and breaks the connection with all its calls.
 // run.ts produces the events: the request's deadlines arrive as `unwanted`, an instance that is silent for too long as
 // `decodeStalled` or `prefillFailed`.
+import type { Traits } from "../../kv/connector.ts";
 import type { Side } from "../pool/pool.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { AnswerEnd } from "../request/request.ts";
 
 /** The part of a connector's traits that decides the order. */
-export interface LegTraits {
-  readonly decodeFirst: boolean;
-  readonly prefillCancellable: boolean;
+export interface LegTraits extends Pick<Traits, "decodeFirst" | "prefillCancellable"> {
   /** No prefill leg: the decode engine also computes the prompt. Only with connectors that allow it. */
   readonly unpaired?: boolean;
 }
@@ -133,9 +132,7 @@ export function step(traits: LegTraits, state: LegState, event: LegEvent): Step 
 
 function idle(traits: LegTraits, state: LegState, event: LegEvent): Step {
   if (event.kind === "begin") {
-    if (traits.unpaired === true) {
-      return seek(UNPAIRED, undefined);
-    }
+    if (traits.unpaired === true) return seek(UNPAIRED, undefined);
     return traits.decodeFirst
       ? { state: { kind: "reserving" }, effects: [{ kind: "reserve", ticket: undefined }] }
       : { state: { kind: "prefilling", reserved: false }, effects: [{ kind: "callPrefill" }] };

@@ -2,13 +2,14 @@
 // the clock becomes an event; the protocol takes one step; its effects become messages to the instances, then entries
 // in the books, then calls to the owner. The leg may outlive its request, because its KV must be settled in any case.
 import type { ServiceError } from "../../common/errors.ts";
-import type { Instance } from "../pool/pool.ts";
-import type { LegContext, LegTask, LiveLeg } from "./context.ts";
+import type { Instance, Side } from "../pool/pool.ts";
+import { estimateTokens } from "../request/request.ts";
+import type { LegContext, LegTask, LiveLeg, SideOwner } from "./context.ts";
 import { DecodeSide } from "./decode-side.ts";
 import { PrefillSide } from "./prefill-side.ts";
 import { IDLE, step, type LegEffect, type LegEvent, type LegOutcome, type LegState } from "./protocol.ts";
 import { LegTimes } from "./times.ts";
-import { judge, type Judgement } from "./verdict.ts";
+import { decodeEnd, pairVerdict, prefillEnd, type SideEnd } from "./verdict.ts";
 
 /** The owner gets the answer. */
 export interface LegOwner {
@@ -25,11 +26,13 @@ export interface LegOwner {
   finished(leg: LegRun, outcome: LegOutcome): void;
 }
 
-export class LegRun implements LiveLeg {
+export class LegRun implements LiveLeg, SideOwner {
   readonly task: LegTask;
   readonly #context: LegContext;
   readonly #owner: LegOwner;
   readonly #times: LegTimes;
+  /** The instances on which the leg is counted. */
+  readonly #held: Record<Side, Instance | undefined> = { prefill: undefined, decode: undefined };
   readonly #prefill: PrefillSide;
   readonly #decode: DecodeSide;
   #state: LegState = IDLE;
@@ -41,35 +44,33 @@ export class LegRun implements LiveLeg {
     this.#context = context;
     this.#owner = owner;
     this.#times = new LegTimes(task.draft, task.traits, context.clock.nowMs());
-    const runner = {
-      dispatch: (event: LegEvent) => this.#dispatch(event),
-      where: () => this.where(context.clock.nowMs()),
-    };
-    this.#prefill = new PrefillSide(context, task, runner);
-    this.#decode = new DecodeSide(context, task, runner, (events) => owner.deliver(events));
+    this.#prefill = new PrefillSide(context, task, this);
+    this.#decode = new DecodeSide(context, task, this);
   }
 
   begin(): void {
     this.#context.live.add(this);
-    this.#prefill.hold();
-    if (this.task.decode !== undefined) this.#decode.hold(this.task.decode);
-    this.#dispatch({ kind: "begin" });
+    const { prefill, decode, request } = this.task;
+    // Counted before the instances are called, so that a burst does not see one least loaded instance.
+    if (prefill !== undefined) this.#hold("prefill", prefill, estimateTokens(request));
+    if (decode !== undefined) this.#hold("decode", decode);
+    this.dispatch({ kind: "begin" });
   }
 
   /** Called when the owner no longer wants the answer. */
   unwanted(): void {
-    this.#dispatch({ kind: "unwanted" });
+    this.dispatch({ kind: "unwanted" });
   }
 
   /** Called with the instance that `findDecode` picked. */
   decodeFound(decode: Instance): void {
     this.#decode.on = decode;
-    this.#dispatch({ kind: "decodeFound" });
+    this.dispatch({ kind: "decodeFound" });
   }
 
   /** Called when `findDecode` found no instance. */
   noDecode(error: ServiceError): void {
-    this.#dispatch({ kind: "decodeFailed", error });
+    this.dispatch({ kind: "decodeFailed", error });
   }
 
   /** Called when the owner takes events again. */
@@ -95,13 +96,16 @@ export class LegRun implements LiveLeg {
     return this.#state.kind === "settling";
   }
 
-  /** Where the time went so far: "reserve 1 ms, prefill 210 ms, transfer 12 ms". */
-  where(nowMs: number): string {
-    return this.#times.where(nowMs);
+  where(): string {
+    return this.#times.where(this.#context.clock.nowMs());
+  }
+
+  deliver(events: Buffer): boolean {
+    return this.#owner.deliver(events);
   }
 
   // An effect may cause the next event at once. That event waits until the current step is done.
-  #dispatch(event: LegEvent): void {
+  dispatch(event: LegEvent): void {
     if (this.#events.push(event) > 1) return;
     try {
       for (let next: LegEvent | undefined = event; next !== undefined; next = this.#events[0]) {
@@ -120,13 +124,14 @@ export class LegRun implements LiveLeg {
     this.#state = state;
     this.#times.note(before, event, this.#context.clock.nowMs());
     for (const effect of effects) this.#toInstances(effect);
-    this.#toBooks(judge(this.task.traits, before, event, effects), state);
+    this.#toBooks(before, event, effects);
     for (const effect of effects) this.#toOwner(effect);
   }
 
   #toInstances(effect: LegEffect): void {
     switch (effect.kind) {
       case "reserve":
+        if (this.#held.decode === undefined) this.#hold("decode", this.#decode.on!);
         return this.#decode.reserve(effect.ticket);
       case "callPrefill":
         return this.#prefill.call();
@@ -142,14 +147,34 @@ export class LegRun implements LiveLeg {
   }
 
   /** Runs before the owner is called, because the owner's next attempt must see the updated books. */
-  #toBooks({ prefill, decode, pair }: Judgement, { kind }: LegState): void {
-    if (prefill !== undefined) this.#prefill.release(prefill);
-    if (decode !== undefined) this.#decode.release(decode);
+  #toBooks(before: LegState, event: LegEvent, effects: readonly LegEffect[]): void {
+    const { traits } = this.task;
+    const prefill = prefillEnd(traits, event, effects);
+    const decode = decodeEnd(traits, before, event, effects);
+    const pair = pairVerdict(effects);
+    if (prefill !== undefined) this.#release("prefill", prefill);
+    if (decode !== undefined) this.#release("decode", decode);
     if (pair !== "none" && this.task.prefill !== undefined && this.#decode.on !== undefined)
       this.#context.books.pairEnded(this.task.prefill, this.#decode.on, pair);
-    if (kind !== "ended") return;
-    this.#prefill.release();
+    if (!this.ended) return;
+    this.#release("prefill", undefined); // It was never called.
     this.#context.live.delete(this);
+    this.#context.onLegEnded();
+  }
+
+  #hold(side: Side, instance: Instance, tokens?: number): void {
+    this.#held[side] = instance;
+    if (side === "prefill") this.task.draft.prefillInstanceId = instance.instanceId;
+    else this.task.draft.decodeInstanceId = instance.instanceId;
+    this.#context.books.legStarted(instance, tokens);
+  }
+
+  #release(side: Side, end: SideEnd | undefined): void {
+    const held = this.#held[side];
+    if (held === undefined) return;
+    this.#held[side] = undefined;
+    if (end !== undefined) this.#context.metrics.leg(side, end.outcome);
+    this.#context.books.legEnded(held, end?.verdict ?? "none");
   }
 
   #toOwner(effect: LegEffect): void {

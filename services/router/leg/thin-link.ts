@@ -40,16 +40,14 @@ class DecodeCall implements RemoteDecode {
   #over = false;
 
   constructor(channel: RpcChannel, reservation: Reservation, listener: DecodeListener) {
-    const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress } = reservation;
-    const { id, createdUnixS: created, choiceIndex, sampleIndex } = reservation.identity;
+    const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, identity } = reservation;
     this.#listener = listener;
     this.#call = channel.open(
       DECODE_PATH,
       { onMessage: (message) => this.#onMessage(message), onEnd: (error) => this.#onEnd(error) },
       { timeoutMs: reservation.timeoutMs },
     );
-    const face = { id, created, choiceIndex, sampleIndex };
-    const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face };
+    const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face: identity };
     this.#call.write(reserveMessage(fields, reservation.body));
   }
 
@@ -129,9 +127,7 @@ function callPrefill(channel: RpcChannel, order: PrefillOrder, listener: Prefill
   channel
     .unary(PREFILL_PATH, prefillMessage(fields, body), {
       timeoutMs,
-      onCancelable: (fn) => {
-        cancel = fn;
-      },
+      onCancelable: (fn) => void (cancel = fn),
     })
     .then((bytes) => fromBinary(PrefillResponseSchema, bytes))
     .then(

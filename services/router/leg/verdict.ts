@@ -13,25 +13,11 @@ export interface SideEnd {
   readonly verdict: Verdict;
 }
 
-export interface Judgement {
-  readonly prefill: SideEnd | undefined;
-  readonly decode: SideEnd | undefined;
-  /** Verdict on the two as a pair. */
-  readonly pair: Verdict;
-}
-
-export function judge(traits: LegTraits, before: LegState, event: LegEvent, effects: readonly LegEffect[]): Judgement {
-  return {
-    prefill: prefillEnd(traits, event, effects),
-    decode: decodeEnd(traits, before, event, effects),
-    pair: pairVerdict(effects),
-  };
-}
-
 const COMPLETED: SideEnd = { outcome: "completed", verdict: "good" };
 const CANCELLED: SideEnd = { outcome: "cancelled", verdict: "none" };
 
-function prefillEnd(traits: LegTraits, event: LegEvent, effects: readonly LegEffect[]): SideEnd | undefined {
+/** How `event` ended the prefill side; undefined if it did not. */
+export function prefillEnd(traits: LegTraits, event: LegEvent, effects: readonly LegEffect[]): SideEnd | undefined {
   if (event.kind === "prefillDone") return COMPLETED;
   if (effects.some(({ kind }) => kind === "cancelPrefill")) return CANCELLED;
   if (event.kind !== "prefillFailed") return undefined;
@@ -41,7 +27,8 @@ function prefillEnd(traits: LegTraits, event: LegEvent, effects: readonly LegEff
   return { outcome: code, verdict: traits.decodeFirst ? "none" : "wedged" };
 }
 
-function decodeEnd(
+/** How `event`, which arrived in the state `before`, ended the decode side; undefined if it did not. */
+export function decodeEnd(
   traits: LegTraits,
   before: LegState,
   event: LegEvent,
@@ -71,7 +58,8 @@ function stallVerdict(traits: LegTraits, before: LegState): Verdict {
   return traits.unpaired === true ? "bad" : "none";
 }
 
-function pairVerdict(effects: readonly LegEffect[]): Verdict {
+/** Verdict on the two instances as a pair. */
+export function pairVerdict(effects: readonly LegEffect[]): Verdict {
   for (const effect of effects) {
     if (effect.kind !== "finish") continue;
     const { outcome } = effect;

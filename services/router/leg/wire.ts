@@ -29,8 +29,7 @@ export function reserveMessage(fields: MessageInitShape<typeof ReserveSchema>, b
 }
 
 export function startMessage({ text: ticket, cachedTokens, unpaired = false }: Ticket): Buffer {
-  const value = cachedTokens === undefined ? { ticket, unpaired } : { ticket, cachedTokens, unpaired };
-  return stepMessage({ step: { case: "start", value } });
+  return stepMessage({ step: { case: "start", value: { ticket, cachedTokens, unpaired } } });
 }
 
 export function abandonMessage(reason: string, nothingSent: boolean): Buffer {

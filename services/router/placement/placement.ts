@@ -70,26 +70,12 @@ export class Exclusions {
   }
 }
 
-export interface Placer {
-  /** @throws ServiceError `no_instance`; `instance_busy` if waiting may help */
-  place(wanted: Wanted, exclusions: Exclusions): Place;
-  /**
-   * Picks a decode instance for the KV that `prefill` keeps or, given a model, for an unpaired leg. Throws like
-   * `place`.
-   */
-  placeDecode(prefill: Instance | string, exclusions: Exclusions): Instance;
-}
-
-export interface PlacementRules {
-  /** Prompts of fewer tokens are served unpaired, if the connector allows it. */
-  readonly unpairedTokens: number;
-}
-
+/** @param rules Prompts of fewer than `unpairedTokens` are served unpaired, if the connector allows it. */
 export function createPlacer(
   pool: Pick<Pool, "view">,
   pickers: { readonly prefill: Picker; readonly decode: Picker },
-  rules: Live<PlacementRules> = { current: { unpairedTokens: 0 } },
-): Placer {
+  rules: Live<{ readonly unpairedTokens: number }> = { current: { unpairedTokens: 0 } },
+) {
   function modelOf(name: string): ModelView {
     const model = pool.view.models.get(name);
     if (model === undefined)
@@ -141,7 +127,8 @@ export function createPlacer(
   }
 
   return {
-    place({ model: name, tokens, strict }, exclusions) {
+    /** @throws ServiceError `no_instance`; `instance_busy` if waiting may help */
+    place({ model: name, tokens, strict }: Wanted, exclusions: Exclusions): Place {
       const model = modelOf(name);
       if (!strict && tokens < rules.current.unpairedTokens) {
         const place = placeUnpaired(model, "unpaired_short", exclusions);
@@ -158,7 +145,11 @@ export function createPlacer(
       const decode = traits.decodeFirst ? pick("decode", model.partnersOf(prefill), exclusions) : undefined;
       return { traits, prefill, decode, ...(model.avoidsPair ? { fallback: "pair_avoided" } : {}) };
     },
-    placeDecode(prefill, exclusions) {
+    /**
+     * Picks a decode instance for the KV that `prefill` keeps or, given a model, for an unpaired leg. Throws like
+     * `place`.
+     */
+    placeDecode(prefill: Instance | string, exclusions: Exclusions): Instance {
       const model = modelOf(typeof prefill === "string" ? prefill : prefill.info.model);
       const decodes = typeof prefill === "string" ? model.unpaired : model.partnersOf(prefill);
       if (decodes.length === 0) throw noInstance(model.lack(true));
@@ -167,17 +158,21 @@ export function createPlacer(
   };
 }
 
+export type Placer = ReturnType<typeof createPlacer>;
+
 function allBusy(side: Side, count: number): ServiceError {
   const which = count === 1 ? `The ${side} instance is busy` : `All ${count} ${side} instances are busy`;
-  return new ServiceError("instance_busy", `${which}. Try again in a second.`, { retryAfterS: 1 });
+  return tryAgain("instance_busy", `${which}.`);
 }
 
 function allTried(side: Side): ServiceError {
-  return new ServiceError("no_instance", `No ${side} instance is left to try. Try again in a second.`, {
-    retryAfterS: 1,
-  });
+  return tryAgain("no_instance", `No ${side} instance is left to try.`);
 }
 
 function noInstance(lack = "No decode instance can take the KV cache now."): ServiceError {
-  return new ServiceError("no_instance", `${lack} Try again in a second.`, { retryAfterS: 1 });
+  return tryAgain("no_instance", lack);
+}
+
+function tryAgain(code: "instance_busy" | "no_instance", why: string): ServiceError {
+  return new ServiceError(code, `${why} Try again in a second.`, { retryAfterS: 1 });
 }

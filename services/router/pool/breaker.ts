@@ -111,11 +111,6 @@ export class Breaker {
     return left < 0.1 ? 0 : left;
   }
 
-  /** Whether a probe should be sent now. */
-  due(nowMs: number): boolean {
-    return this.#state.kind === "open" && nowMs >= this.#state.probeAtMs;
-  }
-
   /** When a probe is due; Infinity while the breaker is closed. */
   get dueMs(): number {
     return this.#state.kind === "open" ? this.#state.probeAtMs : Infinity;

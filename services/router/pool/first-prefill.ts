@@ -9,50 +9,37 @@ import { standingOf } from "./standing.ts";
 /** How long a router waits for the first prefill instance of a model. */
 export const FIRST_PREFILL_MS = 15_000;
 
-export interface FirstPrefill {
-  /** Notes which models have instances that serve. */
-  look(tracked: Iterable<Known>): void;
-  /** Whether the model never had a serving prefill instance, and one is still expected. */
-  isAwaited(model: string): boolean;
-  /** Whether the wait of some model is over. */
-  readonly isOver: boolean;
-}
-
 /** @param waitMs Starts with the first serving decode instance of a model. */
-export function awaitFirstPrefill(clock: Clock, waitMs: number): FirstPrefill {
-  /** By model: when its wait ends, or that it had a prefill instance. */
-  const awaited = new Map<string, number | "had">();
+export function awaitFirstPrefill(clock: Clock, waitMs: number) {
+  /** By model: when its wait ends. 0 if it has had a prefill instance. */
+  const awaited = new Map<string, number>();
   let nextMs = Infinity;
   return {
-    look(tracked) {
+    /** Notes which models have instances that serve. */
+    look(tracked: Iterable<Known>): void {
       const models = new Set<string>();
       const nowMs = clock.nowMs();
       for (const one of tracked) {
         if (!one.registered) continue;
         const { model, role } = one.info;
+        const standing = standingOf(one);
+        const serves = standing.kind === "serves";
         models.add(model);
-        if (role === Role.PREFILL && standingOf(one).kind === "serves") awaited.set(model, "had");
+        if (role === Role.PREFILL && serves) awaited.set(model, 0);
         // A decode instance that no probe has proven yet serves unpaired.
-        else if (role === Role.DECODE && !awaited.has(model) && isUp(one)) awaited.set(model, nowMs + waitMs);
+        else if (role === Role.DECODE && !awaited.has(model) && (serves || standing.reason === "unproven"))
+          awaited.set(model, nowMs + waitMs);
       }
       nextMs = Infinity;
       for (const [model, untilMs] of awaited) {
         // A model that loses all its instances starts again.
         if (!models.has(model)) awaited.delete(model);
-        else if (untilMs !== "had" && nowMs < untilMs) nextMs = Math.min(nextMs, untilMs);
+        else if (nowMs < untilMs) nextMs = Math.min(nextMs, untilMs);
       }
     },
-    isAwaited(model) {
-      const untilMs = awaited.get(model);
-      return untilMs !== undefined && untilMs !== "had" && clock.nowMs() < untilMs;
-    },
-    get isOver() {
-      return clock.nowMs() >= nextMs;
-    },
+    /** Whether the model never had a serving prefill instance, and one is still expected. */
+    isAwaited: (model: string): boolean => clock.nowMs() < (awaited.get(model) ?? 0),
+    /** Whether the wait of some model is over. */
+    isOver: (): boolean => clock.nowMs() >= nextMs,
   };
-}
-
-function isUp(one: Known): boolean {
-  const standing = standingOf(one);
-  return standing.kind === "serves" || standing.reason === "unproven";
 }

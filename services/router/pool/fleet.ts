@@ -14,7 +14,7 @@ import type { Pairs } from "./pairs.ts";
 import { type Facts, out, standingOf, type Reason, type Standing } from "./standing.ts";
 
 export type Side = "prefill" | "decode";
-export const SIDES = ["prefill", "decode"] as const satisfies readonly Side[];
+export const SIDES: readonly Side[] = ["prefill", "decode"];
 
 export interface Seen {
   readonly instance: Instance;
@@ -65,54 +65,41 @@ export interface FleetView {
 /** An instance with everything that its standing depends on. */
 export type Known = Instance & Facts & { readonly breaker: Breaker };
 
-export interface FleetRules {
-  /** Whether decode serves unpaired while no prefill instance is left, if the connector allows it. */
-  readonly unpaired: boolean;
-  /** Whether the first prefill instance of a model is still awaited. */
-  awaitsPrefill(model: string): boolean;
-}
-
-/** @param tracked All known instances, in any order. */
-export function fleetOf(tracked: Iterable<Known>, pairs: Pairs, rules: FleetRules): FleetView {
+/**
+ * @param tracked All known instances, in any order.
+ * @param unpairedMayServe Whether decode may serve a model unpaired now, if the connector allows it.
+ */
+export function fleetOf(
+  tracked: Iterable<Known>,
+  pairs: Pairs,
+  unpairedMayServe: (model: string) => boolean,
+): FleetView {
   const sorted = [...tracked].sort((a, b) => (a.instanceId < b.instanceId ? -1 : 1));
   const lastResorts = lastResortsOf(sorted);
   const standings = new Map<Instance, Standing>();
-  const models = new Map<string, { prefill: Known[]; decode: Known[] }>();
+  const members = new Map<string, Record<Side, Known[]>>();
   for (const one of sorted) {
     standings.set(one, standingOf(one, lastResorts.has(one)));
     if (!one.registered) continue;
     const { model } = one.info;
-    let members = models.get(model);
-    if (members === undefined) models.set(model, (members = { prefill: [], decode: [] }));
-    members[sideOf(one)].push(one);
+    let sides = members.get(model);
+    if (sides === undefined) members.set(model, (sides = { prefill: [], decode: [] }));
+    sides[sideOf(one)].push(one);
   }
-  const views = new Map<string, ModelView>();
-  for (const [name, { prefill, decode }] of [...models].sort(([a], [b]) => (a < b ? -1 : 1))) {
-    const partners = partnersIn(prefill, decode, standings, pairs);
-    const seen = (instance: Instance): Seen => ({ instance, standing: standings.get(instance)! });
-    // Its KV needs a partner even if the prefill instance itself is draining by now.
-    const find = (one: Instance): readonly Instance[] =>
-      decode.filter(
-        (other) =>
-          standings.get(other)!.kind === "serves" &&
-          !other.breaker.open &&
-          misfitOf(one.info, other.info) === undefined &&
-          pairs.outOf(one.instanceId, other.instanceId) === undefined,
-      );
-    views.set(name, new Model(name, prefill.map(seen), decode.map(seen), { ...partners, find }, rules));
+  const seen = (instance: Instance): Seen => ({ instance, standing: standings.get(instance)! });
+  const models = new Map<string, ModelView>();
+  for (const [name, { prefill, decode }] of [...members].sort(([a], [b]) => (a < b ? -1 : 1))) {
+    const pairing = pairUp(prefill, decode, standings, pairs);
+    models.set(name, modelView(name, prefill.map(seen), decode.map(seen), pairing, unpairedMayServe(name)));
   }
-  const listed = (side: Side): Seen[] =>
-    sorted.filter((one) => sideOf(one) === side).map((instance) => ({ instance, standing: standings.get(instance)! }));
-  let pairsOut = 0;
-  for (const _ of pairs.open()) pairsOut += 1;
   return {
-    prefill: listed("prefill"),
-    decode: listed("decode"),
-    models: views,
+    prefill: sorted.filter((one) => sideOf(one) === "prefill").map(seen),
+    decode: sorted.filter((one) => sideOf(one) === "decode").map(seen),
+    models,
     overruled: [...standings.values()].some(
       (standing) => standing.kind === "serves" && standing.despite === "unlisted",
     ),
-    pairsOut,
+    pairsOut: [...pairs.open()].length,
     pairFault(prefill, decode) {
       const misfit = misfitOf(prefill.info, decode.info);
       if (misfit !== undefined) return misfit.text;
@@ -120,7 +107,7 @@ export function fleetOf(tracked: Iterable<Known>, pairs: Pairs, rules: FleetRule
         const standing = standings.get(one);
         if (standing?.kind !== "serves") return `${one.instanceId} is out (${standing?.reason ?? "left"})`;
       }
-      const model = views.get(prefill.info.model);
+      const model = models.get(prefill.info.model);
       if (model?.partnersOf(prefill).includes(decode) === true) return undefined;
       return pairs.outOf(prefill.instanceId, decode.instanceId)?.text ?? "no probe has succeeded with it yet";
     },
@@ -148,20 +135,15 @@ export function lastResortsOf(tracked: Iterable<Known>): ReadonlySet<Known> {
   return new Set(candidates.filter((one) => !sound.has(key(one))));
 }
 
-interface Partners {
-  readonly prefills: readonly Instance[];
-  readonly of: ReadonlyMap<Instance, readonly Instance[]>;
-  readonly unpaired: readonly Instance[];
-  readonly avoidsPair: boolean;
-}
+type Pairing = Pick<ModelView, "prefills" | "partnersOf" | "unpaired" | "avoidsPair">;
 
 /** Pairs the instances of one model. Takes out instances that serve by their own word but fit into no pair. */
-function partnersIn(
+function pairUp(
   prefill: readonly Known[],
   decode: readonly Known[],
   standings: Map<Instance, Standing>,
   pairs: Pairs,
-): Partners {
+): Pairing {
   const serves = (one: Instance): boolean => standings.get(one)!.kind === "serves";
   const servesUnpaired = (one: Known): boolean => traitsOf(one.info.connector)?.servesUnpaired === true;
   // Proven or not, its engine answers unpaired requests as any plain engine does.
@@ -170,48 +152,31 @@ function partnersIn(
     if (standing.kind !== "out" || standing.reason !== "unproven" || !servesUnpaired(one)) continue;
     standings.set(one, { kind: "serves", despite: "unproven", text: `${standing.text} It serves without prefill.` });
   }
-  const fitting = new Map<string, readonly Known[]>();
-  const fittingOf = (one: Known): readonly Known[] => {
-    const build = buildOf(one.info);
-    let found = fitting.get(build);
-    if (found === undefined) {
-      const known = traitsOf(one.info.connector) !== undefined;
-      found = known ? decode.filter((other) => misfitOf(one.info, other.info) === undefined) : [];
-      fitting.set(build, found);
-    }
-    return found;
-  };
-  const usable = new Map<string, readonly Instance[]>();
-  const of = new Map<Instance, readonly Instance[]>();
+  const fitting = perBuild(({ info }) =>
+    traitsOf(info.connector) !== undefined ? decode.filter((other) => misfitOf(info, other.info) === undefined) : [],
+  );
+  const usable = perBuild((one) => fitting(one).filter((other) => serves(other) && !other.breaker.open));
+  const outOf = (one: Instance, other: Instance): Breaker | undefined => pairs.outOf(one.instanceId, other.instanceId);
+  const partners = new Map<Instance, readonly Instance[]>();
   const matched = new Set<Instance>();
   let avoidsPair = false;
   for (const one of prefill) {
-    const fits = fittingOf(one);
+    const fits = fitting(one);
     for (const other of fits) matched.add(other);
     if (!serves(one)) continue;
     if (fits.length === 0 && decode.length > 0) {
       standings.set(one, out("unmatched", unmatchedText(one, decode)));
       continue;
     }
-    const build = buildOf(one.info);
-    let partners = usable.get(build);
-    if (partners === undefined) {
-      partners = fits.filter((other) => serves(other) && !other.breaker.open);
-      usable.set(build, partners);
+    const able = usable(one);
+    const blocked = pairs.any ? able.filter((other) => outOf(one, other) !== undefined) : [];
+    avoidsPair ||= blocked.some((other) => outOf(one, other)!.because === "failing");
+    if (blocked.length < able.length) {
+      partners.set(one, blocked.length === 0 ? able : able.filter((other) => !blocked.includes(other)));
+    } else if (blocked.length > 0) {
+      const { because, text } = outOf(one, blocked[0]!)!;
+      if (because === "unproven") standings.set(one, out("unproven", `With ${blocked[0]!.instanceId}: ${text}`));
     }
-    if (pairs.any) {
-      const blocked = partners.filter((other) => pairs.outOf(one.instanceId, other.instanceId) !== undefined);
-      if (blocked.length > 0) {
-        const { because, text } = pairs.outOf(one.instanceId, blocked[0]!.instanceId)!;
-        avoidsPair ||= blocked.some((other) => pairs.outOf(one.instanceId, other.instanceId)?.because === "failing");
-        if (blocked.length === partners.length && because === "unproven") {
-          standings.set(one, out("unproven", `With ${blocked[0]!.instanceId}: ${text}`));
-          continue;
-        }
-        partners = partners.filter((other) => !blocked.includes(other));
-      }
-    }
-    if (partners.length > 0) of.set(one, partners);
   }
   if (prefill.length > 0) {
     for (const one of decode) {
@@ -219,8 +184,24 @@ function partnersIn(
       standings.set(one, out("unmatched", unmatchedText(one, prefill)));
     }
   }
-  const unpaired = decode.filter((one) => serves(one) && servesUnpaired(one));
-  return { prefills: [...of.keys()], of, unpaired, avoidsPair };
+  return {
+    prefills: [...partners.keys()],
+    // The KV of a prefill instance needs a partner even if the instance itself is draining by now.
+    partnersOf: (one) => partners.get(one) ?? usable(one).filter((other) => outOf(one, other) === undefined),
+    unpaired: decode.filter((one) => serves(one) && servesUnpaired(one)),
+    avoidsPair,
+  };
+}
+
+/** Calls `find` once for all instances of one build. */
+function perBuild(find: (one: Instance) => readonly Known[]): (one: Instance) => readonly Known[] {
+  const found = new Map<string, readonly Known[]>();
+  return (one) => {
+    const build = buildOf(one.info);
+    let known = found.get(build);
+    if (known === undefined) found.set(build, (known = find(one)));
+    return known;
+  };
 }
 
 function unmatchedText(one: Known, others: readonly Known[]): string {
@@ -234,71 +215,45 @@ function unmatchedText(one: Known, others: readonly Known[]): string {
   return `It fits no ${sideOf(other)} instance: ${why}.`;
 }
 
-type FoundPartners = Partners & { find(prefill: Instance): readonly Instance[] };
-
-class Model implements ModelView {
-  readonly name: string;
-  readonly prefill: readonly Seen[];
-  readonly decode: readonly Seen[];
-  readonly prefills: readonly Instance[];
-  readonly unpaired: readonly Instance[];
-  readonly avoidsPair: boolean;
-  readonly maxModelLen: number;
-  readonly mayServeUnpaired: boolean;
-  readonly #partners: FoundPartners;
-  readonly #serving: readonly Instance[];
-  readonly #pairLack: string | undefined;
-
-  constructor(
-    name: string,
-    prefill: readonly Seen[],
-    decode: readonly Seen[],
-    partners: FoundPartners,
-    rules: FleetRules,
-  ) {
-    this.name = name;
-    this.prefill = prefill;
-    this.decode = decode;
-    this.prefills = partners.prefills;
-    this.unpaired = partners.unpaired;
-    this.avoidsPair = partners.avoidsPair;
-    this.#partners = partners;
-    this.#serving = decode.filter(({ standing }) => standing.kind === "serves").map(({ instance }) => instance);
-    const lengths = [...prefill, ...decode]
-      .map(({ instance }) => instance.info.maxModelLen)
-      .filter((length) => length > 0);
-    this.maxModelLen = lengths.length === 0 ? 0 : Math.min(...lengths);
-    this.mayServeUnpaired = rules.unpaired && this.unpaired.length > 0 && !rules.awaitsPrefill(name);
-    this.#pairLack = this.prefills.length > 0 ? undefined : lackText(this);
-  }
-
-  partnersOf(prefill: Instance): readonly Instance[] {
-    return this.#partners.of.get(prefill) ?? this.#partners.find(prefill);
-  }
-
-  get slots(): number {
-    let sum = 0;
-    for (const { slots } of this.#serving) sum += slots;
-    return sum;
-  }
-
-  lack(paired: boolean): string | undefined {
-    return !paired && this.mayServeUnpaired ? undefined : this.#pairLack;
-  }
+function modelView(
+  name: string,
+  prefill: readonly Seen[],
+  decode: readonly Seen[],
+  pairing: Pairing,
+  unpairedMayServe: boolean,
+): ModelView {
+  const serving = decode.filter(({ standing }) => standing.kind === "serves").map(({ instance }) => instance);
+  const lengths = [...prefill, ...decode]
+    .map(({ instance }) => instance.info.maxModelLen)
+    .filter((length) => length > 0);
+  const mayServeUnpaired = unpairedMayServe && pairing.unpaired.length > 0;
+  const pairLack = pairing.prefills.length > 0 ? undefined : lackText(name, prefill, decode);
+  return {
+    ...pairing,
+    name,
+    prefill,
+    decode,
+    maxModelLen: lengths.length === 0 ? 0 : Math.min(...lengths),
+    mayServeUnpaired,
+    get slots() {
+      let sum = 0;
+      for (const { slots } of serving) sum += slots;
+      return sum;
+    },
+    lack: (paired) => (!paired && mayServeUnpaired ? undefined : pairLack),
+  };
 }
 
 /** Clients read this text, so it names no instance and no address. */
-function lackText({ name, prefill, decode }: ModelView): string {
+function lackText(name: string, prefill: readonly Seen[], decode: readonly Seen[]): string {
   const lacks: string[] = [];
   const isUnmatched = ({ standing }: Seen): boolean => standing.kind === "out" && standing.reason === "unmatched";
   if (prefill.length > 0 && decode.length > 0 && [...prefill, ...decode].every(isUnmatched)) {
     const fact = misfitOf(prefill[0]!.instance.info, decode[0]!.instance.info)?.fact ?? "the KV connector";
     return `The model \`${name}\` can't be served: its prefill and decode instances don't fit each other: they differ in ${fact}.`;
   }
-  for (const [side, seen] of [
-    ["prefill", prefill],
-    ["decode", decode],
-  ] as const) {
+  for (const side of SIDES) {
+    const seen = side === "prefill" ? prefill : decode;
     if (seen.some(({ standing }) => standing.kind === "serves")) continue;
     const reasons = new Map<Reason, number>();
     for (const { standing } of seen)

@@ -4,10 +4,10 @@ import { equals } from "@bufbuild/protobuf";
 import { InstanceService, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
-import type { ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Objection } from "../../discovery/registry.ts";
 import { type ChannelState, type LossReason, type RpcChannel, dialRpc } from "../../rpc/channel.ts";
+import { peerFault, type PeerFault } from "../../rpc/peer-fault.ts";
 import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 import { claimsToServe, standingOf, type Facts, type Link } from "./standing.ts";
 
@@ -18,36 +18,9 @@ const SUSPECT_LEGS = 4;
 const SUSPECT_TOKENS = 2_048;
 
 /** An instance as the rest of the router sees it. The figures are current: they change in place. */
-export interface Instance {
-  readonly info: Info;
-  /** `info.instanceId`. */
-  readonly instanceId: string;
-  /** Its last load report. Undefined before the first. */
-  readonly load: Load | undefined;
-  /** When `load` arrived, by the pool's clock. 0 before. */
-  readonly loadAtMs: number;
-  /** Legs of this router that run on it. */
-  readonly legs: number;
-  /** Legs that this router has given it since it was found. */
-  readonly legsTotal: bigint;
-  /** Prompt tokens placed on it since `load` arrived, estimated. */
-  readonly placedTokens: number;
-  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first leg. */
-  readonly tokensPerMs: number;
-  /** Legs of this router that it can hold, by its last report: those that ran then, and the slots that were free. */
-  readonly slots: number;
-  /** Free slots: its own figure less the legs placed on it since. */
-  readonly freeSlots: number;
-  /** Legs and reservations of all routers: its own figure plus the legs placed on it since. Failed legs add to it. */
-  readonly running: number;
-  /**
-   * Prompt tokens waiting for or in prefill, plus those placed since, plus failed legs. 0 on decode, which computes no
-   * prompts.
-   */
-  readonly queuedTokens: number;
-  /** Carries all calls to it. The heartbeat is WatchLoad. */
-  readonly channel: RpcChannel;
-}
+export type Instance = Readonly<
+  Omit<TrackedInstance, Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "prefilled" | "retire" | "close">
+>;
 
 export interface InstanceOptions {
   readonly token: string | undefined;
@@ -57,10 +30,8 @@ export interface InstanceOptions {
   readonly connectTimeoutMs?: number | undefined;
   /** Whether a probe must prove the instance before it gets users' requests. */
   readonly proves: (info: Info) => boolean;
-  /** Called when its standing or its facts may have changed. */
-  onStanding(): void;
-  /** Called when a load report changed only its figures. */
-  onFigures(): void;
+  /** Called when its standing or its facts may have changed or, otherwise, only its figures. */
+  onChange(isNewView: boolean): void;
   /** Called when it starts to serve: its engine may be a new one. */
   onServing(): void;
   /** Called when `suspect` changes. */
@@ -68,28 +39,44 @@ export interface InstanceOptions {
 }
 
 /** The pool's side of an instance. */
-export class TrackedInstance implements Instance, Facts {
+export class TrackedInstance implements Facts {
+  /** `info.instanceId`. */
   readonly instanceId: string;
+  /** Carries all calls to it. The heartbeat is WatchLoad. */
   readonly channel: RpcChannel;
   readonly breaker: Breaker;
   objection: Objection | undefined;
   registered = true;
+  /** Drained through this router. Cleared once the instance itself reports that it drains. */
+  drained = false;
   suspect = false;
-  load: Load | undefined;
-  loadAtMs = 0;
-  legs = 0;
-  legsTotal = 0n;
-  placedTokens = 0;
-  tokensPerMs = 0;
-  slots = 0;
-  freeSlots = 0;
-  running = 0;
-  queuedTokens = 0;
   link: Link = { kind: "down", reason: "unreachable", text: "It has not reported its load yet." };
+  /** Its last load report. Undefined before the first. */
+  load: Load | undefined;
+  /** When `load` arrived, by the pool's clock. 0 before. */
+  loadAtMs = 0;
+  /** Legs of this router that run on it. */
+  legs = 0;
+  /** Legs that this router has given it since it was found. */
+  legsTotal = 0n;
+  /** Prompt tokens placed on it since `load` arrived, estimated. */
+  placedTokens = 0;
+  /** Prompt tokens that it computes in a millisecond, as seen on this router's legs. 0 before the first leg. */
+  tokensPerMs = 0;
+  /** Legs of this router that it can hold, by its last report: those that ran then, and the slots that were free. */
+  slots = 0;
+  /** Free slots: its own figure less the legs placed on it since. */
+  freeSlots = 0;
+  /** Legs and reservations of all routers: its own figure plus the legs placed on it since. Failed legs add to it. */
+  running = 0;
+  /**
+   * Prompt tokens waiting for or in prefill, plus those placed since, plus failed legs. 0 on decode, which computes no
+   * prompts.
+   */
+  queuedTokens = 0;
 
   #info: Info;
   #legsAtLoad = 0;
-  #drained = false;
   #closed = false;
   readonly #isDecode: boolean;
   readonly #o: InstanceOptions;
@@ -117,7 +104,11 @@ export class TrackedInstance implements Instance, Facts {
         },
         onRefused: (error) => {
           this.#log.debug("load watch ended", { error });
-          this.#down(refusedLink(error));
+          this.#down(
+            error === undefined
+              ? down("unreachable", "It stopped reporting its load.")
+              : REFUSED[peerFault(error).kind],
+          );
         },
       },
       onState: (state) => this.#followChannel(state),
@@ -133,24 +124,6 @@ export class TrackedInstance implements Instance, Facts {
     const kvAddress = this.load?.kvAddress ?? "";
     this.#info = kvAddress === "" || kvAddress === info.kvAddress ? info : { ...info, kvAddress };
     this.#tally();
-  }
-
-  /** Drained through this router. Cleared once the instance itself reports that it drains. */
-  get drained(): boolean {
-    return this.#drained;
-  }
-
-  set drained(drained: boolean) {
-    this.#drained = drained;
-    this.#o.onStanding();
-  }
-
-  get state(): State | undefined {
-    return this.load?.state;
-  }
-
-  get stateText(): string {
-    return this.load?.reason ?? "";
   }
 
   legStarted(tokens: number): void {
@@ -232,7 +205,7 @@ export class TrackedInstance implements Instance, Facts {
     if (known.kind === "down" && known.reason === link.reason && known.text === link.text) return;
     this.link = link;
     this.#log.warn("instance is out", { reason: link.reason, why: link.text });
-    this.#o.onStanding();
+    this.#o.onChange(true);
   }
 
   #onLoad(load: Load): void {
@@ -247,8 +220,8 @@ export class TrackedInstance implements Instance, Facts {
     this.#tally();
     if (before?.kvAddress !== load.kvAddress) this.info = this.#info;
     // From now on the instance's own state decides, so any router may undrain it.
-    const undrained = this.#drained && load.state === State.DRAINING;
-    if (undrained) this.#drained = false;
+    const undrained = this.drained && load.state === State.DRAINING;
+    if (undrained) this.drained = false;
     if (this.link.kind === "down") this.#log.info("instance reports its load", { state: State[load.state] });
     const news =
       this.link.kind === "down" ||
@@ -258,9 +231,8 @@ export class TrackedInstance implements Instance, Facts {
       before.kvAddress !== load.kvAddress;
     this.link = { kind: "up" };
     if (!served && claimsToServe(this)) this.#isBack(nowMs);
-    if (news) this.#o.onStanding();
     // Heartbeats of hundreds of idle instances must not wake anything.
-    else if (!nothingNew) this.#o.onFigures();
+    if (news || !nothingNew) this.#o.onChange(news);
   }
 
   /**
@@ -275,37 +247,25 @@ export class TrackedInstance implements Instance, Facts {
 
 type Down = Link & { readonly kind: "down" };
 
+function down(reason: Down["reason"], text: string): Down {
+  return { kind: "down", reason, text };
+}
+
 const LOST: Record<LossReason, Down> = {
-  unreachable: { kind: "down", reason: "unreachable", text: "It can't be reached." },
-  broken: { kind: "down", reason: "unreachable", text: "The connection to it broke." },
-  ended: { kind: "down", reason: "unreachable", text: "It ended the connection." },
-  silent: { kind: "down", reason: "silent", text: "No byte has come from it for 2 s." },
+  unreachable: down("unreachable", "It can't be reached."),
+  broken: down("unreachable", "The connection to it broke."),
+  ended: down("unreachable", "It ended the connection."),
+  silent: down("silent", "No byte has come from it for 2 s."),
 };
 
-/** Keeps the kinds of refusal apart, because an operator must repair each in a different way. */
-function refusedLink(error: ServiceError | undefined): Down {
-  switch (error?.code) {
-    case undefined:
-      return { kind: "down", reason: "unreachable", text: "It stopped reporting its load." };
-    case "unauthenticated":
-    case "permission_denied":
-      return {
-        kind: "down",
-        reason: "denied",
-        text: "It refuses this router's token. Start both with the same token.",
-      };
-    case "method_not_allowed":
-      return {
-        kind: "down",
-        reason: "denied",
-        text: "It does not know this router's calls. Run the same version on both.",
-      };
-    case "deadline_exceeded":
-      return { kind: "down", reason: "unreachable", text: "It did not answer in time." };
-    default:
-      return { kind: "down", reason: "unreachable", text: "It can't be reached." };
-  }
-}
+/** Kept apart, because an operator must repair each in a different way. */
+const REFUSED: Record<PeerFault["kind"], Down> = {
+  credentials: down("denied", "It refuses this router's token. Start both with the same token."),
+  version: down("denied", "It does not know this router's calls. Run the same version on both."),
+  timeout: down("unreachable", "It did not answer in time."),
+  address: LOST.unreachable,
+  refused: LOST.unreachable,
+};
 
 /** Whether an idle instance repeats its last report. */
 function isSameIdle(before: Load | undefined, now: Load): boolean {

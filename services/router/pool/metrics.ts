@@ -25,7 +25,7 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     ["model"],
     (gauge) => {
       gauge.reset();
-      for (const [model, { lack }] of models(pool)) gauge.set({ model }, lack === undefined ? 1 : 0);
+      for (const [name, model] of pool.view.models) gauge.set({ model: name }, model.lack(false) === undefined ? 1 : 0);
     },
   );
   // Instance ids change with every start, so old ones are removed.
@@ -39,8 +39,4 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
         gauge.set({ instance: instance.instanceId }, instance.load?.kvOrphans ?? 0);
     },
   );
-}
-
-function* models({ view }: { readonly view: FleetView }): Generator<[string, { readonly lack: string | undefined }]> {
-  for (const [name, model] of view.models) yield [name, { lack: model.lack(false) }];
 }

@@ -44,10 +44,9 @@ export class Pairs {
     const key = keyOf(prefillId, decodeId);
     if (verdict === "good") this.#warmed(key);
     else if (verdict !== "none") this.#warm.delete(key);
-    const entry = this.#entries.get(key);
     // Only failures are remembered, and most pairs never have one.
-    if (entry === undefined && (verdict === "good" || verdict === "none")) return false;
-    const { breaker } = entry ?? this.#add(prefillId, decodeId);
+    if (!this.#entries.has(key) && (verdict === "good" || verdict === "none")) return false;
+    const { breaker } = this.#entry(prefillId, decodeId);
     const opened = breaker.judge(verdict, nowMs);
     if (breaker.spotless) this.#entries.delete(key);
     return opened;
@@ -55,7 +54,7 @@ export class Pairs {
 
   /** Takes the pair out after a failed probe: both instances work, but not with each other. */
   probeFailed(prefillId: string, decodeId: string, failure: ProbeFailure, text: string, nowMs: number): void {
-    const { breaker } = this.#entries.get(keyOf(prefillId, decodeId)) ?? this.#add(prefillId, decodeId);
+    const { breaker } = this.#entry(prefillId, decodeId);
     breaker.distrust(nowMs);
     breaker.probeFailed(failure, text, nowMs);
   }
@@ -63,7 +62,7 @@ export class Pairs {
   /** Keeps users' requests from the pair until a probe has succeeded, unless one already has. */
   expect(prefillId: string, decodeId: string, nowMs: number): void {
     if (this.#warm.has(keyOf(prefillId, decodeId)) || this.outOf(prefillId, decodeId) !== undefined) return;
-    (this.#entries.get(keyOf(prefillId, decodeId)) ?? this.#add(prefillId, decodeId)).breaker.distrust(nowMs);
+    this.#entry(prefillId, decodeId).breaker.distrust(nowMs);
   }
 
   /** Notes a successful probe. Returns true if the pair was out. */
@@ -86,32 +85,35 @@ export class Pairs {
    * back-off.
    */
   cool(instanceId: string, nowMs: number): void {
-    for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
-    for (const entry of this.#entries.values()) if (names(entry, instanceId)) entry.breaker.probeSoon(nowMs);
+    for (const key of this.#warm) if (names(key, instanceId)) this.#warm.delete(key);
+    for (const [key, { breaker }] of this.#entries) if (names(key, instanceId)) breaker.probeSoon(nowMs);
   }
 
   /** Forgets an instance that is gone, and whose id will not be used again. */
   forget(instanceId: string): void {
-    for (const [key, entry] of this.#entries) if (names(entry, instanceId)) this.#entries.delete(key);
-    for (const key of this.#warm) if (key.split("|").includes(instanceId)) this.#warm.delete(key);
+    for (const known of [this.#entries, this.#warm])
+      for (const key of known.keys()) if (names(key, instanceId)) known.delete(key);
   }
 
   #warmed(key: string): void {
     if (this.#warm.size < PAIR_LIMIT) this.#warm.add(key);
   }
 
-  #add(prefillId: string, decodeId: string): PairEntry {
-    const entry = { prefillId, decodeId, breaker: new Breaker(this.#limits) };
+  #entry(prefillId: string, decodeId: string): PairEntry {
+    const key = keyOf(prefillId, decodeId);
+    let entry = this.#entries.get(key);
+    if (entry !== undefined) return entry;
+    entry = { prefillId, decodeId, breaker: new Breaker(this.#limits) };
     if (this.#entries.size >= PAIR_LIMIT) this.#entries.delete(this.#entries.keys().next().value!);
-    this.#entries.set(keyOf(prefillId, decodeId), entry);
+    this.#entries.set(key, entry);
     return entry;
   }
 }
 
-function names({ prefillId, decodeId }: PairEntry, instanceId: string): boolean {
-  return prefillId === instanceId || decodeId === instanceId;
-}
-
 function keyOf(prefillId: string, decodeId: string): string {
   return `${prefillId}|${decodeId}`;
+}
+
+function names(key: string, instanceId: string): boolean {
+  return key.split("|").includes(instanceId);
 }

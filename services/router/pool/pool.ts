@@ -12,7 +12,7 @@ import { traitsOf } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
 import { awaitFirstPrefill } from "./first-prefill.ts";
-import { fleetOf, lastResortsOf, SIDES, sideOf, type FleetView } from "./fleet.ts";
+import { fleetOf, lastResortsOf, sideOf, type FleetView } from "./fleet.ts";
 import { type Instance, TrackedInstance } from "./instance.ts";
 import { registerPoolMetrics } from "./metrics.ts";
 import { Pairs, type PairEntry } from "./pairs.ts";
@@ -33,9 +33,7 @@ export interface Pool {
    */
   update(entries: readonly Info[], objections?: ReadonlyMap<string, Objection>): void;
   /** Called after every change of the view or of figures, and when a leg ends. Returns a function that unsubscribes. */
-  onChange(listener: () => void): () => void;
-  /** Called only after changes of the view. */
-  onView(listener: () => void): () => void;
+  onChange(listener: (isNewView: boolean) => void): () => void;
   /**
    * Orders an instance to take no new legs, or to take them again. This router acts on the order at once. Returns the
    * legs of all routers that still run on the instance.
@@ -88,20 +86,17 @@ export interface PoolOptions {
   readonly proves?: (info: Info) => boolean;
 }
 
-const NO_OBJECTIONS: ReadonlyMap<string, Objection> = new Map();
 const SWEEP_MS = 250;
 const DRAIN_TIMEOUT_MS = 2_000;
 /** 8 x 8. */
 const WARMED_PAIRS = 64;
 
 export function createPool(o: PoolOptions): Pool {
-  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false } = o;
-  const proves = o.proves ?? (() => false);
+  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false, proves = () => false } = o;
   const tracked = new Set<TrackedInstance>();
   /** Instances that left, with calls that have not ended. */
   const retiring = new Set<TrackedInstance>();
-  const listeners = new Set<() => void>();
-  const viewListeners = new Set<() => void>();
+  const listeners = new Set<(isNewView: boolean) => void>();
   const pairs = new Pairs(breaker);
   const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
   let view: FleetView | undefined;
@@ -114,17 +109,14 @@ export function createPool(o: PoolOptions): Pool {
   // The router only sees instances that this pool made.
   const own = (instance: Instance): TrackedInstance => instance as TrackedInstance;
 
-  function onFigures(): void {
+  /** @param isNewView Whether a standing, a pair or a fact has changed, and not only figures. */
+  function changed(isNewView: boolean): void {
     if (closed) return;
-    for (const listener of listeners) listener();
-  }
-
-  function onStanding(): void {
-    if (closed) return;
-    view = undefined;
-    for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
-    for (const listener of viewListeners) listener();
-    onFigures();
+    if (isNewView) {
+      view = undefined;
+      for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
+    }
+    for (const listener of listeners) listener(isNewView);
   }
 
   function retire(one: TrackedInstance): void {
@@ -136,7 +128,7 @@ export function createPool(o: PoolOptions): Pool {
   function makeView(): FleetView {
     firstPrefill.look(tracked);
     expectPairs();
-    return fleetOf(tracked, pairs, { unpaired, awaitsPrefill: firstPrefill.isAwaited });
+    return fleetOf(tracked, pairs, (model) => unpaired && !firstPrefill.isAwaited(model));
   }
 
   /**
@@ -144,29 +136,27 @@ export function createPool(o: PoolOptions): Pool {
    * in advance. In large fleets only instances are proven, and the first user of a pair waits.
    */
   function expectPairs(): void {
-    if (o.proves === undefined) return;
-    const nowMs = clock.nowMs();
     const sound = [...tracked].filter(
-      (one) => claimsToServe(one) && proves(one.info) && (traitsOf(one.info.connector)?.firstTransferMs ?? 0) > 0,
+      (one) => proves(one.info) && claimsToServe(one) && (traitsOf(one.info.connector)?.firstTransferMs ?? 0) > 0,
     );
     for (const model of new Set(sound.map(({ info }) => info.model))) {
-      const [prefill, decode] = SIDES.map((side) =>
-        sound.filter((one) => one.info.model === model && sideOf(one) === side),
-      ) as [TrackedInstance[], TrackedInstance[]];
+      const members = sound.filter(({ info }) => info.model === model);
+      const prefill = members.filter((one) => sideOf(one) === "prefill");
+      const decode = members.filter((one) => sideOf(one) === "decode");
       if (prefill.length * decode.length > WARMED_PAIRS) continue;
-      for (const one of prefill)
+      for (const { info, instanceId } of prefill)
         for (const other of decode)
-          if (misfitOf(one.info, other.info) === undefined) pairs.expect(one.instanceId, other.instanceId, nowMs);
+          if (misfitOf(info, other.info) === undefined) pairs.expect(instanceId, other.instanceId, clock.nowMs());
     }
   }
 
-  function update(entries: readonly Info[], objections: ReadonlyMap<string, Objection> = NO_OBJECTIONS): void {
+  function update(entries: readonly Info[], objections?: ReadonlyMap<string, Objection>): void {
     if (closed) return;
     const named = new Set<string>();
     for (const info of entries) {
       if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
       const known = find(info.instanceId);
-      const objection = objections.get(info.instanceId);
+      const objection = objections?.get(info.instanceId);
       // The registry no longer lists it, and the instance itself doesn't report that it serves.
       if (objection?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
       named.add(info.instanceId);
@@ -186,7 +176,7 @@ export function createPool(o: PoolOptions): Pool {
       track(info).objection = objection;
     }
     for (const one of tracked) if (one.registered && !named.has(one.instanceId)) leave(one);
-    onStanding();
+    changed(true);
   }
 
   function track(info: Info): TrackedInstance {
@@ -197,8 +187,7 @@ export function createPool(o: PoolOptions): Pool {
       breaker,
       connectTimeoutMs: o.connectTimeoutMs,
       proves,
-      onStanding,
-      onFigures,
+      onChange: changed,
       onServing: () => pairs.cool(one.instanceId, clock.nowMs()),
       onSuspect: () => suspected(one),
     });
@@ -216,7 +205,7 @@ export function createPool(o: PoolOptions): Pool {
   /** Moves its unanswered calls elsewhere now, rather than when the instance is given up. */
   function suspected(one: TrackedInstance): void {
     if (closed) return;
-    onStanding();
+    changed(true);
     if (one.suspect && !lastResortsOf(tracked).has(one)) one.channel.dropUnanswered();
   }
 
@@ -229,17 +218,10 @@ export function createPool(o: PoolOptions): Pool {
       leave(one);
       left = true;
     }
-    if (left || firstPrefill.isOver) onStanding();
+    if (left || firstPrefill.isOver()) changed(true);
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);
-
-  const listen = (to: Set<() => void>, listener: () => void): (() => void) => {
-    // Wrapped, so that the same function may listen twice.
-    const entry = (): void => listener();
-    to.add(entry);
-    return () => to.delete(entry);
-  };
 
   const probes: ProbeBooks = {
     get dueMs() {
@@ -249,8 +231,8 @@ export function createPool(o: PoolOptions): Pool {
       return dueMs;
     },
     due: (nowMs) => ({
-      instances: [...tracked].filter((one) => one.registered && one.breaker.due(nowMs)),
-      pairs: [...pairs.open()].filter((pair) => pair.breaker.due(nowMs)),
+      instances: [...tracked].filter((one) => one.registered && one.breaker.dueMs <= nowMs),
+      pairs: [...pairs.open()].filter((pair) => pair.breaker.dueMs <= nowMs),
     }),
     sending(prefill, decode) {
       const nowMs = clock.nowMs();
@@ -258,17 +240,17 @@ export function createPool(o: PoolOptions): Pool {
       pairs.outOf(prefill.instanceId, decode.instanceId)?.probing(nowMs);
     },
     succeeded(prefill, decode) {
-      let changed = false;
+      let isNews = false;
       for (const one of [prefill, decode]) {
         if (!own(one).breaker.close()) continue;
-        changed = true;
+        isNews = true;
         log.info("a probe succeeded: instance takes requests", { instanceId: one.instanceId });
       }
       if (pairs.close(prefill.instanceId, decode.instanceId)) {
-        changed = true;
+        isNews = true;
         log.info("a probe succeeded: pair takes requests", pairFields(prefill, decode));
       }
-      if (changed) onStanding();
+      if (isNews) changed(true);
     },
     failed(prefill, decode, failure, text) {
       const nowMs = clock.nowMs();
@@ -278,7 +260,7 @@ export function createPool(o: PoolOptions): Pool {
       if (open.length === 0) pairs.probeFailed(prefill.instanceId, decode.instanceId, failure, text, nowMs);
       else pairs.outOf(prefill.instanceId, decode.instanceId)?.probeFailed(failure, text, nowMs);
       log.warn("a probe failed", { ...pairFields(prefill, decode), failure, why: text });
-      onStanding();
+      changed(true);
     },
   };
 
@@ -287,12 +269,17 @@ export function createPool(o: PoolOptions): Pool {
       return (view ??= makeView());
     },
     update,
-    onChange: (listener) => listen(listeners, listener),
-    onView: (listener) => listen(viewListeners, listener),
+    onChange(listener) {
+      // Wrapped, so that the same function may listen twice.
+      const entry = (isNewView: boolean): void => listener(isNewView);
+      listeners.add(entry);
+      return () => listeners.delete(entry);
+    },
     async drain(instanceId, undrain, reason = "") {
       const one = find(instanceId);
       if (one === undefined) throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
       one.drained = !undrain;
+      changed(true);
       const client = one.channel.client(InstanceService);
       try {
         if (!undrain) return (await client.drain({ reason }, { timeoutMs: DRAIN_TIMEOUT_MS })).remaining;
@@ -311,13 +298,13 @@ export function createPool(o: PoolOptions): Pool {
     legEnded(instance, verdict) {
       const one = own(instance);
       const opened = one.legEnded(verdict);
-      if (opened || (!one.registered && one.legs === 0)) onStanding();
-      else onFigures();
+      if (opened || (!one.registered && one.legs === 0)) changed(true);
+      else changed(false);
     },
     pairEnded(prefill, decode, verdict) {
       if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;
       log.warn("pair is out until a probe succeeds", pairFields(prefill, decode));
-      onStanding();
+      changed(true);
     },
     isWarm: (prefill, decode) => pairs.isWarm(prefill.instanceId, decode.instanceId),
     prefilled: (instance, tokens, ms) => own(instance).prefilled(tokens, ms),

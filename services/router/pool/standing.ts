@@ -2,38 +2,25 @@
 // registry, the state that the instance reports (`Load.state`), the link to it, and how its legs end. If they disagree,
 // the first objection in the order below decides. fleet.ts adds the reasons that depend on partners (`unproven`,
 // `unmatched`).
-import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Load, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Objection } from "../../discovery/registry.ts";
 import type { OpenBecause } from "./breaker.ts";
 
-/**
- * Why an instance gets no legs.
- *
- * - `missing`: the deployment expects the instance, which is not there. Reserved; not used yet.
- * - `left`: no longer registered; known only until its last leg has ended.
- * - `draining`, `starting`, `stopped`: the instance reports it. `draining` is also set by an operator.
- * - `unreachable`: no connection, or a broken one. `denied`: the instance refuses this router's token.
- * - `silent`: connected, and no heartbeat for 2 s. `suspect`: for 1.3 s; its running legs go on.
- * - `failing`: it reports that it serves, but its legs fail or stall. A successful probe brings it back.
- * - `unlisted`: it reports that it serves, but its registry reports it dead or gone.
- * - `unproven`: no probe has shown yet that it answers from the KV that it is sent, or a probe has shown that it
- *   doesn't.
- * - `unmatched`: it fits no instance of the other role: their facts differ.
- */
+/** Why an instance gets no legs. */
 export const REASONS = [
-  "missing",
-  "left",
-  "draining",
-  "starting",
-  "stopped",
-  "unreachable",
-  "denied",
-  "silent",
-  "failing",
-  "suspect",
-  "unlisted",
-  "unproven",
-  "unmatched",
+  "missing", // The deployment expects the instance, which is not there. Reserved; not used yet.
+  "left", // It is no longer registered, and known only until its last leg has ended.
+  "draining", // It reports that it drains, or an operator drained it.
+  "starting", // It reports that it starts, or has not reported yet.
+  "stopped", // It reports that it has stopped.
+  "unreachable", // There is no connection to it, or a broken one.
+  "denied", // It refuses this router's token or calls.
+  "silent", // It is connected, and has sent no heartbeat for 2 s.
+  "failing", // It reports that it serves, but its legs fail or stall. A successful probe brings it back.
+  "suspect", // It has sent no byte for 1.3 s. Its running legs go on.
+  "unlisted", // It reports that it serves, but its registry reports it dead or gone.
+  "unproven", // No probe has shown yet that it answers from the KV that it is sent, or one has shown that it doesn't.
+  "unmatched", // It fits no instance of the other role: their facts differ.
 ] as const;
 
 export type Reason = (typeof REASONS)[number];
@@ -57,10 +44,8 @@ export interface Facts {
   /** The objection of its registry. */
   readonly objection: Objection | undefined;
   readonly link: Link;
-  /** The state that it reports; undefined before the first load report. */
-  readonly state: State | undefined;
-  /** The reason that it reports for `state`. */
-  readonly stateText: string;
+  /** Its last report; undefined before the first. */
+  readonly load: Pick<Load, "state" | "reason"> | undefined;
   readonly breaker: { readonly because: OpenBecause | undefined; readonly text: string };
   /** No byte arrived over its link for longer than usual. */
   readonly suspect: boolean;
@@ -72,20 +57,20 @@ const SERVES: Standing = { kind: "serves", text: "" };
  * @param lastResort Whether its side of the model has no other instance. Then a mere suspicion does not take it out.
  */
 export function standingOf(facts: Facts, lastResort = false): Standing {
-  const { objection, link, stateText, breaker } = facts;
+  const { objection, link, load, breaker } = facts;
   if (!facts.registered) return out("left", "It is no longer registered.");
   if (facts.drained) return out("draining", "It was drained through this router.");
   if (objection?.kind === "maintenance") return out("draining", objection.reason);
   if (link.kind === "down") return out(link.reason, link.text);
-  switch (facts.state) {
+  switch (load?.state) {
     case State.SERVING:
       break;
     case State.DRAINING:
-      return out("draining", stateText || "It is draining.");
+      return out("draining", load.reason || "It is draining.");
     case State.STOPPED:
-      return out("stopped", stateText || "It has stopped.");
+      return out("stopped", load.reason || "It has stopped.");
     default:
-      return out("starting", stateText || "It is starting.");
+      return out("starting", load?.reason || "It is starting.");
   }
   if (breaker.because === "failing") return out("failing", breaker.text);
   if (facts.suspect && !lastResort) return out("suspect", "No byte has come from it for more than a second.");
@@ -102,8 +87,8 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
 }
 
 /** Whether the instance itself reports that it serves, whatever other sources say. */
-export function claimsToServe({ registered, link, state }: Facts): boolean {
-  return registered && link.kind === "up" && state === State.SERVING;
+export function claimsToServe({ registered, link, load }: Facts): boolean {
+  return registered && link.kind === "up" && load?.state === State.SERVING;
 }
 
 export function out(reason: Reason, text: string): Standing {

@@ -7,11 +7,10 @@
 import { randomInt } from "node:crypto";
 import { ServiceError } from "../../common/errors.ts";
 import { traitsOf } from "../../kv/index.ts";
-import type { Books } from "../leg/books.ts";
-import type { LegContext } from "../leg/context.ts";
+import type { Books, LegContext } from "../leg/context.ts";
 import { LegRun, type LegOwner } from "../leg/run.ts";
 import type { Instance, ProbeFailure } from "../pool/pool.ts";
-import { createLegDraft } from "../request/receipt.ts";
+import { LegDraft } from "../request/receipt.ts";
 import type { RelayRequest } from "../request/request.ts";
 
 export type ProbeResult =
@@ -28,18 +27,7 @@ export interface ProbeOptions {
   readonly signal?: AbortSignal;
 }
 
-export interface Prober {
-  /** Never rejects. Books only the legs of the two; the caller books the result. */
-  probe(prefill: Instance, decode: Instance, o: ProbeOptions): Promise<ProbeResult>;
-  /** Legs of probes through the two that have not ended, settling of KV included. */
-  unsettled(prefill: Instance, decode: Instance): number;
-}
-
-export interface ProberOptions {
-  /** The context of users' legs. */
-  readonly context: LegContext;
-  readonly mintLegId: () => string;
-}
+export type Prober = ReturnType<typeof createProber>;
 
 /** Longer than a KV block, so that KV moves. */
 const PROMPT_TOKENS = 160;
@@ -48,8 +36,9 @@ const TOKEN_IDS = [10, 240] as const;
 const TOLERANCE = 0.2;
 const TOLERANCE_FLOAT32 = 0.01;
 
-export function createProber({ context, mintLegId }: ProberOptions): Prober {
-  const { metrics, clock, limits, deadlines } = context;
+/** @param context The context of users' legs. */
+export function createProber(context: LegContext) {
+  const { clock, limits, deadlines } = context;
   const live = new Set<LegRun>();
   // The sender books a probe's result once. Users' figures exclude probes.
   const books: Books = {
@@ -59,7 +48,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
     isWarm: (prefill, decode) => context.books.isWarm(prefill, decode),
     prefilled() {},
   };
-  const uncounted: LegContext["metrics"] = { ...metrics, leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
+  const metrics: LegContext["metrics"] = { leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
 
   /** The difference between the two log probabilities; undefined if an engine doesn't report its own. */
   function once(
@@ -69,8 +58,8 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
     signal?: AbortSignal,
   ): Promise<number | undefined> {
     const traits = traitsOf(prefill.info.connector)!;
-    const legId = mintLegId();
-    const request = requestThrough(prefill, decode, legId);
+    const draft = new LegDraft(0);
+    const request = requestThrough(prefill, decode, draft.legId);
     return new Promise((resolve, reject) => {
       const answer: Buffer[] = [];
       const owner: LegOwner = {
@@ -93,10 +82,10 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
       const prefillTimeoutMs = Math.min(limits.current.prefillTimeoutMs, timeoutMs);
       let givenUp = new ServiceError("cancelled", "The probe was given up.");
       const leg = new LegRun(
-        { ...context, books, metrics: uncounted, limits: { current: { ...limits.current, prefillTimeoutMs } } },
+        { ...context, books, metrics, limits: { current: { ...limits.current, prefillTimeoutMs } } },
         {
           request,
-          draft: createLegDraft(legId, 0),
+          draft,
           promptIndex: undefined,
           sampleIndex: 0,
           traits,
@@ -107,7 +96,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
       );
       const onAbort = (): void => leg.unwanted();
       const late = deadlines.at(clock.nowMs() + timeoutMs, () => {
-        const where = leg.where(clock.nowMs());
+        const where = leg.where();
         givenUp = new ServiceError("leg_stalled", `The probe did not end within ${timeoutMs / 1000} s (${where}).`);
         leg.unwanted();
       });
@@ -118,7 +107,12 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
   }
 
   return {
-    async probe(prefill, decode, { prompts, timeoutMs, signal }) {
+    /** Never rejects. Books only the legs of the two; the caller books the result. */
+    async probe(
+      prefill: Instance,
+      decode: Instance,
+      { prompts, timeoutMs, signal }: ProbeOptions,
+    ): Promise<ProbeResult> {
       const startMs = clock.nowMs();
       let worstDelta: number | undefined;
       try {
@@ -136,11 +130,14 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
       if (worstDelta === undefined) return { kind: "unjudged", ms };
       const exact = decode.info.dtype === "float32" && prefill.info.dtype === "float32";
       const tolerance = exact ? TOLERANCE_FLOAT32 : TOLERANCE;
-      return worstDelta > tolerance
-        ? { kind: "failed", failure: "wrong", text: wrongText(worstDelta, tolerance) }
-        : { kind: "right", worstDelta, ms };
+      if (worstDelta <= tolerance) return { kind: "right", worstDelta, ms };
+      const text =
+        `Decode's first token is off by ${worstDelta.toFixed(3)} in log probability (up to ${tolerance} is noise): ` +
+        "it does not answer from the KV it was sent.";
+      return { kind: "failed", failure: "wrong", text };
     },
-    unsettled(prefill, decode) {
+    /** Legs of probes through the two that have not ended, settling of KV included. */
+    unsettled(prefill: Instance, decode: Instance): number {
       let count = 0;
       for (const leg of live) {
         if (leg.ended) live.delete(leg);
@@ -153,9 +150,7 @@ export function createProber({ context, mintLegId }: ProberOptions): Prober {
 }
 
 function requestThrough(prefill: Instance, decode: Instance, legId: string): RelayRequest {
-  const longest = Math.min(
-    ...[prefill, decode].map(({ info }) => (info.maxModelLen > 0 ? info.maxModelLen : Infinity)),
-  );
+  const longest = Math.min(...[prefill, decode].map(({ info }) => info.maxModelLen || Infinity));
   const length = Math.max(1, Math.min(PROMPT_TOKENS, Math.floor(longest / 2)));
   const prompt = Array.from({ length }, () => randomInt(...TOKEN_IDS));
   const { model } = prefill.info;
@@ -174,23 +169,11 @@ function requestThrough(prefill: Instance, decode: Instance, legId: string): Rel
   };
 }
 
-function wrongText(delta: number, tolerance: number): string {
-  return (
-    `Decode's first token is off by ${delta.toFixed(3)} in log probability (up to ${tolerance} is noise): ` +
-    "it does not answer from the KV it was sent."
-  );
-}
-
 function deltaOf(own: number | undefined, answer: Buffer): number | undefined {
-  const first = firstLogprobOf(answer.toString());
-  return own === undefined || first === undefined ? undefined : Math.abs(own - first);
-}
-
-function firstLogprobOf(text: string): number | undefined {
+  type Answer = { choices?: { logprobs?: { token_logprobs?: unknown[] } | null }[] };
   try {
-    const parsed = JSON.parse(text) as { choices?: { logprobs?: { token_logprobs?: unknown[] } | null }[] };
-    const first = parsed.choices?.[0]?.logprobs?.token_logprobs?.[0];
-    return typeof first === "number" ? first : undefined;
+    const first = (JSON.parse(answer.toString()) as Answer).choices?.[0]?.logprobs?.token_logprobs?.[0];
+    return own === undefined || typeof first !== "number" ? undefined : Math.abs(own - first);
   } catch {
     return undefined;
   }

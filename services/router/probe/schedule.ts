@@ -6,6 +6,7 @@ import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import { misfitOf } from "../pool/compat.ts";
+import { sideOf } from "../pool/fleet.ts";
 import type { FleetView, Instance, Pool, Seen, Side } from "../pool/pool.ts";
 import type { Prober, ProbeResult } from "./probe.ts";
 
@@ -17,8 +18,8 @@ const PAIR_LIMIT = 8;
 const OPEN_LIMIT = 64;
 /** Timeout for engines that need no proof. */
 const TIMEOUT_MS = 2_000;
-/** Timeout for a proof: the first use of a pair sets up its connection, and may compile kernels. */
-const COLD_TIMEOUT_MS = 60_000;
+/** Timeout for all prompts of a proof, whose first also sets up the connection of a pair and may compile kernels. */
+const PROOF_TIMEOUT_MS = 60_000;
 const PROOF_PROMPTS = 3;
 
 /** vLLM engines must be proven. Tandem's own engines refuse wrong KV by themselves. */
@@ -26,19 +27,14 @@ export function provesByProbe({ engine, connector }: Info): boolean {
   return engine === "vllm" && connector !== "p2p-zmq";
 }
 
-export interface Probes extends Disposable {
-  /** Sends an extra probe for the doctor. The pool gets its result too. */
-  now(prefill: Instance, decode: Instance, signal?: AbortSignal): Promise<ProbeResult>;
-}
-
 export interface ProbesOptions {
-  readonly pool: Pick<Pool, "view" | "probes" | "onView">;
+  readonly pool: Pick<Pool, "view" | "probes" | "onChange">;
   readonly prober: Prober;
   readonly clock: Clock;
   readonly metrics: Metrics;
 }
 
-export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Probes {
+export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
   const ended = metrics.counter(
     "tandem_probes_total",
     "Probes that ended, by outcome. A probe is a request of the router's own that tests an instance or a pair.",
@@ -56,7 +52,7 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     open += 1;
     const result = await prober.probe(prefill, decode, {
       prompts: proof ? PROOF_PROMPTS : 1,
-      timeoutMs: proof ? COLD_TIMEOUT_MS : TIMEOUT_MS,
+      timeoutMs: proof ? PROOF_TIMEOUT_MS : TIMEOUT_MS,
       signal,
     });
     open -= 1;
@@ -79,16 +75,16 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     const { view } = pool;
     const nowMs = clock.nowMs();
     for (const { prefillId, decodeId, breaker } of pool.probes.due(nowMs).pairs) {
-      if (breaker.due(nowMs)) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
+      if (breaker.dueMs <= nowMs) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
     }
     // Instances that just got a probe of a pair are no longer due.
-    for (const { instanceId } of pool.probes.due(nowMs).instances) {
-      const side = view.prefill.some(({ instance }) => instance.instanceId === instanceId) ? "prefill" : "decode";
-      const instance = find(view, side, instanceId);
+    for (const due of pool.probes.due(nowMs).instances) {
+      const side = sideOf(due);
+      const instance = find(view, side, due.instanceId);
       const partners = instance === undefined ? [] : partnersFor(view, instance, side);
-      if (instance === undefined || partners.length === 0) continue;
-      const sent = sentTo.get(instance) ?? 0;
-      sentTo.set(instance, sent + 1);
+      if (partners.length === 0) continue;
+      const sent = sentTo.get(due) ?? 0;
+      sentTo.set(due, sent + 1);
       const partner = partners[sent % partners.length]!;
       if (side === "prefill") sendDue(instance, partner);
       else sendDue(partner, instance);
@@ -103,21 +99,25 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions): Pr
     timer = clock.setTimer(Math.max(TICK_MS, dueMs - clock.nowMs()), tick);
   }
 
-  const off = pool.onView(() => {
+  const off = pool.onChange((isNewView) => {
+    if (!isNewView) return;
     timer?.cancel();
     timer = undefined;
     arm();
   });
   arm();
   return {
+    /** Sends an extra probe for the doctor. The pool gets its result too. */
     now: send,
-    [Symbol.dispose]() {
+    [Symbol.dispose](): void {
       off();
       timer?.cancel();
       stopped.abort();
     },
   };
 }
+
+export type Probes = ReturnType<typeof startProbes>;
 
 /** Finds an instance for which a probe makes sense: it serves, or is out for a reason that only a probe can end. */
 function find(view: FleetView, side: Side, instanceId: string): Instance | undefined {

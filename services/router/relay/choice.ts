@@ -4,20 +4,15 @@ import type { ServiceError } from "../../common/errors.ts";
 import type { Admitted } from "../admission/admission.ts";
 import type { Deadline } from "../../common/deadlines.ts";
 import type { LegContext } from "../leg/context.ts";
-import { LegRun } from "../leg/run.ts";
-import type { LegOwner } from "../leg/run.ts";
-import type { LegOutcome } from "../leg/protocol.ts";
-import type { Instance } from "../pool/pool.ts";
-import { Exclusions } from "../placement/placement.ts";
-import type { Place, Placer } from "../placement/placement.ts";
-import { createLegDraft, FALLBACK_LIMIT } from "../request/receipt.ts";
+import { LegRun, type LegOwner } from "../leg/run.ts";
+import type { LegOutcome, Phase } from "../leg/protocol.ts";
+import { Exclusions, type Place, type Placer } from "../placement/placement.ts";
+import { FALLBACK_LIMIT, LegDraft, type ReceiptDraft } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
 import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
-import { estimateTokens } from "../request/estimate-tokens.ts";
 import type { RetryBudget } from "./retry-budget.ts";
-import type { Fallback } from "../request/metrics.ts";
-import type { ReceiptDraft } from "../request/receipt.ts";
-import type { AnswerEnd, RelayRequest } from "../request/request.ts";
+import type { Fallback, RelayMetrics } from "../request/metrics.ts";
+import { estimateTokens, type AnswerEnd, type RelayRequest } from "../request/request.ts";
 
 /**
  * Kinds of engines that write the same bytes again for a greedy or seeded request:
@@ -26,9 +21,9 @@ import type { AnswerEnd, RelayRequest } from "../request/request.ts";
 const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
 export interface ChoiceContext extends LegContext {
+  readonly metrics: RelayMetrics;
   readonly placer: Placer;
   readonly budget: RetryBudget;
-  readonly mintLegId: () => string;
 }
 
 /** The request that the choice belongs to. */
@@ -46,20 +41,14 @@ export interface ChoiceOwner {
   othersIdleSinceMs(index: number): number | undefined;
 }
 
-/** The error that broke the stream, and the deadline for another attempt to write it again. */
-interface Broken {
-  readonly error: ServiceError;
-  readonly due: Deadline;
-}
-
 export class Choice implements LegOwner {
   readonly index: number;
+  /** When its last leg ended. 0 before. */
+  idleSinceMs = 0;
   readonly #context: ChoiceContext;
   readonly #owner: ChoiceOwner;
   readonly #exclusions = new Exclusions();
   #leg: LegRun | undefined;
-  /** When its last leg ended. 0 before. */
-  #idleSinceMs = 0;
   /** Ends the wait for a slot. */
   #endWait = (): void => {};
   #retries = 0;
@@ -69,8 +58,8 @@ export class Choice implements LegOwner {
   #sent: SentSoFar | undefined;
   /** When its first bytes were delivered. */
   #sentMs: number | undefined;
-  /** Set while another attempt repeats what the client has. */
-  #broken: Broken | undefined;
+  /** Set while another attempt repeats what the client has: why the stream broke, and the deadline for the attempt. */
+  #broken: { readonly error: ServiceError; readonly due: Deadline } | undefined;
 
   constructor(index: number, context: ChoiceContext, owner: ChoiceOwner) {
     this.index = index;
@@ -81,10 +70,6 @@ export class Choice implements LegOwner {
   /** Whether it holds slots. */
   get running(): boolean {
     return this.#leg !== undefined;
-  }
-
-  get idleSinceMs(): number {
-    return this.#idleSinceMs;
   }
 
   begin(): void {
@@ -110,8 +95,8 @@ export class Choice implements LegOwner {
     this.#leg?.resume();
   }
 
-  where(nowMs: number): string {
-    return this.#leg?.where(nowMs) ?? "";
+  where(): string {
+    return this.#leg?.where() ?? "";
   }
 
   // The calls of its leg. `deliver` is on the token path.
@@ -124,7 +109,7 @@ export class Choice implements LegOwner {
     if (sent === undefined) return this.#owner.deliver(this.index, events);
     const fresh = sent.pass(events);
     if (fresh === undefined) {
-      this.#diverged();
+      this.#replayFailed("diverged");
       return true;
     }
     if (this.#broken !== undefined && !sent.repeating) {
@@ -135,7 +120,11 @@ export class Choice implements LegOwner {
   }
 
   findDecode(leg: LegRun, refusal: ServiceError | undefined): void {
-    if (refusal !== undefined && !this.#another(leg.decode!, refusal)) return leg.noDecode(refusal);
+    if (refusal !== undefined) {
+      // Another decode instance may take the KV that this one refused.
+      const next = afterRefusal(refusal.code, this.#retries, this.#rules());
+      if (!this.#goesOn(next, leg, refusal, "transfer")) return leg.noDecode(refusal);
+    }
     this.#find(
       () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
       (decode) => leg.decodeFound(decode),
@@ -150,37 +139,49 @@ export class Choice implements LegOwner {
   finished(leg: LegRun, outcome: LegOutcome): void {
     if (this.#leg !== leg) return;
     this.#leg = undefined;
-    this.#idleSinceMs = this.#context.clock.nowMs();
+    this.idleSinceMs = this.#context.clock.nowMs();
     switch (outcome.kind) {
       case "completed":
         // The new answer is shorter than the part that the client already has.
-        if (this.#broken !== undefined) return this.#diverged();
+        if (this.#broken !== undefined) return this.#replayFailed("diverged");
         return this.#owner.completed(this.index, outcome.end);
       case "cancelled":
         return; // This choice asked for it.
       case "failed": {
         const { error, phase, side } = outcome;
-        const { task } = leg;
         const delivered = this.#sentMs !== undefined;
-        const failed = {
-          code: error.code,
-          side,
-          delivered,
-          repeatable: this.#canCatchUp(),
-          decodeFirst: task.traits.decodeFirst,
-        };
+        const { decodeFirst } = leg.task.traits;
+        const failed = { code: error.code, side, delivered, repeatable: this.#canCatchUp(), decodeFirst };
         const next = afterFailure(failed, this.#retries, this.#rules());
-        if (next.kind === "give-up") return this.#giveUp(next, error);
-        if (next.kind === "wait") {
-          this.#exclusions.busy(next.busy === "prefill" ? task.prefill! : leg.decode!);
-          this.#note("busy", `busy:${next.busy}`);
-        } else {
-          this.#exclude(next, task.prefill, leg.decode);
-          this.#retry(error, phase);
-          this.#failure = error;
-        }
+        if (!this.#goesOn(next, leg, error, phase)) return this.#fail(error);
+        if (next.kind === "retry") this.#failure = error;
         if (delivered) this.#replay(error);
         return this.begin();
+      }
+    }
+  }
+
+  /** Acts on the decision about a failure of `leg`. Returns false if it is to give up. */
+  #goesOn(next: Next, { task, decode }: LegRun, error: ServiceError, phase: Phase): boolean {
+    const { metrics } = this.#context;
+    switch (next.kind) {
+      case "give-up":
+        if (next.because === "budget" || next.because === "strict") metrics.retryRefused(next.because);
+        return false;
+      case "wait":
+        this.#exclusions.busy(next.busy === "prefill" ? task.prefill! : decode!);
+        this.#note("busy", `busy:${next.busy}`);
+        return true;
+      case "retry": {
+        const { exclude } = next;
+        if (exclude.prefill !== undefined && task.prefill !== undefined)
+          this.#exclusions.exclude(task.prefill, exclude.prefill);
+        if (exclude.decode !== undefined && decode !== undefined) this.#exclusions.exclude(decode, exclude.decode);
+        this.#retries += 1;
+        metrics.retry(error.code);
+        const kind = this.#sentMs === undefined ? "retry" : "replay";
+        this.#note(kind, `${kind}:${phase}:${error.code}`);
+        return true;
       }
     }
   }
@@ -197,14 +198,8 @@ export class Choice implements LegOwner {
   #mayReplay(): boolean {
     const { request } = this.#owner;
     const { replayMode, retryLimit } = this.#context.limits.current;
-    if (
-      !request.stream ||
-      request.repeatable !== true ||
-      request.strict === true ||
-      retryLimit === 0 ||
-      replayMode === "never"
-    )
-      return false;
+    if (!request.stream || request.repeatable !== true || request.strict === true) return false;
+    if (retryLimit === 0 || replayMode === "never") return false;
     return replayMode === "always" || REPEATABLE_ENGINES.has(this.#leg?.decode?.info.engine ?? "");
   }
 
@@ -231,13 +226,10 @@ export class Choice implements LegOwner {
     else this.#owner.failed(error);
   }
 
-  #diverged(): void {
-    if (this.#broken !== undefined) this.#replayFailed("diverged");
-  }
-
   /** Reports to the client why its stream broke, and not why the replay failed. */
   #replayFailed(outcome: "diverged" | "failed"): void {
-    const { error } = this.#broken!;
+    if (this.#broken === undefined) return;
+    const { error } = this.#broken;
     this.#mended();
     this.#context.metrics.replay(outcome);
     this.#note("replay", `replay:${outcome}`);
@@ -250,53 +242,15 @@ export class Choice implements LegOwner {
     this.#broken = undefined;
   }
 
-  #giveUp({ because }: Extract<Next, { kind: "give-up" }>, error: ServiceError): void {
-    if (because === "budget" || because === "strict") this.#context.metrics.retryRefused(because);
-    this.#fail(error);
-  }
-
-  #exclude(
-    { exclude }: Extract<Next, { kind: "retry" }>,
-    prefill: Instance | undefined,
-    decode: Instance | undefined,
-  ): void {
-    if (exclude.prefill !== undefined && prefill !== undefined) this.#exclusions.exclude(prefill, exclude.prefill);
-    if (exclude.decode !== undefined && decode !== undefined) this.#exclusions.exclude(decode, exclude.decode);
-  }
-
   #attempt({ traits, prefill, decode, fallback }: Place): void {
     const { request, receipt } = this.#owner;
-    const draft = createLegDraft(this.#context.mintLegId(), this.index, this.#owner.elapsedMs());
+    const draft = new LegDraft(this.index, this.#owner.elapsedMs());
     receipt.legs.push(draft);
     if (fallback !== undefined) this.#note(fallback, fallback);
     const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;
     const sampleIndex = this.index % request.choices;
     this.#leg = new LegRun(this.#context, { request, draft, promptIndex, sampleIndex, traits, prefill, decode }, this);
     this.#leg.begin();
-  }
-
-  /** Whether the KV that `by` refused may be offered to another decode instance. */
-  #another(by: Instance, error: ServiceError): boolean {
-    const next = afterRefusal(error.code, this.#retries, this.#rules());
-    if (next.kind === "give-up") {
-      if (next.because === "budget" || next.because === "strict") this.#context.metrics.retryRefused(next.because);
-      return false;
-    }
-    if (next.kind === "wait") {
-      this.#exclusions.busy(by);
-      this.#note("busy", "busy:decode");
-    } else {
-      this.#exclude(next, undefined, by);
-      this.#retry(error, "transfer");
-    }
-    return true;
-  }
-
-  #retry(error: ServiceError, phase: string): void {
-    this.#retries += 1;
-    this.#context.metrics.retry(error.code);
-    const kind = this.#sentMs !== undefined ? "replay" : "retry";
-    this.#note(kind, `${kind}:${phase}:${error.code}`);
   }
 
   #note(reason: Fallback, text: string): void {
@@ -309,15 +263,8 @@ export class Choice implements LegOwner {
 
   /** Calls `found` or `failed`, at once or when a slot is free. */
   #find<T>(pick: () => T, found: (picked: T) => void, failed: (error: ServiceError) => void): void {
-    let over = false;
-    const once =
-      <V>(then: (value: V) => void) =>
-      (value: V): void => {
-        over = true;
-        then(value);
-      };
-    const leg = { pick, found: once(found), failed: once(failed) };
-    const end = this.#owner.admitted.findSlot(leg, () => this.#owner.othersIdleSinceMs(this.index));
-    if (!over) this.#endWait = end;
+    const othersIdleSinceMs = (): number | undefined => this.#owner.othersIdleSinceMs(this.index);
+    const end = this.#owner.admitted.findSlot({ pick, found, failed }, othersIdleSinceMs);
+    if (end !== undefined) this.#endWait = end;
   }
 }

@@ -3,28 +3,22 @@
 // its samples, and the sum of the answers of all choices.
 // Bodies are spliced, not re-printed, so that logprobs and token ids keep the digits that the engine wrote.
 import { ServiceError } from "../../common/errors.ts";
-import { scanArray, scanObject, splice } from "../../common/json-body.ts";
+import { scanArray, scanObject, splice, type Member } from "../../common/json-body.ts";
 
 /** Can't occur inside a text, because quotes in JSON strings are escaped. */
 const NO_CHOICES = Buffer.from('"choices":[]');
 const EVENT_END = "\n\n";
 const DATA = "data: ";
 
-export interface SplitEvents {
-  /** The events that the client gets now. May be empty. */
-  readonly events: Buffer;
-  /** The leg's own usage chunk, a whole event; undefined if it is not among the events. */
-  readonly usage: Buffer | undefined;
-}
-
-/** Takes a leg's usage chunk out of its events. It is the last event of a stream, so it is the last of `events`. */
-export function splitUsage(events: Buffer): SplitEvents {
-  if (!events.includes(NO_CHOICES)) return { events, usage: undefined };
+/**
+ * Returns the leg's own usage chunk, a whole event, as a view of `events`; undefined if it is not among them. It is the
+ * last event of a stream, so it is the last of `events`.
+ */
+export function usageChunkOf(events: Buffer): Buffer | undefined {
+  if (!events.includes(NO_CHOICES)) return undefined;
   const before = events.lastIndexOf(EVENT_END, events.length - EVENT_END.length - 1);
-  const start = before < 0 ? 0 : before + EVENT_END.length;
-  const last = events.subarray(start);
-  if (!last.includes(NO_CHOICES)) return { events, usage: undefined };
-  return { events: events.subarray(0, start), usage: last };
+  const last = before < 0 ? events : events.subarray(before + EVENT_END.length);
+  return last.includes(NO_CHOICES) ? last : undefined;
 }
 
 /**
@@ -46,41 +40,30 @@ export function mergeUsageEvents(chunks: readonly Buffer[], choices: number): Bu
  * @param bodies Bodies of the legs, by choice index.
  */
 export function mergeBodies(bodies: readonly Buffer[], choices: number): Buffer {
-  const elements: Buffer[] = [];
-  for (const body of bodies) {
-    for (const { start, end } of choicesOf(body)) {
-      if (elements.length > 0) elements.push(Buffer.from(","));
-      elements.push(body.subarray(start, end));
-    }
-  }
-  const all = Buffer.concat([Buffer.from("["), ...elements, Buffer.from("]")]);
-  return withUsage(bodies, choices, new Map([["choices", all]]));
-}
-
-function choicesOf(body: Buffer): { start: number; end: number }[] {
-  const member = memberOf(body, "choices");
-  if (member === undefined) throw unreadable("choices");
-  try {
-    return scanArray(body, member.valueStart, member.valueEnd);
-  } catch (cause) {
-    throw unreadable("choices", cause);
-  }
+  const elements = bodies.flatMap((body) =>
+    readable("choices", () => {
+      const member = memberOf(body, "choices");
+      if (member === undefined) throw unreadable("choices");
+      return scanArray(body, member.valueStart, member.valueEnd).map(({ start, end }) =>
+        body.toString("utf8", start, end),
+      );
+    }),
+  );
+  return withUsage(bodies, choices, new Map([["choices", `[${elements.join(",")}]`]]));
 }
 
 type Figures = Record<string, unknown>;
 
-function withUsage(bodies: readonly Buffer[], choices: number, changes: Map<string, string | Buffer>): Buffer {
+function withUsage(bodies: readonly Buffer[], choices: number, changes: Map<string, string>): Buffer {
   const usages = bodies.map((body) => {
-    const member = memberOf(body, "usage");
-    const value =
+    const member = readable("usage", () => memberOf(body, "usage"));
+    const value: unknown =
       member === undefined ? undefined : JSON.parse(body.toString("utf8", member.valueStart, member.valueEnd));
     return typeof value === "object" && value !== null ? (value as Figures) : undefined;
   });
   // An engine that counts nothing for one leg can't be summed up; the first leg's absence stands.
-  if (usages.every((usage) => usage !== undefined)) {
-    changes.set("usage", JSON.stringify(sumUsage(usages, choices)));
-  }
-  const first = bodies[0];
+  if (usages.every((usage) => usage !== undefined)) changes.set("usage", JSON.stringify(sumUsage(usages, choices)));
+  const [first] = bodies;
   if (first === undefined) throw unreadable("choices");
   return splice(first, scanObject(first), changes);
 }
@@ -113,9 +96,13 @@ function add(values: readonly unknown[]): unknown {
   return present[0];
 }
 
-function memberOf(body: Buffer, key: string): { valueStart: number; valueEnd: number } | undefined {
+function memberOf(body: Buffer, key: string): Member | undefined {
+  return scanObject(body).find((member) => member.key === key);
+}
+
+function readable<T>(key: string, read: () => T): T {
   try {
-    return scanObject(body).find((member) => member.key === key);
+    return read();
   } catch (cause) {
     throw unreadable(key, cause);
   }

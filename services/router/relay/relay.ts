@@ -1,6 +1,5 @@
 // Serves one request from the admitted body to the last byte: places it, runs its legs, merges them if there are
 // several, and ends every request exactly once. No HTTP, no registry.
-import { randomBytes } from "node:crypto";
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
@@ -11,49 +10,19 @@ import type { Admitted } from "../admission/admission.ts";
 import type { RelayLimits, RouterConfig } from "../config.ts";
 import { Picker } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
-import { Choice } from "./choice.ts";
-import type { ChoiceContext, ChoiceOwner } from "./choice.ts";
+import { Choice, type ChoiceContext, type ChoiceOwner } from "./choice.ts";
 import { AnswerPaces, RESERVE_TIMEOUT_MS } from "../leg/bounds.ts";
 import type { LegContext, LiveLeg } from "../leg/context.ts";
 import { thinLink } from "../leg/thin-link.ts";
-import { mergeBodies, mergeUsageEvents, splitUsage } from "./merge.ts";
+import { mergeBodies, mergeUsageEvents, usageChunkOf } from "./merge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
-import { createProber, type Prober } from "../probe/probe.ts";
+import { createProber } from "../probe/probe.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerEnd, AnswerSink, Ending, RelayRequest } from "../request/request.ts";
 
 export type { AnswerSink, Ending, RelayRequest } from "../request/request.ts";
-
-export interface Relay {
-  /**
-   * @param receipt Gets the legs and fallbacks as they happen.
-   * @param admitted The request's slots. Its legs return to the queue through it.
-   * @param gone Aborted when the answer is no longer wanted.
-   * @returns Resolves once the whole answer was given to `sink`.
-   * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
-   */
-  run(
-    request: RelayRequest,
-    sink: AnswerSink,
-    receipt: ReceiptDraft,
-    admitted: Pick<Admitted, "findSlot">,
-    gone: AbortSignal,
-  ): Promise<Ending>;
-}
-
-/** The relay as its creator sees it. */
-export interface RunningRelay extends Relay {
-  /** Sends the router's own requests over the same legs. */
-  readonly prober: Prober;
-  /** Legs that run or settle. A leg settles while its request is gone but its KV is not. */
-  readonly legs: number;
-  /** Resolves when the last leg has ended. */
-  idle(): Promise<void>;
-  /** Fails the running requests, and leaves settling legs to the instances. */
-  [Symbol.asyncDispose](): Promise<void>;
-}
 
 export interface RelayOptions {
   readonly pool: Pool;
@@ -65,26 +34,22 @@ export interface RelayOptions {
   readonly deadlines: Deadlines;
   /** How instances are spoken to. Left out: over their channels. */
   readonly linkTo?: LegContext["linkTo"];
-  /** 32 hex digits, never the same twice. */
-  readonly mintLegId?: () => string;
-  /** What is a constant beside its use, and another one in tests. */
+  /** Constants that tests replace. */
   readonly constants?: { readonly reserveTimeoutMs?: number; readonly retriesPerS?: number };
 }
 
-export function createRelay(o: RelayOptions): RunningRelay {
+export function createRelay(o: RelayOptions) {
   const { pool, placement, limits, clock, deadlines, constants = {} } = o;
-  const policies = {
+  const pickers = {
     prefill: new Picker(() => placement.current.prefill),
     decode: new Picker(() => placement.current.decode),
   };
   const live = new Set<LiveLeg>();
   const runs = new Set<Run>();
   const metrics = createRelayMetrics(o.metrics, () => [...live].filter((leg) => leg.settling).length);
-  let onIdle: (() => void)[] = [];
+  const onIdle: (() => void)[] = [];
   const checkIdle = (): void => {
-    if (runs.size > 0 || live.size > 0) return;
-    for (const resolve of onIdle) resolve();
-    onIdle = [];
+    if (runs.size === 0 && live.size === 0) for (const resolve of onIdle.splice(0)) resolve();
   };
   const context: ChoiceContext = {
     books: pool,
@@ -95,23 +60,30 @@ export function createRelay(o: RelayOptions): RunningRelay {
     deadlines,
     clock,
     metrics,
-    live: {
-      add: (leg) => live.add(leg),
-      delete(leg) {
-        const known = live.delete(leg);
-        checkIdle();
-        return known;
-      },
-    },
-    placer: createPlacer(pool, policies, placement),
-    budget: createRetryBudget({ limits, clock, perS: constants.retriesPerS }),
-    mintLegId: o.mintLegId ?? (() => randomBytes(16).toString("hex")),
+    live,
+    onLegEnded: checkIdle,
+    placer: createPlacer(pool, pickers, placement),
+    budget: createRetryBudget(limits, clock, constants.retriesPerS),
   };
-  const prober = createProber({ context, mintLegId: context.mintLegId });
+  const prober = createProber(context);
 
   return {
+    /** Sends the router's own requests over the same legs. */
     prober,
-    async run(request, sink, receipt, admitted, gone) {
+    /**
+     * @param receipt Gets the legs and fallbacks as they happen.
+     * @param admitted The request's slots. Its legs return to the queue through it.
+     * @param gone Aborted when the answer is no longer wanted.
+     * @returns Resolves once the whole answer was given to `sink`.
+     * @throws ServiceError before or after `sink.start()`; `cancelled` when `gone`
+     */
+    async run(
+      request: RelayRequest,
+      sink: AnswerSink,
+      receipt: ReceiptDraft,
+      admitted: Pick<Admitted, "findSlot">,
+      gone: AbortSignal,
+    ): Promise<Ending> {
       if (gone.aborted) throw clientLeft();
       context.budget.earn();
       const run = new Run(request, sink, receipt, admitted, context);
@@ -126,20 +98,24 @@ export function createRelay(o: RelayOptions): RunningRelay {
         checkIdle();
       }
     },
+    /** Legs that run or settle. A leg settles while its request is gone but its KV is not. */
     get legs() {
       return live.size;
     },
-    idle() {
-      if (runs.size === 0 && live.size === 0) return Promise.resolve();
-      return new Promise((resolve) => {
+    /** Resolves when the last leg has ended. */
+    idle: () =>
+      new Promise<void>((resolve) => {
         onIdle.push(resolve);
-      });
-    },
+        checkIdle();
+      }),
+    /** Fails the running requests, and leaves settling legs to the instances. */
     async [Symbol.asyncDispose]() {
       for (const run of [...runs]) run.failed(new ServiceError("instance_unavailable", "The router is stopping."));
     },
   };
 }
+
+export type RunningRelay = ReturnType<typeof createRelay>;
 
 interface Settle {
   resolve(ending: Ending): void;
@@ -153,9 +129,9 @@ class Run implements ChoiceOwner {
   readonly admitted: Pick<Admitted, "findSlot">;
   readonly #sink: AnswerSink;
   readonly #choices: Choice[] = [];
-  readonly #ends: (AnswerEnd | undefined)[];
+  readonly #ends: AnswerEnd[] = [];
   /** Held back until all choices have ended: their bodies or, for a stream, their usage chunks. */
-  readonly #held: (Buffer | undefined)[];
+  readonly #held: (Buffer | undefined)[] = [];
   readonly #beganMs: number;
   readonly #clock: Clock;
   readonly #firstTokenTimeoutMs: number;
@@ -181,8 +157,6 @@ class Run implements ChoiceOwner {
     this.#firstTokenTimeoutMs = request.stream ? context.limits.current.firstTokenTimeoutMs : Infinity;
     const count = request.choices * request.prompts;
     this.#open = count;
-    this.#ends = Array.from({ length: count }, () => undefined);
-    this.#held = Array.from({ length: count }, () => undefined);
     for (let index = 0; index < count; index += 1) this.#choices.push(new Choice(index, context, this));
     this.#due = context.deadlines.watch(this.#dueMs(), (nowMs) => this.#look(nowMs));
     sink.onDrain = () => {
@@ -209,11 +183,13 @@ class Run implements ChoiceOwner {
         return true;
       }
       if (this.request.includeUsage) {
-        const split = splitUsage(events);
-        // Copied: the view would keep a whole network buffer alive until the slowest choice has ended.
-        if (split.usage !== undefined) this.#held[index] = Buffer.from(split.usage);
-        if (split.events.length === 0) return true;
-        bytes = split.events;
+        const usage = usageChunkOf(events);
+        if (usage !== undefined) {
+          // Copied: the view would keep a whole network buffer alive until the slowest choice has ended.
+          this.#held[index] = Buffer.from(usage);
+          bytes = events.subarray(0, events.length - usage.length);
+          if (bytes.length === 0) return true;
+        }
       }
     }
     this.#start();
@@ -265,7 +241,11 @@ class Run implements ChoiceOwner {
       nowMs >= deadlineMs
         ? "The request ran past its deadline"
         : `No token came within ${this.#firstTokenTimeoutMs} ms`;
-    this.failed(this.#tooLate(what, nowMs));
+    // Reports the first choice that still runs, because the request was waiting for it.
+    const where = this.#choices.find((choice) => choice.running)?.where() ?? "";
+    const queueMs = Math.round(where === "" ? this.elapsedMs() : this.receipt.queueMs);
+    const times = where === "" ? `queue ${queueMs} ms` : `queue ${queueMs} ms, ${where}`;
+    this.failed(new ServiceError("deadline_exceeded", `${what} (${times}).`));
     return undefined;
   }
 
@@ -285,13 +265,12 @@ class Run implements ChoiceOwner {
   }
 
   #ending(): Ending {
-    const ends = this.#ends as AnswerEnd[];
-    const firsts = ends.filter((_, index) => index % this.request.choices === 0);
+    const firsts = this.#ends.filter((_, index) => index % this.request.choices === 0);
     const cached = firsts.map(({ cachedTokens }) => cachedTokens).filter((tokens) => tokens !== undefined);
     return {
-      finishReasons: ends.map(({ finishReason }) => finishReason),
+      finishReasons: this.#ends.map(({ finishReason }) => finishReason),
       promptTokens: firsts.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
-      completionTokens: ends.reduce((sum, { completionTokens }) => sum + completionTokens, 0),
+      completionTokens: this.#ends.reduce((sum, { completionTokens }) => sum + completionTokens, 0),
       ...(cached.length === 0 ? {} : { cachedTokens: cached.reduce((sum, tokens) => sum + tokens, 0) }),
     };
   }
@@ -302,14 +281,6 @@ class Run implements ChoiceOwner {
     this.#due.cancel();
     this.#sink.onDrain = undefined;
     return settle;
-  }
-
-  #tooLate(what: string, nowMs: number): ServiceError {
-    // Reports the first choice that still runs, because the request was waiting for it.
-    const where = this.#choices.find((choice) => choice.running)?.where(nowMs) ?? "";
-    const waitedMs = where === "" ? this.elapsedMs() : this.receipt.queueMs;
-    const queue = `queue ${Math.round(waitedMs)} ms`;
-    return new ServiceError("deadline_exceeded", `${what} (${where === "" ? queue : `${queue}, ${where}`}).`);
   }
 }
 

@@ -4,38 +4,30 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 
-export interface RetryBudget {
-  /** Adds a request's share. */
-  earn(): void;
-  /** Takes one retry out. Returns false if the budget is used up. */
-  take(): boolean;
-}
-
 /** Retries per second on top of those that requests earn. */
 const RETRIES_PER_S = 10;
 /** The budget saves at most the earnings of SAVED_S seconds and of SAVED_REQUESTS requests. */
 const SAVED_S = 2;
 const SAVED_REQUESTS = 500;
 
-export function createRetryBudget(o: {
-  /** `retryRatio` is the retries that one request earns. */
-  readonly limits: Live<{ readonly retryRatio: number }>;
-  readonly clock: Clock;
-  /** Default 10. */
-  readonly perS?: number | undefined;
-}): RetryBudget {
-  const { limits, clock, perS = RETRIES_PER_S } = o;
+/**
+ * @param limits `retryRatio` is the retries that one request earns.
+ * @param perS Replaced by tests.
+ */
+export function createRetryBudget(limits: Live<{ readonly retryRatio: number }>, clock: Clock, perS = RETRIES_PER_S) {
   const timedLimit = perS * SAVED_S;
   let timed = timedLimit;
   let timedAtMs = clock.nowMs();
   let earned = 0;
 
   return {
-    earn() {
+    /** Adds a request's share. */
+    earn(): void {
       const { retryRatio } = limits.current;
       earned = Math.min(retryRatio * SAVED_REQUESTS, earned + retryRatio);
     },
-    take() {
+    /** Takes one retry out. Returns false if the budget is used up. */
+    take(): boolean {
       const nowMs = clock.nowMs();
       timed = Math.min(timedLimit, timed + ((nowMs - timedAtMs) * perS) / 1000);
       timedAtMs = nowMs;
@@ -47,3 +39,5 @@ export function createRetryBudget(o: {
     },
   };
 }
+
+export type RetryBudget = ReturnType<typeof createRetryBudget>;

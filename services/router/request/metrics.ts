@@ -13,26 +13,6 @@ export type LegEnd = "completed" | "cancelled" | FailureCode;
  */
 export type Fallback = "retry" | "replay" | "busy" | "pair_avoided" | "unpaired" | "unpaired_short";
 
-export interface RelayMetrics {
-  /** Counts one side of a leg that has ended. */
-  leg(side: "prefill" | "decode", outcome: LegEnd): void;
-  retry(reason: FailureCode): void;
-  /** Counts a fallback. */
-  fallback(reason: Fallback): void;
-  /** Counts a retry that the failure allowed, but the budget or a strict request forbade. */
-  retryRefused(because: "budget" | "strict"): void;
-  /**
-   * Counts a replay. `exact`: the same bytes, so the stream went on. `diverged`: other bytes. `failed`: it did not get
-   * that far.
-   */
-  replay(outcome: "exact" | "diverged" | "failed"): void;
-  /** Counts a leg that gave a whole answer. The time of a non-streaming answer's first token is unknown. */
-  completed(draft: LegDraft, stream: boolean): void;
-  kvBytes(bytes: bigint): void;
-  /** Observes the time between two messages with tokens of the same stream. Called once per message. */
-  interTokenMs(ms: number): void;
-}
-
 export const FALLBACKS_HELP = "Fallbacks used in place of the plan, by kind.";
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80];
@@ -41,7 +21,7 @@ const TOKEN_SECONDS = [
 ];
 
 /** @param settling Counts the legs whose request is gone and that are still settling. */
-export function createRelayMetrics(metrics: Metrics, settling: () => number): RelayMetrics {
+export function createRelayMetrics(metrics: Metrics, settling: () => number) {
   const legs = metrics.counter("tandem_legs_total", "Legs that ended, by side and outcome.", ["leg", "outcome"]);
   const retries = metrics.counter("tandem_retries_total", "Legs that were retried, by the failure.", ["reason"]);
   const fallbacks = metrics.counter("tandem_fallbacks_total", FALLBACKS_HELP, ["reason"]);
@@ -81,19 +61,26 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number): Re
     gauge.set(settling()),
   );
   return {
-    leg: (leg, outcome) => legs.inc({ leg, outcome }),
-    retry: (reason) => retries.inc({ reason }),
-    fallback: (reason) => fallbacks.inc({ reason }),
-    retryRefused: (because) => refused.inc({ because }),
-    replay: (outcome) => replays.inc({ outcome }),
-    completed(draft, stream) {
+    /** Counts one side of a leg that has ended. */
+    leg: (leg: "prefill" | "decode", outcome: LegEnd) => legs.inc({ leg, outcome }),
+    retry: (reason: FailureCode) => retries.inc({ reason }),
+    fallback: (reason: Fallback) => fallbacks.inc({ reason }),
+    /** Counts a retry that the failure allowed, but the budget or a strict request forbade. */
+    retryRefused: (because: "budget" | "strict") => refused.inc({ because }),
+    /** `exact`: the same bytes, so the stream went on. `diverged`: other bytes. `failed`: it did not get that far. */
+    replay: (outcome: "exact" | "diverged" | "failed") => replays.inc({ outcome }),
+    /** Counts a leg that gave a whole answer. The time of a non-streaming answer's first token is unknown. */
+    completed(draft: LegDraft, stream: boolean): void {
       if (draft.reserveMs > 0) reserve.observe(draft.reserveMs / 1000);
       if (draft.prefillInstanceId !== "") prefill.observe(draft.prefillMs / 1000);
       if (!stream) return;
       transfer.observe(draft.transferMs / 1000);
       if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));
     },
-    kvBytes: (bytes) => kvBytes.inc(Number(bytes)),
-    interTokenMs: (ms) => itl.observe(ms / 1000),
+    kvBytes: (bytes: bigint) => kvBytes.inc(Number(bytes)),
+    /** Observes the time between two messages with tokens of the same stream. Called once per message. */
+    interTokenMs: (ms: number) => itl.observe(ms / 1000),
   };
 }
+
+export type RelayMetrics = ReturnType<typeof createRelayMetrics>;

@@ -1,31 +1,37 @@
 // The record of one request while it runs and after. rest/ and relay/ write it; control/ reads it and turns it into the
 // Receipt of router.proto. It never holds prompts or answers.
+import { randomBytes } from "node:crypto";
 
-export interface LegDraft {
+export class LegDraft {
   /** Id of this attempt in both engines. */
-  readonly legId: string;
+  readonly legId = randomBytes(16).toString("hex");
   /** The choice that it attempts. Several drafts with the same index are attempts at the same choice. */
   readonly choiceIndex: number;
-  /** Empty if the leg is unpaired. */
-  prefillInstanceId: string;
-  /** Empty until one is picked, which some connectors require to happen after prefill. */
-  decodeInstanceId: string;
   /** When it began, counted from the arrival of the request. */
   readonly startedMs: number;
+  /** Empty if the leg is unpaired. */
+  prefillInstanceId = "";
+  /** Empty until one is picked, which some connectors require to happen after prefill. */
+  decodeInstanceId = "";
   /** The error that ended it, `code: message`. Empty if it did not fail. */
-  error: string;
-  promptTokens: number;
-  completionTokens: number;
+  error = "";
+  promptTokens = 0;
+  completionTokens = 0;
   cachedTokens?: number;
   kvBytes?: bigint;
   /** Time until the decode slot was reserved; 0 if reservation and start were sent together. */
-  reserveMs: number;
+  reserveMs = 0;
   /** Time until prefill answered. */
-  prefillMs: number;
+  prefillMs = 0;
   /** Time from prefill's answer to the first token. */
-  transferMs: number;
+  transferMs = 0;
   /** Time from the first to the last token. */
-  decodeMs: number;
+  decodeMs = 0;
+
+  constructor(choiceIndex: number, startedMs = 0) {
+    this.choiceIndex = choiceIndex;
+    this.startedMs = startedMs;
+  }
 }
 
 export type RequestOutcome = "running" | "completed" | "cancelled" | "refused" | "failed";
@@ -61,17 +67,13 @@ export interface ReceiptDraft {
 /** Bounds the fallbacks of a receipt, because a request may be retried and refused many times. */
 export const FALLBACK_LIMIT = 128;
 
-export interface ReceiptHead {
-  readonly requestId: string;
-  readonly clientId?: string | undefined;
-  readonly startedUnixMs: number;
-  readonly path: string;
-  readonly model: string;
-  readonly stream: boolean;
-  readonly tenant?: string;
-  readonly priority?: number;
-}
+/** What a receipt says of its request from the start. */
+export type ReceiptHead = Pick<
+  ReceiptDraft,
+  "requestId" | "clientId" | "startedUnixMs" | "path" | "model" | "stream" | "tenant" | "priority"
+>;
 
+// Field by field, because a spread costs 10 us here.
 export function createReceiptDraft(head: ReceiptHead): ReceiptDraft {
   return {
     requestId: head.requestId,
@@ -80,8 +82,8 @@ export function createReceiptDraft(head: ReceiptHead): ReceiptDraft {
     path: head.path,
     model: head.model,
     stream: head.stream,
-    tenant: head.tenant ?? "",
-    priority: head.priority ?? 0,
+    tenant: head.tenant,
+    priority: head.priority,
     outcome: "running",
     errorCode: "",
     error: "",
@@ -92,22 +94,5 @@ export function createReceiptDraft(head: ReceiptHead): ReceiptDraft {
     legs: [],
     fallbacks: [],
     bodyBytes: 0,
-  };
-}
-
-export function createLegDraft(legId: string, choiceIndex: number, startedMs = 0): LegDraft {
-  return {
-    legId,
-    choiceIndex,
-    startedMs,
-    prefillInstanceId: "",
-    decodeInstanceId: "",
-    error: "",
-    promptTokens: 0,
-    completionTokens: 0,
-    reserveMs: 0,
-    prefillMs: 0,
-    transferMs: 0,
-    decodeMs: 0,
   };
 }

@@ -28,6 +28,17 @@ export interface RelayRequest {
   readonly strict?: boolean;
 }
 
+/** Bytes of a body per prompt token, about as in English text. */
+const BYTES_PER_TOKEN = 4;
+
+/**
+ * Estimates the tokens of one prompt of the request from the size of the body, before any engine has counted them: only
+ * to compare loads and to recognize short prompts.
+ */
+export function estimateTokens({ body, prompts }: RelayRequest): number {
+  return Math.ceil(body.length / BYTES_PER_TOKEN / prompts);
+}
+
 /** Receives the answer. */
 export interface AnswerSink {
   /** Called once, before the first bytes. The status can't change after that. */
@@ -51,14 +62,8 @@ export interface AnswerEnd {
   readonly cachedTokens?: number | undefined;
 }
 
-/** A whole answer, in the figures of its usage. */
-export interface Ending {
+/** A whole answer, with the sums of its usage: over all choices, with every prompt counted once. */
+export interface Ending extends Omit<AnswerEnd, "finishReason"> {
   /** By choice index, in OpenAI's words: `stop`, `length`, `tool_calls`, and vLLM's `abort`. */
   readonly finishReasons: readonly string[];
-  /** Counts every prompt once. */
-  readonly promptTokens: number;
-  /** Sum over all choices. */
-  readonly completionTokens: number;
-  /** Absent if the engine did not report it. */
-  readonly cachedTokens?: number;
 }

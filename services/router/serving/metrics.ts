@@ -1,7 +1,6 @@
 // What is counted of requests at the router's door. Labels are bounded sets.
 import type { Histogram, Metrics } from "../../common/metrics.ts";
-import type { Admission } from "../admission/admission.ts";
-import { REFUSALS, type Refusal } from "../admission/refusals.ts";
+import { REFUSALS, type Admission, type Refusal } from "../admission/admission.ts";
 import { FALLBACKS_HELP } from "../request/metrics.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Ending } from "../relay/relay.ts";

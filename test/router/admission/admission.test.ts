@@ -2,8 +2,7 @@ import assert from "node:assert/strict";
 import { Deadlines } from "../../../services/common/deadlines.ts";
 import { setMaxListeners } from "node:events";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { createAdmission, type Admission } from "../../../services/router/admission/admission.ts";
-import type { Refusal } from "../../../services/router/admission/refusals.ts";
+import { createAdmission, type Admission, type Refusal } from "../../../services/router/admission/admission.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 
 const never = new AbortController().signal;
@@ -35,7 +34,7 @@ function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string 
 const code = (expected: string) => (error: unknown) => error instanceof ServiceError && error.code === expected;
 
 describe("admission", () => {
-  it("lets a request start at once while there is room", async () => {
+  it("lets a request start at once while slots are free", async () => {
     const { admission, clock } = setUp({ capacity: 2 });
     const places = [await admission.acquire(never), await admission.acquire(never)];
     assert.deepEqual(
@@ -46,7 +45,7 @@ describe("admission", () => {
     assert.equal(clock.pending, 0, "no timer for a request that does not wait");
   });
 
-  it("serves those that wait in the order of their coming, and says how long they waited", async () => {
+  it("serves waiting requests in the order of their arrival, and reports their wait", async () => {
     const { admission, clock } = setUp();
     const first = await admission.acquire(never);
     const order: string[] = [];
@@ -62,7 +61,7 @@ describe("admission", () => {
     assert.equal(clock.pending, 0);
   });
 
-  it("refuses one more than may wait, with a time to try again", async () => {
+  it("refuses a request beyond the queue's limit, with a time to try again", async () => {
     const { admission } = setUp({ queueLimit: 1 });
     await admission.acquire(never);
     void admission.acquire(never);
@@ -74,13 +73,13 @@ describe("admission", () => {
     assert.equal(admission.waiting, 1);
   });
 
-  it("refuses at once where nobody may wait", async () => {
+  it("refuses at once if the queue's limit is 0", async () => {
     const { admission } = setUp({ queueLimit: 0 });
     await admission.acquire(never);
     await assert.rejects(admission.acquire(never), code("queue_full"));
   });
 
-  it("gives up after the queue's timeout and says so", async () => {
+  it("refuses a request after the queue's timeout, with the reason", async () => {
     const { admission, clock } = setUp();
     await admission.acquire(never);
     const late = assert.rejects(admission.acquire(never), (error: ServiceError) => {
@@ -93,7 +92,7 @@ describe("admission", () => {
     assert.equal(admission.waiting, 0);
   });
 
-  it("frees the place of a client that leaves the queue at once", async () => {
+  it("frees the slot of a client that leaves the queue at once", async () => {
     const { admission, clock } = setUp({ queueLimit: 1 });
     const running = await admission.acquire(never);
     const client = new AbortController();
@@ -108,11 +107,11 @@ describe("admission", () => {
     assert.equal(clock.pending, 0);
   });
 
-  it("refuses a client that left before it came", async () => {
+  it("refuses a request whose client has already left", async () => {
     await assert.rejects(setUp().admission.acquire(AbortSignal.abort()), code("cancelled"));
   });
 
-  it("lets waiting ones start when the pool grows", async () => {
+  it("lets waiting requests start when the pool grows", async () => {
     const { admission, room } = setUp({ capacity: 0 });
     const waiting = [admission.acquire(never), admission.acquire(never)];
     room.capacity = 2;
@@ -133,7 +132,7 @@ describe("admission", () => {
     await behind;
   });
 
-  it("lets a request that is larger than all room run alone", async () => {
+  it("lets a request with more legs than slots run alone", async () => {
     const { admission } = setUp({ capacity: 2 });
     const place = await admission.acquire(never, { legs: 5 });
     let other = false;
@@ -145,7 +144,7 @@ describe("admission", () => {
     assert.equal(other, true);
   });
 
-  it("lets the one behind a large request that left start", async () => {
+  it("lets the request behind a large one start when that one leaves", async () => {
     const { admission } = setUp({ capacity: 2 });
     await admission.acquire(never);
     const client = new AbortController();
@@ -156,7 +155,7 @@ describe("admission", () => {
     await small;
   });
 
-  it("takes a place back once, however often it is released", async () => {
+  it("takes slots back once, even if they are released twice", async () => {
     const { admission } = setUp({ capacity: 2 });
     const place = await admission.acquire(never);
     await admission.acquire(never);
@@ -165,7 +164,7 @@ describe("admission", () => {
     assert.equal(admission.running, 1);
   });
 
-  it("keeps the room of each model apart", async () => {
+  it("keeps the slots of models apart", async () => {
     const clock = manualClock();
     const room: Record<string, number> = { big: 1, small: 1 };
     const admission = createAdmission({
@@ -183,7 +182,7 @@ describe("admission", () => {
     await waits;
   });
 
-  it("refuses the last one of who has most waiting when another tenant finds the queue full", async () => {
+  it("refuses the last request of the tenant with the most waiting ones when another tenant finds the queue full", async () => {
     const { admission } = setUp({ queueLimit: 3 });
     await admission.acquire(never);
     const waits = [1, 2, 3].map(() => admission.acquire(never, { tenant: "a" }));
@@ -194,7 +193,7 @@ describe("admission", () => {
     void other;
   });
 
-  it("refuses early what can't start before its deadline, and says when to come again", async () => {
+  it("refuses a request early that can't start before its deadline, with a time to try again", async () => {
     const { admission, clock, refused } = setUp({ queueLimit: 64 });
     let place = await admission.acquire(never);
     const waits = Array.from({ length: 8 }, () => admission.acquire(never));
@@ -236,7 +235,7 @@ describe("admission", () => {
     await late;
   });
 
-  it("names what is missing where the whole pool went while a request waited", async () => {
+  it("names the lack if all instances leave while a request waits", async () => {
     const { admission, clock, refused } = setUp({ capacity: 0, lack: () => "No decode instance is registered." });
     const late = assert.rejects(admission.acquire(never), (error: ServiceError) => {
       assert.equal(error.code, "no_instance");
@@ -248,7 +247,7 @@ describe("admission", () => {
     assert.deepEqual(refused, ["no_instance"]);
   });
 
-  it("says of every request that got no place why, once, and of none that got one", async () => {
+  it("reports one reason for each request that is refused, and none for the others", async () => {
     const { admission, clock, refused } = setUp({ queueLimit: 2 });
     const running = await admission.acquire(never);
     const client = new AbortController();

@@ -25,13 +25,13 @@ function drained(queue: FairQueue<Named>): string {
 }
 
 describe("the waiting queue", () => {
-  it("is first come first served among equals", () => {
+  it("is first come, first served among equals", () => {
     const queue = new FairQueue<Named>();
     for (const name of ["a", "b", "c"]) queue.push(waiter(name));
     assert.equal(drained(queue), "a b c");
   });
 
-  it("puts a lower priority first, whoever's it is", () => {
+  it("puts a lower priority first, for all tenants", () => {
     const queue = new FairQueue<Named>();
     queue.push(waiter("late", { priority: 5 }));
     queue.push(waiter("normal"));
@@ -39,7 +39,7 @@ describe("the waiting queue", () => {
     assert.equal(drained(queue), "soon normal late");
   });
 
-  it("lets tenants in by turns, however many one brings", () => {
+  it("lets tenants take turns, however many requests one brings", () => {
     const queue = new FairQueue<Named>();
     for (let count = 0; count < 4; count += 1) queue.push(waiter(`a${count}`, { tenant: "a" }));
     for (let count = 0; count < 2; count += 1) queue.push(waiter(`b${count}`, { tenant: "b" }));
@@ -54,7 +54,7 @@ describe("the waiting queue", () => {
     assert.equal(drained(queue), "a0 b0 b1 b2 a1 b3");
   });
 
-  it("gives a tenant that comes later no credit for the time it was away", () => {
+  it("gives a later tenant no credit for its absence", () => {
     const queue = new FairQueue<Named>();
     for (let count = 0; count < 6; count += 1) queue.push(waiter(`a${count}`, { tenant: "a" }));
     for (let count = 0; count < 3; count += 1) queue.remove(queue.first("m")!, true);
@@ -62,7 +62,7 @@ describe("the waiting queue", () => {
     assert.equal(drained(queue), "b0 a3 b1 a4 b2 a5");
   });
 
-  it("makes room for a tenant that has little by the last one of who has most", () => {
+  it("displaces the last request of the tenant with the most for one with few", () => {
     const queue = new FairQueue<Named>();
     for (let count = 0; count < 4; count += 1) queue.push(waiter(`a${count}`, { tenant: "a" }));
     assert.equal(queue.displacedBy(waiter("b", { tenant: "b" }))?.name, "a3");
@@ -70,7 +70,7 @@ describe("the waiting queue", () => {
     assert.equal(queue.displacedBy(waiter("a", { tenant: "a", priority: -1 }))?.name, "a3");
   });
 
-  it("forgets models and tenants of which nothing waits", () => {
+  it("forgets models and tenants without waiting requests", () => {
     const queue = new FairQueue<Named>();
     const many = Array.from({ length: 100 }, (_, index) =>
       waiter(`${index}`, { tenant: `t${index}`, model: `m${index % 3}` }),

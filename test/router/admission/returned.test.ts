@@ -14,7 +14,7 @@ interface Queue {
   /** Slots that are free. */
   free: number;
   /** Admits a request, one leg of which returns. Ends the wait. */
-  enter(name: string, o?: { priority?: number; waitMs?: number; othersRun?: () => boolean }): Promise<() => void>;
+  enter(name: string, o?: { priority?: number; othersRun?: () => boolean }): Promise<(() => void) | undefined>;
 }
 
 function queueWith(free = 0): Queue {
@@ -48,13 +48,13 @@ function queueWith(free = 0): Queue {
 }
 
 describe("a leg that found every instance busy", () => {
-  it("does not wait where a slot is free by now", async () => {
+  it("does not wait if a slot is free by now", async () => {
     const queue = queueWith(1);
     await queue.enter("a");
     assert.deepEqual([queue.log, queue.admission.waiting], [["a"], 0]);
   });
 
-  it("gets the next slot before those that came back after it, as many as there are", async () => {
+  it("gets the next free slot before legs that returned after it", async () => {
     const queue = queueWith();
     for (const name of "abcd") await queue.enter(name);
     assert.equal(queue.admission.waiting, 4);
@@ -79,7 +79,7 @@ describe("a leg that found every instance busy", () => {
     const queue = queueWith();
     const end = await queue.enter("a");
     await queue.enter("b");
-    end();
+    end!();
     queue.free = 9;
     queue.admission.poke();
     queue.clock.advance(2 * TIMEOUT_MS);
@@ -122,7 +122,7 @@ describe("a leg that found every instance busy", () => {
     assert.deepEqual(queue.log, ["a:instance_busy"]);
   });
 
-  it("costs little while there is no slot, however many wait", async () => {
+  it("costs little while no slot is free, even if many legs wait", async () => {
     const queue = queueWith();
     for (let count = 0; count < 1_000; count += 1) await queue.enter("a");
     queue.looks.count = 0;
@@ -130,7 +130,7 @@ describe("a leg that found every instance busy", () => {
     assert.ok(queue.looks.count < 10, `${queue.looks.count} looks`);
   });
 
-  it("ends with an error that waiting doesn't cure", async () => {
+  it("fails with an error that a wait can't cure", async () => {
     const queue = queueWith();
     await queue.enter("a");
     Object.defineProperty(queue, "free", {

@@ -16,19 +16,19 @@ describe("the bound of a prefill", () => {
   const limits = { ...LIMITS, prefillTimeoutMs: 120_000, prefillFloorMs: 1_000, prefillSlack: 10 };
   const rated = (tokensPerMs: number): Instance => ({ tokensPerMs }) as Instance;
 
-  it("grows with the prompt and what waits before it, by the rate that was seen", () => {
+  it("grows with the prompt and the tokens that wait before it, by the rate seen so far", () => {
     assert.equal(prefillBoundMs(limits, rated(10), 100), 1_100);
     assert.equal(prefillBoundMs(limits, rated(10), 10_000), 11_000);
     assert.equal(prefillBoundMs(limits, rated(1), 10_000), 101_000);
   });
 
-  it("is the fixed limit above it, before any was seen, and where it is switched off", () => {
+  it("is the fixed limit if it exceeds that limit, before a rate is known, and if it is switched off", () => {
     assert.equal(prefillBoundMs(limits, rated(1), 1_000_000), 120_000);
     assert.equal(prefillBoundMs(limits, rated(0), 1), 120_000);
     assert.equal(prefillBoundMs({ ...limits, prefillSlack: 0 }, rated(10), 1), 120_000);
   });
 
-  it("is learnt from prefills that end, and cuts the one that hangs", async () => {
+  it("is learned from prefills that end, and cancels one that hangs", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill();
     await using decode = await startDecode({}, twoTokens);
@@ -85,7 +85,7 @@ describe("a prefill that stalls while it pushes its KV", () => {
 });
 
 describe("the first token", () => {
-  it("has a bound of its own, over all that was tried", async () => {
+  it("has a bound of its own, for all attempts together", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill();
     await using decode = await startDecode({}, (leg) => leg.accept());
@@ -103,7 +103,7 @@ describe("the first token", () => {
     await within(decode.legs.all[0]!.abandoned.promise, "the abandon");
   });
 
-  it("is not waited for where the answer comes in one piece, however long that takes", async () => {
+  it("has no bound in a non-streaming answer", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, (leg) => leg.accept());
@@ -121,11 +121,11 @@ describe("the first token", () => {
   });
 });
 
-describe("the bound of an answer in one piece", () => {
+describe("the bound of a non-streaming answer", () => {
   const limits = { ...LIMITS, answerFloorMs: 1_000, answerSlack: 10 };
   const decode = { info: { maxModelLen: 500 }, channel: {} } as Instance;
 
-  it("is that of its tokens at the slowest pace seen on its instance, which is forgotten slowly", () => {
+  it("allows for its tokens at the slowest pace seen on its instance, which is forgotten slowly", () => {
     const paces = new AnswerPaces();
     assert.equal(paces.boundMs(limits, decode, 100), Infinity, "before any was seen");
     paces.seen(decode, 2_000, 100);
@@ -143,13 +143,13 @@ describe("the bound of an answer in one piece", () => {
     assert.equal(paces.boundMs(limits, { ...decode, channel: {} } as Instance, 100), Infinity, "another instance");
   });
 
-  it("is not learnt from answers that are mostly transfer", () => {
+  it("is not learned from answers that are mostly transfer", () => {
     const paces = new AnswerPaces();
     paces.seen(decode, 5_000, 1);
     assert.equal(paces.boundMs(limits, decode, 100), Infinity);
   });
 
-  it("ends one that stalls alone, names the part, and lets it be answered elsewhere", async () => {
+  it("fails an answer that stalls alone, and names the part", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.accept());
@@ -180,8 +180,8 @@ describe("the bound of an answer in one piece", () => {
   });
 });
 
-describe("a connection that is not made", () => {
-  it("is given up in time, and the request goes elsewhere", async () => {
+describe("an instance that can't be connected", () => {
+  it("is passed over in time, and the request goes elsewhere", async () => {
     await using prefill = await startPrefill({}, done);
     await using gone = await startDecode({ instanceId: "d1" });
     await using good = await startDecode({ instanceId: "d2" }, twoTokens);
@@ -195,7 +195,7 @@ describe("a connection that is not made", () => {
 });
 
 describe("a router's retries", () => {
-  it("end with its budget, and each failure that got none is counted", async () => {
+  it("end with its budget, and each retry refused is counted", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
     await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));
@@ -210,7 +210,7 @@ describe("a router's retries", () => {
     assert.match(await tandem.metrics.text(), /tandem_retries_refused_total\{because="budget"\} (8|9|10)\n/);
   });
 
-  it("are none for a strict request", async () => {
+  it("do not exist for a strict request", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
     await using other = await startDecode({ instanceId: "d2" }, (leg) => leg.fail("engine_failed"));

@@ -36,7 +36,6 @@ describe("the reader of decode messages", () => {
       const oracle = fromBinary(DecodeResponseSchema, sample);
       frame.read(sample);
       assert.equal(frame.events.toString(), oracle.events);
-      assert.equal(frame.tokenCount, oracle.tokenCount);
       assert.equal(frame.reserved, oracle.reserved !== undefined);
       const end = frame.end === undefined ? undefined : fromBinary(EndSchema, frame.end);
       assert.deepEqual(end, oracle.end);
@@ -56,7 +55,6 @@ describe("the reader of decode messages", () => {
           frame.read(cut);
           assert.ok(oracle !== undefined, `read a message cut at ${length}`);
           assert.equal(frame.events.toString(), oracle.events);
-          assert.equal(frame.tokenCount, oracle.tokenCount);
         } catch (thrown) {
           assert.ok(thrown instanceof ServiceError && thrown.code === "engine_failed", String(thrown));
           assert.equal(oracle, undefined, `refused a message cut at ${length}`);
@@ -81,7 +79,6 @@ describe("the reader of decode messages", () => {
     ]);
     frame.read(later);
     assert.equal(frame.events.toString(), "data: {}\n\n");
-    assert.equal(frame.tokenCount, 1);
   });
 
   it("refuses groups and endless numbers", () => {

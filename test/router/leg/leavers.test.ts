@@ -30,7 +30,7 @@ async function decodeLegs({ metrics }: Deployment): Promise<Record<string, numbe
 }
 
 describe("clients that leave in mid-answer", () => {
-  it("cost the connection to their decode instance nothing, however many they are", async function () {
+  it("do not cost the connection to their decode instance, even in large numbers", async function () {
     this.timeout(120_000);
     // nghttp2 allows 1,000 resets and 33 a second after that; beyond, it breaks the connection with all that is on it.
     const LEAVERS = 3_000;
@@ -63,7 +63,7 @@ describe("clients that leave in mid-answer", () => {
     assert.deepEqual(await decodeLegs(tandem), { cancelled: LEAVERS, completed: 1 });
   });
 
-  it("are stopped in the engine, and their slots are free", async () => {
+  it("stop the engine's work and free their slots", async () => {
     await using decode = await simDecode("nixl", {}, { decodeMsPerToken: 20 });
     await using tandem = await relayOver([decode], true);
     const requests = Array.from({ length: 40 }, () =>
@@ -80,7 +80,7 @@ describe("clients that leave in mid-answer", () => {
     assert.deepEqual(await decodeLegs(tandem), { cancelled: requests.length });
   });
 
-  it("leave no KV behind where it was pushed", async () => {
+  it("leave no pushed KV behind", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", {}, { decodeMsPerToken: 20 });
     await using tandem = await relayOver([prefill, decode], false);
@@ -96,8 +96,8 @@ describe("clients that leave in mid-answer", () => {
   });
 });
 
-describe("an answer that nobody wants any more", () => {
-  it("ends though its client had stopped reading, and nothing more of it is delivered", async () => {
+describe("an answer that was given up", () => {
+  it("ends although its client had stopped reading, and delivers nothing more", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);
@@ -117,7 +117,7 @@ describe("an answer that nobody wants any more", () => {
     assert.deepEqual(leg.seen, ["reserve", "start", "abandon"]);
   });
 
-  it("is abandoned from within the delivery of its tokens, too", async () => {
+  it("can be abandoned during the delivery of its tokens", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);
@@ -135,7 +135,7 @@ describe("an answer that nobody wants any more", () => {
     assert.equal(client.chunks.length, 1);
   });
 
-  it("is abandoned before its instance has accepted it", async () => {
+  it("can be abandoned before its instance has accepted it", async () => {
     await using prefill = await startPrefill({ connector: "nixl" }, done);
     await using decode = await startDecode({ connector: "nixl" });
     await using tandem = await deploy([prefill, decode]);
@@ -148,7 +148,7 @@ describe("an answer that nobody wants any more", () => {
     assert.deepEqual(leg.seen, ["reserve", "start", "abandon"]);
   });
 
-  it("holds its slot in the books until its instance ends it, and is cut where that never comes", async () => {
+  it("holds its slot in the books until its instance ends it, and is cut if that never happens", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
@@ -181,7 +181,7 @@ describe("an answer that nobody wants any more", () => {
   });
 });
 
-describe("an answer whose last words go to a client that does not read", () => {
+describe("an answer whose last events go to a client that does not read", () => {
   it("still leaves nothing open at its instance", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();

@@ -98,7 +98,7 @@ describe("the protocol of the two legs without one of its guards", () => {
   before(() => (folder = mkdtempSync(join(tmpdir(), "tandem-mutants-"))));
   after(() => rmSync(folder, { recursive: true }));
 
-  it("is noticed by the search, whichever guard it is", async function () {
+  it("is noticed by the search, for each guard", async function () {
     this.timeout(60_000);
     const all = mutants();
     assert.ok(all.length > 50, `only ${all.length} mutants`);

@@ -4,7 +4,7 @@ import { ServiceError } from "../../../services/common/errors.ts";
 import { legLab, streaming } from "../support/leg-lab.ts";
 
 describe("a leg", () => {
-  it("says its words to the instances first, then tells the books, then its owner (decode first)", () => {
+  it("calls the instances first, then updates the books, then tells its owner (decode first)", () => {
     const lab = legLab("p2p-nccl");
     lab.begin();
     assert.deepEqual(lab.said(), ["books +p1", "books +d1", "d1 reserve"]);
@@ -26,7 +26,7 @@ describe("a leg", () => {
     assert.equal(lab.clock.pending, 0);
   });
 
-  it("has the books right before its owner looks for another decode instance (prefill first)", () => {
+  it("has updated the books before its owner looks for another decode instance (prefill first)", () => {
     const lab = legLab("nixl");
     const leg = lab.begin();
     assert.deepEqual(lab.said(), ["books +p1", "p1 prefill"]);
@@ -45,7 +45,7 @@ describe("a leg", () => {
     assert.deepEqual(lab.said(), ["books +d2", "d2 reserve", "d2 start {}"]);
   });
 
-  it("writes down what it did, for the receipt", () => {
+  it("records its times and tokens for the receipt", () => {
     const lab = legLab("nixl");
     const leg = lab.begin();
     const { draft } = leg.task;
@@ -68,7 +68,7 @@ describe("a leg", () => {
     assert.equal(leg.ended, true);
   });
 
-  it("writes down why it failed, and how far it came", () => {
+  it("records its error, and the times of the parts that it reached", () => {
     const lab = legLab("nixl");
     const { draft } = lab.begin().task;
     lab.prefills[0]!.fail("engine_failed");
@@ -81,7 +81,7 @@ describe("a leg", () => {
     assert.deepEqual([lab.completed.length, lab.clock.pending], [0, 0]);
   });
 
-  it("fails where no decode instance is found for its ticket", () => {
+  it("fails when no decode instance is found for its ticket", () => {
     const lab = legLab("nixl");
     const leg = lab.begin();
     lab.prefills[0]!.done();
@@ -91,7 +91,7 @@ describe("a leg", () => {
     assert.equal(lab.live.size, 0);
   });
 
-  it("takes one event at a time, and holds nothing where it is unwanted while a decode instance is found", () => {
+  it("takes one event at a time, and holds no slot if it is given up while a decode instance is found", () => {
     const lab = legLab("nixl");
     const leg = lab.begin();
     lab.said();
@@ -108,7 +108,7 @@ describe("a leg", () => {
     assert.deepEqual([lab.live.size, lab.decodes.length], [0, 0]);
   });
 
-  it("ends a search for a decode instance when it is told to stop, and holds nothing any more", () => {
+  it("ends the search for a decode instance when it is given up, and holds no slot", () => {
     const lab = legLab("nixl");
     const leg = lab.begin();
     lab.prefills[0]!.done();
@@ -118,7 +118,7 @@ describe("a leg", () => {
     assert.equal(lab.live.size, 0);
   });
 
-  it("gives back a prefill instance that was never called, without an outcome", () => {
+  it("releases a prefill instance that was never called, without an outcome", () => {
     const lab = legLab("p2p-nccl");
     lab.begin();
     lab.said();
@@ -131,7 +131,7 @@ describe("a leg", () => {
     ]);
   });
 
-  it("cancels a prefill that can be cancelled, and hears no more of it", () => {
+  it("cancels a prefill that can be cancelled, and ignores its answer", () => {
     const lab = legLab("nixl");
     lab.begin().unwanted();
     assert.deepEqual(lab.said().slice(2), [
@@ -143,7 +143,7 @@ describe("a leg", () => {
     assert.equal(lab.clock.pending, 0, "nor waits for it");
   });
 
-  it("settles what was set going when nobody wants the answer: prefill's end, then the reservation", () => {
+  it("settles prefill first and then the reservation after it was given up", () => {
     const lab = legLab("p2p-nccl");
     const leg = lab.begin();
     lab.decodes[0]!.accept();
@@ -158,7 +158,7 @@ describe("a leg", () => {
     assert.equal(lab.live.size, 0);
   });
 
-  it("is abandoned from within a delivery, and delivers nothing more", () => {
+  it("delivers nothing more after it was abandoned during a delivery", () => {
     const lab = legLab("p2p-nccl");
     streaming(lab);
     lab.onDelivery = (leg) => leg.unwanted();
@@ -171,7 +171,7 @@ describe("a leg", () => {
     assert.equal(lab.live.size, 0);
   });
 
-  it("cuts an instance that does not end what was abandoned", () => {
+  it("is cut if its instance does not end it after an abandon", () => {
     const lab = legLab("p2p-nccl");
     streaming(lab).unwanted();
     lab.said();
@@ -182,7 +182,7 @@ describe("a leg", () => {
     assert.equal(lab.live.size, 0);
   });
 
-  it("takes an answer that ends before it was started for a failure of the instance", () => {
+  it("fails if the instance ends the answer before the start", () => {
     const lab = legLab("p2p-nccl");
     lab.begin();
     lab.decodes[0]!.accept();
@@ -190,7 +190,7 @@ describe("a leg", () => {
     assert.ok(lab.said().includes("owner prefill engine_failed"));
   });
 
-  it("takes an instance's own cancel for a loss, unless it was abandoned", () => {
+  it("counts a cancel by the instance as a loss, unless the leg was abandoned", () => {
     const lab = legLab("p2p-nccl");
     streaming(lab);
     lab.decodes[0]!.end("cancelled");

@@ -13,7 +13,7 @@ function transferring(lab: Lab, o: Parameters<Lab["begin"]>[0] = {}) {
 }
 
 describe("a stream of tokens", () => {
-  it("sets no timer, however many come, and is found when they stop", () => {
+  it("sets no timer per token, and fails when the tokens stop", () => {
     const lab = legLab("p2p-nccl", { stallMs: 1_000 });
     streaming(lab);
     const before = lab.timersSet;
@@ -36,7 +36,7 @@ describe("a stream of tokens", () => {
     assert.match((lab.outcomes[0] as { error: Error }).error.message, /sent nothing for 1000 ms .*decode 6000 ms/);
   });
 
-  it("is not stalled while its client holds it back, and has all its time again afterwards", () => {
+  it("does not stall while its client holds it back, and has its full bound again afterwards", () => {
     const lab = legLab("p2p-nccl", { stallMs: 1_000 });
     const leg = streaming(lab);
     lab.reading = false;
@@ -53,7 +53,7 @@ describe("a stream of tokens", () => {
     assert.ok(lab.said().includes("owner decode leg_stalled"));
   });
 
-  it("counts the gaps between its tokens, and none that a slow client made", () => {
+  it("counts the gaps between its tokens, except those that a slow client caused", () => {
     const lab = legLab("p2p-nccl");
     const leg = streaming(lab);
     lab.clock.advance(5);
@@ -71,8 +71,8 @@ describe("a stream of tokens", () => {
   });
 });
 
-describe("an instance that owes a word", () => {
-  it("to a reservation is left after its bound, which speaks against it", () => {
+describe("an instance that does not answer", () => {
+  it("is given up for a reservation after its bound, which speaks against it", () => {
     for (const connector of ["p2p-nccl", "nixl"] as const) {
       const lab = legLab(connector);
       const leg = lab.begin();
@@ -91,7 +91,7 @@ describe("an instance that owes a word", () => {
     }
   });
 
-  it("to a prefill is left after its bound; where it pushes KV, that speaks against the pair alone", () => {
+  it("is given up for a prefill after its bound; if it pushes KV, that speaks only against the pair", () => {
     const pushed = legLab("p2p-zmq", { prefillTimeoutMs: 3_000 });
     pushed.begin();
     pushed.decodes[0]!.accept();
@@ -119,7 +119,7 @@ describe("an instance that owes a word", () => {
     ]);
   });
 
-  it("to a prefill is left also where the answer was given up, and the reservation is settled then", () => {
+  it("is given up for a prefill even after the answer was given up, and then the reservation is settled", () => {
     const lab = legLab("p2p-zmq", { prefillTimeoutMs: 3_000 });
     const leg = lab.begin();
     lab.decodes[0]!.accept();
@@ -145,7 +145,7 @@ describe("a wait for KV", () => {
     "owner transfer leg_stalled",
   ];
 
-  it("has the connector's bound where two engines have moved none yet, and the usual one afterwards", () => {
+  it("has the connector's bound for the first transfer of two engines, and the usual one afterwards", () => {
     const lab = legLab("nixl", limits);
     transferring(lab);
     lab.clock.advance(59_999);
@@ -160,7 +160,7 @@ describe("a wait for KV", () => {
     assert.deepEqual(lab.said(), late);
   });
 
-  it("that passes its bound speaks against the pair and not against the instance, first transfer or not", () => {
+  it("beyond its bound speaks against the pair and not against the instance, also for a first transfer", () => {
     const lab = legLab("nixl", limits);
     transferring(lab);
     lab.clock.advance(60_000);
@@ -168,7 +168,7 @@ describe("a wait for KV", () => {
     assert.match((lab.outcomes[0] as { error: Error }).error.message, /No token came after prefill for 60000 ms/);
   });
 
-  it("has the first bound again after a start of either engine, after KV that did not come, and with another partner", () => {
+  it("has the first bound again after a restart of either engine, after a failed transfer, and with another partner", () => {
     const lab = legLab("nixl", limits);
     const works = (o: Parameters<Lab["begin"]>[0] = {}): void => {
       transferring(lab, o);
@@ -196,7 +196,7 @@ describe("a wait for KV", () => {
     waitsLong();
   });
 
-  it("gives an answer in one piece the time of the first transfer on top", () => {
+  it("adds the time of the first transfer to the bound of a non-streaming answer", () => {
     const lab = legLab("nixl", { ...limits, answerFloorMs: 1_000, answerSlack: 1 });
     const decode = lab.instance("d1"); // The pace is that of this object.
     const ask = (): void => void transferring(lab, { decode, request: { stream: false, maxTokens: 20 } });
@@ -230,7 +230,7 @@ describe("a wait for KV", () => {
     assert.ok(lab.said().includes("books p1|d1 wedged"));
   });
 
-  it("is none where decode computes the prompt: what stalls then is the instance", () => {
+  it("does not exist if decode computes the prompt: then the instance has stalled", () => {
     const lab = legLab("nixl", limits);
     transferring(lab, { unpaired: true });
     lab.clock.advance(5_000);

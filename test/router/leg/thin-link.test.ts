@@ -21,7 +21,7 @@ const WORDS = {
 const RESERVATION: Reservation = {
   ...WORDS,
   prefillGrpcAddress: "p:2",
-  identity: { id: "cmpl-1", createdUnixS: 7, choiceIndex: 3, sampleIndex: 1 },
+  identity: { id: "cmpl-1", created: 7, choiceIndex: 3, sampleIndex: 1 },
 };
 
 class Heard implements DecodeListener {
@@ -53,7 +53,7 @@ function link(address: string): { link: InstanceLink; channel: RpcChannel; [Symb
 }
 
 describe("a link to a decode instance", () => {
-  it("carries a leg from its reservation to its end, and says nothing after it", async () => {
+  it("carries a leg from its reservation to its end, and reports nothing after it", async () => {
     await using decode = await startDecode();
     await using to = link(decode.info.grpcAddress);
     const heard = new Heard();
@@ -78,7 +78,7 @@ describe("a link to a decode instance", () => {
     assert.deepEqual(heard.all, ["reserved", "data: 1\n\n", "data: 2\n\n", "completed tool_calls 5 2"]);
   });
 
-  it("has OpenAI's word for every finish reason, and stop for one that it doesn't know", async () => {
+  it("has OpenAI's word for every finish reason, and stop for an unknown one", async () => {
     const words: [number, string][] = [
       [FinishReason.STOP, "stop"],
       [FinishReason.LENGTH, "length"],
@@ -97,7 +97,7 @@ describe("a link to a decode instance", () => {
     }
   });
 
-  it("is listened to after an abandon, until the instance ends the leg", async () => {
+  it("is read after an abandon until the instance ends the leg", async () => {
     await using decode = await startDecode();
     await using to = link(decode.info.grpcAddress);
     const heard = new Heard();
@@ -113,7 +113,7 @@ describe("a link to a decode instance", () => {
     assert.deepEqual(heard.all, ["data: on its way\n\n", "ended in order"]);
   });
 
-  it("says nothing once it is cut, also from within its own words", async () => {
+  it("reports nothing once it is cut, even during a report", async () => {
     await using decode = await startDecode({}, (leg) => leg.accept().last({}, "data: 1\n\n"));
     await using to = link(decode.info.grpcAddress);
     const heard = new Heard();
@@ -130,7 +130,7 @@ describe("a link to a decode instance", () => {
     assert.deepEqual(heard.all, ["reserved", "data: 1\n\n"]);
   });
 
-  it("ends as failed where its words can't be read", async () => {
+  it("fails if a message can't be read", async () => {
     const endField = 4;
     for (const bytes of [[0x0b], [endField * 8 + 2, 2, 0x08, 0xff]]) {
       await using decode = await startDecode({}, (leg) => leg.accept().raw(Buffer.from(bytes)));
@@ -142,7 +142,7 @@ describe("a link to a decode instance", () => {
     }
   });
 
-  it("ends at once where there is no instance", async () => {
+  it("ends at once if the instance can't be reached", async () => {
     const decode = await startDecode();
     await decode[Symbol.asyncDispose]();
     await using to = link(decode.info.grpcAddress);
@@ -154,7 +154,7 @@ describe("a link to a decode instance", () => {
 });
 
 describe("a link to a prefill instance", () => {
-  it("brings the ticket, or why there is none", async () => {
+  it("brings the ticket, or the reason for the failure", async () => {
     await using prefill = await startPrefill();
     await using to = link(prefill.info.grpcAddress);
     const heard: unknown[] = [];
@@ -178,7 +178,7 @@ describe("a link to a prefill instance", () => {
     ]);
   });
 
-  it("is not heard once it is cancelled, and the instance knows", async () => {
+  it("reports nothing once it is cancelled, and the instance learns of the cancel", async () => {
     await using prefill = await startPrefill();
     await using to = link(prefill.info.grpcAddress);
     const fail = (): void => assert.fail("heard after the cancel");

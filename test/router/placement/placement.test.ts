@@ -19,7 +19,7 @@ const ids = (placer: Placer, count: number, exclusions = new Exclusions()): stri
   }).join(" ");
 
 describe("placement", () => {
-  it("lets each policy choose on its own", () => {
+  it("lets each policy choose independently", () => {
     assert.equal(ids(placerOf([{ id: "a" }, { id: "b" }], [{ id: "x" }, { id: "y" }, { id: "z" }]), 4), "ax by az bx");
   });
 
@@ -32,7 +32,7 @@ describe("placement", () => {
     assert.equal(placer.placeDecode(prefill!, new Exclusions()).info.instanceId, "x");
   });
 
-  it("pairs only what fits", () => {
+  it("pairs only instances that fit", () => {
     const [one, two] = [{ info: { blockSize: 16 } }, { info: { blockSize: 32 } }];
     const placer = placerOf(
       [
@@ -48,12 +48,12 @@ describe("placement", () => {
     assert.equal(ids(placer, 4), "ax by ax by");
   });
 
-  it("prefers instances with a free slot, by figures that may be stale, and asks the others all the same", () => {
+  it("prefers instances with a free slot, but also asks the others, because figures may be stale", () => {
     assert.equal(ids(placerOf([{ id: "a" }], [{ id: "x", freeSlots: 0 }, { id: "y" }]), 2), "ay ay");
     assert.equal(ids(placerOf([{ id: "a" }], [{ id: "x", freeSlots: 0 }]), 1), "ax");
   });
 
-  it("gives one that failed a second chance only where there is no other", () => {
+  it("uses an instance that failed again only if there is no other", () => {
     const view = viewOf([{ id: "a" }], [{ id: "x" }, { id: "y" }]);
     const placer = createPlacer({ view }, policies());
     const exclusions = new Exclusions();
@@ -62,7 +62,7 @@ describe("placement", () => {
     assert.equal(ids(placer, 2, exclusions), "ay ay");
   });
 
-  it("leaves a busy one alone until it has news of a free slot", () => {
+  it("skips a busy instance until its figures show a free slot", () => {
     const before = known(Role.DECODE, { id: "x", legs: 3, freeSlots: 1 });
     const exclusions = new Exclusions();
     exclusions.busy(before);
@@ -85,7 +85,7 @@ describe("placement", () => {
     });
   });
 
-  it("says what the model lacks where it has no pair", () => {
+  it("reports the model's lack if it has no pair", () => {
     for (const [prefill, decode] of [
       [[], []],
       [[{ id: "a" }], [{ id: "x", drained: true }]],

@@ -5,7 +5,7 @@ import { Pairs } from "../../../services/router/pool/pairs.ts";
 const LIMITS = { failureLimit: 3, probeEveryMs: 500 };
 
 describe("a breaker", () => {
-  it("opens after so many failures in a row, and only then", () => {
+  it("opens after the limit of failures in a row, and only then", () => {
     const breaker = new Breaker(LIMITS);
     assert.deepEqual(
       [1, 2, 3].map((atMs) => breaker.judge("bad", atMs)),
@@ -15,7 +15,7 @@ describe("a breaker", () => {
     assert.equal(breaker.judge("bad", 4), false, "it is open already");
   });
 
-  it("opens by failures among successes too, and never by one in four", () => {
+  it("also opens by failures among successes, but never by one in four", () => {
     const half = new Breaker(LIMITS);
     for (let count = 0; count < 10; count += 1) half.judge(count % 2 === 0 ? "bad" : "good", count);
     assert.equal(half.open, true);
@@ -31,19 +31,17 @@ describe("a breaker", () => {
     assert.equal(breaker.judge("wedged", 1), true);
   });
 
-  it("stays open whatever users' legs bring, and is due for a probe after each pause", () => {
+  it("stays open whatever users' legs report, and is due for a probe after each pause", () => {
     const breaker = new Breaker(LIMITS);
     breaker.judge("wedged", 1_000);
     breaker.judge("good", 1_001);
     assert.equal(breaker.because, "failing");
-    assert.equal(breaker.due(1_499), false);
-    assert.equal(breaker.due(1_500), true);
+    assert.equal(breaker.dueMs, 1_500);
     breaker.probing(1_500);
-    assert.equal(breaker.due(1_999), false);
-    assert.equal(breaker.due(2_000), true);
+    assert.equal(breaker.dueMs, 2_000);
     breaker.probing(2_000);
     breaker.probeSoon(2_100);
-    assert.equal(breaker.due(2_100), true);
+    assert.equal(breaker.dueMs, 2_100);
   });
 
   it("is closed by a probe, on probation", () => {
@@ -55,7 +53,7 @@ describe("a breaker", () => {
     assert.equal(breaker.judge("bad", 2), true);
   });
 
-  it("is tried again within a second after probes that were refused, and ever later after those that hung", () => {
+  it("gets a probe within a second after refused ones, and after growing pauses if probes hang", () => {
     const pauses = (failure: "refused" | "late" | "wrong"): number[] => {
       const breaker = new Breaker(LIMITS);
       breaker.judge("wedged", 0);
@@ -69,17 +67,17 @@ describe("a breaker", () => {
       assert.deepEqual(pauses(failure), [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
   });
 
-  it("is open from the start where answers must be proven, and says what the last probe said", () => {
+  it("is open from the start if answers must be proven, and reports the last probe's error", () => {
     const breaker = new Breaker(LIMITS);
     breaker.distrust(0);
-    assert.deepEqual([breaker.because, breaker.due(0)], ["unproven", true]);
+    assert.deepEqual([breaker.because, breaker.dueMs], ["unproven", 0]);
     breaker.probeFailed("wrong", "Off by 0.9.", 0);
     assert.equal(breaker.text, "Off by 0.9.");
     assert.equal(breaker.close(), true);
     assert.equal(breaker.spotless, true, "a proof is no probation");
   });
 
-  it("keeps the verdict of probes that hung beyond the engine that it condemned", () => {
+  it("keeps the back-off of hung probes when the engine restarts", () => {
     const [refused, late] = [new Breaker(LIMITS), new Breaker(LIMITS)];
     for (const [breaker, failure] of [
       [refused, "refused"],
@@ -89,10 +87,10 @@ describe("a breaker", () => {
       breaker.probeFailed(failure, "It failed.", 0);
       breaker.distrust(10); // Its engine has restarted.
     }
-    assert.deepEqual([refused.due(10), late.due(10), late.due(1_000)], [true, false, true]);
+    assert.deepEqual([refused.dueMs, late.dueMs], [10, 1_000]);
   });
 
-  it("suspects what failed, less and less", () => {
+  it("remembers failures with a weight that fades", () => {
     const breaker = new Breaker(LIMITS);
     assert.equal(breaker.suspicion(0), 0);
     breaker.judge("bad", 0);
@@ -107,7 +105,7 @@ describe("the breakers of pairs", () => {
   const out = (pairs: Pairs): string[] =>
     [...pairs.open()].map(({ prefillId, decodeId }) => `${prefillId}|${decodeId}`);
 
-  it("remember only pairs with something against them", () => {
+  it("remember only pairs with failures", () => {
     const pairs = new Pairs(LIMITS);
     pairs.judge("p1", "d1", "good", 0);
     pairs.judge("p1", "d2", "wedged", 0);
@@ -121,7 +119,7 @@ describe("the breakers of pairs", () => {
     assert.deepEqual(out(pairs), []);
   });
 
-  it("expect a probe once, and again when one of them has restarted", () => {
+  it("expect one probe, and another when one of the two has restarted", () => {
     const pairs = new Pairs(LIMITS);
     pairs.expect("p1", "d1", 0);
     assert.equal(pairs.outOf("p1", "d1")?.because, "unproven");

@@ -30,8 +30,8 @@ function served(pool: Pool): string {
   }
 }
 
-describe("decode whose first prefill instance is not there yet", () => {
-  it("waits for it, and serves in its place once it was there", async () => {
+describe("decode before its first prefill instance", () => {
+  it("waits for it, and serves unpaired once it has been there and is out", async () => {
     const clock = manualClock();
     await using decode = await startDecode(NIXL);
     await using prefill = await startPrefill(NIXL);
@@ -49,7 +49,7 @@ describe("decode whose first prefill instance is not there yet", () => {
     assert.equal(served(pool), "unpaired");
   });
 
-  it("serves alone when none came in time, and whoever waits is told", async () => {
+  it("serves unpaired when none came in time, and listeners learn of it", async () => {
     const clock = manualClock();
     await using decode = await startDecode(NIXL);
     await using pool = start(clock);

@@ -191,13 +191,12 @@ describe("a model", () => {
     });
   }
 
-  it("that decode serves alone lacks nothing but a pair, once prefill may no longer come", () => {
+  it("that decode may serve unpaired lacks only a pair", () => {
     const alone = (o: ViewOptions) => viewOf([], [{ id: "x", ...NIXL }], o).models.get("tiny")!;
     const allowed = alone({ unpaired: true });
     assert.equal(allowed.lack(false), undefined);
     assert.match(allowed.lack(true)!, /no prefill instance is registered/);
-    for (const options of [{}, { unpaired: true, awaitsPrefill: () => true }])
-      assert.match(alone(options).lack(false)!, /no prefill instance is registered/);
+    assert.match(alone({}).lack(false)!, /no prefill instance is registered/);
   });
 
   it("shares one list of partners among instances of one build", () => {

@@ -25,7 +25,7 @@ async function poolOf(
 }
 
 describe("an instance that its registry objects to", () => {
-  it("gets no leg while others serve, and is back with the next good word", async () => {
+  it("gets no leg while others serve, and is back when the registry lists it as healthy", async () => {
     await using one = await startDecode({ instanceId: "d1" });
     await using two = await startDecode({ instanceId: "d2" });
     await using registered = await poolOf(one, two);
@@ -48,7 +48,7 @@ describe("an instance that its registry objects to", () => {
     assert.equal(standingIn(pool.view, "d1"), "draining");
   });
 
-  it("serves on where no other does, and that is not hidden", async () => {
+  it("goes on serving if no other instance does, which is reported", async () => {
     await using one = await startDecode({ instanceId: "d1" });
     await using two = await startDecode({ instanceId: "d2" });
     await using registered = await poolOf(one, two);
@@ -68,7 +68,7 @@ describe("an instance that its registry objects to", () => {
     assert.equal(standingIn(pool.view, "d1"), "serves");
   });
 
-  it("is forgotten once it is missing and says itself that it ends", async () => {
+  it("is forgotten once it is missing and reports that it stops", async () => {
     await using one = await startDecode({ instanceId: "d1" });
     await using two = await startDecode({ instanceId: "d2" });
     await using registered = await poolOf(one, two);

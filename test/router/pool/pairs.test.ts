@@ -18,7 +18,7 @@ describe("a pair", () => {
     assert.equal(pairs.isWarm("p1", "d2"), false);
   });
 
-  it("is cold again where KV did not come, and needs no probe before users where a user's KV has moved", () => {
+  it("is cold again after a failed transfer, and needs no probe if a user's KV has moved", () => {
     const pairs = new Pairs(BREAKER_LIMITS);
     pairs.judge("p1", "d1", "good", 0);
     pairs.expect("p1", "d1", 0);

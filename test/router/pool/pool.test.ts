@@ -3,6 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { InfoSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
+import { serveRpc } from "../../../services/rpc/server.ts";
 import { misfitOf } from "../../../services/router/pool/compat.ts";
 import { createPool } from "../../../services/router/pool/pool.ts";
 import type { Pool } from "../../../services/router/pool/pool.ts";
@@ -16,7 +17,7 @@ import { instanceIn, seenIn, untilPool, untilStanding } from "../support/pool-wa
 const start = (): Pool => createPool({ log: silentLog, clock: systemClock });
 
 describe("the pool", () => {
-  it("gives an instance legs once it has told that it serves, and says what it is told", async () => {
+  it("gives an instance legs once it reports that it serves, and passes its reasons on", async () => {
     await using prefill = await startPrefill({ maxModelLen: 4096 });
     await using decode = await startDecode({ maxModelLen: 2048 });
     await using pool = start();
@@ -38,7 +39,7 @@ describe("the pool", () => {
     [State.DRAINING, "draining"],
     [State.STOPPED, "stopped"],
   ] as const) {
-    it(`takes an instance out that tells that it is ${condition}, and back when it serves`, async () => {
+    it(`takes out an instance that reports ${condition}, and takes it back when it serves`, async () => {
       await using decode = await startDecode();
       await using pool = start();
       pool.update([decode.info]);
@@ -52,7 +53,7 @@ describe("the pool", () => {
     });
   }
 
-  it("takes an instance out at once whose connection breaks", async () => {
+  it("takes out an instance at once when its connection breaks", async () => {
     const decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
@@ -61,7 +62,7 @@ describe("the pool", () => {
     await untilStanding(pool, "d1", "unreachable");
   });
 
-  it("takes an instance for silent whose heartbeat stays away for 2 s, and back with the next one", async () => {
+  it("counts an instance as silent after 2 s without a heartbeat, and takes it back with the next one", async () => {
     const clock = manualClock();
     await using decode = await startDecode();
     await using pool = createPool({ log: silentLog, clock });
@@ -80,7 +81,7 @@ describe("the pool", () => {
     await back.finally(() => clearInterval(timer));
   });
 
-  it("calls again an instance that was not there yet", async () => {
+  it("dials an instance again that did not listen yet", async () => {
     await using pool = start();
     const port = await freePort();
     pool.update([create(InfoSchema, { instanceId: "d9", role: 2, model: "tiny", grpcAddress: `127.0.0.1:${port}` })]);
@@ -97,7 +98,7 @@ describe("the pool", () => {
     assert.equal(standingIn(pool.view, "d1"), "serves");
   });
 
-  it("believes an instance before its registry in where its engine takes KV", async () => {
+  it("prefers the instance's own KV address over the registry's", async () => {
     await using decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
@@ -123,7 +124,7 @@ describe("the pool", () => {
     assert.equal(instanceIn(pool, "d1"), undefined);
   });
 
-  it("drains by its own flag at once, and by the instance's word after that", async () => {
+  it("drains an instance at once by its own flag, and later by the instance's report", async () => {
     await using decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
@@ -138,7 +139,7 @@ describe("the pool", () => {
     await untilStanding(pool, "d1", "serves");
   });
 
-  it("gives no leg to an instance that could not be told to drain", async () => {
+  it("gives no leg to an instance that did not confirm a drain", async () => {
     const decode = await startDecode();
     await using pool = start();
     pool.update([decode.info]);
@@ -149,7 +150,7 @@ describe("the pool", () => {
     await assert.rejects(pool.drain("d2", false), { code: "not_found" });
   });
 
-  it("takes an instance out on which leg after leg fails, until a probe comes through", async () => {
+  it("takes out an instance on which leg after leg fails, until a probe succeeds", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill();
     await using decode = await startDecode();
@@ -182,7 +183,7 @@ describe("the pool", () => {
     assert.equal(standingIn(pool.view, "d1"), "failing", "it is on probation");
   });
 
-  it("keeps its view while legs come and go and loads are reported, and makes another when a standing changes", async () => {
+  it("keeps its view while legs and loads change, and makes a new one when a standing changes", async () => {
     await using decode = await startDecode({ slotLimit: 64 });
     await using pool = start();
     pool.update([decode.info]);
@@ -202,7 +203,7 @@ describe("the pool", () => {
     assert.equal(standingIn(view, "d1"), "serves", "the old view says what was");
   });
 
-  it("tells an instance that refuses its token from one that can't be reached", async () => {
+  it("distinguishes an instance that refuses its token from one that can't be reached", async () => {
     await using decode = await startDecode({}, undefined, "right");
     await using pool = createPool({ log: silentLog, clock: systemClock, token: "wrong" });
     pool.update([decode.info]);
@@ -210,7 +211,15 @@ describe("the pool", () => {
     assert.match(seenIn(pool, "d1")!.standing.text, /refuses this router's token/);
   });
 
-  it("brings the figures for policies up to this moment", async () => {
+  it("names an instance of another version, which does not know the router's calls", async () => {
+    await using old = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog, graceMs: 0 });
+    await using pool = start();
+    pool.update([create(InfoSchema, { instanceId: "d1", role: 2, model: "tiny", grpcAddress: old.address })]);
+    await untilStanding(pool, "d1", "denied");
+    assert.match(seenIn(pool, "d1")!.standing.text, /Run the same version on both/);
+  });
+
+  it("keeps the figures for policies current", async () => {
     await using prefill = await startPrefill();
     await using decode = await startDecode();
     await using pool = start();
@@ -238,7 +247,7 @@ describe("the pool", () => {
     }
   });
 
-  it("counts instances by role and condition, and knows no more than its limit", async () => {
+  it("counts instances by role and standing, and tracks no more than its limit", async () => {
     await using decode = await startDecode();
     const metrics = createMetrics();
     await using pool = createPool({ log: silentLog, clock: systemClock, metrics, limit: 1 });
@@ -258,7 +267,7 @@ describe("a pair of instances", () => {
     blockSize: 16,
     tpSize: 1,
   });
-  it("fits where all facts agree, or one side doesn't say", () => {
+  it("fits if all facts agree, or one side does not report them", () => {
     assert.equal(misfitOf(info, info), undefined);
     assert.equal(
       misfitOf(info, create(InfoSchema, { ...info, dtype: "", blockSize: 0, tpSize: 0, engineVersion: "" })),
@@ -273,7 +282,7 @@ describe("a pair of instances", () => {
     blockSize: 32,
     tpSize: 2,
   })) {
-    it(`doesn't fit where ${key} differs, and says so`, () => {
+    it(`doesn't fit if ${key} differs, and names the fact`, () => {
       const misfit = misfitOf(info, create(InfoSchema, { ...info, [key]: value }));
       assert.match(misfit!.text, new RegExp(`${info[key as "dtype"]} on prefill, ${value} on decode`));
     });

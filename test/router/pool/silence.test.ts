@@ -74,8 +74,8 @@ async function beats(count: number, pool: Pool, clock: ManualClock, ...ids: stri
   }
 }
 
-describe("an instance that is not heard", () => {
-  it("is suspect before it is silent: it gets no new leg, and what it has not answered is given up", async () => {
+describe("a silent instance", () => {
+  it("is suspect before it is silent: it gets no new leg, and its unanswered calls are given up", async () => {
     await using child = await startChild("d1");
     await using other = await startDecode({ instanceId: "d2" });
     const clock = manualClock();
@@ -94,7 +94,7 @@ describe("an instance that is not heard", () => {
     assert.equal(standingIn(pool.view, "d1"), "serves");
   });
 
-  it("keeps its legs, and gets new ones, until it is silent where no other serves", async () => {
+  it("keeps its legs and gets new ones until it is silent, if no other instance serves", async () => {
     await using child = await startChild("d1");
     const clock = manualClock();
     await using pool = start(clock);
@@ -113,8 +113,8 @@ describe("an instance that is not heard", () => {
   });
 });
 
-describe("a router that stood still itself", () => {
-  it("takes no instance for silent that it could not hear", async () => {
+describe("a router that was stopped itself", () => {
+  it("does not count that time as silence of its instances", async () => {
     await using child = await startChild("d1");
     await using other = await startChild("d2");
     const clock = manualClock();
@@ -123,7 +123,7 @@ describe("a router that stood still itself", () => {
     for (const id of ["d1", "d2"]) await untilStanding(pool, id, "serves");
     const before = pool.view;
     let changes = 0;
-    pool.onView(() => changes++);
+    pool.onChange((isNewView) => void (changes += Number(isNewView)));
     clock.stall(3_000);
     await beats(4, pool, clock, "d1", "d2");
     assert.equal(changes, 0);

@@ -40,7 +40,7 @@ describe("a probe through a pair", function () {
     void leg.started.promise.then(() => leg.end({}, body));
   };
 
-  it("finds a decode engine that answers 200 from another KV than it was sent", async () => {
+  it("finds a decode engine that answers 200 from KV other than the KV it was sent", async () => {
     await using prefill = await startPrefill({}, (leg) => leg.done({ firstLogprob: -0.5 }));
     await using decode = await startDecode({}, answers(-1));
     await using tandem = await deploy([prefill, decode]);
@@ -72,7 +72,7 @@ describe("a probe through a pair", function () {
     assert.deepEqual(order, ["prefill", "decode"]);
   });
 
-  it("is held to the limits in force when it is sent, and not to those of the start", async () => {
+  it("follows the limits in force when it is sent, and not those of the start", async () => {
     await using prefill = await startPrefill();
     await using decode = await startDecode({}, (leg) => leg.accept());
     await using tandem = await deploy([prefill, decode], { limits: { prefillTimeoutMs: 3_600_000 } });
@@ -82,7 +82,7 @@ describe("a probe through a pair", function () {
     assert.match(result.text, /Prefill did not end within 50 ms/);
   });
 
-  it("says what failed: an engine, or nothing came in time; and leaves no leg behind", async () => {
+  it("reports whether an engine failed or no answer came in time, and leaves no leg behind", async () => {
     await using prefill = await startPrefill({}, (leg) => leg.fail("engine_failed"));
     await using decode = await startDecode();
     decode.legs
@@ -99,7 +99,7 @@ describe("a probe through a pair", function () {
     assert.ok(late.kind === "failed" && late.failure === "late", JSON.stringify(late));
   });
 
-  it("is given up at once when its caller leaves", async () => {
+  it("ends at once when its caller leaves", async () => {
     await using prefill = await startPrefill({}, (leg) => leg.done());
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);

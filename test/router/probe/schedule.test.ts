@@ -21,7 +21,7 @@ for (const connector of ["p2p-zmq", "nixl"]) {
   describe(`an instance that fails leg after leg (${connector})`, () => {
     const info = { connector };
 
-    it("is out after so many, is tried by probes of both legs, and is back when one comes through", async () => {
+    it("is out after the limit, gets probes through both legs, and is back when one succeeds", async () => {
       let broken = true;
       const probes: string[] = [];
       await using prefill = await startPrefill(info, (leg) => leg.done({ ticket: "{}" }));
@@ -68,7 +68,7 @@ for (const connector of ["p2p-zmq", "nixl"]) {
 }
 
 describe("an instance that hangs for good", () => {
-  it("is not buried under probes, and keeps none of them from the others", async () => {
+  it("gets a bounded number of probes, and takes none from the others", async () => {
     let broken = true;
     await using hung = await startPrefill({ instanceId: "p1" });
     await using prefill = await startPrefill({ instanceId: "p2" }, (leg) =>
@@ -105,7 +105,7 @@ describe("an instance that hangs for good", () => {
 });
 
 describe("an instance that fails at once", () => {
-  it("does not win the users of one that works", async () => {
+  it("does not attract the requests of one that works", async () => {
     await using prefill = await startPrefill({}, done);
     await using bad = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("engine_failed"));
     // Busy all the time: by load alone the other, always idle, would get every leg.
@@ -121,7 +121,7 @@ describe("an instance that fails at once", () => {
   });
 });
 
-describe("an instance that stands still", () => {
+describe("an instance that stalls", () => {
   it("is out after one leg, so that the next clients do not wait for it", async () => {
     await using prefill = await startPrefill({}, done);
     await using mute = await startDecode({ instanceId: "d1" });
@@ -138,7 +138,7 @@ describe("an instance that stands still", () => {
     assert.equal(mute.legs.all.length, before);
   });
 
-  it("in the transfer breaks the pair and not the instances, and the request goes to another pair, never back", async () => {
+  it("in a transfer takes out the pair and not the instances, and the request goes to another pair", async () => {
     await using prefill = await startPrefill({}, done);
     await using other = await startPrefill({ instanceId: "p2" }, done);
     // KV of p1 never arrives at d1: the network between them is cut.
@@ -175,8 +175,8 @@ describe("an instance that stands still", () => {
   });
 });
 
-describe("when everything was down", () => {
-  it("service is back within two seconds of the repair", async () => {
+describe("a fleet in which every instance failed", () => {
+  it("serves again within two seconds of the repair", async () => {
     let broken = true;
     await using prefill = await startPrefill({}, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
     await using decode = await startDecode({}, (leg) => {

@@ -10,7 +10,7 @@ const SHORT = Buffer.from('{"prompt":"hi"}');
 const LONG = Buffer.from(`{"prompt":"${"long ".repeat(200)}"}`);
 
 describe("decode alone", () => {
-  it("serves while no prefill instance is left, and says so", async () => {
+  it("serves while no prefill instance is left, and reports the fallback", async () => {
     await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
     await using decode = await startDecode(NIXL, twoTokens);
     await using tandem = await deploy([prefill, decode], { unpaired: true });
@@ -37,14 +37,14 @@ describe("decode alone", () => {
     assert.deepEqual(again.receipt.fallbacks, []);
   });
 
-  it("never serves where its engine would die of it", async () => {
+  it("never serves if that would kill its engine", async () => {
     await using decode = await startDecode({ connector: "p2p-nccl" }, twoTokens);
     await using tandem = await deploy([decode], { unpaired: true, unpairedTokens: 1_000 });
     await assert.rejects(tandem.start().ending, { code: "no_instance", message: /no prefill instance is registered/ });
     assert.equal(decode.legs.all.length, 0);
   });
 
-  it("serves short prompts where that is switched on, and long ones as a pair", async () => {
+  it("serves short prompts if that is switched on, and pairs serve the long ones", async () => {
     await using prefill = await startPrefill(NIXL, (leg) => leg.done({ ticket: "{}" }));
     await using decode = await startDecode(NIXL, twoTokens);
     await using tandem = await deploy([prefill, decode], { unpairedTokens: 100 });

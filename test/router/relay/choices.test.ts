@@ -38,7 +38,7 @@ function counted(streams: boolean): (leg: DecodeLeg) => void {
 }
 
 describe("a request for several choices", () => {
-  it("runs one pair of legs for each, and merges their bodies in order", async () => {
+  it("runs one pair of legs for each choice, and merges their bodies in order", async () => {
     await using prefill = await startPrefill({}, done);
     await using one = await startDecode({ instanceId: "d1" }, counted(false));
     await using two = await startDecode({ instanceId: "d2" }, counted(false));
@@ -71,7 +71,7 @@ describe("a request for several choices", () => {
     assert.equal(one.legs.all.length, 2);
   });
 
-  it("streams each choice as it comes, and one usage chunk at the end", async () => {
+  it("streams each choice at once, and one usage chunk at the end", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, counted(true));
     await using tandem = await deploy([prefill, decode]);
@@ -85,7 +85,7 @@ describe("a request for several choices", () => {
     }
   });
 
-  it("names the prompt of a list of one, too", async () => {
+  it("names the prompt even of a list of one", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, twoTokens);
     await using tandem = await deploy([prefill, decode]);
@@ -130,7 +130,7 @@ describe("a request for several choices", () => {
     assert.deepEqual(receipt.fallbacks, ["retry:reserve:reservation_expired"]);
   });
 
-  it("paces itself where there are fewer slots than choices", async () => {
+  it("paces itself if there are fewer slots than choices", async () => {
     await using prefill = await startPrefill({}, done);
     let free = 2;
     let most = 0;
@@ -151,7 +151,7 @@ describe("a request for several choices", () => {
     assert.equal(most, 2);
   });
 
-  it("holds back all its legs for a slow client, and lets them go on together", async () => {
+  it("holds back all its legs for a slow client, and resumes them together", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);

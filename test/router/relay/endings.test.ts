@@ -59,7 +59,7 @@ describe("a client that leaves", () => {
 });
 
 describe("a slow client", () => {
-  it("is paced down to its instance, and slows no other", async () => {
+  it("is paced back to its instance, and slows no other client", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);
@@ -112,7 +112,7 @@ describe("a slow client", () => {
   });
 });
 
-describe("an instance that says nothing", () => {
+describe("a silent instance", () => {
   it("ends a stream after stall_ms, and says where the time went", async () => {
     const clock = manualClock();
     await using prefill = await startPrefill({}, done);
@@ -188,7 +188,7 @@ describe("an instance that says nothing", () => {
 });
 
 describe("a draining instance", () => {
-  it("gets no new leg, and ends those it has", async () => {
+  it("gets no new leg, and finishes its running legs", async () => {
     await using prefill = await startPrefill({}, done);
     await using leaving = await startDecode({ instanceId: "d1" });
     await using staying = await startDecode({ instanceId: "d2" }, twoTokens);
@@ -206,7 +206,7 @@ describe("a draining instance", () => {
     assert.equal(before.client.text, "data: 1\n\n");
   });
 
-  it("leaves an error that counts who is there", async () => {
+  it("gives an error that counts the instances", async () => {
     await using prefill = await startPrefill({}, done);
     await using one = await startDecode({ instanceId: "d1" });
     await using two = await startDecode({ instanceId: "d2" });
@@ -222,7 +222,7 @@ describe("a draining instance", () => {
     });
   });
 
-  it("leaves an error that says why nothing fits", async () => {
+  it("gives an error that says why no instances fit", async () => {
     await using prefill = await startPrefill({ blockSize: 16 }, done);
     await using decode = await startDecode({ blockSize: 32 });
     await using tandem = await deploy([prefill, decode], { standing: "unmatched" });

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mergeBodies, mergeUsageEvents, splitUsage, sumUsage } from "../../../services/router/relay/merge.ts";
+import { mergeBodies, mergeUsageEvents, sumUsage, usageChunkOf } from "../../../services/router/relay/merge.ts";
 
 // As vLLM 0.32 prints them.
 const body = (index: number, text: string, prompt: number, completion: number, cached = "null"): Buffer =>
@@ -19,14 +19,14 @@ const token = (text: string): string =>
   `data: {"id":"cmpl-1","choices":[{"index":0,"text":${JSON.stringify(text)}}]}\n\n`;
 
 describe("the merged body of several legs", () => {
-  it("is the one that a single engine gives for n = 2", () => {
+  it("equals that of a single engine for n = 2", () => {
     const merged = mergeBodies([body(0, "a", 22, 8), body(1, "b", 22, 8)], 2);
     const one = body(0, "a", 22, 16).toString();
     const second = `,{"index":1,"text":"b","logprobs":{"token_logprobs":[-0.10000000000000000555]},"finish_reason":"length"}]`;
     assert.equal(merged.toString(), one.replace('"length"}]', `"length"}${second}`));
   });
 
-  it("counts every prompt of a list once, whatever n", () => {
+  it("counts every prompt of a list once, for any n", () => {
     const bodies = [body(0, "a", 3, 8), body(1, "b", 3, 7), body(2, "c", 4, 6), body(3, "d", 4, 5)];
     const merged = JSON.parse(mergeBodies(bodies, 2).toString());
     assert.deepEqual(merged.usage.prompt_tokens, 7);
@@ -44,7 +44,7 @@ describe("the merged body of several legs", () => {
     assert.match(merged, /"seed":12345678901234567890/);
   });
 
-  it("sums cached tokens over prompts, also where one leg has none", () => {
+  it("sums cached tokens over prompts, even if one leg has none", () => {
     const cached = '{"cached_tokens":32,"created_cache_tokens":null}';
     const merged = JSON.parse(
       mergeBodies([body(0, "a", 43, 2, cached), body(1, "b", 43, 2, cached), body(2, "c", 9, 2)], 1).toString(),
@@ -52,7 +52,7 @@ describe("the merged body of several legs", () => {
     assert.deepEqual(merged.usage.prompt_tokens_details, { cached_tokens: 64, created_cache_tokens: null });
   });
 
-  it("stays without usage where an engine gives none", () => {
+  it("has no usage if an engine reports none", () => {
     const bare = Buffer.from('{"choices":[{"index":0}]}');
     assert.equal(
       mergeBodies([bare, Buffer.from('{"choices":[{"index":1}]}')], 2).toString(),
@@ -60,7 +60,7 @@ describe("the merged body of several legs", () => {
     );
   });
 
-  it("fails with a type where a part is not JSON", () => {
+  it("fails with a typed error if a part is not JSON", () => {
     for (const part of ["", "{", "[]", '{"a":1}', '{"choices":3}']) {
       assert.throws(
         () => mergeBodies([body(0, "a", 1, 1), Buffer.from(part)], 2),
@@ -72,27 +72,23 @@ describe("the merged body of several legs", () => {
 });
 
 describe("the usage chunk of several legs", () => {
-  it("is taken out of the events it comes with, wherever they are cut", () => {
+  it("is found in the events that it arrives with, wherever they are cut", () => {
     const events = [token("a"), token('say "choices":[] twice'), usageEvent(22, 8)];
     for (let cut = 0; cut < events.length; cut += 1) {
       const messages = [events.slice(0, cut).join(""), events.slice(cut).join("")];
-      const split = messages.map((message) => splitUsage(Buffer.from(message)));
-      assert.equal(split.map((part) => part.events.toString()).join(""), events.slice(0, 2).join(""));
       assert.deepEqual(
-        split.map((part) => part.usage?.toString()),
+        messages.map((message) => usageChunkOf(Buffer.from(message))?.toString()),
         [undefined, events[2]],
       );
     }
   });
 
-  it("is not seen in a text that looks like it", () => {
+  it("is not found in a text that looks like it", () => {
     const events = Buffer.from(token('{"choices":[]}'));
-    const split = splitUsage(events);
-    assert.equal(split.events, events);
-    assert.equal(split.usage, undefined);
+    assert.equal(usageChunkOf(events), undefined);
   });
 
-  it("comes out as a single engine's", () => {
+  it("equals that of a single engine", () => {
     const merged = mergeUsageEvents([Buffer.from(usageEvent(22, 8)), Buffer.from(usageEvent(22, 5))], 2);
     assert.equal(merged.toString(), usageEvent(22, 13));
   });

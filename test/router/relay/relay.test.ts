@@ -73,7 +73,7 @@ describe("a request, decode first", () => {
     assert.match(metrics, /tandem_kv_transfer_bytes_total 1024/);
   });
 
-  it("gives a body in one piece when it doesn't stream", async () => {
+  it("delivers a non-streaming body whole", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, (leg) => {
       leg.accept();
@@ -86,7 +86,7 @@ describe("a request, decode first", () => {
     assert.equal(client.started, 1);
   });
 
-  it("starts the answer also where it has no bytes", async () => {
+  it("starts an answer without bytes too", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode({}, (leg) => {
       leg.accept();
@@ -98,7 +98,7 @@ describe("a request, decode first", () => {
     assert.equal(client.started, 1);
   });
 
-  it("takes a busy decode instance for no failure, and asks another", async () => {
+  it("does not count a busy decode instance as a failure, and asks another", async () => {
     await using prefill = await startPrefill({}, done);
     await using full = await startDecode({ instanceId: "d1" }, (leg) => leg.fail("instance_busy"));
     await using free = await startDecode({ instanceId: "d2" }, twoTokens);
@@ -119,7 +119,7 @@ describe("a request, decode first", () => {
     const { client, ending } = tandem.start();
     await decode.legs.next("the refused reservation");
     await untilNoLegs(tandem);
-    const seen = new Promise<void>((resolve) => tandem.pool.onChange(resolve));
+    const seen = new Promise<void>((resolve) => tandem.pool.onChange(() => resolve()));
     decode.load({ freeSlots: 0 });
     await seen;
     assert.equal(decode.legs.all.length, 1);
@@ -161,7 +161,7 @@ describe("a request, decode first", () => {
     assert.match(await tandem.metrics.text(), /tandem_retries_total\{reason="kv_transfer_failed"\} 1/);
   });
 
-  it("says so in the abandon where prefill surely sent nothing", async () => {
+  it("says in the abandon that prefill has sent nothing, if that is certain", async () => {
     await using prefill = await startPrefill({}, (leg) => leg.fail("engine_refused"));
     await using decode = await startDecode({}, (leg) => leg.accept());
     await using tandem = await deploy([prefill, decode]);
@@ -172,7 +172,7 @@ describe("a request, decode first", () => {
     assert.equal(decode.legs.all.length, 1);
   });
 
-  it("does not retry where retries are off", async () => {
+  it("does not retry if retries are off", async () => {
     await using prefill = await startPrefill({}, (leg) => leg.fail("kv_transfer_failed"));
     await using decode = await startDecode({}, (leg) => leg.accept());
     await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 } });
@@ -195,7 +195,7 @@ describe("a request, decode first", () => {
     assert.equal(prefill.legs.all.length, 2);
   });
 
-  it("fails with a type, and without a retry, when decode is lost in mid-stream", async () => {
+  it("fails with a typed error and without a retry when decode is lost in mid-stream", async () => {
     await using prefill = await startPrefill({}, done);
     const decode = await startDecode({ instanceId: "d1" });
     await using other = await startDecode({ instanceId: "d2", model: "tiny", blockSize: 1 });
@@ -212,7 +212,7 @@ describe("a request, decode first", () => {
     assert.deepEqual(receipt.fallbacks, []);
   });
 
-  it("fails with a type when the answer ends without its end", async () => {
+  it("fails with a typed error when the answer stops before its end", async () => {
     await using prefill = await startPrefill({}, done);
     await using decode = await startDecode();
     await using tandem = await deploy([prefill, decode]);
@@ -258,7 +258,7 @@ describe("a request, prefill first", () => {
     assert.deepEqual(receipt.fallbacks, ["busy:decode"]);
   });
 
-  it("cancels a prefill that nobody wants any more, and opens no decode", async () => {
+  it("cancels prefill when its client leaves, and opens no decode leg", async () => {
     await using prefill = await startPrefill({ ...nixl });
     await using decode = await startDecode({ ...nixl });
     await using tandem = await deploy([prefill, decode]);
@@ -271,7 +271,7 @@ describe("a request, prefill first", () => {
     assert.equal(decode.legs.all.length, 0);
   });
 
-  it("ends a search for a decode instance with its client", async () => {
+  it("ends the search for a decode instance when its client leaves", async () => {
     await using prefill = await startPrefill({ ...nixl }, done);
     await using decode = await startDecode({ ...nixl }, (leg) => leg.fail("instance_busy"));
     await using tandem = await deploy([prefill, decode]);

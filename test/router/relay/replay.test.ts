@@ -58,7 +58,7 @@ const replays = async ({ metrics }: Deployment, outcome: string): Promise<number
   Number(new RegExp(`^tandem_replays_total\\{outcome="${outcome}"\\} (\\d+)$`, "m").exec(await metrics.text())?.[1]);
 
 describe("a stream that breaks after its first byte", () => {
-  it("goes on where another pair has written again what the client has, however that comes in pieces", async () => {
+  it("goes on once another pair has repeated all that the client has, in pieces of any size", async () => {
     await using at = await scene();
     const { client, receipt, ending } = at.tandem.start(GREEDY);
     const broken = await at.next();
@@ -82,7 +82,7 @@ describe("a stream that breaks after its first byte", () => {
     await untilNoLegs(at.tandem);
   });
 
-  it("goes on also when the next one breaks before it came as far", async () => {
+  it("goes on even if the next attempt breaks before it has caught up", async () => {
     await using at = await scene();
     const { client, receipt, ending } = at.tandem.start(GREEDY);
     const first = await at.next();
@@ -180,7 +180,7 @@ describe("a stream that breaks after its first byte", () => {
     });
   }
 
-  it("is written again on vLLM where the settings say so", async () => {
+  it("is replayed on vLLM if the settings say so", async () => {
     await using at = await scene({ replayMode: "always" }, "vllm");
     const { client, ending } = at.tandem.start(GREEDY);
     const broken = await at.next();
@@ -193,8 +193,8 @@ describe("a stream that breaks after its first byte", () => {
   });
 });
 
-describe("what was sent so far", () => {
-  it("is told from every other text, whatever the pieces", () => {
+describe("the digest of the bytes sent so far", () => {
+  it("distinguishes every other text, in any pieces", () => {
     const text = Buffer.from("data: é\n\ndata: zwei\n\n");
     const more = Buffer.from("data: three\n\n");
     for (let cut = 0; cut <= text.length; cut += 1) {

@@ -107,7 +107,7 @@ describe("what follows a failed attempt", () => {
     }
   }
 
-  it("waits for a busy instance at no cost, and takes a ticket that was refused elsewhere", () => {
+  it("is a free wait for a busy instance, and another instance for a refused ticket", () => {
     const rules: RetryRules = { limit: 1, strict: false, takeFromBudget: () => true };
     assert.deepEqual(
       afterFailure(
@@ -128,9 +128,9 @@ describe("what follows a failed attempt", () => {
 });
 
 describe("the retry budget", () => {
-  it("has one retry for so many requests, and some in every second", () => {
+  it("earns retries by requests and by seconds", () => {
     const clock = manualClock();
-    const budget = createRetryBudget({ limits: { current: { retryRatio: 0.2 } }, perS: 1, clock });
+    const budget = createRetryBudget({ current: { retryRatio: 0.2 } }, clock, 1);
     const drained = (): number => {
       let count = 0;
       while (budget.take()) count += 1;
@@ -147,8 +147,8 @@ describe("the retry budget", () => {
     assert.equal(drained(), 100, "nor than five hundred requests");
   });
 
-  it("is none where both are 0", () => {
-    const budget = createRetryBudget({ limits: { current: { retryRatio: 0 } }, perS: 0, clock: manualClock() });
+  it("is empty if both rates are 0", () => {
+    const budget = createRetryBudget({ current: { retryRatio: 0 } }, manualClock(), 0);
     budget.earn();
     assert.equal(budget.take(), false);
   });

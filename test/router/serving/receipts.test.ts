@@ -3,7 +3,16 @@ import { createReceipts } from "../../../services/router/serving/receipts.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../../../services/router/request/receipt.ts";
 
 const draft = (requestId: string, clientId?: string): ReceiptDraft =>
-  createReceiptDraft({ requestId, clientId, startedUnixMs: 0, path: "/v1/completions", model: "m", stream: false });
+  createReceiptDraft({
+    requestId,
+    clientId,
+    startedUnixMs: 0,
+    path: "/v1/completions",
+    model: "m",
+    stream: false,
+    tenant: "",
+    priority: 0,
+  });
 
 describe("receipts", () => {
   it("show running requests first and forget the oldest that ended", () => {

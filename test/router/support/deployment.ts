@@ -175,10 +175,13 @@ export async function deploy(
       const client = new Client();
       const receipt = createReceiptDraft({
         requestId: full.id,
+        clientId: undefined,
         startedUnixMs: 0,
         path: full.path,
         model: full.model,
         stream: full.stream,
+        tenant: "",
+        priority: 0,
       });
       const gone = new AbortController();
       const ending = within(relay.run(full, client, receipt, admitted, gone.signal), "the end of the request");

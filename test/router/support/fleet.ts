@@ -2,7 +2,7 @@
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { BREAKER_LIMITS, Breaker } from "../../../services/router/pool/breaker.ts";
-import { type FleetRules, type FleetView, fleetOf, type Known } from "../../../services/router/pool/fleet.ts";
+import { type FleetView, fleetOf, type Known } from "../../../services/router/pool/fleet.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 
 export interface KnownInit extends Partial<Omit<Known, "info">> {
@@ -12,17 +12,22 @@ export interface KnownInit extends Partial<Omit<Known, "info">> {
   readonly failing?: boolean;
   /** No probe has succeeded with it. */
   readonly unproven?: boolean;
+  /** The state that it reports; undefined: it has not reported yet. Default: it serves. */
+  readonly state?: State | undefined;
+  /** The reason that it reports for `state`. */
+  readonly stateText?: string;
 }
 
 /** Serves, unless `init` says otherwise. */
-export function known(role: Role, { id, info, failing, unproven, ...init }: KnownInit): Known {
+export function known(role: Role, { id, info, failing, unproven, stateText = "", ...init }: KnownInit): Known {
   const breaker = new Breaker(BREAKER_LIMITS);
   if (failing === true) breaker.judge("wedged", 0);
   if (unproven === true) breaker.distrust(0);
+  const { state } = { state: State.SERVING, ...init };
+  const load = state === undefined ? undefined : { ...create(LoadSchema, init.load), state, reason: stateText };
   return {
     info: create(InfoSchema, { instanceId: id, role, model: "tiny", connector: "p2p-nccl", ...info } as Info),
     instanceId: id,
-    load: create(LoadSchema, { state: State.SERVING }),
     loadAtMs: 1,
     legs: 0,
     legsTotal: 0n,
@@ -36,22 +41,23 @@ export function known(role: Role, { id, info, failing, unproven, ...init }: Know
     drained: false,
     objection: undefined,
     link: { kind: "up" },
-    state: State.SERVING,
-    stateText: "",
     suspect: false,
     breaker,
     ...init,
+    load,
   } as Known;
 }
 
-export interface ViewOptions extends Partial<FleetRules> {
+export interface ViewOptions {
   readonly pairs?: Pairs;
+  /** Whether decode may serve unpaired. Default: no. */
+  readonly unpaired?: boolean;
 }
 
 export function viewOf(prefill: readonly KnownInit[], decode: readonly KnownInit[], o: ViewOptions = {}): FleetView {
   const all = [...prefill.map((init) => known(Role.PREFILL, init)), ...decode.map((init) => known(Role.DECODE, init))];
-  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false, awaitsPrefill = () => false } = o;
-  return fleetOf(all, pairs, { unpaired, awaitsPrefill });
+  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false } = o;
+  return fleetOf(all, pairs, () => unpaired);
 }
 
 /** `serves`, or why not. */

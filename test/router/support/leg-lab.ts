@@ -22,7 +22,7 @@ import { LegRun } from "../../../services/router/leg/run.ts";
 import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 import type { Instance } from "../../../services/router/pool/pool.ts";
-import { createLegDraft, type LegDraft } from "../../../services/router/request/receipt.ts";
+import { LegDraft } from "../../../services/router/request/receipt.ts";
 import type { AnswerEnd, RelayRequest } from "../../../services/router/request/request.ts";
 import { type ManualClock, manualClock } from "../../support/manual-clock.ts";
 import { LIMITS } from "./deployment.ts";
@@ -138,6 +138,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
   const context: LegContext = {
     clock,
     live,
+    onLegEnded() {},
     deadlines: new Deadlines(clock),
     limits: { current: { ...LIMITS, ...limits } },
     reserveTimeoutMs: RESERVE_TIMEOUT_MS,
@@ -158,10 +159,6 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     metrics: {
       leg: (side, outcome) => say(`metrics ${side} ${outcome}`),
       interTokenMs: (ms) => lab.itlMs.push(ms),
-      retry() {},
-      fallback() {},
-      retryRefused() {},
-      replay() {},
       completed: (draft) => lab.completed.push(draft),
       kvBytes() {},
     },
@@ -239,7 +236,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
         context,
         {
           request: full,
-          draft: createLegDraft("leg", 0),
+          draft: new LegDraft(0),
           promptIndex: undefined,
           sampleIndex: 0,
           traits: unpaired ? { ...traits, unpaired } : traits,

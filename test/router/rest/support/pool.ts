@@ -32,13 +32,9 @@ export const ONE_PAIR: readonly FakeInstance[] = [
 ];
 
 export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePool {
-  const listeners = new Set<() => void>();
+  const listeners = new Set<(isNewView: boolean) => void>();
   const drained: { instanceId: string; undrain: boolean; reason: string | undefined }[] = [];
   let view = viewOfAll(instances);
-  const listen = (listener: () => void): (() => void) => {
-    listeners.add(listener);
-    return () => listeners.delete(listener);
-  };
   return {
     drained,
     get view() {
@@ -46,10 +42,12 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
     },
     set(next) {
       view = viewOfAll(next);
-      for (const listener of listeners) listener();
+      for (const listener of listeners) listener(true);
     },
-    onChange: listen,
-    onView: listen,
+    onChange(listener) {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
     async drain(instanceId, undrain, reason) {
       if (standingIn(view, instanceId) === "unknown") {
         throw new ServiceError("not_found", `There is no instance ${instanceId}.`);
@@ -92,7 +90,7 @@ function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, dr
       grpcAddress: "10.1.2.3:3201",
       kvAddress: "10.1.2.3:21001",
     },
-    load: create(LoadSchema, { state: State.SERVING, freeSlots: slots }),
+    load: create(LoadSchema, { freeSlots: slots }),
     loadAtMs: 0,
     legsTotal: 7n,
     slots,

@@ -1,6 +1,6 @@
 // A relay that does what the test says, through the real interface.
 import { ServiceError } from "../../../../services/common/errors.ts";
-import { createLegDraft, type ReceiptDraft } from "../../../../services/router/request/receipt.ts";
+import { LegDraft, type ReceiptDraft } from "../../../../services/router/request/receipt.ts";
 import type { AnswerSink, Ending, RelayRequest, RunningRelay } from "../../../../services/router/relay/relay.ts";
 
 /** One request as the relay got it. */
@@ -52,7 +52,7 @@ export function fakeRelay(script: Script = answer): FakeRelay {
         draft,
         gone,
         leg({ reserveMs = 1.5, prefillMs = 20, transferMs = 2 } = {}) {
-          const leg = createLegDraft("0".repeat(32), 0);
+          const leg = new LegDraft(0);
           leg.prefillInstanceId = "p1";
           leg.decodeInstanceId = "d1";
           Object.assign(leg, { reserveMs, prefillMs, transferMs });
