@@ -5,6 +5,7 @@
 import { create } from "@bufbuild/protobuf";
 import { type Info, InfoSchema, InstanceService, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { systemClock } from "../../../services/common/clock.ts";
+import { startLife, type Started } from "../../../services/common/lifecycle.ts";
 import { Deadlines } from "../../../services/common/deadlines.ts";
 import { choice, defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import type { Log } from "../../../services/common/log.ts";
@@ -22,18 +23,19 @@ import type { AnswerEnd, AnswerSink, RelayRequest } from "../../../services/rout
 import { defineService } from "../../../services/rpc/service.ts";
 import { serveRpc } from "../../../services/rpc/server.ts";
 import { renderTable } from "../../common/table.ts";
-import { summarise } from "../statistics.ts";
+import { percentile } from "../statistics.ts";
 import { writeJson } from "./output.ts";
 
 /** Numbers of prefill instances; each fleet has as many decode instances. */
 const SIZES = [1, 2, 8, 16, 64];
 const BATCH = 500;
+const WARM_UP = 10 * BATCH;
 
 const fleetBenchConfig = defineConfig(
   "bench fleet",
   {
     requests: integer("requests", "Requests per fleet size.", {
-      default: 50_000,
+      default: 20_000,
       min: BATCH,
       max: 10_000_000,
     }),
@@ -65,8 +67,11 @@ interface Figure {
 export async function runFleetBench(argv: readonly string[]): Promise<void> {
   const config = loadConfig(fleetBenchConfig, { argv, env: process.env });
   await using instances = await startInstances();
-  const figures: Figure[] = [];
-  for (const size of SIZES) figures.push(await measure(size, instances.address, config.requests, config.policy));
+  const fleets = await Promise.all(SIZES.map((size) => startFleet(size, instances.address, config.policy)));
+  const works = fleets.map(({ parts }) => parts);
+  await measure(works, WARM_UP); // Compiles the code.
+  const figures = await measure(works, config.requests);
+  for (const fleet of fleets) await fleet.stop(0);
   const [smallest, largest] = [figures[0]!, figures.at(-1)!];
   const ratio = largest.requestUs / smallest.requestUs;
   process.stdout.write(
@@ -85,87 +90,111 @@ export async function runFleetBench(argv: readonly string[]): Promise<void> {
   if (ratio * 100 > config.ratio) throw new StartError(`The ratio is above the limit of ${config.ratio / 100}.`);
 }
 
-async function measure(size: number, address: string, requests: number, policy: PolicyName): Promise<Figure> {
-  const metrics = createMetrics();
-  await using pool = createPool({ log: SILENT, clock: systemClock, metrics });
-  using deadlines = new Deadlines(systemClock);
-  const settings = loadConfig(routerConfig, {
-    argv: [`--prefill.policy=${policy}`, `--decode.policy=${policy}`],
-    env: {},
-  });
-  await using relay = createRelay({
-    pool,
-    placement: settings.placement,
-    limits: settings.relay,
-    metrics,
-    log: SILENT,
-    clock: systemClock,
-    deadlines,
-    linkTo: () => ANSWERS_AT_ONCE,
-  });
-  using _probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
-  const admission = createAdmission({
-    capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
-    lack: (model) => pool.view.models.get(model)?.lack(false),
-    queue: settings.queue,
-    clock: systemClock,
-    deadlines,
-  });
-  pool.onChange(admission.poke);
-  const infos = Array.from({ length: 2 * size }, (_, index) => infoOf(index, address));
-  pool.update(infos);
-  const model = (): { readonly prefills: readonly unknown[] } | undefined => pool.view.models.get(REQUEST.model);
-  while (model()?.prefills.length !== size || pool.view.decode.some(({ standing }) => standing.kind !== "serves"))
-    await new Promise((resolve) => setTimeout(resolve, 20));
+/** What is measured of one fleet. */
+interface Work {
+  readonly size: number;
+  request(): Promise<void>;
+  place(): Promise<void>;
+  change(): Promise<void>;
+}
 
-  const picker = () => new Picker(() => policy);
-  const placer = createPlacer(pool, { prefill: picker(), decode: picker() });
-  const never = new AbortController().signal;
-  const exclusions = new Exclusions();
-  const request = async (): Promise<void> => {
-    const { id: requestId, path, model, stream } = REQUEST;
-    const asked = { requestId, clientId: undefined, path, model, stream, tenant: "", priority: 0 };
-    const receipt = createReceiptDraft({ ...asked, startedUnixMs: 0 });
-    const admitted = await admission.acquire(never, REQUEST);
-    const sink: AnswerSink = { start() {}, write: () => true, onDrain: undefined };
-    const { completionTokens } = await relay.run(REQUEST, sink, receipt, admitted, never);
-    admitted.release();
-    if (completionTokens !== END.completionTokens) throw new Error("the answer is not whole");
-  };
-  const place = async (): Promise<void> => {
-    if (pool.view.models.get(REQUEST.model)?.lack(false) !== undefined) throw new Error("the fleet does not serve");
-    const slot = await admission.acquire(never, REQUEST);
-    const { prefill, decode } = placer.place({ model: REQUEST.model, tokens: 100, strict: false }, exclusions);
-    pool.legStarted(prefill!, 100);
-    pool.legStarted(decode!);
-    pool.prefilled(prefill!, 100, 10);
-    pool.legEnded(prefill!, "good");
-    pool.pairEnded(prefill!, decode!, "good");
-    pool.legEnded(decode!, "good");
-    slot.release();
-  };
-  /** Median of the batches, because other work on the machine slows some of them down. */
-  const cpuUs = async (count: number, one: () => Promise<void>): Promise<number> => {
-    const batchUs: number[] = [];
-    for (let done = 0; done < count; done += BATCH) {
-      const before = process.cpuUsage();
-      for (let index = 0; index < BATCH; index += 1) await one();
-      const { user, system } = process.cpuUsage(before);
-      batchUs.push((user + system) / BATCH);
+/** All fleets take turns, and each figure is the 10th percentile of its batches: other work only ever adds to them. */
+async function measure(works: readonly Work[], requests: number): Promise<Figure[]> {
+  const seen = works.map(() => ({ request: [] as number[], place: [] as number[], change: [] as number[] }));
+  for (let done = 0; done < requests; done += BATCH) {
+    for (const [index, work] of works.entries()) {
+      seen[index]!.request.push(await cpuUs(BATCH, work.request));
+      seen[index]!.place.push(await cpuUs(BATCH, work.place));
+      seen[index]!.change.push(await cpuUs(BATCH / 50, work.change));
       // The instances' heartbeats are read here.
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
-    return summarise(batchUs).p50;
-  };
-  const figures = { requestUs: 0, placedUs: 0, changeUs: 0 };
-  await cpuUs(2_000, request); // Warm-up: compiles the code.
-  figures.requestUs = await cpuUs(requests, request);
-  figures.placedUs = await cpuUs(requests, place);
-  figures.changeUs = await cpuUs(Math.max(BATCH, requests / 50), async () => {
-    pool.update(infos);
-    await place();
+  }
+  const low = (batches: number[]): number =>
+    percentile(
+      batches.sort((a, b) => a - b),
+      0.1,
+    );
+  return works.map(({ size }, index) => {
+    const { request, place, change } = seen[index]!;
+    return { size, requestUs: low(request), placedUs: low(place), changeUs: low(change) };
   });
-  return { size, ...figures };
+}
+
+/** CPU time of this process for one call, in us. */
+async function cpuUs(calls: number, call: () => Promise<void>): Promise<number> {
+  const before = process.cpuUsage();
+  for (let done = 0; done < calls; done += 1) await call();
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / calls;
+}
+
+function startFleet(size: number, address: string, policy: PolicyName): Promise<Started<Work>> {
+  return startLife<Work>(async (running) => {
+    const metrics = createMetrics();
+    await using pool = createPool({ log: SILENT, clock: systemClock, metrics });
+    using deadlines = new Deadlines(systemClock);
+    const settings = loadConfig(routerConfig, {
+      argv: [`--prefill.policy=${policy}`, `--decode.policy=${policy}`],
+      env: {},
+    });
+    await using relay = createRelay({
+      pool,
+      placement: settings.placement,
+      limits: settings.relay,
+      metrics,
+      log: SILENT,
+      clock: systemClock,
+      deadlines,
+      linkTo: () => ANSWERS_AT_ONCE,
+    });
+    using _probes = startProbes({ pool, prober: relay.prober, clock: systemClock, metrics });
+    const admission = createAdmission({
+      capacity: (model) => pool.view.models.get(model)?.slots ?? 0,
+      lack: (model) => pool.view.models.get(model)?.lack(false),
+      queue: settings.queue,
+      clock: systemClock,
+      deadlines,
+    });
+    pool.onChange(admission.poke);
+    const infos = Array.from({ length: 2 * size }, (_, index) => infoOf(index, address));
+    pool.update(infos);
+    const model = (): { readonly prefills: readonly unknown[] } | undefined => pool.view.models.get(REQUEST.model);
+    while (model()?.prefills.length !== size || pool.view.decode.some(({ standing }) => standing.kind !== "serves"))
+      await new Promise((resolve) => setTimeout(resolve, 20));
+
+    const picker = () => new Picker(() => policy);
+    const placer = createPlacer(pool, { prefill: picker(), decode: picker() });
+    const never = new AbortController().signal;
+    const exclusions = new Exclusions();
+    const request = async (): Promise<void> => {
+      const { id: requestId, path, model, stream } = REQUEST;
+      const asked = { requestId, clientId: undefined, path, model, stream, tenant: "", priority: 0 };
+      const receipt = createReceiptDraft({ ...asked, startedUnixMs: 0 });
+      const admitted = await admission.acquire(never, REQUEST);
+      const sink: AnswerSink = { start() {}, write: () => true, onDrain: undefined };
+      const { completionTokens } = await relay.run(REQUEST, sink, receipt, admitted, never);
+      admitted.release();
+      if (completionTokens !== END.completionTokens) throw new Error("the answer is not whole");
+    };
+    const place = async (): Promise<void> => {
+      if (pool.view.models.get(REQUEST.model)?.lack(false) !== undefined) throw new Error("the fleet does not serve");
+      const slot = await admission.acquire(never, REQUEST);
+      const { prefill, decode } = placer.place({ model: REQUEST.model, tokens: 100, strict: false }, exclusions);
+      pool.legStarted(prefill!, 100);
+      pool.legStarted(decode!);
+      pool.prefilled(prefill!, 100, 10);
+      pool.legEnded(prefill!, "good");
+      pool.pairEnded(prefill!, decode!, "good");
+      pool.legEnded(decode!, "good");
+      slot.release();
+    };
+    const change = (): Promise<void> => {
+      pool.update(infos);
+      return place();
+    };
+    await running({ size, request, place, change });
+  });
 }
 
 const REQUEST: RelayRequest = {
