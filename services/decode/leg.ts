@@ -99,12 +99,12 @@ export class DecodeLeg {
     const { parts, legs, holdMs } = this.#shared;
     // Whatever is thrown below, this call is over.
     this.#phase = { kind: "over" };
-    const { legId, prefillGrpcAddress, face } = reserve;
+    const { legId, prefillGrpcAddress, identity } = reserve;
     if (prefillGrpcAddress !== "" && !ADDRESS.test(prefillGrpcAddress))
       throw invalid("prefill_grpc_address", "must be host:port or empty");
-    if (face === undefined || face.id === "") throw invalid("face.id", "is missing");
+    if (identity === undefined || identity.id === "") throw invalid("identity.id", "is missing");
     if (legs.has(legId)) throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
-    const leg = { ...admitLeg(parts, "decode", reserve, face.sampleIndex), reserve, reservedAtMs: Date.now() };
+    const leg = { ...admitLeg(parts, "decode", reserve, identity.sampleIndex), reserve, reservedAtMs: Date.now() };
     legs.set(legId, this);
     parts.status.count({ reserved: 1, queuedTokens: estimatePromptTokens(leg.spec) });
     this.#phase = { kind: "reserved", leg, hold: parts.clock.setTimer(holdMs, () => this.#expired()) };
@@ -116,7 +116,7 @@ export class DecodeLeg {
     const { connector } = parts;
     const leg = this.#leaveReserved();
     const { spec, engine } = leg;
-    const { id, created, choiceIndex } = leg.reserve.face!;
+    const { id, created, choiceIndex } = leg.reserve.identity!;
     const refuse = (message: string, why: ServiceErrorOptions): void => {
       this.#settle(leg, ticket);
       this.#call.fail(new ServiceError("invalid_request", message, why));

@@ -45,12 +45,11 @@ export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle
 
   async function run(leg: ReservedLeg, known: string | undefined, maybeTaken: boolean): Promise<void> {
     const { legId } = leg.spec;
-    const { outcome, ticket } =
-      known === undefined ? await askOutcome(leg) : { outcome: Outcome.HANDED_OVER, ticket: known };
+    const { outcome, ticket } = known === undefined ? await askOutcome(leg) : { outcome: Outcome.SENT, ticket: known };
     // The KV was the dead engine's.
     if (isGone(leg) || outcome === Outcome.NOTHING_SENT) return;
     // Releasing is harmless if nothing is held; draining KV that never arrived would stall the engine.
-    const drainable = outcome === Outcome.HANDED_OVER && !maybeTaken;
+    const drainable = outcome === Outcome.SENT && !maybeTaken;
     if ((drainable || means === "release") && (await request(leg, ticket))) return;
     if (isGone(leg)) return;
     log.error("can't account for the KV of a lost leg; restarting the engine", { legId, outcome: Outcome[outcome] });

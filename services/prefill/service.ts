@@ -103,7 +103,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
       const parsed = JSON.parse(answered.body.toString("utf8")) as EngineAnswer;
       const ticket = connector.ticket(parsed);
       const answer = { ticket, ...figuresOf(parsed), engineMs: clock.nowMs() - startedMs };
-      outcome = Outcome.HANDED_OVER;
+      outcome = Outcome.SENT;
       return { outcome, ticket, answer };
     } catch (error) {
       return {

@@ -71,7 +71,7 @@ describe("a request over both legs", () => {
     const pair = leg({ stream: false });
     const { ticket } = await prefillLeg(prefill, undefined, pair);
     const call = openDecode(decode);
-    call.reserve(pair, undefined, { face: { id: "cmpl-public", created: 5, choiceIndex: 2, sampleIndex: 0 } });
+    call.reserve(pair, undefined, { identity: { id: "cmpl-public", created: 5, choiceIndex: 2, sampleIndex: 0 } });
     call.start(ticket, 1);
     await call.next();
     const { events, end, messages } = await call.rest();

@@ -116,7 +116,7 @@ describe("an engine that sends odd bytes", () => {
         onEnd,
       });
       const pair = leg({ model: "odd" });
-      const reserve = { ...pair, face: IDENTITY, prefillKvAddress: "127.0.0.1:9" };
+      const reserve = { ...pair, identity: IDENTITY, prefillKvAddress: "127.0.0.1:9" };
       call.pause();
       call.write(
         Buffer.from(

@@ -122,7 +122,7 @@ describe("a reservation", () => {
     ["a body that is not an object", { body: "[]" }],
     ["a body with a field twice", { body: '{"model":"a","m\\u006fdel":"b"}' }],
     ["a KV address that would be parsed", { prefillKvAddress: "127.0.0.1:1___decode_addr_10.0.0.1:5" }],
-    ["no public id", { face: undefined }],
+    ["no public id", { identity: undefined }],
   ] as const) {
     it(`is refused for ${what}`, async () => {
       await using decode = await simDecode();

@@ -156,7 +156,7 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
     body: JSON.stringify({ model: kind.model, prompt: "Whose KV never came", max_tokens: 4, stream: true }),
   };
   leg.reserve(pair, undefined, {
-    face: IDENTITY,
+    identity: IDENTITY,
     prefillKvAddress: prefillInfo.kvAddress,
     decodeKvAddress: info.kvAddress,
   });

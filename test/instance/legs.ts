@@ -155,7 +155,7 @@ export class DecodeCall {
       case: "reserve",
       value: {
         ...pair,
-        face: IDENTITY,
+        identity: IDENTITY,
         prefillKvAddress: prefill?.instance.info().kvAddress ?? "",
         prefillGrpcAddress: prefill?.instance.address ?? "",
         ...extra,

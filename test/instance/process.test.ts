@@ -85,7 +85,7 @@ describe("an instance's process", function () {
     const it = await start("decode");
     const call = openDecode({ channel: it.channel } as unknown as SimInstance);
     const pair = { legId: freshLegId(), path: "/v1/completions", body: body() };
-    call.reserve(pair, undefined, { face: IDENTITY, prefillKvAddress: "127.0.0.1:9" });
+    call.reserve(pair, undefined, { identity: IDENTITY, prefillKvAddress: "127.0.0.1:9" });
     await call.next();
     const exited = once(it.child, "exit");
     it.child.kill("SIGINT");

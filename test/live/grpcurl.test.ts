@@ -119,7 +119,7 @@ describe("grpcurl", function () {
           ...leg,
           prefill_kv_address: prefill.kvAddress,
           prefill_grpc_address: prefill.grpcAddress,
-          face: { id: "cmpl-by-hand", created: 1 },
+          identity: { id: "cmpl-by-hand", created: 1 },
         },
       },
       { start: {} },

@@ -20,7 +20,7 @@ describe("a prefill leg", () => {
     assert.ok(answer.promptTokens > 5 && answer.engineMs > 0);
     assert.equal(answer.cachedTokens, 0);
     assert.equal(decode.engine.state().kv_orphans, 1);
-    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.HANDED_OVER);
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.SENT);
     assert.equal(prefill.engine.state().generation_tokens, 1);
     assert.equal(prefill.instance.load().running, 0);
   });
@@ -30,7 +30,7 @@ describe("a prefill leg", () => {
     const pair = leg();
     const { ticket } = await prefillLeg(prefill, undefined, pair);
     const outcome = await prefill.channel.client(PrefillService).getOutcome({ legId: pair.legId });
-    assert.deepEqual([outcome.outcome, outcome.ticket], [Outcome.HANDED_OVER, ticket]);
+    assert.deepEqual([outcome.outcome, outcome.ticket], [Outcome.SENT, ticket]);
   });
 
   it("is refused with the engine's own words, and sent nothing", async () => {
@@ -100,7 +100,7 @@ describe("a prefill leg", () => {
     cancel.abort();
     await assert.rejects(call, refusal("cancelled"));
     assert.equal(prefill.instance.load().running, 1);
-    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.HANDED_OVER);
+    assert.equal(await outcomeOf(prefill, pair.legId), Outcome.SENT);
     assert.equal(decode.engine.state().kv_orphans, 1);
   });
 
@@ -155,7 +155,7 @@ describe("the outcome of a leg", () => {
     const clock = manualClock();
     const outcomes = new Outcomes({ keepMs: 100, limit: 2 }, clock);
     const end = async (id: string): Promise<void> => {
-      outcomes.add(id, Promise.resolve({ outcome: Outcome.HANDED_OVER, ticket: id }));
+      outcomes.add(id, Promise.resolve({ outcome: Outcome.SENT, ticket: id }));
       await outcomes.of(id);
     };
     for (const id of ["a", "b", "c"]) await end(id);

@@ -47,7 +47,7 @@ class DecodeCall implements RemoteDecode {
       { onMessage: (message) => this.#onMessage(message), onEnd: (error) => this.#onEnd(error) },
       { timeoutMs: reservation.timeoutMs },
     );
-    const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face: identity };
+    const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, identity };
     this.#call.write(reserveMessage(fields, reservation.body));
   }
 

@@ -51,7 +51,7 @@ def decode(steps, _context):
 
     def event(text):
         choice = {"index": 0, "text": text, "finish_reason": None}
-        body = {"id": reserve.face.id, "object": "text_completion", "created": 1, "model": "foreign", "choices": [choice]}
+        body = {"id": reserve.identity.id, "object": "text_completion", "created": 1, "model": "foreign", "choices": [choice]}
         return f"data: {json.dumps(body)}\n\n"
 
     yield Response(events=event("slow "), token_count=1)

@@ -108,7 +108,7 @@ export async function startLaunched() {
       async decodeLeg(legId: string, body: string, ticket: string): Promise<void> {
         async function* steps() {
           yield create(DecodeRequestSchema, {
-            step: { case: "reserve", value: { legId, path, body, face: { id: "x", created: 1, choiceIndex: 0 } } },
+            step: { case: "reserve", value: { legId, path, body, identity: { id: "x", created: 1, choiceIndex: 0 } } },
           });
           yield create(DecodeRequestSchema, { step: { case: "start", value: { ticket } } });
         }

@@ -95,7 +95,7 @@ describe("the messages to instances", () => {
       const text = body.toString();
       const prefill = fromBinary(PrefillRequestSchema, prefillMessage({ legId: "l", promptIndex: 0 }, body));
       assert.deepEqual(prefill, create(PrefillRequestSchema, { legId: "l", promptIndex: 0, body: text }));
-      const reserve = { legId: "l", path: "/v1/completions", face: { id: "cmpl-1", choiceIndex: 3 } };
+      const reserve = { legId: "l", path: "/v1/completions", identity: { id: "cmpl-1", choiceIndex: 3 } };
       const decode = fromBinary(DecodeRequestSchema, reserveMessage(reserve, body));
       assert.deepEqual(
         decode,

@@ -60,9 +60,17 @@ describe("a link to a decode instance", () => {
     const remote = to.link.reserve(RESERVATION, heard);
     assert.deepEqual(heard.all, [], "nothing before it has returned");
     const leg = (await decode.legs.next("the reservation")).accept();
-    const { body, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face } = leg.reserve;
+    const { body, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, identity } = leg.reserve;
     assert.deepEqual(
-      [body, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, face!.id, face!.created, face!.choiceIndex],
+      [
+        body,
+        prefillKvAddress,
+        decodeKvAddress,
+        prefillGrpcAddress,
+        identity!.id,
+        identity!.created,
+        identity!.choiceIndex,
+      ],
       ['{"prompt":"hi"}', "p:1", "d:1", "p:2", "cmpl-1", 7, 3],
     );
     remote.start({ text: "{}", cachedTokens: 2 });

@@ -20,7 +20,7 @@ function counted(streams: boolean): (leg: DecodeLeg) => void {
   return (leg) => {
     leg.accept();
     void leg.started.promise.then(() => {
-      const { choiceIndex } = leg.reserve.face!;
+      const { choiceIndex } = leg.reserve.identity!;
       const promptTokens = 10 + (leg.reserve.promptIndex ?? 0);
       const completionTokens = 1 + choiceIndex;
       const end = { promptTokens, completionTokens, cachedTokens: 2, finishReason: FinishReason.LENGTH };
@@ -53,10 +53,10 @@ describe("a request for several choices", () => {
     assert.deepEqual(client.chunks, [
       `{"id":"x","choices":[{"index":0},{"index":1},{"index":2},{"index":3}],"usage":${usage(21, 10)}}`,
     ]);
-    const legs = [...one.legs.all, ...two.legs.all].map(({ reserve: { face, promptIndex } }) => [
-      face!.choiceIndex,
+    const legs = [...one.legs.all, ...two.legs.all].map(({ reserve: { identity, promptIndex } }) => [
+      identity!.choiceIndex,
       promptIndex,
-      face!.sampleIndex,
+      identity!.sampleIndex,
     ]);
     assert.deepEqual(legs.sort(), [
       [0, 0, 0],
@@ -120,7 +120,7 @@ describe("a request for several choices", () => {
     await using prefill = await startPrefill({}, done);
     let failures = 1;
     await using decode = await startDecode({}, (leg) => {
-      if (leg.reserve.face!.choiceIndex === 1 && failures-- > 0) leg.fail("reservation_expired");
+      if (leg.reserve.identity!.choiceIndex === 1 && failures-- > 0) leg.fail("reservation_expired");
       else twoTokens(leg);
     });
     await using tandem = await deploy([prefill, decode]);
@@ -141,7 +141,7 @@ describe("a request for several choices", () => {
       leg.accept();
       void leg.started.promise.then(() => {
         free += 1;
-        leg.end({}, token(leg.reserve.face!.choiceIndex, "a"));
+        leg.end({}, token(leg.reserve.identity!.choiceIndex, "a"));
       });
     });
     await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 } });
@@ -162,10 +162,10 @@ describe("a request for several choices", () => {
       await leg.started.promise;
     }
     client.reading = false;
-    for (const leg of legs) leg.events(token(leg.reserve.face!.choiceIndex, "a"));
+    for (const leg of legs) leg.events(token(leg.reserve.identity!.choiceIndex, "a"));
     await client.got(2);
     client.read();
-    for (const leg of legs) leg.end({}, token(leg.reserve.face!.choiceIndex, "b"));
+    for (const leg of legs) leg.end({}, token(leg.reserve.identity!.choiceIndex, "b"));
     await ending;
     assert.equal(client.chunks.length, 4);
   });

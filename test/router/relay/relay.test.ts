@@ -24,7 +24,7 @@ describe("a request, decode first", () => {
     assert.equal(held.reserve.prefillKvAddress, "127.0.0.1:20001");
     assert.equal(held.reserve.prefillGrpcAddress, prefill.info.grpcAddress);
     assert.equal(held.reserve.promptIndex, undefined);
-    const { id, created, choiceIndex, sampleIndex } = held.reserve.face!;
+    const { id, created, choiceIndex, sampleIndex } = held.reserve.identity!;
     assert.deepEqual(
       { id, created, choiceIndex, sampleIndex },
       { id: receipt.requestId, created: 7, choiceIndex: 0, sampleIndex: 0 },

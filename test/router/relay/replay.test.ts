@@ -68,7 +68,7 @@ describe("a stream that breaks after its first byte", () => {
     broken.fail("instance_lost");
     const again = await at.next();
     assert.notEqual(again.reserve.legId, broken.reserve.legId);
-    assert.deepEqual(again.reserve.face, broken.reserve.face);
+    assert.deepEqual(again.reserve.identity, broken.reserve.identity);
     again.events("data: one\n\ndata: two\n\n");
     again.events("data: three\n\ndata: four\n\n");
     await client.got(3);
@@ -141,7 +141,7 @@ describe("a stream that breaks after its first byte", () => {
     await using at = await scene();
     const { client, ending } = at.tandem.start({ ...GREEDY, choices: 2 });
     const legs = [await at.next(), await at.next()].sort(
-      (a, b) => a.reserve.face!.choiceIndex - b.reserve.face!.choiceIndex,
+      (a, b) => a.reserve.identity!.choiceIndex - b.reserve.identity!.choiceIndex,
     );
     legs[0]!.events("data: a1\n\n");
     await client.got(1);
@@ -149,7 +149,7 @@ describe("a stream that breaks after its first byte", () => {
     await client.got(2);
     legs[0]!.fail("instance_lost");
     const again = await at.next();
-    assert.equal(again.reserve.face!.choiceIndex, 0);
+    assert.equal(again.reserve.identity!.choiceIndex, 0);
     legs[1]!.end({}, "data: b2\n\n");
     await client.got(3);
     again.end({}, "data: a1\n\ndata: a2\n\n");

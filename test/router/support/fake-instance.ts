@@ -305,7 +305,7 @@ export async function startPrefill(
 export function twoTokens(leg: DecodeLeg): void {
   leg.accept();
   void leg.started.promise.then(() => {
-    leg.events(`data: {"choices":[{"index":${leg.reserve.face!.choiceIndex},"text":"a"}]}\n\n`);
-    leg.end({}, `data: {"choices":[{"index":${leg.reserve.face!.choiceIndex},"text":"b"}]}\n\n`);
+    leg.events(`data: {"choices":[{"index":${leg.reserve.identity!.choiceIndex},"text":"a"}]}\n\n`);
+    leg.end({}, `data: {"choices":[{"index":${leg.reserve.identity!.choiceIndex},"text":"b"}]}\n\n`);
   });
 }
