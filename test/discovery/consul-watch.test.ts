@@ -68,7 +68,7 @@ describe("a blocking query", () => {
     );
   });
 
-  it("starts anew when the index goes backwards, and says that there was a gap", async () => {
+  it("starts over when the index goes backwards, and reports the gap", async () => {
     const { heard, asked } = await watching(
       [json(50, ["a"]), json(7, []), json(7, []), hold],
       (_, all) => all.length === 4,

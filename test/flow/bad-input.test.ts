@@ -119,7 +119,7 @@ describe("bad input", function () {
     assert.notEqual(reply.headers.get("x-request-id"), hostile);
   });
 
-  it("of an unknown path or a wrong method says what there is", async () => {
+  it("of an unknown path or a wrong method lists the paths or the methods", async () => {
     const unknown = await fetch(`${tandem.url}/v1/nope`);
     assertOpenAiError({ status: unknown.status, headers: unknown.headers, text: await unknown.text() }, 404);
     const wrong = await fetch(`${tandem.url}/v1/completions`);

@@ -29,7 +29,7 @@ const ready = (router: Router, wanted: boolean): Promise<unknown> =>
   eventually(`ready: ${wanted}`, async () => (await fetch(`${router.restUrl}/readyz`)).ok === wanted);
 
 describe("a model without prefill", () => {
-  it("is served by decode alone where the connector allows it (nixl), and the answer says so", async () => {
+  it("is served by decode alone if the connector allows it (nixl), and the answer reports it", async () => {
     await using router = await start({ firstPrefillMs: 0 });
     await using _decode = await simDecode("nixl", { "registry.address": router.grpcAddress });
     await ready(router, true);
@@ -81,7 +81,7 @@ describe("a model without prefill", () => {
     );
   });
 
-  it("is refused with the name of what is missing where decode engines serve no unpaired request (p2p)", async () => {
+  it("is refused with the missing role if decode engines serve no unpaired request (p2p)", async () => {
     await using router = await start();
     await using decode = await simDecode("p2p-zmq", { "registry.address": router.grpcAddress });
     await eventually(

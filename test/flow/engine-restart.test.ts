@@ -131,7 +131,7 @@ for (const kind of [SIM, NIXL, VLLM]) {
     }
 
     if (kind !== NIXL) {
-      it("because decode stands still for want of KV: costs what ran there at most, and no other pair anything", () =>
+      it("because decode stalled for lack of KV: costs at most the legs on it, and other pairs nothing", () =>
         standsStill(kind, fleet));
     }
     if (kind === VLLM)

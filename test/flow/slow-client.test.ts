@@ -51,7 +51,7 @@ for (const kind of KINDS) {
   describe(`a client that stops reading a long stream of ${kind.name}`, function () {
     this.timeout(3 * LONG_MS);
 
-    it("is held back within bounds, holds up nobody else, and is cut: nothing of it is left", async function () {
+    it("is held back within bounds, delays no other client, and is cut without leftovers", async function () {
       if (process.platform !== "linux") skip(this, "memory is read from /proc");
       if (kind.engine === "embedded" && shippedModel() === undefined) skip(this, "models/tandem-tiny has no GGUF file");
       await using tandem = await startTandem(

@@ -55,7 +55,7 @@ describe("compose.yaml in containers", function () {
   const runIn = (image: string, script: string): Promise<string> =>
     containers.podman("run", "--rm", "--network=none", "--entrypoint=/bin/sh", image, "-euc", script);
 
-  it("makes an image that runs as an unprivileged user, without what only the build needed", async () => {
+  it("makes an image that runs as an unprivileged user, without build tools", async () => {
     const said = await runIn(IMAGES.tandem, "id -u; ls /app; ls /app/node_modules");
     assert.match(said, /^1000\ndist\ngen\nmodels\nnode_modules\npackage\.json\n/);
     assert.match(said, /\nzeromq$/);
@@ -158,7 +158,7 @@ describe("compose.yaml in containers", function () {
       for (let turn = 0; turn < 4; turn++) assert.equal((await chat()).status, 200);
     });
 
-    it("ends by itself when it is told to", async () => {
+    it("stops when asked to", async () => {
       await containers.podman("stop", "--time=60", ...NAMES);
       const codes = await containers.podman("inspect", "--format={{.State.ExitCode}}", ...NAMES);
       assert.deepEqual(codes.split("\n"), ["0", "0", "0", "0"]);

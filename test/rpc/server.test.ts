@@ -75,7 +75,7 @@ describe("a raw call at the server", () => {
     assert.equal(cancels, 0);
   });
 
-  it("is told of a cancel once, and may not answer after it", async () => {
+  it("learns of a cancel once, and may not answer after it", async () => {
     const cancelled = deferred<RawCall>();
     let cancels = 0;
     await using server = await serveRaw((call) => {
@@ -98,7 +98,7 @@ describe("a raw call at the server", () => {
     assert.equal(cancels, 1);
   });
 
-  it("is told that its connection is gone", async () => {
+  it("learns that its connection is gone", async () => {
     const opened = deferred();
     const cancelled = deferred();
     await using server = await serveRaw((call) => {

@@ -38,7 +38,7 @@ describe("npm start with flags that npm took for itself", () => {
     assert.deepEqual([status, /npm start -- --port 9/.test(stderr)], [2, true]);
   });
 
-  it("names the commands when there is no such one", () => {
+  it("lists the commands for an unknown one", () => {
     const { status, stderr } = spawnSync(process.execPath, ["scripts/run.mjs", "constructor"], {
       cwd: root,
       encoding: "utf8",
@@ -80,7 +80,7 @@ describe("npm test", () => {
     assert.deepEqual(flags, ["--grep", "x y", "--bail"]);
   });
 
-  it("runs all of them for CI and --all, and what is named in any case", () => {
+  it("runs all of them for CI and --all, and named ones in any case", () => {
     assert.deepEqual(selectTests(root, [], { CI: "true" }).left, []);
     assert.deepEqual(selectTests(root, ["--all"], { CI: "false" }).left, []);
     assert.deepEqual(selectTests(root, ["test/scripts/"], {}).files, [

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { tokenizer } from "../../services/tiny-engine/sim/tokenizer.ts";
 
 describe("the sim's tokenizer", () => {
-  it("loses nothing, whatever the text", () => {
+  it("loses nothing of any text", () => {
     for (const text of [
       "",
       " ",

@@ -21,7 +21,7 @@ describe("the script in docs/inspect.md", () => {
   });
   afterEach(() => rmSync(folder, { recursive: true }));
 
-  it("answers, says what moved, and lists the instances", async () => {
+  it("answers, reports the KV transfer, and lists the instances", async () => {
     const token = "t0k3n";
     const argv = ["--rest.listen", "127.0.0.1:0", "--grpc.listen", "127.0.0.1:0", "--token", token];
     await using router = await startRouter(loadConfig(routerConfig, { argv, env: {} }), { log: silentLog });

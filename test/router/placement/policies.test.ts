@@ -47,12 +47,12 @@ describe("round-robin", () => {
 });
 
 describe("least-load", () => {
-  it("goes by waiting prompt tokens before it goes by legs", () => {
+  it("compares waiting prompt tokens before legs", () => {
     const oneLong = candidate("a", { queuedTokens: 32_000, running: 1, legs: 1 });
     const manyShort = candidate("b", { queuedTokens: 4_000, running: 40, legs: 40 });
     assert.equal(new Picker(() => "least-load").pick([oneLong, manyShort]).instanceId, "b");
   });
-  it("goes by legs of all routers where no tokens wait", () => {
+  it("compares the legs of all routers if no tokens wait", () => {
     const others = candidate("a", { running: 5, legs: 0 });
     const ours = candidate("b", { running: 4, legs: 4 });
     assert.equal(new Picker(() => "least-load").pick([others, ours]).instanceId, "b");

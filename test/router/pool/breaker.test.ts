@@ -24,7 +24,7 @@ describe("a breaker", () => {
     assert.equal(quarter.open, false);
   });
 
-  it("opens at once for a leg that stalled, and takes no notice of clients that leave", () => {
+  it("opens at once for a leg that stalled, and ignores clients that leave", () => {
     const breaker = new Breaker(LIMITS);
     for (let count = 0; count < 100; count += 1) breaker.judge("none", count);
     assert.equal(breaker.spotless, true);

@@ -67,7 +67,7 @@ for (const connector of ["p2p-zmq", "nixl"]) {
   });
 }
 
-describe("an instance that hangs for good", () => {
+describe("an instance that hangs", () => {
   it("gets a bounded number of probes, and takes none from the others", async () => {
     let broken = true;
     await using hung = await startPrefill({ instanceId: "p1" });
