@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { moduleUrl } from "../support/script.ts";
 import { skip } from "../support/skip.ts";
+import { eventually } from "../support/waits.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { MAY_FETCH, node } from "../support/tools.ts";
 
@@ -101,8 +102,9 @@ describe("the npm package", function () {
         assert.equal(answer.headers.get("x-tandem-degraded"), null);
       });
 
-      it("names itself so that npx can't take another package for it", () => {
-        assert.match(tandem.output(), /^ {2}npx @tandem-llm\/tandem chat --name port-\d+$/m);
+      it("names itself so that npx can't take another package for it", async () => {
+        const line = /^ {2}npx @tandem-llm\/tandem chat --name port-\d+$/m;
+        await eventually("the banner is written", () => line.test(tandem.output()));
         assert.doesNotMatch(tandem.output(), /npx tandem/);
       });
 
