@@ -32,8 +32,14 @@ export const systemClock: Clock = {
   },
 };
 
-/** A promise, and what settles it. */
-export function deferred<T = void>() {
+/** A promise, with the functions that settle it. */
+export interface Deferred<T = void> {
+  readonly promise: Promise<T>;
+  resolve(value: T): void;
+  reject(error: unknown): void;
+}
+
+export function deferred<T = void>(): Deferred<T> {
   let resolve!: (value: T) => void;
   let reject!: (error: unknown) => void;
   const promise = new Promise<T>((yes, no) => {

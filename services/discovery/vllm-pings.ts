@@ -1,5 +1,5 @@
 // vLLM's own way to say "I am here": engines with P2P NCCL send a ping every 3 s to a ZeroMQ ROUTER, as a msgpack map
-// of three texts. It says that the process lives and where its HTTP and KV are, and nothing of its health or its model:
+// of three texts. It tells that the process lives, and the addresses of its HTTP and KV, but not its health or model:
 // it starts before HTTP answers, and goes on while the engine is wedged. It is not authenticated either.
 // Source: vLLM 0.23.0, p2p_nccl_engine.py, ping(). zeromq is loaded only here and only when a listener opens.
 import { EventEmitter } from "node:events";

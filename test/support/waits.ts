@@ -3,26 +3,12 @@
 import type { EventEmitter } from "node:events";
 import { setImmediate, setTimeout as sleep } from "node:timers/promises";
 
+import { deferred, type Deferred } from "../../services/common/clock.ts";
+
 export { freePort } from "../../services/common/ports.ts";
+export { deferred, type Deferred };
 
 const LIMIT_MS = 15_000;
-
-/** A promise and what settles it. */
-export interface Deferred<T = void> {
-  readonly promise: Promise<T>;
-  resolve(value: T): void;
-  reject(error: unknown): void;
-}
-
-export function deferred<T = void>(): Deferred<T> {
-  let resolve!: (value: T) => void;
-  let reject!: (error: unknown) => void;
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  return { promise, resolve, reject };
-}
 
 /** `promise`, or an error that names `what` after `limitMs`. */
 export async function within<T>(promise: Promise<T>, what: string, limitMs = LIMIT_MS): Promise<T> {

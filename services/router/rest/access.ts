@@ -86,6 +86,6 @@ function isOwn(name: string): boolean {
 /** `host` or `host:port` without the port, in lower case; an IPv6 address keeps its brackets. */
 function nameOf(host: string): string | undefined {
   const name = /^(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?$/.exec(host)?.[1]?.toLowerCase();
-  // The dot at its end only says that the name is whole.
+  // A dot at the end only marks a fully qualified name.
   return name?.endsWith(".") === true ? name.slice(0, -1) : name;
 }

@@ -12,7 +12,7 @@ import { writeError } from "./errors.ts";
 /** Above the 60 s for which load balancers keep a connection, so that they close it and not we, under a request. */
 const KEEP_ALIVE_MS = 65_000;
 const BACKLOG = 4096;
-/** At most this long after its time a request is cut that was not there by then. */
+/** Longest time after its timeout until an incomplete request is cut. */
 const SWEEP_MS = 2_000;
 /** For answers that are complete but not sent yet when the server ends. */
 const LAST_BYTES_MS = 200;

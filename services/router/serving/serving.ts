@@ -20,7 +20,7 @@ import { createReceipts, type Receipts } from "./receipts.ts";
 import { logEnded } from "./request-log.ts";
 import { clampedPriority, type Scheduling } from "./scheduling.ts";
 
-/** For requests that were ended to say so to their clients. */
+/** Time for ended requests to tell their clients. */
 const LAST_WORDS_MS = 250;
 /** Time to settle the KV of requests whose client left. Afterwards the instances settle the rest by themselves. */
 const SETTLE_MS = 500;
@@ -36,7 +36,7 @@ export interface Incoming {
   readonly scheduling?: Scheduling;
 }
 
-/** A request that runs. Its opener closes it. */
+/** A running request. The caller of `open` closes it. */
 export interface Served {
   readonly request: RelayRequest;
   readonly draft: ReceiptDraft;
@@ -51,7 +51,7 @@ export interface Served {
 }
 
 export interface Serving {
-  /** @throws ServiceError where the request can't be served */
+  /** @throws ServiceError if the request can't be served */
   open(incoming: Incoming): Served;
   /** Requests that run or wait. */
   readonly count: number;
@@ -75,7 +75,7 @@ export interface ServingOptions {
   readonly pool: Pool;
   readonly relay: Pick<RunningRelay, "run" | "idle">;
   readonly queue: RouterConfig["queue"];
-  /** What each request is held to. */
+  /** Limits and defaults of each request. */
   readonly request: RouterConfig["request"];
   readonly metrics: Metrics;
   readonly log: Log;
@@ -83,13 +83,13 @@ export interface ServingOptions {
   readonly deadlines: Deadlines;
   /** Whether the registry is away: requests are placed by the last known instances. */
   registryIsAway(): boolean;
-  /** Tests give some that hold less. */
+  /** Tests set smaller ones. */
   readonly receipts?: Receipts;
 }
 
 const STALE =
-  "The registry of instances doesn't answer, or says that none of them serves, and this request is strict: it isn't placed " +
-  "by what was known before. Try again in a second, or without strict.";
+  "The registry does not answer, or reports that no instance serves. This request is strict, so the last known " +
+  "instances are not used. Try again in a second, or without strict.";
 
 export function createServing(o: ServingOptions): Serving {
   const { pool, relay, queue, log, clock, receipts = createReceipts() } = o;

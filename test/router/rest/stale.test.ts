@@ -27,7 +27,7 @@ describe("a request while the registry is away", () => {
         [503, "1", null],
       );
       const { message, type } = await errorOf(response);
-      assert.match(message, /^The registry of instances doesn't answer, .* strict/);
+      assert.match(message, /^The registry does not answer, .* strict/);
       assert.equal(type, "ServiceUnavailableError");
       assert.equal(rest.relay.runs.length, 0);
       assert.deepEqual([rest.receipts.list(1)[0]!.outcome, rest.receipts.list(1)[0]!.fallbacks], ["refused", []]);
