@@ -54,11 +54,14 @@ describe("vLLM started by Tandem", function () {
   });
 
   it("was checked by probes through each pair, and the doctor has nothing against it", async () => {
-    const { diagnoses } = await tandemClient(tandem).router.diagnose({});
-    const bad = diagnoses.filter(({ finding }) => finding?.level !== FindingLevel.OK);
-    assert.deepEqual(
-      bad.map(({ finding }) => finding),
-      [],
+    // A decode instance serves alone before its pair is proven.
+    const diagnoses = await eventually(
+      "the doctor finds nothing",
+      async () => {
+        const all = (await tandemClient(tandem).router.diagnose({})).diagnoses;
+        return all.every(({ finding }) => finding?.level === FindingLevel.OK) && all;
+      },
+      60_000,
     );
     const probes = diagnoses.filter(({ finding }) => finding?.check === "probe");
     assert.equal(probes.length, 2);
@@ -229,15 +232,19 @@ describe("vLLM started by Tandem", function () {
 
   it("finds a frozen decode engine, ends its streams and starts it again", async () => {
     const retriedBefore = await vllm.retries();
-    const { engine, open } = await caughtInTheMiddle();
-    const frozenMs = performance.now();
-    const ended = await Promise.all(
-      open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - frozenMs })),
-    );
-    assert.ok(
-      ended.some(({ how }) => how === "error"),
-      "one of the streams ran on it",
-    );
+    let frozenMs = 0;
+    let engine: readonly number[] = [];
+    let ended: Ended[] = [];
+    // On a busy machine a stream may have been written to its end before, and still be under way at the second look.
+    while (!ended.some(({ how }) => how === "error")) {
+      for (const pid of engine) process.kill(pid, "SIGCONT");
+      const caught = await caughtInTheMiddle();
+      ({ engine } = caught);
+      frozenMs = performance.now();
+      ended = await Promise.all(
+        caught.open.map(async (response) => ({ how: await ending(response, true), ms: performance.now() - frozenMs })),
+      );
+    }
     for (const { how, ms } of ended)
       if (how === "error") assert.ok(ms < STALL_MS + 4_000, `a frozen stream ended after ${ms} ms`);
     await aftermath(vllm, "decode engine frozen", frozenMs, retriedBefore, ended);
