@@ -122,7 +122,7 @@ async function examinePair(
   { probes, signal }: DiagnoseOptions,
 ): Promise<FindingInit> {
   const fault = pool.view.pairFault(prefill, decode);
-  if (fault !== undefined) return finding("WARNING", "pair", `The pair gets no requests: ${fault.replace(/\.$/, "")}.`);
+  if (fault !== undefined) return finding("WARNING", "pair", `The pair gets no requests. ${fault}`);
   if (probes === undefined) return finding("OK", "pair", "The pair gets requests; no probe was sent.");
   const result = await probes.now(prefill, decode, signal);
   if (result.kind === "failed") {

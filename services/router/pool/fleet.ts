@@ -58,7 +58,7 @@ export interface FleetView {
   readonly overruled: boolean;
   /** Pairs that get no legs although both their instances do. */
   readonly pairsOut: number;
-  /** Undefined if the two are a pair that takes legs; otherwise a clause for people. */
+  /** Undefined if the two are a pair that takes legs; otherwise a sentence for people. */
   pairFault(prefill: Instance, decode: Instance): string | undefined;
 }
 
@@ -102,14 +102,14 @@ export function fleetOf(
     pairsOut: [...pairs.open()].length,
     pairFault(prefill, decode) {
       const misfit = misfitOf(prefill.info, decode.info);
-      if (misfit !== undefined) return misfit.text;
+      if (misfit !== undefined) return `The two don't fit: ${misfit.text}.`;
       for (const one of [prefill, decode]) {
         const standing = standings.get(one);
-        if (standing?.kind !== "serves") return `${one.instanceId} is out (${standing?.reason ?? "left"})`;
+        if (standing?.kind !== "serves") return `${one.instanceId} is out (${standing?.reason ?? "left"}).`;
       }
       const model = models.get(prefill.info.model);
       if (model?.partnersOf(prefill).includes(decode) === true) return undefined;
-      return pairs.outOf(prefill.instanceId, decode.instanceId)?.text ?? "no probe has succeeded with it yet";
+      return pairs.outOf(prefill.instanceId, decode.instanceId)?.text ?? "No probe has succeeded with it yet.";
     },
   };
 }
