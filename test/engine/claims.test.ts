@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { claimPorts, startTurn, type ClaimedPorts } from "../../services/engine/claims.ts";
 import { silentLog } from "../support/log-sink.ts";
+import { skip } from "../support/skip.ts";
 import { deferred, freePort, within } from "../support/waits.ts";
 
 const host = "127.0.0.1";
@@ -13,7 +14,7 @@ const claim = (from: number, span = 1, usedFolder?: string): Promise<ClaimedPort
 
 describe("ports for an engine that binds them later", () => {
   it("are given to one engine only, until it is gone", async function () {
-    if (process.platform !== "linux") this.skip();
+    if (process.platform !== "linux") skip(this, "claims are kept on Linux alone");
     const from = await freePort();
     const first = await claim(from);
     const second = await claim(from);
@@ -53,7 +54,7 @@ describe("ports for an engine that binds them later", () => {
 
 describe("engines that start on one device", function () {
   before(function () {
-    if (process.platform !== "linux") this.skip();
+    if (process.platform !== "linux") skip(this, "claims are kept on Linux alone");
   });
   const never = new AbortController().signal;
   const turn = (devices: readonly string[]): ReturnType<typeof startTurn> => startTurn(devices, never, () => {});

@@ -6,6 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { attachedEngine } from "../../services/engine/attached.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
+import type { EngineSource } from "../../services/engine/engine.ts";
 import type { EngineWork } from "../../services/engine/progress.ts";
 import { identityOf } from "../../services/common/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
@@ -43,12 +44,8 @@ describe("an engine that Tandem starts", () => {
     rmSync(recordsFolder, { recursive: true });
   });
 
-  async function start(
-    o: Partial<SpawnedOptions> = {},
-    stallMs = 60_000,
-    more: Partial<SupervisorOptions> = {},
-  ): Promise<EngineSupervisor> {
-    const source = spawnedEngine({
+  const sourceOf = (o: Partial<SpawnedOptions> = {}): EngineSource =>
+    spawnedEngine({
       kind: "vllm",
       kvHost: "127.0.0.1",
       kvPort: 42_001,
@@ -64,6 +61,13 @@ describe("an engine that Tandem starts", () => {
       }),
       ...o,
     });
+
+  async function start(
+    o: Partial<SpawnedOptions> = {},
+    stallMs = 60_000,
+    more: Partial<SupervisorOptions> = {},
+  ): Promise<EngineSupervisor> {
+    const source = sourceOf(o);
     const work = (): EngineWork => ({ legs: 1, promptTokens: 0 });
     const supervisor = new EngineSupervisor({ source, log: silentLog, work, stallMs, ...more });
     await supervisor.start(new AbortController().signal);
@@ -200,18 +204,8 @@ describe("an engine that Tandem starts", () => {
 
   it("gives up its start when it must stop", async () => {
     const stop = new AbortController();
-    const source = spawnedEngine({
-      kind: "vllm",
-      kvHost: "127.0.0.1",
-      kvPort: 42_001,
-      publishesKvAddress: true,
-      model: "",
-      servesUnpaired: false,
-      startTimeoutMs: 60_000,
-      recordsFolder,
-      log: silentLog,
-      launch: () => ({ command: "/bin/sleep", args: ["60"] }),
-    });
+    const launch = () => ({ command: "/bin/sleep", args: ["60"] });
+    const source = sourceOf({ startTimeoutMs: 60_000, launch });
     const work = (): EngineWork => ({ legs: 0, promptTokens: 0 });
     const starting = new EngineSupervisor({ source, log: silentLog, work, stallMs: 60_000 }).start(stop.signal);
     await eventually("it was started", () => readdirSync(recordsFolder).length === 1);

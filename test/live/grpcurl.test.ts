@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
+import { skip } from "../support/skip.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { grpcurl } from "../support/tools.ts";
 
@@ -38,7 +39,7 @@ describe("grpcurl", function () {
 
   before(async function () {
     const found = await grpcurl();
-    if ("missing" in found) return this.skip();
+    if ("missing" in found) skip(this, found.missing);
     program = found.path;
     tandem = await startTandem([]);
     addresses["router"] = tandem.grpcAddress;

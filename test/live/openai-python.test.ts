@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
+import { skip } from "../support/skip.ts";
 import { startTandem } from "../support/tandem.ts";
 import { pythonWithOpenai } from "../support/tools.ts";
 
@@ -33,7 +34,7 @@ describe("openai-python", function () {
 
   it("chats and completes, streamed and not, and gets typed errors", async function () {
     const python = await pythonWithOpenai();
-    if ("missing" in python) return this.skip();
+    if ("missing" in python) skip(this, python.missing);
     await using tandem = await startTandem([]);
     const { stdout } = await promisify(execFile)(python.path, ["-c", SCRIPT, tandem.url]);
     const out = JSON.parse(stdout) as Record<string, string>;

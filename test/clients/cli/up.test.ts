@@ -5,6 +5,7 @@ import { createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { skip } from "../../support/skip.ts";
 import { eventually, within } from "../../support/waits.ts";
 import { spawnUp, startUp, type RunningUp } from "./running-up.ts";
 
@@ -55,7 +56,7 @@ describe("tandem up", function () {
   this.timeout(60_000);
   before(function () {
     // The processes of a run are found by their environment.
-    if (!existsSync("/proc/self/environ")) this.skip();
+    if (!existsSync("/proc/self/environ")) skip(this, "there is no /proc");
   });
 
   describe("while it runs", () => {
