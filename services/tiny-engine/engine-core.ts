@@ -11,7 +11,7 @@ import type {
   TokenLogprobs,
   TokenSink,
 } from "./engine.ts";
-import type { Connector, KvModel, KvSpace, RepeatableKv, Source } from "./kv/connector.ts";
+import type { Connector, KvModel, KvSpace, KvStages, RepeatableKv, Source } from "./kv/connector.ts";
 import type { EngineMetrics, FinishedReason } from "./metrics.ts";
 import type { Sequence } from "./sequence.ts";
 
@@ -84,6 +84,15 @@ export abstract class EngineCore<S extends Sequence = Sequence> {
   /** The connector needs the engine to exist; it is set once, before the first request. */
   useConnector(connector: Connector): void {
     this.connector = connector;
+    this.metrics.transfers = () => ({ stages: this.kvStages(), lateCount: connector.state().lateCount });
+  }
+
+  /** Transferred KV that this engine holds now. */
+  kvStages(): KvStages {
+    const held = this.connector?.state().held ?? [];
+    const ready = held.filter(({ stage }) => stage === "ready").length;
+    const claimed = [...this.sequences].filter(({ isTransferred }) => isTransferred).length;
+    return { filling: held.length - ready, ready, claimed };
   }
 
   /** Queues one sequence. Failures arrive at the sink, never as a throw. */
@@ -162,6 +171,7 @@ export abstract class EngineCore<S extends Sequence = Sequence> {
       this.halt(true);
       this.accept(sequence, { kind: "compute" });
     } else {
+      sequence.isTransferred = arrival.kind !== "compute";
       this.accept(sequence, arrival);
     }
   }

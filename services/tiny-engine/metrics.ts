@@ -1,10 +1,17 @@
 // The engine's metrics under vLLM's names. vllm-metrics.json has the families and their help texts, from a transcript of
 // vLLM 0.32; here are their values. Only engine steps set the gauges, so on a wedged engine they freeze, as vLLM's do.
+// A few more, under `tandem:`, show what vLLM's leave out; they are counted at the moment of the question.
 import type { SequenceRequest } from "./engine.ts";
-import type { KvModel } from "./kv/connector.ts";
+import type { KvModel, KvStages } from "./kv/connector.ts";
 import { familyText, histogram, observe, type Histogram, type Labels, type Sample } from "./prometheus-text.ts";
 import type { Sequence } from "./sequence.ts";
 import vllm from "./vllm-metrics.json" with { type: "json" };
+
+const OWN_HELP = {
+  "tandem:engine_info": "Which of Tandem's engines this is.",
+  "tandem:kv_held": "Transferred KV that this engine holds, by stage.",
+  "tandem:kv_late": "KV transfers turned away because their request had been settled before they arrived.",
+};
 
 export type FinishedReason = "stop" | "length" | "abort" | "error" | "repetition";
 
@@ -49,6 +56,7 @@ function bucketsUpTo(limit: number): number[] {
 }
 
 export class EngineMetrics {
+  readonly #kind: string;
   readonly #modelName: string;
   readonly #kv: KvModel;
   readonly #withNixl: boolean;
@@ -73,8 +81,12 @@ export class EngineMetrics {
   failedTransfers = 0;
   expiredLeases = 0;
   notificationsAfterExpiry = 0;
+  /** Set where KV is transferred. */
+  transfers: (() => { readonly stages: KvStages; readonly lateCount: number }) | undefined;
 
-  constructor(modelName: string, kv: KvModel, withNixl: boolean) {
+  /** @param kind Which of Tandem's engines. */
+  constructor(kind: string, modelName: string, kv: KvModel, withNixl: boolean) {
+    this.#kind = kind;
     this.#modelName = modelName;
     this.#kv = kv;
     this.#withNixl = withNixl;
@@ -141,7 +153,17 @@ export class EngineMetrics {
         text += familyText({ type, name, help }, samples, this.#createdSeconds);
       }
     }
-    return text;
+    return text + this.#ownText();
+  }
+
+  #ownText(): string {
+    const family = (type: string, name: keyof typeof OWN_HELP, samples: readonly Sample[]): string =>
+      familyText({ type, name, help: OWN_HELP[name] }, samples, this.#createdSeconds);
+    const info = family("gauge", "tandem:engine_info", [[{ kind: this.#kind }, 1]]);
+    if (this.transfers === undefined) return info;
+    const { stages, lateCount } = this.transfers();
+    const held = Object.entries(stages).map(([stage, count]): Sample => [{ stage }, count]);
+    return info + family("gauge", "tandem:kv_held", held) + family("counter", "tandem:kv_late", [[{}, lateCount]]);
   }
 
   /** By name without `vllm:`. What isn't here is always 0. */

@@ -15,6 +15,8 @@ export class Sequence {
   /** Prompt tokens that were not computed for this sequence. */
   cachedTokens = 0;
   preemptions = 0;
+  /** Its KV came from another engine, or is about to. */
+  isTransferred = false;
   /** Stops a transfer that this sequence waits for. */
   readonly cancel = new AbortController();
 

@@ -152,7 +152,7 @@ function stateOf(
   outcomes: Readonly<Record<Outcome, number>>,
   faults: FaultBoard,
 ) {
-  const kv = connector?.state() ?? { held: [], leasesExpired: 0, sentBytes: 0, receivedBytes: 0 };
+  const kv = connector?.state() ?? { held: [], leasesExpired: 0, lateCount: 0, sentBytes: 0, receivedBytes: 0 };
   return {
     engine: core.kind,
     model: core.model.name,
@@ -169,6 +169,9 @@ function stateOf(
     kv_held: kv.held,
     /** How many of them are complete: these may never be claimed. */
     kv_orphans: kv.held.filter(({ stage }) => stage === "ready").length,
+    /** The same and KV in running sequences, by stage. */
+    kv_stages: core.kvStages(),
+    kv_late: kv.lateCount,
     leases_expired: kv.leasesExpired,
     kv_sent_bytes: kv.sentBytes,
     kv_received_bytes: kv.receivedBytes,

@@ -1,19 +1,22 @@
 import assert from "node:assert/strict";
 import { Dealer } from "zeromq";
 import { startSimEngine, type RunningEngine } from "../../services/tiny-engine/server.ts";
-import { deferred, freePort, within } from "../support/waits.ts";
+import { startProxy } from "../../clients/chaos/proxy.ts";
+import { deferred, eventually, freePort, within } from "../support/waits.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { complete, events, pairedHeaders, post, startFast, startPair, streamedText, textOf } from "./client.ts";
 
 const PROMPT = "Tell me a long story about the captain and the island. ".repeat(20);
 
-/** A sender that asks the decode engine for a slot of 20 tokens under the id "x", and that engine's answer. */
-async function reserve(decode: RunningEngine): Promise<{ sender: Dealer; answer: string }> {
+/** A sender that asks the decode engine for a slot of 20 tokens, and that engine's answer. */
+async function reserve(decode: RunningEngine, id = "x"): Promise<{ sender: Dealer; answer: string }> {
   const sender = new Dealer({ linger: 0 });
   sender.connect(`tcp://${decode.kvAddress!}`);
   const shape = { block_size: 16, bytes_per_token: 256, token_count: 20, layout: "rows", prompt_hash: "" };
-  await sender.send(["RESERVE", "x", JSON.stringify({ model_hash: decode.state().model_hash, ...shape })]);
-  return { sender, answer: (await sender.receive())[0]!.toString() };
+  await sender.send(["RESERVE", id, JSON.stringify({ model_hash: decode.state().model_hash, ...shape })]);
+  const [type, , rest] = await sender.receive();
+  const reason = rest === undefined ? "" : ` ${(JSON.parse(rest.toString()) as { reason: string }).reason}`;
+  return { sender, answer: `${type!.toString()}${reason}` };
 }
 
 describe("p2p-zmq: a prompt prefilled on one engine and answered by another", () => {
@@ -192,6 +195,83 @@ describe("p2p-zmq: unclaimed KV", () => {
     assert.equal(type!.toString(), "REFUSE");
     assert.match(reason!.toString(), /missing_blocks/);
     sender.close();
+  });
+});
+
+describe("p2p-zmq: KV that arrives after its request was settled", () => {
+  const kvMetrics = async (engine: RunningEngine): Promise<string[]> => {
+    const text = await (await fetch(`${engine.url}/metrics`)).text();
+    return [...text.matchAll(/^tandem:kv_(?:held|late_total)(?:\{stage="(\w+)"\})? (\d+)/gm)].map(
+      ([, stage = "late", count]) => `${stage} ${count!}`,
+    );
+  };
+
+  it("is turned away and counted, when a silent link delivers it", async () => {
+    await using pair = await startPair({ prefillMsPerToken: 0 });
+    const { prefill, decode } = pair;
+    const [proxyPort, target] = [await freePort(), Number(decode.kvAddress!.split(":")[1])];
+    const link = { listen: { host: "127.0.0.1", port: proxyPort }, target: { host: "127.0.0.1", port: target } };
+    const proxy = await startProxy([link]);
+    try {
+      const idOf = (index: number): string =>
+        `___prefill_addr_${prefill.kvAddress!}___decode_addr_127.0.0.1:${proxyPort}_${String(index).padStart(32, "0")}`;
+      const send = (index: number) =>
+        complete(prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": idOf(index) });
+      // Connected: bytes under way on the link are then those of the next requests.
+      assert.equal((await send(0)).status, 200);
+      proxy.setMode({ kind: "drop" });
+      const answers = [1, 2, 3, 4].map(send);
+      await eventually("they wait for decode", () => prefill.state().generation_tokens === 5);
+      for (const index of [0, 1, 2, 3, 4]) await post(decode, "/kv/release", { request_id: idOf(index) });
+      proxy.setMode({ kind: "pass" });
+      for (const answer of answers) assert.match((await answer).json.error.message, /^kv_refused: settled/);
+      const { kv_held: held, kv_tokens: tokens, leases_expired: expired } = decode.state();
+      assert.deepEqual({ held, tokens, expired }, { held: [], tokens: 0, expired: 0 });
+      assert.deepEqual(await kvMetrics(decode), ["filling 0", "ready 0", "claimed 0", "late 4"]);
+    } finally {
+      await proxy.close();
+    }
+  });
+
+  it("has no use after its request was answered, or had found none", async () => {
+    await using pair = await startPair();
+    const headers = pairedHeaders(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    await complete(pair.decode, PROMPT, {}, headers);
+    const never = pairedHeaders(pair);
+    await complete(pair.decode, PROMPT, {}, never);
+    for (const { "x-request-id": id } of [headers, never]) {
+      const { sender, answer } = await reserve(pair.decode, `cmpl-${id}-0`);
+      sender.close();
+      assert.equal(answer, "REFUSE settled");
+    }
+  });
+
+  it("is counted by its stage until then", async () => {
+    const clock = manualClock();
+    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", clock });
+    await using prefill = await startFast({ role: "prefill", connector: "p2p-zmq" });
+    const { sender } = await reserve(decode);
+    const headers = pairedHeaders({ prefill, decode } as never);
+    await complete(prefill, PROMPT, { max_tokens: 1 }, headers);
+    assert.deepEqual(await kvMetrics(decode), ["filling 1", "ready 1", "claimed 0", "late 0"]);
+    const leave = new AbortController();
+    const running = post(decode, "/v1/completions", { prompt: PROMPT }, headers, leave.signal).catch(() => "left");
+    await eventually("it is claimed", () => decode.state().kv_stages.claimed === 1);
+    assert.deepEqual(await kvMetrics(decode), ["filling 1", "ready 0", "claimed 1", "late 0"]);
+    leave.abort();
+    assert.equal(await running, "left");
+    sender.close();
+  });
+
+  it("is forgotten after a quarter of an hour, which no link survives", async () => {
+    const clock = manualClock();
+    await using decode = await startFast({ role: "decode", connector: "p2p-zmq", clock });
+    await post(decode, "/kv/release", { request_id: "x" });
+    await clock.pass(15 * 60_000);
+    const { sender, answer } = await reserve(decode);
+    sender.close();
+    assert.equal(answer, "GRANT");
   });
 });
 

@@ -35,7 +35,10 @@ export interface Connector {
     kvTokens: readonly number[],
     cachedTokens: number | null,
   ): Readonly<Record<string, unknown>> | null;
-  /** Drops KV held under an engine-level id, or under the request id inside one. Returns how many were dropped. */
+  /**
+   * Drops KV held under an engine-level id, or under the request id inside one, and turns away KV that arrives under it
+   * later. Returns how many were dropped.
+   */
   release(id: string): number;
   /** Where other engines reach this one, as `host:port`. */
   readonly address: string;
@@ -61,9 +64,14 @@ export interface HeldKv {
   readonly age_ms: number;
 }
 
+/** KV of other engines' making by stage: arriving, complete and unclaimed, in a sequence that has not ended. */
+export type KvStages = Readonly<Record<HeldKv["stage"] | "claimed", number>>;
+
 export interface ConnectorState {
   readonly held: readonly HeldKv[];
   readonly leasesExpired: number;
+  /** Transfers that arrived after their request had been settled, and were turned away. */
+  readonly lateCount: number;
   readonly sentBytes: number;
   readonly receivedBytes: number;
 }

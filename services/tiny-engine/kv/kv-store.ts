@@ -1,8 +1,10 @@
 // KV that was pushed to this decode engine and is not claimed yet. Every entry has a lease from the
 // moment its slot is reserved, so a prefill that dies half-way or a request that never arrives leaves
-// nothing behind after the lease.
+// nothing behind after the lease. An id that was settled stays settled: KV that a slow link delivers
+// after its leg has ended is turned away, and never waits for a lease.
 import type { Timer } from "../../common/clock.ts";
 import type { ConnectorOptions, HeldKv } from "./connector.ts";
+import { createSettledIds, requestIdsOf } from "./settled-ids.ts";
 import type { Block, KvHeader, Refusal } from "./wire.ts";
 
 interface Entry {
@@ -17,11 +19,15 @@ interface Entry {
 export class KvStore {
   readonly #options: ConnectorOptions;
   readonly #entries = new Map<string, Entry>();
+  readonly #settled: ReturnType<typeof createSettledIds>;
   leasesExpired = 0;
   receivedBytes = 0;
+  /** Transfers that were turned away because their id was settled before they arrived. */
+  lateCount = 0;
 
   constructor(options: ConnectorOptions) {
     this.#options = options;
+    this.#settled = createSettledIds(options.clock);
   }
 
   reserve(id: string, header: KvHeader): Refusal | null {
@@ -39,6 +45,10 @@ export class KvStore {
       return refuse("bad_message", "token_count must be a positive integer");
     if (tokens > maxLength) return refuse("wrong_shape", `the KV has ${tokens} tokens, this engine takes ${maxLength}`);
     if (this.#entries.has(id)) return refuse("duplicate_id", `KV under id ${id} is already held`);
+    if (this.#settled.has(id)) {
+      this.lateCount++;
+      return refuse("settled", `the request of KV ${id} has ended here`);
+    }
     if (!this.#options.space.holdSlot(tokens)) return refuse("no_slots", "no KV slot is free");
     this.#entries.set(id, {
       header,
@@ -82,21 +92,38 @@ export class KvStore {
     return null;
   }
 
-  /** Takes complete KV out, with its slot. Null: no complete KV is held under this id. */
+  /**
+   * Takes complete KV out, with its slot. Null: no complete KV is held under this id, and the request fails; KV that
+   * arrives for it later has no use.
+   */
   claim(id: string): { header: KvHeader; blocks: readonly Buffer[] } | null {
     const entry = this.#entries.get(id);
-    if (entry?.ready !== true) return null;
+    if (entry?.ready !== true) {
+      this.release(id);
+      return null;
+    }
     this.#remove(id, entry);
     return { header: entry.header, blocks: entry.blocks.filter((block) => block !== undefined) };
   }
 
-  /** Frees KV that will not be claimed. True if there was any. */
+  /** Frees KV that will not be claimed, now or when it arrives. True if there was any. */
   release(id: string): boolean {
     const entry = this.#entries.get(id);
-    if (entry === undefined) return false;
+    if (entry === undefined) {
+      this.#settled.add(id);
+      return false;
+    }
     this.#remove(id, entry);
     this.#options.space.releaseSlot(entry.header.token_count);
     return true;
+  }
+
+  /** The same for all KV of a request, by its X-Request-Id. Returns how many were held. */
+  releaseRequest(requestId: string): number {
+    const held = [...this.#entries.keys()].filter((id) => requestIdsOf(id).includes(requestId));
+    for (const id of held) this.release(id);
+    this.#settled.add(requestId);
+    return held.length;
   }
 
   held(): HeldKv[] {
@@ -117,6 +144,7 @@ export class KvStore {
   #remove(id: string, entry: Entry): void {
     entry.lease.cancel();
     this.#entries.delete(id);
+    this.#settled.add(id);
   }
 
   #renewLease(id: string, entry: Entry): void {

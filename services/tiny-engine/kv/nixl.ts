@@ -107,6 +107,8 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
     state: () => ({
       held: blocks.held(),
       leasesExpired: metrics.expiredLeases,
+      // Blocks are offered only by a request that runs, and freed by its reader or at the end of their lease.
+      lateCount: 0,
       sentBytes,
       receivedBytes: puller.receivedBytes,
     }),

@@ -90,11 +90,11 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
     },
     // How much moved, for the receipt of the request.
     offer: (request) => (prefills ? { kv_bytes: request.prompt.length * model.bytesPerToken } : null),
-    release: (id) =>
-      store.held().filter((held) => (held.id === id || belongsTo(held.id, id)) && store.release(held.id)).length,
+    release: (id) => store.releaseRequest(id),
     state: () => ({
       held: store.held(),
       leasesExpired: store.leasesExpired,
+      lateCount: store.lateCount,
       sentBytes: pusher.sentBytes,
       receivedBytes: store.receivedBytes,
     }),
@@ -103,12 +103,6 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
       store.close();
     },
   };
-}
-
-/** Whether an engine-level id was made from this X-Request-Id: `cmpl-<id>-0`, `chatcmpl-<id>`, `1_chatcmpl-<id>`. */
-function belongsTo(engineId: string, requestId: string): boolean {
-  const inner = engineId.replace(/^(\d+_)?(chat)?cmpl-/, "");
-  return inner === requestId || inner.replace(/-\d+$/, "") === requestId;
 }
 
 function answer(message: KvMessage, reply: Reply, store: KvStore, faults: FaultBoard): void {

@@ -35,6 +35,7 @@ export interface Refusal {
     | "wrong_shape"
     | "no_slots"
     | "duplicate_id"
+    | "settled"
     | "unknown_id"
     | "missing_blocks"
     | "bad_checksum"
