@@ -46,7 +46,7 @@ export interface CheckResult {
   readonly errors: Readonly<Record<string, number>>;
   /** Longest silence before an error or cut, in milliseconds. */
   readonly slowestEndMs: number;
-  /** Longest time that complete KV lay unclaimed, in milliseconds. */
+  /** Longest time that KV lay without progress, unclaimed, in milliseconds. */
   readonly longestKvMs: number;
 }
 
@@ -174,21 +174,21 @@ function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[]
   const byLeg = new Map<string, SeenReceipt>();
   for (const receipt of receipts.values()) for (const { legId } of receipt.legs) byLeg.set(legId, receipt);
   let longestMs = 0;
-  for (const { instance, id, readySinceMs, lastSeenMs } of kv) {
-    longestMs = Math.max(longestMs, lastSeenMs - readySinceMs);
-    if (lastSeenMs - readySinceMs <= ORPHAN_MS + slackMs) continue;
+  for (const { instance, id, stage, sinceMs, lastSeenMs } of kv) {
+    longestMs = Math.max(longestMs, lastSeenMs - sinceMs);
+    if (lastSeenMs - sinceMs <= ORPHAN_MS + slackMs) continue;
     const receipt = byLeg.get(/[0-9a-f]{32}/.exec(id)?.[0] ?? "");
     const leg = receipt?.legs.find(({ legId }) => id.includes(legId));
     const on = new Set([instance, leg?.prefill ?? "", receipt?.router ?? ""]);
     const hurt = faults.filter(
       (fault) =>
         (on.has(fault.target) || (receipt === undefined && fault.target.startsWith("router"))) &&
-        overlaps(fault, readySinceMs, lastSeenMs),
+        overlaps(fault, sinceMs, lastSeenMs),
     );
     // A broken instance can't settle anything. The time runs from its recovery, or from when its partner notices.
-    const fromMs = Math.max(readySinceMs, ...hurt.map(({ healedMs = Infinity }) => healedMs + CALLER_SILENT_MS));
+    const fromMs = Math.max(sinceMs, ...hurt.map(({ healedMs = Infinity }) => healedMs + CALLER_SILENT_MS));
     if (lastSeenMs <= fromMs + ORPHAN_MS + slackMs) continue;
-    const what = `KV ${id} lay on ${instance} for ${Math.round(lastSeenMs - readySinceMs)} ms`;
+    const what = `KV ${id} (${stage}) lay on ${instance} for ${Math.round(lastSeenMs - sinceMs)} ms`;
     violations.push({ rule: "orphan", what, receipt, faults: hurt });
   }
   return longestMs;

@@ -1,10 +1,12 @@
 // The engine below a wrapper, found in /proc, and the calls by which an engine of Tandem's own shows its state and takes
 // faults.
+import { request } from "node:http";
 import type { Child } from "../common/child.ts";
 import { commandLine, processTree } from "../loadgen/procfs.ts";
 
 export interface EngineProcess {
   readonly pid: number;
+  /** The path of its Unix socket. */
   readonly url: string;
 }
 
@@ -25,18 +27,19 @@ export function engineUnder(wrapper: Child): () => EngineProcess | undefined {
 }
 
 /**
- * URL of an engine process. Undefined for other processes, such as the guardian: a shell whose arguments include the
+ * Where an engine process listens. Undefined for other processes, such as the guardian: a shell whose arguments include the
  * engine's.
  */
 function listenOf(pid: number): string | undefined {
   const args = commandLine(pid);
   if (!args.includes("engine") || args[0]?.endsWith("sh") === true) return undefined;
-  const listen = args.find((arg) => arg.startsWith("--listen="));
-  return listen === undefined ? undefined : `http://${listen.slice("--listen=".length)}`;
+  return args.find((arg) => arg.startsWith("--uds="))?.slice("--uds=".length);
 }
 
 export interface SimState {
-  readonly kv_held: readonly { readonly id: string; readonly stage: string }[];
+  readonly kv_held: readonly { readonly id: string; readonly stage: string; readonly bytes: number }[];
+  /** Of them and of KV in running sequences, by stage. */
+  readonly kv_stages: Readonly<Record<"filling" | "ready" | "claimed", number>>;
   readonly leases_expired: number;
   readonly running: number;
   readonly waiting: number;
@@ -47,16 +50,33 @@ export interface SimState {
 export async function stateOf(engine: EngineProcess | undefined): Promise<SimState | undefined> {
   if (engine === undefined) return undefined;
   try {
-    const answer = await fetch(`${engine.url}/sim/state`, { signal: AbortSignal.timeout(1_000) });
-    return (await answer.json()) as SimState;
+    return JSON.parse((await call(engine, "GET", "/sim/state", "", 1_000)).text) as SimState;
   } catch {
     return undefined;
   }
 }
 
 /** Makes an engine fail. @param fault Body of `POST /sim/fault`. */
-export async function failEngine({ url }: EngineProcess, fault: Readonly<Record<string, unknown>>): Promise<void> {
-  const signal = AbortSignal.timeout(2_000);
-  const answer = await fetch(`${url}/sim/fault`, { method: "POST", body: JSON.stringify(fault), signal });
-  if (answer.status !== 200) throw new Error(`the engine rejects the fault: ${answer.status}`);
+export async function failEngine(engine: EngineProcess, fault: Readonly<Record<string, unknown>>): Promise<void> {
+  const { status, text } = await call(engine, "POST", "/sim/fault", JSON.stringify(fault), 2_000);
+  if (status !== 200) throw new Error(`the engine rejects the fault: ${status} ${text}`);
+}
+
+function call(
+  { url: socketPath }: EngineProcess,
+  method: string,
+  path: string,
+  body: string,
+  timeoutMs: number,
+): Promise<{ readonly status: number; readonly text: string }> {
+  return new Promise((resolve, reject) => {
+    const signal = AbortSignal.timeout(timeoutMs);
+    const sent = request({ socketPath, method, path, signal, agent: false }, (answer) => {
+      let text = "";
+      answer.setEncoding("utf8").on("data", (piece: string) => (text += piece));
+      answer.on("error", reject).on("end", () => resolve({ status: answer.statusCode!, text }));
+    });
+    sent.on("error", reject);
+    sent.end(body);
+  });
 }

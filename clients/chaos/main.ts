@@ -61,7 +61,12 @@ async function run(
   const isSim = engineKind === "sim";
   const kindFlags = isSim ? [] : ["--no-sim"];
   const pace = isSim ? [`--sim.decode_ms_per_token=${config.decodeMs}`] : [];
-  const engineFlags = [...pace, "--kv.push_timeout_ms=1500", ...(isSim && config.upstream ? ["--fault=upstream"] : [])];
+  const engineFlags = [
+    ...pace,
+    "--inject",
+    "--kv.push_timeout_ms=1500",
+    ...(isSim && config.upstream ? ["--fault=upstream"] : []),
+  ];
   say("starting the deployment ...");
   await using reference = await startEngine([...kindFlags, "--kv.slots=64"]);
   await using control = await startEngine([...kindFlags, ...pace]);

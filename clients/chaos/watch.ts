@@ -17,11 +17,14 @@ export interface SeenReceipt extends Pick<Receipt, "errorCode" | "fallbacks"> {
   readonly legs: readonly SeenLeg[];
 }
 
-/** KV that is complete on a decode engine and waits to be claimed. */
+/** KV on a decode engine that waits: for its next block, or to be claimed. */
 export interface SeenKv {
   readonly instance: string;
   readonly id: string;
-  readonly readySinceMs: number;
+  readonly stage: string;
+  readonly bytes: number;
+  /** When its last block was seen. */
+  readonly sinceMs: number;
   lastSeenMs: number;
 }
 
@@ -91,10 +94,10 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
       const nowMs = performance.now();
       const before = current;
       current = new Map();
-      for (const { id, stage } of state.kv_held) {
-        if (stage !== "ready") continue;
-        const known = current.get(id) ?? before.get(id);
-        const seen = known ?? { instance: member.process.name, id, readySinceMs: nowMs, lastSeenMs: nowMs };
+      for (const { id, stage, bytes } of state.kv_held) {
+        const last = before.get(id);
+        const known = last?.stage === stage && last.bytes === bytes ? last : undefined;
+        const seen = known ?? { instance: member.process.name, id, stage, bytes, sinceMs: nowMs, lastSeenMs: nowMs };
         if (known === undefined) kv.push(seen);
         seen.lastSeenMs = nowMs;
         current.set(id, seen);
@@ -156,7 +159,8 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
       for (const member of cluster.instances) {
         const state = await readState(member);
         if (state === undefined) return undefined;
-        heldKv += state.kv_held.length;
+        const { filling, ready, claimed } = state.kv_stages;
+        heldKv += filling + ready + claimed;
         busyLegs += state.running + state.waiting;
       }
       const seen = await instancesSeen(cluster.routers[0]!);

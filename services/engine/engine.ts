@@ -7,9 +7,6 @@ export const OWN_ENGINE_KINDS = ["sim", "embedded"] as const;
 export const ENGINE_KINDS = [...OWN_ENGINE_KINDS, "vllm"] as const;
 export type EngineKind = (typeof ENGINE_KINDS)[number];
 
-/** Where every engine that Tandem starts serves HTTP: an engine has no access control, so only its wrapper may reach it. */
-export const ENGINE_HOST = "127.0.0.1";
-
 /** The facts that an engine reports about itself. The optional ones are absent if it doesn't report them. */
 export interface EngineFacts {
   readonly kind: EngineKind;
@@ -71,9 +68,10 @@ export interface LaunchOptions {
   readonly flags: readonly string[];
 }
 
-export interface LaunchPorts {
-  /** On ENGINE_HOST. */
-  readonly httpPort: number;
+/** Where an engine that Tandem starts listens. */
+export interface ListenAddresses {
+  /** Of its HTTP API. An engine has no access control, so only its wrapper may reach the socket. */
+  readonly socketPath: string;
   /** Host of the KV side channel, which partners on other machines dial. */
   readonly kvHost: string;
   /** P2P NCCL: of rank 0; rank n uses the n-th after it. */

@@ -1,7 +1,8 @@
 // The command that starts each kind of engine: which program, with which flags, and how its output is read.
 import { fileURLToPath } from "node:url";
+import { isLoopbackHost } from "../common/address.ts";
 import { ConfigError } from "../common/config.ts";
-import { ENGINE_HOST, type EngineKind, type Launch, type LaunchOptions, type LaunchPorts } from "./engine.ts";
+import type { EngineKind, Launch, LaunchOptions, ListenAddresses } from "./engine.ts";
 import { vllmCommand, type VllmOptions } from "./vllm-command.ts";
 import { p2pKvLoss, readVllmOutput, vllmReason } from "./vllm-output.ts";
 import { findVllm, type VllmProgram } from "./vllm-program.ts";
@@ -19,7 +20,7 @@ export interface VllmLaunchOptions extends Pick<VllmOptions, "servedName" | "gpu
 export interface EnginePings {
   /** host:port of the ROUTER. */
   readonly address: string;
-  /** The ping of the engine with this HTTP port; undefined if none arrived within `timeoutMs`. */
+  /** The ping of the engine that names this HTTP port; undefined if none arrived within `timeoutMs`. */
   awaitPort(httpPort: number, timeoutMs: number): Promise<{ readonly kvAddress: string } | undefined>;
 }
 
@@ -31,7 +32,7 @@ export function launcherOf(
   kind: EngineKind,
   o: LaunchOptions,
   vllm: VllmLaunchOptions,
-): (ports: LaunchPorts) => Launch | Promise<Launch> {
+): (ports: ListenAddresses) => Launch | Promise<Launch> {
   if (kind === "vllm") {
     if (o.model === "")
       throw new ConfigError("--engine vllm needs a model: --model ID of Hugging Face, or the path of a folder.");
@@ -40,7 +41,7 @@ export function launcherOf(
   checkEngineFlags(o.flags);
   const name = kind === "sim" ? o.model : vllm.servedName;
   const file = o.model === "" ? "--no-sim" : `--model.file=${o.model}`;
-  return (ports) => ({
+  return ({ socketPath, kvHost, kvPort }) => ({
     command: process.execPath,
     ...(kind === "embedded" ? { env: SMALL_MEMORY_ENV } : {}),
     args: [
@@ -50,10 +51,10 @@ export function launcherOf(
       "engine",
       kind === "sim" ? "--sim" : file,
       ...(name === "" ? [] : [`--model.name=${name}`]),
-      `--listen=${ENGINE_HOST}:${ports.httpPort}`,
-      `--kv.listen=${ports.kvHost}:${ports.kvPort}`,
+      `--uds=${socketPath}`,
+      `--kv.listen=${kvHost}:${kvPort}`,
       // A host other than loopback is there for partners on other machines.
-      ...(ports.kvHost === ENGINE_HOST ? [] : ["--expose"]),
+      ...(isLoopbackHost(kvHost) ? [] : ["--expose"]),
       `--role=${o.role}`,
       `--connector=${o.connector}`,
       `--kv.slots=${o.slots}`,
@@ -62,16 +63,18 @@ export function launcherOf(
   });
 }
 
+const SOCKET = "Tandem gives the engine a socket that only this user can open";
 /** The flags of `tandem engine` that are Tandem's own here, and what decides them. Aliases included. */
 const OWN_FLAGS: Readonly<Record<string, string>> = {
   "--sim": "--engine decides that",
   "--model.file": "give it with --model",
   "--model": "give it with --model",
   "--model.name": "give it with --served_name, or with --model for the sim",
-  "--listen": "Tandem gives the engine a port on loopback, where clients can't reach it",
-  "--port": "Tandem gives the engine a port on loopback, where clients can't reach it",
+  "--listen": SOCKET,
+  "--port": SOCKET,
+  "--uds": SOCKET,
   "--kv.listen": "give the instance its --kv.listen",
-  "--expose": "Tandem adds it where the host of --kv.listen is not 127.0.0.1",
+  "--expose": "Tandem adds it where the host of --kv.listen is not loopback",
   "--role": "the instance decides that",
   "--connector": "give it with --connector",
   "--kv.slots": "give it with --slots",
@@ -99,14 +102,14 @@ function cliMain(): string {
   return fileURLToPath(new URL(`../../clients/cli/main.${extension}`, import.meta.url));
 }
 
-function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: LaunchPorts) => Promise<Launch> {
+function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: ListenAddresses) => Promise<Launch> {
   let found: Promise<VllmProgram> | undefined;
-  return async (ports) => {
+  return async (addresses) => {
     // Asked once: a version that changes under a running instance would not pair with its partners anyway.
     const { words, version } = await (found ??= findVllm(given.command));
     const isP2p = o.connector === "p2p-nccl";
     const pings = isP2p ? await given.pings?.() : undefined;
-    const { args, env } = vllmCommand({ ...o, ...given, ...ports, version, pingAddress: pings?.address ?? "" });
+    const { args, env } = vllmCommand({ ...o, ...given, ...addresses, version, pingAddress: pings?.address ?? "" });
     const [command, ...first] = words;
     return {
       command,
@@ -120,7 +123,7 @@ function vllmLauncher(o: LaunchOptions, given: VllmLaunchOptions): (ports: Launc
       keepLines: 300,
       reasonOf: vllmReason,
       ...(pings && {
-        toldKvAddress: async () => (await pings.awaitPort(ports.httpPort, PING_WAIT_MS))?.kvAddress,
+        toldKvAddress: async () => (await pings.awaitPort(addresses.kvPort, PING_WAIT_MS))?.kvAddress,
       }),
     };
   };

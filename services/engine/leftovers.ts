@@ -1,9 +1,10 @@
 // A record on disk of every engine that runs, and the killing of those whose wrapper is gone. The guardian does that at
 // once; this catches what even it missed, because it was killed as well.
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { Log } from "../common/log.ts";
 import { identityOf, type ProcessIdentity } from "../common/process-identity.ts";
+import { removeSocketFolder } from "./socket-folder.ts";
 
 interface Recorded {
   readonly pid: number;
@@ -14,16 +15,22 @@ interface EngineRecord {
   readonly wrapper: Recorded;
   readonly engine: Recorded;
   readonly group: number;
+  /** Of its HTTP API, in a folder of its own. */
+  readonly socketPath: string;
 }
 
 /** Records that the engine belongs to this process. Returns what removes the record. Never throws: a disk may be full. */
-export function recordEngine(folder: string, enginePid: number, group: number, log: Log): () => void {
-  const file = join(folder, `${enginePid}.json`);
+export function recordEngine(
+  folder: string,
+  { pid, group, socketPath }: { readonly pid: number; readonly group: number; readonly socketPath: string },
+  log: Log,
+): () => void {
+  const file = join(folder, `${pid}.json`);
   try {
-    const [wrapper, engine] = [process.pid, enginePid].map((pid) => ({ pid, startedAt: identityOf(pid)?.startedAt }));
+    const [wrapper, engine] = [process.pid, pid].map((one) => ({ pid: one, startedAt: identityOf(one)?.startedAt }));
     if (engine?.startedAt === undefined) return () => {};
     mkdirSync(folder, { recursive: true, mode: 0o700 });
-    writeFileSync(file, JSON.stringify({ wrapper, engine, group }), { mode: 0o600 });
+    writeFileSync(file, JSON.stringify({ wrapper, engine, group, socketPath }), { mode: 0o600 });
   } catch (error) {
     log.warn("the engine could not be recorded; only its guardian watches it", { folder, error });
   }
@@ -57,6 +64,7 @@ export function killLeftovers(folder: string, log: Log): number {
         continue;
       }
     }
+    if (record) removeSocketFolder(dirname(record.socketPath));
     rmSync(file, { force: true });
   }
   return killed;
@@ -69,11 +77,11 @@ function running({ pid, startedAt }: Recorded): ProcessIdentity | undefined {
 
 function read(file: string): EngineRecord | undefined {
   try {
-    const { wrapper, engine, group } = JSON.parse(readFileSync(file, "utf8")) as EngineRecord;
+    const { wrapper, engine, group, socketPath = "" } = JSON.parse(readFileSync(file, "utf8")) as EngineRecord;
     const formed = [wrapper, engine].every(
       (one) => Number.isInteger(one?.pid) && one.pid > 1 && typeof one.startedAt === "string",
     );
-    return formed && Number.isInteger(group) ? { wrapper, engine, group } : undefined;
+    return formed && Number.isInteger(group) ? { wrapper, engine, group, socketPath } : undefined;
   } catch {
     return undefined;
   }

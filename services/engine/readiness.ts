@@ -1,6 +1,6 @@
 // Whether an engine works: not only that it was started or that its port is open, but that it answers real requests.
 import { type Clock, pause } from "../common/clock.ts";
-import type { EngineFacts, EngineKind } from "./engine.ts";
+import { OWN_ENGINE_KINDS, type EngineFacts, type EngineKind } from "./engine.ts";
 import type { EngineHttp } from "./http.ts";
 import { readBlockSize } from "./metrics-text.ts";
 
@@ -65,9 +65,7 @@ async function checkReady(http: EngineHttp, check: ReadinessCheck): Promise<Engi
     const body = { model: model.id, prompt: "1", max_tokens: 1, temperature: 0 };
     await ask(http, "/v1/completions", Buffer.from(JSON.stringify(body)), COMPLETION_TIMEOUT_MS);
   }
-  // An attached engine doesn't report its kind; only the sim has this path.
-  const isSim = async (): Promise<boolean> => (await http.get("/sim/state", CALL_TIMEOUT_MS)).status === 200;
-  const kind = check.kind ?? ((await isSim()) ? "sim" : "vllm");
+  const kind = check.kind ?? (await kindOf(http));
   return {
     kind,
     version,
@@ -78,6 +76,13 @@ async function checkReady(http: EngineHttp, check: ReadinessCheck): Promise<Engi
     ...(kind === "vllm" ? {} : { tpSize: 1 }),
     ...(typeof model.root === "string" ? { modelRoot: model.root } : {}),
   };
+}
+
+/** The kind of an attached engine, which Tandem's own tell. */
+async function kindOf(http: EngineHttp): Promise<EngineKind> {
+  const { status, body } = await http.get("/sim/kind", CALL_TIMEOUT_MS);
+  const told = status === 200 ? body.toString() : "";
+  return OWN_ENGINE_KINDS.find((kind) => told === JSON.stringify({ kind })) ?? "vllm";
 }
 
 /** The text of a 200 answer to a GET or, with a body, a POST. */

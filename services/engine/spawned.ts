@@ -7,18 +7,18 @@ import { spawnGuarded, type GuardedExit } from "../common/guardian.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { usefulLines } from "../common/output-tail.ts";
-import { freePort } from "../common/ports.ts";
 import { claimPorts, startTurn, type Release } from "./claims.ts";
-import { ENGINE_HOST, type EngineSource, type Launch, type LaunchPorts, type StartedEngine } from "./engine.ts";
+import type { EngineSource, Launch, ListenAddresses, StartedEngine } from "./engine.ts";
 import { EngineHttp } from "./http.ts";
 import { killLeftovers, recordEngine } from "./leftovers.ts";
 import { untilReady, WrongEngine, type ReadinessCheck } from "./readiness.ts";
+import { makeSocketFolder, removeSocketFolder } from "./socket-folder.ts";
 
 /** Starts that may fail because another process took the port that was found free a moment ago. */
 const PORT_TRIES = 4;
 
 export interface SpawnedOptions extends ReadinessCheck {
-  readonly launch: (ports: LaunchPorts) => Launch | Promise<Launch>;
+  readonly launch: (addresses: ListenAddresses) => Launch | Promise<Launch>;
   readonly kvHost: string;
   /** First KV port to try. Every later start uses a higher one: partners may hold connections to the old. */
   readonly kvPort: number;
@@ -49,17 +49,24 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     const claimed = await claimPorts({ host: kvHost, from: nextKvPort, span, usedFolder, log });
     nextKvPort = claimed.first + span;
     let endTurn: Release | undefined;
+    let folder: string | undefined;
+    const cleanUp = (): void => {
+      claimed.release();
+      if (folder !== undefined) removeSocketFolder(folder);
+    };
     try {
-      const ports: LaunchPorts = { httpPort: await freePort(ENGINE_HOST), kvHost, kvPort: claimed.first };
-      const launch = await o.launch(ports);
+      const made = makeSocketFolder();
+      folder = made.folder;
+      const addresses: ListenAddresses = { socketPath: made.socketPath, kvHost, kvPort: claimed.first };
+      const launch = await o.launch(addresses);
       const phases = createPhases(o, clock);
       const onWait = (): void => phases.begin("waiting for another engine to start on its device");
       endTurn = await startTurn(launch.devices ?? [], signal, onWait, clock);
-      const started = await startIn(launch, ports, phases, signal);
-      void started.ended.then(claimed.release);
+      const started = await startIn(launch, addresses, phases, signal);
+      void started.ended.then(cleanUp);
       return started;
     } catch (error) {
-      claimed.release();
+      cleanUp();
       throw error;
     } finally {
       endTurn?.();
@@ -68,7 +75,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
 
   async function startIn(
     launch: Launch,
-    ports: LaunchPorts,
+    addresses: ListenAddresses,
     phases: Phases,
     signal: AbortSignal,
   ): Promise<StartedEngine> {
@@ -89,14 +96,14 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     kill = guarded.kill;
     if (broken !== undefined) kill();
     const { pid, group, exited, lastLines, stop } = guarded;
-    void exited.then(recordEngine(recordsFolder, pid, group, log));
+    void exited.then(recordEngine(recordsFolder, { pid, group, socketPath: addresses.socketPath }, log));
     const failed = (what: string): StartError => failure(what, (launch.reasonOf ?? usefulLines)(lastLines()));
-    const http = new EngineHttp({ url: `http://${ENGINE_HOST}:${ports.httpPort}`, clock });
+    const http = new EngineHttp({ url: `unix:${addresses.socketPath}`, clock });
     const gone = new AbortController();
     void exited.then((exit) => gone.abort(exit));
     try {
       const ready = await untilReady(http, o, clock, anySignal(signal, gone.signal));
-      const kvAddress = await kvAddressOf(launch, ports);
+      const kvAddress = await kvAddressOf(launch, addresses);
       phases.end();
       const ended = exited.then((exit) =>
         broken === undefined
@@ -121,7 +128,7 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
   }
 
   /** The KV address that partners dial: the engine's own report, if it makes one. */
-  async function kvAddressOf(launch: Launch, { kvPort }: LaunchPorts): Promise<string> {
+  async function kvAddressOf(launch: Launch, { kvPort }: ListenAddresses): Promise<string> {
     if (!o.publishesKvAddress) return "";
     const given = `${kvHost}:${kvPort}`;
     const reported = launch.toldKvAddress === undefined ? given : await launch.toldKvAddress();

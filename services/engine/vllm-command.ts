@@ -4,11 +4,11 @@
 import { basename } from "node:path";
 import { splitAddress } from "../common/address.ts";
 import { ConfigError } from "../common/config.ts";
-import { ENGINE_HOST, type Launch, type LaunchOptions, type LaunchPorts } from "./engine.ts";
+import type { Launch, LaunchOptions, ListenAddresses } from "./engine.ts";
 import { checkGivenFlags, givenFlags, type GivenFlags } from "./vllm-flags.ts";
 
 /** `connector` is `p2p-nccl` or `nixl`. NIXL refuses to pair engines whose `model` texts differ, even for the same files. */
-export interface VllmOptions extends LaunchOptions, LaunchPorts {
+export interface VllmOptions extends LaunchOptions, ListenAddresses {
   /** As the package has it: `0.32.0+cpu`. */
   readonly version: string;
   /** Name for clients. Empty: made from `model`. */
@@ -44,7 +44,7 @@ export function vllmCommand(o: VllmOptions): VllmCommand {
       "serve",
       o.model,
       ...["--served-model-name", o.servedName === "" ? servedNameOf(o.model) : o.servedName],
-      ...["--host", ENGINE_HOST, "--port", String(o.httpPort), "--disable-uvicorn-access-log"],
+      ...["--uds", o.socketPath, "--disable-uvicorn-access-log"],
       ...unlessGiven(given, "--max-num-seqs", String(o.slots)),
       // A URL in a client's message would be fetched from inside the network; a path is refused by vLLM's default.
       ...unlessGiven(given, "--allowed-media-domains", NO_MEDIA_DOMAIN),
@@ -113,7 +113,8 @@ function p2pNccl(o: VllmOptions, given: GivenFlags): VllmCommand {
       // Text, both: vLLM 0.23 puts them into the environment and an address.
       nccl_num_channels: "16",
       ...(o.pingAddress === "" ? {} : { proxy_ip: ping.host, proxy_port: String(ping.port) }),
-      http_port: String(o.httpPort),
+      // A name in its pings. Its API is on a socket; no two engines of a machine have the same KV port.
+      http_port: String(o.kvPort),
       mem_pool_size_gb: o.poolGib,
     },
   };

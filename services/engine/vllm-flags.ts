@@ -8,7 +8,7 @@ import { ConfigError } from "../common/config.ts";
  */
 export type GivenFlags = ReadonlyMap<string, string | undefined>;
 
-const NETWORK = "Tandem gives vLLM a port on loopback, where clients can't reach it";
+const NETWORK = "Tandem gives vLLM a socket that only this user can open";
 /** Flags that are refused in every role, short names included, by the reason. */
 const REFUSED = new Map(
   Object.entries({

@@ -81,10 +81,14 @@ export function instanceSections(role: InstanceRole) {
         "How long the engine may take to load before the start fails.",
         { default: 900_000, min: 1_000, max: 86_400_000 },
       ),
-      attach: text("engine.attach", "URL of a running engine to use instead of starting one: http://127.0.0.1:8000.", {
-        default: "",
-        alias: "attach",
-      }),
+      attach: text(
+        "engine.attach",
+        "URL of a running engine to use instead of starting one: http://127.0.0.1:8000, or unix:/PATH of its socket.",
+        {
+          default: "",
+          alias: "attach",
+        },
+      ),
       apiKey: secret("engine.api_key", "API key of the attached engine."),
       kvAddress: address(
         "engine.kv_address",

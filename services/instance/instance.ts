@@ -26,6 +26,7 @@ import { together, type Registration, type SelfReport } from "../discovery/regis
 import { listenForPings, type PingListener } from "../discovery/vllm-pings.ts";
 import { attachedEngine } from "../engine/attached.ts";
 import type { EngineSource, LiveEngine } from "../engine/engine.ts";
+import { socketPathOf } from "../engine/http.ts";
 import { launcherOf } from "../engine/launch.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
 import { EngineSupervisor } from "../engine/supervisor.ts";
@@ -256,8 +257,8 @@ function engineSource(
   const { attach: url, apiKey, flags, model, servedName, startTimeoutMs } = config.engine;
   const common = { model, servesUnpaired, startTimeoutMs, ...o };
   if (url !== "") {
-    if (!url.startsWith("http://") || !URL.canParse(url))
-      throw new ConfigError(`engine.attach: ${url} is not an http:// URL.`);
+    if (socketPathOf(url) === undefined && !(url.startsWith("http://") && URL.canParse(url)))
+      throw new ConfigError(`engine.attach: ${url} is neither an http:// URL nor unix:/PATH of a socket.`);
     const kvAddress = pairedId ? config.engine.kvAddress : "";
     if (kvAddress === undefined) {
       throw new ConfigError(

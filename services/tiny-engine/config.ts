@@ -34,6 +34,11 @@ export const engineConfig = defineConfig(
       "Where the OpenAI API is served. Port 0: any free port. Several engines take consecutive ports.",
       { default: "127.0.0.1:8000", alias: "port" },
     ),
+    socketPath: text(
+      "uds",
+      "Unix socket where the OpenAI API is served, instead of listen. Only users who may enter its folder reach it.",
+      { optional: true },
+    ),
     expose: boolean(
       "expose",
       "Allow addresses that other machines can reach. An engine has no access control, and request ids decide where it connects to.",
@@ -55,6 +60,11 @@ export const engineConfig = defineConfig(
       { default: "none" },
     ),
     fault: list("fault", `A fault to inject, as KIND:FIELD=VALUE. May be repeated. Kinds: ${FAULT_KINDS.join(", ")}.`),
+    inject: boolean(
+      "inject",
+      "Serve /sim/state, which shows the engine and the KV that it holds, and /sim/fault, which injects faults. For tests.",
+      { default: false },
+    ),
     model: section("Model", {
       file: text("model.file", "A GGUF file to run: Llama architecture; F32, F16 or Q8_0.", {
         optional: true,
@@ -188,8 +198,11 @@ export function simOptions(config: EngineConfig): SimEngineOptions {
   return { ...config.model, ...config.kv, ...config.pace, ...common };
 }
 
-function commonOptions({ listen, kv, expose, role, connector, fault }: EngineConfig) {
+function commonOptions(config: EngineConfig) {
+  const { listen, socketPath, engines, kv, expose, role, connector, fault, inject } = config;
   const { host, port } = splitAddress(listen);
+  if (socketPath !== undefined && engines > 1)
+    throw new ConfigError("--uds names one socket, and several engines need one each. Give them --listen.");
   for (const [key, at] of [
     ["listen", host],
     ["kv.listen", splitAddress(kv.kvListen).host],
@@ -204,7 +217,7 @@ function commonOptions({ listen, kv, expose, role, connector, fault }: EngineCon
     throw new ConfigError(`--connector ${connector} needs --role prefill or --role decode`);
   if (role !== "none" && connector === "none")
     throw new ConfigError(`--role ${role} needs --connector p2p-zmq or --connector nixl`);
-  return { host, port, role, connector, faults: readFaults(fault) };
+  return { host, port, socketPath, role, connector, inject, faults: readFaults(fault) };
 }
 
 function readFaults(texts: readonly string[]): Fault[] {

@@ -8,7 +8,6 @@ import type { Sequence } from "./sequence.ts";
 import vllm from "./vllm-metrics.json" with { type: "json" };
 
 const OWN_HELP = {
-  "tandem:engine_info": "Which of Tandem's engines this is.",
   "tandem:kv_held": "Transferred KV that this engine holds, by stage.",
   "tandem:kv_late": "KV transfers turned away because their request had been settled before they arrived.",
 };
@@ -56,7 +55,6 @@ function bucketsUpTo(limit: number): number[] {
 }
 
 export class EngineMetrics {
-  readonly #kind: string;
   readonly #modelName: string;
   readonly #kv: KvModel;
   readonly #withNixl: boolean;
@@ -84,9 +82,7 @@ export class EngineMetrics {
   /** Set where KV is transferred. */
   transfers: (() => { readonly stages: KvStages; readonly lateCount: number }) | undefined;
 
-  /** @param kind Which of Tandem's engines. */
-  constructor(kind: string, modelName: string, kv: KvModel, withNixl: boolean) {
-    this.#kind = kind;
+  constructor(modelName: string, kv: KvModel, withNixl: boolean) {
     this.#modelName = modelName;
     this.#kv = kv;
     this.#withNixl = withNixl;
@@ -153,17 +149,16 @@ export class EngineMetrics {
         text += familyText({ type, name, help }, samples, this.#createdSeconds);
       }
     }
-    return text + this.#ownText();
+    return text + this.#transferText();
   }
 
-  #ownText(): string {
+  #transferText(): string {
+    if (this.transfers === undefined) return "";
     const family = (type: string, name: keyof typeof OWN_HELP, samples: readonly Sample[]): string =>
       familyText({ type, name, help: OWN_HELP[name] }, samples, this.#createdSeconds);
-    const info = family("gauge", "tandem:engine_info", [[{ kind: this.#kind }, 1]]);
-    if (this.transfers === undefined) return info;
     const { stages, lateCount } = this.transfers();
     const held = Object.entries(stages).map(([stage, count]): Sample => [{ stage }, count]);
-    return info + family("gauge", "tandem:kv_held", held) + family("counter", "tandem:kv_late", [[{}, lateCount]]);
+    return family("gauge", "tandem:kv_held", held) + family("counter", "tandem:kv_late", [[{}, lateCount]]);
   }
 
   /** By name without `vllm:`. What isn't here is always 0. */

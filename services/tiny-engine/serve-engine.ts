@@ -19,6 +19,8 @@ export interface EngineOptions {
   readonly host?: string;
   /** 0: any free one. */
   readonly port?: number;
+  /** A Unix socket to serve on, instead of host and port. */
+  readonly socketPath?: string | undefined;
   readonly role?: EngineRole;
   readonly connector?: ConnectorName;
   readonly modelName?: string | undefined;
@@ -36,6 +38,8 @@ export interface EngineOptions {
   /** Timeout of a nixl handshake. vLLM's is 5 s. */
   readonly handshakeTimeoutMs?: number;
   readonly faults?: readonly (string | Fault)[];
+  /** Whether /sim/state and /sim/fault are served. */
+  readonly inject?: boolean;
   /** As vLLM's --enable-prompt-tokens-details. */
   readonly reportCachedTokens?: boolean;
   readonly clock?: Clock;
@@ -48,6 +52,7 @@ export interface EngineOptions {
 export type EngineState = ReturnType<typeof stateOf>;
 
 export interface RunningEngine extends AsyncDisposable {
+  /** http://host:port, or unix:/path. */
   readonly url: string;
   /** `host:port`, null without a connector. */
   readonly kvAddress: string | null;
@@ -66,6 +71,7 @@ export async function serveEngine(
   createCore: (options: CoreOptions) => EngineCore,
 ): Promise<RunningEngine> {
   const { role = "none", connector: connectorName = "none", host = "127.0.0.1", clock = systemClock } = options;
+  const { socketPath } = options;
   const outcomes: Record<Outcome, number> = { finished: 0, aborted: 0, failed: 0, refused: 0 };
   let outcomeWaiters: ((outcome: Outcome) => void)[] = [];
   let stopped = false;
@@ -99,27 +105,34 @@ export async function serveEngine(
   try {
     connector = await startConnector(core, options, faults, clock);
     if (connector !== null) core.useConnector(connector);
-    server.listen(options.port ?? 0, host);
+    if (socketPath === undefined) server.listen(options.port ?? 0, host);
+    else server.listen(socketPath);
     await once(server, "listening");
   } catch (error) {
     core.close();
     throw error;
   }
-  const url = `http://${joinAddress(host, (server.address() as AddressInfo).port)}`;
+  const url =
+    socketPath === undefined
+      ? `http://${joinAddress(host, (server.address() as AddressInfo).port)}`
+      : `unix:${socketPath}`;
 
   const state = (): EngineState => stateOf(core, connector, { role, connectorName, url }, outcomes, faults);
 
   function admin(method: string, path: string, body: string): { status: number; json: string } | null {
     try {
+      if (path === "/sim/kind" && method === "GET") return { status: 200, json: JSON.stringify({ kind: core.kind }) };
+      if (path === "/kv/release" && method === "POST") {
+        const id = (JSON.parse(body) as { request_id?: unknown }).request_id;
+        if (typeof id !== "string" || id === "") throw new RangeError("request_id is needed");
+        return { status: 200, json: JSON.stringify({ released: connector?.release(id) ?? 0 }) };
+      }
+      if (options.inject !== true) return null;
       if (path === "/sim/state" && method === "GET") return { status: 200, json: JSON.stringify(state()) };
       if (path === "/sim/fault" && method === "DELETE") faults.clear();
       else if (path === "/sim/fault" && method === "POST") {
         const sent = JSON.parse(body) as Fault | Fault[];
         faults.add(...(Array.isArray(sent) ? sent : [sent]));
-      } else if (path === "/kv/release" && method === "POST") {
-        const id = (JSON.parse(body) as { request_id?: unknown }).request_id;
-        if (typeof id !== "string" || id === "") throw new RangeError("request_id is needed");
-        return { status: 200, json: JSON.stringify({ released: connector?.release(id) ?? 0 }) };
       } else return null;
       return { status: 200, json: JSON.stringify({ faults: faults.active }) };
     } catch (error) {

@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { createServer, type Server } from "node:http";
 import { createServer as createTcpServer, type AddressInfo, type Socket } from "node:net";
 import { EngineHttp, neverReached } from "../../services/engine/http.ts";
+import { makeSocketFolder, removeSocketFolder } from "../../services/engine/socket-folder.ts";
 import { deferred, within } from "../support/waits.ts";
 
 async function serving(
@@ -50,6 +52,20 @@ async function resetsSecond(
 }
 
 describe("HTTP to an engine", () => {
+  it("reaches it at its socket, also when more connections come than its queue takes", async () => {
+    const { folder, socketPath } = makeSocketFolder();
+    // All of them connect before the server accepts one: this process has one thread.
+    const server = createServer((_, res) => res.end("here")).listen({ path: socketPath, backlog: 1 });
+    await once(server, "listening");
+    const http = new EngineHttp({ url: `unix:${socketPath}` });
+    const asked = Array.from({ length: 20 }, () => http.get("/health", 10_000));
+    for (const { status, body } of await Promise.all(asked)) assert.deepEqual([status, String(body)], [200, "here"]);
+    http.close(new Error("over"));
+    server.close();
+    removeSocketFolder(folder);
+    await assert.rejects(new EngineHttp({ url: `unix:${socketPath}` }).get("/", 1_000), neverReached);
+  });
+
   it("sends key, length and body, and keeps the connection", async () => {
     const ports = new Set<number>();
     await using it = await serving((req, res) => {

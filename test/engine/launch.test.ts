@@ -14,7 +14,11 @@ async function argsOf(
 ): Promise<readonly string[]> {
   const { kvHost = "127.0.0.1", model = "", servedName = "", flags = [] } = given;
   const options: LaunchOptions = { role: "decode", connector: "p2p-zmq", model, slots: 7, flags };
-  const { args } = await launcherOf(kind, options, { ...VLLM, servedName })({ httpPort: 4_001, kvHost, kvPort: 4_002 });
+  const { args } = await launcherOf(kind, options, { ...VLLM, servedName })({
+    socketPath: "/run/engine.sock",
+    kvHost,
+    kvPort: 4_002,
+  });
   return args.slice(args.indexOf("engine") + 1);
 }
 
@@ -25,7 +29,7 @@ describe("the launcher of the engines that ship", () => {
     it(`exposes the KV side channel of ${kind} under an address that others can dial, and only there`, async () => {
       const exposed = read(await argsOf(kind, { kvHost: "10.0.0.7" }));
       assert.deepEqual([exposed.kv.kvListen, exposed.expose], ["10.0.0.7:4002", true]);
-      assert.equal(exposed.listen, "127.0.0.1:4001", "its API stays on loopback");
+      assert.equal(exposed.socketPath, "/run/engine.sock", "its API stays on its socket");
       assert.equal(read(await argsOf(kind)).expose, false);
     });
 
@@ -38,7 +42,7 @@ describe("the launcher of the engines that ship", () => {
       const named = { model: "/m.gguf", servedName: "m", kvHost: "10.0.0.7" };
       const own = [...(await argsOf(kind)), ...(await argsOf(kind, named))].map((word) => word.split("=", 1)[0]!);
       assert.ok(own.includes("--expose"));
-      for (const name of [...own, "--no-expose", "--port", "--kv-listen"])
+      for (const name of [...own, "--no-expose", "--port", "--listen", "--kv-listen"])
         for (const flags of [[name, "x"], [`${name}=x`]])
           await assert.rejects(
             argsOf(kind, { flags }),
@@ -46,7 +50,7 @@ describe("the launcher of the engines that ship", () => {
             flags.join(" "),
           );
       await assert.rejects(argsOf(kind, { flags: ["--expose"] }), {
-        message: "The engine's --expose can't be given: Tandem adds it where the host of --kv.listen is not 127.0.0.1.",
+        message: "The engine's --expose can't be given: Tandem adds it where the host of --kv.listen is not loopback.",
       });
     });
   }

@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { killLeftovers, recordEngine } from "../../services/engine/leftovers.ts";
 import { identityOf } from "../../services/common/process-identity.ts";
+import { makeSocketFolder } from "../../services/engine/socket-folder.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { eventually } from "../support/waits.ts";
 
@@ -13,11 +14,12 @@ describe("a recorded engine", () => {
   beforeEach(() => (folder = mkdtempSync(join(tmpdir(), "tandem-records-"))));
   afterEach(() => rmSync(folder, { recursive: true }));
 
-  async function sleeping(): Promise<{ pid: number; group: number; file: string }> {
+  async function sleeping(): Promise<{ pid: number; group: number; file: string; socketFolder: string }> {
     const child = spawn("sleep", ["60"], { detached: true, stdio: "ignore" });
     await eventually("it runs", () => identityOf(child.pid!));
-    recordEngine(folder, child.pid!, child.pid!, silentLog);
-    return { pid: child.pid!, group: child.pid!, file: join(folder, `${child.pid}.json`) };
+    const engine = { pid: child.pid!, group: child.pid!, ...makeSocketFolder() };
+    recordEngine(folder, engine, silentLog);
+    return { ...engine, file: join(folder, `${child.pid}.json`), socketFolder: engine.folder };
   }
   const alter = (
     file: string,
@@ -32,6 +34,8 @@ describe("a recorded engine", () => {
     const engine = await sleeping();
     assert.equal(killLeftovers(folder, silentLog), 0);
     assert.ok(identityOf(engine.pid) !== undefined);
+    assert.ok(existsSync(engine.socketFolder));
+    rmSync(engine.socketFolder, { recursive: true });
     process.kill(-engine.group, "SIGKILL");
   });
 
@@ -40,6 +44,7 @@ describe("a recorded engine", () => {
     alter(engine.file, (record) => (record.wrapper.startedAt = "another process's start"));
     assert.equal(killLeftovers(folder, silentLog), 1);
     await eventually("it is gone", () => identityOf(engine.pid) === undefined);
+    assert.ok(!existsSync(engine.socketFolder), "nor is its socket left");
     assert.deepEqual(readdirSync(folder), []);
   });
 

@@ -1,10 +1,13 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { execFile } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { createServer } from "node:http";
 import { createServer as createTcpServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
+import { promisify } from "node:util";
 import { attachedEngine } from "../../services/engine/attached.ts";
+import { socketPathOf } from "../../services/engine/http.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
 import type { EngineSource } from "../../services/engine/engine.ts";
 import type { EngineWork } from "../../services/engine/progress.ts";
@@ -16,12 +19,15 @@ import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
 import { systemClock } from "../../services/common/clock.ts";
 import { manualClock } from "../support/manual-clock.ts";
+import { skip } from "../support/skip.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
+
+const exec = promisify(execFile);
 
 // Speaks just enough to be found ready: a Node without TypeScript starts in 40 ms.
 const ENGINE = `
-  const [httpPort, kvPort] = process.argv.slice(1).map(Number);
-  require("net").createServer().on("error", fail).listen(kvPort, "127.0.0.1");
+  const [socketPath, kvPort] = process.argv.slice(1);
+  require("net").createServer().on("error", fail).listen(Number(kvPort), "127.0.0.1");
   require("http").createServer((req, res) => {
     if (req.url === "/crash") process.exit(7);
     if (req.url === "/silence") return;
@@ -31,7 +37,7 @@ const ENGINE = `
     if (req.url === "/version") return res.end('{"version":"1.2.3"}');
     if (req.url === "/metrics") return res.end('vllm:num_requests_running 4\\n');
     res.end();
-  }).on("error", fail).listen(httpPort, "127.0.0.1");
+  }).on("error", fail).listen(socketPath);
   function fail(error) { console.error("Error: " + error.message); process.exit(1); }
 `;
 
@@ -55,9 +61,9 @@ describe("an engine that Tandem starts", () => {
       startTimeoutMs: 10_000,
       recordsFolder,
       log: silentLog,
-      launch: ({ httpPort, kvPort }) => ({
+      launch: ({ socketPath, kvPort }) => ({
         command: process.execPath,
-        args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)],
+        args: ["-e", ENGINE, "--", socketPath, String(kvPort)],
       }),
       ...o,
     });
@@ -94,6 +100,32 @@ describe("an engine that Tandem starts", () => {
     assert.equal(identityOf(pid), undefined);
     assert.equal(supervisor.live, undefined);
     await eventually("the record is gone", () => readdirSync(recordsFolder).length === 0);
+  });
+
+  it("listens on a socket that no other user reaches, in a folder that goes with it", async function () {
+    const supervisor = await start();
+    const socketPath = socketPathOf(supervisor.live!.http.origin)!;
+    assert.equal(statSync(dirname(socketPath)).mode & 0o777, 0o700);
+    const curl = (ids: { uid?: number; gid?: number }): Promise<string> =>
+      exec(
+        "curl",
+        ["--silent", "--show-error", "-X", "POST", "--unix-socket", socketPath, "http://engine/pid"],
+        ids,
+      ).then(
+        ({ stdout }) => stdout,
+        (error: { stderr: string }) => error.stderr,
+      );
+    const hasCurl = await exec("curl", ["--version"]).then(
+      () => true,
+      () => false,
+    );
+    if (hasCurl && process.getuid?.() === 0) {
+      assert.equal(await curl({}), String(await pidOf(supervisor)));
+      assert.match(await curl({ uid: 65_534, gid: 65_534 }), /^curl: \(7\)/);
+    }
+    await supervisor.stop(1_000);
+    await eventually("its folder is gone", () => !existsSync(dirname(socketPath)));
+    if (!hasCurl || process.getuid?.() !== 0) skip(this, "only root can ask as another user, with curl");
   });
 
   it("is restarted on a fresh KV port when it dies, and its calls end at once", async () => {
@@ -173,9 +205,9 @@ describe("an engine that Tandem starts", () => {
   });
 
   it("is killed, its calls ended, and restarted when its output says that its answers are wrong", async () => {
-    const launch: SpawnedOptions["launch"] = ({ httpPort, kvPort }) => ({
+    const launch: SpawnedOptions["launch"] = ({ socketPath, kvPort }) => ({
       command: process.execPath,
-      args: ["-e", ENGINE, "--", String(httpPort), String(kvPort)],
+      args: ["-e", ENGINE, "--", socketPath, String(kvPort)],
       brokenBy: p2pKvLoss,
     });
     const supervisor = await start({ launch });
@@ -232,7 +264,7 @@ describe("an engine that Tandem starts", () => {
   it("runs the model file that it is given, or the one that ships", async () => {
     const o = { role: "decode", connector: "p2p-zmq", model: "a.gguf", slots: 1, flags: [] } as const;
     const vllm = { command: "", servedName: "named", gpus: "", poolGib: 4, hfToken: "" };
-    const ports = { httpPort: 1, kvHost: "127.0.0.1", kvPort: 2 };
+    const ports = { socketPath: "/run/engine.sock", kvHost: "127.0.0.1", kvPort: 2 };
     const { args } = await launcherOf("embedded", o, vllm)(ports);
     assert.ok(args.includes("--model.file=a.gguf") && args.includes("--model.name=named"), args.join(" "));
     assert.ok((await launcherOf("embedded", { ...o, model: "" }, vllm)(ports)).args.includes("--no-sim"));

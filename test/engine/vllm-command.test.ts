@@ -15,7 +15,7 @@ const BASE: VllmOptions = {
   version: "0.32.0+cpu",
   model: "/models/tiny",
   servedName: "",
-  httpPort: 8123,
+  socketPath: "/run/engine.sock",
   kvHost: "127.0.0.1",
   kvPort: 20_007,
   slots: 64,
@@ -34,11 +34,11 @@ const valueOf = (args: readonly string[], flag: string): string | undefined => {
 const kvConfig = (args: readonly string[]): any => JSON.parse(valueOf(args, "--kv-transfer-config")!);
 
 describe("vLLM's command line", () => {
-  it("serves on loopback, counts its tokens, and fetches no media", () => {
+  it("serves on a socket, counts its tokens, and fetches no media", () => {
     const { args, env } = vllmCommand(BASE);
     assert.deepEqual(args.slice(0, 2), ["serve", "/models/tiny"]);
-    assert.equal(valueOf(args, "--host"), "127.0.0.1");
-    assert.equal(valueOf(args, "--port"), "8123");
+    assert.equal(valueOf(args, "--uds"), "/run/engine.sock");
+    for (const flag of ["--host", "--port"]) assert.equal(valueOf(args, flag), undefined);
     assert.equal(valueOf(args, "--allowed-media-domains"), "media.invalid");
     assert.equal(env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"], "0");
     assert.equal(valueOf(args, "--allowed-local-media-path"), undefined);
@@ -125,7 +125,7 @@ describe("vLLM's command line", () => {
         kv_connector_extra_config: {
           send_type: "PUT_ASYNC",
           nccl_num_channels: "16",
-          http_port: "8123",
+          http_port: "20007",
           mem_pool_size_gb: 4,
         },
       });

@@ -27,19 +27,8 @@ const ask = (router: Router): Promise<Response> =>
     body: JSON.stringify({ model: "tandem-sim", prompt: "The quick brown fox", max_tokens: 5, stream: true }),
   });
 
-const fault = async ({ engine }: SimInstance, text: string): Promise<void> => {
-  assert.ok(
-    (
-      await fetch(`${engine.url}/sim/fault`, {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        body: JSON.stringify(text),
-      })
-    ).ok,
-  );
-};
-const repair = async ({ engine }: SimInstance): Promise<void> =>
-  void (await fetch(`${engine.url}/sim/fault`, { method: "DELETE" }));
+const fault = ({ engine }: SimInstance, text: string): void => engine.setFault(text);
+const repair = ({ engine }: SimInstance): void => engine.clearFaults();
 const metric = async (router: Router, name: RegExp): Promise<number> =>
   Number(name.exec(await (await fetch(`${router.restUrl}/metrics`)).text())?.[1] ?? 0);
 const ready = (router: Router): Promise<unknown> =>
@@ -56,7 +45,7 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
       await using _decode = await simDecode(connector, registry);
       await ready(router);
       assert.equal((await ask(router)).status, 200);
-      await fault(prefill, "refuse:status=500");
+      fault(prefill, "refuse:status=500");
       await eventually("the breaker is open", async () => {
         const { status } = await ask(router);
         assert.ok(status === 502 || status === 503, `${status}`);
@@ -70,7 +59,7 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
         "a probe that fails",
         async () => (await metric(router, /tandem_probes_total\{outcome="refused"\} (\d+)/)) > 0,
       );
-      await repair(prefill);
+      repair(prefill);
       await ready(router);
       assert.equal((await ask(router)).status, 200);
       assert.ok((await metric(router, /tandem_probes_total\{outcome="succeeded"\} (\d+)/)) >= 1);
@@ -94,7 +83,7 @@ for (const connector of ["p2p-zmq", "nixl"] as const) {
       };
       // KV has moved to both: the first transfer of two engines is given more time.
       await within(eight(), "eight answers while all is well", LONG_MS);
-      await fault(mute, "hang");
+      fault(mute, "hang");
       const first = await within(eight(), "the first eight", LONG_MS);
       assert.deepEqual(new Set(first.map(({ status }) => status)), new Set([200]));
       assert.ok(

@@ -6,7 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { IDENTITY, freshLegId, openDecode, type SimInstance } from "../instance/legs.ts";
-import { vllmOf } from "../live/support/processes.ts";
+import { engineOf } from "../live/support/processes.ts";
+import { askEngine } from "../support/engine-calls.ts";
 import { eligible, startProcess, startRouterProcess, type TestProcess, type TestRouter } from "../support/processes.ts";
 import { steadyLoad, type SteadyLoad } from "../support/steady-load.ts";
 import { eventually } from "../support/waits.ts";
@@ -27,9 +28,13 @@ interface Kind {
 const SIM: Kind = {
   name: "sims that fail as vLLM 0.23 does (p2p-zmq)",
   model: "tandem-sim",
-  flags: () => ["--engine=sim", "--connector=p2p-zmq", "--engine.flag=--fault=upstream"],
+  flags: () => ["--engine=sim", "--connector=p2p-zmq", "--engine.flag=--fault=upstream", "--engine.flag=--inject"],
 };
-const NIXL: Kind = { name: "sims (nixl)", model: "tandem-sim", flags: () => ["--engine=sim", "--connector=nixl"] };
+const NIXL: Kind = {
+  name: "sims (nixl)",
+  model: "tandem-sim",
+  flags: () => ["--engine=sim", "--connector=nixl", "--engine.flag=--inject"],
+};
 const VLLM: Kind = {
   name: "what passes for vLLM 0.23 (p2p-nccl)",
   model: "m",
@@ -201,10 +206,10 @@ async function prefillDies({ router, roles, load: begin }: Fleet): Promise<void>
   const { info } = await eligible(router, dying!);
   const load = begin(8, 300);
   await eventually("streams run", async () => (await find(router, roles.decode[0]!.pid)).load.running > 0, LONG_MS);
-  const { pids, url } = vllmOf(info.pid);
+  const { pids, url } = engineOf(info.pid);
   const retired = (one: TestProcess): number => one.logged("the engine will be restarted").length;
   assert.equal(Math.max(...roles.decode.map(retired)), 0);
-  assert.ok((await fetch(`${url}/sim/fault`, { method: "POST", body: '"hang"' })).ok);
+  assert.ok((await askEngine(url, "/sim/fault", { method: "POST", body: '"hang"' })).status === 200);
   await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);
   const ended = load.stop();
   process.kill(pids[0]!, "SIGKILL");

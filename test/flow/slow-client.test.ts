@@ -8,7 +8,8 @@ import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance, Receipt } from "#gen/tandem/router/v1/router_pb.js";
 import { tandemClient } from "../../clients/client/index.ts";
 import { shippedModel } from "../../services/common/package-file.ts";
-import { commandOf, familyOf } from "../live/support/processes.ts";
+import { commandOf, engineOf, familyOf } from "../live/support/processes.ts";
+import { askEngine } from "../support/engine-calls.ts";
 import { skip } from "../support/skip.ts";
 import { startTandem } from "../support/tandem.ts";
 import { eventually } from "../support/waits.ts";
@@ -28,9 +29,15 @@ const KINDS = [
     engine: "sim",
     flags: ["--model", MODEL],
     tokens: 100_000,
-    engineFlags: ["--model.max_len=200000", "--sim.decode_ms_per_token=2"],
+    engineFlags: ["--model.max_len=200000", "--sim.decode_ms_per_token=2", "--inject"],
   },
-  { name: "the embedded engine", engine: "embedded", flags: ["--served_name", MODEL], tokens: 1_900, engineFlags: [] },
+  {
+    name: "the embedded engine",
+    engine: "embedded",
+    flags: ["--served_name", MODEL],
+    tokens: 1_900,
+    engineFlags: ["--inject"],
+  },
 ] as const;
 
 async function silentClient(url: string, tokens: number): Promise<Socket> {
@@ -66,9 +73,9 @@ for (const kind of KINDS) {
         (await router.listInstances({})).instances.find(({ info }) => info!.role === Role.DECODE)!;
       const { info } = await decode();
       const routerPid = familyOf(tandem.pid).find((pid) => / router( |$)/.test(commandOf(pid)))!;
-      const enginePort = Number(/--listen=127\.0\.0\.1:(\d+)/.exec(familyOf(info!.pid).map(commandOf).join("\n"))![1]);
+      const { url: engineUrl } = engineOf(info!.pid);
       const engineState = async (): Promise<{ running: number; kv_held: unknown[]; outcomes: { aborted: number } }> =>
-        (await fetch(`http://127.0.0.1:${enginePort}/sim/state`)).json() as never;
+        JSON.parse((await askEngine(engineUrl, "/sim/state")).text) as never;
       const memory = (): { router: number; decode: number } => ({
         router: memoryMib(routerPid),
         decode: memoryMib(info!.pid),

@@ -1,6 +1,7 @@
 // The steps of the GPU run on one pair: right answers, clients that leave, engines that die.
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { request } from "node:http";
 import { compare, eachOf, firstToken, json, post, randomIds, tally } from "./ask.mjs";
 import { step } from "./report.mjs";
 import { below, doctor, instances, until } from "./servers.mjs";
@@ -189,15 +190,14 @@ export async function pairSteps(pair, reference, noise) {
     // A leg whose KV never comes, behind Tandem's back: the engine waits for it for ever, and everybody with it.
     await step("decode_starved", async () => {
       const victim = (await instances(pair.url, TOKEN)).find(({ info }) => info.role.endsWith("DECODE"));
-      const port = engineOf(victim)
-        .map(({ args }) => /--port (\d+)/.exec(args)?.[1])
+      const socketPath = engineOf(victim)
+        .map(({ args }) => /--uds (\S+)/.exec(args)?.[1])
         .find((found) => found !== undefined);
       const id = `___prefill_addr_127.0.0.1:9___decode_addr_${victim.info.kvAddress}_${"0".repeat(32)}`;
-      void fetch(`http://127.0.0.1:${port}/v1/completions`, {
-        method: "POST",
-        headers: { "content-type": "application/json", "x-request-id": id },
-        body: JSON.stringify({ model: "m", prompt: randomIds(1, 300), max_tokens: 4 }),
-      }).catch(() => {});
+      const headers = { "content-type": "application/json", "x-request-id": id };
+      request({ socketPath, method: "POST", path: "/v1/completions", headers })
+        .on("error", () => {})
+        .end(JSON.stringify({ model: "m", prompt: randomIds(1, 300), max_tokens: 4 }));
       await new Promise((done) => setTimeout(done, 1_000));
       const core = coreOf(victim);
       const starvedMs = performance.now();

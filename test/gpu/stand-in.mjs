@@ -90,7 +90,9 @@ createServer((incoming, outgoing) => {
   );
   const body = [];
   incoming.on("data", (chunk) => body.push(chunk)).pipe(call);
-}).listen(Number(valueOf("--port")), valueOf("--host"), () => console.log("INFO:     Application startup complete."));
+}).listen(...(args.includes("--uds") ? [valueOf("--uds")] : [Number(valueOf("--port")), valueOf("--host")]), () =>
+  console.log("INFO:     Application startup complete."),
+);
 
 function forward(engine, { method, url: path, headers }, onAnswer, outgoing) {
   const { hostname, port } = new URL(engine.url);

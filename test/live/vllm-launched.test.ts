@@ -9,7 +9,7 @@ import { eventually } from "../support/waits.ts";
 import { aftermath, ending, say, seconds, type Ended } from "./support/aftermath.ts";
 import { ask, assertSame, post } from "./support/answers.ts";
 import { metricOf, STALL_MS, startLaunched, type Launched } from "./support/launched.ts";
-import { vllmOf } from "./support/processes.ts";
+import { engineOf } from "./support/processes.ts";
 import { eachOf, long, QUESTIONS, WORDS } from "./support/questions.ts";
 import { MODEL, type Vllm } from "./support/vllm.ts";
 
@@ -74,7 +74,7 @@ describe("vLLM started by Tandem", function () {
     for (const [index, answer] of answers.entries()) assertSame(answer, vllm.expected[index]!);
     const decodes = await vllm.instances(Role.DECODE);
     for (const { info } of decodes) {
-      const { url } = vllmOf(info!.pid);
+      const { url } = engineOf(info!.pid);
       assert.ok((await metricOf(url, "vllm:nixl_bytes_transferred_sum")) > 0, "each decode engine fetched KV");
       assert.equal(await metricOf(url, "vllm:nixl_num_failed_transfers_total"), 0);
     }
@@ -103,7 +103,7 @@ describe("vLLM started by Tandem", function () {
     );
     const goneMs = performance.now();
     for (const { info } of await vllm.all()) {
-      const { url } = vllmOf(info!.pid);
+      const { url } = engineOf(info!.pid);
       await eventually("nothing runs", async () => (await metricOf(url, "vllm:num_requests_running")) === 0, 20_000);
     }
     const idleMs = performance.now() - goneMs;
@@ -144,7 +144,7 @@ describe("vLLM started by Tandem", function () {
     });
     await assert.rejects(decodeLeg(legOf("b"), bodyOf("hi"), "nonsense"), { code: "invalid_request" });
     // Of an engine that is none, and of one that was there: each ends as an error, and no engine with it.
-    const before = (await vllm.all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1));
+    const before = (await vllm.all()).map(({ info }) => engineOf(info!.pid).pids.at(-1));
     const other = await prefillLeg(legOf("d"), bodyOf("short"));
     const engineId = (JSON.parse(other) as { remote_engine_id: string }).remote_engine_id;
     await assert.rejects(
@@ -153,7 +153,7 @@ describe("vLLM started by Tandem", function () {
     await decodeLeg(legOf("d"), bodyOf("short"), other);
     await vllm.servesAgain();
     assert.deepEqual(
-      (await vllm.all()).map(({ info }) => vllmOf(info!.pid).pids.at(-1)),
+      (await vllm.all()).map(({ info }) => engineOf(info!.pid).pids.at(-1)),
       before,
     );
     const ticket = await prefillLeg(legOf("c"), bodyOf("short"));
@@ -167,7 +167,7 @@ describe("vLLM started by Tandem", function () {
     const { prefillLeg, decodeLeg, bodyOf, legOf } = legs;
     const stale = await prefillLeg(legOf("e"), bodyOf("short"));
     // The engine core, not its API server: what dies on a bug or for want of memory. Stopped first, so that all are on it.
-    const core = vllmOf(info!.pid).pids.at(-1)!;
+    const core = engineOf(info!.pid).pids.at(-1)!;
     process.kill(core, "SIGSTOP");
     let killedMs = Infinity;
     const running = QUESTIONS.slice(0, 16).map(async (one): Promise<Ended> => {
@@ -196,7 +196,7 @@ describe("vLLM started by Tandem", function () {
         [1, 2, 3, 4].map((index) => post(tandem.url, "/v1/completions", long(index).body)),
       );
       for (const { info } of await vllm.instances(Role.DECODE)) {
-        const { pids } = vllmOf(info!.pid);
+        const { pids } = engineOf(info!.pid);
         for (const pid of pids) process.kill(pid, "SIGSTOP");
         // What its engine had written before has reached the client by the second look.
         await vllm.instances(Role.DECODE);

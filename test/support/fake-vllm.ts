@@ -64,6 +64,7 @@ const sim = await startSimEngine({
   role: producer ? "prefill" : "decode",
   kvListen: address,
   faults: ["upstream"],
+  inject: true,
   decodeMsPerToken: 5,
   // A partner that is gone is waited for, as by vLLM's sender thread.
   kvPushTimeoutMs: 3_600_000,
@@ -86,7 +87,7 @@ function meetPartner(id: string | undefined): void {
   if (known !== pid) sim.setFault("hang");
 }
 
-createServer((incoming, outgoing) => {
+const server = createServer((incoming, outgoing) => {
   if (incoming.url === "/version")
     return outgoing.setHeader("content-type", "application/json").end('{"version":"0.23.0"}');
   const { method, url: path, headers } = incoming;
@@ -101,4 +102,7 @@ createServer((incoming, outgoing) => {
   call.on("error", () => outgoing.destroy());
   outgoing.on("close", () => call.destroy());
   return incoming.pipe(call);
-}).listen(Number(valueOf("--port")), valueOf("--host"), () => console.log("INFO:     Application startup complete."));
+});
+const started = (): void => console.log("INFO:     Application startup complete.");
+if (args.includes("--uds")) server.listen(valueOf("--uds"), started);
+else server.listen(Number(valueOf("--port")), valueOf("--host"), started);

@@ -16,8 +16,8 @@ describe("faults", () => {
     assert.throws(() => parseFault("slow:extra_ms=soon"), /must be a number/);
   });
 
-  it("are set, shown and cleared over HTTP, and used up by their count", async () => {
-    await using engine = await startFast();
+  it("are set, shown and cleared over HTTP where asked for, and used up by their count", async () => {
+    await using engine = await startFast({ inject: true });
     await post(engine, "/sim/fault", { kind: "refuse", status: 429, count: 2 });
     assert.equal((await complete(engine, "a")).status, 429);
     assert.deepEqual(((await (await fetch(`${engine.url}/sim/state`)).json()) as { faults: unknown }).faults, [
@@ -29,6 +29,13 @@ describe("faults", () => {
     await fetch(`${engine.url}/sim/fault`, { method: "DELETE" });
     assert.equal((await complete(engine, "a")).status, 200);
     assert.equal((await post(engine, "/sim/fault", { kind: "nonsense" })).status, 400);
+  });
+
+  it("are taken from nobody, and no state is shown, unless asked for", async () => {
+    await using engine = await startFast();
+    assert.equal((await post(engine, "/sim/fault", "hang")).status, 404);
+    assert.equal((await fetch(`${engine.url}/sim/state`)).status, 404);
+    assert.deepEqual(engine.state().faults, []);
   });
 
   it("refuse with the status asked for, in vLLM's error body", async () => {

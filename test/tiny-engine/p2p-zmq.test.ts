@@ -215,8 +215,7 @@ describe("p2p-zmq: KV that arrives after its request was settled", () => {
     try {
       const idOf = (index: number): string =>
         `___prefill_addr_${prefill.kvAddress!}___decode_addr_127.0.0.1:${proxyPort}_${String(index).padStart(32, "0")}`;
-      const send = (index: number) =>
-        complete(prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": idOf(index) });
+      const send = (index: number) => complete(prefill, PROMPT, { max_tokens: 1 }, { "x-request-id": idOf(index) });
       // Connected: bytes under way on the link are then those of the next requests.
       assert.equal((await send(0)).status, 200);
       proxy.setMode({ kind: "drop" });

@@ -170,9 +170,9 @@ function attachConflict(config: UpConfig): string | undefined {
     const urls = config.attach[role];
     if (urls.length === 0)
       return `--attach-${role} is missing: a request needs a prefill and a decode instance. Give at least one URL.`;
-    const wrong = urls.find((url) => !URL.canParse(url) || !/^https?:/.test(url));
+    const wrong = urls.find((url) => !URL.canParse(url) || !/^(https?:|unix:\/)/.test(url));
     if (wrong !== undefined)
-      return `--attach-${role} ${wrong}: expected the URL of a vLLM server, such as http://127.0.0.1:8000.`;
+      return `--attach-${role} ${wrong}: expected the URL of a vLLM server, such as http://127.0.0.1:8000 or unix:/PATH.`;
     if (config.settings.isGiven(role) && config[role] !== urls.length)
       return `--${role} ${config[role]} and ${urls.length} × --attach-${role} disagree: leave out --${role}, because each URL is one instance.`;
   }

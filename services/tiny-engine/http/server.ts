@@ -1,5 +1,6 @@
 // vLLM's HTTP API over an engine: the routes, their answers, and the errors for unknown routes.
-// In addition the sim's own routes: /sim/* to inspect the engine and inject faults, /kv/release to drop KV.
+// In addition Tandem's own routes: /sim/kind to tell which engine this is, /kv/release to drop KV; and, only where asked
+// for, /sim/state to inspect the engine and /sim/fault to inject faults.
 import { randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { EngineCore } from "../engine-core.ts";

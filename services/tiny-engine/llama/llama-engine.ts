@@ -76,7 +76,7 @@ export class LlamaEngine extends EngineCore<Run> {
       holdTokens() {},
       releaseTokens() {},
     };
-    this.metrics = new EngineMetrics(this.kind, modelName, this.kv, false);
+    this.metrics = new EngineMetrics(modelName, this.kv, false);
     worker.onReport = (report) => this.#onReport(report);
     worker.onDeath = () => this.die();
   }

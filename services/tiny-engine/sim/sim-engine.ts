@@ -61,7 +61,7 @@ export class SimEngine extends EngineCore<SimSequence> {
       blocksOf: (tokens) => blocksOf(tokens, blockSize, bytesPerToken, seed),
     };
     this.#withNixl = options.connector === "nixl";
-    this.metrics = new EngineMetrics(this.kind, modelName, this.kv, this.#withNixl);
+    this.metrics = new EngineMetrics(modelName, this.kv, this.#withNixl);
     this.#prefixCache = new PrefixCache(this.kv.blockCount);
     this.#scheduler = new Scheduler({
       slots: kvSlots,

@@ -119,9 +119,18 @@ describe("the checker of chaos", () => {
   });
 
   it("finds KV that is unclaimed for too long, unless a fault hit the process that settles it", () => {
-    const kv = [{ instance: "decode-1", id: `cmpl-___${LEG}-0`, readySinceMs: 1_000, lastSeenMs: 4_000 }];
+    const one = {
+      instance: "decode-1",
+      id: `cmpl-___${LEG}-0`,
+      stage: "ready",
+      bytes: 1,
+      sinceMs: 1_000,
+      lastSeenMs: 4_000,
+    };
+    const kv = [one];
     assert.deepEqual(rules({ kv }), ["orphan"]);
-    assert.deepEqual(rules({ kv: [{ ...kv[0]!, lastSeenMs: 2_900 }] }), []);
+    assert.deepEqual(rules({ kv: [{ ...one, stage: "filling" }] }), ["orphan"], "also before it is complete");
+    assert.deepEqual(rules({ kv: [{ ...one, lastSeenMs: 2_900 }] }), []);
     assert.deepEqual(rules({ kv, faults: [fault({ target: "router-1", kind: "kill-router" })] }), []);
     assert.deepEqual(rules({ kv, faults: [fault({ target: "decode-2" })] }), ["orphan"]);
   });

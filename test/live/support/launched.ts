@@ -9,7 +9,8 @@ import { dialRpc } from "../../../services/rpc/channel.ts";
 import { startTandem } from "../../support/tandem.ts";
 import { eventually } from "../../support/waits.ts";
 import { ask, assertSame, type Answer } from "./answers.ts";
-import { vllmOf } from "./processes.ts";
+import { askEngine } from "../../support/engine-calls.ts";
+import { engineOf } from "./processes.ts";
 import { QUESTIONS } from "./questions.ts";
 import { CPU_ENV, CPU_FLAGS, MODEL, MODEL_DIR, prepareVllm, startVllm, VLLM_PROGRAM } from "./vllm.ts";
 
@@ -84,7 +85,7 @@ export async function startLaunched() {
         const found = await all();
         if (!found.every(({ legs, load }) => legs === 0 && load?.kvOrphans === 0 && load.running === 0)) return false;
         const used = await Promise.all(
-          found.map(({ info }) => metricOf(vllmOf(info!.pid).url, "vllm:kv_cache_usage_perc")),
+          found.map(({ info }) => metricOf(engineOf(info!.pid).url, "vllm:kv_cache_usage_perc")),
         );
         return used.every((ratio) => ratio < 0.01);
       },
@@ -141,7 +142,7 @@ export async function startLaunched() {
 
 /** Summed over its labels. */
 export const metricOf = async (url: string, name: string): Promise<number> => {
-  const text = await (await fetch(`${url}/metrics`)).text();
+  const { text } = await askEngine(url, "/metrics");
   const values = text.split("\n").filter((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `));
   return values.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" "))), 0);
 };

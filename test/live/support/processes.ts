@@ -14,12 +14,12 @@ export function commandOf(pid: number): string {
   }
 }
 
-/** The vLLM below the instance with this pid: its API server first. Without the guardian's shells. */
-export function vllmOf(instancePid: number): { readonly pids: readonly number[]; readonly url: string } {
+/** The engine below the instance with this pid: vLLM's API server first. Without the guardian's shells. */
+export function engineOf(instancePid: number): { readonly pids: readonly number[]; readonly url: string } {
   const pids = familyOf(instancePid).filter((pid) => pid !== instancePid && !commandOf(pid).startsWith("/bin/sh "));
-  const port = /--port (\d+)/.exec(commandOf(pids[0] ?? 0))?.[1];
-  if (port === undefined) throw new Error(`no vLLM below process ${instancePid}`);
-  return { pids, url: `http://127.0.0.1:${port}` };
+  const socketPath = /--uds[ =](\S+)/.exec(commandOf(pids[0] ?? 0))?.[1];
+  if (socketPath === undefined) throw new Error(`no engine below process ${instancePid}`);
+  return { pids, url: `unix:${socketPath}` };
 }
 
 function childrenOf(pid: number): number[] {
