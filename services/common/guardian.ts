@@ -5,21 +5,22 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
-import type { Readable } from "node:stream";
+import type { Readable, Stream } from "node:stream";
 import { deferred } from "./clock.ts";
 import { createOutputTail } from "./output-tail.ts";
 
 // POSIX sh. fd 3 ends when our process is gone; fd 4 tells our process the program's id and how it ended. The program
-// gets neither. `$$` is the guardian's id in the subshell too, and the group's id, since it was started as group
+// gets neither. Its standard input, fd 5 here, ends with our process too: a program that looks at it ends by itself, also
+// when the guardian was killed as well. A pipe of its own, because Node makes its input non-blocking for all its readers. `$$` is the guardian's id in the subshell too, and the group's id, since it was started as group
 // leader. `kill -s KILL --` and not `kill -9 --`: dash takes the latter's `--` for a process.
 const SCRIPT = `
-"$@" 3<&- 4>&- &
+"$@" <&5 3<&- 4>&- 5<&- &
 program=$!
 echo "pid $program" >&4
 (
   while read -r _ <&3; do :; done
   kill -s KILL -- "-$$"
-) </dev/null >/dev/null 2>&1 4>&- &
+) </dev/null >/dev/null 2>&1 4>&- 5<&- &
 wait "$program"
 echo "exit $?" >&4
 exec 4>&-
@@ -63,13 +64,13 @@ export async function spawnGuarded(o: GuardedCommand): Promise<GuardedProcess> {
   // Detached: a group of its own, which the terminal's Ctrl-C doesn't reach and one kill ends.
   const guardian = spawn("/bin/sh", ["-c", SCRIPT, "tandem-guardian", o.command, ...o.args], {
     detached: true,
-    stdio: ["ignore", "pipe", "pipe", "pipe", "pipe"],
-    env: { ...process.env, ...o.env, TANDEM_PARENT_PIPE: undefined },
+    stdio: ["ignore", "pipe", "pipe", "pipe", "pipe", "pipe"],
+    env: { ...process.env, TANDEM_PARENT_PIPE: undefined, ...o.env },
   });
   guardian.stdout!.on("data", tail.push);
   guardian.stderr!.on("data", tail.push);
   // Closing it is the message; writing never happens, but an error event without a listener would end this process.
-  guardian.stdio[3]!.on("error", () => {});
+  for (const fd of [3, 5]) (guardian.stdio as readonly (Stream | null | undefined)[])[fd]!.on("error", () => {});
 
   const group = guardian.pid;
   const started = deferred<number>();

@@ -66,6 +66,8 @@ export interface LaunchOptions {
   readonly slots: number;
   /** Given to the engine as they are, after Tandem's own. */
   readonly flags: readonly string[];
+  /** Join token of the deployment, if it has one. Engines never see it; Tandem's own get a key made from it. */
+  readonly token?: string;
 }
 
 /** Where an engine that Tandem starts listens. */

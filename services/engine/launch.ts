@@ -1,4 +1,5 @@
 // The command that starts each kind of engine: which program, with which flags, and how its output is read.
+import { createHmac } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { isLoopbackHost } from "../common/address.ts";
 import { ConfigError } from "../common/config.ts";
@@ -43,7 +44,13 @@ export function launcherOf(
   const file = o.model === "" ? "--no-sim" : `--model.file=${o.model}`;
   return ({ socketPath, kvHost, kvPort }) => ({
     command: process.execPath,
-    ...(kind === "embedded" ? { env: SMALL_MEMORY_ENV } : {}),
+    env: {
+      ...(kind === "embedded" ? SMALL_MEMORY_ENV : {}),
+      // In the environment: other users can read command lines.
+      TANDEM_KV_KEY: kvKeyOf(o.token),
+      // Its standard input ends with its wrapper.
+      TANDEM_PARENT_PIPE: "1",
+    },
     args: [
       ...process.execArgv.filter((arg) => !arg.startsWith("--inspect")),
       ...(kind === "embedded" ? SMALL_MEMORY_FLAGS : []),
@@ -63,6 +70,11 @@ export function launcherOf(
   });
 }
 
+/** The same for all engines of a deployment, without telling them its token. */
+function kvKeyOf(token = ""): string {
+  return token === "" ? "" : createHmac("sha256", token).update("kv").digest("hex");
+}
+
 const SOCKET = "Tandem gives the engine a socket that only this user can open";
 /** The flags of `tandem engine` that are Tandem's own here, and what decides them. Aliases included. */
 const OWN_FLAGS: Readonly<Record<string, string>> = {
@@ -78,6 +90,7 @@ const OWN_FLAGS: Readonly<Record<string, string>> = {
   "--role": "the instance decides that",
   "--connector": "give it with --connector",
   "--kv.slots": "give it with --slots",
+  "--kv.key": "Tandem makes it from --token",
 };
 
 function checkEngineFlags(words: readonly string[]): void {

@@ -84,6 +84,8 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     let kill = (): void => {};
     const guarded = await spawnGuarded({
       ...launch,
+      // The secrets of its wrapper are of no use to it.
+      env: { TANDEM_TOKEN: undefined, TANDEM_API_KEY: undefined, ...launch.env },
       hide: o.secrets ?? [],
       onLine(line) {
         log.debug("engine says", { line });

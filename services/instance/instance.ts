@@ -12,7 +12,7 @@ import {
   type Info,
   type Load,
 } from "#gen/tandem/instance/v1/instance_pb.js";
-import { joinAddress, splitAddress } from "../common/address.ts";
+import { isLoopbackHost, joinAddress, splitAddress } from "../common/address.ts";
 import { type Clock, settlesWithin, systemClock, until } from "../common/clock.ts";
 import { ConfigError } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
@@ -272,7 +272,13 @@ function engineSource(
   const kind = config.engine.kind ?? defaultEngineKind(model);
   const { host: kvHost, port: kvPort } = splitAddress(config.kv.listen);
   if (kvPort === 0) throw new ConfigError("kv.listen: give a port of at least 1, which is the first one to try.");
-  const launch = { role, connector: name, model, slots: config.legs.slots, flags };
+  const { token } = config.grpc;
+  if (kind !== "vllm" && token === "" && !isLoopbackHost(kvHost)) {
+    throw new ConfigError(
+      `kv.listen: other machines can reach ${kvHost}, and without a token the engine could not tell who sends it KV. Set --token (TANDEM_TOKEN), or listen on 127.0.0.1.`,
+    );
+  }
+  const launch = { role, connector: name, model, slots: config.legs.slots, flags, token };
   return spawnedEngine({
     ...common,
     // A real model is what is loaded; the name it is served under follows from the flags.

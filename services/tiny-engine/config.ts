@@ -10,6 +10,7 @@ import {
   list,
   milliseconds,
   number,
+  secret,
   section,
   text,
   type Config,
@@ -98,6 +99,10 @@ export const engineConfig = defineConfig(
         "kv.listen",
         "Where other engines reach this engine's KV. Several engines take consecutive ports.",
         { default: "127.0.0.1:0" },
+      ),
+      kvKey: secret(
+        "kv.key",
+        "Key that all engines share which exchange KV with this one. They prove it to each other, and their KV is encrypted. Empty: every program that reaches kv.listen can send and read KV.",
       ),
       kvSlots: integer(
         "kv.slots",

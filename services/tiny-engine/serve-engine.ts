@@ -28,6 +28,8 @@ export interface EngineOptions {
   readonly maxLength?: number | undefined;
   /** `host:port` of the KV socket; the port may be 0. */
   readonly kvListen?: string;
+  /** Proves other engines to this one, which must have the same. Empty: none. */
+  readonly kvKey?: string;
   /** Sequences that run or hold KV at one time; more wait. */
   readonly kvSlots?: number;
   /** KV of all sequences together. Default: enough for every slot's longest sequence. */
@@ -203,7 +205,7 @@ async function startConnector(
   clock: Clock,
 ): Promise<Connector | null> {
   const { role, connector, kvListen: listen = "127.0.0.1:0", kvLeaseMs: leaseMs = 30_000 } = options;
-  const common = { listen, space, faults, clock, leaseMs };
+  const common = { listen, key: options.kvKey ?? "", space, faults, clock, leaseMs };
   if (connector === "p2p-zmq") {
     const { startP2pZmq } = await import("./kv/p2p-zmq.ts");
     const prefills = role === "prefill";

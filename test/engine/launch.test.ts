@@ -38,6 +38,21 @@ describe("the launcher of the engines that ship", () => {
       assert.deepEqual([config.kv.kvLeaseMs, config.fault], [5, ["refuse"]]);
     });
 
+    it(`gives all of ${kind} in a deployment one KV key, made from the token, where no other user can read it`, async () => {
+      const launched = async (token?: string) => {
+        const o = { role: "decode", connector: "p2p-zmq", model: "", slots: 7, flags: [] } as const;
+        const all = token === undefined ? o : { ...o, token };
+        return launcherOf(kind, all, VLLM)({ socketPath: "/s", kvHost: "127.0.0.1", kvPort: 4_002 });
+      };
+      const { args, env } = await launched("TOKEN");
+      const key = env!["TANDEM_KV_KEY"]!;
+      assert.equal((await launched("TOKEN")).env!["TANDEM_KV_KEY"], key);
+      assert.notEqual((await launched("OTHER")).env!["TANDEM_KV_KEY"], key);
+      assert.equal((await launched()).env!["TANDEM_KV_KEY"], "");
+      assert.ok(key.length === 64 && !args.join(" ").includes(key) && !JSON.stringify([args, env]).includes("TOKEN"));
+      assert.equal(loadConfig(engineConfig, { argv: args.slice(args.indexOf("engine") + 1), env: env! }).kv.kvKey, key);
+    });
+
     it(`refuses a flag that it gives ${kind} itself, and says what decides it`, async () => {
       const named = { model: "/m.gguf", servedName: "m", kvHost: "10.0.0.7" };
       const own = [...(await argsOf(kind)), ...(await argsOf(kind, named))].map((word) => word.split("=", 1)[0]!);

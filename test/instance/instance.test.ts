@@ -140,6 +140,10 @@ describe("an instance", () => {
     await assert.rejects(start("--engine", "vllm"), ConfigError);
     await assert.rejects(start("--connector", "nixl"), /needs --engine vllm with a --model, or --engine sim/);
     await assert.rejects(
+      start("--engine=sim", "--kv.listen=0.0.0.0:20001"),
+      /Set --token \(TANDEM_TOKEN\), or listen on/,
+    );
+    await assert.rejects(
       start("--model", "meta-llama/Llama-3.1-8B-Instruct"),
       /With --engine vllm, vLLM runs the model/,
     );

@@ -10,6 +10,9 @@ import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { identityOf } from "../../services/common/process-identity.ts";
 import { dialRpc, type RpcChannel } from "../../services/rpc/channel.ts";
 import { body, IDENTITY, freshLegId, openDecode, type SimInstance } from "./legs.ts";
+import { commandOf, engineOf, familyOf } from "../live/support/processes.ts";
+import { askEngine } from "../support/engine-calls.ts";
+import { skip } from "../support/skip.ts";
 import { eventually, within } from "../support/waits.ts";
 
 const CLI = fileURLToPath(new URL("../../clients/cli/main.ts", import.meta.url));
@@ -65,15 +68,25 @@ describe("an instance's process", function () {
     running.push(it);
     return it;
   }
+  /** Its engine knows a key of its own, not the join token, and takes no faults. */
+  async function keepsToItself({ child, enginePid }: Running): Promise<void> {
+    const environment = readFileSync(`/proc/${enginePid}/environ`, "utf8");
+    assert.match(environment, /\0TANDEM_KV_KEY=[0-9a-f]{64}\0/);
+    assert.doesNotMatch(environment + commandOf(enginePid), /JOIN-TOKEN/);
+    const { url } = engineOf(child.pid!);
+    assert.equal((await askEngine(url, "/sim/fault", { method: "POST", body: '"hang"' })).status, 404);
+    assert.equal((await askEngine(url, "/health")).status, 200);
+  }
   const load = async ({ channel }: Running) =>
     (await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 })).load!;
 
-  it("describes itself in one line, and drains and ends with its engine when its terminal closes", async () => {
-    const it = await start("prefill", "--slots=3");
+  it("describes itself in one line, keeps its secrets, and drains and ends with its engine when its terminal closes", async () => {
+    const it = await start("prefill", "--slots=3", "--token=JOIN-TOKEN");
     assert.match(
       it.line,
       /^prefill ready on 127\.0\.0\.1:\d+: tandem-sim on sim \S+, KV by p2p-zmq at 127\.0\.0\.1:43\d\d\d, 3 slots\n$/,
     );
+    if (process.platform === "linux") await keepsToItself(it);
     const exited = once(it.child, "exit");
     it.child.kill("SIGHUP");
     assert.deepEqual(await within(exited, "its exit"), [0, null]);
@@ -98,6 +111,19 @@ describe("an instance's process", function () {
     const it = await start("decode");
     it.child.kill("SIGKILL");
     await eventually("its engine is gone", () => identityOf(it.enginePid) === undefined);
+  });
+
+  it("leaves no engine behind that nothing watches any more, its guardian killed as well", async function () {
+    if (process.platform !== "linux") skip(this, "processes are found in /proc");
+    const it = await start("decode");
+    const guards = familyOf(it.child.pid!).filter((pid) => /^\/bin\/sh /.test(commandOf(pid)));
+    assert.equal(guards.length, 2);
+    // Stopped, so that it can't kill the group of a guardian that is gone.
+    it.child.kill("SIGSTOP");
+    for (const pid of guards) process.kill(pid, "SIGKILL");
+    assert.ok(identityOf(it.enginePid) !== undefined);
+    it.child.kill("SIGKILL");
+    await eventually("its engine has ended by itself", () => identityOf(it.enginePid) === undefined);
   });
 
   it("restarts a killed engine on a fresh KV port, and serves again", async () => {

@@ -196,6 +196,20 @@ describe("nixl: transfers", () => {
     );
   });
 
+  it("are between engines with the same key, and no others", async () => {
+    const kvKey = "of this deployment";
+    await using prefill = await startPrefill({ kvKey });
+    const params = await prefillFor(prefill, PROMPT);
+    for (const [more, status] of [
+      [{}, 500],
+      [{ kvKey: "of another one" }, 500],
+      [{ kvKey }, 200],
+    ] as const) {
+      await using decode = await startDecode(more);
+      assert.equal((await complete(decode, PROMPT, { kv_transfer_params: params })).status, status);
+    }
+  });
+
   it("fail when the two run different weights", async () => {
     await using prefill = await startPrefill({ hashSalt: "other" });
     await using decode = await startDecode();

@@ -152,6 +152,44 @@ describe("p2p-zmq refuses with a reason", () => {
   });
 });
 
+describe("p2p-zmq: engines that share a key", () => {
+  const KEYED = { kvKey: "of this deployment" };
+
+  it("give the text of one engine that does both", async () => {
+    await using pair = await startPair(KEYED, KEYED);
+    await using alone = await startFast();
+    const headers = pairedHeaders(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    assert.equal(await textOf(complete(pair.decode, PROMPT, {}, headers)), await textOf(complete(alone, PROMPT)));
+  });
+
+  it("take nothing from an engine with another key or none, and say what may be wrong", async () => {
+    for (const prefill of [{ kvKey: "of another one" }, {}]) {
+      await using pair = await startPair(prefill, KEYED);
+      const { status, json } = await complete(pair.prefill, PROMPT, { max_tokens: 1 }, pairedHeaders(pair));
+      assert.equal(status, 503);
+      assert.match(json.error.message, /closed the connection at once: does it have the same kv\.key\?/);
+      assert.deepEqual(pair.decode.state().kv_stages, { filling: 0, ready: 0, claimed: 0 });
+    }
+  });
+});
+
+describe("p2p-zmq: a message that is longer than any block", () => {
+  it("ends its connection, and harms no other", async () => {
+    await using pair = await startPair();
+    const sender = new Dealer({ linger: 0 });
+    const ended = deferred();
+    sender.events.on("disconnect", () => ended.resolve());
+    sender.connect(`tcp://${pair.decode.kvAddress!}`);
+    await sender.send(["BLOCK", "x", Buffer.alloc(8), Buffer.alloc(2 * 1024 * 1024)]);
+    await within(ended.promise, "the end of the connection");
+    sender.close();
+    const headers = pairedHeaders(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    assert.equal((await complete(pair.decode, PROMPT, {}, headers)).status, 200);
+  });
+});
+
 describe("p2p-zmq: unclaimed KV", () => {
   it("is freed at the end of its lease, and counted", async () => {
     const clock = manualClock();

@@ -81,6 +81,8 @@ export interface ConnectorOptions {
   readonly model: KvModel;
   /** `host:port`; the port may be 0. */
   readonly listen: string;
+  /** Shared by all engines that exchange KV. Empty: none. */
+  readonly key: string;
   readonly space: KvSpace;
   readonly faults: FaultBoard;
   readonly clock: Clock;

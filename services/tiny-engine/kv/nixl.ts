@@ -40,7 +40,7 @@ export async function startNixl(options: NixlOptions): Promise<Connector> {
       blocks.done(message.id);
     }
   };
-  const sockets = await listenForKv(options.listen, onMessage);
+  const sockets = await listenForKv({ ...options, blockBytes: model.blockSize * model.bytesPerToken }, onMessage);
   const puller = new NixlPuller(sockets, clock, options.handshakeTimeoutMs, model.modelHash);
   const { host, port } = splitAddress(sockets.address);
 

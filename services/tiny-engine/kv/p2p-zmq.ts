@@ -28,9 +28,12 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
   const { prefills, model, space, faults } = options;
   const store = new KvStore(options);
   // A prefill engine listens too: its address is half of the id, so the address must be its own.
-  const sockets = await listenForKv(options.listen, (message, reply) => {
-    if (faults.take("silent-kv") === null) answer(message, reply, store, faults);
-  });
+  const sockets = await listenForKv(
+    { ...options, blockBytes: model.blockSize * model.bytesPerToken },
+    (message, reply) => {
+      if (faults.take("silent-kv") === null) answer(message, reply, store, faults);
+    },
+  );
   const pusher = new KvPusher(sockets, options.clock, options.pushTimeoutMs);
 
   const refuse = (status: number, message: string, param: string): Arrival => ({

@@ -2,6 +2,7 @@
 // zeromq is loaded only when a connector needs it: it costs 20 ms and several MB.
 import type { Dealer, Router } from "zeromq";
 import type { Clock, Timer } from "../../common/clock.ts";
+import { curveKeys } from "./curve.ts";
 import { parseMessage, type Frame, type KvMessage } from "./wire.ts";
 
 export interface KvSockets {
@@ -15,15 +16,46 @@ export interface KvSockets {
 
 export type Reply = (frames: Frame[]) => void;
 
-const OPTIONS = { linger: 0, sendHighWaterMark: 0, receiveHighWaterMark: 0 };
+export interface KvListen {
+  /** `host:port`; the port may be 0. */
+  readonly listen: string;
+  /** What other engines must know. Empty: whoever reaches the port may send and read KV. */
+  readonly key: string;
+  /** The longest payload of a block. */
+  readonly blockBytes: number;
+}
+
+/**
+ * Messages that wait to be read, from one sender; beyond that its connection is held back. What is sent is not bounded
+ * here: a ROUTER would drop it, and transfers in flight bound it.
+ */
+const RECEIVE_LIMIT = 64;
+/** For JSON, such as the list of all blocks of a long prompt. */
+const JSON_LIMIT_BYTES = 1024 * 1024;
+/** For strangers that connect and say nothing. */
+const HANDSHAKE_LIMIT_MS = 5_000;
 
 /** @throws Error when the address cannot be bound. */
 export async function listenForKv(
-  address: string,
+  { listen: address, key, blockBytes }: KvListen,
   onMessage: (message: KvMessage, reply: Reply) => void,
 ): Promise<KvSockets> {
   const { Dealer, Router } = await import("zeromq");
-  const router = new Router(OPTIONS);
+  const options = {
+    linger: 0,
+    sendHighWaterMark: 0,
+    receiveHighWaterMark: RECEIVE_LIMIT,
+    maxMessageSize: Math.max(JSON_LIMIT_BYTES, 2 * blockBytes),
+    handshakeInterval: HANDSHAKE_LIMIT_MS,
+  };
+  const keys = key === "" ? undefined : curveKeys(key);
+  const asServer = keys && { curveServer: true, curveSecretKey: keys.secretKey };
+  const asClient = keys && {
+    curveServerKey: keys.publicKey,
+    curvePublicKey: keys.publicKey,
+    curveSecretKey: keys.secretKey,
+  };
+  const router = new Router({ ...options, ...asServer });
   await router.bind(`tcp://${address}`);
   const outbox = new Outbox(router);
   let peers: readonly KvPeer[] = [];
@@ -34,7 +66,7 @@ export async function listenForKv(
   return {
     address: (router.lastEndpoint ?? `tcp://${address}`).slice("tcp://".length),
     dial(to) {
-      const peer = new KvPeer(new Dealer({ ...OPTIONS, reconnectInterval: 100 }), to);
+      const peer = new KvPeer(new Dealer({ ...options, ...asClient, reconnectInterval: 100 }), to);
       peers = [...peers.filter(({ lost }) => !lost), peer];
       return peer;
     },
@@ -76,7 +108,10 @@ export class KvPeer {
     this.#outbox = new Outbox(dealer);
     this.#address = address;
     dealer.events.on("connect:retry", () => this.#lose(`nothing listens on ${address}`));
-    dealer.events.on("disconnect", () => this.#lose(`${address} closed the connection`));
+    let met = false;
+    dealer.events.on("handshake", () => (met = true));
+    const closed = `${address} closed the connection`;
+    dealer.events.on("disconnect", () => this.#lose(met ? closed : `${closed} at once: does it have the same kv.key?`));
     dealer.connect(`tcp://${address}`);
     void readAll(dealer, (frames) => {
       const message = parseMessage(frames);
