@@ -2,7 +2,9 @@
 // shows as garbage with HTTP 200, as a hang, or as a dead engine. Sources: docs/vllm.md.
 import { create } from "@bufbuild/protobuf";
 import { FindingLevel, FindingSchema, type Finding } from "#gen/tandem/instance/v1/instance_pb.js";
+import { isLoopbackHost } from "../common/address.ts";
 import type { EngineFacts, LaunchOptions } from "./engine.ts";
+import { socketPathOf } from "./http.ts";
 import { connectorFault } from "./vllm-command.ts";
 
 const { OK, UNKNOWN, WARNING, ERROR } = FindingLevel;
@@ -14,6 +16,12 @@ export interface DiagnosedVllm extends Pick<LaunchOptions, "role" | "connector">
   readonly launched: boolean;
   /** host:port of its KV side channel. Empty where none is known. */
   readonly kvAddress: string;
+  /** Where its KV side channel listens. Empty where that is not known. */
+  readonly kvHost: string;
+  /** Of its API: http://host:port, or unix:/path. */
+  readonly url: string;
+  /** Whether Tandem has a key for its API. */
+  readonly hasApiKey: boolean;
   readonly ranks: number;
   readonly poolGib: number;
   /** Bytes that processes could still have, without the engine's own. */
@@ -32,6 +40,8 @@ export function vllmFindings(o: DiagnosedVllm): Finding[] {
       : [modelRoot(o)]),
     dtype(o),
     counters(o),
+    apiDoor(o),
+    kvDoor(o),
     ...(isP2p && o.launched ? ncclVariables(o) : []),
   ];
 }
@@ -135,6 +145,26 @@ function counters({ facts }: DiagnosedVllm): Finding {
   const message =
     "The engine reports no KV-cache figures. If it was started with --disable-log-stats, a stall would go unnoticed.";
   return finding("counters", WARNING, message, "Start it without --disable-log-stats.");
+}
+
+function apiDoor({ url, hasApiKey }: DiagnosedVllm): Finding {
+  if (socketPathOf(url) !== undefined)
+    return finding("api_access", OK, "Its API is on a Unix socket, open to those who may enter its folder.");
+  const guarded = hasApiKey
+    ? "Its API key guards only /v1, /v2 and /inference. vLLM leaves /tokenize, /invocations and /metrics open"
+    : "It has no API key that Tandem knows, so its whole API is open";
+  const cure =
+    "Start it with --uds PATH, in a folder of mode 0700, and attach unix:PATH. Where that can't be, give it an --api-key, and let only this machine reach its port.";
+  return finding("api_access", WARNING, `${guarded} to every user and machine that reaches ${url}.`, cure);
+}
+
+/** vLLM's connectors have no way to prove an engine to another one. */
+function kvDoor({ connector, kvHost }: DiagnosedVllm): Finding {
+  const open = `vLLM's ${connector} asks nobody for a proof: who reaches its KV ports can read KV, or stop the engine`;
+  const cure = "Keep its KV ports on loopback, or in a network that only this deployment's machines are in.";
+  if (kvHost === "") return finding("kv_access", UNKNOWN, `${open}. Where they are is not known.`, cure);
+  if (isLoopbackHost(kvHost)) return finding("kv_access", OK, "Its KV ports are on loopback.");
+  return finding("kv_access", WARNING, `${open}. They are on ${kvHost}.`, cure);
 }
 
 function ncclVariables({ env }: DiagnosedVllm): Finding[] {

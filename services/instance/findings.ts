@@ -1,6 +1,7 @@
 // The doctor's findings about an engine that need no partner, made each time an engine works.
 import { freemem, totalmem } from "node:os";
 import { FindingLevel, type Finding } from "#gen/tandem/instance/v1/instance_pb.js";
+import { splitAddress } from "../common/address.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
 import { vllmFindings } from "../engine/vllm-findings.ts";
@@ -23,6 +24,9 @@ export function engineFindings(
     facts: engine.facts,
     launched,
     kvAddress: engine.kvAddress,
+    kvHost: launched || engine.kvAddress !== "" ? splitAddress(engine.kvAddress || config.kv.listen).host : "",
+    url: engine.http.origin,
+    hasApiKey: config.engine.apiKey !== "",
     ranks: launched ? ranksOf(config.engine.flags) : 1,
     poolGib: config.vllm.poolGib,
     freeMemoryBytes: freemem(),

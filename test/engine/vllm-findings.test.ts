@@ -8,7 +8,10 @@ const P2P: DiagnosedVllm = {
   role: "decode",
   connector: "p2p-nccl",
   launched: true,
-  kvAddress: "10.0.0.2:21001",
+  kvAddress: "127.0.0.1:21001",
+  kvHost: "127.0.0.1",
+  url: "unix:/tmp/tandem-engine-1/http.sock",
+  hasApiKey: false,
   ranks: 1,
   poolGib: 4,
   freeMemoryBytes: 60 * GIB,
@@ -88,10 +91,24 @@ describe("the findings about a vLLM", () => {
     ["NCCL channels that vLLM overrides", { ...P2P, env: { NCCL_MAX_NCHANNELS: "4" } }, "nccl", "warning"],
     ["an unknown number type", { ...NIXL, facts: { ...NIXL.facts, dtype: "" } }, "dtype", "unknown"],
     ["an unknown model path under NIXL", { ...NIXL, facts: { ...NIXL.facts, modelRoot: "" } }, "model_path", "unknown"],
+    ["an API on a port", { ...NIXL, url: "http://127.0.0.1:8000" }, "api_access", "warning"],
+    ["an API on a port, with a key", { ...NIXL, url: "http://h:1", hasApiKey: true }, "api_access", "warning"],
+    ["KV ports that other machines reach", { ...NIXL, kvHost: "10.0.0.2" }, "kv_access", "warning"],
+    ["an attached engine's KV ports", { ...NIXL, launched: false, kvHost: "" }, "kv_access", "unknown"],
     ["an engine without figures", { ...NIXL, facts: { ...NIXL.facts, blockSize: 0 } }, "counters", "warning"],
   ];
   for (const [what, o, check, level] of cases)
     it(`include ${what}: ${level}`, () => assert.equal(levelOf(o, check), level));
+
+  it("say which paths vLLM leaves open in spite of a key", () => {
+    const said = vllmFindings({ ...NIXL, url: "http://h:1", hasApiKey: true }).find(
+      (one) => one.check === "api_access",
+    )!;
+    assert.match(
+      said.message,
+      /\/tokenize, \/invocations and \/metrics open to every user and machine that reaches http:\/\/h:1/,
+    );
+  });
 
   it("are not about P2P if KV moves by NIXL", () => {
     const checks = vllmFindings(withFacts(NIXL, { cudagraphMode: "FULL" })).map(({ check }) => check);
