@@ -1,8 +1,9 @@
 // Programs of others that tests use: found where they are, fetched into the user's cache where tests may do so.
 import { execFile } from "node:child_process";
-import { access, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { access, cp, mkdir, mkdtemp, rename, rm, writeFile } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
 const exec = promisify(execFile);
@@ -13,6 +14,12 @@ export const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
 export const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
 const GRPCIO_VERSION = "1.85.1";
+const GO_PLUGINS = {
+  "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12",
+  "protoc-gen-go-grpc": "google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2",
+};
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const FOREIGN_GO = join(ROOT, "test/live/foreign/go");
 const PROTOBUF_PYTHON_VERSION = "7.36.2";
 
 /** Tests may install things only when asked to: CI=true or `npm test -- --all`. */
@@ -89,6 +96,39 @@ export function pythonWithGrpcio(): Promise<{ path: string } | { missing: string
   const packages = [`grpcio==${GRPCIO_VERSION}`, `protobuf==${PROTOBUF_PYTHON_VERSION}`];
   return pythonWith("grpc, google.protobuf", `grpcio-${GRPCIO_VERSION}`, packages);
 }
+
+/** Path of the instance in Go (test/live/foreign/go), built from the contracts, or why there is none. */
+export async function foreignGo(): Promise<{ path: string } | { missing: string }> {
+  if (!(await exec("go", ["version"]).then(yes, no))) return { missing: "Go is not installed" };
+  const bin = join(CACHE, "bin");
+  const plugins = Object.entries(GO_PLUGINS);
+  const has = await Promise.all(plugins.map(([name]) => access(join(bin, name)).then(yes, no)));
+  if (has.includes(false) && !MAY_FETCH) return { missing: "protoc-gen-go is not installed" };
+  for (const [index, [, module]] of plugins.entries())
+    if (!has[index]) await exec("go", ["install", module], { env: { ...process.env, GOBIN: bin } });
+  const folder = join(CACHE, "foreign-go");
+  await cp(FOREIGN_GO, folder, { recursive: true });
+  const template = {
+    version: "v2",
+    inputs: [{ directory: "proto" }],
+    managed: { enabled: true, override: [{ file_option: "go_package_prefix", value: "foreign/gen" }] },
+    plugins: plugins.map(([name]) => ({
+      local: join(bin, name),
+      out: join(folder, "gen"),
+      opt: "paths=source_relative",
+    })),
+  };
+  const paths = ["instance", "prefill", "decode"].map((name) => `--path=proto/tandem/${name}`);
+  await exec("node_modules/.bin/buf", ["generate", `--template=${JSON.stringify(template)}`, ...paths], { cwd: ROOT });
+  const env = { ...process.env, CGO_ENABLED: "0", ...(MAY_FETCH ? {} : { GOPROXY: "off" }) };
+  const built = await exec("go", ["build", "-o", "instance", "."], { cwd: folder, env }).catch((error: Error) => error);
+  if (!(built instanceof Error)) return { path: join(folder, "instance") };
+  if (MAY_FETCH) throw built;
+  return { missing: "grpc for Go is not in the module cache" };
+}
+
+const yes = (): boolean => true;
+const no = (): boolean => false;
 
 async function pythonWith(
   modules: string,
