@@ -160,7 +160,7 @@ function apiDoor({ url, hasApiKey }: DiagnosedVllm): Finding {
 
 /** vLLM's connectors have no way to prove an engine to another one. */
 function kvDoor({ connector, kvHost }: DiagnosedVllm): Finding {
-  const open = `vLLM's ${connector} asks nobody for a proof: who reaches its KV ports can read KV, or stop the engine`;
+  const open = `vLLM's ${connector} asks for no proof: anyone who reaches its KV ports can read KV, or stop the engine`;
   const cure = "Keep its KV ports on loopback, or in a network that only this deployment's machines are in.";
   if (kvHost === "") return finding("kv_access", UNKNOWN, `${open}. Where they are is not known.`, cure);
   if (isLoopbackHost(kvHost)) return finding("kv_access", OK, "Its KV ports are on loopback.");

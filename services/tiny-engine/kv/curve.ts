@@ -1,6 +1,6 @@
-// Who may send and read KV: engines that know the same key. ZeroMQ's CURVE proves it in the handshake, before the first
-// message is read, and encrypts what follows. Client and server both need the server's public key; here nobody publishes
-// it, so that knowing it is the proof. Source: RFC 26/CurveZMQ of ZeroMQ.
+// Only engines that know the same key may send and read KV. ZeroMQ's CURVE checks that in the handshake, before the first
+// message is read, and encrypts what follows. A client must know the server's public key, which is never published here:
+// knowing it is the proof. Source: RFC 26/CurveZMQ of ZeroMQ.
 import { createHash, createPrivateKey, createPublicKey } from "node:crypto";
 
 /** In Z85, as zeromq takes them. */

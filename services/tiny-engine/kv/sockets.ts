@@ -19,7 +19,7 @@ export type Reply = (frames: Frame[]) => void;
 export interface KvListen {
   /** `host:port`; the port may be 0. */
   readonly listen: string;
-  /** What other engines must know. Empty: whoever reaches the port may send and read KV. */
+  /** What other engines must know. Empty: anyone who reaches the port may send and read KV. */
   readonly key: string;
   /** The longest payload of a block. */
   readonly blockBytes: number;
