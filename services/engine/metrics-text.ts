@@ -1,4 +1,4 @@
-// The few series of an engine's /metrics that Tandem reads. Names are vLLM's, alike in 0.23 and 0.33.
+// The few series of an engine's /metrics that Tandem reads. Names are vLLM's, alike in 0.23 and 0.33, but for two of Tandem's own engines.
 
 export type EngineGauges = Readonly<ReturnType<typeof readGauges>>;
 
@@ -11,6 +11,10 @@ export function readGauges(text: string) {
     deferred: sum(text, "vllm:num_requests_waiting_by_reason", 'reason="deferred"'),
     /** 0 to 1. */
     kvUsageRatio: Math.max(0, ...values(text, "vllm:kv_cache_usage_perc")),
+    /** KV that arrives or waits to be claimed. Only of Tandem's own engines, as the next. */
+    kvHeld: sum(text, "tandem:kv_held") - sum(text, "tandem:kv_held", 'stage="claimed"'),
+    /** KV turned away because its request had ended. */
+    kvLate: sum(text, "tandem:kv_late_total"),
     // Counters since the engine's start. On a wedged engine they stop, as do the gauges.
     promptTokens: sum(text, "vllm:prompt_tokens_total"),
     generationTokens: sum(text, "vllm:generation_tokens_total"),

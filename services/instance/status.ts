@@ -73,6 +73,8 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
       kvUsageRatio: gauges.kvUsageRatio,
       kvOrphans: orphans,
       kvAddress,
+      engineKvHeld: gauges.kvHeld,
+      engineKvLate: gauges.kvLate,
     });
   }
 

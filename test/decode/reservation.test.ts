@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { isDeepStrictEqual } from "node:util";
 import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
 import { InstanceService, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { dialRpc } from "../../services/rpc/channel.ts";
@@ -14,6 +15,7 @@ import {
   simPrefill,
   type PairLeg,
 } from "../instance/legs.ts";
+import { manualClock } from "../support/manual-clock.ts";
 import { eventually, within } from "../support/waits.ts";
 
 describe("a reservation", () => {
@@ -52,6 +54,35 @@ describe("a reservation", () => {
     assert.equal(decode.engine.state().kv_orphans, 1);
     await assert.rejects(call.next(), refusal("reservation_expired"));
     await settled(decode);
+  });
+
+  it("shows the KV that came for it in the instance's load, and what came after it had ended", async () => {
+    const clock = manualClock();
+    await using prefill = await simPrefill();
+    await using decode = await simDecode("p2p-zmq", {}, {}, clock);
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    await prefillLeg(prefill, decode, pair);
+    const shown = async (): Promise<readonly number[]> => {
+      await clock.pass(1_000);
+      const { engineKvHeld, engineKvLate } = decode.instance.load();
+      return [engineKvHeld, engineKvLate];
+    };
+    await eventually("it is held", async () => isDeepStrictEqual(await shown(), [1, 0]));
+    call.abandon();
+    assert.equal(await call.next(), undefined);
+    await settled(decode);
+    // As from a link that was silent meanwhile.
+    const late = await fetch(`${prefill.engine.url}/v1/completions`, {
+      method: "POST",
+      headers: {
+        "content-type": "application/json",
+        "x-request-id": `___prefill_addr_${prefill.engine.kvAddress!}___decode_addr_${decode.engine.kvAddress!}_${pair.legId}`,
+      },
+      body: JSON.stringify({ ...JSON.parse(pair.body), stream: false, max_tokens: 1 }),
+    });
+    assert.match(await late.text(), /kv_refused: settled/);
+    await eventually("it was turned away", async () => isDeepStrictEqual(await shown(), [0, 1]));
   });
 
   it("is settled when the router's connection breaks between the legs", async () => {

@@ -10,6 +10,8 @@ describe("an engine's metrics", () => {
       waiting: 0,
       deferred: 0,
       kvUsageRatio: 0,
+      kvHeld: 0,
+      kvLate: 0,
       promptTokens: 1416,
       generationTokens: 1493,
     });
@@ -28,12 +30,18 @@ describe("an engine's metrics", () => {
       'vllm:kv_cache_usage_perc{engine="0"} 0.25',
       'vllm:kv_cache_usage_perc{engine="1"} 0.5',
       "vllm:prompt_tokens_total 7e3",
+      'tandem:kv_held{stage="filling"} 1.0',
+      'tandem:kv_held{stage="ready"} 2.0',
+      'tandem:kv_held{stage="claimed"} 5.0',
+      "tandem:kv_late_total 4.0",
     ].join("\n");
     assert.deepEqual(readGauges(text), {
       running: 5,
       waiting: 1,
       deferred: 3,
       kvUsageRatio: 0.5,
+      kvHeld: 3,
+      kvLate: 4,
       promptTokens: 7000,
       generationTokens: 0,
     });

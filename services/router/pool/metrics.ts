@@ -39,4 +39,24 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
         gauge.set({ instance: instance.instanceId }, instance.load?.kvOrphans ?? 0);
     },
   );
+  metrics.gauge(
+    "tandem_engine_kv_held",
+    "KV caches that arrive at a decode engine or wait there to be claimed, by the gauge of Tandem's own engines, by instance.",
+    ["instance"],
+    (gauge) => {
+      gauge.reset();
+      for (const { instance } of pool.view.decode)
+        gauge.set({ instance: instance.instanceId }, instance.load?.engineKvHeld ?? 0);
+    },
+  );
+  metrics.gauge(
+    "tandem_engine_kv_late",
+    "KV transfers that a decode engine of Tandem's own turned away since its start because their request had ended, by instance.",
+    ["instance"],
+    (gauge) => {
+      gauge.reset();
+      for (const { instance } of pool.view.decode)
+        gauge.set({ instance: instance.instanceId }, instance.load?.engineKvLate ?? 0);
+    },
+  );
 }
