@@ -44,6 +44,7 @@ export function vllmCommand(o: VllmOptions): VllmCommand {
       "serve",
       o.model,
       ...["--served-model-name", o.servedName === "" ? servedNameOf(o.model) : o.servedName],
+      // Every version that Tandem starts has --uds (vllm-project/vllm#18097, of 2025).
       ...["--uds", o.socketPath, "--disable-uvicorn-access-log"],
       ...unlessGiven(given, "--max-num-seqs", String(o.slots)),
       // A URL in a client's message would be fetched from inside the network; a path is refused by vLLM's default.
