@@ -89,7 +89,8 @@ describe("tandem prefill", () => {
 
   it("says in one line that its KV host is not this machine's", async () => {
     // Of the range for documentation: no machine has it.
-    const { code, stderr } = await tandem([...start, "--grpc.listen", "127.0.0.1:0", "--kv.listen", "192.0.2.7:21001"]);
+    const flags = [...start, "--grpc.listen", "127.0.0.1:0", "--kv.listen", "192.0.2.7:21001"];
+    const { code, stderr } = await tandem(flags, { TANDEM_TOKEN: "of the test" });
     assert.equal(code, 1);
     assert.match(stderr, /^--kv\.listen: 192\.0\.2\.7 is not an address of this machine \(EADDRNOTAVAIL\)\. .*\n$/);
   });
