@@ -51,7 +51,10 @@ describe("an instance's process", function () {
         "--engine=sim",
         ...flags,
       ],
-      { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, XDG_STATE_HOME: state, TANDEM_LOG_FORMAT: "json" } },
+      {
+        stdio: ["ignore", "pipe", "pipe"],
+        env: { ...process.env, XDG_STATE_HOME: state, TMPDIR: state, TANDEM_LOG_FORMAT: "json" },
+      },
     );
     let errors = "";
     child.stderr!.on("data", (chunk: Buffer) => (errors += chunk.toString()));

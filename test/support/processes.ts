@@ -44,6 +44,7 @@ export function startProcess(
       TANDEM_LOG_FORMAT: "json",
       TANDEM_PARENT_PIPE: "1",
       XDG_STATE_HOME: folder,
+      TMPDIR: folder,
       ...env,
     },
   });

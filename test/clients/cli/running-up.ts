@@ -43,6 +43,7 @@ export function spawnUp(argv: readonly string[], env: Readonly<Record<string, st
       ...env,
       [mark.split("=")[0]!]: mark.split("=")[1],
       XDG_STATE_HOME: stateDir,
+      TMPDIR: stateDir,
     },
   });
   let output = "";
