@@ -242,6 +242,8 @@ export class EngineSupervisor {
   async #poll(watched: Watched, nowMs: number): Promise<void> {
     watched.polledMs = nowMs;
     watched.polling = true;
+    if (watched.engine.http.isUnreachable)
+      this.restart(watched.engine, "its socket was removed, so that no new request reaches it");
     try {
       const { status, body } = await watched.engine.http.get("/metrics", POLL_TIMEOUT_MS);
       if (status === 200) watched.counted = readGauges(body.toString("utf8"));

@@ -128,6 +128,15 @@ describe("an engine that Tandem starts", () => {
     if (!hasCurl || process.getuid?.() !== 0) skip(this, "only root can ask as another user, with curl");
   });
 
+  it("is restarted, at another socket, when its socket was removed", async () => {
+    const supervisor = await start();
+    const first = supervisor.live!;
+    rmSync(dirname(socketPathOf(first.http.origin)!), { recursive: true });
+    const second = await eventually("the next engine", () => supervisor.live !== first && supervisor.live);
+    assert.notEqual(second.http.origin, first.http.origin);
+    assert.equal((await second.http.get("/health", 1_000)).status, 200);
+  });
+
   it("is restarted on a fresh KV port when it dies, and its calls end at once", async () => {
     const supervisor = await start();
     const first = supervisor.live!;
