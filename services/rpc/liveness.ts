@@ -1,4 +1,6 @@
 // Finds a peer that fell silent: its host is gone, the link cut, the process stopped. TCP alone would take minutes.
+// Silence is counted in time in which this process ran: a pause, or a processor that is shared with too many others,
+// makes this process deaf and says nothing about the peer.
 import type { Clock, Timer } from "../common/clock.ts";
 
 export interface HeartbeatPace {
@@ -10,6 +12,9 @@ export interface HeartbeatPace {
   readonly silenceMs: number;
 }
 
+/** Timers of a process that runs undisturbed are late by less. */
+const PUNCTUAL_MS = 25;
+
 export const PACE: HeartbeatPace = { beatMs: 500, suspectMs: 1_300, silenceMs: 2_000 };
 
 export interface Peer {
@@ -17,9 +22,11 @@ export interface Peer {
   bytesRead(): number;
   /** Asks for a sign of life. Called at once, and then each `beatMs`. */
   ask(): void;
+  /** More time, in milliseconds, before the peer counts as silent. Left out: none. */
+  patienceMs?(): number;
   /** False: the peer has sent a byte again. */
   onSuspect(suspect: boolean): void;
-  /** Once, as the last call, and never later than `silenceMs` after the last byte unless this process paused itself. */
+  /** Once, as the last call, and never later than `silenceMs` and the patience after the last byte, in own time. */
   onSilent(): void;
 }
 
@@ -27,8 +34,6 @@ export interface Peer {
 export function watchLiveness(peer: Peer, clock: Clock, { beatMs, suspectMs, silenceMs }: HeartbeatPace): () => void {
   // Bytes are checked only here, so the figure is this coarse.
   const tickMs = beatMs / 4;
-  /** A tick this late shows that this process or its machine was paused, and says nothing about the peer. */
-  const ownPauseMs = silenceMs / 4;
   let state: "heard" | "suspect" | "over" = "heard";
   let bytesRead = peer.bytesRead();
   let heardMs = clock.nowMs();
@@ -60,7 +65,7 @@ export function watchLiveness(peer: Peer, clock: Clock, { beatMs, suspectMs, sil
   const judge = (nowMs: number): void => {
     if (state === "over") return;
     listen();
-    if (quietFor(silenceMs, nowMs)) {
+    if (quietFor(silenceMs + (peer.patienceMs?.() ?? 0), nowMs)) {
       stop();
       peer.onSilent();
     } else if (quietFor(suspectMs, nowMs)) become("suspect");
@@ -68,7 +73,7 @@ export function watchLiveness(peer: Peer, clock: Clock, { beatMs, suspectMs, sil
   const tick = (): void => {
     const nowMs = clock.nowMs();
     const lateMs = nowMs - tickedMs - tickMs;
-    if (lateMs > ownPauseMs) {
+    if (lateMs > PUNCTUAL_MS) {
       heardMs += lateMs;
       if (askedMs !== undefined) askedMs += lateMs;
     }

@@ -1,10 +1,15 @@
 // The rule of silence by itself, on a clock of the test's.
 import assert from "node:assert/strict";
+import { setImmediate } from "node:timers/promises";
 import { PACE, type HeartbeatPace, watchLiveness } from "../../services/rpc/liveness.ts";
 import { manualClock } from "../support/manual-clock.ts";
 
 /** A peer, and what is found of it: "suspect 1250" is 1250 ms after the start. `answers` to each question at once. */
-function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: HeartbeatPace } = {}) {
+function watch({
+  answers = false,
+  pace = PACE,
+  patienceMs = () => 0,
+}: { answers?: boolean; pace?: HeartbeatPace; patienceMs?: () => number } = {}) {
   const clock = manualClock(0);
   const peer = { bytes: 0, asked: 0, answers };
   const found: string[] = [];
@@ -16,6 +21,7 @@ function watch({ answers = false, pace = PACE }: { answers?: boolean; pace?: Hea
         peer.asked++;
         if (peer.answers) peer.bytes++;
       },
+      patienceMs,
       onSuspect: (suspect) => note(suspect ? "suspect" : "heard"),
       onSilent: () => note("silent"),
     },
@@ -98,6 +104,29 @@ describe("a peer", () => {
     clock.stall(5_000);
     await clock.pass(10_000);
     assert.deepEqual(found, ["suspect 6125", "silent 6875"]);
+  });
+
+  it("has 2 s in which this process ran: a starved process takes longer for its verdict", async () => {
+    const { clock, found } = watch();
+    // Each timer runs 125 ms late, and the process gets half of the time.
+    for (let tick = 0; tick < 20; tick++) {
+      clock.stall(250);
+      await setImmediate();
+    }
+    assert.deepEqual(found, ["suspect 2500", "silent 4000"]);
+  });
+
+  it("has more time while the observer has reasons for patience, and no longer", async () => {
+    let patienceMs = 4_000;
+    const { clock, found } = watch({ patienceMs: () => patienceMs });
+    await clock.pass(5_000);
+    assert.deepEqual(found, ["suspect 1250"]);
+    patienceMs = 0;
+    await clock.pass(125);
+    assert.deepEqual(found.slice(1), ["silent 5125"]);
+    const patient = watch({ patienceMs: () => 4_000 });
+    await patient.clock.pass(10_000);
+    assert.deepEqual(patient.found, ["suspect 1250", "silent 6000"]);
   });
 
   it("has its whole time for an answer to a question that was asked late", async () => {
