@@ -2,6 +2,7 @@
 // for the timer while tokens arrive. A stream whose deadline moves with every token only notes the time of the token;
 // the queue asks for the new deadline when the old one is reached.
 import type { Clock, Timer } from "./clock.ts";
+import { PUNCTUAL_MS } from "./event-loop.ts";
 import { Heap } from "./heap.ts";
 
 export type { Timer as Deadline } from "./clock.ts";
@@ -15,8 +16,12 @@ interface Entry extends Timer {
 
 /** A timer that fires this late shows that this process was stopped or starved. */
 const OWN_PAUSE_MS = 500;
-/** Data that arrived meanwhile is read first: only then is it known which peers were silent. */
+/**
+ * Data that arrived meanwhile is read first: only then is it known which peers were silent. The queue waits until the
+ * event loop is punctual again, and no longer than so many turns.
+ */
 const CATCH_UP_MS = 50;
+const CATCH_UP_TURNS = 20;
 
 export class Deadlines {
   readonly #clock: Clock;
@@ -84,10 +89,16 @@ export class Deadlines {
 
   #fired(armedForMs: number): void {
     this.#armed = undefined;
-    if (this.#clock.nowMs() - armedForMs <= OWN_PAUSE_MS) return this.#run();
+    if (this.#clock.nowMs() - armedForMs <= OWN_PAUSE_MS) this.#run();
+    else this.#catchUp(CATCH_UP_TURNS);
+  }
+
+  #catchUp(turns: number): void {
+    const dueMs = this.#clock.nowMs() + CATCH_UP_MS;
     const timer = this.#clock.setTimer(CATCH_UP_MS, () => {
       this.#armed = undefined;
-      this.#run();
+      if (turns > 1 && this.#clock.nowMs() - dueMs > PUNCTUAL_MS) this.#catchUp(turns - 1);
+      else this.#run();
     });
     this.#armed = { timer, atMs: -Infinity };
   }

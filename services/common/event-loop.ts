@@ -6,6 +6,9 @@ const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5]
 /** The mean covers about this time, so that one long garbage collection is not taken for a starved process. */
 const MEAN_MS = 1_000;
 
+/** Timers of a process that runs undisturbed are late by less. */
+export const PUNCTUAL_MS = 25;
+
 export interface LoopDelay {
   /** How late timers have run in the last second, on average, in milliseconds. */
   readonly delayMs: number;

@@ -49,6 +49,7 @@ export class DecodeLeg {
     call.onMessage = (message) => this.#take(message);
     call.onHalfClose = () => this.#halfClosed();
     call.onCancel = () => this.#cancelled();
+    call.onCallerSilent = () => this.#callerSilent();
     call.onDrain = () => {
       this.#setHeld(false);
       if (this.#phase.kind === "running") this.#phase.run.resume();
@@ -183,6 +184,13 @@ export class DecodeLeg {
     // If only the engine itself can drop the KV, the engine must have received all of it before it is stopped.
     if (!phase.run.tookKv && this.#shared.parts.connector.traits.abandoned === "drain") phase.run.discard();
     else this.#stopRunning(phase);
+  }
+
+  /** A running answer has its KV, and goes on for a router that may be back. A reservation holds KV for nothing. */
+  #callerSilent(): void {
+    if (this.#phase.kind !== "reserved") return;
+    this.#drop("the router is silent");
+    this.#call.fail(new ServiceError("reservation_expired", "The router was silent, so its reservation has ended."));
   }
 
   #expired(): void {

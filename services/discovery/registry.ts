@@ -34,10 +34,11 @@ export function together(all: readonly Registration[]): Registration {
 
 /**
  * What a registry has against an instance that it lists. `maintenance`: an operator took it out. `critical`: its health
- * check fails. `missing`: it was listed until a moment ago.
+ * check fails. `missing`: it was listed until a moment ago. `lapsed`: it has not renewed its entry, which says nothing
+ * about an instance that is heard.
  */
 export interface Objection {
-  readonly kind: "maintenance" | "critical" | "missing";
+  readonly kind: "maintenance" | "critical" | "missing" | "lapsed";
   /** For people. */
   readonly reason: string;
 }

@@ -191,6 +191,7 @@ export async function startInstance(
       services: [service.rpc, instanceService({ status, info, findings: () => findings, log, clock })],
       ...(config.grpc.token === "" ? {} : { token: config.grpc.token }),
       log,
+      clock,
       graceMs: 500,
     });
     await supervisor.start(anySignal(stop, over.signal));

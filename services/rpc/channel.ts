@@ -29,6 +29,8 @@ export interface ChannelOptions<I extends DescMessage = DescMessage, O extends D
    * reconnects after each loss. Without one it connects for a call, and only TCP notices that the peer is gone.
    */
   readonly heartbeat?: TypedHeartbeat<I, O>;
+  /** More time, in milliseconds, before a peer without heartbeats is given up. Asked again and again. Default: none. */
+  readonly patienceMs?: () => number;
   onState?(state: ChannelState): void;
 }
 
@@ -194,6 +196,7 @@ export class RpcChannel implements AsyncDisposable {
       connectTimeoutMs,
       messageLimitBytes,
       heartbeat: this.#heartbeatOf(() => connection),
+      patienceMs: this.#o.patienceMs,
       onState: (changed) => this.#changed(changed),
     });
     this.#connections.add(connection);

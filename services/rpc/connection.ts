@@ -39,6 +39,8 @@ export interface ConnectionOptions {
   readonly messageLimitBytes: number;
   /** Runs on the connection while it is up. */
   readonly heartbeat: HeartbeatOptions | undefined;
+  /** More time for a silent peer. Default: none. */
+  readonly patienceMs?: (() => number) | undefined;
   onState(connection: Connection): void;
 }
 
@@ -151,12 +153,13 @@ export class Connection {
       open: (path, handlers) =>
         this.checkOpen() ? this.#begin(path, handlers, headers, undefined, () => {}) : undefined,
       bytesRead: () => this.#socket.bytesRead,
+      patienceMs: () => this.#o.patienceMs?.() ?? 0,
       onSuspect: (suspect) => {
         const { state } = this;
         if (state.kind !== (suspect ? "up" : "suspect")) return;
         this.#become({ kind: suspect ? "suspect" : "up", heartbeat: state.heartbeat });
       },
-      onSilent: () => this.#end("silent", new Error(`silent for ${PACE.silenceMs} ms`)),
+      onSilent: () => this.#end("silent", new Error("no byte came from it")),
     });
   }
 

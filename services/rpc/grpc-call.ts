@@ -15,6 +15,7 @@ export class GrpcCall implements RawCall {
   onMessage: (message: Buffer) => void = nothing;
   onHalfClose: () => void = nothing;
   onCancel: () => void = nothing;
+  onCallerSilent: () => void = nothing;
   onDrain: () => void = nothing;
   readonly #stream: ServerDuplexStream<Buffer, Buffer>;
   readonly #log: Log;
@@ -55,6 +56,10 @@ export class GrpcCall implements RawCall {
   write(message: Buffer): boolean {
     if (this.#ended) return true; // No `drain` event would follow.
     return this.#stream.write(message);
+  }
+
+  callerSilent(): void {
+    if (!this.#ended) this.#guard(this.onCallerSilent, undefined as never);
   }
 
   end(): void {

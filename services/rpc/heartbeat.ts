@@ -9,7 +9,8 @@ import type { ThinCall, ThinHandlers } from "./thin-call.ts";
 
 /**
  * Header of a heartbeat call: the interval in milliseconds at which the caller sends a message. If no byte arrives on
- * the connection for four intervals, the server considers the caller gone and ends all its calls.
+ * the connection for four intervals, the server doubts the caller: work that only waits for it ends. After 24
+ * intervals the caller counts as gone, and all its calls end.
  */
 export const HEARTBEAT_HEADER = "tandem-heartbeat-ms";
 

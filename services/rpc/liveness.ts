@@ -2,6 +2,7 @@
 // Silence is counted in time in which this process ran: a pause, or a processor that is shared with too many others,
 // makes this process deaf and says nothing about the peer.
 import type { Clock, Timer } from "../common/clock.ts";
+import { PUNCTUAL_MS } from "../common/event-loop.ts";
 
 export interface HeartbeatPace {
   /** Longest interval between signs of life of a healthy peer, sent by itself or on request. */
@@ -11,9 +12,6 @@ export interface HeartbeatPace {
   /** A peer is silent when no byte has come from it for this long. At least twice `beatMs`. */
   readonly silenceMs: number;
 }
-
-/** Timers of a process that runs undisturbed are late by less. */
-const PUNCTUAL_MS = 25;
 
 export const PACE: HeartbeatPace = { beatMs: 500, suspectMs: 1_300, silenceMs: 2_000 };
 

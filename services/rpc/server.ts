@@ -1,5 +1,6 @@
 // Serves gRPC with @grpc/grpc-js: the given services, grpc.health.v1 and reflection.
 import { setMaxListeners } from "node:events";
+import type { Socket } from "node:net";
 import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
 import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
@@ -34,7 +35,7 @@ export interface RpcServerOptions extends Secrets {
   readonly log: Log;
   /** Default 2000. */
   readonly graceMs?: number;
-  /** Interval of the pings to a caller, which counts as gone if it doesn't answer for this long. Default 2000. */
+  /** Interval of the pings to a caller, which counts as gone if it doesn't answer for six intervals. Default 2000. */
   readonly keepaliveMs?: number;
   readonly clock?: Clock;
 }
@@ -56,9 +57,9 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
     "grpc.max_concurrent_streams": 65_536,
     "grpc.enable_channelz": 0,
     // The calls of a host that fell silent are cancelled, so that KV and slots are freed. This serves callers without
-    // heartbeats; `watchCaller` notices the others sooner.
+    // heartbeats; `watchCaller` watches the others.
     "grpc.keepalive_time_ms": keepaliveMs,
-    "grpc.keepalive_timeout_ms": keepaliveMs,
+    "grpc.keepalive_timeout_ms": 6 * keepaliveMs,
   });
   const closing = new AbortController();
   setMaxListeners(0, closing.signal); // One per running watch.
@@ -68,7 +69,7 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
     trusted: Boolean(options.token),
     onConnection: (socket) => injector.injectConnection(socket),
   });
-  const shared = { gate, log, clock, closing: closing.signal, listener };
+  const shared = { gate, log, clock, closing: closing.signal, listener, calls: new WeakMap() };
   for (const service of services) addService(server, service, shared);
   let closed: Promise<void> | undefined;
   return {
@@ -91,6 +92,8 @@ interface Shared {
   readonly clock: Clock;
   readonly closing: AbortSignal;
   readonly listener: Listener;
+  /** The calls of each connection that have not ended. */
+  readonly calls: WeakMap<Socket, Set<GrpcCall>>;
 }
 
 /** A shorter interval would let a caller keep this process busy watching it. */
@@ -116,7 +119,11 @@ function addService(server: Server, service: RpcService, shared: Shared): void {
       const refusal = gate(service.access, call.header("authorization"));
       if (refusal !== undefined) return call.run(() => call.fail(refusal));
       const beatMs = Number(call.header(HEARTBEAT_HEADER));
-      if (beatMs >= SHORTEST_BEAT_MS && service.access !== "open") watchCaller(stream, beatMs, shared);
+      const socket = shared.listener.connection(stream.getPeer());
+      if (socket !== undefined) {
+        enrol(call, stream, socket, shared);
+        if (beatMs >= SHORTEST_BEAT_MS && service.access !== "open") watchCaller(stream, socket, beatMs, shared);
+      }
       call.run(handler);
     };
     if (!server.register(path, accept, asIs, asIs, "bidi"))
@@ -124,31 +131,47 @@ function addService(server: Server, service: RpcService, shared: Shared): void {
   }
 }
 
+function enrol(call: GrpcCall, stream: ServerDuplexStream<Buffer, Buffer>, socket: Socket, { calls }: Shared): void {
+  let known = calls.get(socket);
+  if (known === undefined) calls.set(socket, (known = new Set()));
+  known.add(call);
+  stream.once("cancelled", () => known.delete(call)); // grpc-js emits it after every end of a call.
+}
+
+/** Heartbeats without which a caller is doubted. Half of one is added, so that it is never less than two seconds. */
+const DOUBTED_BEATS = 4.5;
+/** Heartbeats without which a caller counts as gone. */
+const GONE_BEATS = 24;
+
 /**
- * A caller that has promised heartbeats counts as gone if no byte arrives from it for four intervals, plus half an
- * interval so that it is never less. Its connection is then closed with all its calls, so that KV and slots are freed.
- * The watch ends when the call that carries the heartbeats ends, or when the caller half-closes it.
+ * Watches a caller that has promised heartbeats. After four intervals without a byte its calls are told, so that what
+ * only waits for the caller can end: it may be gone. But it may as well be paused, as a router by a stopped virtual
+ * machine, and answers that run would be lost: its connection is closed, with all its calls, only after twenty-four. The
+ * watch ends when the call that carries the heartbeats ends, or when the caller half-closes it.
  */
 function watchCaller(
   stream: ServerDuplexStream<Buffer, Buffer>,
+  socket: Socket,
   beatMs: number,
-  { clock, log, listener }: Shared,
+  { clock, log, calls }: Shared,
 ): void {
-  const socket = listener.connection(stream.getPeer());
-  if (socket === undefined) return;
-  const silenceMs = 4.5 * beatMs;
+  const method = stream.getPath();
   const stop = watchLiveness(
     {
       bytesRead: () => socket.bytesRead,
       ask() {},
-      onSuspect() {},
+      onSuspect(suspect) {
+        if (!suspect) return log.info("a caller is heard again", { method });
+        log.warn("a caller is silent; calls that wait for it end", { method, silenceMs: DOUBTED_BEATS * beatMs });
+        for (const call of [...(calls.get(socket) ?? [])]) call.callerSilent();
+      },
       onSilent() {
-        log.warn("a caller is silent; its calls are cancelled", { method: stream.getPath(), silenceMs });
+        log.warn("a caller is gone; its calls are cancelled", { method, silenceMs: GONE_BEATS * beatMs });
         socket.destroy();
       },
     },
     clock,
-    { beatMs, suspectMs: silenceMs, silenceMs },
+    { beatMs, suspectMs: DOUBTED_BEATS * beatMs, silenceMs: GONE_BEATS * beatMs },
   );
   stream.once("end", stop).once("cancelled", stop);
 }

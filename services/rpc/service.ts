@@ -42,6 +42,11 @@ export interface RawCall {
   onHalfClose: () => void;
   /** Called once, if the call was cancelled, broke or ran out of time before `end` or `fail`. */
   onCancel: () => void;
+  /**
+   * The caller has missed its heartbeats for 2 s: it is gone, or paused. Without a byte of it the call is cancelled
+   * some seconds later.
+   */
+  onCallerSilent: () => void;
   onDrain: () => void;
   /** Returns false if the next write must wait for `onDrain`. Ignored once the call has ended. */
   write(message: Buffer): boolean;

@@ -121,6 +121,22 @@ describe("the queue of deadlines", () => {
     assert.equal(silent, true, "and what stays silent is found");
   });
 
+  it("waits after a pause until timers are punctual again, for a second at most", () => {
+    const clock = manualClock(0);
+    const deadlines = new Deadlines(clock);
+    let ranMs = 0;
+    deadlines.at(100, () => (ranMs = clock.nowMs()));
+    clock.stall(1_000);
+    for (let turn = 0; turn < 5; turn++) clock.stall(100); // It reads what has piled up.
+    assert.equal(ranMs, 0);
+    clock.advance(50);
+    assert.equal(ranMs, 1_550);
+    deadlines.at(2_000, () => (ranMs = clock.nowMs()));
+    clock.stall(1_450);
+    while (ranMs < 2_000) clock.stall(100);
+    assert.equal(ranMs, 3_000 + 20 * 100);
+  });
+
   it("keeps the order of a sorted list while deadlines are added, cancelled and moved", () => {
     const clock = manualClock(0);
     const deadlines = new Deadlines(clock);

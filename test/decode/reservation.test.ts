@@ -106,6 +106,31 @@ describe("a reservation", () => {
     assert.equal(decode.instance.supervisor.restarts, 0);
   });
 
+  it("is settled two seconds after its router fell silent, while an answer that runs goes on", async () => {
+    const clock = manualClock();
+    await using prefill = await simPrefill();
+    await using decode = await simDecode("p2p-zmq", {}, {}, clock);
+    // Its clock does not move, so it says its first message and then nothing, as a router that is stopped.
+    await using router = dialRpc(decode.instance.address, {
+      clock: manualClock(),
+      heartbeat: { method: InstanceService.method.watchLoad, message: () => ({}), onMessage() {}, onRefused() {} },
+    });
+    const paused = { ...decode, channel: router };
+    const [idle, running] = [leg(), leg({ max_tokens: 4, ignore_eos: true })];
+    const waiting = await reserved(paused, prefill, idle);
+    await prefillLeg(prefill, decode, idle);
+    assert.equal(decode.engine.state().kv_orphans, 1);
+    const answer = await reserved(paused, prefill, running);
+    const { ticket } = await prefillLeg(prefill, decode, running);
+    answer.start(ticket);
+    await answer.next();
+    for (let tick = 0; tick < 30; tick++) await clock.pass(125);
+    await assert.rejects(within(waiting.next(), "the end of the reservation"), refusal("reservation_expired"));
+    await eventually("its KV is released", () => decode.engine.state().kv_orphans === 0);
+    assert.equal((await answer.rest()).end!.completionTokens, 4);
+    await settled(decode);
+  });
+
   it("is settled though its prefill instance is gone and it is unknown what was sent", async () => {
     await using decode = await simDecode();
     const prefill = await simPrefill();

@@ -262,22 +262,52 @@ describe("a caller that has promised heartbeats", () => {
   const serveWatching = (handler: (call: RawCall) => void, clock: Clock) =>
     serve([rawService(handler, "token")], { clock, keepaliveMs: 3_600_000 });
 
-  it("has all its calls cancelled when it falls silent, and not before four beats are missing", async () => {
+  it("is doubted when four beats are missing, and has all its calls cancelled when twenty-four are", async () => {
     const clock = manualClock();
-    const cancelled = deferred();
+    const [doubted, cancelled] = [deferred(), deferred()];
+    const told: string[] = [];
     await using server = await serveWatching((call) => {
       if (call.header(HEARTBEAT_HEADER) !== undefined) return echo(call);
-      call.onCancel = cancelled.resolve;
+      call.onCallerSilent = () => (told.push("silent"), doubted.resolve());
+      call.onCancel = () => (told.push("cancelled"), cancelled.resolve());
       call.write(HELLO);
     }, clock);
     await using child = await startChild("beating", server.address);
-    let over = false;
-    void cancelled.promise.then(() => (over = true));
     child.signal("SIGSTOP");
     await clock.pass(2_000);
-    assert.equal(over, false);
+    assert.deepEqual(told, []);
     await clock.pass(500);
+    await within(doubted.promise, "doubt");
+    await clock.pass(9_000);
+    assert.deepEqual(told, ["silent"]);
+    await clock.pass(1_000);
     await within(cancelled.promise, "cancel");
+  });
+
+  it("keeps its running calls through a pause of six seconds", async () => {
+    const clock = manualClock();
+    const doubted = deferred();
+    let answer: RawCall | undefined;
+    await using server = await serveWatching((call) => {
+      if (call.header(HEARTBEAT_HEADER) !== undefined) return echo(call);
+      call.onCallerSilent = doubted.resolve;
+      call.onCancel = () => assert.fail("it was cancelled");
+      answer = call;
+    }, clock);
+    const paused = manualClock(); // The caller's own clock: it sends no heartbeat until this clock moves.
+    await using channel = dialBeating(server.address, { clock: paused });
+    const { call, ended, received } = record(channel);
+    call.write(HELLO);
+    await eventually("the call", () => answer !== undefined);
+    await clock.pass(6_000);
+    await within(doubted.promise, "doubt");
+    answer!.write(HELLO); // What it wrote meanwhile waits in the socket.
+    paused.stall(6_000);
+    await received(1);
+    await clock.pass(6_000);
+    answer!.end();
+    assert.equal(codeOf(await ended), "ok");
+    assert.equal(channel.state.kind, "up");
   });
 
   it("is not held responsible for a pause of the server", async () => {

@@ -16,7 +16,7 @@ import { fleetOf, lastResortsOf, sideOf, type FleetView } from "./fleet.ts";
 import { type Instance, TrackedInstance } from "./instance.ts";
 import { registerPoolMetrics } from "./metrics.ts";
 import { Pairs, type PairEntry } from "./pairs.ts";
-import { claimsToServe } from "./standing.ts";
+import { claimsToServe, isForsaken } from "./standing.ts";
 
 export type { FleetView, ModelView, Seen, Side } from "./fleet.ts";
 export type { Instance } from "./instance.ts";
@@ -157,8 +157,8 @@ export function createPool(o: PoolOptions): Pool {
       if (info.role !== Role.PREFILL && info.role !== Role.DECODE) continue;
       const known = find(info.instanceId);
       const objection = objections?.get(info.instanceId);
-      // The registry no longer lists it, and the instance itself doesn't report that it serves.
-      if (objection?.kind === "missing" && (known === undefined || !claimsToServe(known))) continue;
+      // Its registry no longer vouches for it, and the instance itself doesn't report that it serves.
+      if (isForsaken({ objection }) && (known === undefined || !claimsToServe(known))) continue;
       named.add(info.instanceId);
       if (known !== undefined) {
         known.objection = objection;
@@ -214,7 +214,7 @@ export function createPool(o: PoolOptions): Pool {
     let left = false;
     for (const one of tracked) {
       // Its registry dropped it before, and now the instance has stopped too.
-      if (!one.registered || one.objection?.kind !== "missing" || claimsToServe(one)) continue;
+      if (!one.registered || !isForsaken(one) || claimsToServe(one)) continue;
       leave(one);
       left = true;
     }

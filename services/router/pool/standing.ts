@@ -74,7 +74,7 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
   }
   if (breaker.because === "failing") return out("failing", breaker.text);
   if (facts.suspect && !lastResort) return out("suspect", "No byte has come from it for more than a second.");
-  if (objection !== undefined) {
+  if (objection !== undefined && objection.kind !== "lapsed") {
     if (!lastResort) return out("unlisted", objection.reason);
     return {
       kind: "serves",
@@ -84,6 +84,11 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
   }
   if (breaker.because === "unproven") return out("unproven", breaker.text);
   return SERVES;
+}
+
+/** Whether its registry no longer vouches for it: it goes once it doesn't report that it serves either. */
+export function isForsaken({ objection }: Pick<Facts, "objection">): boolean {
+  return objection?.kind === "missing" || objection?.kind === "lapsed";
 }
 
 /** Whether the instance itself reports that it serves, whatever other sources say. */

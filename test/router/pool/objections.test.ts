@@ -40,6 +40,19 @@ describe("an instance that its registry objects to", () => {
     }
   });
 
+  it("serves on beside others if its entry has only lapsed, and is forgotten once it is not heard either", async () => {
+    await using one = await startDecode({ instanceId: "d1" });
+    await using two = await startDecode({ instanceId: "d2" });
+    await using registered = await poolOf(one, two);
+    const { pool } = registered;
+    registered.objection({ d1: "lapsed" });
+    assert.equal(standingIn(pool.view, "d1"), "serves");
+    await one[Symbol.asyncDispose]();
+    await untilPool(pool, "it is gone", () => seenIn(pool, "d1") === undefined);
+    registered.objection({ d1: "lapsed" });
+    assert.equal(seenIn(pool, "d1"), undefined);
+  });
+
   it("drains in maintenance mode, even as the last one", async () => {
     await using one = await startDecode({ instanceId: "d1" });
     await using registered = await poolOf(one);
