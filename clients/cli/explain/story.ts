@@ -21,6 +21,8 @@ const MEANINGS: Readonly<Record<string, string>> = {
     "the stream broke, and the other pair wrote different bytes: the request ended with its first error",
   "replay:failed": "the stream broke, and could not be replayed in time: the request ended with its first error",
   busy: "an instance had no free slot, and the request waited or went elsewhere",
+  last_resort: "legs fail on an instance or a pair, which was used because too few others are left",
+  "stale-view": "most instances were suspect together, so the router doubted itself and took none of them out",
   pair_avoided: "a pair on which legs fail was skipped",
   unpaired: "decode also computed the prompt, because no prefill instance was left",
   unpaired_short: "decode also computed the prompt, because the prompt is short",

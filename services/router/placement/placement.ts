@@ -25,7 +25,7 @@ export interface Place {
   /** Undefined if the connector requires that it is picked after prefill. */
   readonly decode: Instance | undefined;
   /** How the placement differs from the plan. */
-  readonly fallback?: "pair_avoided" | "unpaired" | "unpaired_short";
+  readonly fallback?: "last_resort" | "pair_avoided" | "unpaired" | "unpaired_short";
 }
 
 /** How further attempts treat an instance. `failed`: used only if no other is left. `wedged`: not used again. */
@@ -135,14 +135,17 @@ export function createPlacer(
         if (place !== undefined) return place;
       }
       const prefills = usable(model, exclusions);
-      if (prefills.length === 0) {
+      const { lastResorts } = model;
+      if (lastResorts.size === 0 ? prefills.length === 0 : prefills.every((one) => lastResorts.has(one))) {
         const place = strict || !model.mayServeUnpaired ? undefined : placeUnpaired(model, "unpaired", exclusions);
         if (place !== undefined) return place;
-        throw model.prefills.length > 0 ? allTried("prefill") : noInstance(model.lack(true));
+        if (prefills.length === 0) throw model.prefills.length > 0 ? allTried("prefill") : noInstance(model.lack(true));
       }
       const prefill = pick("prefill", prefills, exclusions);
       const traits = traitsOf(prefill.info.connector)!;
       const decode = traits.decodeFirst ? pick("decode", model.partnersOf(prefill), exclusions) : undefined;
+      if (lastResorts.has(prefill) || (decode !== undefined && lastResorts.has(decode)))
+        return { traits, prefill, decode, fallback: "last_resort" };
       return { traits, prefill, decode, ...(model.avoidsPair ? { fallback: "pair_avoided" } : {}) };
     },
     /**
@@ -155,6 +158,8 @@ export function createPlacer(
       if (decodes.length === 0) throw noInstance(model.lack(true));
       return pick("decode", decodes, exclusions);
     },
+    /** Whether an instance that was placed gets legs although they fail on it. */
+    isLastResort: (one: Instance): boolean => pool.view.models.get(one.info.model)?.lastResorts.has(one) === true,
   };
 }
 

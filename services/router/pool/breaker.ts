@@ -47,6 +47,8 @@ type State =
       pauseMs: number;
       /** How the last probe failed. */
       failure: ProbeFailure | undefined;
+      /** Its answers may be wrong: a probe got a wrong one, or the engine is new and must be proven. */
+      condemned: boolean;
     };
 
 export class Breaker {
@@ -68,6 +70,11 @@ export class Breaker {
     return this.#state.kind === "open" ? this.#state.because : undefined;
   }
 
+  /** Whether it must stay open even if it takes out the last of a side: the answers may be wrong. */
+  get condemned(): boolean {
+    return this.#state.kind === "open" && this.#state.condemned;
+  }
+
   /** Why the breaker is open, in a sentence for people that includes the last probe's error. */
   get text(): string {
     return this.#state.kind === "open" ? this.#state.text : "";
@@ -78,15 +85,16 @@ export class Breaker {
     return this.#state.kind === "closed" && this.#state.score === 0;
   }
 
-  /** Scores a user's leg that has ended. Returns true if that opened the breaker. An open breaker ignores verdicts. */
+  /** Scores a user's leg that has ended. Returns true if that opened the breaker. An open one only adds to its suspicion. */
   judge(verdict: Verdict, nowMs: number): boolean {
-    if (verdict === "none" || this.#state.kind === "open") return false;
+    if (verdict === "none") return false;
     if (verdict === "good") {
-      this.#state.score = Math.max(0, this.#state.score - 1);
+      if (this.#state.kind === "closed") this.#state.score = Math.max(0, this.#state.score - 1);
       return false;
     }
     this.#suspicion = this.suspicion(nowMs) + 1;
     this.#suspectedAtMs = nowMs;
+    if (this.#state.kind === "open") return false;
     this.#state.score += verdict === "wedged" ? this.#opensAt : 2;
     if (this.#state.score < this.#opensAt) return false;
     this.#open("failing", FAILING, nowMs + this.#limits.probeEveryMs);
@@ -99,8 +107,9 @@ export class Breaker {
    * would be followed by a probe that wedges the engine again.
    */
   distrust(nowMs: number): void {
-    if (this.#state.kind === "closed") this.#open("unproven", UNPROVEN, nowMs);
-    else this.probeSoon(nowMs);
+    if (this.#state.kind === "closed") return this.#open("unproven", UNPROVEN, nowMs);
+    this.#state.condemned = true;
+    this.probeSoon(nowMs);
   }
 
   /** Recent failures, fading. Policies count them as load, because an instance that fails fast always looks idle. */
@@ -129,6 +138,7 @@ export class Breaker {
     state.pauseMs = Math.min(limitMs, 2 * state.pauseMs);
     state.probeAtMs = nowMs + state.pauseMs;
     state.failure = failure;
+    state.condemned ||= failure === "wrong";
     state.text = text;
   }
 
@@ -147,7 +157,8 @@ export class Breaker {
 
   #open(because: OpenBecause, text: string, probeAtMs: number): void {
     const pauseMs = this.#limits.probeEveryMs;
-    this.#state = { kind: "open", because, text, probeAtMs, pauseMs, failure: undefined };
+    const condemned = because === "unproven";
+    this.#state = { kind: "open", because, text, probeAtMs, pauseMs, failure: undefined, condemned };
   }
 
   get #opensAt(): number {

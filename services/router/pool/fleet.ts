@@ -8,6 +8,7 @@
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { traitsOf } from "../../kv/index.ts";
 import { buildOf, misfitOf } from "./compat.ts";
+import { keptOf } from "./doubt.ts";
 import type { Breaker } from "./breaker.ts";
 import type { Instance } from "./instance.ts";
 import type { Pairs } from "./pairs.ts";
@@ -36,6 +37,8 @@ export interface ModelView {
   readonly unpaired: readonly Instance[];
   /** Whether a pair that fits is left out because its legs fail. */
   readonly avoidsPair: boolean;
+  /** Instances that get legs although legs on them, or on all their pairs, fail: a last resort (doubt.ts). */
+  readonly lastResorts: ReadonlySet<Instance>;
   /** Whether decode may serve unpaired now. False while the first prefill instance is still awaited. */
   readonly mayServeUnpaired: boolean;
   /** Legs of this router that its decode instances can hold at this moment. */
@@ -54,6 +57,8 @@ export interface FleetView {
   readonly decode: readonly Seen[];
   /** In the order of their names. */
   readonly models: ReadonlyMap<string, ModelView>;
+  /** Whether most instances are suspect together, so that this router doubts itself. */
+  readonly doubtful: boolean;
   /** Whether an instance gets legs although its registry reports it dead or gone. */
   readonly overruled: boolean;
   /** Pairs that get no legs although both their instances do. */
@@ -68,18 +73,20 @@ export type Known = Instance & Facts & { readonly breaker: Breaker };
 /**
  * @param tracked All known instances, in any order.
  * @param unpairedMayServe Whether decode may serve a model unpaired now, if the connector allows it.
+ * @param doubtful Whether this router doubts itself.
  */
 export function fleetOf(
   tracked: Iterable<Known>,
   pairs: Pairs,
   unpairedMayServe: (model: string) => boolean,
+  doubtful = false,
 ): FleetView {
   const sorted = [...tracked].sort((a, b) => (a.instanceId < b.instanceId ? -1 : 1));
-  const lastResorts = lastResortsOf(sorted);
+  const kept = keptOf(sorted, modelSideOf, doubtful);
   const standings = new Map<Instance, Standing>();
   const members = new Map<string, Record<Side, Known[]>>();
   for (const one of sorted) {
-    standings.set(one, standingOf(one, lastResorts.has(one)));
+    standings.set(one, standingOf(one, kept.has(one)));
     if (!one.registered) continue;
     const { model } = one.info;
     let sides = members.get(model);
@@ -96,6 +103,7 @@ export function fleetOf(
     prefill: sorted.filter((one) => sideOf(one) === "prefill").map(seen),
     decode: sorted.filter((one) => sideOf(one) === "decode").map(seen),
     models,
+    doubtful,
     overruled: [...standings.values()].some(
       (standing) => standing.kind === "serves" && standing.despite === "unlisted",
     ),
@@ -118,24 +126,12 @@ export function sideOf({ info }: Instance): Side {
   return info.role === Role.PREFILL ? "prefill" : "decode";
 }
 
-/**
- * The instances without which a side of a model would have none. Neither their registry nor a second of silence takes
- * them out: a Consul agent that restarts fails the checks of all its services, and forgets them if it has no disk, so
- * the instances' own heartbeats weigh more then. An operator's maintenance mode takes an instance out in any case.
- */
-export function lastResortsOf(tracked: Iterable<Known>): ReadonlySet<Known> {
-  const sound = new Set<string>();
-  const candidates: Known[] = [];
-  const key = (one: Known): string => `${sideOf(one)} ${one.info.model}`;
-  for (const one of tracked) {
-    const standing = standingOf(one);
-    if (standing.kind === "serves") sound.add(key(one));
-    else if (standing.reason === "suspect" || standing.reason === "unlisted") candidates.push(one);
-  }
-  return new Set(candidates.filter((one) => !sound.has(key(one))));
+/** The side of a model that an instance belongs to, as a key. */
+export function modelSideOf(one: Instance): string {
+  return `${sideOf(one)} ${one.info.model}`;
 }
 
-type Pairing = Pick<ModelView, "prefills" | "partnersOf" | "unpaired" | "avoidsPair">;
+type Pairing = Pick<ModelView, "prefills" | "partnersOf" | "unpaired" | "avoidsPair" | "lastResorts">;
 
 /** Pairs the instances of one model. Takes out instances that serve by their own word but fit into no pair. */
 function pairUp(
@@ -155,10 +151,20 @@ function pairUp(
   const fitting = perBuild(({ info }) =>
     traitsOf(info.connector) !== undefined ? decode.filter((other) => misfitOf(info, other.info) === undefined) : [],
   );
-  const usable = perBuild((one) => fitting(one).filter((other) => serves(other) && !other.breaker.open));
+  const usable = perBuild((one) =>
+    fitting(one).filter((other) => serves(other) && other.breaker.because !== "unproven"),
+  );
   const outOf = (one: Instance, other: Instance): Breaker | undefined => pairs.outOf(one.instanceId, other.instanceId);
   const partners = new Map<Instance, readonly Instance[]>();
   const matched = new Set<Instance>();
+  const lastResorts = new Set<Instance>(
+    [...prefill, ...decode].filter((one) => {
+      const standing = standings.get(one)!;
+      return standing.kind === "serves" && standing.despite === "failing";
+    }),
+  );
+  /** Prefill instances whose pairs all fail. */
+  const pairless: Known[] = [];
   let avoidsPair = false;
   for (const one of prefill) {
     const fits = fitting(one);
@@ -176,6 +182,16 @@ function pairUp(
     } else if (blocked.length > 0) {
       const { because, text } = outOf(one, blocked[0]!)!;
       if (because === "unproven") standings.set(one, out("unproven", `With ${blocked[0]!.instanceId}: ${text}`));
+      else pairless.push(one);
+    }
+  }
+  // The panic threshold of doubt.ts, for pairs.
+  if (partners.size < pairless.length) {
+    for (const one of pairless) {
+      const trusted = usable(one).filter((other) => !outOf(one, other)!.condemned);
+      if (trusted.length === 0) continue;
+      partners.set(one, trusted);
+      lastResorts.add(one);
     }
   }
   if (prefill.length > 0) {
@@ -185,11 +201,12 @@ function pairUp(
     }
   }
   return {
-    prefills: [...partners.keys()],
+    prefills: prefill.filter((one) => partners.has(one)),
     // The KV of a prefill instance needs a partner even if the instance itself is draining by now.
     partnersOf: (one) => partners.get(one) ?? usable(one).filter((other) => outOf(one, other) === undefined),
     unpaired: decode.filter((one) => serves(one) && servesUnpaired(one)),
     avoidsPair,
+    lastResorts,
   };
 }
 

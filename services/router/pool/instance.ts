@@ -36,6 +36,8 @@ export interface InstanceOptions {
   onServing(): void;
   /** Called when `suspect` changes. */
   onSuspect(): void;
+  /** More time, in milliseconds, before the instance is silent. */
+  patienceMs(): number;
 }
 
 /** The pool's side of an instance. */
@@ -96,6 +98,7 @@ export class TrackedInstance implements Facts {
       connectTimeoutMs: o.connectTimeoutMs,
       log: this.#log,
       clock: o.clock,
+      patienceMs: o.patienceMs,
       heartbeat: {
         method: InstanceService.method.watchLoad,
         message: () => ({}),
@@ -136,8 +139,10 @@ export class TrackedInstance implements Facts {
   /** Returns true if that took the instance out. */
   legEnded(verdict: Verdict): boolean {
     this.legs -= 1;
-    // Legs that fail with an instance that is out already say nothing new.
-    const opened = standingOf(this).kind === "serves" && this.breaker.judge(verdict, this.#o.clock.nowMs());
+    // Legs that fail with an instance that is out already say nothing new, unless it got them as a last resort.
+    const standing = standingOf(this);
+    const says = standing.kind === "serves" || standing.reason === "failing";
+    const opened = says && this.breaker.judge(verdict, this.#o.clock.nowMs());
     if (opened) {
       const because = verdict === "wedged" ? "a leg stalled on it" : "leg after leg failed on it";
       this.#log.warn("instance is out until a probe succeeds", { because });
@@ -174,6 +179,7 @@ export class TrackedInstance implements Facts {
       this.#down(LOST[state.because]);
     } else if (this.suspect !== (state.kind === "suspect")) {
       this.suspect = state.kind === "suspect";
+      this.#tally();
       this.#log.info(this.suspect ? "instance is suspect: no byte came for a second" : "instance is no longer suspect");
       this.#o.onSuspect();
     }
@@ -187,8 +193,9 @@ export class TrackedInstance implements Facts {
     const { load, legs, breaker } = this;
     const { slotLimit } = this.#info;
     const since = legs - this.#legsAtLoad;
-    // An instance that fails at once is always idle. Without this term it would attract every leg.
-    const suspicion = breaker.suspicion(this.#o.clock.nowMs());
+    // An instance that fails at once is always idle. Without this term it would attract every leg. As a last resort, the
+    // least suspect one is used first.
+    const suspicion = Math.max(breaker.suspicion(this.#o.clock.nowMs()), breaker.open || this.suspect ? 1 : 0);
     this.running =
       Math.max(legs, (load === undefined ? 0 : load.running + load.reserved) + since) +
       Math.round(suspicion * SUSPECT_LEGS);

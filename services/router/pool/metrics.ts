@@ -16,9 +16,22 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     },
   );
   metrics.gauge("tandem_breakers_open", "Open breakers: of instances by role, and of pairs.", ["of"], (gauge) => {
-    for (const role of SIDES) gauge.set({ of: role }, inState(pool.view[role], "failing"));
+    for (const role of SIDES) gauge.set({ of: role }, pool.view[role].filter(isFailing).length);
     gauge.set({ of: "pair" }, pool.view.pairsOut);
   });
+  metrics.gauge("tandem_self_doubt", "1 while most instances are suspect together, otherwise 0.", [], (gauge) =>
+    gauge.set(pool.view.doubtful ? 1 : 0),
+  );
+  metrics.gauge(
+    "tandem_last_resorts",
+    "Instances that get legs although their legs fail, because too few others of their side are left.",
+    [],
+    (gauge) => {
+      let count = 0;
+      for (const { lastResorts } of pool.view.models.values()) count += lastResorts.size;
+      gauge.set(count);
+    },
+  );
   metrics.gauge(
     "tandem_model_ready",
     "1 if a request for the model can be served now, otherwise 0.",
@@ -59,4 +72,8 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
         gauge.set({ instance: instance.instanceId }, instance.load?.engineKvLate ?? 0);
     },
   );
+}
+
+function isFailing({ standing }: Seen): boolean {
+  return (standing.kind === "serves" ? standing.despite : standing.reason) === "failing";
 }

@@ -12,7 +12,8 @@ import { traitsOf } from "../../kv/index.ts";
 import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
 import { awaitFirstPrefill } from "./first-prefill.ts";
-import { fleetOf, lastResortsOf, sideOf, type FleetView } from "./fleet.ts";
+import { DOUBT_MS, keptOf, mostAreSuspect } from "./doubt.ts";
+import { fleetOf, modelSideOf, sideOf, type FleetView } from "./fleet.ts";
 import { type Instance, TrackedInstance } from "./instance.ts";
 import { registerPoolMetrics } from "./metrics.ts";
 import { Pairs, type PairEntry } from "./pairs.ts";
@@ -100,6 +101,8 @@ export function createPool(o: PoolOptions): Pool {
   const pairs = new Pairs(breaker);
   const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
   let view: FleetView | undefined;
+  /** Most instances are suspect together. */
+  let doubtful = false;
   let closed = false;
 
   const find = (instanceId: string): TrackedInstance | undefined => {
@@ -114,9 +117,17 @@ export function createPool(o: PoolOptions): Pool {
     if (closed) return;
     if (isNewView) {
       view = undefined;
+      doubt(mostAreSuspect(tracked));
       for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
     }
     for (const listener of listeners) listener(isNewView);
+  }
+
+  function doubt(now: boolean): void {
+    if (now === doubtful) return;
+    doubtful = now;
+    if (doubtful) log.warn("most instances are suspect together: this router doubts itself, and takes none out for it");
+    else log.info("this router no longer doubts itself");
   }
 
   function retire(one: TrackedInstance): void {
@@ -128,7 +139,7 @@ export function createPool(o: PoolOptions): Pool {
   function makeView(): FleetView {
     firstPrefill.look(tracked);
     expectPairs();
-    return fleetOf(tracked, pairs, (model) => unpaired && !firstPrefill.isAwaited(model));
+    return fleetOf(tracked, pairs, (model) => unpaired && !firstPrefill.isAwaited(model), doubtful);
   }
 
   /**
@@ -190,6 +201,7 @@ export function createPool(o: PoolOptions): Pool {
       onChange: changed,
       onServing: () => pairs.cool(one.instanceId, clock.nowMs()),
       onSuspect: () => suspected(one),
+      patienceMs: () => (doubtful ? DOUBT_MS : 0),
     });
     tracked.add(one);
     log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
@@ -206,7 +218,7 @@ export function createPool(o: PoolOptions): Pool {
   function suspected(one: TrackedInstance): void {
     if (closed) return;
     changed(true);
-    if (one.suspect && !lastResortsOf(tracked).has(one)) one.channel.dropUnanswered();
+    if (one.suspect && !keptOf(tracked, modelSideOf, doubtful).has(one)) one.channel.dropUnanswered();
   }
 
   let sweepTimer: Timer;

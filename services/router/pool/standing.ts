@@ -46,7 +46,12 @@ export interface Facts {
   readonly link: Link;
   /** Its last report; undefined before the first. */
   readonly load: Pick<Load, "state" | "reason"> | undefined;
-  readonly breaker: { readonly because: OpenBecause | undefined; readonly text: string };
+  readonly breaker: {
+    readonly because: OpenBecause | undefined;
+    readonly text: string;
+    /** Whether it must stay open whatever else is out: the answers may be wrong. */
+    readonly condemned: boolean;
+  };
   /** No byte arrived over its link for longer than usual. */
   readonly suspect: boolean;
 }
@@ -54,9 +59,9 @@ export interface Facts {
 const SERVES: Standing = { kind: "serves", text: "" };
 
 /**
- * @param lastResort Whether its side of the model has no other instance. Then a mere suspicion does not take it out.
+ * @param kept Whether it serves in spite of a suspicion, because too few others are left (doubt.ts).
  */
-export function standingOf(facts: Facts, lastResort = false): Standing {
+export function standingOf(facts: Facts, kept = false): Standing {
   const { objection, link, load, breaker } = facts;
   if (!facts.registered) return out("left", "It is no longer registered.");
   if (facts.drained) return out("draining", "It was drained through this router.");
@@ -72,16 +77,13 @@ export function standingOf(facts: Facts, lastResort = false): Standing {
     default:
       return out("starting", load?.reason || "It is starting.");
   }
-  if (breaker.because === "failing") return out("failing", breaker.text);
-  if (facts.suspect && !lastResort) return out("suspect", "No byte has come from it for more than a second.");
-  if (objection !== undefined && objection.kind !== "lapsed") {
-    if (!lastResort) return out("unlisted", objection.reason);
-    return {
-      kind: "serves",
-      despite: "unlisted",
-      text: `${objection.reason} It reports that it serves, and no other instance does.`,
-    };
-  }
+  const suspected = (reason: Reason, text: string): Standing =>
+    kept
+      ? { kind: "serves", despite: reason, text: `${text} It reports that it serves, and too few others do.` }
+      : out(reason, text);
+  if (breaker.because === "failing") return suspected("failing", breaker.text);
+  if (facts.suspect) return suspected("suspect", "No byte has come from it for more than a second.");
+  if (objection !== undefined && objection.kind !== "lapsed") return suspected("unlisted", objection.reason);
   if (breaker.because === "unproven") return out("unproven", breaker.text);
   return SERVES;
 }

@@ -127,7 +127,10 @@ export class Choice implements LegOwner {
     }
     this.#find(
       () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
-      (decode) => leg.decodeFound(decode),
+      (decode) => {
+        if (this.#context.placer.isLastResort(decode)) this.#note("last_resort", "last_resort");
+        leg.decodeFound(decode);
+      },
       (error) => leg.noDecode(refusal?.code === "instance_busy" ? error : (refusal ?? error)),
     );
   }

@@ -7,11 +7,12 @@ import type { LegDraft } from "./receipt.ts";
 export type LegEnd = "completed" | "cancelled" | FailureCode;
 
 /**
- * The kind of a fallback. `pair_avoided`: a pair with an open breaker was passed over. `unpaired`: decode computed the
+ * The kind of a fallback. `last_resort`: an instance or pair was used although its breaker is open, because too few
+ * others are left. `pair_avoided`: a pair with an open breaker was passed over. `unpaired`: decode computed the
  * prompt too, because no prefill instance was left. `unpaired_short`: the same for a prompt below
  * `unpaired.below_tokens`. `replay`: a stream that broke after its first byte was written again elsewhere.
  */
-export type Fallback = "retry" | "replay" | "busy" | "pair_avoided" | "unpaired" | "unpaired_short";
+export type Fallback = "retry" | "replay" | "busy" | "last_resort" | "pair_avoided" | "unpaired" | "unpaired_short";
 
 export const FALLBACKS_HELP = "Fallbacks used in place of the plan, by kind.";
 

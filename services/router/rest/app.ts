@@ -51,7 +51,7 @@ export const ROUTES = {
   "/ready": { method: "GET", help: "The same as `/readyz`." },
   "/readyz": {
     method: "GET",
-    help: "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack.",
+    help: "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack; `doubt` is there while most instances are silent together.",
   },
   "/metrics": { method: "GET", help: "[Metrics](metrics.md) in Prometheus' text format." },
   "/": { method: "GET", help: "A page for people: models, instances, lines to paste." },
@@ -92,7 +92,10 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
   const ready = (_req: Request, res: Response): void => {
     const { lack, lacking } = readinessOf(pool.view, serving.strict);
     const reason = serving.draining ? "The server is stopping." : lack;
-    const also = Object.keys(lacking).length === 0 ? {} : { not_ready: lacking };
+    const also = {
+      ...(Object.keys(lacking).length === 0 ? {} : { not_ready: lacking }),
+      ...(pool.view.doubtful ? { doubt: "Most instances are silent together. The router takes none out for it." } : {}),
+    };
     if (reason === undefined) res.json({ status: "ready", ...also });
     else res.status(503).json({ status: "not ready", reason, ...also });
   };

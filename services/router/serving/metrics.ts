@@ -57,6 +57,6 @@ export function createServingMetrics(metrics: Metrics, admission: Pick<Admission
     /** Counts a request that was not admitted, beside `refused` or `closed`, which say how it ended. */
     notAdmitted: (because: Refusal): void => refusals.inc({ because }),
     /** Counts a request that was placed though the registry was away, or reported its instances dead. */
-    staleRegistry: (): void => fallbacks.inc({ reason: "stale-registry" }),
+    fallback: (reason: "stale-registry" | "stale-view"): void => fallbacks.inc({ reason }),
   };
 }

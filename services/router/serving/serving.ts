@@ -147,7 +147,12 @@ export function createServing(o: ServingOptions): Serving {
     const stale = view.overruled || o.registryIsAway();
     if (stale && !strict) {
       draft.fallbacks.push("stale-registry");
-      metrics.staleRegistry();
+      metrics.fallback("stale-registry");
+    }
+    // Costs the request nothing that it asked for, so a strict one goes on too.
+    if (view.doubtful) {
+      draft.fallbacks.push("stale-view");
+      metrics.fallback("stale-view");
     }
     const gone = new AbortController();
     let admitted: Admitted | undefined;

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
+import { mostAreSuspect } from "../../../services/router/pool/doubt.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 import { REASONS } from "../../../services/router/pool/standing.ts";
 import { type KnownInit, standingIn, type ViewOptions, viewOf } from "../support/fleet.ts";
@@ -54,7 +55,11 @@ const ONE_INSTANCE: readonly (readonly [string, Init, Init | undefined, string])
   ["it left and drains", { registered: false, state: State.DRAINING }, undefined, "left"],
   // How legs on it end.
   ["legs fail on it", { failing: true }, {}, "failing"],
-  ["legs fail on it, and no other serves", { failing: true }, undefined, "failing"],
+  ["legs fail on it, and no other serves", { failing: true }, undefined, "serves"],
+  ["legs fail on it, and a probe got a wrong answer", { failing: true, wrong: true }, undefined, "failing"],
+  ["legs fail on it, and its engine is new and unproven", { failing: true, unproven: true }, undefined, "failing"],
+  ["legs fail on it, no other serves, and it says that it starts", { failing: true, state: State.STARTING }, undefined, "starting"],
+  ["legs fail on it, no other serves, and its link broke", { failing: true, ...down("unreachable") }, undefined, "unreachable"],
   ["legs fail on it, and it drains", { failing: true, drained: true }, {}, "draining"],
   ["legs fail on it, and its check fails", { failing: true, ...CRITICAL }, {}, "failing"],
   // Proofs.
@@ -94,6 +99,20 @@ const TWO_INSTANCES: readonly (readonly [string, Init, Init, ViewOptions, string
     {},
     {},
     { pairs: pairsWith((pairs) => pairs.judge("p1", "d1", "wedged", 0)) },
+    "serves",
+    "serves",
+    true,
+  ],
+  [
+    "legs of the pair fail, and a probe got a wrong answer",
+    {},
+    {},
+    {
+      pairs: pairsWith((pairs) => {
+        pairs.judge("p1", "d1", "wedged", 0);
+        pairs.probeFailed("p1", "d1", "wrong", "It is wrong.", 0);
+      }),
+    },
     "serves",
     "serves",
     false,
@@ -136,6 +155,77 @@ describe("the standing of an instance", () => {
   });
 });
 
+/** [what, the decode instances d1, d2, ..., those that serve, whether the router doubts itself] */
+const FLEETS: readonly (readonly [string, readonly Init[], string, boolean?])[] = [
+  ["one of two fails", [{ failing: true }, {}], "d2"],
+  ["two of three fail", [{ failing: true }, { failing: true }, {}], "d1 d2 d3"],
+  ["two of four fail", [{ failing: true }, { failing: true }, {}, {}], "d3 d4"],
+  ["three of four are suspect", [{ suspect: true }, { suspect: true }, { suspect: true }, {}], "d1 d2 d3 d4"],
+  ["one is suspect, and one fails", [{ suspect: true }, { failing: true }, {}], "d1 d2 d3"],
+  ["one of four is suspect", [{ suspect: true }, {}, {}, {}], "d2 d3 d4"],
+  ["one of four is suspect, and the router doubts itself", [{ suspect: true }, {}, {}, {}], "d1 d2 d3 d4", true],
+  ["all fail", [{ failing: true }, { failing: true }], "d1 d2"],
+  ["all fail, one with wrong answers", [{ failing: true }, { failing: true, wrong: true }], "d1"],
+  ["two of three are unlisted", [CRITICAL, CRITICAL, {}], "d3"],
+  ["the connections of two of three broke", [down("unreachable"), down("silent"), {}], "d3"],
+];
+
+describe("a side of a model", () => {
+  for (const [what, decodes, serving, doubtful] of FLEETS) {
+    it(`where ${what}, keeps ${serving}`, () => {
+      const inits = decodes.map((init, index) => ({ id: `d${index + 1}`, ...init }));
+      const view = viewOf([{ id: "p1" }], inits, doubtful === true ? { doubtful } : {});
+      const ids = view.decode.filter(({ standing }) => standing.kind === "serves").map(({ instance }) => instance.instanceId);
+      assert.equal(ids.join(" "), serving);
+      const model = view.models.get("tiny")!;
+      const partners = model.partnersOf(model.prefills[0]!).map(({ instanceId }) => instanceId);
+      assert.equal(partners.join(" "), serving, "placement uses them");
+    });
+  }
+
+  it("whose pairs all fail keeps those that no probe has shown to be wrong, and tells which", () => {
+    const decodes = [{ id: "d1" }, { id: "d2" }];
+    const failing = pairsWith((pairs) => {
+      for (const decode of decodes) pairs.judge("p1", decode.id, "wedged", 0);
+    });
+    const alone = viewOf([{ id: "p1" }], decodes, { pairs: failing }).models.get("tiny")!;
+    assert.deepEqual(alone.partnersOf(alone.prefills[0]!).map(({ instanceId }) => instanceId), ["d1", "d2"]);
+    assert.deepEqual([...alone.lastResorts].map(({ instanceId }) => instanceId), ["p1"]);
+    const two = viewOf([{ id: "p1" }, { id: "p2" }], decodes, { pairs: failing }).models.get("tiny")!;
+    assert.deepEqual(two.prefills.map(({ instanceId }) => instanceId), ["p2"], "half of the side is enough");
+  });
+});
+
+describe("a router", () => {
+  const of = (suspects: number, sound: number, down = 0): boolean =>
+    mostAreSuspect([
+      ...Array.from({ length: suspects }, () => ({ registered: true, link: { kind: "up" as const }, suspect: true })),
+      ...Array.from({ length: sound }, () => ({ registered: true, link: { kind: "up" as const }, suspect: false })),
+      ...Array.from({ length: down }, () => ({
+        registered: true,
+        link: { kind: "down" as const, reason: "unreachable" as const, text: "" },
+        suspect: false,
+      })),
+    ]);
+
+  /** [suspect, heard, broken, whether it doubts itself] */
+  for (const [suspects, sound, broken, doubts] of [
+    [0, 0, 0, false],
+    [1, 0, 0, false],
+    [2, 0, 0, true],
+    [1, 1, 0, false],
+    [2, 2, 0, false],
+    [3, 1, 0, true],
+    [2, 1, 0, true],
+    [2, 0, 6, true],
+    [0, 0, 4, false],
+    [51, 50, 0, true],
+  ] as const) {
+    const fleet = `${suspects} instances are suspect, ${sound} are heard and ${broken} have no connection`;
+    it(`${doubts ? "doubts" : "does not doubt"} itself where ${fleet}`, () => assert.equal(of(suspects, sound, broken), doubts));
+  }
+});
+
 describe("a model", () => {
   it("has the slots of the decode instances that serve it", () => {
     const view = viewOf(
@@ -173,7 +263,7 @@ describe("a model", () => {
     ],
     [
       "both",
-      [{ id: "a", failing: true }],
+      [{ id: "a", failing: true, wrong: true }],
       [{ id: "x", drained: true }],
       "its only prefill instance is out (failing), and its only decode instance is out (draining)",
     ],

@@ -71,7 +71,7 @@ describe("an instance that its registry objects to", () => {
     for (const id of ["d1", "d2"]) {
       const { standing } = seenIn(pool, id)!;
       assert.deepEqual([standing.kind, standing.kind === "serves" && standing.despite], ["serves", "unlisted"]);
-      assert.match(standing.text, /no other instance does/);
+      assert.match(standing.text, /too few others do/);
     }
     assert.equal(pool.view.overruled, true);
     // One of another model is no help, one of the same is.

@@ -154,10 +154,11 @@ describe("the pool", () => {
     const clock = manualClock();
     await using prefill = await startPrefill();
     await using decode = await startDecode();
+    await using other = await startDecode({ instanceId: "d2" });
     await using pool = createPool({ log: silentLog, clock, breaker: { failureLimit: 5, probeEveryMs: 500 } });
-    pool.update([prefill.info, decode.info]);
+    pool.update([prefill.info, decode.info, other.info]);
     await untilStanding(pool, "p1", "serves");
-    await untilStanding(pool, "d1", "serves");
+    for (const id of ["d1", "d2"]) await untilStanding(pool, id, "serves");
     const member = instanceIn(pool, "d1")!;
     for (let count = 0; count < 5; count += 1) {
       assert.equal(standingIn(pool.view, "d1"), "serves");

@@ -11,7 +11,7 @@ import type { ServiceError } from "../../../services/common/errors.ts";
 import { createPool, type Pool } from "../../../services/router/pool/pool.ts";
 import { reserveMessage } from "../../../services/router/leg/wire.ts";
 import { methodPath } from "../../../services/rpc/service.ts";
-import { silentLog } from "../../support/log-sink.ts";
+import { logSink, silentLog } from "../../support/log-sink.ts";
 import { type ManualClock, manualClock } from "../../support/manual-clock.ts";
 import { deferred, eventually, within } from "../../support/waits.ts";
 import { startDecode } from "../support/fake-instance.ts";
@@ -110,6 +110,36 @@ describe("a silent instance", () => {
     const { error } = await ended;
     assert.equal(error?.code, "instance_lost");
     assert.deepEqual([...standings], ["serves", "silent"]);
+  });
+});
+
+describe("instances that all fall silent together", () => {
+  it("serve on over their connections for six seconds: the router rather doubts itself", async () => {
+    await using one = await startChild("d1");
+    await using two = await startChild("d2");
+    const clock = manualClock();
+    const sink = logSink();
+    await using pool = createPool({ log: sink.log, clock });
+    pool.update([one.info, two.info]);
+    for (const id of ["d1", "d2"]) await untilStanding(pool, id, "serves");
+    const seen = (): unknown[] => {
+      const ids = ["d1", "d2"];
+      const links = ids.map((id) => instanceIn(pool, id)!.channel.state.kind);
+      return [pool.view.doubtful, ...ids.map((id) => standingIn(pool.view, id)), ...links];
+    };
+    for (const child of [one, two]) child.signal("SIGSTOP");
+    for (const ms of [1_500, 3_500]) {
+      await clock.pass(ms);
+      assert.deepEqual(seen(), [true, "serves", "serves", "suspect", "suspect"]);
+    }
+    for (const child of [one, two]) child.signal("SIGCONT");
+    await beats(2, pool, clock, "d1", "d2");
+    assert.deepEqual(seen(), [false, "serves", "serves", "up", "up"]);
+    for (const child of [one, two]) child.signal("SIGSTOP");
+    await clock.pass(7_000);
+    await untilStanding(pool, "d1", "silent");
+    assert.equal(pool.view.doubtful, false);
+    assert.equal(sink.lines.filter(({ msg }) => String(msg).includes("doubts itself")).length > 0, true);
   });
 });
 

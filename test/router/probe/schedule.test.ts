@@ -6,7 +6,8 @@ import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
 import { standingIn } from "../support/fleet.ts";
-import { instanceIn, untilPool, untilStanding } from "../support/pool-waits.ts";
+import type { Pool } from "../../../services/router/pool/pool.ts";
+import { instanceIn, seenIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
 const isProbe = (body: string): boolean => body.includes("logprobs");
@@ -15,13 +16,19 @@ const toProbes =
   (probe: (leg: DecodeLeg) => void, user: (leg: DecodeLeg) => void) =>
   (leg: DecodeLeg): void =>
     isProbe(leg.reserve.body) ? probe(leg) : user(leg);
+/** Resolves when its breaker is open, although it serves on as the last of its side. */
+const untilLastResort = (pool: Pool, id: string): Promise<void> =>
+  untilPool(pool, `${id} is a last resort`, ({ view }) => {
+    const standing = seenIn(pool, id)!.standing;
+    return view.models.get("tiny")!.lastResorts.size > 0 && standing.kind === "serves" && standing.despite === "failing";
+  });
 const BREAKER = { failureLimit: 2, probeEveryMs: 500 };
 
 for (const connector of ["p2p-zmq", "nixl"]) {
   describe(`an instance that fails leg after leg (${connector})`, () => {
     const info = { connector };
 
-    it("is out after the limit, gets probes through both legs, and is back when one succeeds", async () => {
+    it("is a last resort after the limit, gets probes through both legs, and is sound when one succeeds", async () => {
       let broken = true;
       const probes: string[] = [];
       await using prefill = await startPrefill(info, (leg) => leg.done({ ticket: "{}" }));
@@ -42,19 +49,19 @@ for (const connector of ["p2p-zmq", "nixl"]) {
       const poolClock = manualClock();
       await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
       for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
-      await untilStanding(tandem.pool, "d1", "failing");
-      await assert.rejects(tandem.start().ending, {
-        code: "no_instance",
-        message: /its only decode instance is out \(failing\)/,
-      });
-      const users = decode.legs.all.filter(({ reserve }) => !isProbe(reserve.body)).length;
-      assert.equal(users, 2, "no user's request is the one that tries");
+      await untilLastResort(tandem.pool, "d1");
+      const last = tandem.start();
+      await assert.rejects(last.ending, { code: "engine_failed" });
+      assert.deepEqual(last.receipt.fallbacks, ["last_resort"]);
+      assert.match(await tandem.metrics.text(), /tandem_breakers_open\{of="decode"\} 1/);
       poolClock.advance(500);
       await untilPool(tandem.pool, "a failed probe", ({ probes }) => probes.dueMs === poolClock.nowMs() + 1_000);
       broken = false;
       poolClock.advance(1_000);
-      await untilStanding(tandem.pool, "d1", "serves");
-      await tandem.start().ending;
+      await untilPool(tandem.pool, "a probe that succeeds", ({ probes }) => probes.dueMs === Infinity);
+      const sound = tandem.start();
+      await sound.ending;
+      assert.deepEqual(sound.receipt.fallbacks, []);
       await untilNoLegs(tandem);
       const paired = prefill.legs.all
         .filter(({ request }) => isProbe(request.body))
@@ -187,7 +194,7 @@ describe("a fleet in which every instance failed", () => {
     const poolClock = manualClock();
     await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
     for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
-    await untilStanding(tandem.pool, "d1", "failing");
+    await untilLastResort(tandem.pool, "d1");
     broken = false;
     poolClock.advance(1_000);
     await untilPool(tandem.pool, "the service", ({ probes }) => probes.dueMs === Infinity);

@@ -56,3 +56,27 @@ describe("a request while the registry is away", () => {
     assert.deepEqual([response.status, response.headers.get("x-tandem-degraded")], [200, "stale-registry"]);
   });
 });
+
+describe("a request while most instances are silent together", () => {
+  it("is served by them, strict or not, and says so, as readiness does", async () => {
+    await using rest = await startRest();
+    const readiness = async (): Promise<unknown> => (await fetch(`${rest.url}/readyz`)).json();
+    rest.pool.set([
+      { id: "p1", role: "prefill", suspect: true },
+      { id: "d1", role: "decode", suspect: true },
+    ]);
+    for (const strict of ["false", "true"]) {
+      const response = await rest.post(COMPLETIONS, BODY, { headers: { "x-tandem-strict": strict } });
+      assert.deepEqual([response.status, response.headers.get("x-tandem-degraded")], [200, "stale-view"]);
+    }
+    assert.match(await rest.metrics.text(), /^tandem_fallbacks_total\{reason="stale-view"\} 2$/m);
+    const doubt = "Most instances are silent together. The router takes none out for it.";
+    assert.deepEqual(await readiness(), { status: "ready", doubt });
+    rest.pool.set([
+      { id: "p1", role: "prefill" },
+      { id: "d1", role: "decode" },
+    ]);
+    assert.equal((await rest.post(COMPLETIONS, BODY)).headers.get("x-tandem-degraded"), null);
+    assert.deepEqual(await readiness(), { status: "ready" });
+  });
+});

@@ -10,6 +10,8 @@ export interface KnownInit extends Partial<Omit<Known, "info">> {
   readonly info?: Partial<Info>;
   /** Legs of users failed on it. */
   readonly failing?: boolean;
+  /** A probe got a wrong answer from it. */
+  readonly wrong?: boolean;
   /** No probe has succeeded with it. */
   readonly unproven?: boolean;
   /** The state that it reports; undefined: it has not reported yet. Default: it serves. */
@@ -19,10 +21,11 @@ export interface KnownInit extends Partial<Omit<Known, "info">> {
 }
 
 /** Serves, unless `init` says otherwise. */
-export function known(role: Role, { id, info, failing, unproven, stateText = "", ...init }: KnownInit): Known {
+export function known(role: Role, { id, info, failing, wrong, unproven, stateText = "", ...init }: KnownInit): Known {
   const breaker = new Breaker(BREAKER_LIMITS);
   if (failing === true) breaker.judge("wedged", 0);
   if (unproven === true) breaker.distrust(0);
+  if (wrong === true) breaker.probeFailed("wrong", "The last probe failed: it answers wrongly.", 0);
   const { state } = { state: State.SERVING, ...init };
   const load = state === undefined ? undefined : { ...create(LoadSchema, init.load), state, reason: stateText };
   return {
@@ -52,12 +55,14 @@ export interface ViewOptions {
   readonly pairs?: Pairs;
   /** Whether decode may serve unpaired. Default: no. */
   readonly unpaired?: boolean;
+  /** Whether the router doubts itself. Default: no. */
+  readonly doubtful?: boolean;
 }
 
 export function viewOf(prefill: readonly KnownInit[], decode: readonly KnownInit[], o: ViewOptions = {}): FleetView {
   const all = [...prefill.map((init) => known(Role.PREFILL, init)), ...decode.map((init) => known(Role.DECODE, init))];
-  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false } = o;
-  return fleetOf(all, pairs, () => unpaired);
+  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false, doubtful = false } = o;
+  return fleetOf(all, pairs, () => unpaired, doubtful);
 }
 
 /** `serves`, or why not. */

@@ -13,6 +13,7 @@ export interface FakeInstance {
   readonly slots?: number;
   /** Its registry reports it dead: as the last one of its side it serves all the same. */
   readonly unlisted?: boolean;
+  readonly suspect?: boolean;
   /** Why it drains. */
   readonly draining?: string;
 }
@@ -74,10 +75,10 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
 
 function viewOfAll(instances: readonly FakeInstance[]): FleetView {
   const of = (role: string): KnownInit[] => instances.filter((one) => one.role === role).map(initOf);
-  return viewOf(of("prefill"), of("decode"));
+  return viewOf(of("prefill"), of("decode"), { doubtful: instances.some(({ suspect }) => suspect === true) });
 }
 
-function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, draining }: FakeInstance): KnownInit {
+function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, suspect, draining }: FakeInstance): KnownInit {
   return {
     id,
     info: {
@@ -96,6 +97,7 @@ function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, dr
     slots,
     freeSlots: slots,
     ...(draining === undefined ? {} : { state: State.DRAINING, stateText: draining }),
+    ...(suspect === true ? { suspect } : {}),
     ...(unlisted === true ? { objection: { kind: "critical", reason: "Its check fails." } } : {}),
   };
 }
