@@ -170,6 +170,13 @@ export const routerConfig = defineConfig(
           "refused with 429, or it displaces the last one of a tenant that has more of them waiting.",
         { default: 256, min: 0, max: 65_536, unit: "requests", live: true },
       ),
+      targetMs: milliseconds(
+        "queue.target_ms",
+        "Acceptable wait in a queue that does not get shorter; at least a quarter of the time that requests run. " +
+          "When waits have been longer for five seconds, longer waits are refused with 429 and the newest requests " +
+          "go first, until the queue is short again. 0: never.",
+        { default: 1_000, min: 0, live: true },
+      ),
       timeoutMs: milliseconds(
         "queue.timeout_ms",
         "Timeout for waiting in the queue. After it the request is refused with 503.",

@@ -11,6 +11,7 @@ import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
 import { serveRpc } from "../rpc/server.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
+import { watchOverload } from "./admission/overload.ts";
 import { inferenceService } from "./control/inference-service.ts";
 import { routerService } from "./control/router-service.ts";
 import { FIRST_PREFILL_MS } from "./pool/first-prefill.ts";
@@ -87,7 +88,7 @@ async function life(
   log.info("settings", { settings: settingLines(settings.all) });
 
   using deadlines = new Deadlines(clock);
-  using _loop = measureEventLoop(metrics);
+  using loop = measureEventLoop(metrics);
   await using registry = await openRegistry(config, { routerId, log, metrics });
   await using pool = createPool({
     token,
@@ -99,10 +100,22 @@ async function life(
     unpaired: placement.current.unpaired,
     ...(config.registry.checkPairs ? { proves: provesByProbe } : {}),
   });
-  await using relay = createRelay({ pool, placement, limits, deadlines, constants, metrics, log, clock });
-  using probes = startProbes({ pool, prober: relay.prober, clock, metrics });
+  const overload = watchOverload({ loop, pool, metrics });
+  await using relay = createRelay({ pool, placement, limits, deadlines, overload, constants, metrics, log, clock });
+  using probes = startProbes({ pool, prober: relay.prober, clock, metrics, overload });
   const registryIsAway = (): boolean => registry.status.up === false;
-  const serving = createServing({ pool, relay, queue, request, registryIsAway, metrics, log, clock, deadlines });
+  const serving = createServing({
+    pool,
+    relay,
+    queue,
+    request,
+    overload,
+    registryIsAway,
+    metrics,
+    log,
+    clock,
+    deadlines,
+  });
   const { receipts } = serving;
 
   const routerCalls = routerService({ routerId, pool, probes, receipts, settings, registry, clock, log });

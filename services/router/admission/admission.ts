@@ -6,13 +6,17 @@ import type { Live } from "../../common/config.ts";
 import type { Deadline, Deadlines } from "../../common/deadlines.ts";
 import { asServiceError, ServiceError, type FailureCode } from "../../common/errors.ts";
 import type { RouterConfig } from "../config.ts";
+import { LagLimit } from "./lag-limit.ts";
+import { calm, type Overload } from "./overload.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
 import { ReturnedLegs } from "./returned.ts";
+import { StandingQueue } from "./standing-queue.ts";
 
 /** Why a request was not admitted. The failure's code doesn't tell all reasons apart: three of them are 429. */
 export const REFUSALS = [
   "queue_full", // The queue is full.
   "displaced", // By a request of a tenant with fewer waiting ones, or of its own tenant with a better priority.
+  "queue_stands", // It waited longer than queue.target_ms in a queue that did not get shorter.
   "deadline_foreseen", // The estimated wait was longer than its deadline allowed.
   "deadline_passed", // Its deadline passed while it waited.
   "queue_timeout", // queue.timeout_ms was over.
@@ -80,7 +84,9 @@ export interface AdmissionOptions {
   /** Why no instance can serve a model, in words. Undefined if one can. */
   lack?(model: string): string | undefined;
   /** Limits of the queue: its length and the longest wait. */
-  readonly queue: Live<Pick<RouterConfig["queue"]["current"], "limit" | "timeoutMs">>;
+  readonly queue: Live<Pick<RouterConfig["queue"]["current"], "limit" | "timeoutMs" | "targetMs">>;
+  /** Left out: never overloaded. Gets to know whether a queue stands. */
+  readonly overload?: Overload;
   /** Called when a request is refused. */
   onRefused?(because: Refusal): void;
   readonly clock: Clock;
@@ -88,34 +94,51 @@ export interface AdmissionOptions {
 }
 
 interface Waiter extends Queued {
+  readonly sinceMs: number;
   admit(): void;
   refuse(error: ServiceError): void;
+}
+
+/** What is known of the slots of one model. */
+class ModelSlots {
+  running = 0;
+  /** Measured only while requests wait: otherwise slots become free at the pace of arriving requests. */
+  pace: Pace | undefined;
+  readonly standing = new StandingQueue();
 }
 
 /** Range of the Retry-After that a refused client gets. */
 const RETRY_AFTER_S = { min: 1, max: 60 };
 
 export function createAdmission(o: AdmissionOptions): Admission {
-  const { clock, deadlines } = o;
+  const { clock, deadlines, overload = calm() } = o;
   const queue = new FairQueue<Waiter>();
   const returned = new ReturnedLegs();
-  const runningOf = new Map<string, number>();
-  const paces = new Map<string, Pace>();
+  const lag = new LagLimit();
+  const models = new Map<string, ModelSlots>();
+  let runningLegs = 0;
+
+  function slotsOf(model: string): ModelSlots {
+    let slots = models.get(model);
+    if (slots === undefined) models.set(model, (slots = new ModelSlots()));
+    return slots;
+  }
 
   function fits(model: string, legs: number): boolean {
     const capacity = o.capacity(model);
-    const used = runningOf.get(model) ?? 0;
-    return used + legs <= capacity || (used === 0 && capacity > 0);
+    const used = models.get(model)?.running ?? 0;
+    if (used + legs > capacity && (used > 0 || capacity === 0)) return false;
+    return runningLegs === 0 || runningLegs + legs <= lag.at(overload.loopDelayMs, runningLegs, clock.nowMs());
   }
 
   function count(model: string, legs: number): void {
-    const used = (runningOf.get(model) ?? 0) + legs;
-    if (used > 0) runningOf.set(model, used);
-    else runningOf.delete(model);
+    slotsOf(model).running += legs;
+    runningLegs += legs;
   }
 
   function admit({ model, legs, priority }: Queued, waitedMs: number): Admitted {
     count(model, legs);
+    const admittedMs = clock.nowMs();
     let held = true;
     return {
       waitedMs,
@@ -161,22 +184,39 @@ export function createAdmission(o: AdmissionOptions): Admission {
         if (!held) return;
         held = false;
         count(model, -legs);
-        // While no request waits, the pace of freed slots only reflects the pace of arriving requests.
-        if (queue.first(model) === undefined) paces.delete(model);
-        else {
-          const pace = paces.get(model) ?? new Pace();
-          paces.set(model, pace);
-          pace.released(legs, clock.nowMs());
-        }
+        const slots = slotsOf(model);
+        slots.standing.ran(clock.nowMs() - admittedMs);
+        if (queue.first(model) === undefined) slots.pace = undefined;
+        else (slots.pace ??= new Pace()).released(legs, clock.nowMs());
         pokeOne(model);
+        if (slots.running === 0 && queue.first(model) === undefined) models.delete(model);
       },
     };
   }
 
   // Only the first one is tried, so that small requests don't overtake a large one for ever.
   function pokeOne(model: string): void {
-    for (let first = queue.first(model); first !== undefined && fits(model, first.legs); first = queue.first(model))
-      first.admit();
+    for (let first = next(model); first !== undefined && fits(model, first.legs); first = next(model)) first.admit();
+  }
+
+  /** The request that gets the next slot. Refuses those that have waited too long in a queue that stands. */
+  function next(model: string): Waiter | undefined {
+    const { standing, pace } = slotsOf(model);
+    const stood = standing.stands;
+    const nowMs = clock.nowMs();
+    const targetMs = standing.targetMs(o.queue.current.targetMs);
+    const expectedMs = pace?.waitMs(queue.legsOf(model), nowMs);
+    const oldest = queue.oldest(model);
+    if (oldest === undefined) standing.emptied(nowMs);
+    else if (fits(model, 1)) standing.look(nowMs - oldest.sinceMs, expectedMs, targetMs, nowMs);
+    if (standing.stands) {
+      for (let late = oldest; late !== undefined && nowMs - late.sinceMs > targetMs; late = queue.oldest(model))
+        late.refuse(standsTooLong(nowMs - late.sinceMs, expectedMs));
+      queue.preferNewest(model);
+    }
+    if (standing.stands !== stood)
+      overload.queueStands = queue.models().some((other) => slotsOf(other).standing.stands);
+    return queue.first(model);
   }
 
   function poke(): void {
@@ -194,6 +234,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
       };
       const waiter: Waiter = {
         ...wanted,
+        sinceMs,
         admit() {
           leave(true);
           resolve(admit(wanted, clock.nowMs() - sinceMs));
@@ -201,15 +242,18 @@ export function createAdmission(o: AdmissionOptions): Admission {
         refuse(error) {
           leave(false);
           reject(error);
-          pokeOne(wanted.model); // The next one may fit.
         },
       };
-      const onGone = (): void => waiter.refuse(clientLeft());
+      const end = (error: ServiceError): void => {
+        waiter.refuse(error);
+        pokeOne(wanted.model); // The next one may fit.
+      };
+      const onGone = (): void => end(clientLeft());
       const { timeoutMs: queueTimeoutMs } = o.queue.current;
       const leftMs = deadlineMs - sinceMs;
       const due = deadlines.at(sinceMs + Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
-        if (leftMs >= queueTimeoutMs) waiter.refuse(waitedInVain(wanted.model, queueTimeoutMs));
-        else waiter.refuse(tooLate(clock.nowMs() - sinceMs));
+        if (leftMs >= queueTimeoutMs) end(waitedInVain(wanted.model, queueTimeoutMs));
+        else end(tooLate(clock.nowMs() - sinceMs));
       });
       gone.addEventListener("abort", onGone, { once: true });
       queue.push(waiter);
@@ -237,6 +281,11 @@ export function createAdmission(o: AdmissionOptions): Admission {
     return refused(because, "queue_full", message, seconds(waitMs));
   }
 
+  function standsTooLong(waitedMs: number, expectedMs = 0): ServiceError {
+    const message = `Too many requests: more arrive than the instances can serve. The request waited ${Math.round(waitedMs)} ms. Try again later.`;
+    return refused("queue_stands", "queue_full", message, seconds(expectedMs));
+  }
+
   function waitedInVain(model: string, timeoutMs: number): ServiceError {
     const lack = o.lack?.(model);
     if (lack !== undefined)
@@ -248,7 +297,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
   /** @throws ServiceError if a wait would be in vain */
   function checkWait(wanted: Queued, deadlineMs: number): void {
     const nowMs = clock.nowMs();
-    const waitMs = paces.get(wanted.model)?.waitMs(queue.legsBefore(wanted) + wanted.legs, nowMs);
+    const waitMs = models.get(wanted.model)?.pace?.waitMs(queue.legsBefore(wanted) + wanted.legs, nowMs);
     const leftMs = deadlineMs - nowMs;
     if (waitMs !== undefined && waitMs > leftMs) {
       const message = `The request can't start before its deadline: it would wait about ${Math.round(waitMs)} ms, and has ${Math.round(leftMs)} ms left.`;
@@ -265,13 +314,14 @@ export function createAdmission(o: AdmissionOptions): Admission {
     async acquire(gone, { legs = 1, model = "", tenant = "", priority = 0, deadlineMs = Infinity } = {}) {
       if (gone.aborted) throw clientLeft();
       const wanted = { legs, model, tenant, priority };
+      if (queue.first(model) !== undefined) pokeOne(model);
       if (queue.first(model) === undefined && fits(model, legs)) return admit(wanted, 0);
       checkWait(wanted, deadlineMs);
       return wait(gone, wanted, deadlineMs);
     },
     poke,
     get running() {
-      return [...runningOf.values()].reduce((sum, legs) => sum + legs, 0);
+      return runningLegs;
     },
     get waiting() {
       return queue.size + returned.size;

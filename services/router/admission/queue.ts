@@ -1,5 +1,5 @@
 // The order of waiting requests: by priority, within a priority by tenants in turn, within a tenant first come, first
-// served. Every operation is O(log n) in the requests that wait.
+// served, or the newest first while the queue stands (standing-queue.ts). Every operation is O(log n) in the requests that wait.
 // Turns are start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996): a request's start tag is where its tenant's
 // earlier ones end, or the present for a tenant that has none; the lowest tag is next. A tenant that brings a thousand
 // requests delays another's first by one.
@@ -17,7 +17,7 @@ export interface Waiter {
 
 interface Entry {
   readonly waiter: Waiter;
-  readonly tag: number;
+  tag: number;
   /** Counts the requests in the order of arrival. */
   readonly index: number;
 }
@@ -31,6 +31,12 @@ interface Tenant {
 /** The requests of one model. */
 interface Line {
   readonly next: Heap<Entry>;
+  /** In the order of arrival. */
+  readonly arrived: Set<Entry>;
+  /** The requests of one tenant and priority, the newest first. */
+  readonly newest: Map<string, Heap<Entry>>;
+  /** Legs of all. */
+  legs: number;
   /** Start tag of the last request that was admitted. */
   present: number;
   /** End tag of each tenant's last request. */
@@ -59,6 +65,29 @@ export class FairQueue<W extends Waiter> {
     return this.#lines.get(model)?.next.first?.waiter as W | undefined;
   }
 
+  /** The request of a model that has waited longest. */
+  oldest(model: string): W | undefined {
+    return this.#lines.get(model)?.arrived.values().next().value?.waiter as W | undefined;
+  }
+
+  /** Legs of the model's requests. */
+  legsOf(model: string): number {
+    return this.#lines.get(model)?.legs ?? 0;
+  }
+
+  /** Gives the next turn to the newest request of the tenant and priority whose turn it is. */
+  preferNewest(model: string): void {
+    const line = this.#lines.get(model);
+    const next = line?.next.first;
+    if (line === undefined || next === undefined) return;
+    const newest = line.newest.get(groupOf(next.waiter))!.first!;
+    if (newest === next) return;
+    const { waiting } = this.#tenants.get(next.waiter.tenant)!;
+    for (const entry of [next, newest]) for (const heap of [line.next, waiting]) heap.remove(entry);
+    [next.tag, newest.tag] = [newest.tag, next.tag];
+    for (const entry of [next, newest]) for (const heap of [line.next, waiting]) heap.push(entry);
+  }
+
   push(waiter: W): void {
     const line = this.#line(waiter.model);
     const known = line.ends.get(waiter.tenant);
@@ -67,6 +96,12 @@ export class FairQueue<W extends Waiter> {
     line.ends.set(waiter.tenant, { tag: tag + waiter.legs, count: (known?.count ?? 0) + 1 });
     line.legsByPriority.set(waiter.priority, (line.legsByPriority.get(waiter.priority) ?? 0) + waiter.legs);
     line.next.push(entry);
+    line.arrived.add(entry);
+    line.legs += waiter.legs;
+    const group = groupOf(waiter);
+    const newest = line.newest.get(group) ?? new Heap<Entry>((a, b) => a.index > b.index);
+    line.newest.set(group, newest);
+    newest.push(entry);
     this.#entries.set(waiter, entry);
     const tenant = this.#tenants.get(waiter.tenant) ?? {
       name: waiter.tenant,
@@ -85,6 +120,11 @@ export class FairQueue<W extends Waiter> {
     this.#entries.delete(waiter);
     const line = this.#line(waiter.model);
     line.next.remove(entry);
+    line.arrived.delete(entry);
+    line.legs -= waiter.legs;
+    const newest = line.newest.get(groupOf(waiter))!;
+    newest.remove(entry);
+    if (newest.size === 0) line.newest.delete(groupOf(waiter));
     if (served) line.present = Math.max(line.present, entry.tag);
     const left = (line.legsByPriority.get(waiter.priority) ?? 0) - waiter.legs;
     if (left > 0) line.legsByPriority.set(waiter.priority, left);
@@ -134,7 +174,15 @@ export class FairQueue<W extends Waiter> {
   #line(model: string): Line {
     let line = this.#lines.get(model);
     if (line === undefined) {
-      line = { next: new Heap<Entry>(goesBefore), present: 0, ends: new Map(), legsByPriority: new Map() };
+      line = {
+        next: new Heap<Entry>(goesBefore),
+        arrived: new Set(),
+        newest: new Map(),
+        legs: 0,
+        present: 0,
+        ends: new Map(),
+        legsByPriority: new Map(),
+      };
       this.#lines.set(model, line);
     }
     return line;
@@ -143,4 +191,8 @@ export class FairQueue<W extends Waiter> {
 
 function goesBefore(a: Entry, b: Entry): boolean {
   return (a.waiter.priority - b.waiter.priority || a.tag - b.tag || a.index - b.index) < 0;
+}
+
+function groupOf({ tenant, priority }: Waiter): string {
+  return `${priority} ${tenant}`;
 }

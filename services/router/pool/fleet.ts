@@ -59,6 +59,8 @@ export interface FleetView {
   readonly models: ReadonlyMap<string, ModelView>;
   /** Whether most instances are suspect together, so that this router doubts itself. */
   readonly doubtful: boolean;
+  /** Instances of all models that are a last resort. */
+  readonly lastResorts: number;
   /** Whether an instance gets legs although its registry reports it dead or gone. */
   readonly overruled: boolean;
   /** Pairs that get no legs although both their instances do. */
@@ -104,6 +106,7 @@ export function fleetOf(
     decode: sorted.filter((one) => sideOf(one) === "decode").map(seen),
     models,
     doubtful,
+    lastResorts: [...models.values()].reduce((sum, { lastResorts }) => sum + lastResorts.size, 0),
     overruled: [...standings.values()].some(
       (standing) => standing.kind === "serves" && standing.despite === "unlisted",
     ),

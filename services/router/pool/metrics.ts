@@ -26,11 +26,7 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     "tandem_last_resorts",
     "Instances that get legs although their legs fail, because too few others of their side are left.",
     [],
-    (gauge) => {
-      let count = 0;
-      for (const { lastResorts } of pool.view.models.values()) count += lastResorts.size;
-      gauge.set(count);
-    },
+    (gauge) => gauge.set(pool.view.lastResorts),
   );
   metrics.gauge(
     "tandem_model_ready",

@@ -9,7 +9,7 @@ import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Objection } from "../../discovery/registry.ts";
 import { traitsOf } from "../../kv/index.ts";
-import { BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
+import { type Breaker, BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
 import { awaitFirstPrefill } from "./first-prefill.ts";
 import { DOUBT_MS, keptOf, mostAreSuspect } from "./doubt.ts";
@@ -60,7 +60,7 @@ export interface Pool {
 export interface ProbeBooks {
   /** When the next probe is due, by the pool's clock; Infinity while nothing is out. */
   readonly dueMs: number;
-  /** Instances and pairs that are due for a probe now, reachable or not. */
+  /** Instances and pairs that are due for a probe now, reachable or not, each with the longest due first. */
   due(nowMs: number): { readonly instances: readonly Instance[]; readonly pairs: readonly PairEntry[] };
   /** Notes that a probe is sent through the two. They and their pair are due again after their pauses. */
   sending(prefill: Instance, decode: Instance): void;
@@ -243,8 +243,8 @@ export function createPool(o: PoolOptions): Pool {
       return dueMs;
     },
     due: (nowMs) => ({
-      instances: [...tracked].filter((one) => one.registered && one.breaker.dueMs <= nowMs),
-      pairs: [...pairs.open()].filter((pair) => pair.breaker.dueMs <= nowMs),
+      instances: [...tracked].filter((one) => one.registered && one.breaker.dueMs <= nowMs).sort(byDue),
+      pairs: [...pairs.open()].filter((pair) => pair.breaker.dueMs <= nowMs).sort(byDue),
     }),
     sending(prefill, decode) {
       const nowMs = clock.nowMs();
@@ -330,6 +330,10 @@ export function createPool(o: PoolOptions): Pool {
   };
   if (o.metrics !== undefined) registerPoolMetrics(o.metrics, pool);
   return pool;
+}
+
+function byDue(a: { readonly breaker: Breaker }, b: { readonly breaker: Breaker }): number {
+  return a.breaker.dueMs - b.breaker.dueMs;
 }
 
 function pairFields(prefill: Instance, decode: Instance): Record<string, string> {

@@ -5,6 +5,7 @@ import { setMaxListeners } from "node:events";
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
 import type { Metrics } from "../../common/metrics.ts";
+import { calm, type Overload } from "../admission/overload.ts";
 import { misfitOf } from "../pool/compat.ts";
 import { sideOf } from "../pool/fleet.ts";
 import type { FleetView, Instance, Pool, Seen, Side } from "../pool/pool.ts";
@@ -16,6 +17,8 @@ const TICK_MS = 100;
 const PAIR_LIMIT = 8;
 /** Limits the open probes of all pairs, each of which may hang. */
 const OPEN_LIMIT = 64;
+/** Under overload one probe is sent in this time, of all that are due. */
+const OVERLOADED_PAUSE_MS = 1_000;
 /** Timeout for engines that need no proof. */
 const TIMEOUT_MS = 2_000;
 /** Timeout for all prompts of a proof, whose first also sets up the connection of a pair and may compile kernels. */
@@ -32,9 +35,11 @@ export interface ProbesOptions {
   readonly prober: Prober;
   readonly clock: Clock;
   readonly metrics: Metrics;
+  /** Left out: never overloaded. */
+  readonly overload?: Pick<Overload, "on">;
 }
 
-export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
+export function startProbes({ pool, prober, clock, metrics, overload = calm() }: ProbesOptions) {
   const ended = metrics.counter(
     "tandem_probes_total",
     "Probes that ended, by outcome. A probe is a request of the router's own that tests an instance or a pair.",
@@ -45,6 +50,8 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
   /** Counts the probes of each instance, so that each uses another partner: the partner may be at fault. */
   const sentTo = new WeakMap<Instance, number>();
   let open = 0;
+  let sentMs = -Infinity;
+  let pairsFirst = false;
   let timer: Timer | undefined;
 
   async function send(prefill: Instance, decode: Instance, signal: AbortSignal = stopped.signal): Promise<ProbeResult> {
@@ -66,18 +73,23 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
   function sendDue(prefill: Instance | undefined, decode: Instance | undefined): void {
     if (prefill === undefined || decode === undefined || open >= OPEN_LIMIT) return;
     if (prober.unsettled(prefill, decode) >= PAIR_LIMIT) return;
+    // Those that wait stay due, and come first the next time: each one's pause starts with its probe.
+    if (overload.on && clock.nowMs() - sentMs < OVERLOADED_PAUSE_MS) return;
+    sentMs = clock.nowMs();
     pool.probes.sending(prefill, decode);
     void send(prefill, decode);
   }
 
-  function tick(): void {
-    timer = undefined;
+  function probePairs(nowMs: number): void {
     const { view } = pool;
-    const nowMs = clock.nowMs();
     for (const { prefillId, decodeId, breaker } of pool.probes.due(nowMs).pairs) {
       if (breaker.dueMs <= nowMs) sendDue(find(view, "prefill", prefillId), find(view, "decode", decodeId));
     }
-    // Instances that just got a probe of a pair are no longer due.
+  }
+
+  /** Instances that just got a probe of a pair are no longer due. */
+  function probeInstances(nowMs: number): void {
+    const { view } = pool;
     for (const due of pool.probes.due(nowMs).instances) {
       const side = sideOf(due);
       const instance = find(view, side, due.instanceId);
@@ -89,6 +101,16 @@ export function startProbes({ pool, prober, clock, metrics }: ProbesOptions) {
       if (side === "prefill") sendDue(instance, partner);
       else sendDue(partner, instance);
     }
+  }
+
+  function tick(): void {
+    timer = undefined;
+    const nowMs = clock.nowMs();
+    // In turns, because under overload only the first is sent.
+    pairsFirst = !pairsFirst;
+    if (pairsFirst) probePairs(nowMs);
+    probeInstances(nowMs);
+    if (!pairsFirst) probePairs(nowMs);
     arm();
   }
 

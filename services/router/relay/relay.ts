@@ -7,6 +7,7 @@ import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Admitted } from "../admission/admission.ts";
+import type { Overload } from "../admission/overload.ts";
 import type { RelayLimits, RouterConfig } from "../config.ts";
 import { Picker } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
@@ -32,6 +33,8 @@ export interface RelayOptions {
   readonly log: Log;
   readonly clock: Clock;
   readonly deadlines: Deadlines;
+  /** Left out: never overloaded. */
+  readonly overload?: Overload;
   /** How instances are spoken to. Left out: over their channels. */
   readonly linkTo?: LegContext["linkTo"];
   /** Constants that tests replace. */
@@ -63,7 +66,7 @@ export function createRelay(o: RelayOptions) {
     live,
     onLegEnded: checkIdle,
     placer: createPlacer(pool, pickers, placement),
-    budget: createRetryBudget(limits, clock, constants.retriesPerS),
+    budget: createRetryBudget(limits, clock, constants.retriesPerS, o.overload),
   };
   const prober = createProber(context);
 

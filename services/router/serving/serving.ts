@@ -10,6 +10,7 @@ import type { Metrics } from "../../common/metrics.ts";
 import type { SelfReport } from "../../discovery/registry.ts";
 import type { LegPath } from "../../kv/connector.ts";
 import { createAdmission, type Admitted } from "../admission/admission.ts";
+import type { Overload } from "../admission/overload.ts";
 import type { RouterConfig } from "../config.ts";
 import type { Pool } from "../pool/pool.ts";
 import { createReceiptDraft, type ReceiptDraft } from "../request/receipt.ts";
@@ -81,6 +82,8 @@ export interface ServingOptions {
   readonly log: Log;
   readonly clock: Clock;
   readonly deadlines: Deadlines;
+  /** Left out: never overloaded. */
+  readonly overload?: Overload;
   /** Whether the registry is away: requests are placed by the last known instances. */
   registryIsAway(): boolean;
   /** Tests set smaller ones. */
@@ -97,6 +100,7 @@ export function createServing(o: ServingOptions): Serving {
     capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, queue.current.legsLimit),
     lack: (model) => pool.view.models.get(model)?.lack(o.request.current.strict),
     queue,
+    ...(o.overload === undefined ? {} : { overload: o.overload }),
     onRefused: (because) => metrics.notAdmitted(because),
     clock,
     deadlines: o.deadlines,

@@ -1,12 +1,18 @@
 // Breakers at work, over real gRPC: users' legs open them, probes and nothing else close them.
 import assert from "node:assert/strict";
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { createMetrics } from "../../../services/common/metrics.ts";
+import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
+import { fleetOf } from "../../../services/router/pool/fleet.ts";
+import { Pairs } from "../../../services/router/pool/pairs.ts";
+import { startProbes } from "../../../services/router/probe/schedule.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { eventually, untilQuiet, within } from "../../support/waits.ts";
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
-import { standingIn } from "../support/fleet.ts";
-import type { Pool } from "../../../services/router/pool/pool.ts";
+import { known, standingIn } from "../support/fleet.ts";
+import type { Pool, ProbeBooks } from "../../../services/router/pool/pool.ts";
 import { instanceIn, seenIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
@@ -199,5 +205,53 @@ describe("a fleet in which every instance failed", () => {
     poolClock.advance(1_000);
     await untilPool(tandem.pool, "the service", ({ probes }) => probes.dueMs === Infinity);
     await tandem.start().ending;
+  });
+});
+
+describe("probes of a router that is overloaded", () => {
+  it("go on, one a second, to each instance in turn", async () => {
+    const clock = manualClock(0);
+    const ids = ["d1", "d2", "d3"];
+    const decodes = ids.map((id) => known(Role.DECODE, { id, failing: true }));
+    const view = fleetOf([known(Role.PREFILL, { id: "p1" }), ...decodes], new Pairs(BREAKER_LIMITS), () => false);
+    const sent: string[] = [];
+    const books: ProbeBooks = {
+      get dueMs() {
+        return Math.min(...decodes.map(({ breaker }) => breaker.dueMs));
+      },
+      due: (nowMs) => ({
+        instances: decodes
+          .filter(({ breaker }) => breaker.dueMs <= nowMs)
+          .sort((a, b) => a.breaker.dueMs - b.breaker.dueMs),
+        pairs: [],
+      }),
+      sending: (_, decode) => decodes.find((one) => one === decode)!.breaker.probing(clock.nowMs()),
+      succeeded: () => assert.fail("none succeeds"),
+      failed: (_, decode, failure, text) =>
+        decodes.find((one) => one === decode)!.breaker.probeFailed(failure, text, clock.nowMs()),
+    };
+    const overload = { on: false };
+    using _probes = startProbes({
+      pool: { view, probes: books, onChange: () => () => {} },
+      prober: {
+        async probe(_prefill, decode) {
+          sent.push(decode.instanceId);
+          return { kind: "failed", failure: "refused", text: "It failed." };
+        },
+        unsettled: () => 0,
+      },
+      clock,
+      metrics: createMetrics(),
+      overload,
+    });
+    const sentIn = async (ms: number): Promise<string[]> => {
+      for (let step = 0; step < ms; step += 50) await clock.pass(50);
+      return sent.splice(0);
+    };
+    assert.ok((await sentIn(10_000)).length >= 25, "each gets one a second");
+    overload.on = true;
+    const shed = await sentIn(12_000);
+    assert.ok(shed.length >= 10 && shed.length <= 13, `${shed.length} probes`);
+    for (const id of ids) assert.ok(shed.filter((one) => one === id).length >= 3, `${id}: ${shed.join(" ")}`);
   });
 });

@@ -147,6 +147,24 @@ describe("the retry budget", () => {
     assert.equal(drained(), 100, "nor than five hundred requests");
   });
 
+  it("grows by a quarter under overload, and keeps what was saved for the death of one instance", () => {
+    const clock = manualClock();
+    const overload = { on: false };
+    const budget = createRetryBudget({ current: { retryRatio: 0.2 } }, clock, 1, overload);
+    const drained = (): number => {
+      let count = 0;
+      while (budget.take()) count += 1;
+      return count;
+    };
+    for (let count = 0; count < 50; count += 1) budget.earn();
+    overload.on = true;
+    assert.equal(drained(), 12, "two seconds and fifty requests are saved up");
+    for (let count = 0; count < 200; count += 1) budget.earn();
+    assert.equal(drained(), 10, "a fifth of fifty");
+    clock.advance(4_000);
+    assert.equal(drained(), 1);
+  });
+
   it("is empty if both rates are 0", () => {
     const budget = createRetryBudget({ current: { retryRatio: 0 } }, manualClock(), 0);
     budget.earn();

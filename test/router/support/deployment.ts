@@ -146,7 +146,7 @@ export async function deploy(
     log: silentLog,
     clock,
   });
-  const queue = { current: { limit: 0, timeoutMs: o.queueTimeoutMs ?? 10_000 } };
+  const queue = { current: { limit: 0, timeoutMs: o.queueTimeoutMs ?? 10_000, targetMs: 0 } };
   // All requests are admitted as one; a leg that finds no slot returns to the queue.
   const admission = createAdmission({ capacity: () => 1_000_000, queue, clock, deadlines });
   pool.onChange(admission.poke);

@@ -50,7 +50,7 @@ export async function startControl(): Promise<Control> {
   const serving = createServing({
     pool,
     relay,
-    queue: { current: { limit: 4, timeoutMs: 1000, legsLimit: 4096 } },
+    queue: { current: { limit: 4, timeoutMs: 1000, targetMs: 0, legsLimit: 4096 } },
     request: { current: { legsLimit: 8, deadlineMs: 60_000, strict: false } },
     registryIsAway: () => false,
     receipts,

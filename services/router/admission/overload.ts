@@ -1,0 +1,63 @@
+// Whether this router has more to do than it can. What is only for safety or for speed, such as retries, hedges and
+// probes, adds work at the worst moment, so it is shed first.
+import type { LoopDelay } from "../../common/event-loop.ts";
+import type { Metrics } from "../../common/metrics.ts";
+import type { Pool } from "../pool/pool.ts";
+import { LAG_MS } from "./lag-limit.ts";
+
+/**
+ * `loop`: the event loop runs late. `queue`: the waiting queue stands. `doubt`: most instances are suspect together.
+ * `last_resort`: instances are used although legs fail on them.
+ */
+export const STRAINS = ["loop", "queue", "doubt", "last_resort"] as const;
+export type Strain = (typeof STRAINS)[number];
+
+export interface Overload {
+  /** Whether retries, hedges and probes are to be shed. */
+  readonly on: boolean;
+  /** Mean delay of the event loop. */
+  readonly loopDelayMs: number;
+  /** Admission's word: whether a queue stands. */
+  queueStands: boolean;
+}
+
+/** For a router that has all that it needs, as in tests. */
+export const calm = (): Overload => ({ on: false, loopDelayMs: 0, queueStands: false });
+
+export function watchOverload(o: {
+  readonly loop: LoopDelay;
+  readonly pool: Pick<Pool, "view">;
+  readonly metrics: Metrics;
+}): Overload {
+  const { loop, pool } = o;
+  const has = (strain: Strain): boolean => {
+    switch (strain) {
+      case "loop":
+        return loop.delayMs > LAG_MS;
+      case "queue":
+        return overload.queueStands;
+      case "doubt":
+        return pool.view.doubtful;
+      case "last_resort":
+        return pool.view.lastResorts > 0;
+    }
+  };
+  const overload: Overload = {
+    get on() {
+      return STRAINS.some(has);
+    },
+    get loopDelayMs() {
+      return loop.delayMs;
+    },
+    queueStands: false,
+  };
+  o.metrics.gauge(
+    "tandem_overload",
+    "1 while the router sheds retries, hedges and probes, by cause, otherwise 0.",
+    ["because"],
+    (gauge) => {
+      for (const because of STRAINS) gauge.set({ because }, has(because) ? 1 : 0);
+    },
+  );
+  return overload;
+}
