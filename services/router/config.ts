@@ -81,7 +81,7 @@ export const routerConfig = defineConfig(
       ),
       stallMs: milliseconds(
         "client.stall_ms",
-        "Cuts a client that takes nothing for this long while bytes wait for it.",
+        "Cuts a client that takes less than 128 bytes a second for this long while bytes wait for it.",
         { default: 60_000 },
       ),
     }),

@@ -1,9 +1,11 @@
 // An answer on its way to one client, streamed or whole. The token path: `write` passes bytes on, and nothing else
-// happens per token. A client that reads too slowly is paced, and disconnected if it reads nothing at all.
+// happens per token. A client that reads too slowly is paced, and disconnected if it reads next to nothing.
 import type { ServerResponse } from "node:http";
+import { type Clock, systemClock } from "../../common/clock.ts";
 import type { AnswerSink } from "../relay/relay.ts";
 import { ANSWER_HEADERS } from "../serving/headers.ts";
 import { errorEvent, writeError } from "./errors.ts";
+import { type ReaderWatch, takenBytes, watchReader } from "./slow-reader.ts";
 
 const DONE = Buffer.from("data: [DONE]\n\n");
 
@@ -20,8 +22,10 @@ export interface Answer {
 export interface AnswerOptions {
   /** Bytes that may wait for the client before its stream is paced. At least 16 KiB, Node's own mark. */
   readonly bufferBytes: number;
-  /** A client that reads nothing for this long while bytes wait for it is disconnected. */
+  /** A client that reads next to nothing for this long while bytes wait for it is disconnected. */
   readonly stallMs: number;
+  /** Default: the system's. */
+  readonly clock?: Clock;
   /** Headers of the answer; asked when they are written. */
   headers(): Record<string, string>;
   /** The first bytes are about to be written. */
@@ -32,6 +36,7 @@ export interface AnswerOptions {
 
 export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
   const { bufferBytes } = o;
+  const reader = readerOf(res, o);
   let bodyBytes = 0;
   let blocked = false;
 
@@ -54,7 +59,7 @@ export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
       if (res.write(bytes)) return true;
       if (res.writableLength < bufferBytes) return true;
       blocked = true;
-      cutIfStalled(res, o);
+      reader.start();
       return false;
     },
   };
@@ -62,15 +67,14 @@ export function streamAnswer(res: ServerResponse, o: AnswerOptions): Answer {
   function onDrain(): void {
     if (!blocked) return;
     blocked = false;
-    res.socket?.setTimeout(0);
+    reader.stop();
     sink.onDrain?.();
   }
 
   function finish(last: Buffer): void {
     if (res.destroyed || res.writableEnded) return;
     bodyBytes += last.length;
-    // From here on no `drain` clears the watch; once all is sent, Node replaces it by the keep-alive timeout.
-    cutIfStalled(res, o);
+    reader.start(); // Until the response is closed.
     res.end(last);
   }
 
@@ -110,7 +114,7 @@ export function wholeAnswer(res: ServerResponse, o: AnswerOptions): Answer {
       bodyBytes = body.length;
       o.onStart();
       res.writeHead(200, { "content-type": "application/json", ...o.headers(), "content-length": body.length });
-      cutIfStalled(res, o);
+      readerOf(res, o).start();
       res.end(body);
     },
     fail: (error) => writeError(res, error, o.headers()),
@@ -120,14 +124,16 @@ export function wholeAnswer(res: ServerResponse, o: AnswerOptions): Answer {
   };
 }
 
-// Node's socket timeout starts anew whenever the kernel takes bytes. It runs only while the client holds us up: a
-// stream may be quiet for as long as the engine thinks.
-function cutIfStalled(res: ServerResponse, { stallMs, onStall }: AnswerOptions): void {
-  if (res.listenerCount("timeout") === 0) {
-    res.once("timeout", () => {
+/** Runs only while the client holds us up: a stream may be quiet for as long as the engine thinks. */
+function readerOf(res: ServerResponse, { stallMs, clock = systemClock, onStall }: AnswerOptions): ReaderWatch {
+  const watch = watchReader(() => takenBytes(res), {
+    stallMs,
+    clock,
+    onStall() {
       onStall();
       res.destroy();
-    });
-  }
-  res.socket?.setTimeout(stallMs);
+    },
+  });
+  res.once("close", () => watch.stop());
+  return watch;
 }

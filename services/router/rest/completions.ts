@@ -74,7 +74,7 @@ export function completionsHandler(
       stallMs: o.stallMs,
       onStart: served.started,
       onStall() {
-        const reason = `The client read nothing for ${o.stallMs} ms and was disconnected.`;
+        const reason = `The client read next to nothing for ${o.stallMs} ms and was disconnected.`;
         served.abandon(new ServiceError("cancelled", reason));
       },
       headers() {

@@ -3,6 +3,8 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import { watchReader } from "../../../services/router/rest/slow-reader.ts";
+import { manualClock } from "../../support/manual-clock.ts";
 import { deferred, eventually, within } from "../../support/waits.ts";
 import { ENDING, type Script } from "./support/relay.ts";
 import { startRest, untilNoBodyIsHeld, type Rest } from "./support/rest.ts";
@@ -117,6 +119,46 @@ describe("a client that reads nothing", () => {
       ); // The kernel holds megabytes of small answers before anything waits.
       assert.ok(process.memoryUsage().rss - before < 300 << 20, "what waits for it is bounded");
       socket.destroy();
+    }
+  });
+
+  it("is not confused with one that reads slowly: 64 KiB at a time, with pauses", async () => {
+    // The kernel opens a window again when a sixteenth of it is free, which takes six of the reads.
+    await using rest = await startRest({ stallMs: 800, script: async ({ write }) => (write(LARGE), ENDING) });
+    const socket = (await open(rest)).setEncoding("latin1").pause();
+    socket.write(REQUEST);
+    let bytes = 0;
+    let isCut = false;
+    socket.once("close", () => (isCut = true));
+    for (let turn = 0; turn < 40; turn += 1) {
+      await sleep(50); // All of them together are far more than the stall.
+      socket.resume().once("data", (text: string) => ((bytes += text.length), socket.pause()));
+    }
+    assert.ok(bytes > 0 && bytes < LARGE.length);
+    assert.deepEqual([isCut, rest.connections.size], [false, 1]);
+    socket.destroy();
+  });
+
+  it("is also one that takes a byte a second, and no other", async () => {
+    for (const [bytesPerS, expected] of [
+      [1, [60_000]],
+      [120, [60_000]],
+      [136, []],
+      [10_000, []],
+    ] as const) {
+      const clock = manualClock(0);
+      const cutMs: number[] = [];
+      const watch = watchReader(() => Math.floor((bytesPerS * clock.nowMs()) / 1_000), {
+        stallMs: 60_000,
+        clock,
+        onStall: () => cutMs.push(clock.nowMs()),
+      });
+      watch.start();
+      watch.start();
+      clock.advance(600_000);
+      assert.deepEqual(cutMs, expected, `${bytesPerS} bytes a second`);
+      watch.stop();
+      assert.equal(clock.pending, 0);
     }
   });
 
