@@ -32,6 +32,10 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     summary: "Memory of a small system after 100 chats.",
     load: async () => (await import("./scenarios/memory.ts")).runMemory,
   },
+  overload: {
+    summary: "Goodput on one core shared with busy loops: the maximum, 60 % of it, and twice as much.",
+    load: async () => (await import("./scenarios/overload.ts")).runOverload,
+  },
   start: {
     summary: "Time from `npm start` to the first token.",
     load: async () => (await import("./scenarios/start.ts")).runStart,
