@@ -9,7 +9,11 @@ function watch({
   answers = false,
   pace = PACE,
   patienceMs = () => 0,
-}: { answers?: boolean; pace?: HeartbeatPace; patienceMs?: () => number } = {}) {
+}: {
+  answers?: boolean;
+  pace?: HeartbeatPace;
+  patienceMs?: () => number;
+} = {}) {
   const clock = manualClock(0);
   const peer = { bytes: 0, asked: 0, answers };
   const found: string[] = [];

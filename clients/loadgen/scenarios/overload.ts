@@ -5,7 +5,14 @@ import { execFileSync, spawn } from "node:child_process";
 import { readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { defineConfig, integer, loadConfig, milliseconds, number, StartError } from "../../../services/common/config.ts";
+import {
+  defineConfig,
+  integer,
+  loadConfig,
+  milliseconds,
+  number,
+  StartError,
+} from "../../../services/common/config.ts";
 import { openAiClient } from "../../client/openai.ts";
 import { renderTable } from "../../common/table.ts";
 import { startUp } from "../processes.ts";

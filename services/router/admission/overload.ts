@@ -2,7 +2,6 @@
 // probes, adds work at the worst moment, so it is shed first.
 import type { LoopDelay } from "../../common/event-loop.ts";
 import type { Metrics } from "../../common/metrics.ts";
-import type { Pool } from "../pool/pool.ts";
 import { LAG_MS } from "./lag-limit.ts";
 
 /**
@@ -26,7 +25,7 @@ export const calm = (): Overload => ({ on: false, loopDelayMs: 0, queueStands: f
 
 export function watchOverload(o: {
   readonly loop: LoopDelay;
-  readonly pool: Pick<Pool, "view">;
+  readonly pool: { readonly view: { readonly doubtful: boolean; readonly lastResorts: number } };
   readonly metrics: Metrics;
 }): Overload {
   const { loop, pool } = o;

@@ -4,7 +4,7 @@ import type { ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import type { Clock, Timer } from "../../common/clock.ts";
 
-/** A reader that takes less is no reader: text at the pace of a slow model has five times as much. */
+/** The text of a slow model has five times as much. */
 const LEAST_BYTES_PER_S = 128;
 
 export interface ReaderWatch {

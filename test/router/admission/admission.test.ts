@@ -22,7 +22,7 @@ function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string 
   const refused: Refusal[] = [];
   const admission = createAdmission({
     capacity: () => room.capacity,
-    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: 1000 , targetMs: 0} },
+    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: 1000, targetMs: 0 } },
     onRefused: (because) => refused.push(because),
     clock,
     deadlines: new Deadlines(clock),
@@ -169,7 +169,7 @@ describe("admission", () => {
     const room: Record<string, number> = { big: 1, small: 1 };
     const admission = createAdmission({
       capacity: (model) => room[model]!,
-      queue: { current: { limit: 8, timeoutMs: 1000 , targetMs: 0} },
+      queue: { current: { limit: 8, timeoutMs: 1000, targetMs: 0 } },
       clock,
       deadlines: new Deadlines(clock),
     });

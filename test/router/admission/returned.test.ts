@@ -21,7 +21,7 @@ function queueWith(free = 0): Queue {
   const clock = manualClock();
   const admission = createAdmission({
     capacity: () => 10_000,
-    queue: { current: { limit: 8, timeoutMs: TIMEOUT_MS , targetMs: 0} },
+    queue: { current: { limit: 8, timeoutMs: TIMEOUT_MS, targetMs: 0 } },
     clock,
     deadlines: new Deadlines(clock),
   });
@@ -91,7 +91,7 @@ describe("a leg that found every instance busy", () => {
     let capacity = 0;
     const admission = createAdmission({
       capacity: () => capacity,
-      queue: { current: { limit: 8, timeoutMs: TIMEOUT_MS , targetMs: 0} },
+      queue: { current: { limit: 8, timeoutMs: TIMEOUT_MS, targetMs: 0 } },
       clock,
       deadlines: new Deadlines(clock),
     });

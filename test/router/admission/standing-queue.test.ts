@@ -96,7 +96,10 @@ describe("a queue under twice the load that slots can serve", () => {
     assert.deepEqual([new Set(refused), overload.queueStands], [new Set(["queue_stands"]), true]);
     const error = fates.find((fate) => fate.error !== undefined)!.error!;
     assert.deepEqual([error.code, error.retryAfterS! >= 1 && error.retryAfterS! <= 10], ["queue_full", true]);
-    assert.match(error.message, /^Too many requests: more arrive than the instances can serve\. The request waited \d+ ms/);
+    assert.match(
+      error.message,
+      /^Too many requests: more arrive than the instances can serve\. The request waited \d+ ms/,
+    );
     // The load is gone: what still waits is served, and the next ones too.
     await clock.pass(10_000);
     await arrive(1_000, 0.5);
@@ -111,7 +114,10 @@ describe("a queue under twice the load that slots can serve", () => {
     await clock.pass(20_000);
     assert.deepEqual([outcome(fates, 0).admitted, refused], [80, []]);
     const waits = fates.map(({ waitedMs }) => waitedMs!);
-    assert.deepEqual(waits, [...waits].sort((a, b) => a - b));
+    assert.deepEqual(
+      waits,
+      [...waits].sort((a, b) => a - b),
+    );
   });
 
   it("lets requests that run long wait for a quarter of that", async () => {
@@ -142,7 +148,12 @@ describe("a queue under twice the load that slots can serve", () => {
       );
       assert.ok(own.refused <= own.admitted / 20, `${tenant}: ${own.refused} of ${own.admitted} were refused`);
     }
-    assert.ok(outcome(fates.filter(({ tenant }) => tenant === "greedy"), 8_000).refused > 300);
+    assert.ok(
+      outcome(
+        fates.filter(({ tenant }) => tenant === "greedy"),
+        8_000,
+      ).refused > 300,
+    );
   });
 });
 

@@ -58,8 +58,18 @@ const ONE_INSTANCE: readonly (readonly [string, Init, Init | undefined, string])
   ["legs fail on it, and no other serves", { failing: true }, undefined, "serves"],
   ["legs fail on it, and a probe got a wrong answer", { failing: true, wrong: true }, undefined, "failing"],
   ["legs fail on it, and its engine is new and unproven", { failing: true, unproven: true }, undefined, "failing"],
-  ["legs fail on it, no other serves, and it says that it starts", { failing: true, state: State.STARTING }, undefined, "starting"],
-  ["legs fail on it, no other serves, and its link broke", { failing: true, ...down("unreachable") }, undefined, "unreachable"],
+  [
+    "legs fail on it, no other serves, and it says that it starts",
+    { failing: true, state: State.STARTING },
+    undefined,
+    "starting",
+  ],
+  [
+    "legs fail on it, no other serves, and its link broke",
+    { failing: true, ...down("unreachable") },
+    undefined,
+    "unreachable",
+  ],
   ["legs fail on it, and it drains", { failing: true, drained: true }, {}, "draining"],
   ["legs fail on it, and its check fails", { failing: true, ...CRITICAL }, {}, "failing"],
   // Proofs.
@@ -175,7 +185,9 @@ describe("a side of a model", () => {
     it(`where ${what}, keeps ${serving}`, () => {
       const inits = decodes.map((init, index) => ({ id: `d${index + 1}`, ...init }));
       const view = viewOf([{ id: "p1" }], inits, doubtful === true ? { doubtful } : {});
-      const ids = view.decode.filter(({ standing }) => standing.kind === "serves").map(({ instance }) => instance.instanceId);
+      const ids = view.decode
+        .filter(({ standing }) => standing.kind === "serves")
+        .map(({ instance }) => instance.instanceId);
       assert.equal(ids.join(" "), serving);
       const model = view.models.get("tiny")!;
       const partners = model.partnersOf(model.prefills[0]!).map(({ instanceId }) => instanceId);
@@ -189,10 +201,20 @@ describe("a side of a model", () => {
       for (const decode of decodes) pairs.judge("p1", decode.id, "wedged", 0);
     });
     const alone = viewOf([{ id: "p1" }], decodes, { pairs: failing }).models.get("tiny")!;
-    assert.deepEqual(alone.partnersOf(alone.prefills[0]!).map(({ instanceId }) => instanceId), ["d1", "d2"]);
-    assert.deepEqual([...alone.lastResorts].map(({ instanceId }) => instanceId), ["p1"]);
+    assert.deepEqual(
+      alone.partnersOf(alone.prefills[0]!).map(({ instanceId }) => instanceId),
+      ["d1", "d2"],
+    );
+    assert.deepEqual(
+      [...alone.lastResorts].map(({ instanceId }) => instanceId),
+      ["p1"],
+    );
     const two = viewOf([{ id: "p1" }, { id: "p2" }], decodes, { pairs: failing }).models.get("tiny")!;
-    assert.deepEqual(two.prefills.map(({ instanceId }) => instanceId), ["p2"], "half of the side is enough");
+    assert.deepEqual(
+      two.prefills.map(({ instanceId }) => instanceId),
+      ["p2"],
+      "half of the side is enough",
+    );
   });
 });
 
@@ -222,7 +244,8 @@ describe("a router", () => {
     [51, 50, 0, true],
   ] as const) {
     const fleet = `${suspects} instances are suspect, ${sound} are heard and ${broken} have no connection`;
-    it(`${doubts ? "doubts" : "does not doubt"} itself where ${fleet}`, () => assert.equal(of(suspects, sound, broken), doubts));
+    it(`${doubts ? "doubts" : "does not doubt"} itself where ${fleet}`, () =>
+      assert.equal(of(suspects, sound, broken), doubts));
   }
 });
 

@@ -26,7 +26,9 @@ const toProbes =
 const untilLastResort = (pool: Pool, id: string): Promise<void> =>
   untilPool(pool, `${id} is a last resort`, ({ view }) => {
     const standing = seenIn(pool, id)!.standing;
-    return view.models.get("tiny")!.lastResorts.size > 0 && standing.kind === "serves" && standing.despite === "failing";
+    return (
+      view.models.get("tiny")!.lastResorts.size > 0 && standing.kind === "serves" && standing.despite === "failing"
+    );
   });
 const BREAKER = { failureLimit: 2, probeEveryMs: 500 };
 

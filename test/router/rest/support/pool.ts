@@ -78,7 +78,15 @@ function viewOfAll(instances: readonly FakeInstance[]): FleetView {
   return viewOf(of("prefill"), of("decode"), { doubtful: instances.some(({ suspect }) => suspect === true) });
 }
 
-function initOf({ id, model = "tiny", maxModelLen = 512, slots = 4, unlisted, suspect, draining }: FakeInstance): KnownInit {
+function initOf({
+  id,
+  model = "tiny",
+  maxModelLen = 512,
+  slots = 4,
+  unlisted,
+  suspect,
+  draining,
+}: FakeInstance): KnownInit {
   return {
     id,
     info: {

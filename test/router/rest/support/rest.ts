@@ -61,7 +61,9 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
   const serving = createServing({
     ...shared,
     relay,
-    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: o.queueTimeoutMs ?? 5_000, targetMs: 0, legsLimit: 4096 } },
+    queue: {
+      current: { limit: o.queueLimit ?? 8, timeoutMs: o.queueTimeoutMs ?? 5_000, targetMs: 0, legsLimit: 4096 },
+    },
     request: { current: { legsLimit: o.legsLimit ?? 64, deadlineMs: 60_000, strict: o.strict ?? false } },
     registryIsAway: o.registryIsAway ?? (() => false),
     clock,
