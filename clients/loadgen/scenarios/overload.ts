@@ -51,7 +51,7 @@ const overloadConfig = defineConfig(
 type Phase = LoadReport & { readonly elapsedS: number };
 
 /** Concurrent streams with which the maximum is looked for. */
-const STREAMS = [8, 16, 32, 64];
+const STREAMS = [16, 64, 128, 256];
 
 export async function runOverload(argv: readonly string[]): Promise<void> {
   const config = loadConfig(overloadConfig, { argv, env: process.env });
@@ -75,7 +75,7 @@ export async function runOverload(argv: readonly string[]): Promise<void> {
           ...shape,
           streams,
           rate,
-          requests: rate > 0 ? Math.ceil(rate * seconds) : 4 * streams,
+          requests: rate > 0 ? Math.ceil(rate * seconds) : 2 * streams,
           seed: ++seed,
         }),
       );

@@ -2,14 +2,14 @@
 // stream makes all of them later. Additive increase, multiplicative decrease (Chiu, Jain, Computer Networks 17(1), 1989)
 // on the delay of the event loop, which every stream pays. Pure.
 
-/** A mean delay that streams show, and that a process with enough processor never has. */
-export const LAG_MS = 100;
+/** A mean delay at which more streams bring no more throughput: a request passes this event loop some ten times. */
+export const LAG_MS = 250;
 /** The delay is a mean over a second, so it shows the effect of a change after a part of that. */
 const STEP_MS = 250;
-const DECREASE = 0.85;
-const INCREASE_LEGS = 2;
+const DECREASE = 0.95;
+const INCREASE_LEGS = 4;
 /** So that a router on a machine that is busy with something else still serves. */
-const LEAST_LEGS = 16;
+const LEAST_LEGS = 32;
 
 export class LagLimit {
   #legs = Infinity;

@@ -2,7 +2,9 @@
 // probes, adds work at the worst moment, so it is shed first.
 import type { LoopDelay } from "../../common/event-loop.ts";
 import type { Metrics } from "../../common/metrics.ts";
-import { LAG_MS } from "./lag-limit.ts";
+
+/** A mean delay of the event loop that streams show, and that a process with enough processor never has. */
+const STRAINED_MS = 100;
 
 /**
  * `loop`: the event loop runs late. `queue`: the waiting queue stands. `doubt`: most instances are suspect together.
@@ -32,7 +34,7 @@ export function watchOverload(o: {
   const has = (strain: Strain): boolean => {
     switch (strain) {
       case "loop":
-        return loop.delayMs > LAG_MS;
+        return loop.delayMs > STRAINED_MS;
       case "queue":
         return overload.queueStands;
       case "doubt":
