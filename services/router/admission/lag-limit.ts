@@ -3,7 +3,7 @@
 // on the delay of the event loop, which every stream pays. Pure.
 
 /** A mean delay at which more streams bring no more throughput: a request passes this event loop some ten times. */
-export const LAG_MS = 250;
+const LAG_MS = 400;
 /** The delay is a mean over a second, so it shows the effect of a change after a part of that. */
 const STEP_MS = 250;
 const DECREASE = 0.95;
