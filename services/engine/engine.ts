@@ -17,6 +17,10 @@ export interface EngineFacts {
   readonly maxModelLen: number;
   /** Tokens in a KV block. 0 where it doesn't say. */
   readonly blockSize: number;
+  /** Tokens that its KV cache holds. */
+  readonly kvCacheTokens?: number;
+  /** Size of that cache, on all ranks. */
+  readonly kvCacheBytes?: number;
   /** Number type of weights and KV, `bfloat16`. */
   readonly dtype?: string;
   readonly tpSize?: number;

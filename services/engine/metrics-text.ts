@@ -29,6 +29,19 @@ export function readBlockSize(text: string): number {
   return found === null ? 0 : Number(found[1]);
 }
 
+/**
+ * The size of the engine's KV cache, from the labels of `vllm:cache_config_info`. 0 where the engine doesn't say: the
+ * bytes are there from vLLM 0.32 on.
+ */
+export function readKvCache(text: string): { readonly tokens: number; readonly bytes: number } {
+  const labels = /^vllm:cache_config_info\{([^\n]*)\}/m.exec(text)?.[1] ?? "";
+  const label = (name: string): number => Number(new RegExp(`(?:^|,)${name}="(\\d+)"`).exec(labels)?.[1] ?? 0);
+  return {
+    tokens: label("kv_cache_size_tokens") || label("num_gpu_blocks") * label("block_size"),
+    bytes: label("kv_cache_memory_bytes"),
+  };
+}
+
 function sum(text: string, name: string, label = ""): number {
   return values(text, name, label).reduce((total, value) => total + value, 0);
 }

@@ -2,7 +2,7 @@
 import { type Clock, pause } from "../common/clock.ts";
 import { OWN_ENGINE_KINDS, type EngineFacts, type EngineKind } from "./engine.ts";
 import type { EngineHttp } from "./http.ts";
-import { readBlockSize } from "./metrics-text.ts";
+import { readBlockSize, readKvCache } from "./metrics-text.ts";
 
 const CALL_TIMEOUT_MS = 5_000;
 /** For the trial completion, which may compile kernels. */
@@ -65,6 +65,7 @@ async function checkReady(http: EngineHttp, check: ReadinessCheck): Promise<Engi
     const body = { model: model.id, prompt: "1", max_tokens: 1, temperature: 0 };
     await ask(http, "/v1/completions", Buffer.from(JSON.stringify(body)), COMPLETION_TIMEOUT_MS);
   }
+  const kvCache = readKvCache(metrics);
   const kind = check.kind ?? (await kindOf(http));
   return {
     kind,
@@ -72,6 +73,8 @@ async function checkReady(http: EngineHttp, check: ReadinessCheck): Promise<Engi
     model: model.id,
     maxModelLen: model.max_model_len ?? 0,
     blockSize: readBlockSize(metrics),
+    ...(kvCache.tokens > 0 ? { kvCacheTokens: kvCache.tokens } : {}),
+    ...(kvCache.bytes > 0 ? { kvCacheBytes: kvCache.bytes } : {}),
     // The engines that ship with Tandem have one rank. vLLM says how many in its output, if it was started here.
     ...(kind === "vllm" ? {} : { tpSize: 1 }),
     ...(typeof model.root === "string" ? { modelRoot: model.root } : {}),

@@ -19,10 +19,13 @@ const PHASES: readonly (readonly [RegExp, string])[] = [
 /** How far a vLLM that starts is, and what it made of its flags. */
 export function readVllmOutput(): Required<Pick<Launch, "phaseOf" | "learned">> {
   let facts: Partial<EngineFacts> = {};
+  let kvGibARank = 0;
   let last = "";
   return {
     phaseOf(line) {
       if (line.includes("LLM engine (v") && line.includes("with config:")) facts = readSettings(line);
+      // The metrics of vLLM up to 0.31 report no bytes.
+      kvGibARank = Number(/Available KV cache memory: ([\d.]+) GiB/.exec(line)?.[1] ?? kvGibARank);
       for (const [pattern, phase] of PHASES) {
         const found = pattern.exec(line);
         if (found === null) continue;
@@ -33,7 +36,10 @@ export function readVllmOutput(): Required<Pick<Launch, "phaseOf" | "learned">> 
       }
       return undefined;
     },
-    learned: () => facts,
+    learned: () => ({
+      ...facts,
+      ...(kvGibARank > 0 ? { kvCacheBytes: Math.round(kvGibARank * 2 ** 30 * (facts.tpSize ?? 1)) } : {}),
+    }),
   };
 }
 

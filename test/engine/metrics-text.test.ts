@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { readBlockSize, readGauges } from "../../services/engine/metrics-text.ts";
+import { readBlockSize, readGauges, readKvCache } from "../../services/engine/metrics-text.ts";
 
 describe("an engine's metrics", () => {
   it("are read from what vLLM 0.32 answers", () => {
@@ -16,6 +16,7 @@ describe("an engine's metrics", () => {
       generationTokens: 1493,
     });
     assert.equal(readBlockSize(text), 32);
+    assert.deepEqual(readKvCache(text), { tokens: 32_768, bytes: 67_108_864 });
   });
 
   it("are summed over data-parallel ranks, and not confused with series of longer names", () => {
@@ -46,5 +47,12 @@ describe("an engine's metrics", () => {
       generationTokens: 0,
     });
     assert.equal(readBlockSize(text), 0);
+    assert.deepEqual(readKvCache(text), { tokens: 0, bytes: 0 });
+  });
+
+  it("give the size of the KV cache by its blocks where vLLM 0.23 says no more", () => {
+    const text =
+      'vllm:cache_config_info{block_size="16",cache_dtype="auto",kv_cache_memory_bytes="None",num_gpu_blocks="1000"} 1.0';
+    assert.deepEqual(readKvCache(text), { tokens: 16_000, bytes: 0 });
   });
 });

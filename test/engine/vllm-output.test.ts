@@ -40,6 +40,11 @@ describe("vLLM's output while it loads", () => {
       ],
     );
     assert.equal(output.learned().dtype, "float32");
+    assert.equal(output.learned().kvCacheBytes, undefined);
+    // Of each of two ranks, as vLLM 0.23 writes it.
+    output.phaseOf(CONFIG.replace("tensor_parallel_size=1", "tensor_parallel_size=2"));
+    output.phaseOf("(EngineCore pid=1) INFO 11-22 16:31:49 [gpu_worker.py:436] Available KV cache memory: 1.5 GiB");
+    assert.equal(output.learned().kvCacheBytes, 3 * 2 ** 30);
   });
 
   it("shows what vLLM made of its flags", () => {
