@@ -9,6 +9,12 @@ export interface EngineWork {
   readonly legs: number;
   /** Prompt tokens of them that are still to be computed, as far as known. */
   readonly promptTokens: number;
+  /**
+   * Some of them send KV to an engine that has died. With P2P NCCL this wedges the engine, so a stall is believed sooner.
+   */
+  readonly partnerIsGone?: boolean;
+  /** Prompt tokens a millisecond, as seen on single legs, for the time that prompts get then. 0: none was seen. */
+  readonly legTokensPerMs?: number;
 }
 
 export interface ProgressSample extends EngineWork {
@@ -21,6 +27,8 @@ export interface ProgressSample extends EngineWork {
 const FIRST_RATE = 100;
 /** Prompts may take this multiple of the time at the observed rate, because long prompts cost more a token. */
 const RATE_MARGIN = 4;
+/** Longest time without a token, beside what prompts need, while a partner is known to be dead. */
+const PARTNER_STALL_MS = 2_000;
 /** Weight of a new observation. */
 const RATE_WEIGHT = 0.2;
 /** A tick that is late by this factor shows that this process was paused; it says nothing about the engine. */
@@ -52,7 +60,7 @@ export function progressJudge({
   /** Prompt tokens in it since then. Later prompts wait behind them and don't justify waiting longer. */
   let awaitedTokens = 0;
 
-  return ({ nowMs, legs, promptTokens, counted }) => {
+  return ({ nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, counted }) => {
     const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
     const moved =
       counted !== undefined &&
@@ -71,9 +79,13 @@ export function progressJudge({
     if (awaitedTokens === 0) awaitedTokens = promptTokens;
     const frozenMs = nowMs - sinceMs;
     const deferred = last?.deferred ?? 0;
-    const allowedMs = stallMs + (awaitedTokens / ratePerMs) * RATE_MARGIN + (deferred > 0 ? kvWaitMs : 0);
+    const patienceMs = partnerIsGone ? Math.min(PARTNER_STALL_MS, stallMs) : stallMs;
+    // What was counted between two ticks is no more than what was asked for, and says little about an idle engine.
+    const promptsMs = awaitedTokens / Math.max(ratePerMs, partnerIsGone ? legTokensPerMs : 0);
+    const allowedMs = patienceMs + promptsMs * RATE_MARGIN + (deferred > 0 ? kvWaitMs : 0);
     if (frozenMs < allowedMs) return undefined;
     const waiting = deferred > 0 ? `, ${deferred} waiting for KV` : "";
-    return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}`;
+    const partner = partnerIsGone ? ", some for a decode engine that has died" : "";
+    return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}${partner}`;
   };
 }

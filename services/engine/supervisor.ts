@@ -3,15 +3,14 @@
 //
 // - It died or stalled (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
 //   instance takes none until the next engine works.
-// - It works, but its state can no longer be trusted (KV that can't be accounted for): it retires. The instance takes
-//   no leg from then on, running legs end within `drain.grace_ms`, and only then the engine is killed. If the engine
-//   stalls meanwhile, the first case ends it sooner.
+// - It works, but should be replaced (it holds much KV that nothing else frees), and the routers grant that
+//   (instance/restart-lease.ts): it retires. The instance takes no leg from then on, running legs end, and only then the
+//   engine is killed. If the engine stalls meanwhile, the first case ends it sooner.
 // - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
 //
 // The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
-// hangs with one that reuses the address of another. If a prefill engine waits for a killed decode engine, its own
-// instance notices the closed port (prefill/partner-watch.ts) and restarts it at once; the router retries its legs on
-// other pairs.
+// hangs with one that reuses the address of another. A prefill engine that waits for a killed decode engine stalls; its
+// own instance knows of the death by the closed port (prefill/partner-watch.ts), and then believes a stall sooner.
 import { type Clock, pause, systemClock, type Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
@@ -135,14 +134,14 @@ export class EngineSupervisor {
   }
 
   /**
-   * Replaces an engine whose state can no longer be trusted: when its running legs have ended, or at once if they
-   * can't end. Returns false where the engine isn't ours to restart (attached by URL).
+   * Replaces an engine that works, when its running legs have ended. Returns false where the engine isn't ours to
+   * restart (attached by URL).
    */
-  restart(engine: LiveEngine, reason: string, o: { readonly atOnce?: boolean } = {}): boolean {
+  restart(engine: LiveEngine, reason: string): boolean {
     if (!this.ours) return false;
     const watched = this.#watched;
     if (watched?.engine !== engine) return true;
-    if (o.atOnce === true || this.#o.emptied === undefined) this.#lose(watched, new Error(reason));
+    if (this.#o.emptied === undefined) this.#lose(watched, new Error(reason));
     else if (this.#reason === "") void this.#retire(watched, reason, this.#o.emptied);
     return true;
   }

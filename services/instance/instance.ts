@@ -29,6 +29,7 @@ import type { EngineSource, LiveEngine } from "../engine/engine.ts";
 import { socketPathOf } from "../engine/http.ts";
 import { launcherOf } from "../engine/launch.ts";
 import { spawnedEngine } from "../engine/spawned.ts";
+import type { EngineWork } from "../engine/progress.ts";
 import { EngineSupervisor } from "../engine/supervisor.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
 import type { Connector, ConnectorName } from "../kv/connector.ts";
@@ -54,6 +55,8 @@ export interface RoleService {
   readonly rpc: RpcService;
   /** An engine became available or was lost. */
   engineChanged?(live: LiveEngine | undefined): void;
+  /** What the service knows of the engine's work beyond the counts of the status. */
+  engineWork?(): Partial<EngineWork>;
   /** Ends every leg that still runs: the grace is over. */
   abortLegs(): void;
 }
@@ -107,6 +110,7 @@ export async function startInstance(
     work: () => ({
       legs: status.waitingForEngine,
       promptTokens: role === "prefill" ? status.load().queuedTokens : 0,
+      ...service.engineWork?.(),
     }),
     stallMs: config.legs.stallMs,
     kvWaitMs: role === "decode" ? connector.traits.firstTransferMs : 0,

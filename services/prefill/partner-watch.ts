@@ -1,7 +1,8 @@
 // P2P NCCL sends KV to the decode engine in the id, and waits for that engine without any limit. If a decode engine
 // dies while prefill sends to it, prefill answers no request any more (seen on vLLM 0.23), with /health at 200. The KV
 // port of the dead engine is closed, and a restarted engine takes another port. So a port that refuses connections
-// reveals the death within a second or two, long before the engine's counters would.
+// reveals the death within a second or two. Whether the death has wedged this engine, its counters show: until they
+// stall, its legs to other decode engines go on.
 import { once } from "node:events";
 import { connect } from "node:net";
 import { splitAddress } from "../common/address.ts";
@@ -22,12 +23,20 @@ export interface PartnerWatchOptions {
   readonly clock?: Clock;
 }
 
-/** Returns a function that is called when a leg to a KV address begins, and returns another that ends the leg. */
+export interface PartnerWatch {
+  /** A leg to a KV address begins. Returns a function that ends it. */
+  legBegan(address: string): () => void;
+  /** Whether the engine there has died, as far as is known. Only known while legs run to it. */
+  isGone(address: string): boolean;
+  /** Whether legs run to an engine that has died. */
+  readonly anyGone: boolean;
+}
+
 export function watchPartners({
   lost,
   clock = systemClock,
   isClosed = (address) => refuses(address, clock),
-}: PartnerWatchOptions): (address: string) => () => void {
+}: PartnerWatchOptions): PartnerWatch {
   /** The oldest leg to each partner comes first. */
   const partners = new Map<string, { readonly legs: Set<{ readonly sinceMs: number }>; closedCount: number }>();
   let timer: Timer | undefined;
@@ -39,7 +48,8 @@ export function watchPartners({
         const [oldest] = partner.legs;
         if (oldest === undefined || oldest.sinceMs > oldMs) return;
         if (!(await isClosed(address))) partner.closedCount = 0;
-        else if (++partner.closedCount === CLOSED_LIMIT && partner.legs.size > 0) lost(address);
+        else if (partner.closedCount < CLOSED_LIMIT && ++partner.closedCount === CLOSED_LIMIT && partner.legs.size > 0)
+          lost(address);
       }),
     );
     timer = undefined;
@@ -50,7 +60,9 @@ export function watchPartners({
     if (partners.size > 0) timer ??= clock.setTimer(LOOK_EVERY_MS, () => void look());
   }
 
-  return (address) => {
+  const isGone = (address: string): boolean => partners.get(address)?.closedCount === CLOSED_LIMIT;
+
+  function legBegan(address: string): () => void {
     const partner = partners.get(address) ?? { legs: new Set(), closedCount: 0 };
     const leg = { sinceMs: clock.nowMs() };
     partners.set(address, partner);
@@ -63,6 +75,14 @@ export function watchPartners({
       timer?.cancel();
       timer = undefined;
     };
+  }
+
+  return {
+    legBegan,
+    isGone,
+    get anyGone() {
+      return [...partners.keys()].some(isGone);
+    },
   };
 }
 

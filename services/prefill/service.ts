@@ -17,51 +17,65 @@ import type { EngineRequest, LegSpec } from "../kv/connector.ts";
 import { defineService, type CallContext } from "../rpc/service.ts";
 import type { PrefillConfig } from "./config.ts";
 import { Outcomes, type PrefillOutcome } from "./outcomes.ts";
+import { PromptAccount } from "./prompt-account.ts";
 import { watchPartners } from "./partner-watch.ts";
 
 type Answer = MessageInitShape<typeof PrefillResponseSchema>;
 type LegEnd = PrefillOutcome & ({ readonly answer: Answer } | { readonly error: ServiceError });
 
+interface Leg {
+  readonly engine: LiveEngine;
+  readonly spec: LegSpec;
+  readonly request: EngineRequest;
+}
+
 /** A prefill engine answers with one token and at most some KV parameters. */
 const ANSWER_LIMIT_BYTES = 16 * 1024 * 1024;
+/** Weight of the latest leg in the observed rate. */
+const RATE_WEIGHT = 0.2;
 
 export function prefillService(parts: InstanceParts, limits: PrefillConfig["outcomes"]): RoleService {
   const { connector, status, log, clock } = parts;
   const { traits } = connector;
   const outcomes = new Outcomes(limits, clock);
   const running = new Set<AbortController>();
-  const legBegan = traits.wedgedByPartner ? watchPartners({ clock, lost: partnerLost }) : undefined;
-
-  function partnerLost(address: string): void {
-    const { supervisor } = parts;
-    if (supervisor.live === undefined) return;
-    log.error("a decode engine died while this prefill engine was sending to it, which wedges the prefill engine", {
-      decodeKvAddress: address,
+  const account = new PromptAccount(clock);
+  let legTokensPerMs = 0;
+  const lost = (decodeKvAddress: string): void =>
+    log.error("a decode engine died with KV on its way to it, which may wedge this prefill engine", {
+      decodeKvAddress,
     });
-    const why = "a decode engine died while receiving KV from this engine";
-    if (!supervisor.restart(supervisor.live, why, { atOnce: true }))
-      log.error("the attached engine waits for a decode engine that is gone; restart it");
+  const partners = traits.wedgedByPartner ? watchPartners({ clock, lost }) : undefined;
+
+  function seeRate(tokensPerMs: number): void {
+    if (tokensPerMs <= 0 || !Number.isFinite(tokensPerMs)) return;
+    legTokensPerMs += (tokensPerMs - legTokensPerMs) * (legTokensPerMs === 0 ? 1 : RATE_WEIGHT);
   }
 
   async function prefill(request: PrefillRequest, { signal: gone }: CallContext): Promise<Answer> {
     const { legId, decodeKvAddress } = request;
     const { engine, spec } = admitLeg(parts, "prefill", request, 0);
-    const engineRequest = connector.prefillRequest(spec);
+    const leg = { engine, spec, request: connector.prefillRequest(spec) };
     if (outcomes.has(legId)) {
       throw new ServiceError("leg_id_reused", "The leg id was used before. Retry with a fresh one.");
     }
+    if (partners?.isGone(decodeKvAddress) === true)
+      throw new ServiceError("kv_transfer_failed", "The decode engine died before KV was sent to it.");
     const queuedTokens = estimatePromptTokens(spec);
     status.count({ running: 1, queuedTokens });
     const leaving = new AbortController();
     running.add(leaving);
-    const legEnded = legBegan?.(decodeKvAddress);
-    const work = run(engine, spec, engineRequest, leaving.signal).finally(() => {
+    const legEnded = partners?.legBegan(decodeKvAddress);
+    const work = run(leg, leaving.signal).finally(() => {
       legEnded?.();
       running.delete(leaving);
       status.count({ running: -1, queuedTokens: -queuedTokens });
     });
     // From here on the id counts as used, however the leg ends.
-    outcomes.add(legId, work);
+    outcomes.add(
+      legId,
+      work.then((ended) => finalOutcome(engine, ended)),
+    );
     // The engine's run and the caller's answer part here: a caller that leaves does not end a leg that can't be ended,
     // and the leg's outcome is kept for the decode instance to ask for.
     const ended = await Promise.race([work, onceAborted(gone)]);
@@ -73,12 +87,22 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     return ended.answer;
   }
 
+  /** The caller has its answer by now; what was sent may take a moment longer to find out. Never rejects. */
+  async function finalOutcome(engine: LiveEngine, { outcome, ticket }: LegEnd): Promise<PrefillOutcome> {
+    // Where KV can be released without knowing whether any came, it need not be known.
+    const matters = outcome === Outcome.UNKNOWN && traits.abandoned === "drain";
+    if (!matters || !(await account.computedNothing(engine))) return { outcome, ticket };
+    return { outcome: Outcome.NOTHING_SENT, ticket };
+  }
+
   /** Never rejects. */
-  async function run(engine: LiveEngine, spec: LegSpec, request: EngineRequest, leaving: AbortSignal): Promise<LegEnd> {
+  async function run({ engine, spec, request }: Leg, leaving: AbortSignal): Promise<LegEnd> {
     const startedMs = clock.nowMs();
     const { legId, prefillKvAddress, decodeKvAddress } = spec;
     // With a lease nothing is pushed: any KV that was kept frees itself and needs no settling.
     let outcome = traits.abandoned === "lease" ? Outcome.NOTHING_SENT : Outcome.UNKNOWN;
+    let answeredTokens = 0;
+    account.began();
     try {
       const answered = await engine.http
         .fetch(
@@ -96,13 +120,17 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
         const internal = [request.headers["x-request-id"] ?? "", legId, prefillKvAddress, decodeKvAddress];
         const refusal = refusalOf(answered.status, answered.body, { leg: "prefill", internal });
         if (refusal.code === "engine_failed") parts.supervisor.suspect(engine);
-        // A refused request never ran; one that failed may have pushed some layers.
+        // A refused request never ran; one that failed may have pushed some layers, as far as is known here.
         else if (refusal.code !== "kv_transfer_failed") outcome = Outcome.NOTHING_SENT;
         throw refusal;
       }
       const parsed = JSON.parse(answered.body.toString("utf8")) as EngineAnswer;
       const ticket = connector.ticket(parsed);
-      const answer = { ticket, ...figuresOf(parsed), engineMs: clock.nowMs() - startedMs };
+      const figures = figuresOf(parsed);
+      answeredTokens = figures.promptTokens;
+      const engineMs = clock.nowMs() - startedMs;
+      seeRate((answeredTokens - (figures.cachedTokens ?? 0)) / engineMs);
+      const answer = { ticket, ...figures, engineMs };
       outcome = Outcome.SENT;
       return { outcome, ticket, answer };
     } catch (error) {
@@ -112,6 +140,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
         error: error instanceof ServiceError ? error : engineFailure("prefill", error as Error),
       };
     } finally {
+      account.ended(answeredTokens);
       log.debug("prefill leg ended", { legId, outcome: Outcome[outcome], ms: clock.nowMs() - startedMs });
     }
   }
@@ -130,6 +159,8 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
       },
       { access: "token" },
     ),
+    engineWork: () => ({ partnerIsGone: partners?.anyGone ?? false, legTokensPerMs }),
+    engineChanged: (live) => account.engineChanged(live),
     abortLegs() {
       const error = new ServiceError("instance_unavailable", "The instance is stopping.");
       for (const leaving of running) leaving.abort(error);
@@ -147,7 +178,11 @@ interface EngineAnswer {
   readonly choices?: readonly { readonly logprobs?: { readonly token_logprobs?: readonly unknown[] } | null }[];
 }
 
-function figuresOf({ usage, kv_transfer_params: kv, choices }: EngineAnswer): Answer {
+function figuresOf({
+  usage,
+  kv_transfer_params: kv,
+  choices,
+}: EngineAnswer): Answer & { readonly promptTokens: number } {
   const cachedTokens = usage?.prompt_tokens_details?.cached_tokens;
   const kvBytes = kv?.kv_bytes;
   // Only in the answer to a request that asked for logprobs, as a probe does.

@@ -32,6 +32,20 @@ describe("the judge of an engine's progress", () => {
     );
   });
 
+  it("believes a stall sooner while a partner of the engine is dead, with the same time for prompts", () => {
+    const judged = (partnerIsGone: boolean, promptTokens: number, legTokensPerMs = 0): number | undefined => {
+      const judge = progressJudge({ stallMs: 15_000, kvWaitMs: 0, tickMs: TICK_MS });
+      for (let nowMs = 0; nowMs < 60_000; nowMs += TICK_MS)
+        if (judge({ nowMs, ...decoding(2, 7), promptTokens, partnerIsGone, legTokensPerMs }) !== undefined)
+          return nowMs;
+      return undefined;
+    };
+    assert.deepEqual([judged(false, 0), judged(true, 0)], [15_000, 2_000]);
+    assert.deepEqual([judged(false, 100), judged(true, 100)], [19_000, 6_000]);
+    // Its legs have shown that it computes 200 tokens a second.
+    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [19_000, 4_000]);
+  });
+
   it("names the length of the stall and the requests that wait", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     let told: string | undefined;

@@ -72,11 +72,13 @@ async function start(
   };
 }
 
+/** @param clock The instance's. The engine runs by its own. */
 export const simPrefill = (
   connector: ConnectorName = "p2p-zmq",
   flags: Flags = {},
   sim: SimEngineOptions = {},
-): Promise<SimInstance> => start("prefill", connector, flags, { reportCachedTokens: true, ...sim });
+  clock?: Clock,
+): Promise<SimInstance> => start("prefill", connector, flags, { reportCachedTokens: true, ...sim }, clock);
 /** @param clock The instance's. The engine runs by its own. */
 export const simDecode = (
   connector: ConnectorName = "p2p-zmq",

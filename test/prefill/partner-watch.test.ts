@@ -9,7 +9,8 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const address = `127.0.0.1:${await freePort()}`;
     const lost: string[] = [];
     const clock = manualClock();
-    const legBegan = watchPartners({ clock, lost: (which) => void lost.push(which) });
+    const watch = watchPartners({ clock, lost: (which) => void lost.push(which) });
+    const { legBegan } = watch;
     const ends = [legBegan(address), legBegan(address)];
     clock.advance(999);
     await untilQuiet();
@@ -22,7 +23,9 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     await eventually("it is found dead", async () => (await look()) > 0);
     for (let count = 0; count < 3; count++) await look();
     assert.deepEqual(lost, [address]);
+    assert.deepEqual([watch.isGone(address), watch.isGone("127.0.0.1:9"), watch.anyGone], [true, false, true]);
     for (const end of ends) end();
+    assert.deepEqual([watch.isGone(address), watch.anyGone], [false, false], "the next leg finds out again");
     assert.equal(clock.pending, 0, "no port is asked");
   });
 
@@ -36,7 +39,7 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const alive = `127.0.0.1:${(server.address() as AddressInfo).port}`;
     const lost: string[] = [];
     const clock = manualClock();
-    const legBegan = watchPartners({ clock, lost: (which) => void lost.push(which) });
+    const { legBegan } = watchPartners({ clock, lost: (which) => void lost.push(which) });
     const end = legBegan(alive);
     legBegan(`127.0.0.1:${await freePort()}`)();
     await eventually("it was asked three times", async () => {
@@ -53,7 +56,7 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     const looks = [true, false, true, false, true, false];
     const clock = manualClock();
     const lost: string[] = [];
-    const legBegan = watchPartners({
+    const { legBegan } = watchPartners({
       clock,
       lost: (which) => void lost.push(which),
       isClosed: async () => looks.shift() ?? false,

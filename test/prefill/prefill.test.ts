@@ -2,9 +2,17 @@ import assert from "node:assert/strict";
 import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Outcomes, type PrefillOutcome } from "../../services/prefill/outcomes.ts";
-import { freshLegId, leg, prefillLeg, simDecode, simPrefill, type SimInstance } from "../instance/legs.ts";
+import {
+  freshLegId,
+  leg,
+  prefillLeg,
+  simDecode,
+  simPrefill,
+  type PairLeg,
+  type SimInstance,
+} from "../instance/legs.ts";
 import { manualClock } from "../support/manual-clock.ts";
-import { deferred, eventually, within } from "../support/waits.ts";
+import { deferred, eventually, freePort, within } from "../support/waits.ts";
 
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 const outcomeOf = async (prefill: SimInstance, legId: string): Promise<Outcome> =>
@@ -138,6 +146,31 @@ describe("a prefill leg", () => {
     const pair = leg();
     await assert.rejects(prefillLeg(prefill, decode, pair), refusal("kv_transfer_failed"));
     assert.equal(await outcomeOf(prefill, pair.legId), Outcome.UNKNOWN);
+  });
+});
+
+describe("a prefill engine with KV for a decode engine that has died", () => {
+  it("gets no further leg for it, and those for others go on", async () => {
+    const clock = manualClock();
+    const nccl = { connector: "p2p-nccl" };
+    await using prefill = await simPrefill("p2p-zmq", nccl, { faults: ["stall:count=1"] }, clock);
+    await using decode = await simDecode("p2p-zmq", nccl);
+    const address = `127.0.0.1:${await freePort()}`;
+    const send = (pair: PairLeg): Promise<unknown> =>
+      prefill.channel.client(PrefillService).prefill({ ...pair, decodeKvAddress: address });
+    send(leg()).catch(() => {});
+    await eventually("it runs", () => prefill.instance.load().running === 1);
+    const wasRefused = (error: Error): boolean => error.message === "The decode engine died before KV was sent to it.";
+    await eventually("the death is known", () => {
+      clock.advance(500);
+      return send(leg()).then(() => assert.fail("it was sent"), wasRefused);
+    });
+    const refused = leg();
+    await assert.rejects(send(refused), wasRefused);
+    // Decode asks, and hears that it never ran.
+    await assert.rejects(outcomeOf(prefill, refused.legId), refusal("not_found"));
+    await prefillLeg(prefill, decode, leg());
+    assert.equal(prefill.instance.load().state, State.SERVING);
   });
 });
 
