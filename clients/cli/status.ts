@@ -3,6 +3,7 @@ import { create, toJsonString } from "@bufbuild/protobuf";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ListInstancesResponseSchema, Standing, type Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, defineConfig, loadConfig, StartError } from "../../services/common/config.ts";
+import { kvDebtText } from "../../services/common/kv-debt-text.ts";
 import { untilSignal } from "../../services/common/lifecycle.ts";
 import { routerClient } from "../client/rpc.ts";
 import { renderTable, type Column } from "../common/table.ts";
@@ -32,6 +33,7 @@ const COLUMNS: readonly Column<Instance>[] = [
   { title: "KV", cell: ({ info }) => info?.kvAddress ?? "" },
   { title: "LEGS", align: "right", cell: ({ legs }) => `${legs}` },
   { title: "SLOTS", align: "right", cell: slots },
+  { title: "KV DEBT", align: "right", cell: ({ load }) => kvDebtText(load) },
   { title: "LOAD AGE", align: "right", cell: ({ load, loadAgeMs }) => (load === undefined ? "" : `${loadAgeMs} ms`) },
   { title: "REASON", cell: ({ reason }) => reason },
 ];

@@ -6,12 +6,14 @@ import {
   type Finding,
   type Info,
   type Load,
+  type WatchLoadRequest,
 } from "#gen/tandem/instance/v1/instance_pb.js";
 import { type Clock, pause } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { anySignal } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
+import type { RestartLease } from "./restart-lease.ts";
 import type { InstanceStatus } from "./status.ts";
 
 /** The promises of instance.proto, in milliseconds. */
@@ -22,16 +24,20 @@ const WATCH_LIMIT = 64;
 
 export interface InstanceServiceOptions {
   readonly status: InstanceStatus;
+  readonly restarts: Pick<RestartLease, "watch">;
   readonly info: () => Info;
   readonly findings: () => readonly Finding[];
   readonly log: Log;
   readonly clock: Clock;
 }
 
-export function instanceService({ status, info, findings, log, clock }: InstanceServiceOptions): RpcService {
+export function instanceService({ status, restarts, info, findings, log, clock }: InstanceServiceOptions): RpcService {
   let watchers = 0;
 
-  async function* watch(requests: AsyncIterable<unknown>, signal: AbortSignal): AsyncGenerator<{ load: Load }> {
+  async function* watch(
+    requests: AsyncIterable<WatchLoadRequest>,
+    signal: AbortSignal,
+  ): AsyncGenerator<{ load: Load }> {
     if (watchers >= WATCH_LIMIT) {
       throw new ServiceError(
         "instance_busy",
@@ -39,6 +45,7 @@ export function instanceService({ status, info, findings, log, clock }: Instance
       );
     }
     watchers++;
+    const lease = restarts.watch();
     let sentMs = 0;
     let asked = false;
     let nap = new AbortController();
@@ -47,7 +54,8 @@ export function instanceService({ status, info, findings, log, clock }: Instance
     /** Each message but the first asks for a report at once. */
     const listen = async (): Promise<void> => {
       let count = 0;
-      for await (const _ of requests) {
+      for await (const { restartGranted } of requests) {
+        lease.heard(restartGranted);
         asked = count++ > 0;
         if (asked) wake();
       }
@@ -79,6 +87,7 @@ export function instanceService({ status, info, findings, log, clock }: Instance
     } finally {
       signal.removeEventListener("abort", wake);
       status.off("change", changed);
+      lease.left();
       watchers--;
     }
   }

@@ -39,6 +39,7 @@ import type { RpcService } from "../rpc/service.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
 import { engineFindings, startRefusalOf } from "./findings.ts";
 import { instanceService } from "./instance-service.ts";
+import { RestartLease } from "./restart-lease.ts";
 import { InstanceStatus } from "./status.ts";
 
 /** What a role's service works with. */
@@ -46,6 +47,7 @@ export interface InstanceParts {
   readonly connector: Connector;
   readonly status: InstanceStatus;
   readonly supervisor: EngineSupervisor;
+  readonly restarts: RestartLease;
   readonly token: string;
   readonly log: Log;
   readonly clock: Clock;
@@ -79,6 +81,12 @@ export interface StartOptions {
   readonly log: Log;
   readonly clock?: Clock;
 }
+
+/**
+ * How long running legs may hold up a restart that was asked for. The instance takes no new ones meanwhile, so this only
+ * bounds the wait, and costs no user an answer.
+ */
+const RETIRE_LIMIT_MS = 600_000;
 
 /** Resolves when the engine works and legs are taken; on failure nothing is left behind. */
 export async function startInstance(
@@ -114,8 +122,9 @@ export async function startInstance(
     }),
     stallMs: config.legs.stallMs,
     kvWaitMs: role === "decode" ? connector.traits.firstTransferMs : 0,
-    emptied: (gone) => waitUntil(() => status.remaining === 0, config.process.drainGraceMs, gone),
+    emptied: (gone) => waitUntil(() => status.remaining === 0, RETIRE_LIMIT_MS, gone),
   });
+  const restarts = new RestartLease({ status, supervisor, log, clock });
 
   let server: RpcServer | undefined;
   let registration: Registration | undefined;
@@ -138,7 +147,7 @@ export async function startInstance(
       pid: process.pid,
     });
 
-  const service = makeService({ connector, status, supervisor, token: config.grpc.token, log, clock });
+  const service = makeService({ connector, status, supervisor, restarts, token: config.grpc.token, log, clock });
 
   function follow(): void {
     const { reason, gauges } = supervisor;
@@ -192,7 +201,7 @@ export async function startInstance(
   try {
     server = await serveRpc({
       listen: config.grpc.listen,
-      services: [service.rpc, instanceService({ status, info, findings: () => findings, log, clock })],
+      services: [service.rpc, instanceService({ status, restarts, info, findings: () => findings, log, clock })],
       ...(config.grpc.token === "" ? {} : { token: config.grpc.token }),
       log,
       clock,

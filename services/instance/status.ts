@@ -4,6 +4,7 @@ import { create } from "@bufbuild/protobuf";
 import { EventEmitter } from "node:events";
 import { LoadSchema, State, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import { ServiceError } from "../common/errors.ts";
+import { kvDebtText } from "../common/kv-debt-text.ts";
 import type { SelfReport } from "../discovery/registry.ts";
 import { NO_GAUGES, type EngineGauges } from "../engine/metrics-text.ts";
 
@@ -18,11 +19,19 @@ interface Facts {
     readonly kvAddress?: string;
     readonly gauges?: EngineGauges;
   };
+  /** KV in the engine that only a restart of it can free. */
+  readonly kvDebt: KvDebt;
+  /** Why a restart of the engine is asked for. Empty: it is not. */
+  readonly restartWanted: string;
   /** Why the instance was drained. Empty: it takes legs. */
   readonly drained: string;
   /** The instance drains until it has stopped, and will not serve again. */
   readonly ending: "" | "stopping" | "stopped";
 }
+
+export type KvDebt = Pick<Load, "kvDebtBytes" | "kvDebtRatio">;
+
+export const NO_DEBT: KvDebt = { kvDebtBytes: 0n, kvDebtRatio: 0 };
 
 /** `held`: running legs whose caller takes nothing more for now. */
 type Count = "running" | "held" | "reserved" | "orphans" | "queuedTokens";
@@ -31,7 +40,13 @@ type Count = "running" | "held" | "reserved" | "orphans" | "queuedTokens";
 export class InstanceStatus extends EventEmitter<{ change: [] }> {
   readonly slotLimit: number;
   readonly #counts: Record<Count, number> = { running: 0, held: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
-  #facts: Facts = { engine: { reason: "the engine is starting" }, drained: "", ending: "" };
+  #facts: Facts = {
+    engine: { reason: "the engine is starting" },
+    kvDebt: NO_DEBT,
+    restartWanted: "",
+    drained: "",
+    ending: "",
+  };
 
   constructor(slotLimit: number) {
     super();
@@ -62,6 +77,7 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
   load(): Load {
     const { kvAddress = "", gauges = NO_GAUGES } = this.#facts.engine;
     const { running, reserved, orphans, queuedTokens } = this.#counts;
+    const { kvDebt, restartWanted } = this.#facts;
     return create(LoadSchema, {
       ...this.#standing,
       running,
@@ -75,17 +91,20 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
       kvAddress,
       engineKvHeld: gauges.kvHeld,
       engineKvLate: gauges.kvLate,
+      ...kvDebt,
+      restartWanted,
     });
   }
 
   /** For the health check and the registry. */
   report(): SelfReport {
     const { state, reason } = this.#standing;
+    const debt = kvDebtText(this.#facts.kvDebt);
     const name = State[state].toLowerCase();
     return {
       serving: state === State.SERVING,
       text: reason === "" || reason === name ? name : `${name}: ${reason}`,
-      load: `${this.#freeSlots} of ${this.slotLimit} slots free`,
+      load: `${this.#freeSlots} of ${this.slotLimit} slots free${debt === "" ? "" : `, KV debt ${debt}`}`,
     };
   }
 

@@ -9,7 +9,15 @@ import { manualClock } from "../support/manual-clock.ts";
 function watch() {
   const clock = manualClock();
   const status = new InstanceStatus(8);
-  const service = instanceService({ status, info: () => assert.fail(), findings: () => [], log: silentLog, clock });
+  const restarts = { watch: () => ({ heard() {}, left() {} }) };
+  const service = instanceService({
+    status,
+    restarts,
+    info: () => assert.fail(),
+    findings: () => [],
+    log: silentLog,
+    clock,
+  });
   const requests: (() => void)[] = [];
   const gone = new AbortController();
   async function* said(): AsyncGenerator<object> {

@@ -19,7 +19,10 @@ const SUSPECT_TOKENS = 2_048;
 
 /** An instance as the rest of the router sees it. The figures are current: they change in place. */
 export type Instance = Readonly<
-  Omit<TrackedInstance, Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "prefilled" | "retire" | "close">
+  Omit<
+    TrackedInstance,
+    Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "prefilled" | "grantRestart" | "retire" | "close"
+  >
 >;
 
 export interface InstanceOptions {
@@ -57,6 +60,8 @@ export class TrackedInstance implements Facts {
   load: Load | undefined;
   /** When `load` arrived, by the pool's clock. 0 before. */
   loadAtMs = 0;
+  /** Whether its engine may be restarted now, though it serves. */
+  restartGranted = false;
   /** Legs of this router that run on it. */
   legs = 0;
   /** Legs that this router has given it since it was found. */
@@ -101,7 +106,7 @@ export class TrackedInstance implements Facts {
       patienceMs: o.patienceMs,
       heartbeat: {
         method: InstanceService.method.watchLoad,
-        message: () => ({}),
+        message: () => ({ restartGranted: this.restartGranted }),
         onMessage: ({ load }) => {
           if (!this.#closed && load !== undefined) this.#onLoad(load);
         },
@@ -156,6 +161,13 @@ export class TrackedInstance implements Facts {
     if (tokens <= 0 || ms <= 0) return;
     const rate = tokens / ms;
     this.tokensPerMs = this.tokensPerMs === 0 ? rate : this.tokensPerMs + RATE_WEIGHT * (rate - this.tokensPerMs);
+  }
+
+  grantRestart(granted: boolean): void {
+    if (granted === this.restartGranted) return;
+    this.restartGranted = granted;
+    if (granted) this.#log.info("a restart of its engine is granted", { because: this.load?.restartWanted });
+    this.channel.beat();
   }
 
   /**

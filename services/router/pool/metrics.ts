@@ -1,4 +1,5 @@
 // Exports the view of the fleet to Prometheus.
+import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Metrics } from "../../common/metrics.ts";
 import { type FleetView, type Seen, SIDES } from "./fleet.ts";
 import { REASONS } from "./standing.ts";
@@ -38,15 +39,21 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     },
   );
   // Instance ids change with every start, so old ones are removed.
-  metrics.gauge(
-    "tandem_kv_orphans",
-    "Pushed KV caches whose request is gone and that are not settled yet, by instance.",
-    ["instance"],
-    (gauge) => {
+  const ofDecode = (name: string, help: string, read: (load: Load) => number): void =>
+    void metrics.gauge(name, help, ["instance"], (gauge) => {
       gauge.reset();
       for (const { instance } of pool.view.decode)
-        gauge.set({ instance: instance.instanceId }, instance.load?.kvOrphans ?? 0);
-    },
+        gauge.set({ instance: instance.instanceId }, instance.load === undefined ? 0 : read(instance.load));
+    });
+  ofDecode(
+    "tandem_kv_orphans",
+    "Pushed KV caches whose request is gone and that are not settled yet, by instance.",
+    ({ kvOrphans }) => kvOrphans,
+  );
+  ofDecode(
+    "tandem_kv_debt_bytes",
+    "KV that may have been pushed and that only a restart of the engine frees, by instance. An estimate.",
+    ({ kvDebtBytes }) => Number(kvDebtBytes),
   );
   metrics.gauge(
     "tandem_engine_kv_held",

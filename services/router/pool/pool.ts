@@ -17,6 +17,7 @@ import { fleetOf, modelSideOf, sideOf, type FleetView } from "./fleet.ts";
 import { type Instance, TrackedInstance } from "./instance.ts";
 import { registerPoolMetrics } from "./metrics.ts";
 import { Pairs, type PairEntry } from "./pairs.ts";
+import { RestartLeases } from "./restart-leases.ts";
 import { claimsToServe, isForsaken } from "./standing.ts";
 
 export type { FleetView, ModelView, Seen, Side } from "./fleet.ts";
@@ -99,6 +100,7 @@ export function createPool(o: PoolOptions): Pool {
   const retiring = new Set<TrackedInstance>();
   const listeners = new Set<(isNewView: boolean) => void>();
   const pairs = new Pairs(breaker);
+  const restarts = new RestartLeases();
   const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
   let view: FleetView | undefined;
   /** Most instances are suspect together. */
@@ -221,6 +223,14 @@ export function createPool(o: PoolOptions): Pool {
     if (one.suspect && !keptOf(tracked, modelSideOf, doubtful).has(one)) one.channel.dropUnanswered();
   }
 
+  function grantRestarts(): void {
+    let wanted = restarts.any;
+    for (const { load } of tracked) wanted ||= (load?.restartWanted ?? "") !== "";
+    if (!wanted) return;
+    const granted = restarts.granted(pool.view, clock.nowMs());
+    for (const one of tracked) one.grantRestart(granted.has(one.instanceId));
+  }
+
   let sweepTimer: Timer;
   const sweep = (): void => {
     let left = false;
@@ -231,6 +241,7 @@ export function createPool(o: PoolOptions): Pool {
       left = true;
     }
     if (left || firstPrefill.isOver()) changed(true);
+    grantRestarts();
     sweepTimer = clock.setTimer(SWEEP_MS, sweep);
   };
   sweepTimer = clock.setTimer(SWEEP_MS, sweep);

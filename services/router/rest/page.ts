@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { TANDEM_BUILD } from "../../common/version.ts";
+import { kvDebtText } from "../../common/kv-debt-text.ts";
 import type { FleetView, Seen } from "../pool/pool.ts";
 import { ANSWER_HEADERS } from "../serving/headers.ts";
 import { readinessOf } from "./models.ts";
@@ -82,7 +83,8 @@ function rows({ prefill, decode }: FleetView): string {
 }
 
 function row({ instance, standing }: Seen): string {
-  const { info, legs, legsTotal } = instance;
+  const { info, load, legs, legsTotal } = instance;
+  const debt = kvDebtText(load);
   const role = info.role === Role.PREFILL ? "prefill" : "decode";
   const serves = standing.kind === "serves";
   const state = serves ? "serving" : standing.reason;
@@ -93,7 +95,7 @@ function row({ instance, standing }: Seen): string {
     `<td><code>${escape(info.instanceId)}</code></td>`,
     `<td>${escape(info.model)}</td>`,
     `<td>${escape(`${info.engine} ${info.engineVersion}`)}</td>`,
-    `<td>${escape(info.connector)}</td>`,
+    `<td>${escape(info.connector)}${debt === "" ? "" : `, debt ${debt}`}</td>`,
     `<td class="n">${legs}</td>`,
     `<td class="n">${info.slotLimit}</td>`,
     `<td class="n">${legsTotal}</td>`,

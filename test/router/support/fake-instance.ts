@@ -20,6 +20,7 @@ import {
   type LoadSchema,
   Role,
   State,
+  type WatchLoadRequest,
 } from "#gen/tandem/instance/v1/instance_pb.js";
 import {
   type PrefillRequest,
@@ -60,6 +61,8 @@ export interface FakeInstance {
   load(change: MessageInitShape<typeof LoadSchema>): void;
   /** From now on no load is told and none repeated; with false, told again. */
   mute(muted?: boolean): void;
+  /** Changes of the router's word whether its engine may be restarted. */
+  readonly grants: boolean[];
   /** Reasons of the drains it was told. */
   readonly drains: string[];
   [Symbol.asyncDispose](): Promise<void>;
@@ -72,16 +75,20 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
   let changed = deferred();
   let muted = false;
   const drains: string[] = [];
+  const grants: boolean[] = [];
   const change = (by: MessageInitShape<typeof LoadSchema>): void => {
     load = { ...load, ...by };
     changed.resolve();
     changed = deferred();
   };
   /** Each heartbeat of the router after its first message. */
-  async function answer(requests: AsyncIterable<unknown>): Promise<void> {
+  async function answer(requests: AsyncIterable<WatchLoadRequest>): Promise<void> {
     let count = 0;
     try {
-      for await (const _ of requests) if (count++ > 0) change({});
+      for await (const { restartGranted } of requests) {
+        if (restartGranted !== undefined && restartGranted !== grants.at(-1)) grants.push(restartGranted);
+        if (count++ > 0) change({});
+      }
     } catch {
       // The router is gone.
     }
@@ -140,6 +147,7 @@ async function startInstance(role: Role, info: InfoInit, service: RpcService, to
     mute(now = true) {
       muted = now;
     },
+    grants,
     drains,
     [Symbol.asyncDispose]() {
       const closed = server[Symbol.asyncDispose]();
