@@ -208,7 +208,6 @@ describe("time", () => {
       "services/common/lifecycle.ts": "ends this process",
       "services/router/rest/page-assets.ts": "runs in a browser",
       // Dates for people and other hosts.
-      "services/decode/leg.ts": "a date that is compared with other hosts'",
       "services/discovery/consul.ts": "a date in the status",
       "services/instance/instance.ts": "a date in Info",
       "services/router/registry/router-registry.ts": "a date in Consul and the status",

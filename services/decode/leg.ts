@@ -105,7 +105,7 @@ export class DecodeLeg {
       throw invalid("prefill_grpc_address", "must be host:port or empty");
     if (identity === undefined || identity.id === "") throw invalid("identity.id", "is missing");
     if (legs.has(legId)) throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
-    const leg = { ...admitLeg(parts, "decode", reserve, identity.sampleIndex), reserve, reservedAtMs: Date.now() };
+    const leg = { ...admitLeg(parts, "decode", reserve, identity.sampleIndex), reserve };
     legs.set(legId, this);
     parts.status.count({ reserved: 1, queuedTokens: estimatePromptTokens(leg.spec) });
     this.#phase = { kind: "reserved", leg, hold: parts.clock.setTimer(holdMs, () => this.#expired()) };

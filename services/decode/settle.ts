@@ -1,35 +1,33 @@
 // Frees KV that prefill pushed, or may have pushed, for a leg that will no longer be decoded. The KV is claimed or
-// released as its connector requires. If it is unknown what was pushed, the engine is restarted, which frees all KV.
-// Until then the leg is counted as an orphan and keeps its slot.
+// released as its connector requires; until then the leg is counted as an orphan and keeps its slot. If it is unknown
+// what was pushed, or the KV can't be freed, it is booked as debt (kv-debt.ts), and the slot comes free.
 import type { Reserve } from "#gen/tandem/decode/v1/decode_pb.js";
 import { InstanceService } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Outcome, PrefillService } from "#gen/tandem/prefill/v1/prefill_pb.js";
-import { pause, until } from "../common/clock.ts";
+import { pause } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
 import type { LegSpec } from "../kv/connector.ts";
+import { estimatePromptTokens } from "../instance/leg-request.ts";
 import { dialRpc, type RpcChannel } from "../rpc/channel.ts";
+import type { DebtLedger } from "./kv-debt.ts";
 
 const TRIES = 4;
 const RETRY = { minMs: 100, maxMs: 1_000 };
 /** For the engine to drop or drain it; draining waits in the engine's queue like any request. */
 const SETTLE_TIMEOUT_MS = 60_000;
-/** How far the clocks of two hosts may differ when it is judged whether a prefill instance was restarted. */
-const CLOCK_SKEW_MS = 2_000;
 
 /** The facts about a leg from its reservation on. */
 export interface ReservedLeg {
   readonly engine: LiveEngine;
   readonly spec: LegSpec;
   readonly reserve: Reserve;
-  /** Epoch milliseconds. */
-  readonly reservedAtMs: number;
 }
 
 /**
- * Takes over the KV of an abandoned leg. Resolves when none of the KV is left.
+ * Takes over the KV of an abandoned leg. Resolves when none of the KV is left, or the rest is booked as debt.
  *
  * @param ticket Undefined: the outcome of prefill is unknown, and prefill is asked.
  * @param maybeTaken The engine may have taken the KV before it failed. A drain would then wait forever for KV that is
@@ -37,26 +35,32 @@ export interface ReservedLeg {
  */
 export type Settle = (leg: ReservedLeg, ticket: string | undefined, maybeTaken: boolean) => Promise<void>;
 
-export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle {
+export interface Settling {
+  readonly settle: Settle;
+  /** Whatever is still settled was KV of an engine that is gone. */
+  engineChanged(): void;
+}
+
+export function createSettle(parts: InstanceParts, askTimeoutMs: number, debt: DebtLedger): Settling {
   const { connector, status, supervisor, log, clock } = parts;
   const { abandoned: means } = connector.traits;
   const isGone = ({ engine }: ReservedLeg): boolean => supervisor.live !== engine;
   const usePrefill = prefillChannels(parts);
+  /** Ends of the waits of legs that are being settled. */
+  const waits = new Set<() => void>();
 
   async function run(leg: ReservedLeg, known: string | undefined, maybeTaken: boolean): Promise<void> {
-    const { legId } = leg.spec;
     const { outcome, ticket } = known === undefined ? await askOutcome(leg) : { outcome: Outcome.SENT, ticket: known };
     // The KV was the dead engine's.
     if (isGone(leg) || outcome === Outcome.NOTHING_SENT) return;
     // Releasing is harmless if nothing is held; draining KV that never arrived would stall the engine.
     const drainable = outcome === Outcome.SENT && !maybeTaken;
     if ((drainable || means === "release") && (await request(leg, ticket))) return;
-    if (isGone(leg)) return;
-    log.error("can't account for the KV of a lost leg; restarting the engine", { legId, outcome: Outcome[outcome] });
-    if (supervisor.restart(leg.engine, "KV of a lost leg can't be accounted for")) return;
-    // An operator has to act.
-    log.error("the attached engine holds KV that will never be fetched; restart it", { legId });
-    await until(status, () => isGone(leg) || status.stopping);
+    book(leg, { outcome: Outcome[outcome] });
+  }
+
+  function book({ engine, spec, reserve }: ReservedLeg, why: { readonly outcome: string }): void {
+    debt.book(engine, estimatePromptTokens(spec), reserve.probe, { legId: spec.legId, ...why });
   }
 
   /** Makes a few attempts, with pauses between them, until one has a result, or the engine is gone. */
@@ -104,7 +108,7 @@ export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle
           if (error.code === "deadline_exceeded") return unknown;
           if (error.code !== "not_found") return undefined;
           // It never arrived there, unless the instance is a new one that has forgotten.
-          const same = await startedBefore(channel, leg.reservedAtMs);
+          const same = await isInstance(channel, leg.reserve.prefillInstanceId);
           return same ? { outcome: Outcome.NOTHING_SENT, ticket: "" } : unknown;
         }
       }),
@@ -112,27 +116,42 @@ export function createSettle(parts: InstanceParts, askTimeoutMs: number): Settle
     return answer ?? unknown;
   }
 
-  return async (leg, ticket, maybeTaken) => {
-    // A lease frees itself; an engine of ours that is about to be stopped takes all its KV with it.
-    if (means === "lease" || (status.stopping && supervisor.ours)) return;
-    status.count({ orphans: 1 });
+  /** Never rejects. */
+  async function runSafely(leg: ReservedLeg, ticket: string | undefined, maybeTaken: boolean): Promise<void> {
     try {
       await run(leg, ticket, maybeTaken);
     } catch (error) {
       log.error("settling failed", { legId: leg.spec.legId, error });
-      supervisor.restart(leg.engine, "settling abandoned KV failed");
-    } finally {
-      status.count({ orphans: -1 });
+      book(leg, { outcome: "settling failed" });
     }
+  }
+
+  return {
+    async settle(leg, ticket, maybeTaken) {
+      // A lease frees itself; an engine of ours that is about to be stopped takes all its KV with it.
+      if (means === "lease" || isGone(leg) || (status.stopping && supervisor.ours)) return;
+      status.count({ orphans: 1 });
+      await new Promise<void>((end) => {
+        waits.add(end);
+        void runSafely(leg, ticket, maybeTaken).then(() => {
+          waits.delete(end);
+          end();
+        });
+      });
+      status.count({ orphans: -1 });
+    },
+    engineChanged() {
+      for (const end of waits) end();
+      waits.clear();
+    },
   };
 }
 
-/** Whether the instance is the one that ran at that time. */
-async function startedBefore(channel: RpcChannel, reservedAtMs: number): Promise<boolean> {
+/** Whether it is the instance to which the leg was sent, and not one that was started at its address since. */
+async function isInstance(channel: RpcChannel, instanceId: string): Promise<boolean> {
   try {
     const { info } = await channel.client(InstanceService).getInfo({}, { timeoutMs: 2_000 });
-    const startedAtMs = Number(info?.startedUnixMs ?? 0n);
-    return startedAtMs > 0 && startedAtMs < reservedAtMs - CLOCK_SKEW_MS;
+    return instanceId !== "" && info?.instanceId === instanceId;
   } catch {
     return false;
   }

@@ -284,16 +284,6 @@ describe("KV that only a decode leg can free", () => {
     await settled(decode);
     assert.ok(decode.engine.state().generation_tokens < 100);
   });
-
-  it("of an unknown outcome stays counted where the engine can't be restarted", async () => {
-    await using decode = await simDecode("p2p-zmq", nccl);
-    const call = await reserved(decode, undefined, leg(), { prefillKvAddress: "127.0.0.1:9" });
-    call.abandon();
-    assert.equal(await call.next(), undefined);
-    assert.equal(decode.instance.load().kvOrphans, 1);
-    decode.engine.kill();
-    await eventually("it went with its engine", () => decode.instance.load().kvOrphans === 0);
-  });
 });
 
 describe("instances with a join token", () => {

@@ -160,6 +160,7 @@ export class DecodeCall {
         identity: IDENTITY,
         prefillKvAddress: prefill?.instance.info().kvAddress ?? "",
         prefillGrpcAddress: prefill?.instance.address ?? "",
+        prefillInstanceId: prefill?.instance.info().instanceId ?? "",
         ...extra,
       },
     } as never);

@@ -200,6 +200,8 @@ export class DecodeSide implements DecodeListener {
       prefillKvAddress: paired ? prefill.info.kvAddress : "",
       decodeKvAddress: paired ? decode.info.kvAddress : "",
       prefillGrpcAddress: prefill?.info.grpcAddress ?? "",
+      prefillInstanceId: prefill?.instanceId ?? "",
+      probe: request.probe === true,
       identity: {
         id: request.id,
         created: request.createdUnixS,

@@ -31,6 +31,10 @@ interface LegWords {
 export interface Reservation extends LegWords {
   /** The address that the instance asks for prefill's outcome if the router is lost. Empty without prefill. */
   readonly prefillGrpcAddress: string;
+  /** Which instance that is. Empty without prefill. */
+  readonly prefillInstanceId: string;
+  /** The router's own request. */
+  readonly probe: boolean;
   /** Values that the client sees in place of the engine's own. */
   readonly identity: {
     readonly id: string;

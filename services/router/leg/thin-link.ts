@@ -40,15 +40,14 @@ class DecodeCall implements RemoteDecode {
   #over = false;
 
   constructor(channel: RpcChannel, reservation: Reservation, listener: DecodeListener) {
-    const { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, identity } = reservation;
+    const { body, timeoutMs, ...fields } = reservation;
     this.#listener = listener;
     this.#call = channel.open(
       DECODE_PATH,
       { onMessage: (message) => this.#onMessage(message), onEnd: (error) => this.#onEnd(error) },
-      { timeoutMs: reservation.timeoutMs },
+      { timeoutMs },
     );
-    const fields = { legId, path, promptIndex, prefillKvAddress, decodeKvAddress, prefillGrpcAddress, identity };
-    this.#call.write(reserveMessage(fields, reservation.body));
+    this.#call.write(reserveMessage(fields, body));
   }
 
   start(ticket: Ticket): void {

@@ -166,6 +166,7 @@ function requestThrough(prefill: Instance, decode: Instance, legId: string): Rel
     promptIsList: false,
     includeUsage: false,
     createdUnixS: 1,
+    probe: true,
   };
 }
 

@@ -26,6 +26,8 @@ export interface RelayRequest {
   readonly createdUnixS: number;
   /** Whether it fails with an error rather than using a fallback. */
   readonly strict?: boolean;
+  /** The router's own, to test a pair. */
+  readonly probe?: boolean;
 }
 
 /** Bytes of a body per prompt token, about as in English text. */

@@ -21,6 +21,8 @@ const WORDS = {
 const RESERVATION: Reservation = {
   ...WORDS,
   prefillGrpcAddress: "p:2",
+  prefillInstanceId: "prefill-7",
+  probe: true,
   identity: { id: "cmpl-1", created: 7, choiceIndex: 3, sampleIndex: 1 },
 };
 
