@@ -35,7 +35,7 @@ const COLUMNS: readonly Column<Instance>[] = [
   { title: "SLOTS", align: "right", cell: slots },
   { title: "KV DEBT", align: "right", cell: ({ load }) => kvDebtText(load) },
   { title: "LOAD AGE", align: "right", cell: ({ load, loadAgeMs }) => (load === undefined ? "" : `${loadAgeMs} ms`) },
-  { title: "REASON", cell: ({ reason }) => reason },
+  { title: "REASON", cell: ({ reason, load }) => reason || wish(load?.restartWanted) },
 ];
 
 export async function runStatus(argv: readonly string[]): Promise<void> {
@@ -78,6 +78,10 @@ function slots({ info, load }: Instance): string {
   const limit = info?.slotLimit ?? 0;
   if (limit === 0) return "";
   return load === undefined ? `?/${limit}` : `${load.freeSlots}/${limit} free`;
+}
+
+function wish(reason = ""): string {
+  return reason === "" ? "" : `It asks for a restart of its engine: ${reason}.`;
 }
 
 /** The name of a value as people write it: `serving`. A value of a later version is shown by its number. */
