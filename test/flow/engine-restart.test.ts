@@ -1,5 +1,6 @@
-// Restarts of engines under load, in processes of their own. A restart by an operator, or because KV in the engine can't
-// be accounted for, costs nothing; one because the engine stalled as vLLM 0.23 does costs at most the legs that ran on it.
+// Restarts of engines under load, in processes of their own. A restart by an operator, or because of KV debt, costs
+// nothing; one because the engine stalled as vLLM 0.23 does costs at most the legs that ran on it; a fault of one engine,
+// or one request, restarts no other.
 import assert from "node:assert/strict";
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -18,6 +19,8 @@ const TSX = import.meta.resolve("tsx");
 const LONG_MS = 60_000;
 /** Of decode instances. Prefill engines hang here until they are killed, which a slow machine may do late. */
 const STALL_MS = 2_000;
+/** Of the decode instance that is started again first: any debt makes it ask for a restart. */
+const NO_DEBT = ["--kv.debt_limit_ratio=0"];
 
 interface Kind {
   readonly name: string;
@@ -45,7 +48,7 @@ interface Fleet extends AsyncDisposable {
   readonly router: TestRouter;
   readonly roles: { readonly prefill: TestProcess[]; readonly decode: TestProcess[] };
   /** Until the router gives it legs. */
-  start(role: "prefill" | "decode"): Promise<any>;
+  start(role: "prefill" | "decode", flags?: readonly string[]): Promise<any>;
   load(clients: number, tokens: number): SteadyLoad;
 }
 
@@ -59,11 +62,19 @@ async function startFleet(kind: Kind): Promise<Fleet> {
   const router = await startRouterProcess([], env);
   all.push(router);
   const roles = { prefill: [] as TestProcess[], decode: [] as TestProcess[] };
-  const begin = (role: "prefill" | "decode"): TestProcess => {
+  const begin = (role: "prefill" | "decode", flags: readonly string[] = []): TestProcess => {
     const stallMs = role === "decode" ? STALL_MS : LONG_MS;
     const one = startProcess(
       role,
-      ["--listen", "127.0.0.1:0", "--router", router.grpcAddress, `--stall_ms=${stallMs}`, ...kind.flags(folder)],
+      [
+        "--listen",
+        "127.0.0.1:0",
+        "--router",
+        router.grpcAddress,
+        `--stall_ms=${stallMs}`,
+        ...kind.flags(folder),
+        ...flags,
+      ],
       env,
     );
     all.push(one);
@@ -75,7 +86,7 @@ async function startFleet(kind: Kind): Promise<Fleet> {
     rmSync(folder, { recursive: true, force: true });
   };
   try {
-    const four = (["prefill", "prefill", "decode", "decode"] as const).map(begin);
+    const four = (["prefill", "prefill", "decode", "decode"] as const).map((role) => begin(role));
     for (const one of four) await eligible(router, one);
   } catch (error) {
     const said = all.map((one) => one.output()).join("\n");
@@ -85,7 +96,7 @@ async function startFleet(kind: Kind): Promise<Fleet> {
   return {
     router,
     roles,
-    start: (role) => eligible(router, begin(role)),
+    start: (role, flags) => eligible(router, begin(role, flags)),
     load: (clients, tokens) => steadyLoad([router.url], { clients, tokens, model: kind.model }),
     [Symbol.asyncDispose]: stopAll,
   };
@@ -116,7 +127,7 @@ for (const kind of [SIM, NIXL, VLLM]) {
         await eventually("it has legs", async () => (await find(router, info.pid)).load.running > 0, LONG_MS);
         await router.call("DrainInstance", { instanceId: info.instanceId, reason: "a new engine" });
         await instance.end("SIGTERM");
-        const again = await fleet.start(role);
+        const again = await fleet.start(role, role === "decode" ? NO_DEBT : []);
         await eventually(
           "the next one has legs",
           async () => (await find(router, again.info.pid)).legsTotal > 10,
@@ -139,9 +150,13 @@ for (const kind of [SIM, NIXL, VLLM]) {
       it("because decode stalled for lack of KV: costs at most the legs on it, and other pairs nothing", () =>
         standsStill(kind, fleet));
     }
-    if (kind === VLLM)
-      it("because prefill died with legs in it: decode engines that it may have sent KV to break no stream", () =>
-        prefillDies(fleet));
+    if (kind !== VLLM) return;
+    it("not because of a body that vLLM answers with 500: no engine restarts, and nothing else fails", () =>
+      poison(fleet));
+    it("because prefill died with legs in it: decode books what it may have been sent, and serves on up to its limit", () =>
+      prefillDies(fleet));
+    it("because a decode engine died: it alone, and prefill engines that hung on it", () => decodeDies(fleet));
+    it("not because a prefill engine answers everything with 500, whatever the probes find", () => sickPrefill(fleet));
   });
 }
 
@@ -201,29 +216,110 @@ async function standsStill(kind: Kind, { router, roles, load: begin }: Fleet): P
   assert.ok(load.failed.length <= receipts.filter(ranThere).length);
 }
 
-async function prefillDies({ router, roles, load: begin }: Fleet): Promise<void> {
-  const [dying] = roles.prefill;
-  const { info } = await eligible(router, dying!);
-  const load = begin(8, 300);
-  await eventually("streams run", async () => (await find(router, roles.decode[0]!.pid)).load.running > 0, LONG_MS);
-  const { pids, url } = engineOf(info.pid);
-  const retired = (one: TestProcess): number => one.logged("the engine will be restarted").length;
-  assert.equal(Math.max(...roles.decode.map(retired)), 0);
-  assert.ok((await askEngine(url, "/sim/fault", { method: "POST", body: '"hang"' })).status === 200);
-  await eventually("legs are in it", async () => (await find(router, info.pid)).load.running > 1);
-  const ended = load.stop();
+/** How often an engine of this instance was lost. */
+const lost = (one: TestProcess): number => one.logged("the engine is lost").length;
+const lostIn = (all: readonly TestProcess[]): number[] => all.map(lost);
+const allOf = ({ roles }: Fleet): TestProcess[] => [...roles.prefill, ...roles.decode];
+
+async function debtOf(router: TestRouter, pid: number): Promise<number> {
+  const { instances } = await router.call("ListInstances");
+  return Number(instances.find(({ info }: any) => info.pid === pid)?.load?.kvDebtBytes ?? 0);
+}
+
+function complete({ router }: Fleet, prompt: string): Promise<Response> {
+  return fetch(`${router.url}/v1/completions`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ model: VLLM.model, prompt, max_tokens: 4 }),
+  });
+}
+
+async function poison(fleet: Fleet): Promise<void> {
+  const { router, load: begin } = fleet;
+  const before = lostIn(allOf(fleet));
+  const load = begin(4, 20);
+  for (let count = 0; count < 3; count++) assert.ok((await complete(fleet, "a poisonous prompt")).status >= 500);
+  // KV of its legs is settled by now, or its decode instances were restarted.
+  await eventually("its legs are settled", async () => {
+    const { instances } = await router.call("ListInstances");
+    return instances.every(({ load: one, eligible: is }: any) => is && (one.kvOrphans ?? 0) === 0);
+  });
+  const served = load.sent.length;
+  await eventually("others are served", () => load.sent.length > served + 8);
+  await load.stop();
+  assert.deepEqual(load.failed, []);
+  assert.deepEqual(lostIn(allOf(fleet)), before);
+  for (const one of fleet.roles.decode) assert.equal(await debtOf(router, one.pid), 0, "nothing was sent, provably");
+}
+
+/** Kills a prefill engine while it has legs of all decode instances in it: nothing shows what it sent. */
+async function killWithLegs(fleet: Fleet, prefill: TestProcess): Promise<void> {
+  const { pids, url } = engineOf(prefill.pid);
+  assert.equal((await askEngine(url, "/sim/fault", { method: "POST", body: '"hang"' })).status, 200);
+  // At once, so that the router spreads them over both prefill and both decode instances.
+  const burst = Array.from({ length: 16 }, () => complete(fleet, "A prompt in a dying engine"));
+  await eventually("legs are in it", async () => (await find(fleet.router, prefill.pid)).load.running > 4, LONG_MS);
   process.kill(pids[0]!, "SIGKILL");
-  const one = await eventually(
-    "a decode engine retires",
-    () => roles.decode.find((each) => retired(each) > 0),
-    LONG_MS,
-  );
-  await ended;
-  // What had no answer yet may be told to come again: each decode engine may have been sent KV by it.
+  for (const { status } of await Promise.all(burst)) assert.equal(status, 200);
+}
+
+async function prefillDies(fleet: Fleet): Promise<void> {
+  const { router, roles, load: begin } = fleet;
+  const [patient, strict] = roles.decode;
+  const { info } = await eligible(router, strict!);
+  const before = lostIn(roles.decode);
+  const load = begin(6, 100);
+  await eventually("streams run", async () => (await find(router, strict!.pid)).load.running > 0, LONG_MS);
+  await killWithLegs(fleet, roles.prefill[0]!);
+  await eventually("its KV is booked", async () => (await debtOf(router, patient!.pid)) > 0, LONG_MS);
+  await eventually("one engine was restarted for it", () => lost(strict!) > before[1]!, LONG_MS);
+  for (const one of allOf(fleet)) await eligible(router, one);
+  await load.stop();
+  assert.deepEqual(load.failed, [], "the other prefill serves, and a restart for debt breaks no stream");
+  assert.deepEqual(lostIn(roles.decode), [before[0], before[1]! + 1]);
+  assert.equal(router.logged("a restart of its engine is granted").length, 1);
+  assert.match(String(strict!.logged("the engine is lost").at(-1)!["why"]), /KV that was never claimed/);
+  assert.notEqual((await eligible(router, strict!)).info.kvAddress, info.kvAddress);
+}
+
+async function decodeDies(fleet: Fleet): Promise<void> {
+  const { router, roles, load: begin } = fleet;
+  const [other, dying] = roles.decode;
+  const before = [lost(other!), lost(dying!)];
+  const prefillBefore = lostIn(roles.prefill);
+  const load = begin(12, 40);
+  await eventually("it has legs", async () => (await find(router, dying!.pid)).load.running > 1, LONG_MS);
+  process.kill(engineOf(dying!.pid).pids[0]!, "SIGKILL");
+  await eventually("it is missed", () => lost(dying!) > before[1]!, LONG_MS);
+  for (const one of allOf(fleet)) await eligible(router, one);
+  const served = load.sent.length;
+  await eventually("all go on", () => load.sent.length > served + 24, LONG_MS);
+  await load.stop();
+  assert.deepEqual([lost(other!), lost(dying!)], [before[0], before[1]! + 1]);
+  for (const [index, one] of roles.prefill.entries())
+    for (const { why } of one.logged("the engine is lost").slice(prefillBefore[index]))
+      assert.match(String(why), /wedged/);
+}
+
+/** The last one, because it stays sick. */
+async function sickPrefill(fleet: Fleet): Promise<void> {
+  const { router, roles, load: begin } = fleet;
+  const before = lostIn(allOf(fleet));
+  const debts = await Promise.all(roles.decode.map((one) => debtOf(router, one.pid)));
+  const failedBefore = router.logged("a probe failed").length;
+  // Many short ones, so that its legs fail one after the other.
+  const load = begin(16, 4);
+  assert.equal((await askEngine(engineOf(roles.prefill[0]!.pid).url, "/fake/sick", { method: "POST" })).status, 200);
+  const probed = (times: number): boolean => router.logged("a probe failed").length >= failedBefore + times;
+  await eventually("a probe fails on it", () => probed(1), LONG_MS);
+  const outAtMs = Date.now();
+  await eventually("and again", () => probed(3), LONG_MS);
+  await load.stop();
   assert.deepEqual(
-    load.failed.filter(({ error }) => !/^50[23] /.test(error!)),
+    load.failed.filter(({ startedMs }) => startedMs > outAtMs),
     [],
+    "the other prefill serves",
   );
-  await eventually("it works again", () => one.logged("the engine works again").length > 0, LONG_MS);
-  for (const each of [...roles.prefill, ...roles.decode]) await eligible(router, each);
+  assert.deepEqual(lostIn(allOf(fleet)), before);
+  assert.deepEqual(await Promise.all(roles.decode.map((one) => debtOf(router, one.pid))), debts);
 }

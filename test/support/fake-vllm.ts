@@ -1,12 +1,14 @@
 // A program that passes for vLLM 0.23.0 with P2P NCCL: its command line, its log lines, its pings; behind them the sim,
-// told to fail as P2P NCCL fails: also with a decode engine that comes back at the KV address of an earlier one. Run
-// through a script named `vllm` (see fakeVllm), with a folder of its own in TMPDIR where the decode engines leave word
-// of themselves.
+// told to fail as P2P NCCL fails: also with a decode engine that comes back at the KV address of an earlier one, or dies
+// while KV is sent to it. Run through a script named `vllm` (see fakeVllm), with a folder of its own in TMPDIR where the
+// decode engines leave word of themselves. Its API server answers 500 to a prompt that holds POISON, and after a POST to
+// /fake/sick to all, as vLLM does for bodies that it dislikes: its engine hears nothing of them.
 import { encode } from "@msgpack/msgpack";
 import { readFileSync, writeFileSync } from "node:fs";
-import { createServer, request } from "node:http";
+import { createServer, request, type ClientRequest } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { buffer } from "node:stream/consumers";
 import { Dealer } from "zeromq";
 import { startSimEngine } from "../../services/tiny-engine/server.ts";
 
@@ -76,32 +78,69 @@ const wordOf = (kvAddress: string): string => join(tmpdir(), `fake-vllm-at-${kvA
 if (!producer) writeFileSync(wordOf(address), String(process.pid));
 /** By KV address: the decode engine to which there is a connection. vLLM never drops one. */
 const partners = new Map<string, string>();
-function meetPartner(id: string | undefined): void {
+const POISON = "a poisonous prompt";
+let sick = false;
+
+/** Returns a function that says whether that partner has died since. */
+function meetPartner(id: string | undefined): () => boolean {
   const at = /___decode_addr_(.*):(\d+)_/.exec(id ?? "");
-  if (!producer || at === null) return;
+  if (!producer || at === null) return () => false;
   const kvAddress = `${at[1]}:${at[2]}`;
   const pid = readFileSync(wordOf(kvAddress), "utf8");
   const known = partners.get(kvAddress) ?? pid;
   partners.set(kvAddress, known);
   // An old communicator, used on a new process: nothing ever comes through it.
   if (known !== pid) sim.setFault("hang");
+  return () => !isAlive(Number(pid));
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
 }
 
 const server = createServer((incoming, outgoing) => {
   if (incoming.url === "/version")
     return outgoing.setHeader("content-type", "application/json").end('{"version":"0.23.0"}');
   const { method, url: path, headers } = incoming;
-  meetPartner(headers["x-request-id"] as string | undefined);
-  const call = request({ hostname, port, method, path, headers, agent: false }, (answer) => {
-    // KV that can't be pushed: vLLM waits for its partner, and from then on answers nobody.
-    if (producer && answer.statusCode! >= 500) return sim.setFault("hang");
-    outgoing.writeHead(answer.statusCode!, answer.headers);
-    answer.pipe(outgoing);
-    answer.on("error", () => outgoing.destroy());
-  });
-  call.on("error", () => outgoing.destroy());
-  outgoing.on("close", () => call.destroy());
-  return incoming.pipe(call);
+  if (path === "/fake/sick") {
+    sick = true;
+    return outgoing.end();
+  }
+  const isCompletion = method === "POST" && path!.startsWith("/v1/");
+  const partnerDied = isCompletion ? meetPartner(headers["x-request-id"] as string | undefined) : () => false;
+  // The forward pass waits for a partner that is gone, and with it the whole engine.
+  const looking = setInterval(() => {
+    if (!partnerDied()) return;
+    clearInterval(looking);
+    sim.setFault("hang");
+  }, 100);
+  outgoing.on("close", () => clearInterval(looking));
+  if (isCompletion && producer) {
+    return void buffer(incoming).then((body) => {
+      if (!sick && !body.includes(POISON)) return forward().end(body);
+      outgoing.writeHead(500, { "content-type": "application/json" });
+      const error = { message: "list index out of range", type: "InternalServerError", param: null, code: 500 };
+      return outgoing.end(JSON.stringify({ error }));
+    });
+  }
+  return incoming.pipe(forward());
+
+  function forward(): ClientRequest {
+    const call = request({ hostname, port, method, path, headers, agent: false }, (answer) => {
+      // KV that can't be pushed: vLLM waits for its partner, and from then on answers nobody.
+      if (producer && answer.statusCode! >= 500) return sim.setFault("hang");
+      outgoing.writeHead(answer.statusCode!, answer.headers);
+      answer.pipe(outgoing);
+      answer.on("error", () => outgoing.destroy());
+    });
+    call.on("error", () => outgoing.destroy());
+    outgoing.on("close", () => call.destroy());
+    return call;
+  }
 });
 const started = (): void => console.log("INFO:     Application startup complete.");
 if (args.includes("--uds")) server.listen(valueOf("--uds"), started);
