@@ -295,6 +295,10 @@ async function decodeDies(fleet: Fleet): Promise<void> {
   const served = load.sent.length;
   await eventually("all go on", () => load.sent.length > served + 24, LONG_MS);
   await load.stop();
+  // A prefill engine that hangs still has the legs on which it hangs.
+  for (const one of roles.prefill)
+    await eventually("it has no leg", async () => (await find(router, one.pid)).load.running === 0, LONG_MS);
+  for (const one of allOf(fleet)) await eligible(router, one);
   assert.deepEqual([lost(other!), lost(dying!)], [before[0], before[1]! + 1]);
   for (const [index, one] of roles.prefill.entries())
     for (const { why } of one.logged("the engine is lost").slice(prefillBefore[index]))
