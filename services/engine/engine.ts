@@ -53,6 +53,15 @@ export interface StartedEngine extends LiveEngine {
 export interface EngineSource {
   /** Whether it may be killed and started again. False for an attached engine. */
   readonly ours: boolean;
+  /** Of an attached engine: which process it is, for people. */
+  readonly process?: () => string;
+  /**
+   * Of an attached engine: has it restarted, if the operator said how. Resolves when that was done; the engine may still
+   * load.
+   *
+   * @throws Error that says how it failed
+   */
+  readonly restart?: (why: string, signal: AbortSignal) => Promise<void>;
   /**
    * Resolves when the engine works, and leaves nothing behind where it doesn't.
    *

@@ -2,6 +2,7 @@
 // Measured (protocol/node-path.md 2c): 10 us per SSE event, against 14 with async iteration and 26 with fetch.
 import { existsSync } from "node:fs";
 import { Agent, request as httpRequest, type ClientRequest, type IncomingMessage } from "node:http";
+import { connect, type Socket } from "node:net";
 import { urlToHttpOptions } from "node:url";
 import { type Clock, systemClock, type Timer } from "../common/clock.ts";
 
@@ -192,6 +193,13 @@ export class EngineHttp {
       timer?.cancel();
       if (onAbort !== undefined) signal?.removeEventListener("abort", onAbort);
     }
+  }
+
+  /** A connection of its own, on which nothing is asked. */
+  connect(): Socket {
+    if ("socketPath" in this.#target) return connect({ path: this.#target.socketPath });
+    const { hostname: host, port } = this.#target;
+    return connect({ host, port: port === "" ? 80 : Number(port) });
   }
 
   get(path: string, timeoutMs: number): Promise<EngineAnswerBody> {

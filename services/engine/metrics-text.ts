@@ -18,6 +18,8 @@ export function readGauges(text: string) {
     // Counters since the engine's start. On a wedged engine they stop, as do the gauges.
     promptTokens: sum(text, "vllm:prompt_tokens_total"),
     generationTokens: sum(text, "vllm:generation_tokens_total"),
+    /** When the process started, in Unix seconds. 0 where it doesn't say, as with several API servers. */
+    startedS: sum(text, "process_start_time_seconds"),
   };
 }
 

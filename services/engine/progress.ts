@@ -15,6 +15,8 @@ export interface EngineWork {
   readonly partnerIsGone?: boolean;
   /** Prompt tokens a millisecond, as seen on single legs, for the time that prompts get then. 0: none was seen. */
   readonly legTokensPerMs?: number;
+  /** Legs of them that wait for the first KV from a partner. Default 0. */
+  readonly firstTransfers?: number;
 }
 
 export interface ProgressSample extends EngineWork {
@@ -38,8 +40,8 @@ export interface ProgressBounds {
   /** Longest time without a token, beside what prompts and KV need. */
   readonly stallMs: number;
   /**
-   * What the engine is given on top while a request in it waits for its KV: the first transfer from a partner sets up
-   * their connection, and may hold up everything else in the engine meanwhile. The router knows both engines and decides
+   * What the engine is given on top while a request in it waits for its KV, by its own report or because it is the first
+   * from a partner: that sets up their connection, and may hold up everything else in the engine, its report included. The router knows both engines and decides
    * which of them is late.
    */
   readonly kvWaitMs: number;
@@ -60,7 +62,7 @@ export function progressJudge({
   /** Prompt tokens in it since then. Later prompts wait behind them and don't justify waiting longer. */
   let awaitedTokens = 0;
 
-  return ({ nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, counted }) => {
+  return ({ nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, firstTransfers = 0, counted }) => {
     const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
     const moved =
       counted !== undefined &&
@@ -82,7 +84,7 @@ export function progressJudge({
     const patienceMs = partnerIsGone ? Math.min(PARTNER_STALL_MS, stallMs) : stallMs;
     // What was counted between two ticks is no more than what was asked for, and says little about an idle engine.
     const promptsMs = awaitedTokens / Math.max(ratePerMs, partnerIsGone ? legTokensPerMs : 0);
-    const allowedMs = patienceMs + promptsMs * RATE_MARGIN + (deferred > 0 ? kvWaitMs : 0);
+    const allowedMs = patienceMs + promptsMs * RATE_MARGIN + (deferred + firstTransfers > 0 ? kvWaitMs : 0);
     if (frozenMs < allowedMs) return undefined;
     const waiting = deferred > 0 ? `, ${deferred} waiting for KV` : "";
     const partner = partnerIsGone ? ", some for a decode engine that has died" : "";

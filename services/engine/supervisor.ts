@@ -3,6 +3,9 @@
 //
 // - It died or stalled (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
 //   instance takes none until the next engine works.
+// - Its port is closed (held-connection.ts): it has died, or it stops and ends what runs in it. The instance takes no leg
+//   from then on and drops those that wait for their prefill. Running legs have connections of their own: they go on, or
+//   have ended with the engine. Then the first case follows.
 // - It works, but should be replaced (it holds much KV that nothing else frees), and the routers grant that
 //   (instance/restart-lease.ts): it retires. The instance takes no leg from then on, running legs end, and only then the
 //   engine is killed. If the engine stalls meanwhile, the first case ends it sooner.
@@ -16,11 +19,14 @@ import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import type { EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
-import { EngineSilent } from "./http.ts";
+import { HeldConnection } from "./held-connection.ts";
+import { EngineSilent, neverReached } from "./http.ts";
 import { NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
 import { progressJudge, type EngineWork } from "./progress.ts";
 
 const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
+/** Between two runs of the operator's command for an attached engine. */
+const COMMAND_PAUSE_MS = 60_000;
 /** An engine that lived this long had a good start: the next pause is a short one again. */
 const SETTLED_MS = 30_000;
 /** Interval between readings of the engine's counters; at least four fit in the longest stall. */
@@ -51,6 +57,9 @@ interface Watched {
   tick?: Timer;
   /** Its last metrics. Undefined before the first. */
   counted?: EngineGauges;
+  movedMs: number;
+  /** On its HTTP port. */
+  port?: HeldConnection;
   polledMs: number;
   polling: boolean;
   /** When it last answered a poll, or was found working. */
@@ -74,6 +83,8 @@ export class EngineSupervisor {
   #restarting: Promise<void> | undefined;
   /** The counters of an attached engine when it was found wedged. It is back when they have moved. */
   #wedgedAt: EngineGauges | undefined;
+  /** When the operator's command may run again. */
+  #restartAgainMs = -Infinity;
 
   constructor(o: SupervisorOptions) {
     this.#o = o;
@@ -90,9 +101,9 @@ export class EngineSupervisor {
     return this.#o.source.ours;
   }
 
-  /** Undefined while no engine works. */
+  /** Undefined while no engine works, or the one that works takes no new calls. */
   get live(): LiveEngine | undefined {
-    return this.#watched?.engine;
+    return this.#watched?.port?.isClosed === true ? undefined : this.#watched?.engine;
   }
 
   /**
@@ -101,6 +112,11 @@ export class EngineSupervisor {
    */
   get reason(): string {
     return this.#reason;
+  }
+
+  /** When its token counters were last seen to have moved. Of an engine that has had nothing to do: long ago. */
+  get movedMs(): number {
+    return this.#watched?.movedMs ?? -Infinity;
   }
 
   get gauges(): EngineGauges {
@@ -126,8 +142,9 @@ export class EngineSupervisor {
         if (status !== 200) this.#lose(watched, new Error(`the engine's /health answers ${status}`));
       },
       (error: unknown) => {
-        // The engine may be busy for a moment. The guardian reports the death of our own, and polls judge silence.
-        if (this.ours || error instanceof EngineSilent) return;
+        // The engine may be busy for a moment. The guardian reports the death of our own, the held connection that of an
+        // attached one, and polls judge silence.
+        if (this.ours || error instanceof EngineSilent || neverReached(error)) return;
         this.#lose(watched, new Error("the attached engine does not answer", { cause: error }));
       },
     );
@@ -156,7 +173,15 @@ export class EngineSupervisor {
 
   #watch(engine: StartedEngine): void {
     const nowMs = this.#clock.nowMs();
-    const watched: Watched = { engine, sinceMs: nowMs, polledMs: 0, polling: false, heardMs: nowMs, unanswered: 0 };
+    const watched: Watched = {
+      engine,
+      sinceMs: nowMs,
+      movedMs: -Infinity,
+      polledMs: 0,
+      polling: false,
+      heardMs: nowMs,
+      unanswered: 0,
+    };
     this.#watched = watched;
     this.#reason = "";
     this.#starts++;
@@ -169,7 +194,21 @@ export class EngineSupervisor {
       this.#tick(watched, judge);
     };
     watched.tick = this.#clock.setTimer(tickMs, tick);
+    watched.port = new HeldConnection({
+      dial: () => engine.http.connect(),
+      closed: () => void this.#portClosed(watched),
+      clock: this.#clock,
+    });
     this.#changed();
+  }
+
+  async #portClosed(watched: Watched): Promise<void> {
+    if (this.#watched !== watched || this.#over.signal.aborted) return;
+    this.#reason = "the engine's port is closed: it stops, or has died";
+    this.#o.log.warn("the engine's port is closed; running legs may end", { port: watched.engine.http.origin });
+    this.#changed();
+    await this.#o.emptied?.(this.#over.signal);
+    this.#lose(watched, new Error("the engine has closed its port"));
   }
 
   #lose(watched: Watched, why: Error): void {
@@ -177,6 +216,7 @@ export class EngineSupervisor {
     const { engine, sinceMs } = watched;
     const over = this.#over.signal.aborted;
     watched.tick?.cancel();
+    watched.port?.[Symbol.dispose]();
     this.#watched = undefined;
     this.#reason = over ? "stopped" : firstLine(why.message);
     engine.http.close(
@@ -203,15 +243,23 @@ export class EngineSupervisor {
     const over = this.#over.signal;
     // The old process must not hold memory or ports when the new one starts.
     await old.stop(0);
+    // A process that ends is wedged no more, whatever the next one counts.
+    using _port = new HeldConnection({
+      dial: () => old.http.connect(),
+      closed: () => void (this.#wedgedAt = undefined),
+      clock: this.#clock,
+    });
     for (;;) {
       await pause(this.#clock, backoffMs(this.#attempt++, RESTART_PAUSE), over);
       if (over.aborted) return;
       try {
+        await this.#haveRestarted();
         const next = await source.start(over);
         if (over.aborted) return await next.stop(0);
         if (this.#wedgedAt !== undefined && !(await hasMoved(next, this.#wedgedAt))) {
           await next.stop(0);
-          throw new Error("the attached engine is wedged: it answers, but its token counters have stalled; restart it");
+          const cure = source.process === undefined ? "" : `; restart ${source.process()}`;
+          throw new Error(`the attached engine is wedged: it answers, but its token counters have stalled${cure}`);
         }
         this.#wedgedAt = undefined;
         this.#watch(next);
@@ -226,16 +274,29 @@ export class EngineSupervisor {
     }
   }
 
+  /** Of an attached engine, as its operator said. Once, and again after a pause if that didn't help. */
+  async #haveRestarted(): Promise<void> {
+    const nowMs = this.#clock.nowMs();
+    const { source } = this.#o;
+    if (source.restart === undefined || nowMs < this.#restartAgainMs) return;
+    this.#restartAgainMs = nowMs + COMMAND_PAUSE_MS;
+    await source.restart(this.#reason, this.#over.signal);
+  }
+
   // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
   #tick(watched: Watched, judge: ReturnType<typeof progressJudge>): void {
+    // Its counters can't be read any more.
+    if (watched.port?.isClosed === true) return;
     const nowMs = this.#clock.nowMs();
     const work = this.#o.work();
     const isDue = work.legs > 0 || !this.ours || nowMs - watched.polledMs >= POLL_IDLE_MS;
     if (isDue && !watched.polling) void this.#poll(watched, nowMs);
     const wedged = judge({ ...work, nowMs, counted: watched.counted });
     if (wedged === undefined) return;
-    if (!this.ours) this.#wedgedAt = watched.counted;
-    this.#lose(watched, new Error(`the engine is ${wedged}`));
+    if (!this.ours) this.#wedgedAt = watched.counted ?? NO_GAUGES;
+    const { process: name, restart } = this.#o.source;
+    const cure = name === undefined || restart !== undefined ? "" : `; restart ${name()}`;
+    this.#lose(watched, new Error(`the engine is ${wedged}${cure}`));
   }
 
   async #poll(watched: Watched, nowMs: number): Promise<void> {
@@ -245,17 +306,26 @@ export class EngineSupervisor {
       this.restart(watched.engine, "its socket was removed, so that no new request reaches it");
     try {
       const { status, body } = await watched.engine.http.get("/metrics", POLL_TIMEOUT_MS);
-      if (status === 200) watched.counted = readGauges(body.toString("utf8"));
+      if (status === 200) {
+        const { counted: before } = watched;
+        const now = readGauges(body.toString("utf8"));
+        if (before !== undefined && isAnother(before, now))
+          return this.#lose(watched, new Error("the engine was replaced by another process"));
+        if (before !== undefined && haveMoved(before, now)) watched.movedMs = this.#clock.nowMs();
+        watched.counted = now;
+      }
       watched.unanswered = 0;
       watched.heardMs = this.#clock.nowMs();
       if (this.#watched === watched) this.#changed();
     } catch (error) {
-      if (this.#watched !== watched) return;
+      if (this.#watched !== watched || watched.port?.isClosed === true) return;
       watched.unanswered++;
       this.#o.log.debug("the engine's metrics can't be read", { error });
       // The guardian reports the end of our own engine; an attached one has no guardian. vLLM's API server, busy
       // writing tokens, may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
-      const busy = error instanceof EngineSilent && this.#clock.nowMs() - watched.heardMs < this.#o.stallMs;
+      const { stallMs, kvWaitMs = 0, work } = this.#o;
+      const patienceMs = stallMs + ((work().firstTransfers ?? 0) > 0 ? kvWaitMs : 0);
+      const busy = error instanceof EngineSilent && this.#clock.nowMs() - watched.heardMs < patienceMs;
       if (!this.ours && watched.unanswered >= UNANSWERED_LIMIT && !busy)
         this.#lose(watched, new Error("the attached engine does not answer"));
     } finally {
@@ -271,6 +341,15 @@ export class EngineSupervisor {
 /** `/health` alone is not enough: a permanently stalled engine answers it with 200. */
 async function hasMoved({ http }: LiveEngine, before: EngineGauges): Promise<boolean> {
   const now = readGauges((await http.get("/metrics", POLL_TIMEOUT_MS)).body.toString("utf8"));
+  return haveMoved(before, now) || isAnother(before, now);
+}
+
+/** Another process answers there. */
+function isAnother(before: EngineGauges, now: EngineGauges): boolean {
+  return before.startedS > 0 && now.startedS > 0 && before.startedS !== now.startedS;
+}
+
+function haveMoved(before: EngineGauges, now: EngineGauges): boolean {
   return now.promptTokens !== before.promptTokens || now.generationTokens !== before.generationTokens;
 }
 

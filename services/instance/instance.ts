@@ -268,7 +268,7 @@ function engineSource(
   pings: () => Promise<PingListener>,
 ): EngineSource {
   const { servesUnpaired, pairedId, wedgedByPartner, name } = connector.traits;
-  const { attach: url, apiKey, flags, model, servedName, startTimeoutMs } = config.engine;
+  const { attach: url, apiKey, flags, model, servedName, startTimeoutMs, restartCommand } = config.engine;
   const common = { model, servesUnpaired, startTimeoutMs, ...o };
   if (url !== "") {
     if (socketPathOf(url) === undefined && !(url.startsWith("http://") && URL.canParse(url)))
@@ -279,8 +279,10 @@ function engineSource(
         `With connector ${name}, an attached engine needs --engine.kv_address HOST:PORT: requests carry it.`,
       );
     }
-    return attachedEngine({ ...common, url, apiKey, kind: config.engine.kind, kvAddress });
+    return attachedEngine({ ...common, url, apiKey, kind: config.engine.kind, kvAddress, restartCommand });
   }
+  if (restartCommand !== "")
+    throw new ConfigError("--engine.restart_command is for an attached engine. Tandem restarts its own by itself.");
   if (config.engine.kind === undefined && name !== "p2p-zmq")
     throw new ConfigError(`--connector ${name} needs --engine vllm with a --model, or --engine sim.`);
   const kind = config.engine.kind ?? defaultEngineKind(model);

@@ -14,9 +14,11 @@ import { neverReached } from "../engine/http.ts";
 import type { InstanceParts, RoleService } from "../instance/instance.ts";
 import { admitLeg, estimatePromptTokens } from "../instance/leg-request.ts";
 import type { EngineRequest, LegSpec } from "../kv/connector.ts";
+import { KV_ADDRESS } from "../kv/p2p.ts";
 import { defineService, type CallContext } from "../rpc/service.ts";
 import type { PrefillConfig } from "./config.ts";
 import { Outcomes, type PrefillOutcome } from "./outcomes.ts";
+import { PartnerPorts } from "./partner-ports.ts";
 import { PromptAccount } from "./prompt-account.ts";
 import { watchPartners } from "./partner-watch.ts";
 
@@ -39,6 +41,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
   const { traits } = connector;
   const outcomes = new Outcomes(limits, clock);
   const running = new Set<AbortController>();
+  const ports = new PartnerPorts(clock);
   const account = new PromptAccount(clock);
   let legTokensPerMs = 0;
   const lost = (decodeKvAddress: string): void =>
@@ -54,6 +57,8 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
 
   async function prefill(request: PrefillRequest, { signal: gone }: CallContext): Promise<Answer> {
     const { legId, decodeKvAddress } = request;
+    if (traits.wedgedByPartner && KV_ADDRESS.test(decodeKvAddress) && (await ports.isClosed(decodeKvAddress)))
+      throw new ServiceError("kv_transfer_failed", "The decode engine is gone, so no KV was sent to it.");
     const { engine, spec } = admitLeg(parts, "prefill", request, 0);
     const leg = { engine, spec, request: connector.prefillRequest(spec) };
     if (outcomes.has(legId)) {
@@ -163,6 +168,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     engineChanged: (live) => account.engineChanged(live),
     abortLegs() {
       const error = new ServiceError("instance_unavailable", "The instance is stopping.");
+      ports[Symbol.dispose]();
       for (const leaving of running) leaving.abort(error);
     },
   };

@@ -233,12 +233,13 @@ export const routerConfig = defineConfig(
       ),
       answerFloorMs: milliseconds(
         "answer.floor_ms",
-        "Base timeout of every non-streaming answer, from prefill's answer on. The time for its tokens is added to it.",
+        "Base timeout of a non-streaming answer whose tokens its instance can't report, from prefill's answer on. The " +
+          "time for its tokens is added to it.",
         { default: 60_000, live: true },
       ),
       answerSlack: number(
         "answer.slack",
-        "Allows a non-streaming answer this many times the time that max_tokens take at the slowest pace seen lately " +
+        "Allows such an answer this many times the time that max_tokens take at the slowest pace seen lately " +
           "on its instance. After that the leg is tried elsewhere. 0: only request.deadline_ms applies.",
         { default: 10, min: 0, max: 10_000, live: true },
       ),

@@ -45,6 +45,21 @@ describe("a reservation", () => {
     fresh.abandon(true);
   });
 
+  it("ends as soon as its engine dies, and none is granted from then on", async () => {
+    await using prefill = await simPrefill();
+    // Nothing is polled on a clock that stands still.
+    await using decode = await simDecode("p2p-zmq", {}, {}, manualClock());
+    const call = await reserved(decode, prefill, leg());
+    decode.engine.kill();
+    await assert.rejects(within(call.next(), "its end"), refusal("instance_lost"));
+    const { state, reason } = decode.instance.load();
+    assert.equal(state, State.STARTING);
+    assert.match(reason, /port/);
+    const late = openDecode(decode);
+    late.reserve(leg(), prefill);
+    await assert.rejects(within(late.next(), "the refusal"), refusal("instance_unavailable"));
+  });
+
   it("expires when it isn't started, and the KV that came meanwhile is released", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", { "reservation.hold_ms": 150 });

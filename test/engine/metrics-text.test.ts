@@ -14,6 +14,7 @@ describe("an engine's metrics", () => {
       kvLate: 0,
       promptTokens: 1416,
       generationTokens: 1493,
+      startedS: 1795354490.51,
     });
     assert.equal(readBlockSize(text), 32);
     assert.deepEqual(readKvCache(text), { tokens: 32_768, bytes: 67_108_864 });
@@ -45,6 +46,7 @@ describe("an engine's metrics", () => {
       kvLate: 4,
       promptTokens: 7000,
       generationTokens: 0,
+      startedS: 0,
     });
     assert.equal(readBlockSize(text), 0);
     assert.deepEqual(readKvCache(text), { tokens: 0, bytes: 0 });

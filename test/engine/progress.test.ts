@@ -99,6 +99,12 @@ describe("the judge of an engine's progress", () => {
     assert.equal(waiting(1, 1), STALL_MS + KV_WAIT_MS);
     assert.equal(waiting(3, 1), STALL_MS + KV_WAIT_MS);
     assert.equal(waiting(3, 0), STALL_MS);
+    // Its own report may be held up as well.
+    const unreported = { legs: 3, promptTokens: 0, firstTransfers: 1, counted: { ...STALLED, deferred: 0 } };
+    assert.equal(
+      wedgedAfter(() => unreported),
+      STALL_MS + KV_WAIT_MS,
+    );
     // KV that came within the bound moves the engine on, and a stall after it is found as any other.
     const moved = wedgedAfter((ms) => ({
       legs: 2,

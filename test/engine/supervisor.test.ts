@@ -1,12 +1,10 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
-import { createServer } from "node:http";
 import { createServer as createTcpServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
-import { attachedEngine } from "../../services/engine/attached.ts";
 import { socketPathOf } from "../../services/engine/http.ts";
 import { launcherOf } from "../../services/engine/launch.ts";
 import type { EngineSource } from "../../services/engine/engine.ts";
@@ -15,10 +13,7 @@ import { identityOf } from "../../services/common/process-identity.ts";
 import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawned.ts";
 import { EngineSupervisor, type SupervisorOptions } from "../../services/engine/supervisor.ts";
 import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
-import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
-import { systemClock } from "../../services/common/clock.ts";
-import { manualClock } from "../support/manual-clock.ts";
 import { skip } from "../support/skip.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
 
@@ -273,118 +268,5 @@ describe("an engine that Tandem starts", () => {
     const { args } = await launcherOf("embedded", o, vllm)(ports);
     assert.ok(args.includes("--model.file=a.gguf") && args.includes("--model.name=named"), args.join(" "));
     assert.ok((await launcherOf("embedded", { ...o, model: "" }, vllm)(ports)).args.includes("--no-sim"));
-  });
-});
-
-describe("an engine that Tandem is attached to", () => {
-  async function attached(
-    url: string,
-    model = "",
-    o = { servesUnpaired: true, stallMs: 60_000 },
-    clock = systemClock,
-  ): Promise<EngineSupervisor> {
-    const supervisor = new EngineSupervisor({
-      source: attachedEngine({
-        url,
-        apiKey: "",
-        kind: undefined,
-        model,
-        servesUnpaired: o.servesUnpaired,
-        kvAddress: "",
-        startTimeoutMs: 300,
-        log: silentLog,
-        clock,
-      }),
-      log: silentLog,
-      work: () => ({ legs: 1, promptTokens: 0 }),
-      stallMs: o.stallMs,
-      clock,
-    });
-    await supervisor.start(new AbortController().signal);
-    return supervisor;
-  }
-
-  it("must complete a token before it counts as working", async () => {
-    await using engine = await startSimEngine({});
-    const supervisor = await attached(engine.url);
-    assert.equal(engine.state().outcomes.finished, 1);
-    assert.deepEqual([supervisor.live!.facts.kind, supervisor.live!.facts.model], ["sim", "tandem-sim"]);
-    await supervisor.stop(0);
-    await using broken = await startSimEngine({ faults: ["refuse"] });
-    await assert.rejects(attached(broken.url), /POST \/v1\/completions answers 503/);
-  });
-
-  it("is not taken for lost while it is only too busy to be polled", async () => {
-    const clock = manualClock();
-    let polls = 0;
-    let answers = Infinity;
-    const server = createServer((req, res) => {
-      if (req.url === "/v1/models") return void res.end('{"data":[{"id":"fake","max_model_len":64}]}');
-      if (req.url === "/metrics" && ++polls > answers) return;
-      res.end(req.url === "/version" ? '{"version":"1.2.3"}' : "{}");
-    });
-    await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-    const supervisor = await attached(
-      `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-      "",
-      undefined,
-      clock,
-    );
-    const first = supervisor.live;
-    answers = polls;
-    await eventually("two polls went unanswered, and a third was sent", () => {
-      clock.advance(500);
-      return polls >= answers + 3;
-    });
-    assert.equal(supervisor.live, first);
-    await supervisor.stop(0);
-    server.closeAllConnections();
-    server.close();
-  });
-
-  it("is out when it goes, and used again when it is back", async () => {
-    const engine = await startSimEngine({});
-    const supervisor = await attached(engine.url);
-    const live = supervisor.live!;
-    engine.kill();
-    supervisor.suspect(live);
-    await eventually("it is missed", () => supervisor.live === undefined);
-    assert.match(supervisor.reason, /does not/);
-    await using again = await startSimEngine({ port: Number(new URL(engine.url).port) });
-    await eventually("it is back", () => supervisor.live);
-    assert.equal(supervisor.live!.http.origin, again.url);
-    assert.equal(supervisor.restart(supervisor.live!, "x"), false);
-    await supervisor.stop(0);
-  });
-
-  it("is out when it stalls, and back only when it has counted a token since", async () => {
-    await using engine = await startSimEngine({ faults: ["hang"] });
-    const ask = (): Promise<unknown> =>
-      fetch(`${engine.url}/v1/completions`, {
-        method: "POST",
-        headers: { "content-type": "application/json" },
-        body: JSON.stringify({ model: "tandem-sim", prompt: "x", max_tokens: 1 }),
-      });
-    const supervisor = await attached(engine.url, "", { servesUnpaired: false, stallMs: 200 });
-    await eventually("it is missed", () => supervisor.live === undefined);
-    await eventually("its health is not believed", () => /token counters have stalled/.test(supervisor.reason));
-    engine.clearFaults();
-    await ask();
-    await eventually("it is back", () => supervisor.live);
-    await supervisor.stop(0);
-  });
-
-  it("is refused when it serves another model, or wants a key", async () => {
-    await using engine = await startSimEngine({});
-    await assert.rejects(attached(engine.url, "other"), /serves tandem-sim, not other/);
-    const guarded = createServer((req, res) => res.writeHead(req.url === "/health" ? 200 : 401).end());
-    await new Promise<void>((done) => guarded.listen(0, "127.0.0.1", done));
-    await assert.rejects(attached(`http://127.0.0.1:${(guarded.address() as AddressInfo).port}`), /--engine.api_key/);
-    guarded.closeAllConnections();
-    guarded.close();
-  });
-
-  it("is waited for only up to the limit of its start", async () => {
-    await assert.rejects(attached("http://127.0.0.1:1"), /does not work/);
   });
 });

@@ -139,6 +139,7 @@ describe("an instance", () => {
     await assert.rejects(start("--attach", "ftp://x"), ConfigError);
     await assert.rejects(start("--engine", "vllm"), ConfigError);
     await assert.rejects(start("--connector", "nixl"), /needs --engine vllm with a --model, or --engine sim/);
+    await assert.rejects(start("--engine", "sim", "--engine.restart_command", "true"), /is for an attached engine/);
     await assert.rejects(
       start("--engine=sim", "--kv.listen=0.0.0.0:20001"),
       /Set --token \(TANDEM_TOKEN\), or listen on/,

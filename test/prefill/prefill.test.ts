@@ -11,8 +11,9 @@ import {
   type PairLeg,
   type SimInstance,
 } from "../instance/legs.ts";
+import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { manualClock } from "../support/manual-clock.ts";
-import { deferred, eventually, freePort, within } from "../support/waits.ts";
+import { deferred, eventually, freePort, untilQuiet, within } from "../support/waits.ts";
 
 const refusal = (code: string) => (error: unknown) => (error as { code?: string }).code === code;
 const outcomeOf = async (prefill: SimInstance, legId: string): Promise<Outcome> =>
@@ -54,6 +55,27 @@ describe("a prefill leg", () => {
       },
     );
     assert.equal(await outcomeOf(prefill, pair.legId), Outcome.NOTHING_SENT);
+  });
+
+  it("is not begun for a decode engine that is gone, where that would wedge the engine", async () => {
+    const asNccl = { connector: "p2p-nccl" };
+    const clock = manualClock();
+    await using prefill = await simPrefill("p2p-zmq", asNccl, { faults: ["upstream"] }, clock);
+    const decode = await simDecode("p2p-zmq", asNccl, { faults: ["upstream"] });
+    const kvAddress = decode.instance.info().kvAddress;
+    const toDecode = (): Promise<unknown> =>
+      prefill.channel.client(PrefillService).prefill({ ...leg(), decodeKvAddress: kvAddress });
+    await toDecode();
+    assert.equal(prefill.engine.state().outcomes.finished, 1);
+    decode.engine.kill();
+    await untilQuiet();
+    for (let count = 0; count < 8; count++) await assert.rejects(toDecode(), refusal("kv_transfer_failed"));
+    const { finished, failed, aborted } = prefill.engine.state().outcomes;
+    assert.deepEqual([finished, failed, aborted], [1, 0, 0]);
+    await decode[Symbol.asyncDispose]();
+    // Its address may be another engine's by now.
+    await using _again = await startSimEngine({ role: "decode", connector: "p2p-zmq", kvListen: kvAddress });
+    await toDecode();
   });
 
   it("is refused when its id was used, its slot is taken, or its address would be parsed", async () => {

@@ -1,0 +1,69 @@
+// An idle TCP connection, held for the news of its end. The system closes all connections of a process that dies, and
+// refuses new ones at its port; so the death is known at once, and not at the next poll. An end alone means nothing,
+// because servers close idle connections: only a port that refuses the next one is closed.
+import type { Socket } from "node:net";
+import { type Clock, type Deferred, deferred, type Timer } from "../common/clock.ts";
+
+/** After some connections that ended sooner than this, the next one waits as long. */
+const SHORT_MS = 1_000;
+const SHORT_LIMIT = 3;
+
+export interface HeldConnectionOptions {
+  dial(): Socket;
+  /** The port is closed. Called once; nothing is held from then on. */
+  closed(): void;
+  readonly clock: Clock;
+}
+
+export class HeldConnection {
+  readonly #o: HeldConnectionOptions;
+  #known: Deferred<void> = deferred();
+  #socket: Socket | undefined;
+  #timer: Timer | undefined;
+  #shortCount = 0;
+  #over = false;
+  /** Whether the port refused the last connection. */
+  isClosed = false;
+
+  constructor(o: HeldConnectionOptions) {
+    this.#o = o;
+    this.#dial();
+  }
+
+  /** Resolves when it is known whether the port is closed now. */
+  get known(): Promise<void> {
+    return this.#known.promise;
+  }
+
+  [Symbol.dispose](): void {
+    this.#over = true;
+    this.#known.resolve();
+    this.#timer?.cancel();
+    this.#socket?.destroy();
+  }
+
+  #dial(): void {
+    const { clock } = this.#o;
+    const dialledMs = clock.nowMs();
+    let refused = false;
+    const socket = this.#o.dial();
+    this.#socket = socket;
+    socket.once("connect", () => this.#known.resolve());
+    socket.on("error", ({ code }: NodeJS.ErrnoException) => (refused = code === "ECONNREFUSED" || code === "ENOENT"));
+    socket.once("close", () => {
+      if (this.#over) return;
+      if (refused) {
+        this.isClosed = true;
+        this[Symbol.dispose]();
+        return this.#o.closed();
+      }
+      this.#shortCount = clock.nowMs() - dialledMs < SHORT_MS ? this.#shortCount + 1 : 0;
+      this.#known.resolve();
+      this.#known = deferred();
+      if (this.#shortCount < SHORT_LIMIT) this.#dial();
+      else this.#timer = clock.setTimer(SHORT_MS, () => this.#dial());
+    });
+    socket.resume();
+    socket.unref();
+  }
+}
