@@ -11,8 +11,10 @@ import { EventSplitter } from "../engine/sse.ts";
 import type { InstanceParts } from "../instance/instance.ts";
 import type { EngineRequest, LegSpec } from "../kv/connector.ts";
 import { asksForStream, asksForUsage } from "../kv/leg-body.ts";
+import type { AnswerShape } from "./answer-shape.ts";
 import { AnswerStream } from "./answer-stream.ts";
 import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ReadAnswer, type ResponseIdentity } from "./answer.ts";
+import { JoinedAnswer } from "./joined-answer.ts";
 import { encodePiece, encodeResponse } from "./wire.ts";
 
 /** The largest event that an engine may send, and the largest body. */
@@ -20,6 +22,8 @@ const EVENT_LIMIT_BYTES = 16 * 1024 * 1024;
 const ANSWER_LIMIT_BYTES = 64 * 1024 * 1024;
 /** A message is full at this size. gRPC counts messages, not bytes, before it holds a writer back. */
 const PIECE_BYTES = 64 * 1024;
+/** Between two reports of the tokens of an answer that is joined. */
+const REPORT_EVERY_MS = 500;
 
 export interface AnswerRunOptions {
   readonly parts: InstanceParts;
@@ -27,28 +31,41 @@ export interface AnswerRunOptions {
   readonly spec: LegSpec;
   readonly request: EngineRequest;
   readonly identity: ResponseIdentity;
+  /** The form of the answer that is joined from the engine's stream. Undefined: the answer goes out as it comes. */
+  readonly shape: AnswerShape | undefined;
+  /** Called with a whole answer of the engine, which was not streamed. */
+  gotWhole(answer: Buffer): void;
+  /** Called when a joined answer should not have been streamed. */
+  notJoinable(because: string): void;
   /** Takes a DecodeResponse, encoded. False: nothing more until `resume`. */
   write(message: Buffer): boolean;
+  /** The engine has taken the KV: its first chunk or its whole answer is here. */
+  began(): void;
   /** Undefined: the whole answer was written, its end with it. */
   ended(error: ServiceError | undefined): void;
 }
 
 export class AnswerRun {
   readonly #o: AnswerRunOptions;
-  readonly #stream: AnswerStream | undefined;
+  /** Undefined: the engine doesn't stream. */
+  readonly #stream: AnswerStream | JoinedAnswer | undefined;
   readonly #splitter: EventSplitter | undefined;
   readonly #call: EngineCall;
   readonly #clock: Clock;
   readonly #startedMs: number;
   #firstTokenMs = 0;
   #lastTokenMs = 0;
+  /** Of a joined answer: when its tokens were last reported, and how many. */
+  #reportedMs = -Infinity;
+  #reportedTokens = 0;
   #status = 0;
   /** The bytes of a plain body, or of an error. */
   readonly #chunks: Buffer[] = [];
   #chunkBytes = 0;
   /** A message went out in this turn of the event loop. */
   #wroteThisTurn = false;
-  #discarding = false;
+  /** The caller is gone. */
+  discarding = false;
   #over = false;
 
   constructor(o: AnswerRunOptions) {
@@ -56,12 +73,15 @@ export class AnswerRun {
     const { body, members, path } = o.spec;
     this.#clock = o.parts.clock;
     this.#startedMs = this.#clock.nowMs();
-    if (asksForStream(body, members)) {
-      const stream = new AnswerStream({
-        identity: o.identity,
-        wantsUsage: asksForUsage(body, members),
-        startsWithRole: path === "/v1/chat/completions",
-      });
+    if (o.shape !== undefined || asksForStream(body, members)) {
+      const stream =
+        o.shape === undefined
+          ? new AnswerStream({
+              identity: o.identity,
+              wantsUsage: asksForUsage(body, members),
+              startsWithRole: path === "/v1/chat/completions",
+            })
+          : new JoinedAnswer(ANSWER_LIMIT_BYTES);
       this.#stream = stream;
       this.#splitter = new EventSplitter((buffer, from, to) => stream.take(buffer, from, to), EVENT_LIMIT_BYTES);
     }
@@ -78,9 +98,19 @@ export class AnswerRun {
     );
   }
 
+  /** The engine's tokens are seen as they come. */
+  get streams(): boolean {
+    return this.#stream !== undefined;
+  }
+
   /** The engine has answered with a chunk at least: it has taken the KV, and an abort frees it. */
   get tookKv(): boolean {
     return this.#stream !== undefined && this.#stream.chunkCount > 0;
+  }
+
+  /** When the engine last sent a chunk, or got the request. */
+  get heardMs(): number {
+    return this.#lastTokenMs || this.#startedMs;
   }
 
   resume(): void {
@@ -98,11 +128,11 @@ export class AnswerRun {
    * plain body to its end), and calls `ended`.
    */
   discard(): void {
-    this.#discarding = true;
+    this.discarding = true;
     this.#call.resume();
   }
 
-  #onEvents(stream: AnswerStream, chunk: Buffer): void {
+  #onEvents(stream: AnswerStream | JoinedAnswer, chunk: Buffer): void {
     const before = stream.chunkCount;
     try {
       this.#splitter!.push(chunk);
@@ -111,14 +141,18 @@ export class AnswerRun {
     }
     if (stream.chunkCount !== before) {
       this.#lastTokenMs = this.#clock.nowMs();
-      if (before === 0) this.#firstTokenMs = this.#lastTokenMs;
+      if (before === 0) {
+        this.#firstTokenMs = this.#lastTokenMs;
+        this.#o.began();
+      }
     }
     if (stream.error !== undefined) return this.#fail(reportedError(stream));
-    if (this.#discarding) {
+    if (this.discarding) {
       stream.cleared();
       if (this.tookKv || stream.done) this.#finish(undefined);
       return;
     }
+    if (stream instanceof JoinedAnswer) return stream.done ? this.#completeJoined(stream) : this.#report(stream);
     if (stream.done) return this.#completeStream(stream);
     if (stream.parts.length === 0 || (this.#wroteThisTurn && stream.bytes < PIECE_BYTES)) return;
     if (this.#wroteThisTurn) return this.#flush(stream);
@@ -127,7 +161,7 @@ export class AnswerRun {
     this.#flush(stream);
     setImmediate(() => {
       this.#wroteThisTurn = false;
-      if (!this.#over && !this.#discarding && stream.parts.length > 0) this.#flush(stream);
+      if (!this.#over && !this.discarding && stream.parts.length > 0) this.#flush(stream);
     });
   }
 
@@ -135,6 +169,26 @@ export class AnswerRun {
     const roomy = this.#o.write(encodePiece(stream.parts, stream.bytes, stream.tokens));
     stream.cleared();
     if (!roomy) this.#call.pause();
+  }
+
+  /** Tells the caller that the answer goes on. */
+  #report(answer: JoinedAnswer): void {
+    if (answer.tokens === 0 || this.#lastTokenMs - this.#reportedMs < REPORT_EVERY_MS) return;
+    this.#reportedMs = this.#lastTokenMs;
+    this.#reportedTokens += answer.tokens;
+    this.#o.write(encodePiece([], 0, answer.tokens));
+    answer.cleared();
+  }
+
+  #completeJoined(answer: JoinedAnswer): void {
+    if (answer.parsed) this.#o.notJoinable("a parser took some of the output for something else than content");
+    let whole: Buffer;
+    try {
+      whole = answer.whole(this.#o.shape!);
+    } catch (error) {
+      return this.#fail(error);
+    }
+    this.#completeBody(whole);
   }
 
   #completeStream({ finishReason, usage, chunkCount, parts, bytes, tokens }: AnswerStream): void {
@@ -165,18 +219,22 @@ export class AnswerRun {
       this.#suspect();
       return this.#fail(engineFailure("decode", refusal.cause as Error, true));
     }
-    if (this.#splitter === undefined) return this.#completeBody();
+    if (this.#splitter === undefined) {
+      if (this.discarding) return this.#finish(undefined);
+      this.#firstTokenMs = this.#lastTokenMs = this.#clock.nowMs();
+      const whole = Buffer.concat(this.#chunks);
+      this.#o.began();
+      this.#o.gotWhole(whole);
+      return this.#completeBody(whole);
+    }
     // An orderly stream was ended by its [DONE].
     const cut = this.#splitter.pendingBytes > 0 ? "in the middle of an event" : "without [DONE]";
     this.#fail(new Error(`the engine's stream ended ${cut}`));
   }
 
-  #completeBody(): void {
-    if (this.#discarding) return this.#finish(undefined);
-    this.#firstTokenMs = this.#lastTokenMs = this.#clock.nowMs();
+  #completeBody(body: Buffer): void {
     let answer: ReadAnswer;
     try {
-      const body = Buffer.concat(this.#chunks);
       answer = rewriteAnswer(body, scanObject(body), this.#o.identity, true);
     } catch (error) {
       return this.#fail(error);
@@ -184,7 +242,8 @@ export class AnswerRun {
     const { json, finishReason, usage = { promptTokens: 0, completionTokens: 0 } } = answer;
     if (finishReason === undefined)
       return this.#fail(new SyntaxError("the engine's answer has no choice with a finish reason"));
-    this.#complete([json], json.length, usage.completionTokens, finishReasonOf(finishReason), usage);
+    const tokens = Math.max(0, usage.completionTokens - this.#reportedTokens);
+    this.#complete([json], json.length, tokens, finishReasonOf(finishReason), usage);
   }
 
   /** Writes the last message. */
@@ -217,13 +276,13 @@ export class AnswerRun {
     this.#over = true;
     // A discarded stream is stopped here; of a finished one only its last bytes are still under way, and reading them
     // gives the connection back.
-    if (this.#discarding) this.#call.abort();
+    if (this.discarding) this.#call.abort();
     this.#o.ended(error);
   }
 }
 
 /** An error event inside a 200 stream. A 4xx in it is about the request; it comes before any token. */
-function reportedError(stream: AnswerStream): ServiceError {
+function reportedError(stream: AnswerStream | JoinedAnswer): ServiceError {
   const fresh = stream.chunkCount === 0;
   let status = 500;
   try {

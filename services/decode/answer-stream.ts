@@ -5,10 +5,10 @@
 import type { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanArray, scanObject, type Member } from "../common/json-body.ts";
 import { finishReasonOf, rewriteAnswer, type AnswerUsage, type ResponseIdentity } from "./answer.ts";
+import { readEvent } from "./stream-event.ts";
 
 const LF = 10;
 const PREFIX = Buffer.from("data: ");
-const DONE = Buffer.from("[DONE]");
 const BLANK = Buffer.from("\n\n");
 /**
  * What makes a chunk worth a closer look. Quotes inside a string are escaped, so text can't match the quoted ones. One
@@ -97,18 +97,11 @@ export class AnswerStream {
   }
 
   #takeSlowly(event: Buffer): void {
-    const data = dataOf(event);
-    if (data === undefined) return;
-    if (data.equals(DONE)) {
-      this.done = true;
-      return;
-    }
-    const members = scanObject(data);
-    const failed = members.find((member) => member.key === "error");
-    if (failed !== undefined && data.toString("latin1", failed.valueStart, failed.valueEnd) !== "null") {
-      this.error = data.toString("utf8", failed.valueStart, Math.min(failed.valueEnd, failed.valueStart + 2_000));
-      return;
-    }
+    const taken = readEvent(event);
+    if (taken.kind === "done") this.done = true;
+    else if (taken.kind === "error") this.error = taken.error;
+    if (taken.kind !== "chunk") return;
+    const { data, members } = taken;
     const read = rewriteAnswer(data, members, this.#o.identity, this.#o.wantsUsage);
     if (read.usage !== undefined) this.usage = read.usage;
     // The usage chunk has no choice. One that the client didn't ask for ends here.
@@ -145,12 +138,4 @@ function headOf(json: Buffer, members: readonly Member[]): Buffer | undefined {
   const first = scanArray(json, valueStart, valueEnd)[0]!;
   const index = scanObject(json.subarray(first.start, first.end))[0];
   return index?.key === "index" ? json.subarray(0, first.start + index.valueEnd + 1) : undefined;
-}
-
-/** The data of an event, its lines joined. Undefined where it has none: a comment, such as vLLM's `: keep-alive`. */
-function dataOf(event: Buffer): Buffer | undefined {
-  // Latin-1 keeps all bytes as they are.
-  const lines = event.toString("latin1").split(/\r?\n/);
-  const data = lines.filter((line) => line.startsWith("data:")).map((line) => line.slice(line[5] === " " ? 6 : 5));
-  return data.length === 0 ? undefined : Buffer.from(data.join("\n"), "latin1");
 }

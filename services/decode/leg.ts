@@ -4,33 +4,58 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, type Reserve, type Start } from "#gen/tandem/decode/v1/decode_pb.js";
 import { ADDRESS } from "../common/address.ts";
 import type { Timer } from "../common/clock.ts";
+import type { Deadline, Deadlines } from "../common/deadlines.ts";
 import { ServiceError, type ServiceErrorOptions } from "../common/errors.ts";
+import { engineFailure } from "../engine/engine-error.ts";
 import type { LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
 import { admitLeg, estimatePromptTokens, invalid } from "../instance/leg-request.ts";
 import type { EngineRequest } from "../kv/connector.ts";
+import { asksForStream } from "../kv/leg-body.ts";
 import type { RawCall } from "../rpc/service.ts";
 import { AnswerRun } from "./answer-run.ts";
+import type { AnswerShape, AnswerShapes } from "./answer-shape.ts";
 import type { ReservedLeg, Settle } from "./settle.ts";
+import type { FirstTransfers } from "./first-transfers.ts";
+import { isStuck } from "./stuck.ts";
+import { wholeOnly } from "./whole-only.ts";
 import { encodeResponse } from "./wire.ts";
+
+/** An engine that goes on is looked at this often while a leg of it has no token. */
+const LOOK_AGAIN_MS = 500;
 
 export interface LegShared {
   readonly parts: InstanceParts;
   readonly settle: Settle;
   readonly holdMs: number;
+  readonly stallMs: number;
+  readonly shapes: AnswerShapes;
+  readonly deadlines: Deadlines;
+  readonly firstTransfers: FirstTransfers;
   /** Legs that have not ended, by leg id. An id stays taken until its KV is settled. */
   readonly legs: Map<string, DecodeLeg>;
 }
 
 type Phase =
   | { readonly kind: "new" }
-  | { readonly kind: "reserved"; readonly leg: ReservedLeg; readonly hold: Timer }
+  | {
+      readonly kind: "reserved";
+      readonly leg: ReservedLeg;
+      readonly hold: Timer;
+      /** Of a whole answer that is joined from a stream. */
+      readonly shape: AnswerShape | undefined;
+    }
   | {
       readonly kind: "running";
       readonly leg: ReservedLeg;
       readonly run: AnswerRun;
       readonly ticket: string;
       readonly startedMs: number;
+      /** Checked once per allowed silence, and not moved with every token. */
+      readonly due: Deadline;
+      readonly unpaired: boolean;
+      /** Set while it waits for the first KV from its prefill engine. */
+      readonly firstTransfer: ReturnType<FirstTransfers["began"]>;
     }
   | { readonly kind: "over" };
 
@@ -42,6 +67,8 @@ export class DecodeLeg {
   readonly #shared: LegShared;
   /** The caller takes no more for now, so the wait is not the engine's fault. */
   #held = false;
+  /** When it last took more again. */
+  #resumedMs = -Infinity;
 
   constructor(call: RawCall, shared: LegShared) {
     this.#call = call;
@@ -52,6 +79,7 @@ export class DecodeLeg {
     call.onCallerSilent = () => this.#callerSilent();
     call.onDrain = () => {
       this.#setHeld(false);
+      this.#resumedMs = shared.parts.clock.nowMs();
       if (this.#phase.kind === "running") this.#phase.run.resume();
     };
   }
@@ -79,7 +107,7 @@ export class DecodeLeg {
     const phase = this.#phase;
     if (phase.kind === "over") return;
     if (step.case === "reserve" && phase.kind === "new") this.#reserve(step.value);
-    else if (step.case === "start" && phase.kind === "reserved") this.#start(step.value);
+    else if (step.case === "start" && phase.kind === "reserved") this.#start(step.value, phase.shape);
     else if (step.case === "abandon" && phase.kind === "reserved") {
       this.#abandon(step.value.reason, step.value.nothingSent);
       this.#call.end();
@@ -97,7 +125,7 @@ export class DecodeLeg {
 
   /** @throws ServiceError, which ends the call. */
   #reserve(reserve: Reserve): void {
-    const { parts, legs, holdMs } = this.#shared;
+    const { parts, legs, holdMs, shapes } = this.#shared;
     // Whatever is thrown below, this call is over.
     this.#phase = { kind: "over" };
     const { legId, prefillGrpcAddress, identity } = reserve;
@@ -105,15 +133,19 @@ export class DecodeLeg {
       throw invalid("prefill_grpc_address", "must be host:port or empty");
     if (identity === undefined || identity.id === "") throw invalid("identity.id", "is missing");
     if (legs.has(legId)) throw new ServiceError("leg_id_reused", "The leg id is in use. Retry with a fresh one.");
-    const leg = { ...admitLeg(parts, "decode", reserve, identity.sampleIndex), reserve };
+    const { engine, spec } = admitLeg(parts, "decode", reserve, identity.sampleIndex);
+    const streams = asksForStream(spec.body, spec.members);
+    const shape = streams || wholeOnly(spec) ? undefined : shapes.of(engine, spec.path);
+    const joined = shape !== undefined;
+    const leg = { engine, spec: joined ? { ...spec, joined } : spec, reserve };
     legs.set(legId, this);
     parts.status.count({ reserved: 1, queuedTokens: estimatePromptTokens(leg.spec) });
-    this.#phase = { kind: "reserved", leg, hold: parts.clock.setTimer(holdMs, () => this.#expired()) };
-    this.#call.write(encodeResponse({ reserved: { holdMs } }));
+    this.#phase = { kind: "reserved", leg, shape, hold: parts.clock.setTimer(holdMs, () => this.#expired()) };
+    this.#call.write(encodeResponse({ reserved: { holdMs, reportsTokens: streams || joined } }));
   }
 
-  #start({ ticket, cachedTokens, unpaired }: Start): void {
-    const { parts } = this.#shared;
+  #start({ ticket, cachedTokens, unpaired }: Start, shape: AnswerShape | undefined): void {
+    const { parts, shapes, deadlines, firstTransfers, stallMs } = this.#shared;
     const { connector } = parts;
     const leg = this.#leaveReserved();
     const { spec, engine } = leg;
@@ -131,20 +163,50 @@ export class DecodeLeg {
     if (request === undefined)
       return refuse("This connector's engines serve no leg without prefill.", { param: "unpaired" });
     parts.status.count({ running: 1 });
+    const partner = unpaired ? undefined : connector.fetchedFrom(ticket);
+    const firstTransfer = partner === undefined ? undefined : firstTransfers.began(engine, partner);
     const run = new AnswerRun({
       parts,
       engine,
       spec,
       request,
       identity: { id, created, choiceIndex, cachedTokens },
+      shape,
+      gotWhole: (answer) => void (wholeOnly(spec) || shapes.learn(engine, spec.path, answer)),
+      notJoinable: (because) => shapes.forget(engine, spec.path, because),
       write: (message) => {
         const roomy = this.#call.write(message);
         if (!roomy) this.#setHeld(true);
         return roomy;
       },
+      began: () => firstTransfer?.(true),
       ended: (error) => this.#ended(error),
     });
-    this.#phase = { kind: "running", leg, run, ticket, startedMs: parts.clock.nowMs() };
+    const startedMs = parts.clock.nowMs();
+    const due = deadlines.watch(startedMs + stallMs, (nowMs) => this.#look(nowMs));
+    this.#phase = { kind: "running", leg, run, ticket, startedMs, due, unpaired, firstTransfer };
+  }
+
+  /** Ends an answer that the engine has forgotten. Returns when to look again. */
+  #look(nowMs: number): number | undefined {
+    const { parts, stallMs } = this.#shared;
+    const phase = this.#phase;
+    if (phase.kind !== "running" || phase.run.discarding) return undefined;
+    const { run, unpaired, firstTransfer, leg } = phase;
+    const sinceMs = Math.max(run.heardMs, this.#resumedMs);
+    if (this.#held || nowMs < sinceMs + stallMs) return (this.#held ? nowMs : sinceMs) + stallMs;
+    // A whole answer that isn't joined shows nothing until it is complete.
+    if (!run.streams) return undefined;
+    const { movedMs, gauges } = parts.supervisor;
+    const maybeLong = !run.tookKv && (unpaired || firstTransfer !== undefined);
+    const sample = { nowMs, sinceMs, maybeLong, engineMovedMs: movedMs, waiting: gauges.waiting, stallMs };
+    if (!isStuck(sample)) return nowMs + Math.min(LOOK_AGAIN_MS, stallMs / 4);
+    const quietS = ((nowMs - sinceMs) / 1_000).toFixed(1);
+    const cause = new Error(`no token for ${quietS} s, while the engine goes on with others`);
+    parts.log.warn("decode leg is stuck in the engine", { legId: leg.spec.legId, cause });
+    this.#leave(phase);
+    this.#call.fail(engineFailure("decode", cause, !run.tookKv));
+    return undefined;
   }
 
   /** The engine's side ended, well or with an error for the caller. Whatever was already sent stays valid. */
@@ -257,6 +319,10 @@ export class DecodeLeg {
   }
 
   #leaveRunning(): void {
+    if (this.#phase.kind === "running") {
+      this.#phase.due.cancel();
+      this.#phase.firstTransfer?.(false);
+    }
     this.#setHeld(false);
     this.#phase = { kind: "over" };
     this.#shared.parts.status.count({ running: -1 });

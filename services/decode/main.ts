@@ -7,7 +7,7 @@ import { decodeService } from "./service.ts";
 
 /** Resolves when the engine works and legs are taken. */
 export function startDecode(config: DecodeConfig, o: StartOptions): Promise<RunningInstance> {
-  return startInstance("decode", config, (parts) => decodeService(parts, config.settling), o);
+  return startInstance("decode", config, (parts) => decodeService(parts, config), o);
 }
 
 /** The process. @param argv Without node, script and command. */

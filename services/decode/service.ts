@@ -1,18 +1,31 @@
 // DecodeService: legs that are reserved before prefill is paid for, and streamed once their KV is there.
 import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
+import { Deadlines } from "../common/deadlines.ts";
 import type { InstanceParts, RoleService } from "../instance/instance.ts";
 import { defineService, type RawCall } from "../rpc/service.ts";
 import type { DecodeConfig } from "./config.ts";
+import { AnswerShapes } from "./answer-shape.ts";
+import { FirstTransfers } from "./first-transfers.ts";
 import { createDebtLedger } from "./kv-debt.ts";
 import { DecodeLeg, type LegShared } from "./leg.ts";
 import { createSettle } from "./settle.ts";
 
-export function decodeService(parts: InstanceParts, limits: DecodeConfig["settling"]): RoleService {
-  const { holdMs, settleTimeoutMs, debtLimitRatio } = limits;
+export function decodeService(parts: InstanceParts, config: Pick<DecodeConfig, "settling" | "legs">): RoleService {
+  const { holdMs, settleTimeoutMs, debtLimitRatio } = config.settling;
   const debt = createDebtLedger(parts, debtLimitRatio);
   const legs: LegShared["legs"] = new Map();
   const settling = createSettle(parts, settleTimeoutMs, debt);
-  const shared: LegShared = { parts, settle: settling.settle, holdMs, legs };
+  const firstTransfers = new FirstTransfers();
+  const shared: LegShared = {
+    parts,
+    settle: settling.settle,
+    holdMs,
+    stallMs: config.legs.stallMs,
+    shapes: new AnswerShapes(parts.log),
+    deadlines: new Deadlines(parts.clock),
+    firstTransfers,
+    legs,
+  };
   const decode = (call: RawCall): void => void new DecodeLeg(call, shared);
   return {
     rpc: defineService(DecodeService, {}, { access: "token", raw: { decode } }),
@@ -21,6 +34,7 @@ export function decodeService(parts: InstanceParts, limits: DecodeConfig["settli
       settling.engineChanged();
       for (const leg of legs.values()) leg.engineChanged(live);
     },
+    engineWork: () => ({ firstTransfers: firstTransfers.waiting }),
     abortLegs: () => legs.forEach((leg) => leg.abort()),
   };
 }

@@ -50,6 +50,8 @@ export interface LegSpec {
   readonly promptIndex?: number | undefined;
   /** Which of the prompt's n choices this leg is. */
   readonly sampleIndex: number;
+  /** The engine is asked for a stream, though the client is not: the instance joins the answer. */
+  readonly joined?: boolean;
 }
 
 /** One POST to an engine. */
@@ -69,6 +71,11 @@ export interface Connector {
    * @throws ServiceError `kv_transfer_failed` if the engine answered but kept no KV.
    */
   ticket(answer: unknown): string;
+  /**
+   * Which prefill engine a decode engine fetches the KV from: another text after each start of that engine. Undefined:
+   * the KV is there before the decode leg starts.
+   */
+  fetchedFrom(ticket: string): string | undefined;
   /** The request that continues from the KV. A streaming one always asks for the usage chunk. */
   decodeRequest(context: LegSpec, ticket: string): EngineRequest;
   /** The request of a leg without prefill. Undefined if engines serve no unpaired requests. */

@@ -33,7 +33,12 @@ export function decodeBody(context: LegSpec, kvParams?: string): Buffer {
   // vLLM gives choice i of a seeded request the seed + i (v1/engine/parallel_sampling.py, 0.32). Seeds are 64-bit.
   if (sampleIndex > 0 && seed !== undefined && /^-?\d+$/.test(seed))
     changes.set("seed", String(BigInt(seed) + BigInt(sampleIndex)));
-  if (asksForStream(body, members)) {
+  if (context.joined === true) {
+    changes.set("stream", "true");
+    // vLLM ignores it without a stream; with one it would hold tokens back.
+    changes.set("stream_interval", undefined);
+  }
+  if (context.joined === true || asksForStream(body, members)) {
     // The leg's token counts come from the usage chunk.
     const options = streamOptions(body, members);
     changes.set("stream_options", splice(options, scanObject(options), new Map([["include_usage", "true"]])));

@@ -37,6 +37,7 @@ export const nixl: Connector = {
       cause: new Error(`kv_transfer_params lacks ${missing.join(", ")}`),
     });
   },
+  fetchedFrom: (ticket) => String((JSON.parse(ticket) as { remote_engine_id?: unknown }).remote_engine_id),
   decodeRequest(context, ticket) {
     const missing = missingParams(JSON.parse(ticket));
     if (missing.length > 0) throw new TypeError(`the ticket lacks ${missing.join(", ")}`);

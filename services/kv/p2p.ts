@@ -24,6 +24,7 @@ export const p2pNccl: Connector = {
   },
   prefillRequest: (context) => paired(context, prefillBody(context)),
   ticket: () => "",
+  fetchedFrom: () => undefined,
   decodeRequest: (context) => paired(context, decodeBody(context)),
   // vLLM's connector parses the id of every request, and an id without addresses kills it.
   unpairedRequest: () => undefined,

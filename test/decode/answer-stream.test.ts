@@ -1,28 +1,14 @@
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { scanObject } from "../../services/common/json-body.ts";
 import { AnswerStream } from "../../services/decode/answer-stream.ts";
 import { rewriteAnswer, type ResponseIdentity } from "../../services/decode/answer.ts";
 import { EventSplitter } from "../../services/engine/sse.ts";
+import { bodyOf } from "./transcript-body.ts";
 
 const IDENTITY: ResponseIdentity = { id: 'public "id"', created: 42, choiceIndex: 3, cachedTokens: 7 };
 const FOLDER = new URL("../fixtures/vllm-transcripts/", import.meta.url);
-
-/** Bytes of a recorded answer's body, its chunked framing taken off. */
-function bodyOf(name: string): Buffer {
-  const raw = readFileSync(new URL(name, FOLDER));
-  const headEnd = raw.indexOf("\r\n\r\n") + 4;
-  if (!/transfer-encoding: chunked/i.test(raw.toString("latin1", 0, headEnd))) return raw.subarray(headEnd);
-  const chunks: Buffer[] = [];
-  for (let at = headEnd; ; ) {
-    const lineEnd = raw.indexOf("\r\n", at);
-    const size = Number.parseInt(raw.toString("latin1", at, lineEnd), 16);
-    if (!(size > 0)) return Buffer.concat(chunks);
-    chunks.push(raw.subarray(lineEnd + 2, lineEnd + 2 + size));
-    at = lineEnd + 2 + size + 2;
-  }
-}
 
 function read(
   bytes: Buffer,

@@ -74,14 +74,39 @@ describe("a request over both legs", () => {
     call.reserve(pair, undefined, { identity: { id: "cmpl-public", created: 5, choiceIndex: 2, sampleIndex: 0 } });
     call.start(ticket, 1);
     await call.next();
-    const { events, end, messages } = await call.rest();
+    const { events, end, tokens } = await call.rest();
     const body = JSON.parse(events);
     assert.deepEqual(
       [body.id, body.created, body.choices[0].index, body.kv_transfer_params],
       ["cmpl-public", 5, 2, null],
     );
     assert.equal(body.usage.prompt_tokens_details.cached_tokens, 1);
-    assert.deepEqual([end!.completionTokens, messages], [6, 1]);
+    assert.deepEqual([end!.completionTokens, tokens], [6, 6]);
+    await settled(decode);
+  });
+
+  it("learns from a vLLM's first answer in one piece how to join its streams", async () => {
+    await using prefill = await simPrefill("nixl");
+    await using decode = await simDecode("nixl", { "engine.kind": "vllm" });
+    const ask = async (fields: object): Promise<{ reportsTokens: boolean; body: any; tokens: number }> => {
+      const pair = leg({ stream: false, temperature: 0, ...fields });
+      const { ticket } = await prefillLeg(prefill, undefined, pair);
+      const call = openDecode(decode);
+      call.reserve(pair, undefined);
+      call.start(ticket);
+      const { reportsTokens } = (await call.next())!.reserved!;
+      const { events, tokens } = await call.rest();
+      return { reportsTokens, body: JSON.parse(events), tokens };
+    };
+    // Says more than a stream would.
+    assert.equal((await ask({ echo: true })).reportsTokens, false);
+    const first = await ask({});
+    const second = await ask({});
+    assert.deepEqual([first.reportsTokens, second.reportsTokens], [false, true]);
+    assert.deepEqual([first.tokens, second.tokens], [6, 6]);
+    assert.deepEqual(second.body, first.body);
+    assert.deepEqual(Object.keys(second.body.choices[0]), Object.keys(first.body.choices[0]));
+    assert.equal((await ask({ echo: true })).reportsTokens, false);
     await settled(decode);
   });
 

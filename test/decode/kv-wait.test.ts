@@ -1,9 +1,14 @@
 // A decode engine that waits for KV is not wedged: over a real sim whose partner never answers its handshake.
 import assert from "node:assert/strict";
+import { createServer, request } from "node:http";
+import type { AddressInfo } from "node:net";
 import { nixl } from "../../services/kv/nixl.ts";
+import { FirstTransfers } from "../../services/decode/first-transfers.ts";
+import type { LiveEngine } from "../../services/engine/engine.ts";
+import { startSimEngine } from "../../services/tiny-engine/server.ts";
 import { leg, prefillLeg, refusal, reserved, simDecode, simPrefill, type SimInstance } from "../instance/legs.ts";
 import { manualClock } from "../support/manual-clock.ts";
-import { deferred, eventually, within } from "../support/waits.ts";
+import { deferred, eventually, untilQuiet, within } from "../support/waits.ts";
 
 async function startedLeg(prefill: SimInstance, decode: SimInstance): ReturnType<typeof reserved> {
   const pair = leg();
@@ -39,11 +44,70 @@ describe("a decode engine whose partner does not answer", () => {
     await ended;
   });
 
+  it("outlives it also where its API server is held up meanwhile and reports nothing", async () => {
+    const clock = manualClock();
+    let heldUp = false;
+    await using prefill = await simPrefill("nixl", {}, { faults: ["silent-kv"] });
+    await using engine = await startSimEngine({ role: "decode", connector: "nixl", handshakeTimeoutMs: 3_600_000 });
+    const { hostname, port } = new URL(engine.url);
+    const busy = createServer((req, res) => {
+      // As with an engine in the process of its API server, whose connector sets up a connection.
+      if (heldUp && req.method === "GET") return;
+      const { method, url: path, headers } = req;
+      const call = request({ hostname, port, method, path, headers, agent: false }, (answer) => {
+        res.writeHead(answer.statusCode!, answer.headers);
+        answer.pipe(res);
+      });
+      res.on("close", () => call.destroy());
+      req.pipe(call.on("error", () => res.destroy()));
+    });
+    await new Promise<void>((done) => busy.listen(0, "127.0.0.1", done));
+    const url = `http://127.0.0.1:${(busy.address() as AddressInfo).port}`;
+    const decode = await simDecode("nixl", { "engine.attach": url, "engine.kind": "sim" }, {}, clock);
+    const { supervisor } = decode.instance;
+    const { live } = supervisor;
+    heldUp = true;
+    const ended = assert.rejects((await startedLeg(prefill, decode)).rest(), refusal("engine_failed"));
+    await eventually("the leg runs", () => decode.instance.load().running === 1);
+    const pass = async (ms: number): Promise<void> => {
+      for (let passedMs = 0; passedMs < ms && supervisor.live === live; passedMs += 1_000) {
+        clock.advance(1_000);
+        await untilQuiet();
+      }
+    };
+    await pass(nixl.traits.firstTransferMs);
+    assert.equal(supervisor.live, live, "the same engine");
+    await pass(30_000);
+    assert.notEqual(supervisor.live, live);
+    await ended;
+    busy.close();
+    busy.closeAllConnections();
+    await decode[Symbol.asyncDispose]();
+  });
+
   it("goes on when its handshake times out, and only the leg fails", async () => {
     await using prefill = await simPrefill("nixl", {}, { faults: ["silent-kv"] });
     await using decode = await simDecode("nixl", {}, { handshakeTimeoutMs: 50 });
     const engine = decode.instance.supervisor.live;
     await assert.rejects((await startedLeg(prefill, decode)).rest(), refusal("kv_transfer_failed"));
     assert.equal(decode.instance.supervisor.live, engine, "the same engine");
+  });
+});
+
+describe("the first transfer from a prefill engine", () => {
+  it("is waited for until its KV has come, and again after either engine has restarted", () => {
+    const transfers = new FirstTransfers();
+    const [one, other] = [{}, {}] as LiveEngine[];
+    const first = transfers.began(one!, "p1");
+    const second = transfers.began(one!, "p1");
+    assert.equal(transfers.waiting, 2);
+    first!(false);
+    assert.equal(transfers.waiting, 1);
+    second!(true);
+    second!(false);
+    assert.equal(transfers.waiting, 0);
+    assert.equal(transfers.began(one!, "p1"), undefined);
+    assert.ok(transfers.began(one!, "p1 restarted") !== undefined);
+    assert.ok(transfers.began(other!, "p1") !== undefined);
   });
 });

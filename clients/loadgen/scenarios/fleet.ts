@@ -215,7 +215,7 @@ const EVENTS = Buffer.from('data: {"choices":[{"index":0,"text":"x","finish_reas
 /** Answers each message in a later turn, as a network would. */
 const ANSWERS_AT_ONCE: InstanceLink = {
   reserve(_reservation, listener) {
-    queueMicrotask(() => listener.onReserved());
+    queueMicrotask(() => listener.onReserved(true));
     return {
       start: () =>
         queueMicrotask(() => {

@@ -1,9 +1,12 @@
 // Reads a DecodeResponse from the wire, once a token. `events` stays a view of the network's buffer, and nothing is
 // allocated for a message that carries only events. One reader serves any number of legs, because its fields are used
 // before the next message is read.
+import { fromBinary } from "@bufbuild/protobuf";
+import { ReservedSchema } from "#gen/tandem/decode/v1/decode_pb.js";
 import { ServiceError } from "../../common/errors.ts";
 
 const EVENTS = 1;
+const TOKEN_COUNT = 2;
 const RESERVED = 3;
 const END = 4;
 
@@ -12,7 +15,11 @@ const NOTHING = Buffer.alloc(0);
 export class DecodeFrame {
   /** A view into the message, empty if it carries no events. */
   events: Buffer = NOTHING;
+  /** New tokens, as far as the engine reports them. */
+  tokens = 0;
   reserved = false;
+  /** Of a reservation: the leg reports its tokens as they come. */
+  reportsTokens = false;
   /** An encoded `End`, in the last message. */
   end: Buffer | undefined = undefined;
 
@@ -21,6 +28,7 @@ export class DecodeFrame {
   /** @throws ServiceError `engine_failed` if `message` is not a DecodeResponse. The fields are undefined then. */
   read(message: Buffer): void {
     this.events = NOTHING;
+    this.tokens = 0;
     this.reserved = false;
     this.end = undefined;
     this.#at = 0;
@@ -35,14 +43,26 @@ export class DecodeFrame {
         this.#at += length;
         if (this.#at > message.length) throw malformed();
         if (field === EVENTS) this.events = message.subarray(start, this.#at);
-        else if (field === RESERVED) this.reserved = true;
+        else if (field === RESERVED) this.#readReserved(message.subarray(start, this.#at));
         else if (field === END) this.end = message.subarray(start, this.#at);
-      } else if (type === 0) this.#varint(message);
-      else if (type === 1) this.#at += 8;
+      } else if (type === 0) {
+        const value = this.#varint(message);
+        if (field === TOKEN_COUNT) this.tokens = value;
+      } else if (type === 1) this.#at += 8;
       else if (type === 5) this.#at += 4;
       else throw malformed();
     }
     if (this.#at !== message.length) throw malformed();
+  }
+
+  /** Once a leg. @throws ServiceError as `read` does */
+  #readReserved(bytes: Buffer): void {
+    this.reserved = true;
+    try {
+      ({ reportsTokens: this.reportsTokens } = fromBinary(ReservedSchema, bytes));
+    } catch {
+      throw malformed();
+    }
   }
 
   /** Reads a varint below 2^53. A longer one loses its high bits, but no field here is that long. */

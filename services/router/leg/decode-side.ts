@@ -48,6 +48,8 @@ export class DecodeSide implements DecodeListener {
   readonly #task: LegTask;
   readonly #owner: SideOwner;
   #phase: Phase = NONE;
+  /** The instance reports the tokens of this leg as they come. */
+  #reportsTokens = false;
 
   constructor(context: LegContext, task: LegTask, owner: SideOwner) {
     this.#context = context;
@@ -97,7 +99,8 @@ export class DecodeSide implements DecodeListener {
     phase.remote.resume();
   }
 
-  onReserved(): void {
+  onReserved(reportsTokens: boolean): void {
+    this.#reportsTokens = reportsTokens;
     if (this.#phase.kind === "asked") {
       const { remote, started } = this.#phase;
       if (started) this.#startTransfer(remote);
@@ -118,6 +121,11 @@ export class DecodeSide implements DecodeListener {
     phase.paused = true;
     phase.tokensAtMs = 0;
     phase.remote.pause();
+  }
+
+  onTokens(): void {
+    const phase = this.#streaming();
+    if (phase !== undefined) phase.activeAtMs = this.#context.clock.nowMs();
   }
 
   onCompleted(end: AnswerEnd): void {
@@ -157,9 +165,11 @@ export class DecodeSide implements DecodeListener {
     const { request, prefill } = this.#task;
     const decode = this.on!;
     const firstMs = prefill === undefined ? 0 : setUpMs(books, prefill, decode);
-    const due = request.stream
+    // An instance that computes the prompt as well may need longer for its first token.
+    const isWatched = request.stream || (this.#reportsTokens && prefill !== undefined);
+    const due = isWatched
       ? this.#within("transfer", Math.max(limits.transferTimeoutMs, firstMs))
-      : // A non-streaming body arrives only when it is complete, perhaps after minutes.
+      : // Nothing arrives until the answer is complete, perhaps after minutes.
         this.#within("answer", paces.boundMs(limits, decode, request.maxTokens) + firstMs);
     this.#enter({ kind: "transferring", remote, due });
   }

@@ -60,8 +60,13 @@ export interface RemoteDecode {
 }
 
 export interface DecodeListener {
-  /** The slot is held. */
-  onReserved(): void;
+  /**
+   * The slot is held.
+   * @param reportsTokens Tokens are reported as they come, as events or otherwise. False: nothing comes before the whole answer.
+   */
+  onReserved(reportsTokens: boolean): void;
+  /** The engine has gone on with an answer that will come whole. */
+  onTokens(): void;
   /** Whole SSE events or the whole body; never empty. A view of the network's memory: copy to keep. */
   onEvents(events: Buffer): void;
   /** The whole answer has arrived, and nothing follows. */

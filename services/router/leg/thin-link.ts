@@ -83,9 +83,10 @@ class DecodeCall implements RemoteDecode {
   #onMessage(message: Buffer): void {
     if (this.#over) return;
     frame.read(message);
-    const { events, reserved, end } = frame;
-    if (reserved) this.#listener.onReserved();
+    const { events, tokens, reserved, end } = frame;
+    if (reserved) this.#listener.onReserved(frame.reportsTokens);
     if (events.length > 0 && !this.#over) this.#listener.onEvents(events);
+    else if (tokens > 0 && !this.#over) this.#listener.onTokens();
     if (end === undefined || this.#over) return;
     const answerEnd = readEnd(end);
     this.#over = true;

@@ -15,6 +15,8 @@ const SAMPLES = [
   encode({ events: `data: ${"é".repeat(5_000)}\n\n`, tokenCount: 300 }),
   encode({ reserved: { holdMs: 30_000 } }),
   encode({ reserved: {} }),
+  encode({ reserved: { holdMs: 1, reportsTokens: true } }),
+  encode({ tokenCount: 7 }),
   encode({
     events: "data: 1\n\ndata: 2\n\n",
     tokenCount: 2,
@@ -36,7 +38,9 @@ describe("the reader of decode messages", () => {
       const oracle = fromBinary(DecodeResponseSchema, sample);
       frame.read(sample);
       assert.equal(frame.events.toString(), oracle.events);
+      assert.equal(frame.tokens, oracle.tokenCount);
       assert.equal(frame.reserved, oracle.reserved !== undefined);
+      if (frame.reserved) assert.equal(frame.reportsTokens, oracle.reserved!.reportsTokens);
       const end = frame.end === undefined ? undefined : fromBinary(EndSchema, frame.end);
       assert.deepEqual(end, oracle.end);
     });

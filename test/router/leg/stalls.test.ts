@@ -12,6 +12,49 @@ function transferring(lab: Lab, o: Parameters<Lab["begin"]>[0] = {}) {
   return leg;
 }
 
+describe("an answer in one piece whose tokens are reported", () => {
+  const limits = { transferTimeoutMs: 2_000, stallMs: 1_000, answerFloorMs: 60_000, answerSlack: 10 };
+  const cut = ["d1 cut", "metrics decode leg_stalled"];
+
+  const asked = (o: Parameters<Lab["begin"]>[0] = {}): Lab => {
+    const lab = legLab("p2p-zmq", limits);
+    lab.begin({ request: { stream: false }, ...o });
+    lab.decodes[0]!.accept(true);
+    if (o.unpaired !== true) lab.prefills[0]!.done();
+    lab.said();
+    return lab;
+  };
+
+  it("must bring its first one and each further one as soon as a stream must", () => {
+    const late = asked();
+    late.clock.advance(1_999);
+    assert.deepEqual(late.said(), []);
+    late.clock.advance(1);
+    assert.deepEqual(late.said().slice(0, 2), cut);
+    const lab = asked();
+    lab.clock.advance(1_999);
+    lab.decodes[0]!.tokens();
+    for (let count = 0; count < 20; count += 1) {
+      lab.clock.advance(999);
+      lab.decodes[0]!.tokens();
+    }
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1_000);
+    assert.deepEqual(lab.said().slice(0, 2), cut);
+    assert.match((lab.outcomes[0] as { error: Error }).error.message, /sent nothing for 1000 ms/);
+  });
+
+  it("is completed by its body, and its receipt says when the first token came", () => {
+    const lab = asked();
+    lab.clock.advance(30);
+    lab.decodes[0]!.tokens();
+    lab.clock.advance(70);
+    lab.decodes[0]!.events("{}");
+    lab.decodes[0]!.complete();
+    assert.deepEqual([lab.completed[0]!.transferMs, lab.completed[0]!.decodeMs], [30, 70]);
+  });
+});
+
 describe("a stream of tokens", () => {
   it("sets no timer per token, and fails when the tokens stop", () => {
     const lab = legLab("p2p-nccl", { stallMs: 1_000 });

@@ -30,8 +30,12 @@ class Heard implements DecodeListener {
   readonly all: string[] = [];
   readonly over = deferred();
 
-  onReserved(): void {
-    this.all.push("reserved");
+  onReserved(reportsTokens: boolean): void {
+    this.all.push(reportsTokens ? "reserved, reports tokens" : "reserved");
+  }
+
+  onTokens(): void {
+    this.all.push("tokens");
   }
 
   onEvents(events: Buffer): void {
@@ -86,6 +90,18 @@ describe("a link to a decode instance", () => {
     leg.close();
     await to.channel[Symbol.asyncDispose]();
     assert.deepEqual(heard.all, ["reserved", "data: 1\n\n", "data: 2\n\n", "completed tool_calls 5 2"]);
+  });
+
+  it("carries the tokens of an answer that comes in one piece", async () => {
+    await using decode = await startDecode({}, (leg) => {
+      leg.accept(true).events("", 2);
+      leg.end({}, "{}");
+    });
+    await using to = link(decode.info.grpcAddress);
+    const heard = new Heard();
+    to.link.reserve(RESERVATION, heard);
+    await within(heard.over.promise, "the end");
+    assert.deepEqual(heard.all, ["reserved, reports tokens", "tokens", "{}", "completed stop 5 2"]);
   });
 
   it("has OpenAI's word for every finish reason, and stop for an unknown one", async () => {

@@ -178,8 +178,8 @@ export class DecodeLeg {
     call.onDrain = () => this.#drained?.resolve();
   }
 
-  accept(): this {
-    this.#send({ reserved: { holdMs: 30_000 } });
+  accept(reportsTokens = false): this {
+    this.#send({ reserved: { holdMs: 30_000, reportsTokens } });
     return this;
   }
 

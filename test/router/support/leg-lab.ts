@@ -40,9 +40,15 @@ class MemoryDecode {
     this.#listener = listener;
   }
 
-  accept(): this {
-    this.#listener.onReserved();
+  /** @param reportsTokens Also those of an answer in one piece. */
+  accept(reportsTokens = false): this {
+    this.#listener.onReserved(reportsTokens);
     return this;
+  }
+
+  /** The answer in one piece goes on. */
+  tokens(): void {
+    this.#listener.onTokens();
   }
 
   events(text = "data: x\n\n"): void {
