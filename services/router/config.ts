@@ -97,6 +97,12 @@ export const routerConfig = defineConfig(
         "Address (host:port) that the registry shows to others for gRPC, and checks. Default: grpc.listen.",
         { optional: true },
       ),
+      connectionsLimit: integer(
+        "grpc.connections.limit",
+        "Limits the open gRPC connections. At the limit a new connection takes the place of one without credentials; " +
+          "if there is none, the new one is closed at once.",
+        { default: 4_096, min: 16, max: 1_048_576, unit: "connections" },
+      ),
     }),
     access: section("Secrets", {
       apiKey: secret(

@@ -120,7 +120,21 @@ async function life(
 
   const routerCalls = routerService({ routerId, pool, probes, receipts, settings, registry, clock, log });
   const services = [routerCalls, inferenceService({ ...rest, serving, clock }), ...registry.services];
-  await using rpc = await serveRpc({ ...config.grpc, services, token, apiKey, log, graceMs: RPC_GRACE_MS });
+  const turnedAway = metrics.counter(
+    "tandem_grpc_turned_away_total",
+    "Connections of gRPC callers that were closed, and calls that were refused, for want of room or patience.",
+    ["reason"],
+  );
+  await using rpc = await serveRpc({
+    ...config.grpc,
+    services,
+    token,
+    apiKey,
+    log,
+    graceMs: RPC_GRACE_MS,
+    stallMs: rest.stallMs,
+    onRefused: (reason) => turnedAway.inc({ reason }),
+  });
   const grpcAddress = rpc.address;
   /** Ends calls of RouterService over HTTP/1.1 that would not end by themselves. */
   const closing = new AbortController();

@@ -2,13 +2,19 @@
 // serializers: all methods take one path, the access check runs before a byte of the request is read, and a message
 // that can't be decoded gets our error instead of grpc-js's.
 import { Metadata, type ServerDuplexStream } from "@grpc/grpc-js";
-import type { Clock } from "../common/clock.ts";
+import type { Clock, Timer } from "../common/clock.ts";
 import { type ServiceError, asServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { DETAILS_HEADER, toStatus } from "./errors-wire.ts";
 import type { RawCall } from "./service.ts";
 
 const nothing = (): void => {};
+
+/** How long a caller may leave an answer untaken. Its answers then go out one at a time. */
+export interface Patience {
+  readonly stallMs: number;
+  onStall(): void;
+}
 
 export class GrpcCall implements RawCall {
   readonly deadlineMs: number | undefined;
@@ -19,11 +25,16 @@ export class GrpcCall implements RawCall {
   onDrain: () => void = nothing;
   readonly #stream: ServerDuplexStream<Buffer, Buffer>;
   readonly #log: Log;
+  readonly #clock: Clock;
+  readonly #patience: Patience | undefined;
+  #late: Timer | undefined;
   #ended = false;
 
-  constructor(stream: ServerDuplexStream<Buffer, Buffer>, log: Log, clock: Clock) {
+  constructor(stream: ServerDuplexStream<Buffer, Buffer>, log: Log, clock: Clock, patience?: Patience) {
     this.#stream = stream;
     this.#log = log;
+    this.#clock = clock;
+    this.#patience = patience;
     // grpc-js counts by the calendar's clock, which may jump, in whole milliseconds.
     const leftMs = Number(stream.getDeadline()) - Date.now();
     this.deadlineMs = leftMs === Infinity ? undefined : Math.floor(clock.nowMs()) + leftMs;
@@ -34,6 +45,7 @@ export class GrpcCall implements RawCall {
     const stream = this.#stream;
     // grpc-js emits `cancelled` after every end of a call, even a clean one.
     stream.on("cancelled", () => {
+      this.#late?.cancel();
       if (this.#ended) return;
       this.#ended = true;
       this.#guard(this.onCancel, undefined as never);
@@ -55,11 +67,22 @@ export class GrpcCall implements RawCall {
 
   write(message: Buffer): boolean {
     if (this.#ended) return true; // No `drain` event would follow.
+    if (this.#patience !== undefined) return this.#writePatiently(message, this.#patience);
     return this.#stream.write(message);
   }
 
   callerSilent(): void {
     if (!this.#ended) this.#guard(this.onCallerSilent, undefined as never);
+  }
+
+  /** grpc-js would take 16 answers of any size before it holds a call back. */
+  #writePatiently(message: Buffer, { stallMs, onStall }: Patience): boolean {
+    this.#late = this.#clock.setTimer(stallMs, onStall);
+    this.#stream.write(message, () => {
+      this.#late?.cancel();
+      if (!this.#ended) this.#guard(this.onDrain, undefined as never);
+    });
+    return false;
   }
 
   end(): void {

@@ -6,6 +6,7 @@ import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { type Gate, type Secrets, createGate } from "./access.ts";
+import { type Door, type DoorReason, STRANGER_STALL_MS, STREAM_LIMITS, createDoor } from "./door.ts";
 import { GrpcCall } from "./grpc-call.ts";
 import { createHealth } from "./health.ts";
 import { HEARTBEAT_HEADER } from "./heartbeat.ts";
@@ -35,6 +36,12 @@ export interface RpcServerOptions extends Secrets {
   readonly log: Log;
   /** Default 2000. */
   readonly graceMs?: number;
+  /** Limits the open connections. Default 4096. */
+  readonly connectionsLimit?: number;
+  /** A caller that takes nothing for this long while bytes wait for it loses its connection. Default 60 s. */
+  readonly stallMs?: number;
+  /** A caller lost its connection, or a call of it was refused, for want of room or patience. */
+  onRefused?(reason: DoorReason): void;
   /** Interval of the pings to a caller, which counts as gone if it doesn't answer for six intervals. Default 2000. */
   readonly keepaliveMs?: number;
   readonly clock?: Clock;
@@ -43,6 +50,7 @@ export interface RpcServerOptions extends Secrets {
 /** @throws StartError if the address is taken or malformed, or is not loopback while no token is configured. */
 export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const { log, graceMs = 2000, keepaliveMs = 2000, clock = systemClock } = options;
+  const { connectionsLimit = 4_096, stallMs = 60_000, onRefused } = options;
   const names = options.services.map(({ descriptor }) => descriptor.typeName);
   const health = createHealth(names);
   const services = [
@@ -54,7 +62,10 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const server = new Server({
     "grpc.max_receive_message_length": MESSAGE_LIMIT_BYTES,
     "grpc.max_send_message_length": MESSAGE_LIMIT_BYTES,
-    "grpc.max_concurrent_streams": 65_536,
+    // Of a connection that has shown no credentials yet: see door.ts.
+    "grpc.max_concurrent_streams": STREAM_LIMITS.stranger,
+    // Megabytes, as on the client's side: without a limit a peer that reads nothing fills this process.
+    "grpc-node.max_session_memory": 1_000,
     "grpc.enable_channelz": 0,
     // The calls of a host that fell silent are cancelled, so that KV and slots are freed. This serves callers without
     // heartbeats; `watchCaller` watches the others.
@@ -64,12 +75,36 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const closing = new AbortController();
   setMaxListeners(0, closing.signal); // One per running watch.
   const gate = createGate(options);
+  const access = new Map(
+    services.flatMap((service) =>
+      service.descriptor.methods.map((method) => [methodPath(service.descriptor, method), service.access]),
+    ),
+  );
+  const door = createDoor({
+    connectionsLimit,
+    stallMs,
+    guarded: Boolean(options.token),
+    clock,
+    log,
+    accessOf(path, authorization) {
+      const wanted = access.get(path) ?? "open";
+      return gate(wanted, authorization) === undefined ? wanted : "open";
+    },
+    ...(onRefused === undefined ? {} : { onRefused }),
+  });
+  // grpc-js keeps its HTTP/2 server to itself, but makes it here.
+  const makeHttp2 = server["createHttp2Server"].bind(server);
+  server["createHttp2Server"] = (credentials: ServerCredentials) => {
+    const http2Server = makeHttp2(credentials);
+    door.guard(http2Server);
+    return http2Server;
+  };
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const listener = await listenTcp(options.listen, {
     trusted: Boolean(options.token),
-    onConnection: (socket) => injector.injectConnection(socket),
+    onConnection: (socket) => door.admit(socket) && injector.injectConnection(socket),
   });
-  const shared = { gate, log, clock, closing: closing.signal, listener, calls: new WeakMap() };
+  const shared = { gate, log, clock, closing: closing.signal, listener, calls: new WeakMap(), door };
   for (const service of services) addService(server, service, shared);
   let closed: Promise<void> | undefined;
   return {
@@ -79,7 +114,7 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
       closed ??= (async () => {
         health.set(false);
         closing.abort(new ServiceError("instance_unavailable", "The server is shutting down."));
-        await shutDown(server, listener, clock, graceMs);
+        await shutDown(server, shared, graceMs);
       })();
       return closed;
     },
@@ -94,7 +129,11 @@ interface Shared {
   readonly listener: Listener;
   /** The calls of each connection that have not ended. */
   readonly calls: WeakMap<Socket, Set<GrpcCall>>;
+  readonly door: Door;
 }
+
+/** Longest message of a caller without credentials: the longest question is the name of a symbol. */
+const OPEN_MESSAGE_BYTES = 64 * 1024;
 
 /** A shorter interval would let a caller keep this process busy watching it. */
 const SHORTEST_BEAT_MS = 100;
@@ -102,7 +141,7 @@ const SHORTEST_BEAT_MS = 100;
 const asIs = (bytes: Buffer): Buffer => bytes;
 
 function addService(server: Server, service: RpcService, shared: Shared): void {
-  const { gate, log, clock, closing } = shared;
+  const { gate, log, clock, closing, door } = shared;
   for (const method of service.descriptor.methods) {
     const path = methodPath(service.descriptor, method);
     const raw = service.raw[method.localName];
@@ -115,14 +154,21 @@ function addService(server: Server, service: RpcService, shared: Shared): void {
         else serveTyped(method, typed, call, { clock, closing, onBug });
       });
     const accept = (stream: ServerDuplexStream<Buffer, Buffer>): void => {
-      const call = new GrpcCall(stream, log, clock);
+      const open = service.access === "open";
+      if (open) limitMessages(stream, OPEN_MESSAGE_BYTES);
+      const call = new GrpcCall(
+        stream,
+        log,
+        clock,
+        open ? { stallMs: STRANGER_STALL_MS, onStall: () => door.stalled(stream.getPeer()) } : undefined,
+      );
       const refusal = gate(service.access, call.header("authorization"));
       if (refusal !== undefined) return call.run(() => call.fail(refusal));
       const beatMs = Number(call.header(HEARTBEAT_HEADER));
       const socket = shared.listener.connection(stream.getPeer());
       if (socket !== undefined) {
         enrol(call, stream, socket, shared);
-        if (beatMs >= SHORTEST_BEAT_MS && service.access !== "open") watchCaller(stream, socket, beatMs, shared);
+        if (beatMs >= SHORTEST_BEAT_MS && !open) watchCaller(stream, socket, beatMs, shared);
       }
       call.run(handler);
     };
@@ -176,16 +222,28 @@ function watchCaller(
   stream.once("end", stop).once("cancelled", stop);
 }
 
-async function shutDown(server: Server, listener: Listener, clock: Clock, graceMs: number): Promise<void> {
+/** For one call, and lower than the server's limit: grpc-js has a setting for the whole server only. */
+function limitMessages(stream: ServerDuplexStream<Buffer, Buffer>, limitBytes: number): void {
+  const { decoder } = (stream as unknown as { call: { decoder: object } }).call;
+  Object.assign(decoder, { maxReadMessageLength: limitBytes });
+}
+
+/** Ends within `graceMs`, and the moment it takes to close what is left, whatever the callers do. */
+async function shutDown(server: Server, { listener, door, clock, log }: Shared, graceMs: number): Promise<void> {
   // After GOAWAY Node refuses to send a PING, which grpc-js takes for a broken connection: grpc-js would drop the very
   // calls that should end undisturbed. It reads this field before each PING. Seen in grpc-js 1.14.7 on Node 20.20.
   Object.assign(server, { keepaliveTimeMs: -1 });
   const closed = listener.close();
+  // Says GOAWAY. Its end is not waited for: it never comes where a session was given up with unsent bytes, and it comes
+  // too early from Node 24 on, where a closing server closes its sessions by itself. A session closes its connection
+  // after its last call, so the end of the connections is what counts.
+  server.tryShutdown(() => {});
   // Not forceShutdown, which misses the connections of a server without channelz.
-  const timer = clock.setTimer(graceMs, () => listener.dropConnections());
-  await new Promise((resolve) => server.tryShutdown(resolve));
-  // From Node 24 on a closing server closes its sessions by itself, and grpc-js 1.14.7 then considers them closed at
-  // once, while calls still run. A session closes its connection after its last call, so wait for the connections.
+  const timer = clock.setTimer(graceMs, () => {
+    log.info("callers did not leave in time; their connections are closed", door.report());
+    listener.dropConnections();
+  });
   await closed;
   timer.cancel();
+  door[Symbol.dispose]();
 }

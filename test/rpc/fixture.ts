@@ -20,7 +20,7 @@ import { deferred, eventually, within } from "../support/waits.ts";
 export const DECODE = "/tandem.decode.v1.DecodeService/Decode";
 
 /** Decode with a handler of the test's in its place: the messages are any bytes. */
-export function rawService(handler: (call: RawCall) => void, access: RpcService["access"] = "open"): RpcService {
+export function rawService(handler: (call: RawCall) => void, access: RpcService["access"] = "token"): RpcService {
   return defineService(DecodeService, {}, { access, raw: { decode: handler } });
 }
 

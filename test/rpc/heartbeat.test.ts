@@ -258,6 +258,8 @@ describe("a channel with a heartbeat", () => {
 });
 
 describe("a caller that has promised heartbeats", () => {
+  /** Timers of the server itself: while there are connections, its door looks at them from time to time. */
+  const DOOR = 1;
   /** Its keepalive, which would find a silent caller as well, is an hour away. */
   const serveWatching = (handler: (call: RawCall) => void, clock: Clock) =>
     serve([rawService(handler, "token")], { clock, keepaliveMs: 3_600_000 });
@@ -339,11 +341,11 @@ describe("a caller that has promised heartbeats", () => {
         [HEARTBEAT_HEADER]: "500",
       });
       stream.on("error", () => {}).resume();
-      await eventually("it is watched", () => clock.pending === 1);
+      await eventually("it is watched", () => clock.pending === DOOR + 1);
       if (end === "half-close") stream.end();
       else if (end === "cancel") stream.close(constants.NGHTTP2_CANCEL);
       else call!.end();
-      await eventually(`it is watched no more after ${end}`, () => clock.pending === 0);
+      await eventually(`it is watched no more after ${end}`, () => clock.pending === DOOR);
       session.destroy();
     }
   });
@@ -355,7 +357,7 @@ describe("a caller that has promised heartbeats", () => {
     const { call, received } = record(channel);
     call.write(HELLO);
     await received(1);
-    assert.equal(clock.pending, 0);
+    assert.equal(clock.pending, DOOR);
     call.cancel();
   });
 });

@@ -70,7 +70,7 @@ export interface ToyImpl {
 }
 
 /** Unlike `defineService`, leaves out what the test doesn't need. */
-export function toyService(impl: ToyImpl, access: RpcService["access"] = "open"): RpcService {
+export function toyService(impl: ToyImpl, access: RpcService["access"] = "token"): RpcService {
   return { descriptor: Toy, access, typed: { ...impl } as RpcService["typed"], raw: {} };
 }
 
