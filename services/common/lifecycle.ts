@@ -37,6 +37,43 @@ export function untilSignal(...signals: NodeJS.Signals[]): AbortSignal {
   return controller.signal;
 }
 
+/** Time left to a stopping process after its grace, to close what is open. */
+const CLOSE_MS = 2_000;
+
+/** What a stopping process waits for now. */
+const waits = new Map<string, number>();
+
+/** `promise`, named for the report of a process that does not end. */
+export async function stage<T>(name: string, promise: Promise<T>): Promise<T> {
+  waits.set(name, (waits.get(name) ?? 0) + 1);
+  try {
+    return await promise;
+  } finally {
+    const left = waits.get(name)! - 1;
+    if (left === 0) waits.delete(name);
+    else waits.set(name, left);
+  }
+}
+
+/**
+ * Every wait has an end, a stop's too: `graceMs` and 2 s from now the process exits with code 1, if it still runs.
+ * Doesn't keep the process alive.
+ *
+ * @param report Gets the stages that the stop waits for, and what is open by kind: sockets, timers, processes.
+ */
+export function mustEndWithin(
+  graceMs: number,
+  report: (found: { readonly waitsFor: readonly string[]; readonly open: Readonly<Record<string, number>> }) => void,
+): void {
+  const end = (): void => {
+    const open: Record<string, number> = {};
+    for (const kind of process.getActiveResourcesInfo()) open[kind] = (open[kind] ?? 0) + 1;
+    report({ waitsFor: [...waits.keys()], open });
+    process.exit(1);
+  };
+  setTimeout(end, graceMs + CLOSE_MS).unref();
+}
+
 /**
  * Node has no parent-death signal. A parent that sets TANDEM_PARENT_PIPE=1 holds the other end of our standard input
  * and never writes: the end of the input means that the parent died. Aborts then and, 2 s later, exits hard. Standard

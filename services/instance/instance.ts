@@ -16,7 +16,7 @@ import { isLoopbackHost, joinAddress, splitAddress } from "../common/address.ts"
 import { type Clock, settlesWithin, systemClock, until } from "../common/clock.ts";
 import { ConfigError } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
-import { anySignal } from "../common/lifecycle.ts";
+import { anySignal, stage } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { stateDirOf } from "../common/state-dir.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
@@ -181,17 +181,18 @@ export async function startInstance(
   async function closeAll(graceMs: number): Promise<void> {
     // The state goes out first: routers watch it, and a leg they send meanwhile is refused, to be tried elsewhere. The
     // entry stays until the last leg ended, so that no router drops a connection that is in use.
+    const endMs = clock.nowMs() + graceMs;
     status.set({ ending: "stopping" });
     // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits
     // forever (P2P NCCL).
-    if (graceMs > 0) await waitUntil(() => status.remaining + status.orphans === 0, graceMs);
+    if (graceMs > 0) await stage("legs", waitUntil(() => status.remaining + status.orphans === 0, graceMs));
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
     if (!supervisor.ours) await waitUntil(() => status.orphans === 0, 1_000);
-    await registration?.[Symbol.asyncDispose]();
+    if (registration !== undefined) await stage("the registration", registration[Symbol.asyncDispose]());
     over.abort(new Error("stopped"));
-    // 1 s: an interrupted instance promises to be gone within 2.
-    await supervisor.stop(Math.max(1_000, Math.min(graceMs, 10_000)));
+    // At least 1 s: an instance promises to be gone within 2 s of its grace.
+    await stage("the engine", supervisor.stop(Math.max(1_000, Math.min(endMs - clock.nowMs(), 10_000))));
     await (await pings?.catch(() => undefined))?.[Symbol.asyncDispose]();
     status.set({ ending: "stopped" });
     await server?.[Symbol.asyncDispose]();

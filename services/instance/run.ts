@@ -1,6 +1,6 @@
 // An instance as a process: settings, signals, and the one line that says it is ready.
 import { settingLines } from "../common/config.ts";
-import { DRAINS, anySignal, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import { DRAINS, anySignal, mustEndWithin, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog } from "../common/log.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
 import type { RunningInstance, StartOptions } from "./instance.ts";
@@ -30,6 +30,8 @@ export async function runInstance<C extends InstanceConfig>(
   await onceAborted(stop);
   log.info("stopping", { because: String(stop.reason) });
   // The signals in DRAINS ask for a drain; any other signal means to stop at once.
-  await instance.close(DRAINS.has(stop.reason) ? config.process.drainGraceMs : 0);
+  const graceMs = DRAINS.has(stop.reason) ? config.process.drainGraceMs : 0;
+  mustEndWithin(graceMs, (found) => log.error("the instance did not stop in time; it exits", found));
+  await instance.close(graceMs);
   log.info("stopped");
 }

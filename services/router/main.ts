@@ -5,7 +5,16 @@ import { loadConfig, settingLines } from "../common/config.ts";
 import { Deadlines } from "../common/deadlines.ts";
 import { ServiceError } from "../common/errors.ts";
 import { measureEventLoop } from "../common/event-loop.ts";
-import { DRAINS, anySignal, onceAborted, startLife, stopWithParent, untilSignal } from "../common/lifecycle.ts";
+import {
+  DRAINS,
+  anySignal,
+  mustEndWithin,
+  onceAborted,
+  stage,
+  startLife,
+  stopWithParent,
+  untilSignal,
+} from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
@@ -56,10 +65,13 @@ type Addresses = Pick<Router, "restUrl" | "grpcAddress">;
 export async function runRouter(argv: readonly string[]): Promise<void> {
   const config = loadConfig(routerConfig, { argv, env: process.env });
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
-  const router = await startRouter(config, { signal: stop });
+  const log = createLog({ name: "router", level: config.process.logLevel });
+  const router = await startRouter(config, { signal: stop, log });
   await onceAborted(stop);
-  const graceMs = config.process.drainGraceMs;
-  await router.stop(DRAINS.has(stop.reason) ? graceMs : Math.min(graceMs, QUICK_GRACE_MS));
+  const drainMs = config.process.drainGraceMs;
+  const graceMs = DRAINS.has(stop.reason) ? drainMs : Math.min(drainMs, QUICK_GRACE_MS);
+  mustEndWithin(graceMs, (found) => log.error("the router did not stop in time; it exits", found));
+  await router.stop(graceMs);
 }
 
 /**
@@ -165,6 +177,6 @@ async function life(
   rpc.setServing(false, "draining");
   registration?.update();
   http.closeIdle();
-  await drained;
+  await stage("running requests", drained);
   closing.abort(new ServiceError("instance_unavailable", "The server is stopping."));
 }

@@ -4,6 +4,7 @@ import type { Socket } from "node:net";
 import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
 import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
+import { stage } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { type Gate, type Secrets, createGate } from "./access.ts";
 import { type Door, type DoorReason, STRANGER_STALL_MS, STREAM_LIMITS, createDoor } from "./door.ts";
@@ -243,7 +244,7 @@ async function shutDown(server: Server, { listener, door, clock, log }: Shared, 
     log.info("callers did not leave in time; their connections are closed", door.report());
     listener.dropConnections();
   });
-  await closed;
+  await stage("gRPC connections", closed);
   timer.cancel();
   door[Symbol.dispose]();
 }

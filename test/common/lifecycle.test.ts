@@ -35,6 +35,29 @@ describe("a process that waits for a signal", () => {
   });
 });
 
+describe("a process that stops", () => {
+  it("exits two seconds after its grace, and says what it waited for", async () => {
+    const began = performance.now();
+    await using script = runScript(`
+      import { mustEndWithin, stage } from ${lifecycle};
+      mustEndWithin(0, (found) => console.log(JSON.stringify(found)));
+      setInterval(() => {}, 60_000);
+      await stage("the end of time", new Promise(() => {}));`);
+    const { code, stdout } = await script.ended;
+    assert.equal(code, 1);
+    const found = JSON.parse(stdout) as { waitsFor: string[]; open: Record<string, number> };
+    assert.deepEqual([found.waitsFor, found.open["Timeout"]], [["the end of time"], 1]);
+    assert.ok(performance.now() - began >= 2_000);
+  });
+
+  it("isn't kept alive by that", async () => {
+    await using script = runScript(`
+      import { mustEndWithin } from ${lifecycle};
+      mustEndWithin(60_000, () => {});`);
+    assert.equal((await script.ended).code, 0);
+  });
+});
+
 describe("a process whose parent died", () => {
   const orphan = `
     import { stopWithParent, onceAborted } from ${lifecycle};

@@ -5,7 +5,7 @@ import { randomBytes } from "node:crypto";
 import { join, resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, StartError } from "../../../services/common/config.ts";
-import { anySignal, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
+import { anySignal, mustEndWithin, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
@@ -140,7 +140,11 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   try {
     await Promise.race([onceAborted(stop), onceAborted(failed.signal)]);
     failed.signal.throwIfAborted();
-    if (stop.reason === "SIGTERM") {
+    const drains = stop.reason === "SIGTERM";
+    mustEndWithin(drains ? config.process.drainGraceMs : 0, ({ open }) =>
+      terminal.warn(`Not everything stopped in time; what is left is killed. Open: ${JSON.stringify(open)}.`),
+    );
+    if (drains) {
       terminal.say("Stopping: running answers finish first. A second signal ends them.");
       watching.abort();
       await fleet.drain(config.process.drainGraceMs);

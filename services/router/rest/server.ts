@@ -5,6 +5,7 @@ import type { AddressInfo, Socket } from "node:net";
 import { joinAddress, splitAddress } from "../../common/address.ts";
 import { settlesWithin, systemClock } from "../../common/clock.ts";
 import { FAILURES, ServiceError } from "../../common/errors.ts";
+import { stage } from "../../common/lifecycle.ts";
 import { StartError } from "../../common/config.ts";
 import type { RouterConfig } from "../config.ts";
 import { writeError } from "./errors.ts";
@@ -85,7 +86,7 @@ export async function serveHttp(
     while (systemClock.nowMs() < untilMs && !(await settlesWithin(systemClock, closed, 10)))
       server.closeIdleConnections();
     server.closeAllConnections();
-    await closed;
+    await stage("REST connections", closed);
   }
 
   return {
