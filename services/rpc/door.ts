@@ -36,7 +36,7 @@ const CALLS_OF_STRANGER = 64;
 /** Open calls of all strangers. Beyond it the stranger with the most open calls loses its connection. */
 const STRANGER_CALLS = 256;
 /** Calls of one stranger; beyond it the stranger floods, and its connection is closed. */
-const CALL_RATE = { burst: 100, perS: 20 } as const;
+const CALL_RATE = { burst: 80, perS: 20 } as const;
 /** Time for a first call. */
 const SILENT_MS = 10_000;
 /** Time without a call for a stranger that has made one, such as the health check of a load balancer. */
@@ -115,7 +115,9 @@ export function createDoor(o: DoorOptions): Door {
     caller.openStrangerCalls = 0;
     forget(caller);
     refused(reason, peerOf(caller.socket));
-    // Never inside an event of its session: see tearDown in connection.ts.
+    // Nothing more is read of it from here on. Its end must not come inside an event of its session: see tearDown in
+    // connection.ts.
+    handleOf(caller.socket)?.readStop();
     setImmediate(() => caller.socket.destroy());
   }
 
@@ -210,8 +212,10 @@ export function createDoor(o: DoorOptions): Door {
       caller.openStrangerCalls--;
       strangerCalls--;
     });
-    if (!admitted) refuse(stream);
-    return admitted;
+    if (admitted) return true;
+    stream.on("error", () => {});
+    if (!caller.cut) refuse(stream);
+    return false;
   }
 
   function admitsStranger(caller: Caller): boolean {
@@ -302,9 +306,19 @@ function takesNothing(caller: Caller): boolean {
   return !moved && handle.writeQueueSize > 0;
 }
 
+interface TcpHandle {
+  readonly bytesWritten: number;
+  readonly writeQueueSize: number;
+  readStop(): void;
+}
+
+/** Undefined once the socket is closed. */
+function handleOf(socket: Socket): TcpHandle | undefined {
+  return (socket as unknown as { _handle?: TcpHandle | null })._handle ?? undefined;
+}
+
 /** Costs a tenth of a call that reaches gRPC. */
 function refuse(stream: ServerHttp2Stream): void {
-  stream.on("error", () => {});
   if (stream.destroyed || stream.closed) return;
   stream.respond(
     {

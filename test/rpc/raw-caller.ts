@@ -15,11 +15,9 @@ export interface RawCaller {
 export const REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 export const WATCH = "/grpc.health.v1.Health/Watch";
 export const CHECK = "/grpc.health.v1.Health/Check";
-/** ServerReflectionRequest { file_containing_symbol } */
-export const QUESTION = Buffer.concat([
-  Buffer.from([0x22, 38]),
-  Buffer.from("tandem.instance.v1.InstanceService.Get".padEnd(38)),
-]);
+const SYMBOL = "tandem.router.v1.RouterService";
+/** ServerReflectionRequest { file_containing_symbol }, which is answered with several long files. */
+export const QUESTION = Buffer.from([0x22, SYMBOL.length, ...Buffer.from(SYMBOL)]);
 
 /** Never reads until `read` is called. @param window Bytes that the server may send on a stream. */
 export async function rawCaller(address: string, window = 65_535): Promise<RawCaller> {
