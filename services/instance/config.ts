@@ -15,6 +15,7 @@ import {
 import { deploymentName } from "../common/deployment.ts";
 import { LOG_LEVELS } from "../common/log.ts";
 import { stateDir } from "../common/state-dir.ts";
+import { memoryLimitMib } from "../common/watchdog.ts";
 import { consulCheckSettings, consulSettings, REMOVED_CONSUL_KEYS } from "../discovery/consul-settings.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
 import { CONNECTOR_NAMES } from "../kv/index.ts";
@@ -159,6 +160,7 @@ export function instanceSections(role: InstanceRole) {
         min: 0,
       }),
       stateDir,
+      memoryLimitMib,
       logLevel: choice("log.level", "Lowest level that is logged. Left out: TANDEM_LOG_LEVEL, or info.", LOG_LEVELS, {
         optional: true,
       }),

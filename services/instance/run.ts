@@ -2,6 +2,8 @@
 import { settingLines } from "../common/config.ts";
 import { DRAINS, anySignal, mustEndWithin, onceAborted, stopWithParent, untilSignal } from "../common/lifecycle.ts";
 import { createLog } from "../common/log.ts";
+import { watchOpenFiles } from "../common/open-files.ts";
+import { startWatchdog } from "../common/watchdog.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
 import type { RunningInstance, StartOptions } from "./instance.ts";
 
@@ -12,6 +14,8 @@ export async function runInstance<C extends InstanceConfig>(
   start: (config: C, o: StartOptions) => Promise<RunningInstance>,
 ): Promise<void> {
   const log = createLog({ name: role, level: config.process.logLevel });
+  startWatchdog(`${role} instance`, config.process.memoryLimitMib);
+  using _files = watchOpenFiles({ log });
   const signalled = untilSignal("SIGINT", "SIGTERM", "SIGHUP");
   const stop = anySignal(signalled, stopWithParent());
   log.info("settings", { settings: settingLines(config.settings.all) });

@@ -16,6 +16,7 @@ import {
 } from "../common/config.ts";
 import { deploymentName } from "../common/deployment.ts";
 import { LOG_LEVELS } from "../common/log.ts";
+import { memoryLimitMib } from "../common/watchdog.ts";
 import { consulCheckSettings, consulSettings, REMOVED_CONSUL_KEYS } from "../discovery/consul-settings.ts";
 
 export const POLICY_NAMES = ["round-robin", "least-load"] as const;
@@ -300,6 +301,7 @@ export const routerConfig = defineConfig(
         "Gives running requests this long to end after SIGTERM. SIGINT gives them half a second at most.",
         { default: 30_000, min: 0 },
       ),
+      memoryLimitMib,
       logLevel: choice("log.level", "Sets the least serious level that is logged.", LOG_LEVELS, { default: "info" }),
     }),
   },

@@ -17,6 +17,8 @@ import {
 } from "../common/lifecycle.ts";
 import { createLog, type Log } from "../common/log.ts";
 import { createMetrics, type Metrics } from "../common/metrics.ts";
+import { watchOpenFiles } from "../common/open-files.ts";
+import { startWatchdog } from "../common/watchdog.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
 import { serveRpc } from "../rpc/server.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
@@ -65,6 +67,7 @@ type Addresses = Pick<Router, "restUrl" | "grpcAddress">;
 export async function runRouter(argv: readonly string[]): Promise<void> {
   const config = loadConfig(routerConfig, { argv, env: process.env });
   const stop = anySignal(untilSignal("SIGINT", "SIGTERM", "SIGHUP"), stopWithParent());
+  startWatchdog("router", config.process.memoryLimitMib);
   const log = createLog({ name: "router", level: config.process.logLevel });
   const router = await startRouter(config, { signal: stop, log });
   await onceAborted(stop);
@@ -101,6 +104,7 @@ async function life(
 
   using deadlines = new Deadlines(clock);
   using loop = measureEventLoop(metrics);
+  using _files = watchOpenFiles({ log, metrics });
   await using registry = await openRegistry(config, { routerId, log, metrics });
   await using pool = createPool({
     token,

@@ -20,6 +20,10 @@ export interface RestAccess {
   /** The name of RouterService, which has a secret of its own. */
   readonly adminHost: AccessCheck;
   readonly key: AccessCheck;
+  /** The key too, where others than this machine can connect: of what names instances and models. */
+  readonly inside: AccessCheck;
+  /** Whether anyone who can connect may see the names of instances and models. */
+  readonly tellsAll: boolean;
 }
 
 export type AccessSettings = Pick<RouterConfig["rest"], "listen" | "advertise" | "hosts"> & RouterConfig["access"];
@@ -43,7 +47,7 @@ export function restAccess({ listen, advertise, hosts, apiKey, token }: AccessSe
         "REST is reachable from other machines and no API key is set: anyone who can connect can use the models";
       log.warn(warning, { listen, cure: "--api-key" });
     }
-    return { host: anyName, adminHost: anyName, key };
+    return { host: anyName, adminHost: anyName, key, inside: key, tellsAll: apiKey === "" };
   }
   const names = new Set(hosts.map((name) => nameOf(name) ?? name.toLowerCase()));
   const advertised = nameOf(advertise ?? "");
@@ -52,6 +56,8 @@ export function restAccess({ listen, advertise, hosts, apiKey, token }: AccessSe
     host: apiKey === "" ? refuseOthers(names, "an API key (--api-key)") : anyName,
     adminHost: token === "" ? refuseOthers(names, "a join token (--token)") : anyName,
     key,
+    inside: anyName,
+    tellsAll: true,
   };
 }
 

@@ -51,10 +51,12 @@ export const ROUTES = {
   "/ready": { method: "GET", help: "The same as `/readyz`." },
   "/readyz": {
     method: "GET",
-    help: "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack; `doubt` is there while most instances are silent together.",
+    help:
+      "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack; `doubt` is there while most instances are silent together. " +
+      "Where `/` needs the key, none of these is told.",
   },
-  "/metrics": { method: "GET", help: "[Metrics](metrics.md) in Prometheus' text format." },
-  "/": { method: "GET", help: "A page for people: models, instances, lines to paste." },
+  "/metrics": { method: "GET", help: "[Metrics](metrics.md) in Prometheus' text format. Needs the key where `/` does." },
+  "/": { method: "GET", help: "A page for people: models, instances, lines to paste. Needs the API key, if there is one and `rest.listen` is beyond loopback." },
 } as const satisfies Record<string, Route>;
 
 type GetPath = {
@@ -96,8 +98,8 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
       ...(Object.keys(lacking).length === 0 ? {} : { not_ready: lacking }),
       ...(pool.view.doubtful ? { doubt: "Most instances are silent together. The router takes none out for it." } : {}),
     };
-    if (reason === undefined) res.json({ status: "ready", ...also });
-    else res.status(503).json({ status: "not ready", reason, ...also });
+    if (reason === undefined) res.json({ status: "ready", ...(access.tellsAll ? also : {}) });
+    else res.status(503).json({ status: "not ready", ...(access.tellsAll ? { reason, ...also } : {}) });
   };
   const got: Record<GetPath, (req: Request, res: Response) => void | Promise<void>> = {
     "/v1/models": (_req, res) => void res.json(modelList(pool.view, startedS)),
@@ -110,11 +112,13 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
     "/livez": live,
     "/ready": ready,
     "/readyz": ready,
-    async "/metrics"(_req, res) {
+    async "/metrics"(req, res) {
+      access.inside(req.headers);
       res.setHeader("content-type", o.metrics.contentType);
       res.end(await o.metrics.text());
     },
     "/"(req, res) {
+      access.inside(req.headers);
       const addresses = { restAddress: addressOf(req), grpcAddress: o.grpcAddress };
       const { strict } = serving;
       res.set(PAGE_HEADERS).end(page({ view: pool.view, strict, keyed: o.apiKey !== "", ...addresses }));

@@ -18,6 +18,9 @@ const SWEEP_MS = 2_000;
 /** For answers that are complete but not sent yet when the server ends. */
 const LAST_BYTES_MS = 200;
 
+/** Requests that may wait on a connection for the answer to the one before them. A further one closes the connection. */
+const PIPELINE_LIMIT = 100;
+
 export interface HttpServer extends AsyncDisposable {
   /** host:port really bound. */
   readonly address: string;
@@ -48,6 +51,7 @@ export async function serveHttp(
     connectionsCheckingInterval: Math.max(20, Math.min(headMs, bodyMs, SWEEP_MS * 10) / 10),
   });
   server.maxConnections = connectionsLimit;
+  const serve = oneATime(serveNow);
   server.on("request", serve);
   // A body that was announced too large is refused by the handler before the client sends it.
   server.on("checkContinue", (req, res) => {
@@ -61,7 +65,7 @@ export async function serveHttp(
   server.on("clientError", refuseBroken);
   server.on("timeout", cutUnlessQuiet);
 
-  function serve(req: IncomingMessage, res: ServerResponse): void {
+  function serveNow(req: IncomingMessage, res: ServerResponse): void {
     // Whatever it is, an error or a page too: from its end on, only the client's reading is waited for. Once all is
     // sent, Node replaces this timeout by the keep-alive one.
     res.once("prefinish", () => res.socket?.setTimeout(stallMs));
@@ -94,6 +98,36 @@ export async function serveHttp(
     closeIdle: () => server.closeIdleConnections(),
     [Symbol.asyncDispose]: () => (done ??= close()),
   };
+}
+
+type Serve = (req: IncomingMessage, res: ServerResponse) => void;
+
+/**
+ * Serves the requests of a connection one after the other, each in a turn of its own: Node would begin thousands at once
+ * that came in one packet, and answer nobody else meanwhile.
+ */
+function oneATime(serve: Serve): Serve {
+  /** By connection, what waits behind the request that is served now. */
+  const busy = new WeakMap<Socket, [IncomingMessage, ServerResponse][]>();
+  return (req, res) => {
+    const { socket } = req;
+    const waiting = busy.get(socket);
+    if (waiting === undefined) start(req, res);
+    else if (waiting.length < PIPELINE_LIMIT) waiting.push([req, res]);
+    else socket.destroy();
+  };
+
+  function start(req: IncomingMessage, res: ServerResponse): void {
+    const { socket } = req;
+    if (!busy.has(socket)) busy.set(socket, []);
+    res.once("close", () => {
+      const waiting = busy.get(socket)!;
+      const next = waiting.shift();
+      if (next === undefined) busy.delete(socket);
+      else if (!socket.destroyed) setImmediate(start, ...next);
+    });
+    serve(req, res);
+  }
 }
 
 /** An answer may be quiet for as long as its engine thinks, also one that was asked for before the last one was read. */

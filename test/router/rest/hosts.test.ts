@@ -186,3 +186,22 @@ describe("a web page of another origin", () => {
     }
   });
 });
+
+describe("what names instances and models", () => {
+  const PATHS = ["/", "/metrics", "/readyz", "/livez", "/v1/models"];
+  const seen = async (router: Router, headers: Record<string, string> = {}): Promise<number[]> =>
+    Promise.all(PATHS.map(async (path) => (await ask(router, "GET", path, { headers })).status));
+
+  it("needs the API key where other machines can connect, and probes need none and tell nothing", async () => {
+    await using router = await start("--rest.listen", "0.0.0.0:0", "--api-key", "k");
+    assert.deepEqual(await seen(router), [401, 401, 503, 200, 401]);
+    assert.deepEqual(await seen(router, { authorization: "Bearer k" }), [200, 200, 503, 200, 200]);
+    assert.deepEqual(JSON.parse((await ask(router, "GET", "/readyz")).text), { status: "not ready" });
+  });
+
+  it("is open on loopback", async () => {
+    await using router = await start("--api-key", "k");
+    assert.deepEqual(await seen(router), [200, 200, 503, 200, 401]);
+    assert.match((await ask(router, "GET", "/readyz")).text, /No instance has registered/);
+  });
+});

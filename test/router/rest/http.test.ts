@@ -130,11 +130,14 @@ describe("requests that are sent before earlier ones are answered", () => {
     process.on("warning", onWarning);
     const socket = connect(rest.port, "127.0.0.1");
     socket.write(request('{"prompt":"x","stream":true}').repeat(12));
-    await eventually("some run, and the others wait", () => rest.serving.count === 12 && rest.relay.runs.length > 1);
+    await eventually("one runs, and the others wait", () => rest.serving.count === 1 && rest.relay.runs.length === 1);
     socket.destroy();
     await eventually("they have ended", () => rest.serving.count === 0);
     process.off("warning", onWarning);
-    assert.deepEqual([...new Set(rest.receipts.list(12).map(({ outcome }) => outcome))], ["cancelled"]);
+    assert.deepEqual(
+      rest.receipts.list(12).map(({ outcome }) => outcome),
+      ["cancelled"],
+    );
     assert.deepEqual(warnings, []);
   });
 });
@@ -168,11 +171,12 @@ describe("an API key", () => {
     assert.equal((await fetch(`${rest.url}/v1/models`, { headers })).status, 200);
   });
 
-  it("is not needed for health, readiness, metrics and the page", async () => {
-    for (const path of ["/health", "/livez", "/ready", "/readyz", "/metrics", "/"]) {
+  it("is not needed for health and readiness, and is not shown by the page", async () => {
+    for (const path of ["/health", "/livez", "/ready", "/readyz"]) {
       assert.equal((await fetch(`${rest.url}${path}`)).status, 200, path);
     }
-    assert.doesNotMatch(await (await fetch(`${rest.url}/`)).text(), /sk-right/);
+    const headers = { authorization: "bearer sk-right" };
+    assert.doesNotMatch(await (await fetch(`${rest.url}/`, { headers })).text(), /sk-right/);
   });
 });
 
@@ -317,5 +321,21 @@ describe("a router that stops", () => {
     assert.equal(refused.status, 503);
     assert.equal(refused.headers.get("retry-after"), "1");
     assert.equal(refused.headers.get("connection"), "close");
+  });
+});
+
+describe("requests that are sent before the last one was answered", () => {
+  const GET = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+  it("are answered one after the other", async () => {
+    await using rest = await startRest();
+    const answer = await raw(rest, GET.repeat(50) + GET.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"));
+    assert.equal(answer.match(/HTTP\/1\.1 200/g)?.length, 51);
+  });
+
+  it("close the connection if there are more than a hundred", async () => {
+    await using rest = await startRest();
+    const answer = await raw(rest, GET.repeat(5_000));
+    assert.ok((answer.match(/HTTP\/1\.1 200/g)?.length ?? 0) < 5_000);
   });
 });
