@@ -25,6 +25,9 @@ async function start(args) {
   const advice = swallowedFlags(process.env, args);
   if (advice !== undefined) throw new StepFailed(advice, 2);
   await setUp("build");
+  const [major] = process.versions.node.split(".").map(Number);
+  // Node 20 gets no fixes any more, and a fault of its HTTP/2 once froze routers.
+  if (major < 24) console.error(`Node ${process.versions.node} works; Node 24 is recommended, and faster.`);
   // In this process: a child would cost 40 MB and have its signals and exit code passed on.
   await runTandem(["up", ...args]);
 }

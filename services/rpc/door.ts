@@ -115,10 +115,7 @@ export function createDoor(o: DoorOptions): Door {
     caller.openStrangerCalls = 0;
     forget(caller);
     refused(reason, peerOf(caller.socket));
-    // Nothing more is read of it from here on. Its end must not come inside an event of its session: see tearDown in
-    // connection.ts.
-    handleOf(caller.socket)?.readStop();
-    setImmediate(() => caller.socket.destroy());
+    closeLater(caller.socket);
   }
 
   /** It is no stranger any more. */
@@ -143,7 +140,7 @@ export function createDoor(o: DoorOptions): Door {
       const victim = quietest(crowded ? address : undefined);
       if (victim === undefined) {
         refused("connections", peerOf(socket));
-        socket.destroy();
+        closeLater(socket);
         return false;
       }
       cut(victim, "connections");
@@ -258,7 +255,7 @@ export function createDoor(o: DoorOptions): Door {
       else caller.stuckSweeps = 0;
       const stuckMs = caller.stuckSweeps * SWEEP_MS;
       if (over) {
-        if (stuckMs >= 2 * SWEEP_MS) socket.destroy();
+        if (stuckMs >= 2 * SWEEP_MS) closeLater(socket);
         continue;
       }
       const stranger = caller.kind === "stranger";
@@ -304,6 +301,12 @@ function takesNothing(caller: Caller): boolean {
   const moved = sentBytes !== caller.sentBytes;
   caller.sentBytes = sentBytes;
   return !moved && handle.writeQueueSize > 0;
+}
+
+/** Nothing more is read of it. Its end must not come inside an event of its session: see tearDown in connection.ts. */
+function closeLater(socket: Socket): void {
+  handleOf(socket)?.readStop();
+  setImmediate(() => socket.destroy());
 }
 
 interface TcpHandle {

@@ -145,7 +145,7 @@ describe("a caller with a token", () => {
   it("loses its connection if it takes nothing for the time that it may be silent", async () => {
     const clock = manualClock();
     const opened = deferred<RawCall>();
-    await using server = await serveRaw((call) => opened.resolve(call), { clock, stallMs: 60_000 });
+    await using server = await serveRaw((call) => opened.resolve(call), { clock, stallMs: 60_000, keepaliveMs: 3_600_000 });
     const caller = await rawCaller(server.address, 2 ** 30);
     caller.call(0, "/tandem.decode.v1.DecodeService/Decode", HELLO);
     const call = await opened.promise;

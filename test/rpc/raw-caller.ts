@@ -28,8 +28,11 @@ export async function rawCaller(address: string, window = 65_535): Promise<RawCa
   const settings = Buffer.alloc(6);
   settings.writeUInt16BE(4, 0); // SETTINGS_INITIAL_WINDOW_SIZE
   settings.writeUInt32BE(window, 2);
+  const preface = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
   const acknowledged = h2(4, 1, 0, Buffer.alloc(0));
-  socket.write(Buffer.concat([Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), h2(4, 0, 0, settings), acknowledged]));
+  // All streams together may get a gigabyte.
+  const wide = h2(8, 0, 0, Buffer.from([0x3f, 0, 0, 0]));
+  socket.write(Buffer.concat([preface, h2(4, 0, 0, settings), acknowledged, wide]));
   return {
     socket,
     call(index, path, body, headers = {}) {

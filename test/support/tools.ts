@@ -12,7 +12,7 @@ export const CACHE = join(process.env["XDG_CACHE_HOME"] ?? join(homedir(), ".cac
 const GRPCURL_VERSION = "v1.9.4";
 export const CONSUL_VERSION = "v1.22.0";
 const OPENAI_PYTHON_VERSION = "3.54.0";
-export const NODE_VERSIONS = { 20: "20.20.2", 24: "24.21.0" } as const;
+export const NODE_VERSIONS = { 20: "20.20.2", 22: "22.23.3", 24: "24.21.0" } as const;
 const GRPCIO_VERSION = "1.85.1";
 const GO_PLUGINS = {
   "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12",
