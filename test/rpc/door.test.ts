@@ -7,10 +7,12 @@ import type { RawCall } from "../../services/rpc/service.ts";
 import { logSink } from "../support/log-sink.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
-import { codeOf, dial, echo, HELLO, rawService, record, serve, serveRaw } from "./fixture.ts";
+import { dial, echo, HELLO, rawService, record, serve, serveRaw } from "./fixture.ts";
 import { CHECK, QUESTION, REFLECT, WATCH, rawCaller } from "./raw-caller.ts";
 
 const TOKEN = "join-token";
+/** The keepalive of the server's library, which would find most of these callers as well, is an hour away. */
+const ALONE = { keepaliveMs: 3_600_000 };
 
 async function silentSocket(address: string): Promise<Socket> {
   const socket = connect(splitAddress(address));
@@ -26,7 +28,7 @@ const closed = (socket: Socket): Promise<unknown> =>
 describe("a stranger at the gRPC port", () => {
   it("is cut off after 10 s without a call, and callers with a token are not", async () => {
     const clock = manualClock();
-    await using server = await serve([rawService(echo, "token")], { token: TOKEN, clock });
+    await using server = await serve([rawService(echo, "token")], { ...ALONE, token: TOKEN, clock });
     const sockets = await Promise.all(Array.from({ length: 200 }, () => silentSocket(server.address)));
     await using peer = dial(server.address, { token: TOKEN });
     const call = record(peer);
@@ -59,7 +61,7 @@ describe("a stranger at the gRPC port", () => {
 
   it("loses its connection if it does not read the answers it asked for", async () => {
     const clock = manualClock();
-    await using server = await serve([], { clock });
+    await using server = await serve([], { ...ALONE, clock });
     for (const window of [65_535, 0]) {
       const caller = await rawCaller(server.address, window);
       for (let index = 0; index < 60; index++) caller.call(index, REFLECT, QUESTION);
@@ -78,7 +80,7 @@ describe("a stranger at the gRPC port", () => {
   });
 
   it("is cut off when it floods, and others are answered meanwhile", async () => {
-    await using server = await serve([]);
+    await using server = await serve([], ALONE);
     await using channel = dial(server.address);
     const health = channel.client(Health);
     await health.check({});
@@ -118,7 +120,7 @@ describe("a stranger at the gRPC port", () => {
     const question = record(channel, CHECK);
     question.call.write(long);
     question.call.halfClose();
-    assert.notEqual(codeOf(await question.ended), "ok");
+    assert.match(String((await question.ended)?.cause), /RESOURCE_EXHAUSTED/);
     const call = record(channel);
     call.call.write(long);
     await call.received(1);
@@ -145,7 +147,7 @@ describe("a caller with a token", () => {
   it("loses its connection if it takes nothing for the time that it may be silent", async () => {
     const clock = manualClock();
     const opened = deferred<RawCall>();
-    await using server = await serveRaw((call) => opened.resolve(call), { clock, stallMs: 60_000, keepaliveMs: 3_600_000 });
+    await using server = await serveRaw((call) => opened.resolve(call), { clock, stallMs: 60_000, ...ALONE });
     const caller = await rawCaller(server.address, 2 ** 30);
     caller.call(0, "/tandem.decode.v1.DecodeService/Decode", HELLO);
     const call = await opened.promise;
