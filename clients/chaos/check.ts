@@ -18,6 +18,8 @@ export interface Violation {
     | "left behind"
     | "drain"
     | "silent instance"
+    | "memory"
+    | "loop"
     | "scene"
     | "start";
   readonly what: string;

@@ -10,6 +10,7 @@ import { startEngine } from "../loadgen/processes.ts";
 import { writeJson } from "../loadgen/scenarios/output.ts";
 import { makeAsks, rightAnswers } from "./asks.ts";
 import { becomesTrue } from "./becomes-true.ts";
+import { checkProcesses } from "./process-watch.ts";
 import { check, type Violation } from "./check.ts";
 import { startCluster } from "./cluster.ts";
 import { chaosConfig, type ChaosConfig } from "./config.ts";
@@ -126,6 +127,7 @@ async function run(
   const result = check({ records, faults, receipts: watch.receipts, answers, kv: watch.kv, stallMs, slackMs });
   if (watch.leasesExpired > 0)
     violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines` });
+  violations.push(...checkProcesses(watch.processes));
   return makeReport({ seed, lengthS, requests: records.length, settledMs }, faults, result, watch, scenes, violations);
 }
 

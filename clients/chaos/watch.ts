@@ -5,6 +5,7 @@ import { pause, systemClock } from "../../services/common/clock.ts";
 import { timedRequest } from "../common/timed-request.ts";
 import { findSeen, instancesSeen, type Cluster, type InstanceMember, type RouterMember } from "./cluster.ts";
 import { stateOf, type SimState } from "./engine.ts";
+import { processWatch } from "./process-watch.ts";
 
 export interface SeenLeg extends Pick<Leg, "legId" | "error"> {
   /** Names of instances; empty if unknown. */
@@ -48,6 +49,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
   const leases = new Map<string, number>();
   const controlGapsMs: number[] = [];
   const startMs = performance.now();
+  const processes = processWatch();
 
   /** Until the watch stops. A process that is gone is asked again: a successor may answer. */
   async function repeat(everyMs: number, look: () => Promise<void>): Promise<void> {
@@ -127,6 +129,19 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
     return figures;
   }
 
+  async function readMemory(): Promise<void> {
+    for (const { process } of [...cluster.routers, ...cluster.instances]) processes.sawMemory(process);
+  }
+
+  async function readAnswer({ process, url }: RouterMember): Promise<void> {
+    const { name, pid } = process;
+    const answered = await fetch(`${url}/livez`, { signal: AbortSignal.timeout(1_000) }).then(
+      () => true,
+      (error: Error) => error.name !== "TimeoutError", // A router that is gone refuses.
+    );
+    processes.sawAnswer(name, pid === process.pid ? pid : undefined, answered, performance.now());
+  }
+
   async function watchControl(): Promise<void> {
     const agent = new Agent({ keepAlive: true });
     while (!over.signal.aborted) {
@@ -142,6 +157,8 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
     ...cluster.routers.map((router) => repeat(100, () => readReceipts(router))),
     repeat(300, readNames),
     ...cluster.instances.filter(({ role }) => role === "decode").map(watchKv),
+    repeat(500, readMemory),
+    ...cluster.routers.map((router) => repeat(500, () => readAnswer(router))),
     watchControl(),
   ];
   return {
@@ -149,6 +166,7 @@ export function watchCluster(cluster: Cluster, control: { readonly url: string; 
     kv,
     routers: cluster.routers.map(figuresOf),
     controlGapsMs,
+    processes: processes.figures,
     /** KV that was never settled: its lease ran out on an engine. */
     get leasesExpired() {
       return [...leases.values()].reduce((sum, count) => sum + count, 0);

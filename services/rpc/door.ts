@@ -27,6 +27,8 @@ export type DoorReason = (typeof DOOR_REASONS)[number];
  */
 export const STREAM_LIMITS = { stranger: 128, user: 4_096, peer: 65_536 } as const;
 
+/** Of a stream whose caller is no stranger; 64 KiB, the default, makes a long body wait for this process 160 times. */
+const WINDOW_BYTES = 512 * 1024;
 /** Of connections whose caller is a stranger. Beyond one of these the connection that was quiet for longest is closed. */
 const STRANGERS = 512;
 /** Loopback is exempt: all users of a machine share it. */
@@ -240,8 +242,9 @@ export function createDoor(o: DoorOptions): Door {
     const { session } = caller;
     // Not inside an event of the session.
     setImmediate(() => {
-      if (session?.destroyed === false && !session.closed)
-        session.settings({ maxConcurrentStreams: STREAM_LIMITS[kind] });
+      if (session?.destroyed !== false || session.closed) return;
+      session.settings({ maxConcurrentStreams: STREAM_LIMITS[kind], initialWindowSize: WINDOW_BYTES });
+      session.setLocalWindowSize(4 * WINDOW_BYTES);
     });
   }
 

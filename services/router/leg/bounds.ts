@@ -57,6 +57,14 @@ export class AnswerPaces {
 /** A reservation costs a decode instance nothing, so after this long without an answer the leg is tried elsewhere. */
 export const RESERVE_TIMEOUT_MS = 2_000;
 
+/** The slowest pace at which a long body may reach an instance that many of them go to at once: 1 MiB a second. */
+const BODY_BYTES_PER_MS = 1_048;
+
+/** Whether the instance lives is seen by its heartbeat meanwhile. @param answerMs Bound for a body of no length. */
+export function reserveBoundMs(answerMs: number, body: Buffer): number {
+  return answerMs + Math.ceil(body.length / BODY_BYTES_PER_MS);
+}
+
 /** What an instance must send within a bound. `answer`: a whole non-streaming answer. */
 export type QuietPart = "prefill" | "reserve" | "transfer" | "answer" | "decode";
 

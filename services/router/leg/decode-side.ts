@@ -4,7 +4,7 @@ import type { Deadline } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { AnswerEnd } from "../request/request.ts";
-import { setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
+import { reserveBoundMs, setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
 import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.ts";
 import type { LegEvent, Ticket } from "./protocol.ts";
@@ -61,12 +61,13 @@ export class DecodeSide implements DecodeListener {
   /** @param ticket Given if prefill has run: the leg is then started together with the reservation. */
   reserve(ticket: Ticket | undefined): void {
     const decode = this.on!;
-    const remote = this.#context.linkTo(decode).reserve(this.#reservation(decode), this);
+    const reservation = this.#reservation(decode);
+    const remote = this.#context.linkTo(decode).reserve(reservation, this);
     if (ticket !== undefined) remote.start(ticket);
     this.#enter({
       kind: "asked",
       remote,
-      due: this.#within("reserve", this.#context.reserveTimeoutMs),
+      due: this.#within("reserve", reserveBoundMs(this.#context.reserveTimeoutMs, reservation.body)),
       started: ticket !== undefined,
     });
   }

@@ -11,7 +11,7 @@ import { malformedMedia } from "../serving/validation.ts";
 import type { RestAccess } from "./access.ts";
 import { streamAnswer, wholeAnswer, type AnswerOptions } from "./answer.ts";
 import { refuseUnread, writeError } from "./errors.ts";
-import { readBody, type BodyShare } from "./read-body.ts";
+import { readBody, turnFor, type BodyShare } from "./read-body.ts";
 
 /** Kinds of fallback that the header names; the receipt has all. */
 const DEGRADED_LIMIT = 8;
@@ -38,6 +38,7 @@ export function completionsHandler(
     checkMedia(req);
     const scheduling = schedulingOf((name) => req.headers[name] as string | undefined); // Only set-cookie is a list.
     const body = await readBody(req, o.bodyLimitBytes, share);
+    await turnFor(body, req);
     return serving.open({ label: path, path, body, clientId, scheduling });
   }
 

@@ -1,6 +1,6 @@
 // How long each part of a request may take, over real gRPC, and that its error names the part.
 import assert from "node:assert/strict";
-import { AnswerPaces, prefillBoundMs } from "../../../services/router/leg/bounds.ts";
+import { AnswerPaces, prefillBoundMs, reserveBoundMs } from "../../../services/router/leg/bounds.ts";
 import type { Instance } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { within } from "../../support/waits.ts";
@@ -11,6 +11,13 @@ import { standingIn } from "../support/fleet.ts";
 import { instanceIn } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
+
+describe("the bound of a reservation", () => {
+  it("allows a long body the time to get there, for many may go to one instance at once", () => {
+    assert.equal(reserveBoundMs(2_000, Buffer.alloc(0)), 2_000);
+    assert.equal(reserveBoundMs(2_000, Buffer.alloc(10 * 1024 * 1024)), 12_006);
+  });
+});
 
 describe("the bound of a prefill", () => {
   const limits = { ...LIMITS, prefillTimeoutMs: 120_000, prefillFloorMs: 1_000, prefillSlack: 10 };

@@ -1,8 +1,9 @@
 // The HTTP around the two hot routes.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { request as httpRequest } from "node:http";
+import { request as httpRequest, type IncomingMessage } from "node:http";
 import { connect } from "node:net";
+import { turnFor } from "../../../services/router/rest/read-body.ts";
 import { TANDEM_BUILD } from "../../../services/common/version.ts";
 import { eventually } from "../../support/waits.ts";
 import { untilGone } from "./support/relay.ts";
@@ -72,6 +73,23 @@ describe("a body that is too large", () => {
     await using rest = await startRest({ bodyLimitBytes: 10_000 });
     await rest.post(COMPLETIONS, { prompt: "x".repeat(1 << 20) });
     assert.equal((await rest.post(COMPLETIONS, { prompt: "x" })).status, 200);
+  });
+});
+
+describe("long bodies that arrive together", () => {
+  it("are parsed in turns of their own, so that others are answered in between", async () => {
+    const turns: number[] = [];
+    let turn = 0;
+    const req = { socket: { destroyed: false } } as IncomingMessage;
+    const all = Array.from({ length: 5 }, () =>
+      turnFor(Buffer.alloc(1 << 20), req).then(() => {
+        turns.push(turn);
+      }),
+    );
+    const count = (): void => void (turn++, turns.length < 5 && setImmediate(count));
+    setImmediate(count);
+    await Promise.all(all);
+    assert.equal(new Set(turns).size, 5);
   });
 });
 
