@@ -185,7 +185,11 @@ export async function startInstance(
     status.set({ ending: "stopping" });
     // KV that is being settled may still be under way: a prefill engine that sends it to one that is gone waits
     // forever (P2P NCCL).
-    if (graceMs > 0) await stage("legs", waitUntil(() => status.remaining + status.orphans === 0, graceMs));
+    if (graceMs > 0)
+      await stage(
+        "legs",
+        waitUntil(() => status.remaining + status.orphans === 0, graceMs),
+      );
     service.abortLegs();
     // An engine of our own dies with its KV; an attached one goes on, and others would find it full.
     if (!supervisor.ours) await waitUntil(() => status.orphans === 0, 1_000);

@@ -26,7 +26,10 @@ describe("a process with a watchdog", function () {
   it("ends with a report when its event loop is stuck, and says where", async () => {
     const { ending, stderr } = await endOf("setTimeout(function stuckHere() { for (;;) Math.random(); }, 10);");
     assert.equal(ending, "SIGABRT");
-    assert.match(stderr, /The watchdog ends the router \(pid \d+\) with SIGABRT: its event loop is stuck for 3\d{3} ms/);
+    assert.match(
+      stderr,
+      /The watchdog ends the router \(pid \d+\) with SIGABRT: its event loop is stuck for 3\d{3} ms/,
+    );
     assert.match(stderr, /memory \d+ MiB, \d+ open files and sockets/);
     assert.match(stderr, /at stuckHere \(/);
   });

@@ -9,7 +9,11 @@ import { node, NODE_VERSIONS } from "../support/tools.ts";
 import { within } from "../support/waits.ts";
 
 const SCRIPTS = [
-  { what: "a channel that is closed inside an event of its session", file: "../rpc/close-in-event.mjs", says: "closed" },
+  {
+    what: "a channel that is closed inside an event of its session",
+    file: "../rpc/close-in-event.mjs",
+    says: "closed",
+  },
   { what: "the channel of an instance that left with calls on it", file: "support/left-instance.mjs", says: "alive" },
 ];
 

@@ -5,7 +5,13 @@ import { randomBytes } from "node:crypto";
 import { join, resolve } from "node:path";
 import { splitAddress } from "../../../services/common/address.ts";
 import { loadConfig, StartError } from "../../../services/common/config.ts";
-import { anySignal, mustEndWithin, onceAborted, stopWithParent, untilSignal } from "../../../services/common/lifecycle.ts";
+import {
+  anySignal,
+  mustEndWithin,
+  onceAborted,
+  stopWithParent,
+  untilSignal,
+} from "../../../services/common/lifecycle.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";

@@ -55,8 +55,14 @@ export const ROUTES = {
       "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack; `doubt` is there while most instances are silent together. " +
       "Where `/` needs the key, none of these is told.",
   },
-  "/metrics": { method: "GET", help: "[Metrics](metrics.md) in Prometheus' text format. Needs the key where `/` does." },
-  "/": { method: "GET", help: "A page for people: models, instances, lines to paste. Needs the API key, if there is one and `rest.listen` is beyond loopback." },
+  "/metrics": {
+    method: "GET",
+    help: "[Metrics](metrics.md) in Prometheus' text format. Needs the key where `/` does.",
+  },
+  "/": {
+    method: "GET",
+    help: "A page for people: models, instances, lines to paste. Needs the API key, if there is one and `rest.listen` is beyond loopback.",
+  },
 } as const satisfies Record<string, Route>;
 
 type GetPath = {

@@ -5,7 +5,13 @@ describe("the processes of a chaos run", () => {
   it("may not take a gigabyte, and a router may not be silent", () => {
     const big = { peakBytes: 1.5 * 2 ** 30, longestSilenceMs: 0 };
     const quiet = { peakBytes: 0, longestSilenceMs: 9_000 };
-    const violations = checkProcesses(new Map([["router-1", big], ["router-2", quiet], ["decode-1", { ...big, peakBytes: 1 }]]));
+    const violations = checkProcesses(
+      new Map([
+        ["router-1", big],
+        ["router-2", quiet],
+        ["decode-1", { ...big, peakBytes: 1 }],
+      ]),
+    );
     assert.deepEqual(
       violations.map(({ rule, what }) => [rule, what]),
       [

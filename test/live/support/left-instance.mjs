@@ -46,7 +46,9 @@ for (let round = 0; round < ROUNDS; round++) {
         if (!settling) pool.legEnded(instance, "none");
         if (++ended === CALLS - 1) resolve();
       };
-      instance.channel.open("/tandem.decode.v1.DecodeService/Decode", { onMessage() {}, onEnd }).write(Buffer.alloc(100));
+      instance.channel
+        .open("/tandem.decode.v1.DecodeService/Decode", { onMessage() {}, onEnd })
+        .write(Buffer.alloc(100));
     }
     pool.update([]);
   });
