@@ -206,6 +206,9 @@ describe("time", () => {
       "services/common/event-loop.ts": "how late the real event loop is",
       "services/common/guardian.ts": "ends real processes",
       "services/common/lifecycle.ts": "ends this process",
+      "services/common/open-files.ts": "looks at the real process",
+      "services/common/watchdog.ts": "beats while the real event loop turns",
+      "services/common/watchdog-thread.ts": "counts real turns",
       "services/router/rest/page-assets.ts": "runs in a browser",
       // Dates for people and other hosts.
       "services/discovery/consul.ts": "a date in the status",

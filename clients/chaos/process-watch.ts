@@ -1,6 +1,5 @@
 // Watches every process of Tandem for what no client need see: memory that grows, and a router that answers nothing.
 import { readFileSync } from "node:fs";
-import type { Violation } from "./check.ts";
 
 /** No process of this deployment has a use for more. */
 const MEMORY_LIMIT_BYTES = 2 ** 30;
@@ -12,6 +11,11 @@ export interface ProcessFigures {
   peakBytes: number;
   /** Longest time in which one and the same process answered nothing, in milliseconds. */
   longestSilenceMs: number;
+}
+
+export interface ProcessViolation {
+  readonly rule: "memory" | "loop";
+  readonly what: string;
 }
 
 interface Silence {
@@ -44,8 +48,8 @@ export function processWatch() {
   };
 }
 
-export function checkProcesses(figures: ReadonlyMap<string, ProcessFigures>): Violation[] {
-  const violations: Violation[] = [];
+export function checkProcesses(figures: ReadonlyMap<string, ProcessFigures>): ProcessViolation[] {
+  const violations: ProcessViolation[] = [];
   for (const [name, { peakBytes, longestSilenceMs }] of figures) {
     if (peakBytes > MEMORY_LIMIT_BYTES)
       violations.push({ rule: "memory", what: `${name} took ${Math.round(peakBytes / 2 ** 20)} MiB of memory` });

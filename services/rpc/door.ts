@@ -27,7 +27,7 @@ export type DoorReason = (typeof DOOR_REASONS)[number];
  */
 export const STREAM_LIMITS = { stranger: 128, user: 4_096, peer: 65_536 } as const;
 
-/** Of a stream whose caller is no stranger; 64 KiB, the default, makes a long body wait for this process 160 times. */
+/** Of a stream of a user or peer. With 64 KiB, the default, a body of 10 MiB waits 160 times for this process. */
 const WINDOW_BYTES = 512 * 1024;
 /** Of connections whose caller is a stranger. Beyond one of these the connection that was quiet for longest is closed. */
 const STRANGERS = 512;
@@ -120,7 +120,7 @@ export function createDoor(o: DoorOptions): Door {
     closeLater(caller.socket);
   }
 
-  /** It is no stranger any more. */
+  /** It is not a stranger from here on. */
   function forget(caller: Caller): void {
     if (!strangers.delete(caller)) return;
     const left = perAddress.get(caller.address)! - 1;

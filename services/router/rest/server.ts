@@ -103,8 +103,8 @@ export async function serveHttp(
 type Serve = (req: IncomingMessage, res: ServerResponse) => void;
 
 /**
- * Serves the requests of a connection one after the other, each in a turn of its own: Node would begin thousands at once
- * that came in one packet, and answer nobody else meanwhile.
+ * Serves the requests of a connection one after the other, each in a turn of its own: Node would begin thousands that
+ * came in one packet at once, and all other connections would wait.
  */
 function oneATime(serve: Serve): Serve {
   /** By connection, what waits behind the request that is served now. */
