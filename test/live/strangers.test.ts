@@ -42,10 +42,10 @@ const ATTACKS: Record<string, (tandem: Tandem) => Promise<{ destroy(): void }[]>
       }),
     ),
   async "twelve bodies of ten megabytes"({ url }) {
-    const body = JSON.stringify({ model: "tandem-sim", prompt: "x ".repeat(5_100_000), max_tokens: 1 });
+    // Not in the prompt, which is the engine's work: this is about the way there.
+    const body = JSON.stringify({ model: "tandem-sim", prompt: "x", note: "x ".repeat(5_100_000), max_tokens: 1 });
     const answers = Array.from({ length: 12 }, () => fetch(`${url}${COMPLETIONS}`, { method: "POST", headers: JSON_TYPE, body }));
-    // Longer than the context of the sim, which says so: the bodies were read by prefill and decode.
-    for (const answer of await Promise.all(answers)) assert.equal(answer.status, 400, await answer.text());
+    for (const answer of await Promise.all(answers)) assert.equal(answer.status, 200, await answer.text());
     return [];
   },
   async "50,000 requests on one connection, none of whose answers is read"({ url }) {
