@@ -56,6 +56,7 @@ export const FAILURES = {
   leg_id_reused: { http: 500, grpc: "ALREADY_EXISTS", retry: "both legs", type: "InternalServerError" },
   kv_transfer_failed: { http: 502, grpc: "ABORTED", retry: "both legs", type: "InternalServerError" },
   engine_failed: { http: 502, grpc: "INTERNAL", retry: "both legs", type: "InternalServerError" },
+  query_of_death: { http: 500, grpc: "INTERNAL", retry: "never", type: "InternalServerError" },
   reservation_expired: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
   leg_stalled: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "both legs", type: "TimeoutError" },
   deadline_exceeded: { http: 504, grpc: "DEADLINE_EXCEEDED", retry: "never", type: "TimeoutError" },

@@ -146,7 +146,7 @@ export class AnswerRun {
         this.#o.began();
       }
     }
-    if (stream.error !== undefined) return this.#fail(reportedError(stream));
+    if (stream.error !== undefined) return this.#fail(reportedError(stream, this.#internal));
     if (this.discarding) {
       stream.cleared();
       if (this.tookKv || stream.done) this.#finish(undefined);
@@ -212,12 +212,11 @@ export class AnswerRun {
       return this.#fail(new ServiceError("instance_lost", "The instance's engine is gone.", { cause: error }));
     }
     if (this.#status !== 200) {
-      const { legId, prefillKvAddress, decodeKvAddress } = this.#o.spec;
-      const internal = [legId, prefillKvAddress, decodeKvAddress];
-      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), { leg: "decode", internal });
+      const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), { leg: "decode", internal: this.#internal });
       if (refusal.code !== "engine_failed") return this.#fail(refusal);
       this.#suspect();
-      return this.#fail(engineFailure("decode", refusal.cause as Error, true));
+      const { engineAnswer: answer } = refusal;
+      return this.#fail(engineFailure("decode", refusal.cause as Error, { beforeFirstToken: true, answer }));
     }
     if (this.#splitter === undefined) {
       if (this.discarding) return this.#finish(undefined);
@@ -260,6 +259,12 @@ export class AnswerRun {
     this.#finish(undefined);
   }
 
+  /** What no error may show. */
+  get #internal(): readonly string[] {
+    const { legId, prefillKvAddress, decodeKvAddress } = this.#o.spec;
+    return [legId, prefillKvAddress, decodeKvAddress];
+  }
+
   /** The engine failed in a way that a dead one would explain. */
   #suspect(): void {
     this.#o.parts.supervisor.suspect(this.#o.engine);
@@ -282,7 +287,7 @@ export class AnswerRun {
 }
 
 /** An error event inside a 200 stream. A 4xx in it is about the request; it comes before any token. */
-function reportedError(stream: AnswerStream | JoinedAnswer): ServiceError {
+function reportedError(stream: AnswerStream | JoinedAnswer, internal: readonly string[]): ServiceError {
   const fresh = stream.chunkCount === 0;
   let status = 500;
   try {
@@ -291,8 +296,11 @@ function reportedError(stream: AnswerStream | JoinedAnswer): ServiceError {
   } catch {
     // Cut off at its limit, or not an object: an engine failure either way.
   }
-  if (fresh && status >= 400 && status < 500) {
-    return refusalOf(status, Buffer.from(`{"error":${stream.error!}}`), { leg: "decode", internal: [] });
-  }
-  return engineFailure("decode", new Error(`the engine reported in its stream: ${stream.error!}`), fresh);
+  const reported = refusalOf(status, Buffer.from(`{"error":${stream.error!}}`), { leg: "decode", internal });
+  if (fresh && status >= 400 && status < 500) return reported;
+  const cause = new Error(`the engine reported in its stream: ${stream.error!}`);
+  return engineFailure("decode", cause, {
+    beforeFirstToken: fresh,
+    answer: status >= 500 ? reported.engineAnswer : undefined,
+  });
 }

@@ -268,6 +268,17 @@ export const routerConfig = defineConfig(
           "failing fleet.",
         { default: 0.2, min: 0, max: 16, unit: "retries", live: true },
       ),
+      quarantineLimit: integer(
+        "quarantine.limit",
+        "Limits the request bodies that are refused for a while because they made engines fail on two pairs that " +
+          "serve other requests. 0: none is.",
+        { default: 1_024, min: 0, max: 65_536, unit: "bodies", live: true },
+      ),
+      quarantineHoldMs: milliseconds(
+        "quarantine.hold_ms",
+        "Limits how long such a body is refused. The first time it is a tenth of this, and it doubles each time.",
+        { default: 300_000, max: 86_400_000, live: true },
+      ),
       replayMode: choice(
         "replay.mode",
         "Decides when a greedy or seeded stream that breaks after its first byte is replayed. A replay writes the " +

@@ -6,6 +6,7 @@
 // | slow        | extra_ms (100)          | adds this time between the request's tokens                                      |
 // | stall       | after_tokens (0)        | accepted, then silence: at once, or after this many tokens. Its slot stays taken |
 // | refuse      | status (503)            | answered with this status and vLLM's error body; the engine never sees it        |
+// | poison      | status (500)            | only requests with "poison" in their body: refused so, or with 0 the engine dies |
 // | die         | after_tokens (0)        | the whole instance closes every socket, or the process exits if it has no other  |
 // | error-event | after_tokens (0)        | a stream ends with one error event and [DONE]; a plain answer becomes a 500      |
 // | half-event  | after_tokens (0)        | the connection closes in the middle of an SSE event, or of a JSON body           |
@@ -24,6 +25,7 @@ export const FAULT_KINDS = [
   "slow",
   "stall",
   "refuse",
+  "poison",
   "die",
   "error-event",
   "half-event",
@@ -125,10 +127,15 @@ export class FaultBoard {
     return fault ?? null;
   }
 
-  /** Spends one use of every fault that hits requests. Null: no fault, the usual case. */
-  takeForRequest() {
+  /**
+   * Spends one use of every fault that hits requests. Null: no fault, the usual case.
+   *
+   * @param body Of the request, as JSON text.
+   */
+  takeForRequest(body: () => string) {
     if (this.#active.length === 0) return null;
-    const refuse = this.take("refuse");
+    const poison = this.has("poison") && body().includes("poison") ? this.take("poison") : null;
+    const refuse = this.take("refuse") ?? (poison?.status === 0 ? null : poison && { status: 500, ...poison });
     const slow = this.take("slow");
     const after = (kind: FaultKind): number => {
       const fault = this.take(kind);
@@ -138,7 +145,7 @@ export class FaultBoard {
       refuseStatus: refuse === null ? null : (refuse.status ?? 503),
       extraMsPerToken: slow === null ? 0 : (slow.extraMs ?? 100),
       stallAfterTokens: after("stall"),
-      dieAfterTokens: after("die"),
+      dieAfterTokens: poison?.status === 0 ? 0 : after("die"),
       errorAfterTokens: after("error-event"),
       halfEventAfterTokens: after("half-event"),
     };

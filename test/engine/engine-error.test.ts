@@ -52,14 +52,31 @@ describe("an engine's refusal", () => {
     assert.equal(refuse(429, "{}").code, "instance_unavailable");
   });
 
+  it("keeps the words of a 5xx, for a request that is at fault itself, but not those with internal names", () => {
+    const words = (body: string): unknown => {
+      const { code, message, engineAnswer } = refuse(500, body, ["deadbeef"]);
+      assert.deepEqual([code, message], ["engine_failed", "The decode engine failed while it worked on the request."]);
+      assert.equal(engineAnswer!.status, 500);
+      return (JSON.parse(engineAnswer!.body) as { error: { message: unknown } }).error.message;
+    };
+    assert.equal(words(error({ message: "Unexpected reasoning effort" })), "Unexpected reasoning effort");
+    assert.equal(words("Internal Server Error"), "Internal Server Error");
+    const hidden = "The engine failed on the request.";
+    assert.equal(words(error({ message: "no KV for ___prefill_addr_10.0.0.1:20001" })), hidden);
+    assert.equal(words("leg deadbeef failed"), hidden);
+    assert.equal(words(`<html>${"x".repeat(300)}`), hidden);
+    assert.equal(words("{}"), hidden);
+    assert.equal(refuse(503, "{}").engineAnswer, undefined, "it has no slot");
+  });
+
   it("blames the transfer if it names a field that only Tandem sets", () => {
     assert.equal(refuse(503, error({ param: "kv" })).code, "kv_transfer_failed");
     assert.equal(refuse(400, error({ param: "kv_transfer_params" })).code, "kv_transfer_failed");
   });
 
   it("blames the transfer on a decode leg without a token", () => {
-    assert.equal(engineFailure("decode", new Error("x"), true).code, "kv_transfer_failed");
-    assert.equal(engineFailure("decode", new Error("x"), false).code, "engine_failed");
-    assert.equal(engineFailure("prefill", new Error("x"), true).code, "engine_failed");
+    assert.equal(engineFailure("decode", new Error("x"), { beforeFirstToken: true }).code, "kv_transfer_failed");
+    assert.equal(engineFailure("decode", new Error("x")).code, "engine_failed");
+    assert.equal(engineFailure("prefill", new Error("x"), { beforeFirstToken: true }).code, "engine_failed");
   });
 });

@@ -23,6 +23,7 @@ const MEANINGS: Readonly<Record<string, string>> = {
   busy: "an instance had no free slot, and the request waited or went elsewhere",
   last_resort: "legs fail on an instance or a pair, which was used because too few others are left",
   "stale-view": "most instances were suspect together, so the router doubted itself and took none of them out",
+  quarantined: "the same body made engines fail a moment ago, so it was refused at once",
   pair_avoided: "a pair on which legs fail was skipped",
   unpaired: "decode also computed the prompt, because no prefill instance was left",
   unpaired_short: "decode also computed the prompt, because the prompt is short",

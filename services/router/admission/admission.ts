@@ -23,6 +23,7 @@ export const REFUSALS = [
   "no_instance", // No instance could serve its model.
   "client_left", // Its client left while it waited.
   "body_memory", // The bodies of all requests fill body.total_bytes.
+  "quarantined", // The same body made engines fail a moment ago.
   "stale_registry", // It was strict, and the registry was away.
 ] as const;
 

@@ -84,6 +84,12 @@ function verdictOf(code: FailureCode): Verdict {
   return BLAMED.has(code) ? "bad" : "none";
 }
 
+/** Whether a failed leg spoke against the instance or, if not, against the pair. */
+export function accusedBy(code: FailureCode): "instance" | "pair" | "none" {
+  if (BLAMED.has(code)) return "instance";
+  return code === "kv_transfer_failed" ? "pair" : "none";
+}
+
 /** Errors from before anything ran: a prefill that fails with one of them has sent no KV. */
 const NOTHING_SENT: ReadonlySet<FailureCode> = new Set<FailureCode>([
   "invalid_request",

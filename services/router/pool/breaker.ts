@@ -31,6 +31,8 @@ export const BREAKER_LIMITS: BreakerLimits = { failureLimit: 5, probeEveryMs: 50
 
 /** Failed probes double the pause up to this limit. */
 const PAUSE_LIMIT_MS: Readonly<Record<ProbeFailure, number>> = { refused: 1_000, late: 30_000, wrong: 30_000 };
+/** What a failure adds to the score. A success takes 1 off. */
+const FAILURE_SCORE = 2;
 /** The weight of a failure halves in this time. */
 const HALF_LIFE_MS = 5_000;
 
@@ -43,6 +45,8 @@ type State =
       readonly kind: "open";
       readonly because: OpenBecause;
       text: string;
+      /** The score with which it opened. */
+      readonly score: number;
       probeAtMs: number;
       pauseMs: number;
       /** How the last probe failed. */
@@ -95,9 +99,27 @@ export class Breaker {
     this.#suspicion = this.suspicion(nowMs) + 1;
     this.#suspectedAtMs = nowMs;
     if (this.#state.kind === "open") return false;
-    this.#state.score += verdict === "wedged" ? this.#opensAt : 2;
+    this.#state.score += verdict === "wedged" ? this.#opensAt : FAILURE_SCORE;
     if (this.#state.score < this.#opensAt) return false;
-    this.#open("failing", FAILING, nowMs + this.#limits.probeEveryMs);
+    this.#open("failing", FAILING, nowMs + this.#limits.probeEveryMs, this.#state.score);
+    return true;
+  }
+
+  /**
+   * Takes a `bad` verdict back: the request's own body was at fault. Returns true if that closed the breaker, which is
+   * only possible before a probe has failed.
+   */
+  pardon(): boolean {
+    this.#suspicion = Math.max(0, this.#suspicion - 1);
+    const state = this.#state;
+    if (state.kind === "closed") {
+      state.score = Math.max(0, state.score - FAILURE_SCORE);
+      return false;
+    }
+    if (state.because !== "failing" || state.failure !== undefined) return false;
+    const score = state.score - FAILURE_SCORE;
+    if (score >= this.#opensAt) return false;
+    this.#state = { kind: "closed", score: Math.max(0, score) };
     return true;
   }
 
@@ -151,14 +173,14 @@ export class Breaker {
   /** Closes after a successful probe, on probation: the next failure opens it again. Returns true if it was open. */
   close(): boolean {
     if (this.#state.kind === "closed") return false;
-    this.#state = { kind: "closed", score: this.#state.because === "failing" ? this.#opensAt - 2 : 0 };
+    this.#state = { kind: "closed", score: this.#state.because === "failing" ? this.#opensAt - FAILURE_SCORE : 0 };
     return true;
   }
 
-  #open(because: OpenBecause, text: string, probeAtMs: number): void {
+  #open(because: OpenBecause, text: string, probeAtMs: number, score = 0): void {
     const pauseMs = this.#limits.probeEveryMs;
     const condemned = because === "unproven";
-    this.#state = { kind: "open", because, text, probeAtMs, pauseMs, failure: undefined, condemned };
+    this.#state = { kind: "open", because, text, score, probeAtMs, pauseMs, failure: undefined, condemned };
   }
 
   get #opensAt(): number {

@@ -21,7 +21,7 @@ const SUSPECT_TOKENS = 2_048;
 export type Instance = Readonly<
   Omit<
     TrackedInstance,
-    Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "prefilled" | "grantRestart" | "retire" | "close"
+    Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "pardon" | "prefilled" | "grantRestart" | "retire" | "close"
   >
 >;
 
@@ -154,6 +154,14 @@ export class TrackedInstance implements Facts {
     }
     this.#tally();
     return opened;
+  }
+
+  /** Takes back a failure, which was the request's own. Returns true if that brought the instance back. */
+  pardon(): boolean {
+    const closed = this.breaker.pardon();
+    if (closed) this.#log.info("instance takes requests again: they failed by their own body");
+    this.#tally();
+    return closed;
   }
 
   /** Notes that the instance computed a prompt. */

@@ -7,6 +7,8 @@ export interface PairEntry {
   readonly prefillId: string;
   readonly decodeId: string;
   readonly breaker: Breaker;
+  /** KV had moved between the two before they failed. */
+  wasWarm: boolean;
 }
 
 /** Above this limit the oldest pair is forgotten. */
@@ -43,13 +45,25 @@ export class Pairs {
   judge(prefillId: string, decodeId: string, verdict: Verdict, nowMs: number): boolean {
     const key = keyOf(prefillId, decodeId);
     if (verdict === "good") this.#warmed(key);
-    else if (verdict !== "none") this.#warm.delete(key);
     // Only failures are remembered, and most pairs never have one.
     if (!this.#entries.has(key) && (verdict === "good" || verdict === "none")) return false;
-    const { breaker } = this.#entry(prefillId, decodeId);
+    const entry = this.#entry(prefillId, decodeId);
+    const { breaker } = entry;
+    if (verdict === "bad" || verdict === "wedged") entry.wasWarm = this.#warm.delete(key) || entry.wasWarm;
     const opened = breaker.judge(verdict, nowMs);
     if (breaker.spotless) this.#entries.delete(key);
     return opened;
+  }
+
+  /** Takes a failure back, which was the request's own. Returns true if that closed the breaker. */
+  pardon(prefillId: string, decodeId: string): boolean {
+    const key = keyOf(prefillId, decodeId);
+    const entry = this.#entries.get(key);
+    if (entry === undefined) return false;
+    if (entry.wasWarm) this.#warmed(key);
+    const closed = entry.breaker.pardon();
+    if (entry.breaker.spotless) this.#entries.delete(key);
+    return closed;
   }
 
   /** Takes the pair out after a failed probe: both instances work, but not with each other. */
@@ -86,7 +100,11 @@ export class Pairs {
    */
   cool(instanceId: string, nowMs: number): void {
     for (const key of this.#warm) if (names(key, instanceId)) this.#warm.delete(key);
-    for (const [key, { breaker }] of this.#entries) if (names(key, instanceId)) breaker.probeSoon(nowMs);
+    for (const [key, entry] of this.#entries) {
+      if (!names(key, instanceId)) continue;
+      entry.wasWarm = false;
+      entry.breaker.probeSoon(nowMs);
+    }
   }
 
   /** Forgets an instance that is gone, and whose id will not be used again. */
@@ -103,7 +121,7 @@ export class Pairs {
     const key = keyOf(prefillId, decodeId);
     let entry = this.#entries.get(key);
     if (entry !== undefined) return entry;
-    entry = { prefillId, decodeId, breaker: new Breaker(this.#limits) };
+    entry = { prefillId, decodeId, breaker: new Breaker(this.#limits), wasWarm: false };
     if (this.#entries.size >= PAIR_LIMIT) this.#entries.delete(this.#entries.keys().next().value!);
     this.#entries.set(key, entry);
     return entry;

@@ -49,6 +49,12 @@ export interface Pool {
   legEnded(instance: Instance, verdict: Verdict): void;
   /** Books what the same leg says about the two as a pair. */
   pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
+  /**
+   * Takes a `bad` verdict back, because the request's own body was at fault.
+   *
+   * @param decode Given if the verdict was on the pair.
+   */
+  pardon(instance: Instance, decode?: Instance): void;
   /** @param tokens Tokens that were computed, or waited for, in `ms`. */
   prefilled(instance: Instance, tokens: number, ms: number): void;
   /** Whether KV has moved between the two since both of them started. */
@@ -328,6 +334,10 @@ export function createPool(o: PoolOptions): Pool {
       if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;
       log.warn("pair is out until a probe succeeds", pairFields(prefill, decode));
       changed(true);
+    },
+    pardon(instance, decode) {
+      const { instanceId } = instance;
+      changed(decode === undefined ? own(instance).pardon() : pairs.pardon(instanceId, decode.instanceId));
     },
     isWarm: (prefill, decode) => pairs.isWarm(prefill.instanceId, decode.instanceId),
     prefilled: (instance, tokens, ms) => own(instance).prefilled(tokens, ms),

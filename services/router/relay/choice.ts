@@ -10,6 +10,7 @@ import { Exclusions, type Place, type Placer } from "../placement/placement.ts";
 import { FALLBACK_LIMIT, LegDraft, type ReceiptDraft } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
 import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
+import type { QueryWatch } from "./query-of-death.ts";
 import type { RetryBudget } from "./retry-budget.ts";
 import type { Fallback, RelayMetrics } from "../request/metrics.ts";
 import { estimateTokens, type AnswerEnd, type RelayRequest } from "../request/request.ts";
@@ -22,6 +23,7 @@ const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
 export interface ChoiceContext extends LegContext {
   readonly metrics: RelayMetrics;
+  readonly queries: QueryWatch;
   readonly placer: Placer;
   readonly budget: RetryBudget;
 }
@@ -147,16 +149,19 @@ export class Choice implements LegOwner {
       case "completed":
         // The new answer is shorter than the part that the client already has.
         if (this.#broken !== undefined) return this.#replayFailed("diverged");
+        this.#context.queries.succeeded(leg.task.prefill, leg.decode, this.#owner.request);
         return this.#owner.completed(this.index, outcome.end);
       case "cancelled":
         return; // This choice asked for it.
       case "failed": {
         const { error, phase, side } = outcome;
+        const fatal = this.#context.queries.failed(this.#owner.request, leg, outcome);
         const delivered = this.#sentMs !== undefined;
         const { decodeFirst } = leg.task.traits;
-        const failed = { code: error.code, side, delivered, repeatable: this.#canCatchUp(), decodeFirst };
+        const code = fatal?.code ?? error.code;
+        const failed = { code, side, delivered, repeatable: this.#canCatchUp(), decodeFirst };
         const next = afterFailure(failed, this.#retries, this.#rules());
-        if (!this.#goesOn(next, leg, error, phase)) return this.#fail(error);
+        if (!this.#goesOn(next, leg, error, phase)) return this.#fail(fatal ?? error);
         if (next.kind === "retry") this.#failure = error;
         if (delivered) this.#replay(error);
         return this.begin();

@@ -18,7 +18,8 @@ import { thinLink } from "../leg/thin-link.ts";
 import { mergeBodies, mergeUsageEvents, usageChunkOf } from "./merge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
-import { createProber } from "../probe/probe.ts";
+import { createProber, type Prober } from "../probe/probe.ts";
+import { watchQueries } from "./query-of-death.ts";
 import { createRetryBudget } from "./retry-budget.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { AnswerEnd, AnswerSink, Ending, RelayRequest } from "../request/request.ts";
@@ -54,7 +55,9 @@ export function createRelay(o: RelayOptions) {
   const checkIdle = (): void => {
     if (runs.size === 0 && live.size === 0) for (const resolve of onIdle.splice(0)) resolve();
   };
+  const queries = watchQueries({ pool, limits, metrics: o.metrics, log: o.log, clock });
   const context: ChoiceContext = {
+    queries,
     books: pool,
     linkTo: o.linkTo ?? (({ channel }) => thinLink(channel, o.log)),
     limits,
@@ -68,11 +71,21 @@ export function createRelay(o: RelayOptions) {
     placer: createPlacer(pool, pickers, placement),
     budget: createRetryBudget(limits, clock, constants.retriesPerS, o.overload),
   };
-  const prober = createProber(context);
+  const { probe, unsettled } = createProber(context);
+  const prober: Prober = {
+    unsettled,
+    async probe(prefill, decode, options) {
+      const result = await probe(prefill, decode, options);
+      if (result.kind !== "failed") queries.succeeded(prefill, decode);
+      return result;
+    },
+  };
 
   return {
     /** Sends the router's own requests over the same legs. */
     prober,
+    /** The error for a request that must not run: its body is in quarantine. */
+    refusal: queries.refusal,
     /**
      * @param receipt Gets the legs and fallbacks as they happen.
      * @param admitted The request's slots. Its legs return to the queue through it.

@@ -77,12 +77,14 @@ function openAiError(error: ServiceError, status: number): Record<string, unknow
 
 /**
  * The engine's refusal as it is. Only a 4xx about the request: an engine's 401 or 404 is about us, not about the client,
- * and a body that is not a JSON object would not be understood.
+ * and a body that is not a JSON object would not be understood. Or the engine's failure, if the request is its cause.
  */
 function engineAnswer(error: ServiceError): { status: number; body: string } | undefined {
-  if (error.code !== "engine_refused" || error.engineAnswer === undefined) return undefined;
+  if (error.engineAnswer === undefined) return undefined;
   const { status, body } = error.engineAnswer;
-  if (status < 400 || status > 499 || status === 401 || status === 403 || status === 407) return undefined;
+  if (error.code === "engine_refused") {
+    if (status < 400 || status > 499 || status === 401 || status === 403 || status === 407) return undefined;
+  } else if (error.code !== "query_of_death") return undefined;
   try {
     const parsed: unknown = JSON.parse(body);
     if (typeof parsed !== "object" || parsed === null || !("error" in parsed)) return undefined;

@@ -74,7 +74,7 @@ export interface Serving {
 
 export interface ServingOptions {
   readonly pool: Pool;
-  readonly relay: Pick<RunningRelay, "run" | "idle">;
+  readonly relay: Pick<RunningRelay, "run" | "idle" | "refusal">;
   readonly queue: RouterConfig["queue"];
   /** Limits and defaults of each request. */
   readonly request: RouterConfig["request"];
@@ -167,6 +167,12 @@ export function createServing(o: ServingOptions): Serving {
       draft,
       async run(sink) {
         try {
+          const refusal = relay.refusal(request);
+          if (refusal !== undefined) {
+            draft.fallbacks.push("quarantined");
+            metrics.notAdmitted("quarantined");
+            throw refusal;
+          }
           const lack = view.models.get(asked.model)?.lack(strict);
           if (lack !== undefined) throw notAdmitted("no_instance", `${lack} Try again in a second.`);
           if (stale && strict) throw notAdmitted("stale_registry", STALE);

@@ -36,7 +36,7 @@ export function createEngineServer(options: ServerOptions): Server {
     (plan: Planner): Handler =>
     async (req, res) => {
       const body = await readObject(req);
-      const suffered = faults.takeForRequest();
+      const suffered = faults.takeForRequest(() => JSON.stringify(body));
       if (suffered !== null && suffered.refuseStatus !== null) {
         onOutcome("refused");
         sendError(

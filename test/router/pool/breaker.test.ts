@@ -24,6 +24,25 @@ describe("a breaker", () => {
     assert.equal(quarter.open, false);
   });
 
+  it("takes a failure back that was the request's own, even the one that opened it, but not a stall", () => {
+    const breaker = new Breaker(LIMITS);
+    breaker.judge("bad", 1);
+    assert.equal(breaker.pardon(), false);
+    assert.equal(breaker.spotless, true);
+    assert.equal(breaker.suspicion(1), 0);
+    for (const atMs of [1, 2, 3]) breaker.judge("bad", atMs);
+    assert.equal(breaker.pardon(), true);
+    assert.equal(breaker.open, false);
+    assert.equal(breaker.judge("bad", 4), true, "two of its failures still count");
+    breaker.probeFailed("refused", "It fails.", 5);
+    assert.equal(breaker.pardon(), false, "a probe has failed too");
+    const stalled = new Breaker(LIMITS);
+    stalled.judge("bad", 1);
+    stalled.judge("wedged", 2);
+    assert.equal(stalled.pardon(), false);
+    assert.equal(stalled.open, true);
+  });
+
   it("opens at once for a leg that stalled, and ignores clients that leave", () => {
     const breaker = new Breaker(LIMITS);
     for (let count = 0; count < 100; count += 1) breaker.judge("none", count);

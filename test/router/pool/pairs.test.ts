@@ -18,6 +18,16 @@ describe("a pair", () => {
     assert.equal(pairs.isWarm("p1", "d2"), false);
   });
 
+  it("is warm and in use again when its failure is taken back", () => {
+    const pairs = new Pairs(BREAKER_LIMITS);
+    pairs.judge("p1", "d1", "good", 0);
+    pairs.judge("p1", "d1", "bad", 0);
+    assert.equal(pairs.isWarm("p1", "d1"), false);
+    pairs.pardon("p1", "d1");
+    assert.equal(pairs.isWarm("p1", "d1"), true);
+    assert.equal(pairs.any, false);
+  });
+
   it("is cold again after a failed transfer, and needs no probe if a user's KV has moved", () => {
     const pairs = new Pairs(BREAKER_LIMITS);
     pairs.judge("p1", "d1", "good", 0);

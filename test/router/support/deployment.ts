@@ -101,6 +101,8 @@ export const LIMITS: RelayLimits = {
   stallMs: 10_000,
   answerFloorMs: 60_000,
   answerSlack: 10,
+  quarantineLimit: 1_024,
+  quarantineHoldMs: 300_000,
   replayMode: "proven",
   replayTimeoutMs: 10_000,
 };

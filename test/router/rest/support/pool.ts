@@ -60,6 +60,7 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
     legStarted() {},
     legEnded() {},
     pairEnded() {},
+    pardon() {},
     prefilled() {},
     isWarm: () => true,
     probes: {

@@ -16,7 +16,7 @@ export interface RelayRun {
 
 export type Script = (run: RelayRun) => Promise<Ending>;
 
-export interface FakeRelay extends Pick<RunningRelay, "run" | "idle"> {
+export interface FakeRelay extends Pick<RunningRelay, "run" | "idle" | "refusal"> {
   readonly runs: readonly RelayRun[];
   /** What the next requests do. */
   script: Script;
@@ -45,6 +45,7 @@ export function fakeRelay(script: Script = answer): FakeRelay {
     runs,
     script,
     idle: async () => {},
+    refusal: () => undefined,
     run(request, sink, draft, _admitted, gone) {
       const run: RelayRun = {
         request,
