@@ -113,6 +113,11 @@ export class AnswerRun {
     return this.#lastTokenMs || this.#startedMs;
   }
 
+  /** The engine answered a request for a stream with an error instead of one. */
+  get refused(): boolean {
+    return this.#stream !== undefined && this.#status !== 0 && this.#status !== 200;
+  }
+
   resume(): void {
     this.#call.resume();
   }

@@ -205,7 +205,7 @@ export class DecodeLeg {
     const cause = new Error(`no token for ${quietS} s, while the engine goes on with others`);
     parts.log.warn("decode leg is stuck in the engine", { legId: leg.spec.legId, cause });
     this.#leave(phase);
-    this.#call.fail(engineFailure("decode", cause, !run.tookKv));
+    this.#call.fail(engineFailure("decode", cause, { beforeFirstToken: !run.tookKv }));
     return undefined;
   }
 
@@ -222,9 +222,13 @@ export class DecodeLeg {
       return this.#call.end();
     }
     log.warn("decode leg failed", { legId, code: error.code, cause: error.cause });
-    // A refusal of the body, or a connection that never was, comes before the engine looks for the KV.
+    // A refusal of the body, or a connection that never was, comes before the engine looks for the KV. So does a 5xx to a
+    // request for a stream: what fails in vLLM's core is reported inside the stream.
     const untouched =
-      error.code === "engine_refused" || error.code === "instance_unavailable" || error.code === "instance_lost";
+      this.#phase.run.refused ||
+      error.code === "engine_refused" ||
+      error.code === "instance_unavailable" ||
+      error.code === "instance_lost";
     this.#closeAccounts(this.#phase, untouched);
     this.#call.fail(error);
   }

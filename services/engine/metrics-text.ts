@@ -18,9 +18,16 @@ export function readGauges(text: string) {
     // Counters since the engine's start. On a wedged engine they stop, as do the gauges.
     promptTokens: sum(text, "vllm:prompt_tokens_total"),
     generationTokens: sum(text, "vllm:generation_tokens_total"),
-    /** When the process started, in Unix seconds. 0 where it doesn't say, as with several API servers. */
-    startedS: sum(text, "process_start_time_seconds"),
+    /** Unix seconds. 0: not reported. */
+    startedS: Math.max(0, ...values(text, "process_start_time_seconds")),
   };
+}
+
+/** Whether another engine reports now: counters only fall when an engine starts. */
+export function isAnotherEngine(before: EngineGauges, now: EngineGauges): boolean {
+  if (now.promptTokens < before.promptTokens || now.generationTokens < before.generationTokens) return true;
+  // Several API servers of one vLLM report start times of their own, so these count only if there are no tokens to tell by.
+  return now.startedS > before.startedS && before.startedS > 0 && now.promptTokens + now.generationTokens === 0;
 }
 
 export const NO_GAUGES: EngineGauges = readGauges("");

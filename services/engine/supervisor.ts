@@ -21,9 +21,14 @@ import type { Log } from "../common/log.ts";
 import type { EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
 import { HeldConnection } from "./held-connection.ts";
 import { EngineSilent, neverReached } from "./http.ts";
-import { NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
+import { isAnotherEngine, NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
 import { progressJudge, type EngineWork } from "./progress.ts";
 
+/** A start before any was measured. */
+const FIRST_LOAD_MS = 30_000;
+/** A start that takes longer than expected is expected to take this share of its time more. */
+const OVERDUE = 0.25;
+const LEAST_MS = 500;
 const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
 /** Between two runs of the operator's command for an attached engine. */
 const COMMAND_PAUSE_MS = 60_000;
@@ -81,6 +86,10 @@ export class EngineSupervisor {
   /** Pauses before restarts since the last good start. */
   #attempt = 0;
   #restarting: Promise<void> | undefined;
+  /** When the start that runs began, its pause included. Undefined while an engine works. */
+  #loadingSinceMs: number | undefined;
+  /** How long the last start took. */
+  #loadMs = FIRST_LOAD_MS;
   /** The counters of an attached engine when it was found wedged. It is back when they have moved. */
   #wedgedAt: EngineGauges | undefined;
   /** When the operator's command may run again. */
@@ -93,6 +102,7 @@ export class EngineSupervisor {
 
   /** Resolves when the first engine works. @throws the error of `source.start` */
   async start(signal: AbortSignal): Promise<void> {
+    this.#loadingSinceMs = this.#clock.nowMs();
     this.#watch(await this.#o.source.start(signal));
   }
 
@@ -117,6 +127,13 @@ export class EngineSupervisor {
   /** When its token counters were last seen to have moved. Of an engine that has had nothing to do: long ago. */
   get movedMs(): number {
     return this.#watched?.movedMs ?? -Infinity;
+  }
+
+  /** When the next engine is expected to work, in this time. Undefined while one works, or if none is ours to start. */
+  get readyInMs(): number | undefined {
+    if (this.#loadingSinceMs === undefined || !this.ours) return undefined;
+    const spentMs = this.#clock.nowMs() - this.#loadingSinceMs;
+    return Math.round(Math.max(this.#loadMs - spentMs, spentMs * OVERDUE, LEAST_MS));
   }
 
   get gauges(): EngineGauges {
@@ -183,6 +200,8 @@ export class EngineSupervisor {
       unanswered: 0,
     };
     this.#watched = watched;
+    if (this.#loadingSinceMs !== undefined) this.#loadMs = nowMs - this.#loadingSinceMs;
+    this.#loadingSinceMs = undefined;
     this.#reason = "";
     this.#starts++;
     void engine.ended.then((error) => this.#lose(watched, error));
@@ -241,6 +260,7 @@ export class EngineSupervisor {
   async #startAgain(old: StartedEngine): Promise<void> {
     const { source, log } = this.#o;
     const over = this.#over.signal;
+    this.#loadingSinceMs = this.#clock.nowMs();
     // The old process must not hold memory or ports when the new one starts.
     await old.stop(0);
     // A process that ends is wedged no more, whatever the next one counts.
@@ -267,6 +287,7 @@ export class EngineSupervisor {
         return;
       } catch (error) {
         if (over.aborted) return;
+        this.#loadingSinceMs = this.#clock.nowMs();
         this.#reason = firstLine((error as Error).message);
         log.error("the engine could not be restarted", { error });
         this.#changed();
@@ -309,8 +330,9 @@ export class EngineSupervisor {
       if (status === 200) {
         const { counted: before } = watched;
         const now = readGauges(body.toString("utf8"));
-        if (before !== undefined && isAnother(before, now))
-          return this.#lose(watched, new Error("the engine was replaced by another process"));
+        // One of ours is reported by its guardian.
+        if (!this.ours && before !== undefined && isAnotherEngine(before, now))
+          return this.#lose(watched, new Error("the attached engine was replaced by another one"));
         if (before !== undefined && haveMoved(before, now)) watched.movedMs = this.#clock.nowMs();
         watched.counted = now;
       }
@@ -341,12 +363,7 @@ export class EngineSupervisor {
 /** `/health` alone is not enough: a permanently stalled engine answers it with 200. */
 async function hasMoved({ http }: LiveEngine, before: EngineGauges): Promise<boolean> {
   const now = readGauges((await http.get("/metrics", POLL_TIMEOUT_MS)).body.toString("utf8"));
-  return haveMoved(before, now) || isAnother(before, now);
-}
-
-/** Another process answers there. */
-function isAnother(before: EngineGauges, now: EngineGauges): boolean {
-  return before.startedS > 0 && now.startedS > 0 && before.startedS !== now.startedS;
+  return haveMoved(before, now) || isAnotherEngine(before, now);
 }
 
 function haveMoved(before: EngineGauges, now: EngineGauges): boolean {

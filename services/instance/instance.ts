@@ -101,9 +101,10 @@ export async function startInstance(
   const instanceId = `${role}-${randomUUID()}`;
   const over = new AbortController();
   let pings: Promise<PingListener> | undefined;
+  const readyInMs = (): number | undefined => supervisor.readyInMs;
   const onPhase = (phase: string): void => {
     log.info("engine loading", { phase });
-    status.set({ engine: { reason: `the engine is starting: ${phase}` } });
+    status.set({ engine: { reason: `the engine is starting: ${phase}`, readyInMs } });
   };
   // The engine's own pings, to this instance alone: they report its actual KV address.
   const openPings = (): Promise<PingListener> =>
@@ -162,7 +163,8 @@ export async function startInstance(
     }
     const unusable = live === undefined ? reason : startRefusalOf(findings);
     const kvAddress = live?.kvAddress ?? "";
-    status.set({ engine: { reason: unusable, retiring: live === undefined ? "" : reason, kvAddress, gauges } });
+    const retiring = live === undefined ? "" : reason;
+    status.set({ engine: { reason: unusable, retiring, kvAddress, readyInMs, gauges } });
     if (!changed) return;
     service.engineChanged?.(live);
     if (live !== undefined) registration?.update();

@@ -17,6 +17,8 @@ interface Facts {
     readonly retiring?: string;
     /** Of the engine that works. */
     readonly kvAddress?: string;
+    /** When the next one is expected to work, if one is being started. */
+    readonly readyInMs?: () => number | undefined;
     readonly gauges?: EngineGauges;
   };
   /** KV in the engine that only a restart of it can free. */
@@ -75,7 +77,8 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
   }
 
   load(): Load {
-    const { kvAddress = "", gauges = NO_GAUGES } = this.#facts.engine;
+    const { kvAddress = "", gauges = NO_GAUGES, readyInMs } = this.#facts.engine;
+    const readyMs = this.#facts.ending === "" ? readyInMs?.() : undefined;
     const { running, reserved, orphans, queuedTokens } = this.#counts;
     const { kvDebt, restartWanted } = this.#facts;
     return create(LoadSchema, {
@@ -93,6 +96,7 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
       engineKvLate: gauges.kvLate,
       ...kvDebt,
       restartWanted,
+      ...(readyMs === undefined ? {} : { readyInMs: readyMs }),
     });
   }
 

@@ -6,7 +6,6 @@
 // | slow        | extra_ms (100)          | adds this time between the request's tokens                                      |
 // | stall       | after_tokens (0)        | accepted, then silence: at once, or after this many tokens. Its slot stays taken |
 // | refuse      | status (503)            | answered with this status and vLLM's error body; the engine never sees it        |
-// | poison      | status (500)            | only requests with "poison" in their body: refused so, or with 0 the engine dies |
 // | die         | after_tokens (0)        | the whole instance closes every socket, or the process exits if it has no other  |
 // | error-event | after_tokens (0)        | a stream ends with one error event and [DONE]; a plain answer becomes a 500      |
 // | half-event  | after_tokens (0)        | the connection closes in the middle of an SSE event, or of a JSON body           |
@@ -18,6 +17,7 @@
 // | upstream    | none (a mode)           | p2p-zmq fails as P2P NCCL of vLLM 0.23: a request without the paired id kills    |
 // |             |                         | the engine, missing or unfit KV hangs the whole engine forever                   |
 // | tame        | none (a mode)           | nixl parameters that do not fit give a 400 instead of killing the engine         |
+// | poison      | none (a mode)           | a request whose body contains POISON is answered with a 500; others are served   |
 //
 // As text, for flags: `kind:field=value:field=value`, as in `stall:after_tokens=3:count=2`.
 
@@ -25,7 +25,6 @@ export const FAULT_KINDS = [
   "slow",
   "stall",
   "refuse",
-  "poison",
   "die",
   "error-event",
   "half-event",
@@ -36,8 +35,12 @@ export const FAULT_KINDS = [
   "wrong-model",
   "upstream",
   "tame",
+  "poison",
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
+
+/** What the body of a poisonous request contains. */
+export const POISON = "poison pill";
 
 export interface Fault {
   readonly kind: FaultKind;
@@ -127,15 +130,10 @@ export class FaultBoard {
     return fault ?? null;
   }
 
-  /**
-   * Spends one use of every fault that hits requests. Null: no fault, the usual case.
-   *
-   * @param body Of the request, as JSON text.
-   */
-  takeForRequest(body: () => string) {
+  /** Spends one use of every fault that hits requests. Null: no fault, the usual case. */
+  takeForRequest() {
     if (this.#active.length === 0) return null;
-    const poison = this.has("poison") && body().includes("poison") ? this.take("poison") : null;
-    const refuse = this.take("refuse") ?? (poison?.status === 0 ? null : poison && { status: 500, ...poison });
+    const refuse = this.take("refuse");
     const slow = this.take("slow");
     const after = (kind: FaultKind): number => {
       const fault = this.take(kind);
@@ -145,7 +143,7 @@ export class FaultBoard {
       refuseStatus: refuse === null ? null : (refuse.status ?? 503),
       extraMsPerToken: slow === null ? 0 : (slow.extraMs ?? 100),
       stallAfterTokens: after("stall"),
-      dieAfterTokens: poison?.status === 0 ? 0 : after("die"),
+      dieAfterTokens: after("die"),
       errorAfterTokens: after("error-event"),
       halfEventAfterTokens: after("half-event"),
     };

@@ -309,6 +309,17 @@ describe("KV that only a decode leg can free", () => {
     await settled(decode);
     assert.ok(decode.engine.state().generation_tokens < 100);
   });
+
+  it("is drained as well if the engine answers the leg with 500 before it looks for the KV", async () => {
+    await using prefill = await simPrefill("p2p-zmq", nccl);
+    await using decode = await simDecode("p2p-zmq", nccl, { faults: ["refuse:status=500:count=1"] });
+    const pair = leg();
+    const call = await reserved(decode, prefill, pair);
+    call.start((await prefillLeg(prefill, decode, pair)).ticket);
+    await assert.rejects(call.rest(), refusal("kv_transfer_failed"));
+    await settled(decode);
+    assert.equal(decode.engine.state().generation_tokens, 1);
+  });
 });
 
 describe("instances with a join token", () => {

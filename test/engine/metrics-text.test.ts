@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { readBlockSize, readGauges, readKvCache } from "../../services/engine/metrics-text.ts";
+import { isAnotherEngine, readBlockSize, readGauges, readKvCache } from "../../services/engine/metrics-text.ts";
 
 describe("an engine's metrics", () => {
   it("are read from what vLLM 0.32 answers", () => {
@@ -56,5 +56,20 @@ describe("an engine's metrics", () => {
     const text =
       'vllm:cache_config_info{block_size="16",cache_dtype="auto",kv_cache_memory_bytes="None",num_gpu_blocks="1000"} 1.0';
     assert.deepEqual(readKvCache(text), { tokens: 16_000, bytes: 0 });
+  });
+
+  it("are those of another engine if a counter fell, or if it started later and has counted nothing", () => {
+    const of = (promptTokens: number, generationTokens: number, startedS = 0) => ({
+      ...readGauges(""),
+      promptTokens,
+      generationTokens,
+      startedS,
+    });
+    assert.equal(isAnotherEngine(of(5, 5), of(9, 5)), false);
+    assert.equal(isAnotherEngine(of(5, 5), of(9, 4)), true);
+    assert.equal(isAnotherEngine(of(5, 5), of(0, 6)), true);
+    assert.equal(isAnotherEngine(of(0, 0, 1_000), of(0, 0, 1_002)), true);
+    assert.equal(isAnotherEngine(of(5, 5, 1_000), of(5, 5, 1_002)), false, "another API server of the same engine");
+    assert.equal(isAnotherEngine(of(0, 0), of(0, 0, 1_002)), false);
   });
 });

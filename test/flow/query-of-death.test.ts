@@ -66,10 +66,7 @@ for (const [side, connector] of [
     const poisoned = await ask(router, POISON);
     assert.equal(poisoned.status, 500);
     const { error } = (await poisoned.json()) as { error: { message: string; type: string; code: number } };
-    assert.deepEqual(
-      [error.message, error.type, error.code],
-      ['refused by the fault "refuse"', "ServiceUnavailableError", 500],
-    );
+    assert.deepEqual([error.message, error.type, error.code], ["a template error", "InternalServerError", 500]);
     assert.deepEqual(await harm(router, side), { failed: 2, breakersOpen: 0 });
 
     for (const form of [{}, { stream: true }]) {
@@ -78,7 +75,7 @@ for (const [side, connector] of [
       assert.equal(again.headers.get("x-tandem-degraded"), "quarantined");
       assert.match(
         await again.text(),
-        /refused by the fault .*\(The request was not run: the same body made 2 \w+ engines fail, and was quarantined \d+ s ago, and for another \d+ s\.\)/,
+        /a template error \(The request was not run: the same body made 2 \w+ engines fail, and was quarantined \d+ s ago, and for another \d+ s\.\)/,
       );
     }
     assert.deepEqual(await harm(router, side), { failed: 2, breakersOpen: 0 }, "it reached an engine again");

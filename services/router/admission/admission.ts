@@ -84,6 +84,8 @@ export interface AdmissionOptions {
   capacity(model: string): number;
   /** Why no instance can serve a model, in words. Undefined if one can. */
   lack?(model: string): string | undefined;
+  /** When that is expected to end, and a text that says so. Undefined if nothing is known. */
+  lackEnd?(model: string): { readonly text: string; readonly inMs: number } | undefined;
   /** Limits of the queue: its length and the longest wait. */
   readonly queue: Live<Pick<RouterConfig["queue"]["current"], "limit" | "timeoutMs" | "targetMs">>;
   /** Left out: never overloaded. Gets to know whether a queue stands. */
@@ -110,6 +112,7 @@ class ModelSlots {
 
 /** Range of the Retry-After that a refused client gets. */
 const RETRY_AFTER_S = { min: 1, max: 60 };
+const LOAD_LIMIT_S = 600;
 
 export function createAdmission(o: AdmissionOptions): Admission {
   const { clock, deadlines, overload = calm() } = o;
@@ -153,7 +156,8 @@ export function createAdmission(o: AdmissionOptions): Admission {
             then = () => found(picked);
           } catch (thrown) {
             const error = asServiceError(thrown);
-            if (error.code === "instance_busy") {
+            // Not for a wait that is certain to be too long.
+            if (error.code === "instance_busy" && !(seconds(leftMs()) < (error.retryAfterS ?? 0))) {
               busy = error;
               return false;
             }
@@ -163,6 +167,8 @@ export function createAdmission(o: AdmissionOptions): Admission {
           then();
           return true;
         };
+        const sinceMs = clock.nowMs();
+        const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
         const leg = { model, priority, retry };
         const end = (): void => {
           due?.cancel();
@@ -170,8 +176,6 @@ export function createAdmission(o: AdmissionOptions): Admission {
         };
         if (retry()) return undefined;
         returned.add(leg);
-        const sinceMs = clock.nowMs();
-        const leftMs = (): number => Math.max(0, o.queue.current.timeoutMs - waitedMs);
         due = deadlines.watch(sinceMs + leftMs(), (nowMs) => {
           const dueMs = Math.max(sinceMs, othersIdleSinceMs() ?? nowMs) + leftMs();
           if (nowMs < dueMs) return dueMs;
@@ -202,6 +206,8 @@ export function createAdmission(o: AdmissionOptions): Admission {
 
   /** The request that gets the next slot. Refuses those that have waited too long in a queue that stands. */
   function next(model: string): Waiter | undefined {
+    // Nothing can serve it: requests wait for an engine that is being started, and are no burst.
+    if (o.capacity(model) === 0) return queue.first(model);
     const { standing, pace } = slotsOf(model);
     const stood = standing.stands;
     const nowMs = clock.nowMs();
@@ -289,8 +295,11 @@ export function createAdmission(o: AdmissionOptions): Admission {
 
   function waitedInVain(model: string, timeoutMs: number): ServiceError {
     const lack = o.lack?.(model);
-    if (lack !== undefined)
-      return refused("no_instance", "no_instance", `${lack} The request waited ${timeoutMs} ms. Try again later.`, 1);
+    if (lack !== undefined) {
+      const { text = lack, inMs = 0 } = o.lackEnd?.(model) ?? {};
+      const message = `${text} The request waited ${timeoutMs} ms. Try again later.`;
+      return refused("no_instance", "no_instance", message, seconds(inMs, LOAD_LIMIT_S));
+    }
     const message = `All instances are busy: the request waited ${timeoutMs} ms in the queue and no slot became free. Try again later.`;
     return refused("queue_timeout", "instance_busy", message, 1);
   }
@@ -298,6 +307,13 @@ export function createAdmission(o: AdmissionOptions): Admission {
   /** @throws ServiceError if a wait would be in vain */
   function checkWait(wanted: Queued, deadlineMs: number): void {
     const nowMs = clock.nowMs();
+    const lackEnd = o.lackEnd?.(wanted.model);
+    if (lackEnd !== undefined) {
+      const { limit, timeoutMs } = o.queue.current;
+      const { inMs, text } = lackEnd;
+      if (queue.size < limit && inMs <= Math.min(timeoutMs, deadlineMs - nowMs)) return;
+      throw refused("no_instance", "no_instance", text, seconds(inMs, LOAD_LIMIT_S));
+    }
     const waitMs = models.get(wanted.model)?.pace?.waitMs(queue.legsBefore(wanted) + wanted.legs, nowMs);
     const leftMs = deadlineMs - nowMs;
     if (waitMs !== undefined && waitMs > leftMs) {
@@ -330,8 +346,9 @@ export function createAdmission(o: AdmissionOptions): Admission {
   };
 }
 
-function seconds(ms: number): number {
-  return Math.min(RETRY_AFTER_S.max, Math.max(RETRY_AFTER_S.min, Math.ceil(ms / 1000)));
+/** @param limit A model may load for many minutes. */
+function seconds(ms: number, limit = RETRY_AFTER_S.max): number {
+  return Math.min(limit, Math.max(RETRY_AFTER_S.min, Math.ceil(ms / 1000)));
 }
 
 /** Releases that a pace keeps. */

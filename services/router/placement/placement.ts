@@ -2,6 +2,7 @@
 // a partner, the decode policy among the partners. The view decides which instances can serve; this file only picks
 // from them.
 import type { Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import { type Clock, systemClock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { traitsOf } from "../../kv/index.ts";
@@ -46,7 +47,7 @@ export class Exclusions {
   }
 
   /**
-   * Excludes an instance that had no free slot until its figures show one. Called after the leg's slot was released.
+   * Excludes an instance that had no free slot, or took no leg, until its next report shows a free slot. Called after the leg's slot was released.
    */
   busy({ instanceId, load, legs }: Instance): void {
     this.#busy.set(instanceId, { load, legs });
@@ -75,12 +76,20 @@ export function createPlacer(
   pool: Pick<Pool, "view">,
   pickers: { readonly prefill: Picker; readonly decode: Picker },
   rules: Live<{ readonly unpairedTokens: number }> = { current: { unpairedTokens: 0 } },
+  clock: Pick<Clock, "nowMs"> = systemClock,
 ) {
   function modelOf(name: string): ModelView {
     const model = pool.view.models.get(name);
     if (model === undefined)
       throw noInstance(`The model \`${name}\` can't be served: no instance of it is registered.`);
     return model;
+  }
+
+  /** The error for a model that lacks instances. If the lack is about to end, a wait may help. */
+  function lacking(model: ModelView): ServiceError {
+    const end = model.lackEnd(true, clock.nowMs());
+    if (end === undefined) return noInstance(model.lack(true));
+    return new ServiceError("instance_busy", end.text, { retryAfterS: end.inMs / 1_000 });
   }
 
   function pick(side: Side, instances: readonly Instance[], exclusions: Exclusions): Instance {
@@ -136,11 +145,12 @@ export function createPlacer(
       }
       const prefills = usable(model, exclusions);
       const { lastResorts } = model;
-      if (lastResorts.size === 0 ? prefills.length === 0 : prefills.every((one) => lastResorts.has(one))) {
+      // Where decode can serve alone, no prefill instance is tried twice, nor one on which legs fail.
+      if (prefills.every((one) => lastResorts.has(one) || exclusions.hasFailed(one))) {
         const place = strict || !model.mayServeUnpaired ? undefined : placeUnpaired(model, "unpaired", exclusions);
         if (place !== undefined) return place;
-        if (prefills.length === 0) throw model.prefills.length > 0 ? allTried("prefill") : noInstance(model.lack(true));
       }
+      if (prefills.length === 0) throw model.prefills.length > 0 ? allTried("prefill") : lacking(model);
       const prefill = pick("prefill", prefills, exclusions);
       const traits = traitsOf(prefill.info.connector)!;
       const decode = traits.decodeFirst ? pick("decode", model.partnersOf(prefill), exclusions) : undefined;
@@ -155,11 +165,16 @@ export function createPlacer(
     placeDecode(prefill: Instance | string, exclusions: Exclusions): Instance {
       const model = modelOf(typeof prefill === "string" ? prefill : prefill.info.model);
       const decodes = typeof prefill === "string" ? model.unpaired : model.partnersOf(prefill);
-      if (decodes.length === 0) throw noInstance(model.lack(true));
+      if (decodes.length === 0) throw lacking(model);
       return pick("decode", decodes, exclusions);
     },
     /** Whether an instance that was placed gets legs although they fail on it. */
     isLastResort: (one: Instance): boolean => pool.view.models.get(one.info.model)?.lastResorts.has(one) === true,
+    /** The error for a model that can't be served now; undefined if it can. */
+    lack(name: string, strict: boolean): ServiceError | undefined {
+      const model = pool.view.models.get(name);
+      return model?.lack(strict) === undefined ? undefined : lacking(model);
+    },
   };
 }
 

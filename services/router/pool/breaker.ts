@@ -79,6 +79,11 @@ export class Breaker {
     return this.#state.kind === "open" && this.#state.condemned;
   }
 
+  /** Open, and no probe has failed since: the next one decides. */
+  get isUntried(): boolean {
+    return this.#state.kind === "open" && this.#state.failure === undefined;
+  }
+
   /** Why the breaker is open, in a sentence for people that includes the last probe's error. */
   get text(): string {
     return this.#state.kind === "open" ? this.#state.text : "";

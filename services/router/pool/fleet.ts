@@ -49,6 +49,18 @@ export interface ModelView {
    * @param paired Whether only pairs count, and not decode without prefill.
    */
   lack(paired: boolean): string | undefined;
+  /**
+   * When the model is expected to lack nothing any more; undefined if it lacks nothing now, or if nothing says that this
+   * will change.
+   */
+  lackEnd(paired: boolean, nowMs: number): LackEnd | undefined;
+}
+
+/** A lack that is about to end: an engine is being started, or a first probe is under way. */
+export interface LackEnd {
+  readonly inMs: number;
+  /** The lack and the expected time, as a sentence for clients. */
+  readonly text: string;
 }
 
 export interface FleetView {
@@ -184,8 +196,10 @@ function pairUp(
       partners.set(one, blocked.length === 0 ? able : able.filter((other) => !blocked.includes(other)));
     } else if (blocked.length > 0) {
       const { because, text } = outOf(one, blocked[0]!)!;
-      if (because === "unproven") standings.set(one, out("unproven", `With ${blocked[0]!.instanceId}: ${text}`));
-      else pairless.push(one);
+      if (because === "unproven") {
+        const soon = blocked.some((other) => outOf(one, other)!.isUntried);
+        standings.set(one, out("unproven", `With ${blocked[0]!.instanceId}: ${text}`, soon));
+      } else pairless.push(one);
     }
   }
   // The panic threshold of doubt.ts, for pairs.
@@ -261,17 +275,42 @@ function modelView(
       return sum;
     },
     lack: (paired) => (!paired && mayServeUnpaired ? undefined : pairLack),
+    lackEnd(paired, nowMs) {
+      if (this.lack(paired) === undefined) return undefined;
+      const sides = [prefill, decode].filter((seen) => !seen.some(({ standing }) => standing.kind === "serves"));
+      const inMs = Math.max(...sides.map((seen) => Math.min(...seen.map((one) => backInMs(one, nowMs)))));
+      if (!Number.isFinite(inMs)) return undefined;
+      const lacks = lacksOf(prefill, decode).join(", and ");
+      return { inMs, text: `The model \`${name}\` is loading: ${lacks}, ready in about ${Math.ceil(inMs / 1_000)} s.` };
+    },
   };
+}
+
+/** A first probe takes about as long. */
+const PROBE_MS = 1_000;
+
+/** When an instance that is out is expected to serve. Infinity: nothing says so. */
+function backInMs({ instance, standing }: Seen, nowMs: number): number {
+  if (standing.kind !== "out") return 0;
+  if (standing.soon === true) return PROBE_MS;
+  const readyInMs = standing.reason === "starting" ? instance.load?.readyInMs : undefined;
+  return readyInMs === undefined ? Infinity : Math.max(PROBE_MS, instance.loadAtMs + readyInMs - nowMs);
 }
 
 /** Clients read this text, so it names no instance and no address. */
 function lackText(name: string, prefill: readonly Seen[], decode: readonly Seen[]): string {
-  const lacks: string[] = [];
   const isUnmatched = ({ standing }: Seen): boolean => standing.kind === "out" && standing.reason === "unmatched";
   if (prefill.length > 0 && decode.length > 0 && [...prefill, ...decode].every(isUnmatched)) {
     const fact = misfitOf(prefill[0]!.instance.info, decode[0]!.instance.info)?.fact ?? "the KV connector";
     return `The model \`${name}\` can't be served: its prefill and decode instances don't fit each other: they differ in ${fact}.`;
   }
+  const lacks = lacksOf(prefill, decode);
+  if (lacks.length === 0) lacks.push("its prefill and decode instances can't be paired now");
+  return `The model \`${name}\` can't be served: ${lacks.join(", and ")}.`;
+}
+
+function lacksOf(prefill: readonly Seen[], decode: readonly Seen[]): string[] {
+  const lacks: string[] = [];
   for (const side of SIDES) {
     const seen = side === "prefill" ? prefill : decode;
     if (seen.some(({ standing }) => standing.kind === "serves")) continue;
@@ -283,6 +322,5 @@ function lackText(name: string, prefill: readonly Seen[], decode: readonly Seen[
     else if (seen.length === 1) lacks.push(`its only ${side} instance is out (${[...reasons.keys()][0]})`);
     else lacks.push(`all ${seen.length} ${side} instances are out (${census})`);
   }
-  if (lacks.length === 0) lacks.push("its prefill and decode instances can't be paired now");
-  return `The model \`${name}\` can't be served: ${lacks.join(", and ")}.`;
+  return lacks;
 }

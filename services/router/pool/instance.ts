@@ -21,7 +21,14 @@ const SUSPECT_TOKENS = 2_048;
 export type Instance = Readonly<
   Omit<
     TrackedInstance,
-    Exclude<keyof Facts, "load"> | "legStarted" | "legEnded" | "pardon" | "prefilled" | "grantRestart" | "retire" | "close"
+    | Exclude<keyof Facts, "load">
+    | "legStarted"
+    | "legEnded"
+    | "pardon"
+    | "prefilled"
+    | "grantRestart"
+    | "retire"
+    | "close"
   >
 >;
 

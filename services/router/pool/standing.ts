@@ -28,8 +28,8 @@ export type Reason = (typeof REASONS)[number];
 export type Standing =
   /** `despite`: the reason that would take it out if another instance could do its work. */
   | { readonly kind: "serves"; readonly despite?: Reason; readonly text: string }
-  /** `text` is one sentence for people, without addresses. */
-  | { readonly kind: "out"; readonly reason: Reason; readonly text: string };
+  /** `text` is one sentence for people, without addresses. `soon`: a first probe is about to decide. */
+  | { readonly kind: "out"; readonly reason: Reason; readonly text: string; readonly soon?: boolean };
 
 /** The control link to an instance. */
 export type Link =
@@ -51,6 +51,7 @@ export interface Facts {
     readonly text: string;
     /** Whether it must stay open whatever else is out: the answers may be wrong. */
     readonly condemned: boolean;
+    readonly isUntried?: boolean;
   };
   /** No byte arrived over its link for longer than usual. */
   readonly suspect: boolean;
@@ -84,7 +85,7 @@ export function standingOf(facts: Facts, kept = false): Standing {
   if (breaker.because === "failing") return suspected("failing", breaker.text);
   if (facts.suspect) return suspected("suspect", "No byte has come from it for more than a second.");
   if (objection !== undefined && objection.kind !== "lapsed") return suspected("unlisted", objection.reason);
-  if (breaker.because === "unproven") return out("unproven", breaker.text);
+  if (breaker.because === "unproven") return out("unproven", breaker.text, breaker.isUntried);
   return SERVES;
 }
 
@@ -98,6 +99,6 @@ export function claimsToServe({ registered, link, load }: Facts): boolean {
   return registered && link.kind === "up" && load?.state === State.SERVING;
 }
 
-export function out(reason: Reason, text: string): Standing {
-  return { kind: "out", reason, text };
+export function out(reason: Reason, text: string, soon = false): Standing {
+  return soon ? { kind: "out", reason, text, soon } : { kind: "out", reason, text };
 }

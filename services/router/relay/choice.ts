@@ -9,7 +9,7 @@ import type { LegOutcome, Phase } from "../leg/protocol.ts";
 import { Exclusions, type Place, type Placer } from "../placement/placement.ts";
 import { FALLBACK_LIMIT, LegDraft, type ReceiptDraft } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
-import { afterFailure, afterRefusal, type Next, type RetryRules } from "./retry.ts";
+import { afterFailure, afterRefusal, type Next, type RetryRules, type Spent } from "./retry.ts";
 import type { QueryWatch } from "./query-of-death.ts";
 import type { RetryBudget } from "./retry-budget.ts";
 import type { Fallback, RelayMetrics } from "../request/metrics.ts";
@@ -54,6 +54,7 @@ export class Choice implements LegOwner {
   /** Ends the wait for a slot. */
   #endWait = (): void => {};
   #retries = 0;
+  #refusals = 0;
   /** The failure that the running attempt makes up for. */
   #failure: ServiceError | undefined;
   /** What the client has, if the stream can be replayed. */
@@ -80,8 +81,8 @@ export class Choice implements LegOwner {
     this.#find(
       () => this.#context.placer.place(wanted, this.#exclusions),
       (place) => this.#attempt(place),
-      // The first failure says more than that no instance is left to try.
-      (error) => this.#fail(this.#failure ?? error),
+      // The first failure says more than that no instance is left to try, unless it was only a refusal.
+      (error) => this.#fail(this.#failure === undefined || isRefusal(this.#failure) ? error : this.#failure),
     );
   }
 
@@ -124,8 +125,8 @@ export class Choice implements LegOwner {
   findDecode(leg: LegRun, refusal: ServiceError | undefined): void {
     if (refusal !== undefined) {
       // Another decode instance may take the KV that this one refused.
-      const next = afterRefusal(refusal.code, this.#retries, this.#rules());
-      if (!this.#goesOn(next, leg, refusal, "transfer")) return leg.noDecode(refusal);
+      const next = afterRefusal(refusal.code, this.#spent, this.#rules());
+      if (!this.#goesOn(next, leg, refusal, "transfer")) return leg.noDecode(this.#said(refusal));
     }
     this.#find(
       () => this.#context.placer.placeDecode(leg.task.prefill ?? leg.task.request.model, this.#exclusions),
@@ -133,7 +134,7 @@ export class Choice implements LegOwner {
         if (this.#context.placer.isLastResort(decode)) this.#note("last_resort", "last_resort");
         leg.decodeFound(decode);
       },
-      (error) => leg.noDecode(refusal?.code === "instance_busy" ? error : (refusal ?? error)),
+      (error) => leg.noDecode(refusal === undefined || isRefusal(refusal) ? error : refusal),
     );
   }
 
@@ -160,8 +161,8 @@ export class Choice implements LegOwner {
         const { decodeFirst } = leg.task.traits;
         const code = fatal?.code ?? error.code;
         const failed = { code, side, delivered, repeatable: this.#canCatchUp(), decodeFirst };
-        const next = afterFailure(failed, this.#retries, this.#rules());
-        if (!this.#goesOn(next, leg, error, phase)) return this.#fail(fatal ?? error);
+        const next = afterFailure(failed, this.#spent, this.#rules());
+        if (!this.#goesOn(next, leg, error, phase)) return this.#fail(fatal ?? this.#said(error));
         if (next.kind === "retry") this.#failure = error;
         if (delivered) this.#replay(error);
         return this.begin();
@@ -185,13 +186,28 @@ export class Choice implements LegOwner {
         if (exclude.prefill !== undefined && task.prefill !== undefined)
           this.#exclusions.exclude(task.prefill, exclude.prefill);
         if (exclude.decode !== undefined && decode !== undefined) this.#exclusions.exclude(decode, exclude.decode);
-        this.#retries += 1;
+        if (next.refused === undefined) this.#retries += 1;
+        else {
+          this.#refusals += 1;
+          this.#exclusions.busy(next.refused === "prefill" ? task.prefill! : decode!);
+        }
         metrics.retry(error.code);
         const kind = this.#sentMs === undefined ? "retry" : "replay";
         this.#note(kind, `${kind}:${phase}:${error.code}`);
         return true;
       }
     }
+  }
+
+  get #spent(): Spent {
+    return { retries: this.#retries, refusals: this.#refusals };
+  }
+
+  /** What a client is told: not that one instance refused, but what the model lacks. */
+  #said(error: ServiceError): ServiceError {
+    if (error.code !== "instance_unavailable") return error;
+    const { model, strict = false } = this.#owner.request;
+    return this.#context.placer.lack(model, strict) ?? error;
   }
 
   #rules(): RetryRules {
@@ -275,4 +291,9 @@ export class Choice implements LegOwner {
     const end = this.#owner.admitted.findSlot({ pick, found, failed }, othersIdleSinceMs);
     if (end !== undefined) this.#endWait = end;
   }
+}
+
+/** An instance took the leg not at all: that says nothing of the request. */
+function isRefusal({ code }: ServiceError): boolean {
+  return code === "instance_busy" || code === "instance_unavailable";
 }

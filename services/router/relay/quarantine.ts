@@ -2,9 +2,10 @@
 // decisions out; no clock, no I/O, no instances. query-of-death.ts feeds it.
 //
 // A body is condemned if it failed on two instances of the same side (on one, if the side has no other) while each of
-// those instances serves other requests. Two different bodies that fail on an instance in a row, with no success in
-// between, show a sick instance: nothing that rests on it is condemned, and what was is released. When an engine dies,
-// everything that ran on it fails, so a body is condemned for deaths only if it alone was aboard each of them.
+// those instances serves other requests, and none of its size was served there a moment ago, which may have been the
+// same. Two different bodies that fail on an instance in a row, with no success in between, show a sick instance: nothing
+// that rests on it is condemned, and what was is released. When an engine dies, everything that ran on it fails, so a
+// body is condemned for deaths only if it alone was aboard each of them.
 // A condemned body is held for a while; the hold starts short and doubles each time, because a verdict may be wrong.
 import type { Live } from "../../common/config.ts";
 import type { Side } from "../pool/pool.ts";
@@ -135,7 +136,7 @@ export class Quarantine<Leg> {
     const instanceIds = [...new Set(alike.map((one) => one.instanceId))];
     const fatal = alike.some((one) => one.how === "died");
     const known = this.#holds.get(digest);
-    const enough = instanceIds.length > 1 || (failure.alone && alike.length > 1) || known !== undefined;
+    const enough = instanceIds.length > 1 || (failure.alone && countOf(alike) > 1) || known !== undefined;
     if (!enough || !instanceIds.every((id) => this.#servesOthers(id, failure.size, nowMs)))
       return { decision: nothing, released };
     if (fatal && this.#explainedByOthers(digest, side, instanceIds, nowMs)) {
@@ -182,8 +183,11 @@ export class Quarantine<Leg> {
 
   #servesOthers(instanceId: string, size: number, nowMs: number): boolean {
     const { sick, ...seen } = this.#witness(instanceId);
+    const own = seen.size === size ? seen.servedMs : seen.otherSize === size ? seen.otherServedMs : -Infinity;
+    // It may well be this body that was served a moment ago.
+    if (sick || nowMs - own < WINDOW_MS) return false;
     const servedMs = seen.size === size ? seen.otherServedMs : seen.servedMs;
-    return !sick && nowMs - servedMs < SERVES_MS;
+    return nowMs - servedMs < SERVES_MS;
   }
 
   #answered(digest: string, instanceId: string, nowMs: number): Hold<Leg>[] {
@@ -273,6 +277,14 @@ function noteFailure(witness: Witness, digest: string, nowMs: number): void {
   else if (witness.failed !== digest) witness.sick = true;
   witness.failed = digest;
   witness.failedMs = nowMs;
+}
+
+/** Failures, where all that one death of an engine caused is one. */
+function countOf<Leg>(failures: Suspect<Leg>["failures"]): number {
+  const isNew = ({ how, instanceId, atMs }: (typeof failures)[number], index: number): boolean =>
+    how === "answered" ||
+    !failures.slice(0, index).some((one) => one.instanceId === instanceId && atMs - one.atMs < BURST_MS);
+  return failures.filter(isNew).length;
 }
 
 function oldestOf(map: ReadonlyMap<string, unknown>): string {

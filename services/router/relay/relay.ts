@@ -68,7 +68,7 @@ export function createRelay(o: RelayOptions) {
     metrics,
     live,
     onLegEnded: checkIdle,
-    placer: createPlacer(pool, pickers, placement),
+    placer: createPlacer(pool, pickers, placement, clock),
     budget: createRetryBudget(limits, clock, constants.retriesPerS, o.overload),
   };
   const { probe, unsettled } = createProber(context);

@@ -16,6 +16,19 @@ export interface Failed {
   readonly decodeFirst: boolean;
 }
 
+/** What a choice has used up. */
+export interface Spent {
+  readonly retries: number;
+  /** Attempts that an instance refused before it did any work. */
+  readonly refusals: number;
+}
+
+/**
+ * Refusals that cost a choice no retry. When engines end, routers learn of it a moment later, and legs that are placed
+ * meanwhile are refused at once. Many engines may end together.
+ */
+const FREE_REFUSALS = 16;
+
 export interface RetryRules {
   readonly limit: number;
   /** Whether fallbacks are forbidden. */
@@ -28,11 +41,16 @@ export type Next =
   | { readonly kind: "give-up"; readonly because: "delivered" | "never" | "strict" | "limit" | "budget" }
   /** The side refused before any work was done, so the choice waits for a slot there, which is not a retry. */
   | { readonly kind: "wait"; readonly busy: Side }
-  | { readonly kind: "retry"; readonly exclude: Readonly<Partial<Record<Side, Exclusion>>> };
+  /** `refused`: the side takes no legs until its next report. The retry is free. */
+  | {
+      readonly kind: "retry";
+      readonly exclude: Readonly<Partial<Record<Side, Exclusion>>>;
+      readonly refused?: Side;
+    };
 
 export function afterFailure(
   { code, side, delivered, repeatable, decodeFirst }: Failed,
-  retries: number,
+  spent: Spent,
   rules: RetryRules,
 ): Next {
   if (delivered && !repeatable) return giveUp("delivered");
@@ -41,26 +59,39 @@ export function afterFailure(
     return side === "decode" && !decodeFirst ? giveUp("never") : { kind: "wait", busy: side };
   }
   const { retry } = FAILURES[code];
-  const refusal = refused(retry === "never", retries, rules);
+  const isFree = code === "instance_unavailable" && !delivered;
+  const refusal = refused(retry === "never", isFree, spent, rules);
   if (refusal !== undefined) return refusal;
   const both = retry === "both legs";
   const exclude: Partial<Record<Side, Exclusion>> = {};
   if (side === "prefill" || both) exclude.prefill = "failed";
   if (side === "decode" || both) exclude.decode = "failed";
   if (code === "leg_stalled") exclude[side] = "wedged";
-  return { kind: "retry", exclude };
+  return isFree ? { kind: "retry", exclude, refused: side } : { kind: "retry", exclude };
 }
 
 /** Prefill first: decides after a decode instance refused the KV, which another one can still use. */
-export function afterRefusal(code: FailureCode, retries: number, rules: RetryRules): Next {
+export function afterRefusal(code: FailureCode, spent: Spent, rules: RetryRules): Next {
   if (code === "instance_busy") return { kind: "wait", busy: "decode" };
-  return refused(false, retries, rules) ?? { kind: "retry", exclude: { decode: "failed" } };
+  const isFree = code === "instance_unavailable";
+  const next: Next = {
+    kind: "retry",
+    exclude: { decode: "failed" },
+    ...(isFree ? { refused: "decode" as const } : {}),
+  };
+  return refused(false, isFree, spent, rules) ?? next;
 }
 
-function refused(never: boolean, retries: number, { limit, strict, takeFromBudget }: RetryRules): Next | undefined {
+function refused(
+  never: boolean,
+  isFree: boolean,
+  { retries, refusals }: Spent,
+  { limit, strict, takeFromBudget }: RetryRules,
+): Next | undefined {
   if (never) return giveUp("never");
   if (strict) return giveUp("strict");
-  if (retries >= limit) return giveUp("limit");
+  if (limit === 0 || (isFree ? refusals >= FREE_REFUSALS : retries >= limit)) return giveUp("limit");
+  if (isFree) return undefined;
   return takeFromBudget() ? undefined : giveUp("budget");
 }
 

@@ -97,8 +97,14 @@ const STALE =
 export function createServing(o: ServingOptions): Serving {
   const { pool, relay, queue, log, clock, receipts = createReceipts() } = o;
   const admission = createAdmission({
-    capacity: (model) => Math.min(pool.view.models.get(model)?.slots ?? 0, queue.current.legsLimit),
+    capacity: (name) => {
+      const model = pool.view.models.get(name);
+      // While a side is missing, requests wait for it here.
+      if (model === undefined || model.lack(o.request.current.strict) !== undefined) return 0;
+      return Math.min(model.slots, queue.current.legsLimit);
+    },
     lack: (model) => pool.view.models.get(model)?.lack(o.request.current.strict),
+    lackEnd: (model) => pool.view.models.get(model)?.lackEnd(o.request.current.strict, clock.nowMs()),
     queue,
     ...(o.overload === undefined ? {} : { overload: o.overload }),
     onRefused: (because) => metrics.notAdmitted(because),
@@ -173,8 +179,10 @@ export function createServing(o: ServingOptions): Serving {
             metrics.notAdmitted("quarantined");
             throw refusal;
           }
-          const lack = view.models.get(asked.model)?.lack(strict);
-          if (lack !== undefined) throw notAdmitted("no_instance", `${lack} Try again in a second.`);
+          const model = view.models.get(asked.model);
+          const lack = model?.lack(strict);
+          if (lack !== undefined && model!.lackEnd(strict, openedMs) === undefined)
+            throw notAdmitted("no_instance", `${lack} Try again in a second.`);
           if (stale && strict) throw notAdmitted("stale_registry", STALE);
           admitted = await admission.acquire(gone.signal, {
             legs: asked.choices * asked.prompts,

@@ -4,7 +4,7 @@
 import { randomBytes } from "node:crypto";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { EngineCore } from "../engine-core.ts";
-import type { FaultBoard } from "../faults.ts";
+import { POISON, type FaultBoard } from "../faults.ts";
 import { Answer, type AnswerOptions, type AnswerPlan } from "./answer.ts";
 import { parseObject, type JsonObject } from "./body.ts";
 import { planChat } from "./chat.ts";
@@ -35,8 +35,14 @@ export function createEngineServer(options: ServerOptions): Server {
   const generate =
     (plan: Planner): Handler =>
     async (req, res) => {
-      const body = await readObject(req);
-      const suffered = faults.takeForRequest(() => JSON.stringify(body));
+      const text = await readBody(req);
+      const body = parseObject(text, req.headers["content-type"]);
+      if (faults.has("poison") && text.includes(POISON)) {
+        onOutcome("refused");
+        sendError(res, new HttpError(500, "InternalServerError", "a template error"));
+        return;
+      }
+      const suffered = faults.takeForRequest();
       if (suffered !== null && suffered.refuseStatus !== null) {
         onOutcome("refused");
         sendError(

@@ -16,7 +16,14 @@ interface SetUp {
   readonly refused: readonly Refusal[];
 }
 
-function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string | undefined } = {}): SetUp {
+function setUp(
+  o: {
+    capacity?: number;
+    queueLimit?: number;
+    lack?: () => string | undefined;
+    lackEnd?: () => { text: string; inMs: number } | undefined;
+  } = {},
+): SetUp {
   const clock = manualClock();
   const room = { capacity: o.capacity ?? 1 };
   const refused: Refusal[] = [];
@@ -27,6 +34,7 @@ function setUp(o: { capacity?: number; queueLimit?: number; lack?: () => string 
     clock,
     deadlines: new Deadlines(clock),
     ...(o.lack === undefined ? {} : { lack: o.lack }),
+    ...(o.lackEnd === undefined ? {} : { lackEnd: o.lackEnd }),
   });
   return { admission, clock, room, refused };
 }
@@ -272,5 +280,44 @@ describe("admission", () => {
     running.release();
     assert.equal(await next, true);
     assert.equal(refused.length, asked.length);
+  });
+});
+
+describe("a request for a model that is loading", () => {
+  const loading = (inMs: number) => (): { text: string; inMs: number } => ({ text: "It is loading.", inMs });
+  const refusedFor =
+    (retryAfterS: number) =>
+    (error: unknown): boolean =>
+      code("no_instance")(error) &&
+      (error as ServiceError).message === "It is loading." &&
+      (error as ServiceError).retryAfterS === retryAfterS;
+
+  it("waits, and starts when the model has loaded", async () => {
+    const { admission, clock, room } = setUp({ capacity: 0, lackEnd: loading(900) });
+    const waiting = admission.acquire(never);
+    await clock.pass(900);
+    room.capacity = 1;
+    admission.poke();
+    assert.equal((await waiting).waitedMs, 900);
+  });
+
+  it("is told when to come back, if it may not wait that long or the queue is full", async () => {
+    const long = setUp({ capacity: 0, lackEnd: loading(90_000) });
+    await assert.rejects(long.admission.acquire(never), refusedFor(90));
+    const short = setUp({ capacity: 0, queueLimit: 1, lackEnd: loading(900) });
+    await assert.rejects(short.admission.acquire(never, { deadlineMs: short.clock.nowMs() + 800 }), refusedFor(1));
+    const gone = new AbortController();
+    const waiting = short.admission.acquire(gone.signal);
+    await assert.rejects(short.admission.acquire(never), refusedFor(1));
+    assert.deepEqual(short.refused, ["no_instance", "no_instance"]);
+    gone.abort();
+    await assert.rejects(waiting, code("cancelled"));
+  });
+
+  it("is told the new time if it has waited in vain", async () => {
+    const { admission, clock } = setUp({ capacity: 0, lack: () => "It is out.", lackEnd: loading(1_000) });
+    const waiting = admission.acquire(never);
+    await clock.pass(1_000);
+    await assert.rejects(waiting, /^ServiceError: It is loading\. The request waited 1000 ms\. Try again later\.$/);
   });
 });

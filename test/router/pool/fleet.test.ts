@@ -1,6 +1,7 @@
 // Who serves, and why not: by all that is known of an instance, and by its partners.
 import assert from "node:assert/strict";
-import { State } from "#gen/tandem/instance/v1/instance_pb.js";
+import { create } from "@bufbuild/protobuf";
+import { LoadSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
 import { mostAreSuspect } from "../../../services/router/pool/doubt.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
@@ -321,5 +322,43 @@ describe("a model", () => {
     const { prefills, partnersOf } = view.models.get("tiny")!;
     const lists = new Set(prefills.map((one) => partnersOf.call(view.models.get("tiny")!, one)));
     assert.deepEqual([prefills.length, lists.size, [...lists][0]!.length], [64, 1, 64]);
+  });
+});
+
+describe("the end of a lack", () => {
+  const starting = (id: string, readyInMs?: number): KnownInit => ({
+    id,
+    state: State.STARTING,
+    load: create(LoadSchema, readyInMs === undefined ? {} : { readyInMs }),
+    loadAtMs: 10_000,
+  });
+  const endOf = (prefill: readonly KnownInit[], decode: readonly KnownInit[], paired = true) =>
+    viewOf(prefill, decode).models.get("tiny")!.lackEnd(paired, 12_000);
+
+  it("is when the first engine of each missing side has started", () => {
+    const end = endOf([starting("p1", 40_000), starting("p2", 7_000)], [starting("d1", 14_000)]);
+    assert.deepEqual(end, {
+      inMs: 12_000,
+      text:
+        "The model `tiny` is loading: all 2 prefill instances are out (2 starting), and its only decode instance is out " +
+        "(starting), ready in about 12 s.",
+    });
+  });
+
+  it("is near while a first probe is under way, or the time is up", () => {
+    assert.equal(endOf([{ id: "p1", unproven: true }], [{ id: "d1" }])!.inMs, 1_000);
+    assert.equal(endOf([starting("p1", 500)], [{ id: "d1" }])!.inMs, 1_000);
+  });
+
+  it("is unknown if nothing is missing, or a side has no engine that is being started", () => {
+    assert.equal(endOf([{ id: "p1" }], [{ id: "d1" }]), undefined);
+    assert.equal(endOf([starting("p1", 5_000)], []), undefined);
+    assert.equal(endOf([starting("p1", 5_000)], [{ id: "d1", failing: true }]), undefined);
+    assert.equal(endOf([starting("p1")], [{ id: "d1" }]), undefined, "an older instance doesn't say");
+    const cut: KnownInit = {
+      ...starting("p1", 5_000),
+      link: { kind: "down", reason: "silent", text: "It is silent." },
+    };
+    assert.equal(endOf([cut], [{ id: "d1" }]), undefined);
   });
 });

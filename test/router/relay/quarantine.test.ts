@@ -67,6 +67,8 @@ describe("a body is condemned", () => {
   it("on the only instance of a side, when it failed twice", () => {
     assert.deepEqual(tell(`${SERVED}, A p1 500, A p1 500`, {}, true).condemned, ["A p1 500"]);
     assert.deepEqual(tell(`${SERVED}, A p1 500, A p1 500`).condemned, []);
+    assert.deepEqual(tell(`${SERVED}, A d1 dies, +9 s, A d1 dies`, {}, true).condemned, ["A d1 dies"]);
+    assert.deepEqual(tell(`${SERVED}, A d1 dies, A d1 dies`, {}, true).condemned, [], "two of its legs, one death");
   });
 });
 
@@ -78,6 +80,10 @@ describe("nothing is condemned", () => {
     ["where nothing else was served", "A p1 500, A p2 500"],
     ["where nothing else was served lately", `${SERVED}, +301 s, A p1 500, A p2 500`],
     ["where only bodies of the same size were served", "a p1 ok, a p2 ok, A p1 500, A p2 500"],
+    [
+      "where one of its size was served a moment ago, which may have been the same",
+      `${SERVED}, a p1 ok, X p1 ok, A p1 500, A p2 500`,
+    ],
     ["where one of the two serves no other", "X p1 ok, A p1 500, A p2 500"],
     ["on a sick instance: two bodies failed in a row", `${SERVED}, B p1 500, A p1 500, A p2 500`],
     ["when the body was served elsewhere", `${SERVED}, A p1 500, A d1 ok, A p2 500`],

@@ -12,6 +12,7 @@ type Side = keyof typeof FLEET;
 
 interface Course {
   readonly retries: number;
+  readonly refusals: number;
   readonly budget: number;
   readonly waits: number;
   readonly shunned: Readonly<Record<string, Exclusion>>;
@@ -30,10 +31,11 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
   let courses = 0;
   const seen = new Set<string>();
   const walk = (course: Course): void => {
-    const key = JSON.stringify([course.retries, course.budget, course.waits, course.shunned]);
+    const key = JSON.stringify([course.retries, course.refusals, course.budget, course.waits, course.shunned]);
     if (seen.has(key)) return;
     seen.add(key);
     assert.ok(course.retries <= limit, "more retries than the limit");
+    assert.ok(course.refusals <= 16, "refused for ever");
     assert.ok(course.budget >= 0, "more retries than the budget has");
     for (const prefill of able("prefill", course)) {
       for (const decode of able("decode", course)) {
@@ -54,7 +56,7 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
                 strict,
                 takeFromBudget: () => course.budget > taken && (taken += 1) > 0,
               };
-              const next = afterFailure({ code, side, delivered, repeatable, decodeFirst }, course.retries, rules);
+              const next = afterFailure({ code, side, delivered, repeatable, decodeFirst }, course, rules);
               if (next.kind !== "retry") assert.equal(taken, 0, "the budget pays only for what is tried");
               if (delivered && !repeatable)
                 assert.equal(next.kind, "give-up", "tried again after the client has a byte");
@@ -66,7 +68,9 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
                 if (next.kind === "wait" && course.waits < 2) walk({ ...course, waits: course.waits + 1 });
                 continue;
               }
-              assert.equal(taken, 1, "tried again without paying");
+              const isFree = next.refused !== undefined;
+              assert.equal(isFree, code === "instance_unavailable" && !delivered, `${code} is free`);
+              assert.equal(taken, isFree ? 0 : 1, "tried again without paying");
               assert.ok(Object.keys(next.exclude).length > 0, "tried again as if nothing had been");
               const shunned: Record<string, Exclusion> = { ...course.shunned };
               if (next.exclude.prefill !== undefined)
@@ -81,8 +85,9 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
                 );
               walk({
                 ...course,
-                retries: course.retries + 1,
-                budget: course.budget - 1,
+                retries: course.retries + (isFree ? 0 : 1),
+                refusals: course.refusals + (isFree ? 1 : 0),
+                budget: course.budget - taken,
                 shunned,
                 tried: [...course.tried, `${prefill}${decode}`],
               });
@@ -92,7 +97,7 @@ function explore(limit: number, strict: boolean, decodeFirst: boolean): number {
       }
     }
   };
-  walk({ retries: 0, budget: 2, waits: 0, shunned: {}, tried: [] });
+  walk({ retries: 0, refusals: 15, budget: 2, waits: 0, shunned: {}, tried: [] });
   return courses;
 }
 
@@ -109,21 +114,32 @@ describe("what follows a failed attempt", () => {
 
   it("is a free wait for a busy instance, and another instance for a refused ticket", () => {
     const rules: RetryRules = { limit: 1, strict: false, takeFromBudget: () => true };
-    assert.deepEqual(
-      afterFailure(
-        { code: "instance_busy", side: "decode", delivered: false, repeatable: false, decodeFirst: true },
-        9,
-        rules,
-      ),
-      { kind: "wait", busy: "decode" },
-    );
-    assert.deepEqual(afterRefusal("instance_busy", 9, { ...rules, strict: true }), { kind: "wait", busy: "decode" });
-    assert.deepEqual(afterRefusal("instance_unavailable", 0, rules), { kind: "retry", exclude: { decode: "failed" } });
-    assert.deepEqual(afterRefusal("instance_unavailable", 1, rules), { kind: "give-up", because: "limit" });
-    assert.deepEqual(afterRefusal("instance_unavailable", 0, { ...rules, takeFromBudget: () => false }), {
-      kind: "give-up",
-      because: "budget",
+    const failed = { side: "decode", delivered: false, repeatable: false, decodeFirst: true } as const;
+    const much = { retries: 9, refusals: 9 };
+    assert.deepEqual(afterFailure({ ...failed, code: "instance_busy" }, much, rules), { kind: "wait", busy: "decode" });
+    assert.deepEqual(afterRefusal("instance_busy", much, { ...rules, strict: true }), { kind: "wait", busy: "decode" });
+    const none = { retries: 0, refusals: 0 };
+    assert.deepEqual(afterRefusal("kv_transfer_failed", none, rules), { kind: "retry", exclude: { decode: "failed" } });
+    assert.deepEqual(afterRefusal("kv_transfer_failed", much, rules), { kind: "give-up", because: "limit" });
+    const poor = { ...rules, takeFromBudget: () => false };
+    assert.deepEqual(afterRefusal("kv_transfer_failed", none, poor), { kind: "give-up", because: "budget" });
+  });
+
+  it("costs nothing if an instance takes no legs, until sixteen have refused or retries are off", () => {
+    const rules: RetryRules = { limit: 1, strict: false, takeFromBudget: () => false };
+    const failed = { side: "prefill", delivered: false, repeatable: false, decodeFirst: true } as const;
+    const next = { kind: "retry", exclude: { prefill: "failed" }, refused: "prefill" };
+    const spent = { retries: 9, refusals: 15 };
+    assert.deepEqual(afterFailure({ ...failed, code: "instance_unavailable" }, spent, rules), next);
+    assert.deepEqual(afterRefusal("instance_unavailable", spent, rules), {
+      kind: "retry",
+      exclude: { decode: "failed" },
+      refused: "decode",
     });
+    const limit = { kind: "give-up", because: "limit" };
+    assert.deepEqual(afterRefusal("instance_unavailable", { ...spent, refusals: 16 }, rules), limit);
+    assert.deepEqual(afterRefusal("instance_unavailable", spent, { ...rules, limit: 0 }), limit);
+    assert.equal(afterRefusal("instance_unavailable", spent, { ...rules, strict: true }).kind, "give-up");
   });
 });
 
