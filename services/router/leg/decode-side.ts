@@ -4,6 +4,7 @@ import type { Deadline } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import type { AnswerEnd } from "../request/request.ts";
+import { AnswerCheck } from "./answer-check.ts";
 import { reserveBoundMs, setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
 import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.ts";
@@ -31,6 +32,7 @@ interface Streaming {
   readonly remote: RemoteDecode;
   /** Checked once per allowed silence, and not moved with every token. */
   readonly due: Deadline;
+  readonly check: AnswerCheck;
   /** When the last events arrived, or the stream was resumed. */
   activeAtMs: number;
   /** When the last tokens arrived; 0 if the next gap says nothing about the engine. */
@@ -114,6 +116,8 @@ export class DecodeSide implements DecodeListener {
   onEvents(events: Buffer): void {
     const phase = this.#streaming();
     if (phase === undefined) return;
+    const fault = phase.check.faultOf(events);
+    if (fault !== undefined) return this.#distrusted(phase, fault);
     const nowMs = this.#context.clock.nowMs();
     if (phase.tokensAtMs > 0) this.#context.metrics.interTokenMs(nowMs - phase.tokensAtMs);
     phase.tokensAtMs = phase.activeAtMs = nowMs;
@@ -141,6 +145,13 @@ export class DecodeSide implements DecodeListener {
     this.#owner.dispatch(endOf(kind, error));
   }
 
+  /** Ends a leg whose answer can't be passed on. Its instance settles the KV. */
+  #distrusted({ remote }: Streaming, error: ServiceError): void {
+    remote.cut();
+    this.#enter(NONE);
+    this.#owner.dispatch({ kind: "decodeFailed", error });
+  }
+
   /** The streaming phase, entered with the first events. Undefined if the answer was given up. */
   #streaming(): Streaming | undefined {
     if (this.#phase.kind !== "streaming" && this.#isStarted) {
@@ -149,7 +160,8 @@ export class DecodeSide implements DecodeListener {
       const due = this.#context.deadlines.watch(activeAtMs + this.#context.limits.current.stallMs, (nowMs) =>
         this.#look(nowMs),
       );
-      this.#enter({ kind: "streaming", remote, due, activeAtMs, tokensAtMs: 0, paused: false });
+      const check = new AnswerCheck(this.#task.request, this.on!.info.maxModelLen);
+      this.#enter({ kind: "streaming", remote, due, check, activeAtMs, tokensAtMs: 0, paused: false });
       this.#owner.dispatch({ kind: "decodeChunk" });
     }
     return this.#phase.kind === "streaming" ? this.#phase : undefined;

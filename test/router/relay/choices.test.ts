@@ -11,9 +11,9 @@ const done = (leg: PrefillLeg): void => leg.done();
 const usage = (prompt: number, completion: number): string =>
   `{"prompt_tokens":${prompt},"total_tokens":${prompt + completion},"completion_tokens":${completion}}`;
 const usageEvent = (prompt: number, completion: number): string =>
-  `data: {"id":"x","choices":[],"usage":${usage(prompt, completion)}}\n\n`;
+  `data: {"created":7,"choices":[],"usage":${usage(prompt, completion)}}\n\n`;
 const token = (index: number, text: string): string =>
-  `data: {"id":"x","choices":[{"index":${index},"text":"${text}"}]}\n\n`;
+  `data: {"created":7,"choices":[{"index":${index},"text":"${text}"}]}\n\n`;
 
 /** Answers as an engine whose prompt `i` has 10 + i tokens and whose choice `i` has 1 + i. */
 function counted(streams: boolean): (leg: DecodeLeg) => void {
@@ -30,7 +30,7 @@ function counted(streams: boolean): (leg: DecodeLeg) => void {
       } else {
         leg.end(
           end,
-          `{"id":"x","choices":[{"index":${choiceIndex}}],"usage":${usage(promptTokens, completionTokens)}}`,
+          `{"created":7,"choices":[{"index":${choiceIndex}}],"usage":${usage(promptTokens, completionTokens)}}`,
         );
       }
     });
@@ -51,7 +51,7 @@ describe("a request for several choices", () => {
       cachedTokens: 4,
     });
     assert.deepEqual(client.chunks, [
-      `{"id":"x","choices":[{"index":0},{"index":1},{"index":2},{"index":3}],"usage":${usage(21, 10)}}`,
+      `{"created":7,"choices":[{"index":0},{"index":1},{"index":2},{"index":3}],"usage":${usage(21, 10)}}`,
     ]);
     const legs = [...one.legs.all, ...two.legs.all].map(({ reserve: { identity, promptIndex } }) => [
       identity!.choiceIndex,
