@@ -212,6 +212,7 @@ describe("vLLM engines that ping", function () {
         async () => (await instances()).filter(({ eligible }) => eligible).length === 2,
         40_000,
       );
+      await eventually("its command to paste names their model", () => /"model":"m"/.test(tandem.output()));
       const answer = await fetch(`${tandem.url}/v1/completions`, {
         method: "POST",
         headers: { "content-type": "application/json" },

@@ -1,4 +1,5 @@
 // Settings of `tandem up`. The names of the BentoML example that Tandem grew from still work as variables.
+import { ADDRESS } from "../../../services/common/address.ts";
 import { DEPLOYMENT_NAME } from "../../../services/common/deployment.ts";
 import {
   address,
@@ -106,6 +107,14 @@ export const upConfig = defineConfig(
         "attach.decode",
         "URL of a running vLLM server to wrap as a decode instance. Repeatable; the number of URLs replaces --decode.",
       ),
+      prefillKv: list(
+        "attach.prefill_kv",
+        "With --connector p2p-nccl: KV address (HOST:PORT) of each --attach-prefill server, in the same order.",
+      ),
+      decodeKv: list(
+        "attach.decode_kv",
+        "With --connector p2p-nccl: KV address (HOST:PORT) of each --attach-decode server, in the same order.",
+      ),
       discover: address(
         "discover",
         "Start no engines. Instead, adopt vLLM engines with P2P NCCL that ping this address (127.0.0.1:30001 in vLLM's own examples). Engines may come and go.",
@@ -178,8 +187,15 @@ function attachConflict(config: UpConfig): string | undefined {
   }
   if (config.settings.isGiven("engine.kind") && config.engineKind !== "vllm")
     return `--engine ${config.engineKind} and --attach-prefill/--attach-decode exclude each other: attached servers are engines already.`;
-  if (config.engines.connector === "p2p-nccl")
-    return "--connector p2p-nccl: each attached engine's KV address must be known, which `up` has no flag for. Start the wrappers one by one: tandem router, then tandem prefill|decode --attach URL --connector p2p-nccl --engine.kv_address HOST:PORT.";
+  for (const role of ["prefill", "decode"] as const) {
+    const given = config.attach[`${role}Kv`];
+    if (given.length > 0 && config.engines.connector !== "p2p-nccl")
+      return `--attach.${role}_kv is for --connector p2p-nccl: other connectors learn the addresses by themselves.`;
+    if (config.engines.connector === "p2p-nccl" && given.length !== config.attach[role].length)
+      return `--connector p2p-nccl: requests carry the KV address of each attached engine. Give --attach.${role}_kv HOST:PORT once for each --attach-${role}, in the same order: the engine's kv_ip (or its host) and kv_port.`;
+    const wrong = given.find((address) => !ADDRESS.test(address));
+    if (wrong !== undefined) return `--attach.${role}_kv ${wrong}: expected HOST:PORT.`;
+  }
   return undefined;
 }
 

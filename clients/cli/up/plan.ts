@@ -32,7 +32,9 @@ export function planChildren(input: PlanInput): ChildSpec[] {
         // Any free port: the instance registers the port it got, and two runs on one machine don't collide.
         "--grpc.listen=127.0.0.1:0",
         ...(config.consul ? consul : [registry]),
-        ...(isAttached(config) ? [`--engine.attach=${attached[index]}`] : engineFlags(input, role, index)),
+        ...(isAttached(config)
+          ? [`--engine.attach=${attached[index]}`, ...flag("engine.kv_address", config.attach[`${role}Kv`][index])]
+          : engineFlags(input, role, index)),
         ...flagsOf(config, role).map((flag) => `--engine.flag=${flag}`),
         ...flag("connector", config.engines.connector),
         ...flag("model", config.model),

@@ -1,11 +1,12 @@
 // Which processes are ready, from what the router sees. An instance is ready when the router gives it legs. It is
 // recognised by its pid, because its id changes with every start.
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import type { Child } from "../../common/child.ts";
 
 export interface ReadinessEvents {
   ready(child: Child, instance: Instance | undefined): void;
-  /** Called when all children are ready for the first time. */
+  /** Called when all children are ready for the first time and, if engines are adopted, a pair of them serves. */
   allReady(instances: readonly Instance[]): void;
 }
 
@@ -16,6 +17,12 @@ export function createReadiness(children: () => readonly Child[], events: Readin
   let latest: readonly Instance[] = [];
   let announced = false;
   const isReady = (child: Child): boolean => child.pid !== undefined && readyPids.get(child.name) === child.pid;
+  /** The roles of which no adopted engine serves. */
+  const unadopted = (): string[] => {
+    if (!children().some(({ role }) => role === "discover")) return [];
+    const serving = new Set(latest.filter(({ eligible }) => eligible).map(({ info }) => info?.role));
+    return ADOPTED.filter(([role]) => !serving.has(role)).map(([, name]) => name);
+  };
   const instanceOf = (child: Child): Instance | undefined =>
     child.pid === undefined ? undefined : latest.find((instance) => instance.info?.pid === child.pid);
 
@@ -30,23 +37,28 @@ export function createReadiness(children: () => readonly Child[], events: Readin
         readyPids.set(child.name, child.pid);
         events.ready(child, instance);
       }
-      if (announced || !children().every(isReady)) return;
+      if (announced || !children().every(isReady) || unadopted().length > 0) return;
       announced = true;
-      events.allReady(
-        children()
-          .map(instanceOf)
-          .filter((instance) => instance !== undefined),
-      );
+      const own = children().map(instanceOf);
+      const isAdopted = (instance: Instance): boolean => instance.eligible && !own.includes(instance);
+      events.allReady([...own.filter((instance) => instance !== undefined), ...latest.filter(isAdopted)]);
     },
     /** Whether the child was ever ready, in its current process or an earlier one. */
     wasReady: (child: Child): boolean => readyPids.has(child.name),
-    /** One line for each child that isn't ready: its name and why. */
-    missing: (): string[] =>
-      children()
+    /** One line for each child or adopted role that isn't ready: its name and why. */
+    missing: (): string[] => [
+      ...children()
         .filter((child) => !isReady(child))
         .map((child) => `${child.name}: ${reason(child, instanceOf(child))}`),
+      ...unadopted().map((name) => `${name}: no engine that pings serves yet`),
+    ],
   };
 }
+
+const ADOPTED = [
+  [Role.PREFILL, "prefill"],
+  [Role.DECODE, "decode"],
+] as const;
 
 function reason(child: Child, instance: Instance | undefined): string {
   if (child.pid === undefined) return "not running, waiting for its restart";

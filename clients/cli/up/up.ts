@@ -106,6 +106,8 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     },
   });
   const fleet = startFleet(specs, logOf, (child, { how, aliveMs, restartInMs }, unprinted) => {
+    // A supervisor such as systemd signals all processes of the run at once.
+    if (stop.aborted) return false;
     const lines = unprinted.map((line) => `\n    ${line}`).join("");
     if (!readiness.wasReady(child)) {
       failed.abort(new StartError(`${child.name} could not start (${how}).${lines}`));

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import type { Child } from "../../../clients/common/child.ts";
 import { createReadiness, type UpReadiness } from "../../../clients/cli/up/readiness.ts";
 import { create } from "@bufbuild/protobuf";
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { InstanceSchema, type Instance } from "#gen/tandem/router/v1/router_pb.js";
 
 interface FakeChild {
@@ -10,16 +11,17 @@ interface FakeChild {
   pid: number | undefined;
 }
 
-function setUp(): { readiness: UpReadiness; children: FakeChild[]; said: string[] } {
-  const children: FakeChild[] = [
+function setUp(
+  children: FakeChild[] = [
     { name: "router", role: "router", pid: 1 },
     { name: "prefill-1", role: "prefill", pid: 2 },
     { name: "decode-1", role: "decode", pid: 3 },
-  ];
+  ],
+): { readiness: UpReadiness; children: FakeChild[]; said: string[] } {
   const said: string[] = [];
   const readiness = createReadiness(() => children as unknown as Child[], {
     ready: (child) => said.push(child.name),
-    allReady: () => said.push("all"),
+    allReady: (instances) => said.push(`all with ${instances.map(({ info }) => info!.model).join()}`),
   });
   return { readiness, children, said };
 }
@@ -36,13 +38,31 @@ describe("readiness of a run", () => {
     assert.equal(readiness.missing().length, 1);
     readiness.seen([instance(2, true), instance(3, true)]);
     readiness.seen([instance(2, false), instance(3, true)]);
-    assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all"]);
+    assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all with ,"]);
   });
 
   it("ignores the instances of another run", () => {
     const { readiness, said } = setUp();
     readiness.seen([instance(77, true)]);
     assert.deepEqual(said, ["router"]);
+  });
+
+  it("of adopted engines is announced when a pair of them serves, with their model", () => {
+    const { readiness, said } = setUp([
+      { name: "router", role: "router", pid: 1 },
+      { name: "discover", role: "discover", pid: 2 },
+    ]);
+    const adopted = (role: Role, eligible = true): Instance =>
+      create(InstanceSchema, { info: { pid: 70 + role, role, model: "m" }, eligible });
+    readiness.seen([]);
+    assert.deepEqual(readiness.missing(), [
+      "prefill: no engine that pings serves yet",
+      "decode: no engine that pings serves yet",
+    ]);
+    readiness.seen([adopted(Role.PREFILL), adopted(Role.DECODE, false)]);
+    assert.deepEqual(readiness.missing(), ["decode: no engine that pings serves yet"]);
+    readiness.seen([adopted(Role.PREFILL), adopted(Role.DECODE)]);
+    assert.deepEqual(said, ["router", "discover", "all with m,m"]);
   });
 
   it("says why each missing process is not ready", () => {
@@ -66,6 +86,6 @@ describe("readiness of a run", () => {
     children[2]!.pid = 4;
     assert.equal(readiness.missing().length, 1);
     readiness.seen([instance(2, true), instance(4, true)]);
-    assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all", "decode-1"]);
+    assert.deepEqual(said, ["router", "prefill-1", "decode-1", "all with ,", "decode-1"]);
   });
 });

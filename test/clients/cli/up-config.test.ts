@@ -106,6 +106,16 @@ describe("settings of `tandem up`", () => {
     assert.equal(flag(children[1]!.argv, "--engine.kind"), undefined);
   });
 
+  it("wrap attached servers with P2P NCCL in one command, with their KV addresses", () => {
+    const servers = ["--attach-prefill=http://a:1", "--attach-decode=http://b:1", "--attach-decode=http://c:1"];
+    const addresses = ["--attach.prefill_kv=a:21001", "--attach.decode_kv=b:21001", "--attach.decode_kv=c:21002"];
+    const children = plan([...servers, ...addresses, "--connector=p2p-nccl"]);
+    assert.deepEqual(
+      children.map((child) => flag(child.argv, "--engine.kv_address")),
+      [undefined, "a:21001", "b:21001", "c:21002"],
+    );
+  });
+
   const refusals: [string, string[], RegExp][] = [
     ["a model for the sim", ["--engine", "sim", "--model", "x.gguf"], /runs no model/],
     [
@@ -124,6 +134,16 @@ describe("settings of `tandem up`", () => {
       "fewer GPUs than instances",
       ["--engine", "vllm", "--model", "m", "--gpus", "0,1+2", "--decode", "2"],
       /2 entries for 3 instances/,
+    ],
+    [
+      "attached servers with P2P NCCL and no KV address",
+      ["--attach-prefill", "http://a:1", "--attach-decode", "http://b:1", "--connector", "p2p-nccl"],
+      /Give --attach\.prefill_kv HOST:PORT once for each --attach-prefill/,
+    ],
+    [
+      "KV addresses for a connector that needs none",
+      ["--attach-prefill", "http://a:1", "--attach-decode", "http://b:1", "--attach.decode_kv", "b:2"],
+      /--attach\.decode_kv is for --connector p2p-nccl/,
     ],
     ["attached servers of one role alone", ["--attach-prefill", "http://a:1"], /--attach-decode is missing/],
     [

@@ -169,11 +169,13 @@ describe("tandem up", function () {
   it("lets a running stream finish after SIGTERM", async () => {
     await using up = await startUp(["--engine.flag=--sim.decode_ms_per_token=20"]);
     const stream = await openStream(up.run().restUrl, 100);
-    process.kill(up.pid, "SIGTERM");
+    // As systemd does, which signals all processes of a unit.
+    for (const { pid } of [up, ...up.run().processes]) process.kill(pid, "SIGTERM");
     const text = await within(stream.text, "the stream", 20_000);
     assert.match(text, /data: \[DONE\]\n\n$/);
     assert.equal(text.match(/"text":/g)!.length, 100);
     assert.deepEqual(await within(up.exited, "the end"), { code: 0, signal: null });
+    assert.doesNotMatch(up.output(), /died/);
     assert.deepEqual(up.processes(), []);
   });
 
