@@ -113,6 +113,8 @@ class ModelSlots {
 /** Range of the Retry-After that a refused client gets. */
 const RETRY_AFTER_S = { min: 1, max: 60 };
 const LOAD_LIMIT_S = 600;
+/** Interval at which a request that waits for an engine asks whether one is still expected. */
+const LOOK_AGAIN_MS = 1_000;
 
 export function createAdmission(o: AdmissionOptions): Admission {
   const { clock, deadlines, overload = calm() } = o;
@@ -258,9 +260,16 @@ export function createAdmission(o: AdmissionOptions): Admission {
       const onGone = (): void => end(clientLeft());
       const { timeoutMs: queueTimeoutMs } = o.queue.current;
       const leftMs = deadlineMs - sinceMs;
-      const due = deadlines.at(sinceMs + Math.max(0, Math.min(queueTimeoutMs, leftMs)), () => {
-        if (leftMs >= queueTimeoutMs) end(waitedInVain(wanted.model, queueTimeoutMs));
-        else end(tooLate(clock.nowMs() - sinceMs));
+      const lastMs = sinceMs + Math.max(0, Math.min(queueTimeoutMs, leftMs));
+      // One that waits for an engine is told if that comes to nothing.
+      const isLacking = o.lack?.(wanted.model) !== undefined;
+      const nextMs = (nowMs: number): number => (isLacking ? Math.min(lastMs, nowMs + LOOK_AGAIN_MS) : lastMs);
+      const due = deadlines.watch(nextMs(sinceMs), (nowMs) => {
+        const isHopeless = o.lack?.(wanted.model) !== undefined && o.lackEnd?.(wanted.model) === undefined;
+        if (nowMs < lastMs && !isHopeless) return nextMs(nowMs);
+        if (nowMs >= lastMs && leftMs < queueTimeoutMs) end(tooLate(nowMs - sinceMs));
+        else end(waitedInVain(wanted.model, Math.round(nowMs - sinceMs)));
+        return undefined;
       });
       gone.addEventListener("abort", onGone, { once: true });
       queue.push(waiter);

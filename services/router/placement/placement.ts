@@ -173,7 +173,9 @@ export function createPlacer(
     /** The error for a model that can't be served now; undefined if it can. */
     lack(name: string, strict: boolean): ServiceError | undefined {
       const model = pool.view.models.get(name);
-      return model?.lack(strict) === undefined ? undefined : lacking(model);
+      if (model?.lack(strict) === undefined) return undefined;
+      const { message, retryAfterS = 1 } = lacking(model);
+      return new ServiceError("no_instance", message, { retryAfterS });
     },
   };
 }

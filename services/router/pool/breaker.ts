@@ -169,10 +169,12 @@ export class Breaker {
     state.text = text;
   }
 
-  /** Makes a probe due now, because something changed. Late or wrong probes wait out their back-off. */
+  /** Makes a probe due now, because something changed: a refusal says nothing any more. Late or wrong probes wait out their back-off. */
   probeSoon(nowMs: number): void {
     const state = this.#state;
-    if (state.kind === "open" && (state.failure === undefined || state.failure === "refused")) state.probeAtMs = nowMs;
+    if (state.kind !== "open" || (state.failure !== undefined && state.failure !== "refused")) return;
+    state.probeAtMs = nowMs;
+    state.failure = undefined;
   }
 
   /** Closes after a successful probe, on probation: the next failure opens it again. Returns true if it was open. */

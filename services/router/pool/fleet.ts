@@ -281,6 +281,11 @@ function modelView(
       const inMs = Math.max(...sides.map((seen) => Math.min(...seen.map((one) => backInMs(one, nowMs)))));
       if (!Number.isFinite(inMs)) return undefined;
       const lacks = lacksOf(prefill, decode).join(", and ");
+      const isLoading = sides.some((seen) =>
+        seen.every(({ standing }) => standing.kind === "out" && standing.soon !== true),
+      );
+      if (!isLoading)
+        return { inMs, text: `The model \`${name}\` can't be served: ${lacks}. A probe is about to decide.` };
       return { inMs, text: `The model \`${name}\` is loading: ${lacks}, ready in about ${Math.ceil(inMs / 1_000)} s.` };
     },
   };

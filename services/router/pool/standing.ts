@@ -78,11 +78,11 @@ export function standingOf(facts: Facts, kept = false): Standing {
     default:
       return out("starting", load?.reason || "It is starting.");
   }
-  const suspected = (reason: Reason, text: string): Standing =>
+  const suspected = (reason: Reason, text: string, soon?: boolean): Standing =>
     kept
       ? { kind: "serves", despite: reason, text: `${text} It reports that it serves, and too few others do.` }
-      : out(reason, text);
-  if (breaker.because === "failing") return suspected("failing", breaker.text);
+      : out(reason, text, soon);
+  if (breaker.because === "failing") return suspected("failing", breaker.text, breaker.isUntried);
   if (facts.suspect) return suspected("suspect", "No byte has come from it for more than a second.");
   if (objection !== undefined && objection.kind !== "lapsed") return suspected("unlisted", objection.reason);
   if (breaker.because === "unproven") return out("unproven", breaker.text, breaker.isUntried);

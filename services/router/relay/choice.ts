@@ -82,7 +82,8 @@ export class Choice implements LegOwner {
       () => this.#context.placer.place(wanted, this.#exclusions),
       (place) => this.#attempt(place),
       // The first failure says more than that no instance is left to try, unless it was only a refusal.
-      (error) => this.#fail(this.#failure === undefined || isRefusal(this.#failure) ? error : this.#failure),
+      (error) =>
+        this.#fail(this.#said(this.#failure === undefined || isRefusal(this.#failure) ? error : this.#failure)),
     );
   }
 
@@ -134,7 +135,7 @@ export class Choice implements LegOwner {
         if (this.#context.placer.isLastResort(decode)) this.#note("last_resort", "last_resort");
         leg.decodeFound(decode);
       },
-      (error) => leg.noDecode(refusal === undefined || isRefusal(refusal) ? error : refusal),
+      (error) => leg.noDecode(this.#said(refusal === undefined || isRefusal(refusal) ? error : refusal)),
     );
   }
 
@@ -205,7 +206,7 @@ export class Choice implements LegOwner {
 
   /** What a client is told: not that one instance refused, but what the model lacks. */
   #said(error: ServiceError): ServiceError {
-    if (error.code !== "instance_unavailable") return error;
+    if (!isRefusal(error)) return error;
     const { model, strict = false } = this.#owner.request;
     return this.#context.placer.lack(model, strict) ?? error;
   }

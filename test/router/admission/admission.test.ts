@@ -20,6 +20,7 @@ function setUp(
   o: {
     capacity?: number;
     queueLimit?: number;
+    queueTimeoutMs?: number;
     lack?: () => string | undefined;
     lackEnd?: () => { text: string; inMs: number } | undefined;
   } = {},
@@ -29,7 +30,7 @@ function setUp(
   const refused: Refusal[] = [];
   const admission = createAdmission({
     capacity: () => room.capacity,
-    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: 1000, targetMs: 0 } },
+    queue: { current: { limit: o.queueLimit ?? 8, timeoutMs: o.queueTimeoutMs ?? 1000, targetMs: 0 } },
     onRefused: (because) => refused.push(because),
     clock,
     deadlines: new Deadlines(clock),
@@ -314,10 +315,33 @@ describe("a request for a model that is loading", () => {
     await assert.rejects(waiting, code("cancelled"));
   });
 
+  it("is refused soon after nothing is loading any more", async () => {
+    let lackEnd: { text: string; inMs: number } | undefined = { text: "It is loading.", inMs: 900 };
+    const { admission, clock, refused } = setUp({ capacity: 0, lack: () => "It is out.", lackEnd: () => lackEnd });
+    const waiting = assert.rejects(
+      admission.acquire(never, { deadlineMs: clock.nowMs() + 900 }),
+      /ran past its deadline/,
+    );
+    lackEnd = undefined;
+    await clock.pass(900);
+    await waiting;
+    const long = setUp({ capacity: 0, queueTimeoutMs: 30_000, lack: () => "It is out.", lackEnd: () => lackEnd });
+    lackEnd = { text: "It is loading.", inMs: 900 };
+    const second = assert.rejects(long.admission.acquire(never), /It is out\. The request waited 2000 ms\./);
+    await long.clock.pass(1_500);
+    lackEnd = undefined;
+    await long.clock.pass(500);
+    await second;
+    assert.deepEqual([refused, long.refused], [["deadline_passed"], ["no_instance"]]);
+  });
+
   it("is told the new time if it has waited in vain", async () => {
     const { admission, clock } = setUp({ capacity: 0, lack: () => "It is out.", lackEnd: loading(1_000) });
-    const waiting = admission.acquire(never);
+    const waiting = assert.rejects(
+      admission.acquire(never),
+      /^ServiceError: It is loading\. The request waited 1000 ms\. Try again later\.$/,
+    );
     await clock.pass(1_000);
-    await assert.rejects(waiting, /^ServiceError: It is loading\. The request waited 1000 ms\. Try again later\.$/);
+    await waiting;
   });
 });

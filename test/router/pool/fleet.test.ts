@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
 import { LoadSchema, State } from "#gen/tandem/instance/v1/instance_pb.js";
-import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
+import { Breaker, BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
 import { mostAreSuspect } from "../../../services/router/pool/doubt.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 import { REASONS } from "../../../services/router/pool/standing.ts";
@@ -346,14 +346,22 @@ describe("the end of a lack", () => {
   });
 
   it("is near while a first probe is under way, or the time is up", () => {
-    assert.equal(endOf([{ id: "p1", unproven: true }], [{ id: "d1" }])!.inMs, 1_000);
+    assert.deepEqual(endOf([{ id: "p1", unproven: true }], [{ id: "d1" }]), {
+      inMs: 1_000,
+      text: "The model `tiny` can't be served: its only prefill instance is out (unproven). A probe is about to decide.",
+    });
     assert.equal(endOf([starting("p1", 500)], [{ id: "d1" }])!.inMs, 1_000);
   });
 
   it("is unknown if nothing is missing, or a side has no engine that is being started", () => {
     assert.equal(endOf([{ id: "p1" }], [{ id: "d1" }]), undefined);
     assert.equal(endOf([starting("p1", 5_000)], []), undefined);
-    assert.equal(endOf([starting("p1", 5_000)], [{ id: "d1", failing: true }]), undefined);
+    assert.equal(endOf([starting("p1", 5_000)], [{ id: "d1", state: State.DRAINING }]), undefined);
+    const failed = new Breaker(BREAKER_LIMITS);
+    failed.judge("wedged", 0);
+    assert.equal(endOf([{ id: "p1" }], [{ id: "d1", breaker: failed }])!.inMs, 1_000);
+    failed.probeFailed("refused", "It fails.", 0);
+    assert.equal(endOf([{ id: "p1" }], [{ id: "d1", breaker: failed }]), undefined, "a probe has failed as well");
     assert.equal(endOf([starting("p1")], [{ id: "d1" }]), undefined, "an older instance doesn't say");
     const cut: KnownInit = {
       ...starting("p1", 5_000),

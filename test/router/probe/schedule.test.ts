@@ -55,7 +55,12 @@ for (const connector of ["p2p-zmq", "nixl"]) {
         ),
       );
       const poolClock = manualClock();
-      await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
+      await using tandem = await deploy([prefill, decode], {
+        limits: { retryLimit: 0 },
+        breaker: BREAKER,
+        poolClock,
+        queueTimeoutMs: 1,
+      });
       for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
       await untilLastResort(tandem.pool, "d1");
       const last = tandem.start();
