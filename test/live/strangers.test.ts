@@ -44,7 +44,9 @@ const ATTACKS: Record<string, (tandem: Tandem) => Promise<{ destroy(): void }[]>
   async "twelve bodies of ten megabytes"({ url }) {
     // Not in the prompt, which is the engine's work: this is about the way there.
     const body = JSON.stringify({ model: "tandem-sim", prompt: "x", note: "x ".repeat(5_100_000), max_tokens: 1 });
-    const answers = Array.from({ length: 12 }, () => fetch(`${url}${COMPLETIONS}`, { method: "POST", headers: JSON_TYPE, body }));
+    const answers = Array.from({ length: 12 }, () =>
+      fetch(`${url}${COMPLETIONS}`, { method: "POST", headers: JSON_TYPE, body }),
+    );
     for (const answer of await Promise.all(answers)) assert.equal(answer.status, 200, await answer.text());
     return [];
   },
