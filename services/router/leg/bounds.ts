@@ -62,7 +62,7 @@ const BODY_BYTES_PER_MS = 1_048;
 
 /** Whether the instance lives is seen by its heartbeat meanwhile. @param answerMs Bound for a body of no length. */
 export function reserveBoundMs(answerMs: number, body: Buffer): number {
-  return answerMs + Math.ceil(body.length / BODY_BYTES_PER_MS);
+  return answerMs + Math.floor(body.length / BODY_BYTES_PER_MS);
 }
 
 /** What an instance must send within a bound. `answer`: a whole non-streaming answer. */
