@@ -267,8 +267,9 @@ export function createAdmission(o: AdmissionOptions): Admission {
       const due = deadlines.watch(nextMs(sinceMs), (nowMs) => {
         const isHopeless = o.lack?.(wanted.model) !== undefined && o.lackEnd?.(wanted.model) === undefined;
         if (nowMs < lastMs && !isHopeless) return nextMs(nowMs);
-        if (nowMs >= lastMs && leftMs < queueTimeoutMs) end(tooLate(nowMs - sinceMs));
-        else end(waitedInVain(wanted.model, Math.round(nowMs - sinceMs)));
+        if (nowMs < lastMs) end(waitedInVain(wanted.model, Math.round(nowMs - sinceMs)));
+        else if (leftMs < queueTimeoutMs) end(tooLate(nowMs - sinceMs));
+        else end(waitedInVain(wanted.model, queueTimeoutMs));
         return undefined;
       });
       gone.addEventListener("abort", onGone, { once: true });
