@@ -4,8 +4,9 @@ import { setMaxListeners } from "node:events";
 import { Deadlines } from "../../../services/common/deadlines.ts";
 import type { ServiceError } from "../../../services/common/errors.ts";
 import { createAdmission, type Admission, type Refusal } from "../../../services/router/admission/admission.ts";
+import { createMetrics } from "../../../services/common/metrics.ts";
 import { LagLimit } from "../../../services/router/admission/lag-limit.ts";
-import { calm, type Overload } from "../../../services/router/admission/overload.ts";
+import { calm, type Overload, watchOverload } from "../../../services/router/admission/overload.ts";
 import { FairQueue, type Waiter } from "../../../services/router/admission/queue.ts";
 import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 
@@ -216,5 +217,28 @@ describe("a router whose event loop runs late", () => {
       wide.poke();
     }
     assert.equal(wide.waiting, 0);
+  });
+});
+
+describe("a router that has more to do than it can", () => {
+  it("sheds optional work for each cause, and reports which", async () => {
+    const loop = { delayMs: 0 };
+    const view = { doubtful: false, lastResorts: 0 };
+    const metrics = createMetrics();
+    const overload = watchOverload({ loop, pool: { view }, metrics });
+    const causes = async (): Promise<string> =>
+      [...(await metrics.text()).matchAll(/tandem_overload\{because="(\w+)"\} 1/g)].map(([, name]) => name).join(" ");
+    assert.deepEqual([overload.on, await causes()], [false, ""]);
+    for (const [cause, change, undo] of [
+      ["loop", () => (loop.delayMs = 101), () => (loop.delayMs = 100)],
+      ["queue", () => (overload.queueStands = true), () => (overload.queueStands = false)],
+      ["doubt", () => (view.doubtful = true), () => (view.doubtful = false)],
+      ["last_resort", () => (view.lastResorts = 1), () => (view.lastResorts = 0)],
+    ] as const) {
+      change();
+      assert.deepEqual([overload.on, await causes()], [true, cause]);
+      undo();
+      assert.equal(overload.on, false);
+    }
   });
 });
