@@ -359,8 +359,8 @@ describe("the end of a lack", () => {
     assert.equal(endOf([starting("p1", 5_000)], [{ id: "d1", state: State.DRAINING }]), undefined);
     const failed = new Breaker(BREAKER_LIMITS);
     failed.judge("wedged", 0);
-    assert.equal(endOf([{ id: "p1" }], [{ id: "d1", breaker: failed }])!.inMs, 1_000);
-    failed.probeFailed("refused", "It fails.", 0);
+    assert.equal(endOf([{ id: "p1" }], [{ id: "d1", breaker: failed }]), undefined, "it serves as a last resort");
+    failed.probeFailed("wrong", "It answers wrongly.", 0);
     assert.equal(endOf([{ id: "p1" }], [{ id: "d1", breaker: failed }]), undefined, "a probe has failed as well");
     assert.equal(endOf([starting("p1")], [{ id: "d1" }]), undefined, "an older instance doesn't say");
     const cut: KnownInit = {
