@@ -26,8 +26,6 @@ export interface PartnerWatchOptions {
 export interface PartnerWatch {
   /** A leg to a KV address begins. Returns a function that ends it. */
   legBegan(address: string): () => void;
-  /** Whether the engine there has died, as far as is known. Only known while legs run to it. */
-  isGone(address: string): boolean;
   /** Whether legs run to an engine that has died. */
   readonly anyGone: boolean;
 }
@@ -60,8 +58,6 @@ export function watchPartners({
     if (partners.size > 0) timer ??= clock.setTimer(LOOK_EVERY_MS, () => void look());
   }
 
-  const isGone = (address: string): boolean => partners.get(address)?.closedCount === CLOSED_LIMIT;
-
   function legBegan(address: string): () => void {
     const partner = partners.get(address) ?? { legs: new Set(), closedCount: 0 };
     const leg = { sinceMs: clock.nowMs() };
@@ -79,9 +75,8 @@ export function watchPartners({
 
   return {
     legBegan,
-    isGone,
     get anyGone() {
-      return [...partners.keys()].some(isGone);
+      return [...partners.values()].some(({ closedCount }) => closedCount === CLOSED_LIMIT);
     },
   };
 }

@@ -64,8 +64,6 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     if (outcomes.has(legId)) {
       throw new ServiceError("leg_id_reused", "The leg id was used before. Retry with a fresh one.");
     }
-    if (partners?.isGone(decodeKvAddress) === true)
-      throw new ServiceError("kv_transfer_failed", "The decode engine died before KV was sent to it.");
     const queuedTokens = estimatePromptTokens(spec);
     status.count({ running: 1, queuedTokens });
     const leaving = new AbortController();

@@ -23,9 +23,9 @@ describe("the decode engines that a prefill engine sends KV to", () => {
     await eventually("it is found dead", async () => (await look()) > 0);
     for (let count = 0; count < 3; count++) await look();
     assert.deepEqual(lost, [address]);
-    assert.deepEqual([watch.isGone(address), watch.isGone("127.0.0.1:9"), watch.anyGone], [true, false, true]);
+    assert.equal(watch.anyGone, true);
     for (const end of ends) end();
-    assert.deepEqual([watch.isGone(address), watch.anyGone], [false, false], "the next leg finds out again");
+    assert.equal(watch.anyGone, false, "the next leg finds out again");
     assert.equal(clock.pending, 0, "no port is asked");
   });
 
