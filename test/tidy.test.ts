@@ -217,6 +217,7 @@ describe("time", () => {
       "services/router/rest/app.ts": "a date in the API",
       "services/router/serving/serving.ts": "a date in answers and receipts",
       "services/rpc/grpc-call.ts": "the deadlines of grpc-js are dates",
+      "services/rpc/tls.ts": "a certificate expires on a date",
     };
     const reading = sources.filter(
       (file) =>

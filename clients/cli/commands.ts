@@ -60,6 +60,10 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     summary: "Break a whole deployment under load, and check what Tandem promises.",
     load: async () => (await import("../chaos/main.ts")).chaos,
   },
+  certs: {
+    summary: "Make certificates for TLS: an authority for development, and what it signs.",
+    load: async () => (await import("./certs/certs.ts")).runCerts,
+  },
   health: {
     summary: "Check whether one service serves; exit code 0 or 1, for containers.",
     load: async () => (await import("./health.ts")).runHealth,

@@ -108,3 +108,6 @@ function plain(key: string, value: unknown, depth = 0): unknown {
   if (typeof (value as { toJSON?: unknown }).toJSON === "function") return value;
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, plain(name, item, depth + 1)]));
 }
+
+/** For those who have nowhere to log. */
+export const SILENT: Log = { debug() {}, info() {}, warn() {}, error() {}, child: () => SILENT };

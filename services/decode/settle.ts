@@ -158,12 +158,12 @@ async function isInstance(channel: RpcChannel, instanceId: string): Promise<bool
 }
 
 /** One channel to each prefill instance, open while legs use it: a lost router leaves many legs at once. */
-function prefillChannels({ token, log }: InstanceParts) {
+function prefillChannels({ token, tls, log }: InstanceParts) {
   const open = new Map<string, { readonly channel: RpcChannel; users: number }>();
   return async <T>(address: string, use: (channel: RpcChannel) => Promise<T>): Promise<T> => {
     // A prefill that runs is waited for, so an instance that falls silent meanwhile must be noticed.
     const heartbeat = { method: InstanceService.method.watchLoad, message: () => ({}) };
-    const entry = open.get(address) ?? { channel: dialRpc(address, { token, log, heartbeat }), users: 0 };
+    const entry = open.get(address) ?? { channel: dialRpc(address, { token, tls, log, heartbeat }), users: 0 };
     open.set(address, entry);
     entry.users++;
     try {

@@ -113,6 +113,19 @@ export class ConsulClient {
     return String(headers["x-consul-contenthash"] ?? "");
   }
 
+  /** Whether everyone who reaches the agent may register services. @throws ConsulError if it doesn't say */
+  async isOpen(limits?: CallLimits): Promise<boolean> {
+    const self = { path: "/acl/token/self" };
+    try {
+      await this.ask((papi, call) => (papi as unknown as Papi)._get({ ...self, ...call }), limits);
+      return false;
+    } catch (error) {
+      if (/ACL support disabled/i.test((error as Error).message)) return true;
+      if ((error as ConsulError).kind === "away") throw error;
+      return false; // It asks for a token, or denies this one.
+    }
+  }
+
   /** Aborts running calls. */
   close(): void {
     this.#consul.destroy();

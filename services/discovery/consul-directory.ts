@@ -3,8 +3,8 @@
 import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
-import { infoOf, objectionOf, type HealthEntry } from "./consul-record.ts";
-import type { EntriesListener, Objection } from "./registry.ts";
+import { infoOf, objectionOf, proofFault, type HealthEntry } from "./consul-record.ts";
+import type { EntriesListener, Objection, UnprovenEntry } from "./registry.ts";
 
 interface Known {
   readonly info: Info;
@@ -20,22 +20,35 @@ type Role = (typeof INSTANCE_ROLES)[number];
 
 const MISSING: Objection = { kind: "missing", reason: "It is not registered in Consul any more." };
 
+/** A process that may write to Consul can make any number of entries. */
+const UNPROVEN_LIMIT = 16;
+
 export interface ConsulDirectory extends Disposable {
+  /** The first 16 of the entries that are ignored. */
+  readonly unproven: readonly UnprovenEntry[];
   /** @param gap What is missing now may only be forgotten. */
   learn(role: Role, entries: readonly HealthEntry[], gap: boolean): void;
 }
 
 /**
+ * @param o.token Join token, which each entry must prove to know. Empty or left out: all entries are believed.
  * @param o.forgetMs How long an entry that is missing in Consul is kept, if its instance lives.
  * @param o.isDown Whether Consul does not answer what instances of a role there are.
  */
 export function consulDirectory(
   onChange: EntriesListener,
-  o: { readonly log: Log; readonly clock: Clock; readonly forgetMs: number; isDown(role: Role): boolean },
+  o: {
+    readonly token?: string | undefined;
+    readonly log: Log;
+    readonly clock: Clock;
+    readonly forgetMs: number;
+    isDown(role: Role): boolean;
+  },
 ): ConsulDirectory {
   const { clock, forgetMs } = o;
   /** By instance id, of both roles. */
   const known = { prefill: new Map<string, Known>(), decode: new Map<string, Known>() };
+  const unproven: Record<Role, readonly UnprovenEntry[]> = { prefill: [], decode: [] };
   const complained = new Set<string>();
   let timer: Timer | undefined;
 
@@ -58,17 +71,24 @@ export function consulDirectory(
 
   function learn(role: Role, entries: readonly HealthEntry[], gap: boolean): void {
     const listed = new Map<string, Known>();
+    const strangers: UnprovenEntry[] = [];
     let news = known[role].size === 0;
     for (const entry of entries) {
       const { ID: id, ModifyIndex: version } = entry.Service;
       const [before, objection] = [known[role].get(id), objectionOf(entry)];
       // After a gap Consul may count anew.
       const same = !gap && before?.version === version && before.missingSinceMs === undefined;
+      const reason = same || !o.token ? undefined : proofFault(entry, o.token);
+      if (reason !== undefined) {
+        strangers.push({ instanceId: id, role, reason });
+        complain(id, reason);
+        continue;
+      }
       news ||= !same || before.objection?.reason !== objection?.reason;
       try {
         listed.set(id, { info: same ? before.info : infoOf(entry, role), version, objection });
       } catch (error) {
-        complain(id, error as Error);
+        complain(id, (error as Error).message);
       }
     }
     const nowMs = clock.nowMs();
@@ -88,6 +108,8 @@ export function consulDirectory(
         missing,
       });
     known[role] = listed;
+    news ||= strangers.length !== unproven[role].length;
+    unproven[role] = strangers.slice(0, UNPROVEN_LIMIT);
     if (news) tell();
     if (missing > 0) timer ??= clock.setTimer(forgetMs / 4, forget);
   }
@@ -112,14 +134,17 @@ export function consulDirectory(
     if (left > 0) timer = clock.setTimer(forgetMs / 4, forget);
   }
 
-  function complain(id: string, error: Error): void {
+  function complain(id: string, because: string): void {
     if (complained.has(id) || complained.size > 1_000) return;
     complained.add(id);
-    o.log.warn("a service in Consul can't be used", { serviceId: id, because: error.message });
+    o.log.warn("a service in Consul can't be used", { serviceId: id, because });
   }
 
   return {
     learn,
+    get unproven() {
+      return [...unproven.prefill, ...unproven.decode].slice(0, UNPROVEN_LIMIT);
+    },
     [Symbol.dispose]: () => timer?.cancel(),
   };
 }

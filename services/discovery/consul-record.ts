@@ -3,6 +3,7 @@ import { fromJson, toJson, type JsonObject } from "@bufbuild/protobuf";
 import { hostname } from "node:os";
 import { InfoSchema, Role, type Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
+import { entryProof, isProof } from "../rpc/proof.ts";
 import { checkInfo } from "./check-info.ts";
 import type { Objection } from "./registry.ts";
 
@@ -95,6 +96,24 @@ interface HealthCheck {
   readonly Status: string;
   readonly Output?: string;
   readonly Notes?: string;
+}
+
+/** `meta` with the proof that a member of the deployment wrote it. Consul shows it to everyone who may read services. */
+export function provenMeta(
+  id: string,
+  meta: Readonly<Record<string, string>>,
+  token: string | undefined,
+): Readonly<Record<string, string>> {
+  return token ? { ...meta, proof: entryProof(token, id, meta) } : meta;
+}
+
+/** Why an entry does not prove that a member of the deployment wrote it; undefined if it does. */
+export function proofFault({ Service: { ID: id, Meta: meta } }: HealthEntry, token: string): string | undefined {
+  const { proof, ...fields } = meta ?? {};
+  if (proof === undefined)
+    return "Its entry in Consul has no proof of the join token: it runs without one, or is a stranger.";
+  if (isProof(Buffer.from(proof), Buffer.from(entryProof(token, id, fields)))) return undefined;
+  return "The proof in its Consul entry is wrong: it has another join token, or a stranger changed the entry.";
 }
 
 /** @throws Error that says which field of the service's meta can't be used */

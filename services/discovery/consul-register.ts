@@ -12,13 +12,17 @@ import type { Log } from "../common/log.ts";
 import { HEALTH_WITH_REASON } from "../rpc/health.ts";
 import { ConsulClient } from "./consul-client.ts";
 import { asConsulError, consulFailureLog } from "./consul-error.ts";
-import { serviceName, type ServiceRecord } from "./consul-record.ts";
+import { provenMeta, serviceName, type ServiceRecord } from "./consul-record.ts";
 import type { ConsulCheckConfig, ConsulConfig } from "./consul-settings.ts";
 import type { Registration, SelfReport } from "./registry.ts";
 
 export interface ConsulRegisterOptions {
   /** Shown as meta, by which watchers choose, and as a tag, by which DNS does. */
   readonly deployment: string;
+  /** Join token, which the entry proves to know. Empty or left out: it proves nothing. */
+  readonly token?: string | undefined;
+  /** Whether this process serves gRPC over TLS. */
+  readonly tls?: boolean;
   readonly log: Log;
   /** Default 5000. */
   readonly ttlMs?: number;
@@ -65,10 +69,11 @@ export function registerInConsul(
   async function put(known: boolean): Promise<string> {
     const now = record();
     if (!known) await sweepGhosts(now);
-    const [meta, tags] = [{ deployment, ...now.meta }, [deployment, ...now.tags]];
+    const meta = provenMeta(id, { deployment, ...now.meta }, o.token);
+    const tags = [deployment, ...now.tags];
     const { host, port } = splitAddress(now.address);
     const service = { id, name, address: host, port, tags, meta };
-    const own = checksOf(now, known && report().serving, config, ttlMs);
+    const own = checksOf(now, known && report().serving, config, ttlMs, o.tls);
     await client.ask((consul, call) => consul.agent.service.register({ ...service, checks: own, ...call }), CALL);
     return JSON.stringify(now.meta);
   }
@@ -135,6 +140,7 @@ export function registerInConsul(
           service: name,
           serviceId: id,
         });
+        if (!known) void warnIfOpen();
         known = true;
         failures.well();
         attempt = 0;
@@ -147,6 +153,15 @@ export function registerInConsul(
       }
       await pause(clock, backoffMs(attempt++, RETRY), over.signal);
     }
+  }
+
+  async function warnIfOpen(): Promise<void> {
+    const isOpen = await client.isOpen({ ...CALL, signal: over.signal }).catch(() => false);
+    if (isOpen)
+      log.warn("Consul has no access control (ACL support disabled): any process that reaches it can add instances", {
+        consul: config.address,
+        cure: "turn on Consul's ACLs (docs/consul.md); a join token or tls.* keeps strangers' instances out meanwhile",
+      });
   }
 
   async function leave(): Promise<void> {
@@ -176,7 +191,13 @@ export function registerInConsul(
  *   publishes a check's output at once only when its status changes, and an operator should see that output. A service
  *   that Consul only forgot passes, or routers would see all of them fail for a moment.
  */
-function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckConfig, ttlMs: number): Check[] {
+function checksOf(
+  record: ServiceRecord,
+  passing: boolean,
+  checks: ConsulCheckConfig,
+  ttlMs: number,
+  tls = false,
+): Check[] {
   // The package's types want a timeout of every check; a TTL makes nothing of it.
   const common = { status: passing ? "passing" : "critical", timeout: HEALTH_TIMEOUT };
   const deregistercriticalserviceafter = `${checks.deregisterAfterMs}ms`;
@@ -194,6 +215,8 @@ function checksOf(record: ServiceRecord, passing: boolean, checks: ConsulCheckCo
     name: "health",
     notes: "What grpc.health.v1 answers the Consul agent.",
     grpc: `${checks.checkAddress ?? record.grpcAddress}/${HEALTH_WITH_REASON}`,
+    // The agent doesn't know Tandem's authority, and is told nothing but whether the process serves.
+    ...(tls ? { grpcusetls: true, tlsskipverify: true } : {}),
     interval: HEALTH_INTERVAL,
     ...common,
     deregistercriticalserviceafter,

@@ -2,12 +2,12 @@
 import { type Clock, systemClock } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import { ConsulClient } from "./consul-client.ts";
-import { consulDirectory, INSTANCE_ROLES } from "./consul-directory.ts";
+import { consulDirectory, INSTANCE_ROLES, type ConsulDirectory } from "./consul-directory.ts";
 import { consulFailureLog, ConsulError } from "./consul-error.ts";
 import { serviceName, type HealthEntry } from "./consul-record.ts";
 import type { ConsulConfig } from "./consul-settings.ts";
 import { watchConsul, type BlockingQuery } from "./consul-watch.ts";
-import type { Directory, RegistryHealth } from "./registry.ts";
+import type { Directory, RegistryHealth, UnprovenEntry } from "./registry.ts";
 
 export { instanceRecord, routerRecord } from "./consul-record.ts";
 export { registerInConsul } from "./consul-register.ts";
@@ -16,6 +16,8 @@ const FORGET_MS = 30_000;
 
 export interface ConsulWatcher extends Directory {
   readonly health: RegistryHealth;
+  /** Entries that are ignored. */
+  readonly unproven: readonly UnprovenEntry[];
   /** After each change of `health.up`. */
   onHealth(listener: () => void): void;
   /**
@@ -30,7 +32,14 @@ export interface ConsulWatcher extends Directory {
 /** @throws ConfigError for settings that can't be used; that Consul is away is not an error */
 export function consulWatcher(
   config: ConsulConfig,
-  o: { readonly log: Log; readonly deployment: string; readonly forgetMs?: number; readonly clock?: Clock },
+  o: {
+    readonly log: Log;
+    readonly deployment: string;
+    /** Join token, which each entry must prove to know. Empty or left out: all entries are believed. */
+    readonly token?: string | undefined;
+    readonly forgetMs?: number;
+    readonly clock?: Clock;
+  },
 ): ConsulWatcher {
   const { log, forgetMs = FORGET_MS, clock = systemClock } = o;
   const { address, servicePrefix: prefix } = config;
@@ -41,6 +50,7 @@ export function consulWatcher(
   const listeners: (() => void)[] = [];
   let downSinceUnixMs = Date.now();
   let up = false;
+  let directory: ConsulDirectory | undefined;
 
   /** Of any watch; all of them together are up or down. */
   function onHealth(watch: string, error: ConsulError | undefined): void {
@@ -65,6 +75,9 @@ export function consulWatcher(
     watchConsul({ ...query, client, clock, onHealth: (error) => onHealth(watch, error) });
 
   return {
+    get unproven() {
+      return directory?.unproven ?? [];
+    },
     get health() {
       const error = [...failing.values()][0]?.message ?? (up ? "" : "It has not answered yet.");
       return { address, up, downSinceUnixMs: up ? 0 : downSinceUnixMs, error };
@@ -72,19 +85,19 @@ export function consulWatcher(
     onHealth: (listener) => void listeners.push(listener),
     watch(onChange) {
       const isDown = (role: string): boolean => failing.has(role);
-      const directory = consulDirectory(onChange, { log, clock, forgetMs, isDown });
+      const own = (directory = consulDirectory(onChange, { token: o.token, log, clock, forgetMs, isDown }));
       const filter = `Service.Meta.deployment == "${o.deployment}"`;
       const watches = INSTANCE_ROLES.map((role) =>
         follow(role, {
           ask: (consul, call) => consul.health.service({ service: serviceName(prefix, role), filter, ...call }),
           policy: `service_prefix "${prefix}" { policy = "read" } and node_prefix "" { policy = "read" }`,
-          onChange: (body, gap) => directory.learn(role, listOf(body), gap),
+          onChange: (body, gap) => own.learn(role, listOf(body), gap),
         }),
       );
       onChange([]);
       return {
         async [Symbol.asyncDispose]() {
-          directory[Symbol.dispose]();
+          own[Symbol.dispose]();
           await Promise.all(watches.map((watch) => watch[Symbol.asyncDispose]()));
         },
       };

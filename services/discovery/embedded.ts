@@ -13,6 +13,7 @@ import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/channel.ts";
 import { lossFault, peerFault, type PeerFault } from "../rpc/peer-fault.ts";
 import { defineService, type RpcService } from "../rpc/service.ts";
+import type { Tls } from "../rpc/tls.ts";
 import { checkInfo } from "./check-info.ts";
 import type { Directory, EntriesListener, Objection, Registration } from "./registry.ts";
 
@@ -25,7 +26,13 @@ const QUIET_ATTEMPTS = 5;
 /** The instance's side. */
 export function registerAtRouter(
   self: () => Info,
-  o: { readonly address: string; readonly token?: string; readonly log: Log; readonly clock?: Clock },
+  o: {
+    readonly address: string;
+    readonly token?: string;
+    readonly tls?: Tls | undefined;
+    readonly log: Log;
+    readonly clock?: Clock;
+  },
 ): Registration {
   let held = false;
   /** Attempts in a row that failed. */

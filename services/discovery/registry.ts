@@ -52,6 +52,14 @@ export interface Directory {
   watch(onChange: EntriesListener): AsyncDisposable;
 }
 
+/** An entry that the router ignores, because it does not prove that a member of the deployment wrote it. */
+export interface UnprovenEntry {
+  readonly instanceId: string;
+  readonly role: "prefill" | "decode";
+  /** For people, without addresses. */
+  readonly reason: string;
+}
+
 /** How a registry that can be away is doing. */
 export interface RegistryHealth {
   /** `127.0.0.1:8500` */

@@ -7,6 +7,7 @@ import { background } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
 import { dialRpc } from "../rpc/channel.ts";
 import { peerFault, type PeerFault } from "../rpc/peer-fault.ts";
+import type { Tls } from "../rpc/tls.ts";
 import type { Directory } from "./registry.ts";
 
 const ASK_EVERY_MS = 1_000;
@@ -14,7 +15,7 @@ const ASK_EVERY_MS = 1_000;
 /** An instance that stops answering stays listed as it was last known: the pool sees for itself that it is silent. */
 export function staticRegistry(
   addresses: readonly string[],
-  o: { readonly token?: string; readonly log: Log; readonly clock?: Clock },
+  o: { readonly token?: string; readonly tls?: Tls | undefined; readonly log: Log; readonly clock?: Clock },
 ): Directory {
   const { clock = systemClock } = o;
   return {
@@ -22,7 +23,7 @@ export function staticRegistry(
       const known = new Map<string, Info>();
 
       async function ask(address: string, over: AbortSignal): Promise<void> {
-        let channel = dialRpc(address, { token: o.token });
+        let channel = dialRpc(address, { token: o.token, tls: o.tls });
         let logged: PeerFault["kind"] | undefined;
         while (!over.aborted) {
           try {
@@ -39,7 +40,7 @@ export function staticRegistry(
             logged = fault;
             // Its connection may be dead without any other sign.
             await channel[Symbol.asyncDispose]();
-            channel = dialRpc(address, { token: o.token });
+            channel = dialRpc(address, { token: o.token, tls: o.tls });
           }
           await pause(clock, ASK_EVERY_MS, over);
         }

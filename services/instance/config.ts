@@ -19,6 +19,7 @@ import { memoryLimitMib } from "../common/watchdog.ts";
 import { consulCheckSettings, consulSettings, REMOVED_CONSUL_KEYS } from "../discovery/consul-settings.ts";
 import { ENGINE_KINDS } from "../engine/engine.ts";
 import { CONNECTOR_NAMES } from "../kv/index.ts";
+import { tlsSettings } from "../rpc/tls-settings.ts";
 
 export type InstanceRole = "prefill" | "decode";
 
@@ -42,6 +43,7 @@ export function instanceSections(role: InstanceRole) {
       ),
       token: secret("token", "Join token that instances, routers and the registry share."),
     }),
+    tls: section("TLS", tlsSettings),
     registry: section("Registration", {
       kind: choice(
         "registry.kind",

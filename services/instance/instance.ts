@@ -34,6 +34,7 @@ import { EngineSupervisor } from "../engine/supervisor.ts";
 import { ranksOf } from "../engine/vllm-command.ts";
 import type { Connector, ConnectorName } from "../kv/connector.ts";
 import { CONNECTORS } from "../kv/index.ts";
+import { openTls, type Tls } from "../rpc/tls.ts";
 import { serveRpc, type RpcServer } from "../rpc/server.ts";
 import type { RpcService } from "../rpc/service.ts";
 import type { InstanceConfig, InstanceRole } from "./config.ts";
@@ -49,6 +50,7 @@ export interface InstanceParts {
   readonly supervisor: EngineSupervisor;
   readonly restarts: RestartLease;
   readonly token: string;
+  readonly tls: Tls | undefined;
   readonly log: Log;
   readonly clock: Clock;
 }
@@ -96,6 +98,7 @@ export async function startInstance(
   { stop, log, clock = systemClock }: StartOptions,
 ): Promise<RunningInstance> {
   const connector = CONNECTORS[connectorName(config)];
+  const tls = openTls(config.tls, { log, clock });
   const status = new InstanceStatus(config.legs.slots);
   const startedUnixMs = BigInt(Date.now());
   const instanceId = `${role}-${randomUUID()}`;
@@ -148,7 +151,7 @@ export async function startInstance(
       pid: process.pid,
     });
 
-  const service = makeService({ connector, status, supervisor, restarts, token: config.grpc.token, log, clock });
+  const service = makeService({ connector, status, supervisor, restarts, token: config.grpc.token, tls, log, clock });
 
   function follow(): void {
     const { reason, gauges } = supervisor;
@@ -202,14 +205,17 @@ export async function startInstance(
     await (await pings?.catch(() => undefined))?.[Symbol.asyncDispose]();
     status.set({ ending: "stopped" });
     await server?.[Symbol.asyncDispose]();
+    tls?.[Symbol.dispose]();
   }
   const close = (graceMs: number): Promise<void> => (closing ??= closeAll(graceMs));
 
   try {
     server = await serveRpc({
       listen: config.grpc.listen,
+      advertise: config.grpc.advertise,
       services: [service.rpc, instanceService({ status, restarts, info, findings: () => findings, log, clock })],
-      ...(config.grpc.token === "" ? {} : { token: config.grpc.token }),
+      token: config.grpc.token,
+      tls,
       log,
       clock,
       graceMs: 500,
@@ -217,7 +223,7 @@ export async function startInstance(
     await supervisor.start(anySignal(stop, over.signal));
     supervisor.onChange(follow);
     follow();
-    registration = await register(config, info, () => status.report(), log);
+    registration = await register(config, tls, info, () => status.report(), log);
   } catch (error) {
     await close(0);
     throw error;
@@ -236,6 +242,7 @@ export async function startInstance(
 /** Undefined if the instance doesn't register. @throws ConfigError for unusable Consul settings */
 async function register(
   config: InstanceConfig,
+  tls: Tls | undefined,
   self: () => Info,
   report: () => SelfReport,
   log: Log,
@@ -245,14 +252,17 @@ async function register(
       return undefined;
     case "embedded": {
       const addresses = [...new Set(config.registry.addresses)];
-      return together(addresses.map((address) => registerAtRouter(self, { address, token: config.grpc.token, log })));
+      const { token } = config.grpc;
+      return together(addresses.map((address) => registerAtRouter(self, { address, token, tls, log })));
     }
     case "consul": {
       requireDialable("grpc", config.grpc);
       // Consul's code is loaded only if configured.
       const { instanceRecord, registerInConsul } = await import("../discovery/consul.ts");
       const deployment = config.deployment.name;
-      return registerInConsul(config.consul, () => instanceRecord(self()), report, { deployment, log });
+      const { token } = config.grpc;
+      const o = { deployment, token, tls: tls !== undefined, log };
+      return registerInConsul(config.consul, () => instanceRecord(self()), report, o);
     }
   }
 }

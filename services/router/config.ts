@@ -18,6 +18,7 @@ import { deploymentName } from "../common/deployment.ts";
 import { LOG_LEVELS } from "../common/log.ts";
 import { memoryLimitMib } from "../common/watchdog.ts";
 import { consulCheckSettings, consulSettings, REMOVED_CONSUL_KEYS } from "../discovery/consul-settings.ts";
+import { restTls, tlsSettings } from "../rpc/tls-settings.ts";
 
 export const POLICY_NAMES = ["round-robin", "least-load"] as const;
 export type PolicyName = (typeof POLICY_NAMES)[number];
@@ -43,6 +44,7 @@ export const routerConfig = defineConfig(
           "REST answers only requests for localhost, an IP address, rest.advertise or one of these names, so that no " +
           "web page reaches it under a name of its own (DNS rebinding). RouterService does the same without token.",
       ),
+      tls: restTls,
       connectionsLimit: integer(
         "connections.limit",
         "Limits the open connections of REST clients. A further connection is closed at once.",
@@ -117,6 +119,7 @@ export const routerConfig = defineConfig(
           "same one.",
       ),
     }),
+    tls: section("TLS", tlsSettings),
     registry: section("Instances", {
       kind: choice(
         "registry.kind",

@@ -20,6 +20,7 @@ import { createMetrics, type Metrics } from "../common/metrics.ts";
 import { watchOpenFiles } from "../common/open-files.ts";
 import { startWatchdog } from "../common/watchdog.ts";
 import { connectHandler } from "../rpc/connect-handler.ts";
+import { openTls } from "../rpc/tls.ts";
 import { serveRpc } from "../rpc/server.ts";
 import { routerConfig, type RouterConfig } from "./config.ts";
 import { watchOverload } from "./admission/overload.ts";
@@ -102,12 +103,14 @@ async function life(
   const { token, apiKey } = access;
   log.info("settings", { settings: settingLines(settings.all) });
 
+  using tls = openTls(config.tls, { log, clock });
   using deadlines = new Deadlines(clock);
   using loop = measureEventLoop(metrics);
   using _files = watchOpenFiles({ log, metrics });
-  await using registry = await openRegistry(config, { routerId, log, metrics });
+  await using registry = await openRegistry(config, { routerId, tls, log, metrics });
   await using pool = createPool({
     token,
+    tls,
     log,
     clock,
     metrics,
@@ -146,6 +149,7 @@ async function life(
     services,
     token,
     apiKey,
+    tls,
     log,
     graceMs: RPC_GRACE_MS,
     stallMs: rest.stallMs,
@@ -155,9 +159,11 @@ async function life(
   /** Ends calls of RouterService over HTTP/1.1 that would not end by themselves. */
   const closing = new AbortController();
   const overHttp = connectHandler([routerCalls], { token, log, closing: closing.signal });
+  const restTls = rest.tls ? tls : undefined;
   const handler = restHandler({
     ...rest,
     ...access,
+    inClear: restTls === undefined,
     serving,
     pool,
     routerService: overHttp,
@@ -165,16 +171,16 @@ async function life(
     metrics,
     log,
   });
-  await using http = await serveHttp(rest, handler);
+  await using http = await serveHttp(rest, handler, restTls);
   if (signal?.aborted) throw new ServiceError("cancelled", "The start was cancelled.");
 
   await using _directories = watchAll(registry.directories, pool.update);
   registry.watchSettings(liveSettings(settings, { log, metrics, onChange: serving.poke }));
   rpc.setServing(true);
   await using registration = registry.announce({ restAddress: http.address, grpcAddress }, serving.standing);
-  log.info("router is listening", { rest: `http://${http.address}`, grpc: grpcAddress, routerId });
+  log.info("router is listening", { rest: http.url, grpc: grpcAddress, routerId });
 
-  const graceMs = await running({ restUrl: `http://${http.address}`, grpcAddress });
+  const graceMs = await running({ restUrl: http.url, grpcAddress });
   // New requests and /readyz get 503 on a port that stays open, so a load balancer sees the router leave before it is
   // gone.
   const drained = serving.drain(graceMs);

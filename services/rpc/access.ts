@@ -10,8 +10,19 @@ export interface Secrets {
   readonly apiKey?: string | undefined;
 }
 
-/** Returns why a call with this `authorization` header is refused, or undefined if it is allowed. */
-export type Gate = (access: Access, authorization: string | undefined) => ServiceError | undefined;
+/** What a caller has proven on its connection: that it belongs to the deployment, or why it has not, or nothing. */
+export type Proven = true | string | undefined;
+
+/**
+ * Returns why a call with this `authorization` header is refused, or undefined if it is allowed.
+ *
+ * @param proven Asked only if it matters.
+ */
+export type Gate = (
+  access: Access,
+  authorization: string | undefined,
+  proven?: () => Proven,
+) => ServiceError | undefined;
 
 const WANTED: Record<Access, string> = {
   open: "",
@@ -27,13 +38,16 @@ const GRPC_REFUSALS = {
 
 export function createGate(secrets: Secrets, refusals = GRPC_REFUSALS): Gate {
   const digests = { open: undefined, token: digest(secrets.token), key: digest(secrets.apiKey) };
-  return (access, authorization) => {
+  return (access, authorization, proven) => {
     const expected = digests[access];
-    if (expected === undefined) return undefined;
+    const standing = access === "token" ? proven?.() : undefined;
+    if (standing === true || (standing === undefined && expected === undefined)) return undefined;
+    if (standing !== undefined && (expected === undefined || authorization === undefined))
+      return new ServiceError("unauthenticated", standing);
     const given = /^Bearer +(.*\S) *$/i.exec(authorization ?? "")?.[1];
     if (given === undefined) return new ServiceError("unauthenticated", refusals.missing(access));
     // Digests have equal length, so the comparison takes the same time for every input.
-    if (timingSafeEqual(digest(given)!, expected)) return undefined;
+    if (timingSafeEqual(digest(given)!, expected!)) return undefined;
     return new ServiceError("unauthenticated", refusals.wrong(access));
   };
 }

@@ -12,12 +12,18 @@ import type { HeartbeatOptions } from "./heartbeat.ts";
 import { PACE } from "./liveness.ts";
 import { MESSAGE_LIMIT_BYTES } from "./service.ts";
 import type { CallOptions, ThinCall, ThinHandlers } from "./thin-call.ts";
+import type { Tls } from "./tls.ts";
 
-export type { LossReason } from "./connection.ts";
+export { type LossReason, NO_ANSWER } from "./connection.ts";
 
 export interface ChannelOptions<I extends DescMessage = DescMessage, O extends DescMessage = DescMessage> {
-  /** Join token, sent with each call. Empty or left out: no token is sent. */
+  /**
+   * Join token. Each connection begins with a proof that both sides know it; the token itself is never sent. Empty or
+   * left out: nothing is proven.
+   */
   readonly token?: string | undefined;
+  /** Over TLS the certificates of both sides take the place of the token. */
+  readonly tls?: Tls | undefined;
   readonly log?: Log | undefined;
   readonly clock?: Clock;
   /** Default 2000. */
@@ -187,10 +193,11 @@ export class RpcChannel implements AsyncDisposable {
 
   #connect(failures: number): Connection {
     if (this.#state.kind === "down") this.#state.redial?.cancel();
-    const { token, log, connectTimeoutMs = PACE.silenceMs, messageLimitBytes = MESSAGE_LIMIT_BYTES } = this.#o;
+    const { token, tls, log, connectTimeoutMs = PACE.silenceMs, messageLimitBytes = MESSAGE_LIMIT_BYTES } = this.#o;
     const connection: Connection = new Connection({
       address: this.address,
-      authorization: token ? `Bearer ${token}` : undefined,
+      token,
+      tls,
       clock: this.#clock,
       log,
       connectTimeoutMs,

@@ -1,16 +1,19 @@
 // One HTTP/2 connection of a channel: its calls, its heartbeat, and its end.
 import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
-import { Socket } from "node:net";
-import { splitAddress } from "../common/address.ts";
+import { Socket, connect as connectTcp, isIP } from "node:net";
+import { connect as connectTls } from "node:tls";
+import { endAddress, splitAddress } from "../common/address.ts";
 import type { Clock, Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import type { Log } from "../common/log.ts";
 import { HEARTBEAT_HEADER, type Heartbeat, type HeartbeatOptions, startHeartbeat } from "./heartbeat.ts";
 import { PACE } from "./liveness.ts";
+import { SESSION_HEADER, provePeer } from "./prove.ts";
+import { CERTIFICATE_FAULTS, type Tls, handshakeFault } from "./tls.ts";
 import { type CallOptions, StreamCall, type ThinHandlers } from "./thin-call.ts";
 
 /**
- * - `connecting`: the TCP handshake is under way, and calls wait for it.
+ * - `connecting`: the handshake of TCP or TLS is under way, or the proof of identity. Calls wait; nothing of them is sent.
  * - `up`: the connection takes calls.
  * - `suspect`: as `up`, but no byte has come for a while, although the peer was asked for one.
  * - `draining`: it takes no more calls and ends with its last one, because the peer (GOAWAY) or the channel asked for
@@ -24,15 +27,19 @@ export type ConnectionState =
 
 /**
  * - `unreachable`: the connection was never established.
+ * - `untrusted`: the peer did not prove who it is, or refuses our proof. It was told nothing.
  * - `broken`: the peer or the link broke. `silent`: no byte came for too long.
  * - `ended`: cleanly, with its last call.
  */
-export type LossReason = "unreachable" | "broken" | "silent" | "ended";
+export type LossReason = "unreachable" | "untrusted" | "broken" | "silent" | "ended";
 
 export interface ConnectionOptions {
   /** host:port. */
   readonly address: string;
-  readonly authorization: string | undefined;
+  /** Join token, which both sides prove to know. Empty or undefined: neither does. */
+  readonly token: string | undefined;
+  /** The peers' certificates take the place of the token. */
+  readonly tls: Tls | undefined;
   readonly clock: Clock;
   readonly log: Log | undefined;
   readonly connectTimeoutMs: number;
@@ -50,6 +57,8 @@ const WINDOW_BYTES = 1024 * 1024;
 const TIMEOUT_LIMIT_MS = 99_999_999;
 /** Time for the kernel to take the last bytes of a connection. */
 const FLUSH_MS = 500;
+/** A TLS server does this to a caller in clear. So does a proxy whose server is gone. */
+export const NO_ANSWER = "it closed the connection without a word: does it require TLS (tls.cert, tls.key, tls.ca)?";
 /** A connection has stream ids for 2^30 calls. */
 const CALLS_LIMIT = 500_000_000;
 
@@ -61,13 +70,18 @@ export class Connection {
   readonly #socket: Socket;
   /** Calls that have not ended, without the heartbeat. */
   readonly #calls = new Set<StreamCall>();
+  /** Calls that wait for the connection, and how each begins. */
+  readonly #waiting = new Map<StreamCall, () => void>();
+  /** In each call, once the connection is proven. */
+  #proof: Readonly<Record<string, string>> | undefined;
   #callsTotal = 0;
+  #reached = false;
   #state: ConnectionState;
 
   constructor(o: ConnectionOptions) {
     this.#o = o;
-    const socket = connectSocket(o.address);
-    const session = connect("http://localhost", {
+    const socket = connectSocket(o.address, o.tls);
+    const session = connect(o.tls === undefined ? "http://localhost" : "https://localhost", {
       createConnection: () => socket,
       settings: { initialWindowSize: WINDOW_BYTES, enablePush: false },
       maxSessionMemory: 1000, // Megabytes. The default of 10 kills a busy connection.
@@ -105,11 +119,15 @@ export class Connection {
     const limitedMs =
       timeoutMs === undefined ? undefined : Math.min(Math.max(Math.ceil(timeoutMs), 1), TIMEOUT_LIMIT_MS);
     const headers = limitedMs === undefined ? undefined : { "grpc-timeout": `${limitedMs}m` };
-    const call: StreamCall = this.#begin(path, handlers, headers, limitedMs, () => {
+    const call: StreamCall = this.#make(path, handlers, limitedMs, () => {
       this.#calls.delete(call);
+      this.#waiting.delete(call);
       if (this.#state.kind === "draining") this.#endIfIdle();
     });
     this.#calls.add(call);
+    const begin = (): void => call.begin(this.#request(path, headers));
+    if (this.#state.kind === "connecting") this.#waiting.set(call, begin);
+    else begin();
     if (++this.#callsTotal >= CALLS_LIMIT) this.drain();
     return call;
   }
@@ -139,9 +157,30 @@ export class Connection {
 
   #connected(): void {
     if (this.#state.kind !== "connecting" || this.#session.closed || this.#session.destroyed) return;
-    this.#state.timeout.cancel();
     this.#session.setLocalWindowSize(WINDOW_BYTES); // The setting above applies to each stream, this one to all together.
+    const { token, tls, address } = this.#o;
+    this.#reached = true;
+    if (!token || tls !== undefined) return this.#ready();
+    provePeer({
+      token,
+      dialed: address,
+      reached: endAddress(this.#socket, "remote"),
+      open: (path, handlers) => this.#openNow(path, handlers),
+      onSession: (session) => {
+        this.#proof = { [SESSION_HEADER]: session };
+        this.#ready();
+      },
+      onRefused: (error) => this.#end("untrusted", error),
+    });
+  }
+
+  #ready(): void {
+    if (this.#state.kind !== "connecting") return;
+    this.#state.timeout.cancel();
     this.#become({ kind: "up", heartbeat: this.#startHeartbeat() });
+    // A call that has ended meanwhile is no longer among them.
+    for (const begin of this.#waiting.values()) begin();
+    this.#waiting.clear();
   }
 
   #startHeartbeat(): Heartbeat | undefined {
@@ -150,8 +189,7 @@ export class Connection {
     const headers = { [HEARTBEAT_HEADER]: String(PACE.beatMs) };
     return startHeartbeat(heartbeat, {
       clock,
-      open: (path, handlers) =>
-        this.checkOpen() ? this.#begin(path, handlers, headers, undefined, () => {}) : undefined,
+      open: (path, handlers) => (this.checkOpen() ? this.#openNow(path, handlers, headers) : undefined),
       bytesRead: () => this.#socket.bytesRead,
       patienceMs: () => this.#o.patienceMs?.() ?? 0,
       onSuspect: (suspect) => {
@@ -163,32 +201,36 @@ export class Connection {
     });
   }
 
-  #begin(
-    path: string,
-    handlers: ThinHandlers,
-    headers: Readonly<Record<string, string>> | undefined,
-    timeoutMs: number | undefined,
-    onOver: () => void,
-  ): StreamCall {
-    const { address, authorization, messageLimitBytes, log, clock } = this.#o;
-    const stream = this.#session.request({
-      ":authority": address,
-      ":method": "POST",
-      ":path": path,
-      "content-type": "application/grpc+proto",
-      te: "trailers",
-      "user-agent": "tandem",
-      ...(authorization === undefined ? {} : { authorization }),
-      ...headers,
-    });
-    return new StreamCall(stream, handlers, {
+  /** A call of the connection's own, which doesn't keep it open. */
+  #openNow(path: string, handlers: ThinHandlers, headers?: Readonly<Record<string, string>>): StreamCall {
+    const call = this.#make(path, handlers, undefined, () => {});
+    call.begin(this.#request(path, headers));
+    return call;
+  }
+
+  #make(path: string, handlers: ThinHandlers, timeoutMs: number | undefined, onOver: () => void): StreamCall {
+    const { messageLimitBytes, log, clock } = this.#o;
+    return new StreamCall(handlers, {
       path,
       timeoutMs,
       messageLimitBytes,
       log,
       clock,
-      whyBroken: (broken, cause) => this.#whyBroken(broken, cause),
+      whyBroken: (rstCode, cause) => this.#whyBroken(rstCode, cause),
       onOver,
+    });
+  }
+
+  #request(path: string, headers: Readonly<Record<string, string>> | undefined): ClientHttp2Stream {
+    return this.#session.request({
+      ":authority": this.#o.address,
+      ":method": "POST",
+      ":path": path,
+      "content-type": "application/grpc+proto",
+      te: "trailers",
+      "user-agent": "tandem",
+      ...this.#proof,
+      ...headers,
     });
   }
 
@@ -206,8 +248,15 @@ export class Connection {
 
   #broke(cause: Error | undefined): void {
     const { kind } = this.#state;
+    const fault = kind === "connecting" && this.#o.tls !== undefined ? handshakeFault(cause) : undefined;
+    if (fault !== undefined)
+      return this.#end(
+        "untrusted",
+        new ServiceError("unauthenticated", `The peer's ${CERTIFICATE_FAULTS[fault]}`, { cause }),
+      );
     const asItShould = kind === "draining" && this.#calls.size === 0;
-    this.#end(kind === "connecting" ? "unreachable" : asItShould ? "ended" : "broken", cause);
+    const why = this.#reached && this.#socket.bytesRead === 0 && !asItShould ? new Error(NO_ANSWER, { cause }) : cause;
+    this.#end(kind === "connecting" ? "unreachable" : asItShould ? "ended" : "broken", why);
   }
 
   #end(because: LossReason | "disposed", cause: Error | undefined): void {
@@ -218,19 +267,20 @@ export class Connection {
     tearDown(this.#session, this.#socket, cause, this.#o.clock);
     this.#o.log?.debug("connection closed", { address: this.#o.address, because, cause: cause?.message });
     this.#become({ kind: "closed", because, cause });
+    for (const call of [...this.#waiting.keys()]) call.neverBegan();
   }
 
-  #whyBroken(stream: ClientHttp2Stream, streamCause: Error | undefined): ServiceError {
+  #whyBroken(rstCode: number | undefined, streamCause: Error | undefined): ServiceError {
     const { state } = this;
     const closed = state.kind === "closed" ? state : undefined;
     if (closed?.because === "disposed") return new ServiceError("cancelled", "The channel was closed.");
-    const what = closed?.cause ?? streamCause ?? `stream ended with HTTP/2 code ${stream.rstCode}`;
+    if (closed?.because === "untrusted")
+      return new ServiceError("instance_unavailable", "The instance did not prove who it is.", { cause: closed.cause });
+    const what = closed?.cause ?? streamCause ?? `stream ended with HTTP/2 code ${rstCode}`;
     const cause = new Error(`${this.#o.address}: ${what instanceof Error ? what.message : what}`, { cause: what });
     // Refused: the peer promises that it has not begun the call (RFC 9113, 8.7).
     const neverBegan =
-      state.kind === "connecting" ||
-      closed?.because === "unreachable" ||
-      stream.rstCode === constants.NGHTTP2_REFUSED_STREAM;
+      state.kind === "connecting" || closed?.because === "unreachable" || rstCode === constants.NGHTTP2_REFUSED_STREAM;
     return neverBegan
       ? new ServiceError("instance_unavailable", "The instance can't be reached.", { cause })
       : new ServiceError("instance_lost", "The connection to the instance broke.", { cause });
@@ -238,14 +288,15 @@ export class Connection {
 }
 
 /** Connects. Even an impossible address fails by an event, as a connection does. */
-function connectSocket(address: string): Socket {
-  const socket = new Socket().setNoDelay(true);
+function connectSocket(address: string, tls: Tls | undefined): Socket {
+  const { host, port } = splitAddress(address);
+  const to = { host, port, noDelay: true };
   try {
-    socket.connect(splitAddress(address));
+    if (tls === undefined) return connectTcp(to);
+    return connectTls({ ...to, ...(isIP(host) === 0 ? { servername: host } : {}), ...tls.dialing(host) });
   } catch (error) {
-    socket.destroy(error as Error);
+    return new Socket().destroy(error as Error);
   }
-  return socket;
 }
 
 /**

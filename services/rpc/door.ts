@@ -57,8 +57,12 @@ export interface DoorOptions {
   readonly guarded: boolean;
   readonly clock: Clock;
   readonly log: Log;
-  /** Access of a method, if the caller may call it. `open` if anyone may, or if the caller may not. */
-  accessOf(path: string, authorization: string | undefined): Access;
+  /**
+   * Access of a method, if the caller may call it. `open` if anyone may, or if the caller may not.
+   *
+   * @param peer Address and port of the caller, as grpc-js writes them.
+   */
+  accessOf(path: string, headers: IncomingHttpHeaders, peer: string): Access;
   onRefused?(reason: DoorReason): void;
 }
 
@@ -194,7 +198,7 @@ export function createDoor(o: DoorOptions): Door {
     caller.hasCalled = true;
     caller.idleSweeps = 0;
     const proven = caller.kind === "peer" && o.guarded;
-    const access = proven ? "token" : o.accessOf(String(headers[":path"]), headers.authorization);
+    const access = proven ? "token" : o.accessOf(String(headers[":path"]), headers, peerOf(caller.socket));
     if (access !== "open") {
       if (caller.kind !== "peer") promote(caller, access === "token" ? "peer" : "user");
       stream.once("close", () => caller.openCalls--);

@@ -61,6 +61,10 @@ export class GrpcCall implements RawCall {
     });
   }
 
+  get peer(): string {
+    return this.#stream.getPeer();
+  }
+
   header(name: string): string | undefined {
     return this.#stream.metadata.get(name)[0]?.toString();
   }

@@ -1,9 +1,15 @@
 // The TCP side of the server. grpc-js could listen by itself, but only prints the error for a taken port, and can't
 // drop its connections.
 import { once } from "node:events";
-import { type AddressInfo, type Socket, createServer } from "node:net";
+import { constants } from "node:crypto";
+import { type AddressInfo, type Server, type Socket, createServer } from "node:net";
+import { createServer as createTlsServer } from "node:tls";
 import { ADDRESS, isLoopbackHost, joinAddress, splitAddress } from "../common/address.ts";
 import { StartError } from "../common/run-main.ts";
+import type { Tls } from "./tls.ts";
+
+/** Time for a caller to finish the handshake. */
+const HANDSHAKE_TIMEOUT_MS = 10_000;
 
 export interface Listener {
   /** The bound host:port. */
@@ -16,28 +22,49 @@ export interface Listener {
 }
 
 export interface ListenOptions {
+  /** Serves TLS, and asks callers for a certificate. Whether one is needed is decided for each call. */
+  readonly tls: Tls | undefined;
   /** Whether callers must authenticate; otherwise the server may listen on loopback only. */
   readonly trusted: boolean;
   onConnection(socket: Socket): void;
+  /** A caller did not get through the handshake of TLS. */
+  onHandshakeFailed(peer: string): void;
 }
 
 /**
  * @throws StartError that says what to change, if `listen` is malformed, taken, or neither loopback nor authenticated.
  */
-export async function listenTcp(listen: string, { trusted, onConnection }: ListenOptions): Promise<Listener> {
+export async function listenTcp(
+  listen: string,
+  { tls, trusted, onConnection, onHandshakeFailed }: ListenOptions,
+): Promise<Listener> {
   const { host, port } = splitAddress(listen);
   if (!ADDRESS.test(listen) || port > 65_535)
     throw new StartError(`"${listen}" is not an address. Expected host:port, such as 127.0.0.1:3001.`);
   if (!trusted && !isLoopbackHost(host)) {
     const reason = "without a join token any caller that reaches this address could use the engines";
-    throw new StartError(`Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN, or listen on 127.0.0.1.`);
+    throw new StartError(
+      `Refusing to listen on ${listen}: ${reason}. Set TANDEM_TOKEN or tls.*, or listen on 127.0.0.1.`,
+    );
   }
   const sockets = new Map<string, Socket>();
-  const server = createServer({ noDelay: true }, (socket) => {
+  const track = (socket: Socket): void => {
     const peer = `${socket.remoteAddress}:${socket.remotePort}`;
+    // Over TLS the same peer is first a connection in clear, and after the handshake one that is not.
     sockets.set(peer, socket);
-    socket.once("close", () => sockets.delete(peer));
+    socket.once("close", () => {
+      if (sockets.get(peer) === socket) sockets.delete(peer);
+    });
+  };
+  const accept = (socket: Socket): void => {
+    track(socket);
     onConnection(socket);
+  };
+  const server = tls === undefined ? createServer({ noDelay: true }, accept) : serveTls(tls, track, accept);
+  server.on("tlsClientError", (_error: Error, socket: Socket) => {
+    const { remoteAddress, remotePort } = socket;
+    // A caller that left in the middle has no address any more.
+    if (remoteAddress !== undefined) onHandshakeFailed(`${remoteAddress}:${remotePort}`);
   });
   server.listen({ host, port, backlog: 4096 });
   await once(server, "listening").catch((cause: NodeJS.ErrnoException) => {
@@ -54,4 +81,27 @@ export async function listenTcp(listen: string, { trusted, onConnection }: Liste
     close: () => new Promise((resolve) => server.close(() => resolve())),
     dropConnections: () => sockets.forEach((socket) => socket.destroy()),
   };
+}
+
+function serveTls(tls: Tls, onHandshake: (socket: Socket) => void, accept: (socket: Socket) => void): Server {
+  const server = createTlsServer(
+    {
+      ...tls.pems,
+      ALPNProtocols: ["h2"],
+      requestCert: true,
+      // Refused calls say why; a refused handshake can't.
+      rejectUnauthorized: false,
+      handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
+      // A resumed session would skip the check of a certificate that has expired since.
+      secureOptions: constants.SSL_OP_NO_TICKET,
+      noDelay: true,
+    },
+    accept,
+  );
+  server.on("connection", onHandshake);
+  server.once(
+    "close",
+    tls.onChange(() => server.setSecureContext(tls.pems)),
+  );
+  return server;
 }

@@ -2,19 +2,23 @@
 import { setMaxListeners } from "node:events";
 import type { Socket } from "node:net";
 import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
+import { isLoopbackHost, splitAddress } from "../common/address.ts";
 import { type Clock, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { stage } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
-import { type Gate, type Secrets, createGate } from "./access.ts";
+import { type Gate, type Proven, type Secrets, createGate } from "./access.ts";
 import { type Door, type DoorReason, STRANGER_STALL_MS, STREAM_LIMITS, createDoor } from "./door.ts";
 import { GrpcCall } from "./grpc-call.ts";
 import { createHealth } from "./health.ts";
 import { HEARTBEAT_HEADER } from "./heartbeat.ts";
+import { type Identity, createIdentity } from "./identity-service.ts";
 import { type Listener, listenTcp } from "./listen.ts";
 import { watchLiveness } from "./liveness.ts";
+import { SESSION_HEADER } from "./prove.ts";
 import { reflectionServices } from "./reflection.ts";
 import { MESSAGE_LIMIT_BYTES, type RawCall, type RpcService, methodPath } from "./service.ts";
+import type { Tls } from "./tls.ts";
 import { serveTyped } from "./typed-call.ts";
 
 export interface RpcServer {
@@ -33,6 +37,10 @@ export interface RpcServer {
 export interface RpcServerOptions extends Secrets {
   /** host:port; port 0 takes a free one. */
   readonly listen: string;
+  /** host:port under which others dial this server, if different from `listen`. */
+  readonly advertise?: string | undefined;
+  /** Serves TLS. A certificate takes the place of the token. */
+  readonly tls?: Tls | undefined;
   readonly services: readonly RpcService[];
   readonly log: Log;
   /** Default 2000. */
@@ -54,12 +62,6 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const { connectionsLimit = 4_096, stallMs = 60_000, onRefused } = options;
   const names = options.services.map(({ descriptor }) => descriptor.typeName);
   const health = createHealth(names);
-  const services = [
-    ...options.services,
-    health.service,
-    ...reflectionServices([...names, health.service.descriptor.typeName]),
-  ];
-
   const server = new Server({
     "grpc.max_receive_message_length": MESSAGE_LIMIT_BYTES,
     "grpc.max_send_message_length": MESSAGE_LIMIT_BYTES,
@@ -76,6 +78,17 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const closing = new AbortController();
   setMaxListeners(0, closing.signal); // One per running watch.
   const gate = createGate(options);
+  const logRefusal = refusalLog(log, clock);
+  const identity = createIdentity({
+    token: options.token,
+    tls: options.tls,
+    addresses: () => [options.advertise, listener.address],
+    socketOf: (peer) => listener.connection(peer),
+    onRefused: logRefusal,
+  });
+  const open = [health.service, identity.service];
+  const reflection = reflectionServices([...names, ...open.map(({ descriptor }) => descriptor.typeName)]);
+  const services = [...options.services, ...open, ...reflection];
   const access = new Map(
     services.flatMap((service) =>
       service.descriptor.methods.map((method) => [methodPath(service.descriptor, method), service.access]),
@@ -84,12 +97,13 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   const door = createDoor({
     connectionsLimit,
     stallMs,
-    guarded: Boolean(options.token),
+    guarded: Boolean(options.token) || options.tls !== undefined,
     clock,
     log,
-    accessOf(path, authorization) {
+    accessOf(path, { authorization, [SESSION_HEADER]: session }, peer) {
       const wanted = access.get(path) ?? "open";
-      return gate(wanted, authorization) === undefined ? wanted : "open";
+      const proven = (): Proven => identity.proven(peer, session as string | undefined);
+      return gate(wanted, authorization, proven) === undefined ? wanted : "open";
     },
     ...(onRefused === undefined ? {} : { onRefused }),
   });
@@ -102,10 +116,18 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
   };
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const listener = await listenTcp(options.listen, {
-    trusted: Boolean(options.token),
+    tls: options.tls,
+    trusted: Boolean(options.token) || options.tls !== undefined,
     onConnection: (socket) => door.admit(socket) && injector.injectConnection(socket),
+    onHandshakeFailed: (peer) => logRefusal({ peer }, HANDSHAKE_FAILED),
   });
-  const shared = { gate, log, clock, closing: closing.signal, listener, calls: new WeakMap(), door };
+  if (options.tls === undefined && !isLoopbackHost(splitAddress(listener.address).host))
+    log.warn("gRPC is served in clear beyond this machine: anyone who can read the network reads prompts and answers", {
+      listen: listener.address,
+      cure: "tls.cert, tls.key and tls.ca (tandem certs DIR makes them), or a private network",
+    });
+  const calls = new WeakMap();
+  const shared = { gate, identity, logRefusal, log, clock, closing: closing.signal, listener, calls, door };
   for (const service of services) addService(server, service, shared);
   let closed: Promise<void> | undefined;
   return {
@@ -124,6 +146,8 @@ export async function serveRpc(options: RpcServerOptions): Promise<RpcServer> {
 
 interface Shared {
   readonly gate: Gate;
+  readonly identity: Identity;
+  readonly logRefusal: (call: Pick<RawCall, "peer">, error: ServiceError) => void;
   readonly log: Log;
   readonly clock: Clock;
   readonly closing: AbortSignal;
@@ -136,13 +160,18 @@ interface Shared {
 /** Longest message of a caller without credentials: the longest question is the name of a symbol. */
 const OPEN_MESSAGE_BYTES = 64 * 1024;
 
+const HANDSHAKE_FAILED = new ServiceError(
+  "unauthenticated",
+  "It did not complete the handshake of TLS: it speaks in clear, or does not trust this server's certificate.",
+);
+const REFUSAL_LOG_PAUSE_MS = 10_000;
 /** A shorter interval would let a caller keep this process busy watching it. */
 const SHORTEST_BEAT_MS = 100;
 
 const asIs = (bytes: Buffer): Buffer => bytes;
 
 function addService(server: Server, service: RpcService, shared: Shared): void {
-  const { gate, log, clock, closing, door } = shared;
+  const { gate, identity, log, clock, closing, door } = shared;
   for (const method of service.descriptor.methods) {
     const path = methodPath(service.descriptor, method);
     const raw = service.raw[method.localName];
@@ -163,8 +192,13 @@ function addService(server: Server, service: RpcService, shared: Shared): void {
         clock,
         open ? { stallMs: STRANGER_STALL_MS, onStall: () => door.stalled(stream.getPeer()) } : undefined,
       );
-      const refusal = gate(service.access, call.header("authorization"));
-      if (refusal !== undefined) return call.run(() => call.fail(refusal));
+      const refusal = gate(service.access, call.header("authorization"), () =>
+        identity.proven(call.peer, call.header(SESSION_HEADER)),
+      );
+      if (refusal !== undefined) {
+        shared.logRefusal(call, refusal);
+        return call.run(() => call.fail(refusal));
+      }
       const beatMs = Number(call.header(HEARTBEAT_HEADER));
       const socket = shared.listener.connection(stream.getPeer());
       if (socket !== undefined) {
@@ -189,6 +223,19 @@ function enrol(call: GrpcCall, stream: ServerDuplexStream<Buffer, Buffer>, socke
 const DOUBTED_BEATS = 4.5;
 /** Heartbeats without which a caller counts as gone. */
 const GONE_BEATS = 24;
+
+/** Strangers may call as often as they like, so that not every refusal is logged. */
+function refusalLog(log: Log, clock: Clock): Shared["logRefusal"] {
+  let quietUntilMs = -Infinity;
+  let more = 0;
+  return ({ peer }, { message: because }) => {
+    const nowMs = clock.nowMs();
+    if (nowMs < quietUntilMs) return void more++;
+    log.warn("a caller was refused", { peer, because, ...(more > 0 ? { moreSinceTheLast: more } : {}) });
+    quietUntilMs = nowMs + REFUSAL_LOG_PAUSE_MS;
+    more = 0;
+  };
+}
 
 /**
  * Watches a caller that has promised heartbeats. After four intervals without a byte its calls are told, so that what

@@ -35,6 +35,8 @@ export interface CallContext extends Pick<RawCall, "deadlineMs" | "header"> {
 export interface RawCall {
   /** When the caller gives up, by common/clock.ts. */
   readonly deadlineMs: number | undefined;
+  /** Address and port of the caller, as the transport sees them. */
+  readonly peer: string;
   /** First value of a request header, by lower-case name. */
   header(name: string): string | undefined;
   onMessage: (message: Buffer) => void;

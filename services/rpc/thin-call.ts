@@ -40,14 +40,20 @@ export interface StreamCallOptions {
   readonly messageLimitBytes: number;
   readonly log: Log | undefined;
   readonly clock: Clock;
-  /** Why a stream ended without a status: the channel knows how its connection ended. */
-  whyBroken(stream: ClientHttp2Stream, cause: Error | undefined): ServiceError;
+  /** Why the call ended without a status: the connection knows how it ended. */
+  whyBroken(rstCode: number | undefined, cause: Error | undefined): ServiceError;
   /** Called once, when the call has left its connection. `onEnd` follows later. */
   onOver(): void;
 }
 
+/** Bytes that a call may write before its connection is ready, until it must wait for `onDrain`. */
+const EARLY_LIMIT_BYTES = 64 * 1024;
+
 export class StreamCall implements ThinCall {
-  readonly #stream: ClientHttp2Stream;
+  /** Undefined until the connection is ready. Nothing of the call is sent before. */
+  #stream: ClientHttp2Stream | undefined;
+  /** What was asked of the call until then. */
+  #early = { frames: [] as Buffer[], bytes: 0, halfClosed: false, paused: false };
   readonly #handlers: ThinHandlers;
   readonly #options: StreamCallOptions;
   readonly #deframer: Deframer;
@@ -57,8 +63,7 @@ export class StreamCall implements ThinCall {
   #answered = false;
   #trailers: IncomingHttpHeaders | undefined;
 
-  constructor(stream: ClientHttp2Stream, handlers: ThinHandlers, options: StreamCallOptions) {
-    this.#stream = stream;
+  constructor(handlers: ThinHandlers, options: StreamCallOptions) {
     this.#handlers = handlers;
     this.#options = options;
     this.#deframer = new Deframer(options.messageLimitBytes, (message) => {
@@ -70,6 +75,11 @@ export class StreamCall implements ThinCall {
         this.#end(new ServiceError("deadline_exceeded", "The call did not end in time."));
       });
     }
+  }
+
+  /** The connection is ready: sends the call. */
+  begin(stream: ClientHttp2Stream): void {
+    this.#stream = stream;
     stream.on("response", (headers) => this.#onResponse(headers));
     stream.on("data", (chunk: Buffer) => this.#onData(chunk));
     stream.on("trailers", (headers) => {
@@ -84,7 +94,13 @@ export class StreamCall implements ThinCall {
     });
     stream.on("error", (error) => this.#endBroken(error));
     stream.on("close", () => this.#endBroken(undefined));
-    if (handlers.onDrain !== undefined) stream.on("drain", () => this.#onDrain());
+    if (this.#handlers.onDrain !== undefined) stream.on("drain", () => this.#onDrain());
+    const { frames, bytes, halfClosed, paused } = this.#early;
+    this.#early = { frames: [], bytes: 0, halfClosed, paused };
+    for (const early of frames) stream.write(early);
+    if (paused) stream.pause();
+    if (halfClosed) stream.end();
+    else if (bytes >= EARLY_LIMIT_BYTES && !stream.writableNeedDrain) this.#onDrain();
   }
 
   /** The peer has begun to answer. */
@@ -93,12 +109,17 @@ export class StreamCall implements ThinCall {
   }
 
   write(message: Buffer): boolean {
-    if (this.#ended || this.#stream.writableEnded || this.#stream.destroyed) return true; // It would never drain.
-    return this.#stream.write(frame(message));
+    if (this.#ended) return true; // It would never drain.
+    const stream = this.#stream;
+    if (stream === undefined) return this.#writeEarly(frame(message));
+    if (stream.writableEnded || stream.destroyed) return true;
+    return stream.write(frame(message));
   }
 
   halfClose(): void {
-    if (!this.#ended) this.#stream.end();
+    if (this.#ended) return;
+    if (this.#stream === undefined) this.#early.halfClosed = true;
+    else this.#stream.end();
   }
 
   cancel(): void {
@@ -111,12 +132,27 @@ export class StreamCall implements ThinCall {
     this.#end(new ServiceError("instance_lost", "The instance does not answer.", { cause }));
   }
 
+  /** The connection ended before the call could begin. */
+  neverBegan(): void {
+    this.#endBroken(undefined);
+  }
+
   pause(): void {
-    this.#stream.pause();
+    if (this.#stream === undefined) this.#early.paused = true;
+    else this.#stream.pause();
   }
 
   resume(): void {
-    this.#stream.resume();
+    if (this.#stream === undefined) this.#early.paused = false;
+    else this.#stream.resume();
+  }
+
+  #writeEarly(framed: Buffer): boolean {
+    const early = this.#early;
+    if (early.halfClosed) return true;
+    early.frames.push(framed);
+    early.bytes += framed.length;
+    return early.bytes < EARLY_LIMIT_BYTES;
   }
 
   #onResponse(headers: IncomingHttpHeaders): void {
@@ -172,7 +208,7 @@ export class StreamCall implements ThinCall {
     // messages may have been lost with the connection.
     const status = this.#trailers?.["grpc-status"];
     if (status !== undefined && (this.#read || status !== "0")) return this.#endByStatus();
-    this.#end(this.#options.whyBroken(this.#stream, cause));
+    this.#end(this.#options.whyBroken(this.#stream?.rstCode, cause));
   }
 
   /** @param byPeer Whether the peer has ended its side, with or without an error. */
@@ -194,12 +230,13 @@ export class StreamCall implements ThinCall {
   }
 
   #leave(byPeer: boolean): void {
-    if (this.#stream.closed || this.#stream.destroyed) return;
+    const stream = this.#stream;
+    if (stream === undefined || stream.closed || stream.destroyed) return;
     // Our side is then ended, not reset: nghttp2 treats more than 33 resets a second, once 1,000 are used up, as an
     // attack and breaks the connection with all its calls. Unsent data is the exception: the peer will no longer read
     // it.
-    if (byPeer && this.#stream.writableLength === 0) this.#stream.end();
-    else this.#stream.close(constants.NGHTTP2_CANCEL);
+    if (byPeer && stream.writableLength === 0) stream.end();
+    else stream.close(constants.NGHTTP2_CANCEL);
   }
 
   /** A throw of a handler would surface inside node:http2 and end the process, with all its other calls. */

@@ -194,7 +194,7 @@ describe("the embedded registry", () => {
     await using _ = registerAtRouter(() => info(), { address, token: "wrong", log: sink.log });
     const faults = (): unknown[] => sink.events("not registered; will keep retrying").map(({ fault }) => fault);
     await eventually("nothing is there", () => faults().length === 1, 20_000);
-    const old = await serveRpc({ listen: address, services: [], log: silentLog, graceMs: 0 });
+    const old = await serveRpc({ listen: address, services: [], token: "wrong", log: silentLog, graceMs: 0 });
     await eventually("no registry is there", () => faults().length === 2, 20_000);
     await old[Symbol.asyncDispose]();
     await using server = await serve(registryHub({ limit: 4 }), address, "right");
@@ -204,7 +204,7 @@ describe("the embedded registry", () => {
       ["address", "version", "credentials"],
     );
     const { because } = sink.lines.at(-1)!;
-    assert.match(String(because), /^The credentials are wrong\. .*TANDEM_TOKEN/);
+    assert.match(String(because), /^The join tokens differ\. .*TANDEM_TOKEN/);
     assert.equal(server.address, address);
   });
 

@@ -65,7 +65,7 @@ describe("a static list of instances", () => {
     await using _ = await instance(address, () => ({ instanceId: "a", model: "m" }), "right");
     await eventually("the token is wrong", () => (clock.advance(1_000), faults().length === 2));
     assert.deepEqual(faults(), ["address", "credentials"]);
-    assert.match(String(sink.lines.at(-1)!["because"]), /^The credentials are wrong/);
+    assert.match(String(sink.lines.at(-1)!["because"]), /^The join tokens differ/);
     await watch[Symbol.asyncDispose]();
   });
 

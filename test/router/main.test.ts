@@ -108,13 +108,20 @@ describe("a router", () => {
     other.close();
   });
 
-  it("leaves OPENAI_API_KEY to clients, and warns if anyone may use the models", async () => {
+  it("leaves OPENAI_API_KEY to clients, and warns of what is open to other machines", async () => {
     await using router = await start(PORTS, { OPENAI_API_KEY: "sk-of-a-client" });
     assert.equal((await fetch(`${router.restUrl}/v1/models`)).status, 200);
     const open = logSink();
-    await using wide = await start(["--rest.listen", "0.0.0.0:0", "--grpc.listen", "127.0.0.1:0"], {}, open);
+    const env = { TANDEM_TOKEN: "join" };
+    await using wide = await start(["--rest.listen", "0.0.0.0:0", "--grpc.listen", "0.0.0.0:0"], env, open);
     assert.ok(wide.restUrl);
-    assert.match(open.lines.find(({ level }) => level === "warn")!.msg, /no API key is set/);
+    const warnings = open.lines.filter(({ level }) => level === "warn").map(({ msg }) => msg);
+    assert.equal(warnings.length, 3);
+    for (const expected of [/^REST is .* no API key is set/, /^REST is served in clear/, /^gRPC is served in clear/])
+      assert.ok(
+        warnings.some((warning) => expected.test(warning)),
+        `${expected}`,
+      );
   });
 });
 

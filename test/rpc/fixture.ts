@@ -7,9 +7,11 @@ import { type Http2Server, type ServerHttp2Stream, createServer } from "node:htt
 import type { AddressInfo, Socket } from "node:net";
 import { fileURLToPath } from "node:url";
 import { setImmediate } from "node:timers/promises";
+import { Client, Metadata, type ServiceError as GrpcError, credentials } from "@grpc/grpc-js";
 import { DecodeService } from "#gen/tandem/decode/v1/decode_pb.js";
 import type { ServiceError } from "../../services/common/errors.ts";
 import type { Log } from "../../services/common/log.ts";
+import { fromStatus } from "../../services/rpc/errors-wire.ts";
 import { type RpcServer, type RpcServerOptions, serveRpc } from "../../services/rpc/server.ts";
 import { type RawCall, type RpcService, defineService } from "../../services/rpc/service.ts";
 import { type ChannelOptions, type ChannelState, type RpcChannel, dialRpc } from "../../services/rpc/channel.ts";
@@ -106,6 +108,29 @@ export function record(channel: RpcChannel, path = DECODE, options: { timeoutMs?
     },
     drained: () => within(drain.promise, "drain"),
   };
+}
+
+/** A unary call with an empty message and headers of the caller's own, as grpcurl makes it. */
+export async function callWith(
+  address: string,
+  path: string,
+  headers: Record<string, string>,
+  ca?: Buffer,
+): Promise<void> {
+  const channel = ca === undefined ? credentials.createInsecure() : credentials.createSsl(ca);
+  const client = new Client(address, channel, {
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.ssl_target_name_override": "localhost",
+  });
+  const metadata = new Metadata();
+  for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
+  const asIs = (bytes: Buffer): Buffer => bytes;
+  const answer = deferred<GrpcError | null>();
+  client.makeUnaryRequest(path, asIs, asIs, Buffer.alloc(0), metadata, answer.resolve);
+  const error = await within(answer.promise, `the answer of ${path}`);
+  client.close();
+  if (error === null) return;
+  throw fromStatus(error.code, error.details, error.metadata.get("grpc-status-details-bin")[0] as Buffer | undefined);
 }
 
 /** For an `afterEach` hook: every call recorded since the last time ended exactly once, with nothing after it. */

@@ -69,6 +69,7 @@ describe("grpcurl", () => {
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "tandem.decode.v1.DecodeService",
+        "tandem.identity.v1.IdentityService",
         "tandem.registry.v1.RegistryService",
         "tandem.router.v1.RouterService",
       ]);

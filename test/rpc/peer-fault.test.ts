@@ -46,7 +46,7 @@ describe("the fault of a peer", () => {
     await using old = await serveRpc({ listen: "127.0.0.1:0", services: [], log: silentLog, graceMs: 0 });
     const wrong = await faultAt(server.address, { token: "wrong" });
     assert.equal(wrong.kind, "credentials");
-    assert.match(wrong.text, /^The credentials are wrong/);
+    assert.match(wrong.text, /^The join tokens differ/);
     assert.equal((await faultAt(server.address)).kind, "credentials");
     const version = await faultAt(old.address);
     assert.equal(version.kind, "version");

@@ -7,7 +7,7 @@ import { ServiceError } from "../../services/common/errors.ts";
 import type { RawCall } from "../../services/rpc/service.ts";
 import { logSink } from "../support/log-sink.ts";
 import { deferred, within } from "../support/waits.ts";
-import { DECODE, dial, eachEndedOnce, rawService, record, serve, serveRaw, startChild } from "./fixture.ts";
+import { callWith, DECODE, dial, eachEndedOnce, rawService, record, serve, serveRaw, startChild } from "./fixture.ts";
 import { Toy, type ToyClient, toyService } from "./toy.ts";
 
 const HELLO = Buffer.from("hello");
@@ -46,10 +46,10 @@ describe("a server", () => {
       seen.resolve(call);
       call.end();
     });
-    await using channel = dial(server.address, { token: "abc" });
+    await using channel = dial(server.address);
     await record(channel, DECODE, { timeoutMs: 5000 }).ended;
     const call = await seen.promise;
-    assert.equal(call.header("authorization"), "Bearer abc");
+    assert.equal(call.header("user-agent"), "tandem");
     assert.equal(call.header("x-absent"), undefined);
     assert.ok(Math.abs(call.deadlineMs! - Date.now() - 5000) < 1000);
   });
@@ -144,11 +144,8 @@ describe("a raw call at the server", () => {
 
 describe("access", () => {
   const ok = { unary: async () => ({ value: 1 }) };
-  const call = (address: string, options: { token?: string } = {}): Promise<unknown> => {
-    const channel = dial(address, options);
-    const toy = channel.client(Toy) as unknown as ToyClient;
-    return toy.unary({}).finally(() => channel[Symbol.asyncDispose]());
-  };
+  const call = (address: string, bearer?: string): Promise<void> =>
+    callWith(address, "/toy.Toy/Unary", bearer === undefined ? {} : { authorization: `Bearer ${bearer}` });
 
   it("to services of the deployment takes the join token", async () => {
     await using server = await serve([toyService(ok, "token")], { token: "join", apiKey: "key" });
@@ -156,14 +153,14 @@ describe("access", () => {
       code: "unauthenticated",
       message: /`authorization: Bearer <token>`.*TANDEM_TOKEN/,
     });
-    await assert.rejects(call(server.address, { token: "key" }), { code: "unauthenticated", message: /wrong/ });
-    await call(server.address, { token: "join" });
+    await assert.rejects(call(server.address, "key"), { code: "unauthenticated", message: /wrong/ });
+    await call(server.address, "join");
   });
 
   it("to services of clients takes the API key", async () => {
     await using server = await serve([toyService(ok, "key")], { token: "join", apiKey: "key" });
-    await assert.rejects(call(server.address, { token: "join" }), { code: "unauthenticated", message: /API key/ });
-    await call(server.address, { token: "key" });
+    await assert.rejects(call(server.address, "join"), { code: "unauthenticated", message: /API key/ });
+    await call(server.address, "key");
   });
 
   it("is open if no such secret is configured, and for open services", async () => {

@@ -5,6 +5,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { FindingLevel, InstanceService, type FindingSchema } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { DiagnosisSchema, RegistryStatusSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { asServiceError } from "../../common/errors.ts";
+import type { UnprovenEntry } from "../../discovery/registry.ts";
 import type { Instance, ModelView, Pool, Reason, Seen } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
 
@@ -77,6 +78,9 @@ const CURES: Readonly<Partial<Record<Reason, string>>> = {
   draining: "Undrain the instance with RouterService.DrainInstance, or wait until it has stopped.",
   unreachable: "Check that its process runs, and that this router can reach its address.",
   denied: "Start router and instance with the same token and in the same version.",
+  untrusted:
+    "Give router and instance the same token, or certificates of the same authority. If the instance is not yours, " +
+    "remove its entry from the registry.",
   silent: "Check whether its process or its host hangs.",
   unlisted: "Check why the registry reports the instance as dead or gone.",
   unmatched: "Start both roles with the same value.",
@@ -138,6 +142,14 @@ async function examinePair(
   }
   const off = `(log probability off by ${result.worstDelta.toPrecision(2)})`;
   return finding("OK", "probe", `${succeeded} decode's first token matched prefill's own ${off}.`);
+}
+
+/** An entry that the router ignores. */
+export function examineUnproven({ instanceId, role, reason }: UnprovenEntry): Diagnosis {
+  const ignored = finding("ERROR", "registry", `It is ignored. ${reason}`, CURES.untrusted);
+  return role === "prefill"
+    ? { prefillInstanceId: instanceId, finding: ignored }
+    : { decodeInstanceId: instanceId, finding: ignored };
 }
 
 /** Consul is the only registry that can be away or hold settings. */

@@ -9,19 +9,21 @@ import {
   RouterService,
   Standing,
 } from "#gen/tandem/router/v1/router_pb.js";
+import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
 import { type Clock, pause, until } from "../../common/clock.ts";
 import type { Settings } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { anySignal } from "../../common/lifecycle.ts";
 import type { Log } from "../../common/log.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../../common/version.ts";
+import type { UnprovenEntry } from "../../discovery/registry.ts";
 import { defineService, type RpcService } from "../../rpc/service.ts";
 import type { ModelView, Pool, Reason, Seen } from "../pool/pool.ts";
 import type { Probes } from "../probe/schedule.ts";
 import type { RouterRegistry } from "../registry/router-registry.ts";
 import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Receipts } from "../serving/receipts.ts";
-import { diagnose, examineRegistry } from "./diagnose.ts";
+import { diagnose, examineRegistry, examineUnproven } from "./diagnose.ts";
 
 /** Shortest time between two messages to one watcher of instances. */
 const WATCH_PAUSE_MS = 200;
@@ -37,7 +39,7 @@ export interface RouterServiceOptions {
   /** Used by the doctor. */
   readonly probes: Pick<Probes, "now">;
   readonly settings: Pick<Settings, "all">;
-  readonly registry: Pick<RouterRegistry, "status">;
+  readonly registry: Pick<RouterRegistry, "status" | "unproven">;
   /** Limits the calls that watch instances. Default 64. */
   readonly watcherLimit?: number;
   readonly clock: Clock;
@@ -49,7 +51,10 @@ export function routerService(o: RouterServiceOptions): RpcService {
   let watchers = 0;
 
   const fleet = () => ({
-    instances: [...pool.view.prefill, ...pool.view.decode].map((seen) => instanceMessage(seen, clock.nowMs())),
+    instances: [
+      ...[...pool.view.prefill, ...pool.view.decode].map((seen) => instanceMessage(seen, clock.nowMs())),
+      ...o.registry.unproven.map(unprovenMessage),
+    ],
     models: [...pool.view.models.values()].map(modelMessage),
   });
 
@@ -117,6 +122,7 @@ export function routerService(o: RouterServiceOptions): RpcService {
       diagnose: async ({ withoutProbes }, { signal }) => ({
         diagnoses: [
           ...examineRegistry(o.registry.status).map((finding) => ({ finding })),
+          ...o.registry.unproven.map(examineUnproven),
           ...(await diagnose(pool, { ...(withoutProbes ? {} : { probes: o.probes }), signal })),
         ],
       }),
@@ -150,6 +156,12 @@ function instanceMessage({ instance, standing }: Seen, nowMs: number): MessageIn
     legsTotal,
     loadAgeMs: load === undefined ? 0 : Math.min(UINT32_MAX, Math.max(0, Math.round(nowMs - loadAtMs))),
   };
+}
+
+/** Of an entry that is ignored, only its name in the registry is shown. */
+function unprovenMessage({ instanceId, role, reason }: UnprovenEntry): MessageInitShape<typeof InstanceSchema> {
+  const info = { instanceId, role: role === "prefill" ? Role.PREFILL : Role.DECODE };
+  return { info, reason: `Not proven: ${reason}`, standing: Standing.UNTRUSTED };
 }
 
 function modelMessage(model: ModelView): MessageInitShape<typeof ModelSchema> {

@@ -6,8 +6,9 @@ import type { Info, Load } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock } from "../../common/clock.ts";
 import type { Log } from "../../common/log.ts";
 import type { Objection } from "../../discovery/registry.ts";
-import { type ChannelState, type LossReason, type RpcChannel, dialRpc } from "../../rpc/channel.ts";
-import { peerFault, type PeerFault } from "../../rpc/peer-fault.ts";
+import { type ChannelState, type LossReason, NO_ANSWER, type RpcChannel, dialRpc } from "../../rpc/channel.ts";
+import { lossFault, peerFault, type PeerFault } from "../../rpc/peer-fault.ts";
+import { CERTIFICATE_FAULTS, type CertificateFault, type Tls } from "../../rpc/tls.ts";
 import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 import { claimsToServe, standingOf, type Facts, type Link } from "./standing.ts";
 
@@ -34,6 +35,7 @@ export type Instance = Readonly<
 
 export interface InstanceOptions {
   readonly token: string | undefined;
+  readonly tls: Tls | undefined;
   readonly log: Log;
   readonly clock: Clock;
   readonly breaker: BreakerLimits;
@@ -107,6 +109,7 @@ export class TrackedInstance implements Facts {
     if (o.proves(info)) this.breaker.distrust(o.clock.nowMs());
     this.channel = dialRpc(info.grpcAddress, {
       token: o.token,
+      tls: o.tls,
       connectTimeoutMs: o.connectTimeoutMs,
       log: this.#log,
       clock: o.clock,
@@ -120,9 +123,7 @@ export class TrackedInstance implements Facts {
         onRefused: (error) => {
           this.#log.debug("load watch ended", { error });
           this.#down(
-            error === undefined
-              ? down("unreachable", "It stopped reporting its load.")
-              : REFUSED[peerFault(error).kind],
+            error === undefined ? down("unreachable", "It stopped reporting its load.") : refused(peerFault(error)),
           );
         },
       },
@@ -203,7 +204,7 @@ export class TrackedInstance implements Facts {
     if (this.#closed) return;
     if (state.kind === "down") {
       this.suspect = false;
-      this.#down(LOST[state.because]);
+      this.#down(lost(state));
     } else if (this.suspect !== (state.kind === "suspect")) {
       this.suspect = state.kind === "suspect";
       this.#tally();
@@ -285,16 +286,33 @@ function down(reason: Down["reason"], text: string): Down {
   return { kind: "down", reason, text };
 }
 
-const LOST: Record<LossReason, Down> = {
+function lost(state: ChannelState & { readonly kind: "down" }): Down {
+  if (state.because === "untrusted") return down("untrusted", distrust(lossFault(state)));
+  if (state.cause?.message === NO_ANSWER) return down("unreachable", `It can't be used: ${NO_ANSWER}`);
+  return LOST[state.because];
+}
+
+function distrust({ kind, text }: PeerFault): string {
+  const cure = kind === "version" ? " Run the same version on both." : "";
+  return `It has not proven who it is (${kind}): ${text}${cure}`;
+}
+
+const LOST: Record<Exclude<LossReason, "untrusted">, Down> = {
   unreachable: down("unreachable", "It can't be reached."),
   broken: down("unreachable", "The connection to it broke."),
   ended: down("unreachable", "It ended the connection."),
   silent: down("silent", "No byte has come from it for 2 s."),
 };
 
+function refused({ kind, text }: PeerFault): Down {
+  return kind in CERTIFICATE_FAULTS
+    ? down("denied", `It refuses this router (${kind}): ${text}`)
+    : REFUSED[kind as keyof typeof REFUSED];
+}
+
 /** Kept apart, because an operator must repair each in a different way. */
-const REFUSED: Record<PeerFault["kind"], Down> = {
-  credentials: down("denied", "It refuses this router's token. Start both with the same token."),
+const REFUSED: Record<Exclude<PeerFault["kind"], CertificateFault>, Down> = {
+  credentials: down("denied", "It demands a join token, and this router has none. Start both with the same token."),
   version: down("denied", "It does not know this router's calls. Run the same version on both."),
   timeout: down("unreachable", "It did not answer in time."),
   address: LOST.unreachable,

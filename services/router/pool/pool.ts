@@ -8,6 +8,7 @@ import { asServiceError, ServiceError } from "../../common/errors.ts";
 import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import type { Objection } from "../../discovery/registry.ts";
+import type { Tls } from "../../rpc/tls.ts";
 import { traitsOf } from "../../kv/index.ts";
 import { type Breaker, BREAKER_LIMITS, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
 import { misfitOf } from "./compat.ts";
@@ -78,6 +79,7 @@ export interface ProbeBooks {
 
 export interface PoolOptions {
   readonly token?: string | undefined;
+  readonly tls?: Tls | undefined;
   readonly log: Log;
   readonly clock: Clock;
   readonly metrics?: Metrics;
@@ -100,7 +102,7 @@ const DRAIN_TIMEOUT_MS = 2_000;
 const WARMED_PAIRS = 64;
 
 export function createPool(o: PoolOptions): Pool {
-  const { token, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false, proves = () => false } = o;
+  const { token, tls, log, clock, limit = 1024, breaker = BREAKER_LIMITS, unpaired = false, proves = () => false } = o;
   const tracked = new Set<TrackedInstance>();
   /** Instances that left, with calls that have not ended. */
   const retiring = new Set<TrackedInstance>();
@@ -201,6 +203,7 @@ export function createPool(o: PoolOptions): Pool {
   function track(info: Info): TrackedInstance {
     const one: TrackedInstance = new TrackedInstance(info, {
       token,
+      tls,
       log,
       clock,
       breaker,

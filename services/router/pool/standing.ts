@@ -15,6 +15,7 @@ export const REASONS = [
   "stopped", // It reports that it has stopped.
   "unreachable", // There is no connection to it, or a broken one.
   "denied", // It refuses this router's token or calls.
+  "untrusted", // It has not proven who it is, and was told nothing.
   "silent", // It is connected, and has sent no heartbeat for 2 s.
   "failing", // It reports that it serves, but its legs fail or stall. A successful probe brings it back.
   "suspect", // It has sent no byte for 1.3 s. Its running legs go on.
@@ -34,7 +35,11 @@ export type Standing =
 /** The control link to an instance. */
 export type Link =
   | { readonly kind: "up" }
-  | { readonly kind: "down"; readonly reason: "unreachable" | "denied" | "silent"; readonly text: string };
+  | {
+      readonly kind: "down";
+      readonly reason: "unreachable" | "denied" | "untrusted" | "silent";
+      readonly text: string;
+    };
 
 /** What is known about an instance on its own, without its partners. */
 export interface Facts {

@@ -5,8 +5,9 @@ import type { Log } from "../../common/log.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import { requireDialable } from "../../discovery/consul-settings.ts";
 import { registryHub } from "../../discovery/embedded.ts";
-import type { Directory, Registration, SelfReport } from "../../discovery/registry.ts";
+import type { Directory, Registration, SelfReport, UnprovenEntry } from "../../discovery/registry.ts";
 import { staticRegistry } from "../../discovery/static.ts";
+import type { Tls } from "../../rpc/tls.ts";
 import type { RpcService } from "../../rpc/service.ts";
 import type { RouterConfig } from "../config.ts";
 import type { LiveSettings } from "./live-settings.ts";
@@ -15,6 +16,8 @@ export interface RouterRegistry extends AsyncDisposable {
   /** As RouterService reports it. A registry that is part of this router, or a list, is always up. */
   readonly status: MessageInitShape<typeof RegistryStatusSchema>;
   readonly directories: readonly Directory[];
+  /** Entries that are ignored, because they don't prove that a member of the deployment wrote them. */
+  readonly unproven: readonly UnprovenEntry[];
   /** Services that the router has to serve for it. */
   readonly services: readonly RpcService[];
   /** Registers this router, if the registry lists routers. */
@@ -25,6 +28,7 @@ export interface RouterRegistry extends AsyncDisposable {
 
 interface RegistryOptions {
   readonly routerId: string;
+  readonly tls: Tls | undefined;
   readonly log: Log;
   readonly metrics: Metrics;
 }
@@ -37,7 +41,7 @@ export async function openRegistry(config: RouterConfig, o: RegistryOptions): Pr
     "1 while the registry answers, 0 while the router uses what it last knew.",
     ["kind"],
   );
-  const listed = staticRegistry(instances, { token: config.access.token, log: o.log });
+  const listed = staticRegistry(instances, { token: config.access.token, tls: o.tls, log: o.log });
   if (kind === "consul") {
     up.set({ kind }, 0);
     return openConsul(config, listed, (isUp) => up.set({ kind }, isUp ? 1 : 0), o);
@@ -47,6 +51,7 @@ export async function openRegistry(config: RouterConfig, o: RegistryOptions): Pr
   return {
     status: { kind, up: true },
     directories: [...hub, listed],
+    unproven: [],
     services: hub.map(({ service }) => service),
     announce: () => undefined,
     watchSettings() {},
@@ -58,13 +63,14 @@ async function openConsul(
   config: RouterConfig,
   listed: Directory,
   onHealth: (isUp: boolean) => void,
-  { routerId, log, metrics }: RegistryOptions,
+  { routerId, tls, log, metrics }: RegistryOptions,
 ): Promise<RouterRegistry> {
   requireDialable("rest", config.rest);
   requireDialable("grpc", config.grpc);
   const { consulWatcher, registerInConsul, routerRecord } = await import("../../discovery/consul.ts");
   const deployment = config.deployment.name;
-  const watcher = consulWatcher(config.consul, { deployment, log });
+  const { token } = config.access;
+  const watcher = consulWatcher(config.consul, { deployment, token, log });
   watcher.onHealth(() => onHealth(watcher.health.up));
   metrics.gauge(
     "tandem_registry_stale_seconds",
@@ -85,6 +91,9 @@ async function openConsul(
       return { kind: "consul", address, up, downSinceUnixMs: BigInt(downSinceUnixMs), error, settingsError };
     },
     directories: [watcher, listed],
+    get unproven() {
+      return watcher.unproven;
+    },
     services: [],
     announce({ restAddress, grpcAddress }, standing) {
       const record = routerRecord({
@@ -93,7 +102,12 @@ async function openConsul(
         grpcAddress: config.grpc.advertise ?? grpcAddress,
         startedUnixMs,
       });
-      return registerInConsul(config.consul, () => record, standing, { deployment, log });
+      return registerInConsul(config.consul, () => record, standing, {
+        deployment,
+        token,
+        tls: tls !== undefined,
+        log,
+      });
     },
     watchSettings(live) {
       settings = live;

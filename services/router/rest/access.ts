@@ -26,7 +26,8 @@ export interface RestAccess {
   readonly tellsAll: boolean;
 }
 
-export type AccessSettings = Pick<RouterConfig["rest"], "listen" | "advertise" | "hosts"> & RouterConfig["access"];
+export type AccessSettings = Pick<RouterConfig["rest"], "listen" | "advertise" | "hosts"> &
+  RouterConfig["access"] & { readonly inClear: boolean };
 
 /** In OpenAI's words. */
 const REFUSALS = {
@@ -34,14 +35,19 @@ const REFUSALS = {
   wrong: () => "Incorrect API key provided.",
 };
 
-/** Warns the operator if anyone may use the models from another machine. */
-export function restAccess({ listen, advertise, hosts, apiKey, token }: AccessSettings, log: Log): RestAccess {
+/** Warns the operator of what is open to other machines. */
+export function restAccess({ listen, advertise, hosts, apiKey, token, inClear }: AccessSettings, log: Log): RestAccess {
   const gate = createGate({ apiKey }, REFUSALS);
   const key: AccessCheck = (headers) => {
     const refusal = gate("key", headers[REQUEST_HEADERS.authorization.name]);
     if (refusal !== undefined) throw refusal;
   };
   if (!isLoopbackHost(splitAddress(listen).host)) {
+    if (inClear) {
+      const warning =
+        "REST is served in clear beyond this machine: anyone who can read the network reads prompts and keys";
+      log.warn(warning, { listen, cure: "tls.cert, tls.key and tls.ca, or a TLS proxy in front" });
+    }
     if (apiKey === "") {
       const warning =
         "REST is reachable from other machines and no API key is set: anyone who can connect can use the models";

@@ -125,7 +125,7 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
     },
     "/"(req, res) {
       access.inside(req.headers);
-      const addresses = { restAddress: addressOf(req), grpcAddress: o.grpcAddress };
+      const addresses = { restUrl: `${req.protocol}://${addressOf(req)}`, grpcAddress: o.grpcAddress };
       const { strict } = serving;
       res.set(PAGE_HEADERS).end(page({ view: pool.view, strict, keyed: o.apiKey !== "", ...addresses }));
     },

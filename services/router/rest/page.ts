@@ -20,8 +20,8 @@ export const PAGE_HEADERS = {
 
 export interface PageView {
   readonly view: FleetView;
-  /** host:port under which the reader opened the page. */
-  readonly restAddress: string;
+  /** Where the reader opened the page: scheme, host and port. */
+  readonly restUrl: string;
   readonly grpcAddress: string;
   /** Whether clients need an API key. */
   readonly keyed: boolean;
@@ -51,7 +51,7 @@ export function page(o: PageView): string {
 <p id="status" class="${lack === "" ? "ready" : "waiting"}">${lack === "" ? "Ready to serve." : escape(lack)}</p>
 <dl>
 <dt>Models</dt><dd id="models">${models.length === 0 ? "none yet" : models.map((name) => `<code>${escape(name)}</code>`).join(" ")}</dd>
-<dt>OpenAI REST</dt><dd><code>http://${escape(o.restAddress)}/v1</code></dd>
+<dt>OpenAI REST</dt><dd><code>${escape(o.restUrl)}/v1</code></dd>
 <dt>gRPC</dt><dd><code>${escape(o.grpcAddress)}</code></dd>
 </dl>
 <h2>Instances</h2>
@@ -103,22 +103,18 @@ function row({ instance, standing }: Seen): string {
   return `<tr>${cells.join("")}</tr>`;
 }
 
-function commands({ restAddress, grpcAddress, keyed }: PageView, model: string): string {
+function commands({ restUrl, grpcAddress, keyed }: PageView, model: string): string {
   const key = keyed ? ` -H "authorization: Bearer $OPENAI_API_KEY"` : "";
   const messages = [{ role: "user", content: "What is Tandem?" }];
   const generate = { prompt: "The router", max_tokens: 64, temperature: 0 };
   const json = "-H 'content-type: application/json'";
   const lines = {
     "Chat, streamed": [
-      `curl -N http://${restAddress}/v1/chat/completions${key}`,
+      `curl -N ${restUrl}/v1/chat/completions${key}`,
       json,
       `-d ${shellQuoted({ model, stream: true, temperature: 0, messages })}`,
     ],
-    "A completion": [
-      `curl http://${restAddress}/v1/completions${key}`,
-      json,
-      `-d ${shellQuoted({ model, ...generate })}`,
-    ],
+    "A completion": [`curl ${restUrl}/v1/completions${key}`, json, `-d ${shellQuoted({ model, ...generate })}`],
     "The same over gRPC": [
       `grpcurl -plaintext${key} -d ${shellQuoted(generate)}`,
       `${grpcAddress} tandem.inference.v1.InferenceService/Generate`,

@@ -1,12 +1,21 @@
 // The HTTP server under the REST API: listening, broken requests, and an end that loses nothing.
 import { once } from "node:events";
-import { createServer, STATUS_CODES, type IncomingMessage, type ServerResponse } from "node:http";
+import {
+  createServer,
+  STATUS_CODES,
+  type IncomingMessage,
+  type Server,
+  type ServerOptions,
+  type ServerResponse,
+} from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo, Socket } from "node:net";
 import { joinAddress, splitAddress } from "../../common/address.ts";
 import { settlesWithin, systemClock } from "../../common/clock.ts";
 import { FAILURES, ServiceError } from "../../common/errors.ts";
 import { stage } from "../../common/lifecycle.ts";
 import { StartError } from "../../common/config.ts";
+import type { Tls } from "../../rpc/tls.ts";
 import type { RouterConfig } from "../config.ts";
 import { writeError } from "./errors.ts";
 
@@ -24,6 +33,7 @@ const PIPELINE_LIMIT = 100;
 export interface HttpServer extends AsyncDisposable {
   /** host:port really bound. */
   readonly address: string;
+  readonly url: string;
   /** Closes connections on which nothing runs. */
   closeIdle(): void;
   /** Takes no new connection, lets the last answers out, then breaks what is left. May be called twice. */
@@ -39,8 +49,9 @@ export type HttpSettings = Pick<
 export async function serveHttp(
   { listen, connectionsLimit, headTimeoutMs: headMs, bodyTimeoutMs: bodyMs, stallMs }: HttpSettings,
   handler: (req: IncomingMessage, res: ServerResponse) => void,
+  tls?: Tls,
 ): Promise<HttpServer> {
-  const server = createServer({
+  const server = makeServer(tls, {
     noDelay: true,
     keepAliveTimeout: KEEP_ALIVE_MS,
     requestTimeout: bodyMs,
@@ -93,8 +104,10 @@ export async function serveHttp(
     await stage("REST connections", closed);
   }
 
+  const address = joinAddress(host, bound.port);
   return {
-    address: joinAddress(host, bound.port),
+    address,
+    url: `${tls === undefined ? "http" : "https"}://${address}`,
     closeIdle: () => server.closeIdleConnections(),
     [Symbol.asyncDispose]: () => (done ??= close()),
   };
@@ -128,6 +141,17 @@ function oneATime(serve: Serve): Serve {
     });
     serve(req, res);
   }
+}
+
+/** Clients need no certificate: the API key says who they are. */
+function makeServer(tls: Tls | undefined, options: ServerOptions): Server {
+  if (tls === undefined) return createServer(options);
+  const server = createTlsServer({ ...options, ...tls.pems });
+  server.once(
+    "close",
+    tls.onChange(() => server.setSecureContext(tls.pems)),
+  );
+  return server;
 }
 
 /** An answer may be quiet for as long as its engine thinks, also one that was asked for before the last one was read. */

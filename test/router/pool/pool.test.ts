@@ -204,12 +204,12 @@ describe("the pool", () => {
     assert.equal(standingIn(view, "d1"), "serves", "the old view says what was");
   });
 
-  it("distinguishes an instance that refuses its token from one that can't be reached", async () => {
+  it("distinguishes an instance with another token from one that can't be reached", async () => {
     await using decode = await startDecode({}, undefined, "right");
     await using pool = createPool({ log: silentLog, clock: systemClock, token: "wrong" });
     pool.update([decode.info]);
-    await untilStanding(pool, "d1", "denied");
-    assert.match(seenIn(pool, "d1")!.standing.text, /refuses this router's token/);
+    await untilStanding(pool, "d1", "untrusted");
+    assert.match(seenIn(pool, "d1")!.standing.text, /\(credentials\): The join tokens differ/);
   });
 
   it("names an instance of another version, which does not know the router's calls", async () => {

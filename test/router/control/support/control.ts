@@ -63,31 +63,29 @@ export async function startControl(): Promise<Control> {
     { key: "token", value: "set", origin: "env TANDEM_TOKEN" },
     { key: "queue.limit", value: "4 requests", origin: "default" },
   ];
-  const server = await serveRpc({
-    listen: "127.0.0.1:0",
-    token: "join",
-    apiKey: "sk-key",
-    log,
-    graceMs: 100,
-    services: [
-      routerService({
-        routerId: "router-1",
-        pool,
-        receipts,
-        settings: { all: settings },
-        registry: { status: REGISTRY },
-        watcherLimit: 1,
-        probes: { now: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }) },
-        clock: ownClock,
-        log,
-      }),
-      inferenceService({ serving, bufferBytes: 1024, stallMs: 150, clock }),
-    ],
-  });
+  const serve = (secrets: { token?: string; apiKey?: string }) =>
+    serveRpc({ listen: "127.0.0.1:0", ...secrets, log, graceMs: 100, services });
+  const services = [
+    routerService({
+      routerId: "router-1",
+      pool,
+      receipts,
+      settings: { all: settings },
+      registry: { status: REGISTRY, unproven: [] },
+      watcherLimit: 1,
+      probes: { now: async () => ({ kind: "right", worstDelta: 0.01, ms: 5 }) },
+      clock: ownClock,
+      log,
+    }),
+    inferenceService({ serving, bufferBytes: 1024, stallMs: 150, clock }),
+  ];
+  const guarded = await serve({ token: "join", apiKey: "sk-key" });
+  // The API key is for clients that send it themselves, which `dialRpc` doesn't.
+  const open = await serve({});
   const channels = [
-    dialRpc(server.address, { token: "join" }),
-    dialRpc(server.address, { token: "sk-key" }),
-    dialRpc(server.address),
+    dialRpc(guarded.address, { token: "join" }),
+    dialRpc(open.address),
+    dialRpc(guarded.address),
   ] as const;
   return {
     clock: ownClock,
@@ -99,7 +97,7 @@ export async function startControl(): Promise<Control> {
     stranger: { router: channels[2].client(RouterService), inference: channels[2].client(InferenceService) },
     async [Symbol.asyncDispose]() {
       await Promise.all(channels.map((channel) => channel[Symbol.asyncDispose]()));
-      await server[Symbol.asyncDispose]();
+      await Promise.all([guarded, open].map((server) => server[Symbol.asyncDispose]()));
     },
   };
 }

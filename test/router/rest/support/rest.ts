@@ -81,6 +81,7 @@ export async function startRest(o: RestOptions = {}): Promise<Rest> {
     listen: o.hosts === undefined ? "0.0.0.0:0" : "127.0.0.1:0",
     advertise: undefined,
     hosts: [],
+    inClear: false,
     apiKey: o.apiKey ?? "",
     token: "",
     ...o.hosts,
