@@ -1,9 +1,9 @@
 // `tandem doctor`: asks a router to look at its instances and to send a probe through each pair.
 import { toJsonString } from "@bufbuild/protobuf";
 import { FindingLevel } from "#gen/tandem/instance/v1/instance_pb.js";
-import { DiagnoseResponseSchema, type Diagnosis } from "#gen/tandem/router/v1/router_pb.js";
+import { DiagnoseResponseSchema, type DiagnoseResponse, type Diagnosis } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, defineConfig, loadConfig } from "../../services/common/config.ts";
-import { routerClient } from "../client/rpc.ts";
+import { withRouter, type RouterCalls } from "./router-calls.ts";
 import { explained, findRouter, routerSettings } from "./router-target.ts";
 
 export const doctorConfig = defineConfig(
@@ -27,11 +27,10 @@ export const doctorConfig = defineConfig(
 export async function runDoctor(argv: readonly string[]): Promise<void> {
   const config = loadConfig(doctorConfig, { argv, env: process.env });
   const target = findRouter(config);
-  const answer = await routerClient(target.url, target.token)
-    .diagnose({ withoutProbes: !config.probes })
-    .catch((error: unknown) => {
-      throw explained(error, target);
-    });
+  const ask = (router: RouterCalls): Promise<DiagnoseResponse> => router.diagnose({ withoutProbes: !config.probes });
+  const answer = await withRouter(target, ask).catch((error: unknown) => {
+    throw explained(error, target);
+  });
   const text = config.json
     ? toJsonString(DiagnoseResponseSchema, answer, { alwaysEmitImplicit: true, prettySpaces: 2 })
     : renderDiagnoses(answer.diagnoses, config.verbose);

@@ -1,6 +1,7 @@
 // Which router a command is about, and what to say when that router doesn't answer as it should.
-import { ConfigError, secret, StartError, text, type Values } from "../../services/common/config.ts";
+import { address, ConfigError, secret, StartError, text, type Values } from "../../services/common/config.ts";
 import { stateDir, stateDirOf } from "../../services/common/state-dir.ts";
+import { tlsSettings, type TlsSettings } from "../../services/rpc/tls-settings.ts";
 import { TandemError } from "../client/errors.ts";
 import { liveRuns, type Run } from "./run-file.ts";
 
@@ -18,12 +19,26 @@ export const routerSettings = {
     "Name of this user's `tandem up`, if several run here. `tandem ls` lists them.",
     { optional: true, alias: "name", env: ["TANDEM_NAME"] },
   ),
+  routerGrpc: address(
+    "router.grpc",
+    "gRPC address of that router. Left out: that of the `tandem up` that runs there. With it, the join token is proven " +
+      "and not sent.",
+    { optional: true },
+  ),
   token: secret("token", "Join token of the router. Left out: the token of the `tandem up` that runs there."),
   stateDir,
+  tlsCert: tlsSettings.cert,
+  tlsKey: tlsSettings.key,
+  tlsCa: tlsSettings.ca,
+  tlsPeerIds: tlsSettings.peerIds,
 };
 
 export interface RouterTarget {
   readonly url: string;
+  /** Undefined if unknown. */
+  readonly grpcAddress: string | undefined;
+  /** Certificates for gRPC. */
+  readonly tls: TlsSettings;
   /** Empty if unknown. */
   readonly token: string;
   /** The `tandem up` behind the router, if this user runs it. */
@@ -42,8 +57,11 @@ export function findRouter(config: Values<typeof routerSettings>): RouterTarget 
   const runs = liveRuns(stateDirOf(config));
   const url = config.routerUrl === undefined ? undefined : urlOf(config.routerUrl);
   const run = url === undefined ? runNamed(config.deploymentName, runs) : runs.find((one) => one.restUrl === url);
+  const tls = { cert: config.tlsCert, key: config.tlsKey, ca: config.tlsCa, peerIds: config.tlsPeerIds };
   return {
     url: url ?? run?.restUrl ?? DEFAULT_URL,
+    grpcAddress: config.routerGrpc ?? (run?.grpcAddress || undefined),
+    tls: tls.cert === "" && run?.tls !== undefined ? run.tls : tls,
     token: config.token !== "" ? config.token : (run?.token ?? ""),
     run,
     runCount: runs.length,

@@ -4,6 +4,7 @@
 import { readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { identityOf } from "../../services/common/process-identity.ts";
+import type { TlsSettings } from "../../services/rpc/tls-settings.ts";
 
 export interface Run {
   /** Name of the deployment, unique among those that run at the same time. */
@@ -14,6 +15,8 @@ export interface Run {
   readonly startedUnixMs: number;
   readonly restUrl: string;
   readonly grpcAddress: string;
+  /** The certificates of its processes, if they use TLS. */
+  readonly tls?: TlsSettings;
   /** The join token, which permits joining and controlling this run. */
   readonly token: string;
   readonly logDir: string;

@@ -5,8 +5,8 @@ import { ListInstancesResponseSchema, Standing, type Instance } from "#gen/tande
 import { boolean, defineConfig, loadConfig, StartError } from "../../services/common/config.ts";
 import { kvDebtText } from "../../services/common/kv-debt-text.ts";
 import { untilSignal } from "../../services/common/lifecycle.ts";
-import { routerClient } from "../client/rpc.ts";
 import { renderTable, type Column } from "../common/table.ts";
+import { withRouter } from "./router-calls.ts";
 import { explained, findRouter, routerSettings } from "./router-target.ts";
 
 export const statusConfig = defineConfig(
@@ -41,8 +41,7 @@ const COLUMNS: readonly Column<Instance>[] = [
 export async function runStatus(argv: readonly string[]): Promise<void> {
   const config = loadConfig(statusConfig, { argv, env: process.env });
   const target = findRouter(config);
-  const { url, token, run } = target;
-  const router = routerClient(url, token);
+  const { url, run } = target;
   const heading = `Router ${url}${run === undefined ? "" : ` (tandem up, deployment ${run.name}, pid ${run.pid})`}`;
   const print = (instances: Instance[], routerId: string): void => {
     if (!config.json)
@@ -58,14 +57,16 @@ export async function runStatus(argv: readonly string[]): Promise<void> {
   const stop = config.watch ? untilSignal("SIGINT", "SIGTERM") : new AbortController().signal;
   try {
     if (!config.watch) {
-      const { instances, routerId } = await router.listInstances({});
+      const { instances, routerId } = await withRouter(target, (router) => router.listInstances({}));
       return print(instances, routerId);
     }
-    for await (const { instances } of router.watchInstances({}, { signal: stop })) {
-      if (!config.json && process.stdout.isTTY) process.stdout.write("\x1b[H\x1b[2J");
-      print(instances, "");
-      if (!config.json && !process.stdout.isTTY) process.stdout.write("\n");
-    }
+    await withRouter(target, async (router) => {
+      for await (const { instances } of router.watchInstances({}, { signal: stop })) {
+        if (!config.json && process.stdout.isTTY) process.stdout.write("\x1b[H\x1b[2J");
+        print(instances, "");
+        if (!config.json && !process.stdout.isTTY) process.stdout.write("\n");
+      }
+    });
   } catch (error) {
     if (!stop.aborted) throw explained(error, target);
   }

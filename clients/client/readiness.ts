@@ -10,8 +10,8 @@ export interface Readiness {
 }
 
 /** @throws TandemError if no router answers, or the reason of `signal`. */
-export async function readiness(url: string, signal?: AbortSignal): Promise<Readiness> {
-  const { status, text } = await getText(`${url}/readyz`, signal).catch((error: Error) => {
+export async function readiness(url: string, signal?: AbortSignal, ca?: Buffer): Promise<Readiness> {
+  const { status, text } = await getText(`${url}/readyz`, signal, ca).catch((error: Error) => {
     throw signal?.aborted === true ? signal.reason : connectionError(url, error);
   });
   const answer = parse<{ status?: string; reason?: string }>(text);

@@ -40,6 +40,10 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     summary: "Time from `npm start` to the first token.",
     load: async () => (await import("./scenarios/start.ts")).runStart,
   },
+  tls: {
+    summary: "What TLS costs: CPU per 1,000 chunks and TTFT, beside the same deployment in clear.",
+    load: async () => (await import("./scenarios/tls.ts")).runTlsBench,
+  },
 };
 
 /** Runs one scenario. The exit code is 1 if a request failed, an answer was wrong, or a limit was missed. */

@@ -1,5 +1,6 @@
 // One load against one server, and its results.
 import { Agent } from "node:http";
+import { Agent as TlsAgent } from "node:https";
 import { integer, milliseconds, number } from "../../services/common/config.ts";
 import { closedLoop, openLoop, poissonArrivals, seededRandom } from "./arrivals.ts";
 import { goodput, summarise, type Slo } from "./statistics.ts";
@@ -60,9 +61,11 @@ export interface LoadResult {
   readonly elapsedMs: number;
 }
 
-export async function runLoad(url: string, load: LoadShape, apiKey = ""): Promise<LoadResult> {
+/** @param ca PEM of the authorities of the server's certificate, for an https URL. */
+export async function runLoad(url: string, load: LoadShape, apiKey = "", ca?: string): Promise<LoadResult> {
   const { requests, rate, seed } = load;
-  const agent = new Agent({ keepAlive: true, maxSockets: Infinity });
+  const pooled = { keepAlive: true, maxSockets: Infinity };
+  const agent = ca === undefined ? new Agent(pooled) : new TlsAgent({ ...pooled, ca });
   const target = apiKey === "" ? { url, agent } : { url, agent, apiKey };
   // Bodies are made before the clock runs.
   const bodies = Array.from({ length: requests }, (_, index) => requestBody(load, index));

@@ -51,11 +51,12 @@ export async function ask(
 }
 
 /** Bytes of KV that moved for a request; undefined if the router or its engines don't report them. Never rejects. */
-export async function kvBytesOf({ url, token }: RouterTarget, requestId: string): Promise<number | undefined> {
+export async function kvBytesOf(target: RouterTarget, requestId: string): Promise<number | undefined> {
   try {
     // Imported here, because the import takes a tenth of a second, and the first question should not wait for it.
-    const { routerClient } = await import("../../client/rpc.ts");
-    const { receipt } = await routerClient(url, token).getReceipt({ requestId }, { timeoutMs: 2_000 });
+    const { withRouter } = await import("../router-calls.ts");
+    const ask = { requestId };
+    const { receipt } = await withRouter(target, (router) => router.getReceipt(ask, { timeoutMs: 2_000 }));
     const known = (receipt?.legs ?? []).filter((leg) => leg.kvBytes !== undefined);
     return known.length === 0 ? undefined : known.reduce((sum, leg) => sum + Number(leg.kvBytes), 0);
   } catch {

@@ -3,7 +3,7 @@ import { toJsonString } from "@bufbuild/protobuf";
 import { ReceiptSchema } from "#gen/tandem/router/v1/router_pb.js";
 import { boolean, ConfigError, defineConfig, loadConfig, StartError, text } from "../../../services/common/config.ts";
 import { TandemError } from "../../client/errors.ts";
-import { routerClient } from "../../client/rpc.ts";
+import { withRouter } from "../router-calls.ts";
 import { explained, findRouter, routerSettings } from "../router-target.ts";
 import { storyOf } from "./story.ts";
 
@@ -37,7 +37,7 @@ export async function explain(argv: readonly string[], env: NodeJS.ProcessEnv): 
     throw new ConfigError("Which request? Run tandem explain ID, with the x-request-id of the answer.");
   const target = findRouter(config);
   try {
-    const { receipt } = await routerClient(target.url, target.token).getReceipt({ requestId });
+    const { receipt } = await withRouter(target, (router) => router.getReceipt({ requestId }));
     if (receipt === undefined) throw new StartError(`The router at ${target.url} returned no receipt.`);
     return config.json
       ? toJsonString(ReceiptSchema, receipt, { alwaysEmitImplicit: true, prettySpaces: 2 })

@@ -18,6 +18,7 @@ export interface BannerInput {
 
 export function banner({ config, run, runFile, stateDir, model, consulUi }: BannerInput): string {
   const { restUrl, grpcAddress } = run;
+  const ca = run.tls === undefined || !restUrl.startsWith("https:") ? undefined : quoted(run.tls.ca);
   const messages = [{ role: "user", content: "What is Tandem?" }];
   const body = JSON.stringify({ model, stream: true, messages });
   const { apiKey } = config.access;
@@ -36,11 +37,11 @@ Ready after ${(performance.now() / 1000).toFixed(2)} s.
   Logs        ${run.logDir}${consulUi === undefined ? "" : `\n  Consul      ${consulUi}`}
 
 Ask something:
-  curl -N ${restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quoted(body)}
-  ${TANDEM} chat${target}
+  curl -N${ca === undefined ? "" : ` --cacert ${ca}`} ${restUrl}/v1/chat/completions${key} -H 'content-type: application/json' -d ${quoted(body)}
+  ${ca === undefined ? "" : `NODE_EXTRA_CA_CERTS=${ca} `}${TANDEM} chat${target}
 
 Look inside:
-  grpcurl -plaintext -H "authorization: Bearer ${token ?? "$TANDEM_TOKEN"}" ${grpcAddress} tandem.router.v1.RouterService/ListInstances
+  grpcurl ${run.tls === undefined ? "-plaintext" : `-cacert ${quoted(run.tls.ca)}`} -H "authorization: Bearer ${token ?? "$TANDEM_TOKEN"}" ${grpcAddress} tandem.router.v1.RouterService/ListInstances
   ${TANDEM} status${target}
 ${token === undefined ? `  The join token is in ${runFile}, which only you can read.\n` : ""}
 Ctrl-C stops everything.`;

@@ -16,6 +16,7 @@ import {
   type Config,
 } from "../../../services/common/config.ts";
 import { ENGINE_KINDS, type EngineKind } from "../../../services/engine/engine.ts";
+import { restTls, tlsSettings } from "../../../services/rpc/tls-settings.ts";
 import { CONNECTOR_NAMES } from "../../../services/kv/index.ts";
 import { stateDir } from "../../../services/common/state-dir.ts";
 import { defaultEngineKind, isGguf } from "../../../services/common/default-engine.ts";
@@ -131,6 +132,7 @@ export const upConfig = defineConfig(
         "Join token, which permits joining as an instance and controlling the run. Left out: a random token.",
       ),
     }),
+    tls: section("TLS", { ...tlsSettings, rest: restTls }),
     process: section("The process", {
       drainGraceMs: milliseconds("drain.grace_ms", "How long running answers may take to finish after SIGTERM.", {
         default: 30_000,

@@ -44,7 +44,12 @@ export function planChildren(input: PlanInput): ChildSpec[] {
   };
   const { discover } = config.attach;
   return [
-    spec("router", "router", [`--rest.listen=${ports.rest}`, `--grpc.listen=${ports.grpc}`, ...consul]),
+    spec("router", "router", [
+      `--rest.listen=${ports.rest}`,
+      `--grpc.listen=${ports.grpc}`,
+      `--rest.tls=${config.tls.rest}`,
+      ...consul,
+    ]),
     ...(discover === undefined
       ? [...instances("prefill"), ...instances("decode")]
       : [spec("discover", "discover", [`--listen=${discover}`, registry, ...flag("model", config.model)])]),
@@ -82,7 +87,7 @@ export function dialable(listen: string): string {
 }
 
 function childEnv({ config, env, token, name, stateDir }: PlanInput): ChildSpec["env"] {
-  const { engines, access } = config;
+  const { engines, access, tls } = config;
   return {
     ...env,
     // The file holds settings of `up`, which the children don't know.
@@ -93,6 +98,10 @@ function childEnv({ config, env, token, name, stateDir }: PlanInput): ChildSpec[
     TANDEM_DEPLOYMENT_NAME: name,
     TANDEM_STATE_DIR: stateDir,
     TANDEM_LOG_FORMAT: "json",
+    TANDEM_TLS_CERT: tls.cert,
+    TANDEM_TLS_KEY: tls.key,
+    TANDEM_TLS_CA: tls.ca,
+    TANDEM_TLS_PEER_IDS: tls.peerIds.join(","),
     ...(engines.hfToken === "" ? {} : { HF_TOKEN: engines.hfToken }),
     ...(access.apiKey === "" ? {} : { TANDEM_API_KEY: access.apiKey }),
   };

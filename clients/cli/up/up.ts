@@ -14,6 +14,7 @@ import {
 } from "../../../services/common/lifecycle.ts";
 import { identityOf } from "../../../services/common/process-identity.ts";
 import { stateDirOf } from "../../../services/common/state-dir.ts";
+import type { TlsSettings } from "../../../services/rpc/tls-settings.ts";
 import { TANDEM_VERSION } from "../../../services/common/version.ts";
 import type { ChildLogOptions } from "../../common/child-log.ts";
 import type { ChildSpec } from "../../common/child.ts";
@@ -56,8 +57,9 @@ export async function runUp(argv: readonly string[]): Promise<void> {
     pid: process.pid,
     pidStart: identityOf(process.pid)?.startedAt ?? "",
     startedUnixMs: Math.round(performance.timeOrigin),
-    restUrl: `http://${dialable(ports.rest)}`,
+    restUrl: `${config.tls.cert !== "" && config.tls.rest ? "https" : "http"}://${dialable(ports.rest)}`,
     grpcAddress: dialable(ports.grpc),
+    ...(config.tls.cert === "" ? {} : { tls: absolute(config.tls) }),
     token: config.access.token === "" ? randomBytes(24).toString("base64url") : config.access.token,
     logDir: makeLogFolder(stateDir, port),
   };
@@ -166,6 +168,11 @@ export async function runUp(argv: readonly string[]): Promise<void> {
   }
   // Nothing is left to do; an open standard input (TANDEM_PARENT_PIPE) must not keep the process alive.
   process.exit(0);
+}
+
+/** Other commands run in other folders. */
+function absolute({ cert, key, ca, peerIds }: TlsSettings): TlsSettings {
+  return { cert: resolve(cert), key: resolve(key), ca: resolve(ca), peerIds };
 }
 
 function summary(config: UpConfig, specs: readonly { readonly role: string }[]): string {

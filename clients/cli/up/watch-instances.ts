@@ -2,7 +2,8 @@
 // restart.
 import type { Instance } from "#gen/tandem/router/v1/router_pb.js";
 import { pause, systemClock } from "../../../services/common/clock.ts";
-import { TandemError } from "../../client/errors.ts";
+import { SILENT } from "../../../services/common/log.ts";
+import { peerFault } from "../../../services/rpc/peer-fault.ts";
 import type { Run } from "../run-file.ts";
 
 /**
@@ -19,19 +20,23 @@ const RETRY_STRANGER_MS = 250;
  * @param onInstances Called at once when the router answers, and after every change.
  */
 export async function watchInstances(
-  { restUrl, token }: Pick<Run, "restUrl" | "token">,
+  { grpcAddress, token, tls }: Pick<Run, "grpcAddress" | "token" | "tls">,
   stop: AbortSignal,
   onInstances: (instances: readonly Instance[]) => void,
 ): Promise<void> {
   // Imported here, so that `up` starts the processes first and the import runs meanwhile.
-  const { routerClient } = await import("../../client/rpc.ts");
-  const router = routerClient(restUrl, token);
+  const { dialRpc } = await import("../../../services/rpc/channel.ts");
+  const { openTls } = await import("../../../services/rpc/tls.ts");
+  const { RouterService } = await import("#gen/tandem/router/v1/router_pb.js");
+  using opened = tls === undefined ? undefined : openTls(tls, { log: SILENT });
+  await using channel = dialRpc(grpcAddress, { token, tls: opened });
+  const router = channel.client(RouterService);
   while (!stop.aborted) {
     let pauseMs = RETRY_MS;
     try {
       for await (const { instances } of router.watchInstances({}, { signal: stop })) onInstances(instances);
     } catch (error) {
-      if (error instanceof TandemError && error.kind === "not_tandem") pauseMs = RETRY_STRANGER_MS;
+      if (peerFault(error).kind !== "address") pauseMs = RETRY_STRANGER_MS;
     }
     await pause(systemClock, pauseMs, stop);
   }

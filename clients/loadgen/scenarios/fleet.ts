@@ -8,7 +8,7 @@ import { systemClock } from "../../../services/common/clock.ts";
 import { startLife, type Started } from "../../../services/common/lifecycle.ts";
 import { Deadlines } from "../../../services/common/deadlines.ts";
 import { choice, defineConfig, integer, loadConfig, StartError, text } from "../../../services/common/config.ts";
-import type { Log } from "../../../services/common/log.ts";
+import { SILENT } from "../../../services/common/log.ts";
 import { createMetrics } from "../../../services/common/metrics.ts";
 import { createAdmission } from "../../../services/router/admission/admission.ts";
 import { POLICY_NAMES, type PolicyName, routerConfig } from "../../../services/router/config.ts";
@@ -270,5 +270,3 @@ async function startInstances(): Promise<{ readonly address: string } & AsyncDis
   );
   return serveRpc({ listen: "127.0.0.1:0", services: [service], log: SILENT, graceMs: 0 });
 }
-
-const SILENT: Log = { debug() {}, info() {}, warn() {}, error() {}, child: () => SILENT };

@@ -84,7 +84,10 @@ describe("tandem prefill", () => {
   it("says in one line that it needs a token to listen beyond loopback", async () => {
     const { code, stderr } = await tandem([...start, "--grpc.listen", "0.0.0.0:0"], { TANDEM_TOKEN: "" });
     assert.equal(code, 1);
-    assert.match(stderr, /^Refusing to listen on 0\.0\.0\.0:0: .* Set TANDEM_TOKEN, or listen on 127\.0\.0\.1\.\n$/);
+    assert.match(
+      stderr,
+      /^Refusing to listen on 0\.0\.0\.0:0: .* Set TANDEM_TOKEN or tls\.\*, or listen on 127\.0\.0\.1\.\n$/,
+    );
   });
 
   it("says in one line that its KV host is not this machine's", async () => {

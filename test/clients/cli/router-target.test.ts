@@ -31,7 +31,9 @@ describe("the router that a command is about", () => {
     });
 
   it("is the one at the default address if no deployment runs here", () => {
-    assert.deepEqual(find(), { url: "http://127.0.0.1:3000", token: "", run: undefined, runCount: 0 });
+    const tls = { cert: "", key: "", ca: "", peerIds: [] };
+    const unknown = { grpcAddress: undefined, tls, token: "", run: undefined, runCount: 0 };
+    assert.deepEqual(find(), { url: "http://127.0.0.1:3000", ...unknown });
     assert.throws(() => find("--name", "blue"), /This user has no deployment named blue running here\. Start it/);
   });
 
@@ -63,7 +65,7 @@ describe("the router that a command is about", () => {
   });
 
   it("refuses a secret: the error names the secret, and whether one was given", () => {
-    const target = { url: "http://r", token: "", run: undefined, runCount: 0 };
+    const target = { ...find(), url: "http://r" };
     const words = (error: TandemError, token: string, apiKey: string): string =>
       (explained(error, { ...target, token }, apiKey) as Error).message;
     const ofRest = new TandemError("unauthenticated", "no", { status: 401 });

@@ -1,55 +1,44 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { createServer, type RequestListener } from "node:http";
-import type { AddressInfo } from "node:net";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
+import { createServer } from "node:http";
 import { RouterService } from "#gen/tandem/router/v1/router_pb.js";
 import { watchInstances } from "../../../clients/cli/up/watch-instances.ts";
-import { deferred, within } from "../../support/waits.ts";
+import { serveRpc } from "../../../services/rpc/server.ts";
+import { type CallContext, defineService } from "../../../services/rpc/service.ts";
+import { silentLog } from "../../support/log-sink.ts";
+import { deferred, freePort, within } from "../../support/waits.ts";
 
 describe("watching the instances of a router", () => {
   it("continues if the router has not started, another server answers, or the router stops", async () => {
-    const tokens: (string | null)[] = [];
-    /** A router that reports one instance, and ends the watch there or holds it. */
-    const reports = (pid: number, holds: boolean): RequestListener =>
-      connectNodeAdapter({
-        routes: (routes) =>
-          routes.service(RouterService, {
-            async *watchInstances(_request, { requestHeader, signal }) {
-              tokens.push(requestHeader.get("authorization"));
-              yield { instances: [{ info: { pid } }] };
-              if (holds) await once(signal, "abort");
-            },
-          }),
-      });
-    const answers: RequestListener[] = [
-      (_, response) => void response.destroy(),
-      (_, response) => void response.writeHead(404).end("not Tandem"),
-      reports(1, false),
-      reports(2, true),
-    ];
-    const server = createServer((request, response) => answers.shift()?.(request, response));
-    server.listen(0, "127.0.0.1");
-    await once(server, "listening");
     const pids: (number | undefined)[] = [];
     const second = deferred();
     const stop = new AbortController();
-    const restUrl = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const watching = watchInstances({ restUrl, token: "t0k3n" }, stop.signal, (instances) => {
+    const port = await freePort();
+    const grpcAddress = `127.0.0.1:${port}`;
+    const watching = watchInstances({ grpcAddress, token: "t0k3n" }, stop.signal, (instances) => {
       pids.push(instances[0]?.info?.pid);
       if (pids.length === 2) second.resolve();
     });
+    const other = createServer((_, response) => void response.writeHead(404).end("not Tandem"));
+    const met = once(other, "connection");
+    other.listen(port, "127.0.0.1");
+    await within(met, "the watch at another server");
+    other.closeAllConnections();
+    await within(once(other.close(), "close"), "the end of the other server");
+    let watches = 0;
+    const watch = {
+      /** Ends the first watch, and holds the second. */
+      async *watchInstances(_request: unknown, { closing }: CallContext) {
+        yield { instances: [{ info: { pid: ++watches } }] };
+        if (watches === 2) await once(closing, "abort");
+      },
+    };
+    const services = [defineService(RouterService, watch as never)];
+    const router = await serveRpc({ listen: grpcAddress, services, token: "t0k3n", log: silentLog, graceMs: 0 });
     await within(second.promise, "the second list");
-    assert.deepEqual(
-      [pids, tokens],
-      [
-        [1, 2],
-        ["Bearer t0k3n", "Bearer t0k3n"],
-      ],
-    );
+    assert.deepEqual(pids, [1, 2]);
     stop.abort();
     await within(watching, "the end of the watch");
-    server.closeAllConnections();
-    await within(once(server.close(), "close"), "the end of the server");
+    await router[Symbol.asyncDispose]();
   });
 });
