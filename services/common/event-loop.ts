@@ -15,19 +15,19 @@ export interface LoopDelay {
 }
 
 /**
- * A histogram `tandem_event_loop_delay_seconds`, forty samples a second at about 5 us each. Not perf_hooks'
- * monitorEventLoopDelay: its percentiles count since its last reset, so two scrapers would spoil each other's figures.
+ * Samples the delay forty times a second at about 5 us each, until it is disposed of. Doesn't keep the process alive.
  *
- * Ends when it is disposed of. Doesn't keep the process alive.
+ * @param metrics Gets a histogram `tandem_event_loop_delay_seconds`. Not perf_hooks' monitorEventLoopDelay: its
+ *   percentiles count since its last reset, so two scrapers would spoil each other's figures.
  */
-export function measureEventLoop(metrics: Metrics): LoopDelay & Disposable {
-  const delays = metrics.histogram("tandem_event_loop_delay_seconds", "How late timers of this process run.", SECONDS);
+export function measureEventLoop(metrics?: Metrics): LoopDelay & Disposable {
+  const delays = metrics?.histogram("tandem_event_loop_delay_seconds", "How late timers of this process run.", SECONDS);
   const mean = new DelayMean();
   let dueMs = performance.now() + SAMPLE_MS;
   const timer = setInterval(() => {
     const nowMs = performance.now();
     const lateMs = Math.max(0, nowMs - dueMs);
-    delays.observe(lateMs / 1000);
+    delays?.observe(lateMs / 1000);
     mean.add(lateMs);
     dueMs = nowMs + SAMPLE_MS;
   }, SAMPLE_MS);

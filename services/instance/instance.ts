@@ -17,6 +17,7 @@ import { type Clock, settlesWithin, systemClock, until } from "../common/clock.t
 import { ConfigError } from "../common/config.ts";
 import { defaultEngineKind } from "../common/default-engine.ts";
 import { anySignal, stage } from "../common/lifecycle.ts";
+import { measureEventLoop } from "../common/event-loop.ts";
 import type { Log } from "../common/log.ts";
 import { stateDirOf } from "../common/state-dir.ts";
 import { TANDEM_COMMIT, TANDEM_VERSION } from "../common/version.ts";
@@ -99,7 +100,8 @@ export async function startInstance(
 ): Promise<RunningInstance> {
   const connector = CONNECTORS[connectorName(config)];
   const tls = openTls(config.tls, { log, clock });
-  const status = new InstanceStatus(config.legs.slots);
+  const loop = measureEventLoop();
+  const status = new InstanceStatus(config.legs.slots, loop);
   const startedUnixMs = BigInt(Date.now());
   const instanceId = `${role}-${randomUUID()}`;
   const over = new AbortController();
@@ -206,6 +208,7 @@ export async function startInstance(
     status.set({ ending: "stopped" });
     await server?.[Symbol.asyncDispose]();
     tls?.[Symbol.dispose]();
+    loop[Symbol.dispose]();
   }
   const close = (graceMs: number): Promise<void> => (closing ??= closeAll(graceMs));
 

@@ -3,10 +3,14 @@
 import { create } from "@bufbuild/protobuf";
 import { EventEmitter } from "node:events";
 import { LoadSchema, State, type Load } from "#gen/tandem/instance/v1/instance_pb.js";
+import type { LoopDelay } from "../common/event-loop.ts";
 import { ServiceError } from "../common/errors.ts";
 import { kvDebtText } from "../common/kv-debt-text.ts";
 import type { SelfReport } from "../discovery/registry.ts";
 import { NO_GAUGES, type EngineGauges } from "../engine/metrics-text.ts";
+
+/** Routers are told of a delay in these steps, so that jitter causes no reports. */
+const LOOP_STEP_MS = 10;
 
 /** Each has one writer. */
 interface Facts {
@@ -41,6 +45,7 @@ type Count = "running" | "held" | "reserved" | "orphans" | "queuedTokens";
 /** Emits `change` when anything changed. */
 export class InstanceStatus extends EventEmitter<{ change: [] }> {
   readonly slotLimit: number;
+  readonly #loop: LoopDelay;
   readonly #counts: Record<Count, number> = { running: 0, held: 0, reserved: 0, orphans: 0, queuedTokens: 0 };
   #facts: Facts = {
     engine: { reason: "the engine is starting" },
@@ -50,9 +55,11 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
     ending: "",
   };
 
-  constructor(slotLimit: number) {
+  /** @param loop The event loop of the process. */
+  constructor(slotLimit: number, loop: LoopDelay = { delayMs: 0 }) {
     super();
     this.slotLimit = slotLimit;
+    this.#loop = loop;
     // One for each router that watches.
     this.setMaxListeners(0);
   }
@@ -97,6 +104,7 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
       ...kvDebt,
       restartWanted,
       ...(readyMs === undefined ? {} : { readyInMs: readyMs }),
+      loopDelayMs: LOOP_STEP_MS * Math.floor(this.#loop.delayMs / LOOP_STEP_MS),
     });
   }
 
