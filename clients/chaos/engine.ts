@@ -11,7 +11,7 @@ export interface EngineProcess {
 }
 
 /** Undefined while no engine runs below `wrapper`. */
-export function engineUnder(wrapper: Child): () => EngineProcess | undefined {
+export function engineUnder(wrapper: Pick<Child, "pid">): () => EngineProcess | undefined {
   let known: (EngineProcess & { readonly under: number }) | undefined;
   return () => {
     if (wrapper.pid === undefined) return undefined;

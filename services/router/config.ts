@@ -282,6 +282,12 @@ export const routerConfig = defineConfig(
         "Limits how long such a body is refused. The first time it is a tenth of this, and it doubles each time.",
         { default: 300_000, max: 86_400_000, live: true },
       ),
+      hedgeRatio: number(
+        "hedge.ratio",
+        "Lets this share of requests be hedged: a request whose first byte is late for its instance also runs on " +
+          "another pair, and the first to answer wins. 16 hedges are saved at most. 0: none.",
+        { default: 0.05, min: 0, max: 1, unit: "hedges", live: true },
+      ),
       replayMode: choice(
         "replay.mode",
         "Decides when a greedy or seeded stream that breaks after its first byte is replayed. A replay writes the " +

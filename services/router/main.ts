@@ -120,7 +120,20 @@ async function life(
     ...(config.registry.checkPairs ? { proves: provesByProbe } : {}),
   });
   const overload = watchOverload({ loop, pool, metrics });
-  await using relay = createRelay({ pool, placement, limits, deadlines, overload, constants, metrics, log, clock });
+  const isCalm = (): boolean => !overload.on && serving.waiting === 0;
+  await using relay = createRelay({
+    pool,
+    placement,
+    limits,
+    deadlines,
+    overload,
+    constants,
+    metrics,
+    log,
+    clock,
+    loop,
+    isCalm,
+  });
   using probes = startProbes({ pool, prober: relay.prober, clock, metrics, overload });
   const registryIsAway = (): boolean => registry.status.up === false;
   const serving = createServing({

@@ -20,6 +20,7 @@ const MEANINGS: Readonly<Record<string, string>> = {
   "replay:diverged":
     "the stream broke, and the other pair wrote different bytes: the request ended with its first error",
   "replay:failed": "the stream broke, and could not be replayed in time: the request ended with its first error",
+  hedge: "the first byte was late, so another pair was asked as well; the first to answer won",
   busy: "an instance had no free slot, and the request waited or went elsewhere",
   last_resort: "legs fail on an instance or a pair, which was used because too few others are left",
   "stale-view": "most instances were suspect together, so the router doubted itself and took none of them out",

@@ -2,17 +2,18 @@
 import type { Clock } from "../../common/clock.ts";
 import type { Live } from "../../common/config.ts";
 import type { Deadlines } from "../../common/deadlines.ts";
+import type { LoopDelay } from "../../common/event-loop.ts";
 import type { Instance, Pool } from "../pool/pool.ts";
 import type { RelayMetrics } from "../request/metrics.ts";
 import type { LegDraft } from "../request/receipt.ts";
 import type { RelayLimits } from "../config.ts";
 import type { RelayRequest } from "../request/request.ts";
-import type { AnswerPaces } from "./bounds.ts";
 import type { InstanceLink } from "./instance-link.ts";
+import type { Paces } from "./paces.ts";
 import type { LegEvent, LegTraits } from "./protocol.ts";
 
 /** Counts and judges the legs of instances. The pool does that for users' requests; probes have books of their own. */
-export type Books = Pick<Pool, "legStarted" | "legEnded" | "pairEnded" | "isWarm" | "prefilled">;
+export type Books = Pick<Pool, "legStarted" | "legEnded" | "doubt" | "pairEnded" | "isWarm" | "prefilled">;
 
 export interface LegContext {
   readonly books: Books;
@@ -20,7 +21,9 @@ export interface LegContext {
   readonly limits: Live<RelayLimits>;
   /** Timeout for a decode instance to answer a reservation. */
   readonly reserveTimeoutMs: number;
-  readonly paces: AnswerPaces;
+  readonly paces: Paces;
+  /** The event loop of this router. */
+  readonly loop: LoopDelay;
   readonly deadlines: Deadlines;
   readonly clock: Clock;
   readonly metrics: Pick<RelayMetrics, "leg" | "completed" | "kvBytes" | "interTokenMs">;

@@ -3,11 +3,25 @@
 import type { Deadline } from "../../common/deadlines.ts";
 import { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
-import type { AnswerEnd } from "../request/request.ts";
+import { estimateTokens, type AnswerEnd } from "../request/request.ts";
 import { AnswerCheck } from "./answer-check.ts";
-import { reserveBoundMs, setUpMs, stalled, timeLeftMs, type QuietPart } from "./bounds.ts";
+import {
+  answerBoundMs,
+  reserveBoundMs,
+  setUpMs,
+  stalled,
+  strainMs,
+  streamBoundMs,
+  STREAM_LOOK_MS,
+  timeLeftMs,
+  transferBoundMs,
+  waitFor,
+  type QuietPart,
+  type Wait,
+} from "./bounds.ts";
 import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { DecodeListener, RemoteDecode, Reservation } from "./instance-link.ts";
+import type { Pace } from "./paces.ts";
 import type { LegEvent, Ticket } from "./protocol.ts";
 import { fromInstance } from "./verdict.ts";
 
@@ -18,17 +32,31 @@ type Phase =
   /** Nothing is open. */
   | { readonly kind: "none" }
   /** The reservation is sent but not answered. `started`: the start was sent with it, because prefill came first. */
-  | { readonly kind: "asked"; readonly remote: RemoteDecode; readonly due: Deadline; readonly started: boolean }
+  | {
+      readonly kind: "asked";
+      readonly remote: RemoteDecode;
+      readonly due: Deadline;
+      readonly sinceMs: number;
+      readonly started: boolean;
+    }
   /** The slot is held while prefill runs, which has its own bound. */
   | { readonly kind: "held"; readonly remote: RemoteDecode }
   /** Started, but nothing of the answer has arrived. */
-  | { readonly kind: "transferring"; readonly remote: RemoteDecode; readonly due: Deadline }
+  | {
+      readonly kind: "transferring";
+      readonly remote: RemoteDecode;
+      readonly due: Deadline;
+      readonly sinceMs: number;
+      /** Extra time for the first transfer of the two. */
+      readonly firstMs: number;
+    }
   | Streaming
   /** The last message was sent. */
   | { readonly kind: "abandoned"; readonly remote: RemoteDecode; readonly due: Deadline };
 
 interface Streaming {
   readonly kind: "streaming";
+  readonly pace: Pace;
   readonly remote: RemoteDecode;
   /** Checked once per allowed silence, and not moved with every token. */
   readonly due: Deadline;
@@ -69,9 +97,30 @@ export class DecodeSide implements DecodeListener {
     this.#enter({
       kind: "asked",
       remote,
-      due: this.#within("reserve", reserveBoundMs(this.#context.reserveTimeoutMs, reservation.body)),
+      due: this.#within("reserve", reserveBoundMs(this.#context, decode, reservation.body)),
+      sinceMs: this.#context.clock.nowMs(),
       started: ticket !== undefined,
     });
+  }
+
+  /** Undefined while it waits for nothing, or for a whole answer, which may take any time. */
+  get wait(): Wait | undefined {
+    const phase = this.#phase;
+    if (phase.kind === "asked") return waitFor(this.#context, "reserve", this.on!, phase);
+    if (phase.kind !== "transferring" || !this.#isWatched) return undefined;
+    const { sinceMs, firstMs } = phase;
+    return waitFor(this.#context, "transfer", this.on!, { sinceMs, firstMs, tokens: this.#promptTokens });
+  }
+
+  /** Whether the first token shows. An instance that computes the prompt as well may need longer for it. */
+  get #isWatched(): boolean {
+    const { request, prefill } = this.#task;
+    return request.stream || (this.#reportsTokens && prefill !== undefined);
+  }
+
+  /** Tokens that the decode engine computes before the first one, estimated: those of the prompt if it is unpaired. */
+  get #promptTokens(): number {
+    return this.#task.prefill === undefined ? estimateTokens(this.#task.request) : 0;
   }
 
   start(ticket: Ticket): void {
@@ -119,8 +168,11 @@ export class DecodeSide implements DecodeListener {
     const fault = phase.check.faultOf(events);
     if (fault !== undefined) return this.#distrusted(phase, fault);
     const nowMs = this.#context.clock.nowMs();
-    if (phase.tokensAtMs > 0) this.#context.metrics.interTokenMs(nowMs - phase.tokensAtMs);
-    phase.tokensAtMs = phase.activeAtMs = nowMs;
+    if (phase.tokensAtMs > 0) {
+      this.#context.metrics.interTokenMs(nowMs - phase.tokensAtMs);
+      phase.pace.wrote(nowMs - phase.tokensAtMs);
+    }
+    phase.tokensAtMs = phase.activeAtMs = phase.pace.movedAtMs = nowMs;
     // The delivery may have ended the phase.
     if (this.#owner.deliver(events) || this.#phase !== phase) return;
     phase.paused = true;
@@ -130,7 +182,7 @@ export class DecodeSide implements DecodeListener {
 
   onTokens(): void {
     const phase = this.#streaming();
-    if (phase !== undefined) phase.activeAtMs = this.#context.clock.nowMs();
+    if (phase !== undefined) phase.activeAtMs = phase.pace.movedAtMs = this.#context.clock.nowMs();
   }
 
   onCompleted(end: AnswerEnd): void {
@@ -155,13 +207,16 @@ export class DecodeSide implements DecodeListener {
   /** The streaming phase, entered with the first events. Undefined if the answer was given up. */
   #streaming(): Streaming | undefined {
     if (this.#phase.kind !== "streaming" && this.#isStarted) {
-      const { remote } = this.#phase as Extract<Phase, { remote: RemoteDecode }>;
-      const activeAtMs = this.#context.clock.nowMs();
-      const due = this.#context.deadlines.watch(activeAtMs + this.#context.limits.current.stallMs, (nowMs) =>
-        this.#look(nowMs),
-      );
+      const before = this.#phase as Extract<Phase, { remote: RemoteDecode }>;
+      const { remote } = before;
+      const { clock, deadlines, paces } = this.#context;
+      const activeAtMs = clock.nowMs();
+      const pace = paces.of(this.on!);
+      if (before.kind === "transferring" && this.#isWatched) this.#noteFirst(before, activeAtMs - before.sinceMs);
+      const lookMs = Math.min(streamBoundMs(this.#context, this.on!), STREAM_LOOK_MS);
+      const due = deadlines.watch(activeAtMs + lookMs, (nowMs) => this.#look(nowMs));
       const check = new AnswerCheck(this.#task.request, this.on!.info.maxModelLen);
-      this.#enter({ kind: "streaming", remote, due, check, activeAtMs, tokensAtMs: 0, paused: false });
+      this.#enter({ kind: "streaming", remote, pace, due, check, activeAtMs, tokensAtMs: 0, paused: false });
       this.#owner.dispatch({ kind: "decodeChunk" });
     }
     return this.#phase.kind === "streaming" ? this.#phase : undefined;
@@ -173,27 +228,34 @@ export class DecodeSide implements DecodeListener {
   }
 
   #startTransfer(remote: RemoteDecode): void {
-    const { paces, books } = this.#context;
-    const limits = this.#context.limits.current;
+    const context = this.#context;
     const { request, prefill } = this.#task;
     const decode = this.on!;
-    const firstMs = prefill === undefined ? 0 : setUpMs(books, prefill, decode);
-    // An instance that computes the prompt as well may need longer for its first token.
-    const isWatched = request.stream || (this.#reportsTokens && prefill !== undefined);
-    const due = isWatched
-      ? this.#within("transfer", Math.max(limits.transferTimeoutMs, firstMs))
+    const firstMs = prefill === undefined ? 0 : setUpMs(context.books, prefill, decode);
+    const answerMs = (): number =>
+      answerBoundMs(context.limits.current, decode, context.paces.of(decode), request.maxTokens);
+    const due = this.#isWatched
+      ? this.#within("transfer", transferBoundMs(context, decode, { firstMs, unpaired: prefill === undefined }))
       : // Nothing arrives until the answer is complete, perhaps after minutes.
-        this.#within("answer", paces.boundMs(limits, decode, request.maxTokens) + firstMs);
-    this.#enter({ kind: "transferring", remote, due });
+        this.#within("answer", answerMs() + firstMs + strainMs(context, decode));
+    this.#enter({ kind: "transferring", remote, due, sinceMs: context.clock.nowMs(), firstMs });
+  }
+
+  #noteFirst({ firstMs }: Phase & { kind: "transferring" }, ms: number): void {
+    const pace = this.#context.paces.of(this.on!);
+    const tokens = this.#promptTokens;
+    if (tokens > 0) pace.prefilled(tokens, ms);
+    // The first transfer of two engines shows nothing of what is usual.
+    else if (firstMs === 0) pace.cameFirst(ms);
   }
 
   /** Fails a stream that has stalled. A pause for a slow client doesn't count against the instance. */
   #look(nowMs: number): number | undefined {
-    const { stallMs } = this.#context.limits.current;
+    const boundMs = streamBoundMs(this.#context, this.on!);
     const phase = this.#phase as Streaming;
-    if (phase.paused) return nowMs + stallMs;
-    if (nowMs < phase.activeAtMs + stallMs) return phase.activeAtMs + stallMs;
-    this.#stalled("decode", stallMs);
+    const dueMs = (phase.paused ? nowMs : phase.activeAtMs) + boundMs;
+    if (nowMs < dueMs) return Math.min(dueMs, nowMs + STREAM_LOOK_MS);
+    this.#stalled("decode", boundMs);
     return undefined;
   }
 

@@ -4,7 +4,7 @@ import type { Deadline } from "../../common/deadlines.ts";
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance } from "../pool/pool.ts";
 import { estimateTokens } from "../request/request.ts";
-import { prefillBoundMs, setUpMs, stalled, timeLeftMs } from "./bounds.ts";
+import { prefillBoundMs, setUpMs, stalled, strainMs, timeLeftMs, waitFor, type Wait } from "./bounds.ts";
 import type { LegContext, LegTask, SideOwner } from "./context.ts";
 import type { PrefillAnswer, PrefillListener, RemotePrefill } from "./instance-link.ts";
 import { fromInstance, sentNothing } from "./verdict.ts";
@@ -15,6 +15,9 @@ interface Running {
   readonly due: Deadline;
   /** Tokens of this prompt and of those before it. */
   readonly tokens: number;
+  readonly sinceMs: number;
+  /** Extra time for the first transfer of the two. */
+  readonly firstMs: number;
 }
 
 export class PrefillSide implements PrefillListener {
@@ -41,7 +44,7 @@ export class PrefillSide implements PrefillListener {
     const tokens = Math.max(waitingTokens, estimateTokens(request));
     // If decode is already picked, prefill pushes its KV there within this call.
     const firstMs = decode === undefined ? 0 : setUpMs(books, prefill, decode);
-    const boundMs = prefillBoundMs(limits.current, prefill, tokens) + firstMs;
+    const boundMs = prefillBoundMs(limits.current, prefill, tokens) + firstMs + strainMs(this.#context, prefill);
     const remote = linkTo(prefill).prefill(
       {
         legId: draft.legId,
@@ -55,7 +58,14 @@ export class PrefillSide implements PrefillListener {
       },
       this,
     );
-    this.#running = { prefill, remote, tokens, due: deadlines.at(nowMs + boundMs, () => this.#late(boundMs)) };
+    const due = deadlines.at(nowMs + boundMs, () => this.#late(boundMs));
+    this.#running = { prefill, remote, tokens, due, sinceMs: nowMs, firstMs };
+  }
+
+  /** Undefined while no order runs. */
+  get wait(): Wait | undefined {
+    const running = this.#running;
+    return running === undefined ? undefined : waitFor(this.#context, "prefill", running.prefill, running);
   }
 
   cancel(): void {
@@ -64,7 +74,7 @@ export class PrefillSide implements PrefillListener {
 
   onDone({ ticket, promptTokens, kvBytes, firstLogprob }: PrefillAnswer): void {
     const { draft } = this.#task;
-    const { prefill, tokens } = this.#over()!;
+    const { prefill, tokens, firstMs } = this.#over()!;
     const { cachedTokens } = ticket;
     this.firstLogprob = firstLogprob;
     draft.promptTokens = promptTokens;
@@ -74,9 +84,15 @@ export class PrefillSide implements PrefillListener {
       this.#context.metrics.kvBytes(kvBytes);
     }
     this.#owner.dispatch({ kind: "prefillDone", ticket });
+    const { books, paces, clock } = this.#context;
+    const pace = paces.of(prefill);
+    const { prefillMs } = draft;
+    pace.movedAtMs = clock.nowMs();
+    if (firstMs === 0 && prefill.tokensPerMs > 0) pace.cameFirst(prefillMs - tokens / prefill.tokensPerMs);
     // Cached tokens cost nothing, and would make the instance look faster than it is.
-    if (cachedTokens === undefined || cachedTokens * 2 < promptTokens)
-      this.#context.books.prefilled(prefill, tokens, draft.prefillMs);
+    if (cachedTokens !== undefined && cachedTokens * 2 >= promptTokens) return;
+    books.prefilled(prefill, tokens, prefillMs);
+    pace.prefilled(tokens, prefillMs);
   }
 
   onFailed(failure: ServiceError): void {

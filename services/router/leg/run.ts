@@ -5,14 +5,17 @@ import type { ServiceError } from "../../common/errors.ts";
 import type { Instance, Side } from "../pool/pool.ts";
 import { estimateTokens } from "../request/request.ts";
 import type { LegContext, LegTask, LiveLeg, SideOwner } from "./context.ts";
+import type { Wait } from "./bounds.ts";
 import { DecodeSide } from "./decode-side.ts";
 import { PrefillSide } from "./prefill-side.ts";
 import { IDLE, step, type LegEffect, type LegEvent, type LegOutcome, type LegState } from "./protocol.ts";
 import { LegTimes } from "./times.ts";
-import { decodeEnd, pairVerdict, prefillEnd, type SideEnd } from "./verdict.ts";
+import { decodeEnd, outrunVerdict, pairVerdict, prefillEnd, type SideEnd } from "./verdict.ts";
 
 /** The owner gets the answer. */
 export interface LegOwner {
+  /** The answer has begun: the first bytes or tokens have arrived. */
+  began(leg: LegRun): void;
   /** Takes events of the answer, or the whole body. Returns false to hold the leg back until `resume`. */
   deliver(events: Buffer): boolean;
   /**
@@ -36,6 +39,7 @@ export class LegRun implements LiveLeg, SideOwner {
   readonly #prefill: PrefillSide;
   readonly #decode: DecodeSide;
   #state: LegState = IDLE;
+  #outrun = false;
   /** The current event, and those that it caused. */
   readonly #events: LegEvent[] = [];
 
@@ -60,6 +64,26 @@ export class LegRun implements LiveLeg, SideOwner {
   /** Called when the owner no longer wants the answer. */
   unwanted(): void {
     this.dispatch({ kind: "unwanted" });
+  }
+
+  /**
+   * Called when another attempt at the same choice answered first. What this one waited for in vain speaks against its
+   * instance or its pair, once it has waited longer than there is reason for.
+   */
+  outrun(): void {
+    const { wait } = this;
+    const doubted = wait === undefined ? "none" : outrunVerdict(wait, this.#context.clock.nowMs());
+    const { books } = this.#context;
+    this.#outrun = true;
+    this.unwanted();
+    if (doubted === "instance") books.doubt(wait!.on);
+    else if (doubted === "pair" && this.task.prefill !== undefined && this.decode !== undefined)
+      books.pairEnded(this.task.prefill, this.decode, "bad");
+  }
+
+  /** What it waits for. Undefined once the answer has begun, and while no instance has to answer within a known time. */
+  get wait(): Wait | undefined {
+    return this.#prefill.wait ?? this.#decode.wait;
   }
 
   /** Called with the instance that `findDecode` picked. */
@@ -125,6 +149,7 @@ export class LegRun implements LiveLeg, SideOwner {
     this.#times.note(before, event, this.#context.clock.nowMs());
     for (const effect of effects) this.#toInstances(effect);
     this.#toBooks(before, event, effects);
+    if (state.kind === "streaming" && before.kind !== "streaming") this.#owner.began(this);
     for (const effect of effects) this.#toOwner(effect);
   }
 
@@ -192,10 +217,9 @@ export class LegRun implements LiveLeg, SideOwner {
       draft.completionTokens = completionTokens;
       if (cachedTokens !== undefined) draft.cachedTokens = cachedTokens;
       this.#context.metrics.completed(draft, request.stream);
-      this.#context.paces.seen(this.#decode.on!, draft.transferMs + draft.decodeMs, completionTokens);
-    } else {
-      draft.error = outcome.kind === "failed" ? `${outcome.error.code}: ${outcome.error.message}` : outcome.kind;
-    }
+      this.#context.paces.of(this.#decode.on!).answered(draft.transferMs + draft.decodeMs, completionTokens);
+    } else if (outcome.kind === "failed") draft.error = `${outcome.error.code}: ${outcome.error.message}`;
+    else draft.error = this.#outrun ? "cancelled: another attempt answered first" : "cancelled";
     this.#owner.finished(this, outcome);
   }
 }

@@ -4,6 +4,7 @@ import { ServiceError, type FailureCode } from "../../common/errors.ts";
 import type { Verdict } from "../pool/breaker.ts";
 import type { LegEnd } from "../request/metrics.ts";
 import type { Side } from "../pool/pool.ts";
+import type { Wait } from "./bounds.ts";
 import type { LegEffect, LegEvent, LegState, LegTraits } from "./protocol.ts";
 
 /** One side of the leg has ended. */
@@ -70,6 +71,16 @@ export function pairVerdict(effects: readonly LegEffect[]): Verdict {
     if (outcome.error.code === "leg_stalled" && kvIsLate) return "wedged";
   }
   return "none";
+}
+
+/**
+ * Judges what a leg waits for when another attempt has answered first. An instance that brought no leg forward since
+ * is in doubt as a whole. If only this leg is late, that speaks against the pair, and weakly.
+ */
+export function outrunVerdict(wait: Wait, nowMs: number): "none" | "instance" | "pair" {
+  if (nowMs < wait.sinceMs + wait.patienceMs + wait.firstMs) return "none";
+  if (!wait.moved) return "instance";
+  return wait.queuing ? "none" : "pair";
 }
 
 /** Failures that speak against the instance itself, whatever the request was. */

@@ -11,8 +11,11 @@
  */
 export type Verdict = "good" | "none" | "bad" | "wedged";
 
-/** `failing`: legs of users fail. `unproven`: no probe has succeeded since the engine started. */
-export type OpenBecause = "failing" | "unproven";
+/**
+ * `failing`: legs of users fail. `doubted`: another instance answered a leg for which this one showed no progress.
+ * `unproven`: no probe has succeeded since the engine started.
+ */
+export type OpenBecause = "failing" | "doubted" | "unproven";
 
 /**
  * How a probe failed. `refused`: quickly, with an error; the fault may be repaired any second. `late` or `wrong`: no
@@ -37,6 +40,7 @@ const FAILURE_SCORE = 2;
 const HALF_LIFE_MS = 5_000;
 
 const FAILING = "Legs failed on it. It gets no requests until a probe succeeds.";
+const DOUBTED = "It made no progress with a request that another instance then answered.";
 const UNPROVEN = "No probe has succeeded with it yet.";
 
 type State =
@@ -134,9 +138,24 @@ export class Breaker {
    * would be followed by a probe that wedges the engine again.
    */
   distrust(nowMs: number): void {
-    if (this.#state.kind === "closed") return this.#open("unproven", UNPROVEN, nowMs);
-    this.#state.condemned = true;
+    const state = this.#state;
+    const isMereDoubt = state.kind === "open" && state.because === "doubted" && state.failure === undefined;
+    if (state.kind === "closed" || isMereDoubt) return this.#open("unproven", UNPROVEN, nowMs);
+    state.condemned = true;
     this.probeSoon(nowMs);
+  }
+
+  /** Opens the breaker on a suspicion. A leg that ends well on the instance is as good as a probe. */
+  doubt(nowMs: number): boolean {
+    if (this.#state.kind === "open") return false;
+    this.#open("doubted", DOUBTED, nowMs + this.#limits.probeEveryMs);
+    return true;
+  }
+
+  /** Notes that the engine may be a new one that needs no proof: a doubt about the last one says nothing about it. */
+  renew(nowMs: number): void {
+    if (this.because === "doubted") this.close();
+    else this.probeSoon(nowMs);
   }
 
   /** Recent failures, fading. Policies count them as load, because an instance that fails fast always looks idle. */

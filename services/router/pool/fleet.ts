@@ -166,6 +166,7 @@ function pairUp(
   const fitting = perBuild(({ info }) =>
     traitsOf(info.connector) !== undefined ? decode.filter((other) => misfitOf(info, other.info) === undefined) : [],
   );
+  // Of those that serve, the unproven ones do so only unpaired.
   const usable = perBuild((one) =>
     fitting(one).filter((other) => serves(other) && other.breaker.because !== "unproven"),
   );

@@ -26,6 +26,7 @@ export type Instance = Readonly<
     | "legStarted"
     | "legEnded"
     | "pardon"
+    | "doubt"
     | "prefilled"
     | "grantRestart"
     | "retire"
@@ -149,9 +150,15 @@ export class TrackedInstance implements Facts {
     this.#tally();
   }
 
-  /** Returns true if that took the instance out. */
+  /** Returns true if that took the instance out, or back in. */
   legEnded(verdict: Verdict): boolean {
     this.legs -= 1;
+    if (verdict === "good" && this.breaker.because === "doubted") {
+      this.breaker.close();
+      this.#log.info("a leg ended well: instance takes requests");
+      this.#tally();
+      return true;
+    }
     // Legs that fail with an instance that is out already say nothing new, unless it got them as a last resort.
     const standing = standingOf(this);
     const says = standing.kind === "serves" || standing.reason === "failing";
@@ -170,6 +177,14 @@ export class TrackedInstance implements Facts {
     if (closed) this.#log.info("instance takes requests again: they failed by their own body");
     this.#tally();
     return closed;
+  }
+
+  /** Keeps new legs off the instance until a probe or a running leg ends well, if others are there to take them. */
+  doubt(): boolean {
+    if (standingOf(this).kind !== "serves" || !this.breaker.doubt(this.#o.clock.nowMs())) return false;
+    this.#log.warn("instance is suspect: another one answered a request that waited for it");
+    this.#tally();
+    return true;
   }
 
   /** Notes that the instance computed a prompt. */
@@ -275,7 +290,7 @@ export class TrackedInstance implements Facts {
    */
   #isBack(nowMs: number): void {
     if (this.#o.proves(this.#info)) this.breaker.distrust(nowMs);
-    else this.breaker.probeSoon(nowMs);
+    else this.breaker.renew(nowMs);
     this.#o.onServing();
   }
 }

@@ -48,6 +48,8 @@ export interface Pool {
   /** @param tokens The leg's prompt tokens, if they are still to be computed. */
   legStarted(instance: Instance, tokens?: number): void;
   legEnded(instance: Instance, verdict: Verdict): void;
+  /** Suspects an instance that made no progress with a leg, which another instance answered meanwhile. */
+  doubt(instance: Instance): void;
   /** Books what the same leg says about the two as a pair. */
   pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
   /**
@@ -329,9 +331,12 @@ export function createPool(o: PoolOptions): Pool {
     legStarted: (instance, tokens = 0) => own(instance).legStarted(tokens),
     legEnded(instance, verdict) {
       const one = own(instance);
-      const opened = one.legEnded(verdict);
-      if (opened || (!one.registered && one.legs === 0)) changed(true);
+      const isNews = one.legEnded(verdict);
+      if (isNews || (!one.registered && one.legs === 0)) changed(true);
       else changed(false);
+    },
+    doubt(instance) {
+      if (own(instance).doubt()) changed(true);
     },
     pairEnded(prefill, decode, verdict) {
       if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;

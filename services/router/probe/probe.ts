@@ -8,6 +8,7 @@ import { randomInt } from "node:crypto";
 import { ServiceError } from "../../common/errors.ts";
 import { traitsOf } from "../../kv/index.ts";
 import type { Books, LegContext } from "../leg/context.ts";
+import { Paces } from "../leg/paces.ts";
 import { LegRun, type LegOwner } from "../leg/run.ts";
 import type { Instance, ProbeFailure } from "../pool/pool.ts";
 import { LegDraft } from "../request/receipt.ts";
@@ -44,10 +45,12 @@ export function createProber(context: LegContext) {
   const books: Books = {
     legStarted: (instance, tokens) => context.books.legStarted(instance, tokens),
     legEnded: (instance) => context.books.legEnded(instance, "none"),
+    doubt() {},
     pairEnded() {},
     isWarm: (prefill, decode) => context.books.isWarm(prefill, decode),
     prefilled() {},
   };
+  const paces = new Paces();
   const metrics: LegContext["metrics"] = { leg() {}, completed() {}, kvBytes() {}, interTokenMs() {} };
 
   /** The difference between the two log probabilities; undefined if an engine doesn't report its own. */
@@ -63,6 +66,7 @@ export function createProber(context: LegContext) {
     return new Promise((resolve, reject) => {
       const answer: Buffer[] = [];
       const owner: LegOwner = {
+        began() {},
         deliver(events) {
           answer.push(Buffer.from(events));
           return true;
@@ -82,7 +86,7 @@ export function createProber(context: LegContext) {
       const prefillTimeoutMs = Math.min(limits.current.prefillTimeoutMs, timeoutMs);
       let givenUp = new ServiceError("cancelled", "The probe was given up.");
       const leg = new LegRun(
-        { ...context, books, metrics, limits: { current: { ...limits.current, prefillTimeoutMs } } },
+        { ...context, books, paces, metrics, limits: { current: { ...limits.current, prefillTimeoutMs } } },
         {
           request,
           draft,

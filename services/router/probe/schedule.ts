@@ -8,7 +8,7 @@ import type { Metrics } from "../../common/metrics.ts";
 import { calm, type Overload } from "../admission/overload.ts";
 import { misfitOf } from "../pool/compat.ts";
 import { sideOf } from "../pool/fleet.ts";
-import type { FleetView, Instance, Pool, Seen, Side } from "../pool/pool.ts";
+import type { FleetView, Instance, Pool, Reason, Seen, Side } from "../pool/pool.ts";
 import type { Prober, ProbeResult } from "./probe.ts";
 
 /** Short enough that a repaired instance is back well within two seconds. */
@@ -146,8 +146,11 @@ function find(view: FleetView, side: Side, instanceId: string): Instance | undef
   return view[side].find((seen) => seen.instance.instanceId === instanceId && isReachable(seen))?.instance;
 }
 
+/** `suspect`: of an instance that made no progress with a leg. */
+const ENDED_BY_PROBES: ReadonlySet<Reason> = new Set<Reason>(["failing", "suspect", "unproven"]);
+
 function isReachable({ standing }: Seen): boolean {
-  return standing.kind === "serves" || standing.reason === "failing" || standing.reason === "unproven";
+  return standing.kind === "serves" || ENDED_BY_PROBES.has(standing.reason);
 }
 
 /** Partners that serve or, if there are none, all that a probe can reach. */

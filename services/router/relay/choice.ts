@@ -1,18 +1,20 @@
 // One choice of one prompt: makes attempts until one gives the answer, or the table of failures allows no further one.
+// An attempt whose first byte is late gets another one beside it, the hedge (attempts.ts).
 // Once a byte of this choice was delivered, a further attempt must write the same bytes again (sent-so-far.ts).
 import type { ServiceError } from "../../common/errors.ts";
 import type { Admitted } from "../admission/admission.ts";
 import type { Deadline } from "../../common/deadlines.ts";
-import type { LegContext } from "../leg/context.ts";
+import type { Wait } from "../leg/bounds.ts";
 import { LegRun, type LegOwner } from "../leg/run.ts";
 import type { LegOutcome, Phase } from "../leg/protocol.ts";
-import { Exclusions, type Place, type Placer } from "../placement/placement.ts";
+import { Exclusions, type Place } from "../placement/placement.ts";
+import { Attempts, type AttemptsContext, type AttemptsOwner } from "./attempts.ts";
 import { FALLBACK_LIMIT, LegDraft, type ReceiptDraft } from "../request/receipt.ts";
 import { SentSoFar } from "./sent-so-far.ts";
 import { afterFailure, afterRefusal, type Next, type RetryRules, type Spent } from "./retry.ts";
 import type { QueryWatch } from "./query-of-death.ts";
 import type { RetryBudget } from "./retry-budget.ts";
-import type { Fallback, RelayMetrics } from "../request/metrics.ts";
+import type { Fallback } from "../request/metrics.ts";
 import { estimateTokens, type AnswerEnd, type RelayRequest } from "../request/request.ts";
 
 /**
@@ -21,10 +23,8 @@ import { estimateTokens, type AnswerEnd, type RelayRequest } from "../request/re
  */
 const REPEATABLE_ENGINES: ReadonlySet<string> = new Set(["embedded", "sim"]);
 
-export interface ChoiceContext extends LegContext {
-  readonly metrics: RelayMetrics;
+export interface ChoiceContext extends AttemptsContext {
   readonly queries: QueryWatch;
-  readonly placer: Placer;
   readonly budget: RetryBudget;
 }
 
@@ -43,14 +43,14 @@ export interface ChoiceOwner {
   othersIdleSinceMs(index: number): number | undefined;
 }
 
-export class Choice implements LegOwner {
+export class Choice implements LegOwner, AttemptsOwner {
   readonly index: number;
   /** When its last leg ended. 0 before. */
   idleSinceMs = 0;
   readonly #context: ChoiceContext;
   readonly #owner: ChoiceOwner;
   readonly #exclusions = new Exclusions();
-  #leg: LegRun | undefined;
+  readonly #attempts: Attempts;
   /** Ends the wait for a slot. */
   #endWait = (): void => {};
   #retries = 0;
@@ -68,19 +68,18 @@ export class Choice implements LegOwner {
     this.index = index;
     this.#context = context;
     this.#owner = owner;
+    this.#attempts = new Attempts(context, owner.request, this.#exclusions, this);
   }
 
   /** Whether it holds slots. */
   get running(): boolean {
-    return this.#leg !== undefined;
+    return this.#attempts.running;
   }
 
   begin(): void {
-    const { request } = this.#owner;
-    const wanted = { model: request.model, tokens: estimateTokens(request), strict: request.strict === true };
     this.#find(
-      () => this.#context.placer.place(wanted, this.#exclusions),
-      (place) => this.#attempt(place),
+      () => this.place(),
+      (place) => this.#attempts.begin(place, this.#sentMs === undefined),
       // The first failure says more than that no instance is left to try, unless it was only a refusal.
       (error) =>
         this.#fail(this.#said(this.#failure === undefined || isRefusal(this.#failure) ? error : this.#failure)),
@@ -90,20 +89,43 @@ export class Choice implements LegOwner {
   unwanted(): void {
     this.#endWait();
     this.#mended();
-    const leg = this.#leg;
-    this.#leg = undefined;
-    leg?.unwanted();
+    this.#attempts.unwanted();
   }
 
   resume(): void {
-    this.#leg?.resume();
+    this.#attempts.resume();
   }
 
   where(): string {
-    return this.#leg?.where() ?? "";
+    return this.#attempts.where();
   }
 
-  // The calls of its leg. `deliver` is on the token path.
+  // The calls of its attempts.
+  place(): Place {
+    const { request } = this.#owner;
+    const wanted = { model: request.model, tokens: estimateTokens(request), strict: request.strict === true };
+    return this.#context.placer.place(wanted, this.#exclusions);
+  }
+
+  legOn({ traits, prefill, decode, fallback }: Place): LegRun {
+    const { request, receipt } = this.#owner;
+    const draft = new LegDraft(this.index, this.#owner.elapsedMs());
+    receipt.legs.push(draft);
+    if (fallback !== undefined) this.#note(fallback, fallback);
+    const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;
+    const sampleIndex = this.index % request.choices;
+    return new LegRun(this.#context, { request, draft, promptIndex, sampleIndex, traits, prefill, decode }, this);
+  }
+
+  hedged(part: Wait["part"]): void {
+    this.#note("hedge", `hedge:${part}`);
+  }
+
+  // The calls of its legs. `deliver` is on the token path.
+  began(leg: LegRun): void {
+    this.#attempts.answeredBy(leg);
+  }
+
   deliver(events: Buffer): boolean {
     if (this.#sentMs === undefined) {
       this.#sentMs = this.#context.clock.nowMs();
@@ -124,6 +146,7 @@ export class Choice implements LegOwner {
   }
 
   findDecode(leg: LegRun, refusal: ServiceError | undefined): void {
+    if (this.#attempts.isHedge(leg)) return this.#attempts.findDecode(leg, refusal);
     if (refusal !== undefined) {
       // Another decode instance may take the KV that this one refused.
       const next = afterRefusal(refusal.code, this.#spent, this.#rules());
@@ -144,20 +167,24 @@ export class Choice implements LegOwner {
   }
 
   finished(leg: LegRun, outcome: LegOutcome): void {
-    if (this.#leg !== leg) return;
-    this.#leg = undefined;
+    if (!this.#attempts.has(leg)) return;
+    const { queries } = this.#context;
+    const fatal = outcome.kind === "failed" ? queries.failed(this.#owner.request, leg, outcome) : undefined;
+    if (this.#attempts.ended(leg, outcome, fatal !== undefined) === "other goes on") {
+      if (outcome.kind === "failed") this.#failure ??= outcome.error;
+      return;
+    }
     this.idleSinceMs = this.#context.clock.nowMs();
     switch (outcome.kind) {
       case "completed":
         // The new answer is shorter than the part that the client already has.
         if (this.#broken !== undefined) return this.#replayFailed("diverged");
-        this.#context.queries.succeeded(leg.task.prefill, leg.decode, this.#owner.request);
+        queries.succeeded(leg.task.prefill, leg.decode, this.#owner.request);
         return this.#owner.completed(this.index, outcome.end);
       case "cancelled":
         return; // This choice asked for it.
       case "failed": {
         const { error, phase, side } = outcome;
-        const fatal = this.#context.queries.failed(this.#owner.request, leg, outcome);
         const delivered = this.#sentMs !== undefined;
         const { decodeFirst } = leg.task.traits;
         const code = fatal?.code ?? error.code;
@@ -225,7 +252,7 @@ export class Choice implements LegOwner {
     const { replayMode, retryLimit } = this.#context.limits.current;
     if (!request.stream || request.repeatable !== true || request.strict === true) return false;
     if (retryLimit === 0 || replayMode === "never") return false;
-    return replayMode === "always" || REPEATABLE_ENGINES.has(this.#leg?.decode?.info.engine ?? "");
+    return replayMode === "always" || REPEATABLE_ENGINES.has(this.#attempts.decode?.info.engine ?? "");
   }
 
   /** Whether a replay has time to repeat what the client has, by the time that it took to write. */
@@ -265,17 +292,6 @@ export class Choice implements LegOwner {
   #mended(): void {
     this.#broken?.due.cancel();
     this.#broken = undefined;
-  }
-
-  #attempt({ traits, prefill, decode, fallback }: Place): void {
-    const { request, receipt } = this.#owner;
-    const draft = new LegDraft(this.index, this.#owner.elapsedMs());
-    receipt.legs.push(draft);
-    if (fallback !== undefined) this.#note(fallback, fallback);
-    const promptIndex = request.promptIsList ? Math.floor(this.index / request.choices) : undefined;
-    const sampleIndex = this.index % request.choices;
-    this.#leg = new LegRun(this.#context, { request, draft, promptIndex, sampleIndex, traits, prefill, decode }, this);
-    this.#leg.begin();
   }
 
   #note(reason: Fallback, text: string): void {

@@ -12,10 +12,12 @@ import type { RelayLimits, RouterConfig } from "../config.ts";
 import { Picker } from "../placement/policies.ts";
 import type { Pool } from "../pool/pool.ts";
 import { Choice, type ChoiceContext, type ChoiceOwner } from "./choice.ts";
-import { AnswerPaces, RESERVE_TIMEOUT_MS } from "../leg/bounds.ts";
+import { RESERVE_TIMEOUT_MS } from "../leg/bounds.ts";
 import type { LegContext, LiveLeg } from "../leg/context.ts";
+import { Paces } from "../leg/paces.ts";
 import { thinLink } from "../leg/thin-link.ts";
 import { mergeBodies, mergeUsageEvents, usageChunkOf } from "./merge.ts";
+import { createHedgeBudget } from "./hedge.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
 import { createProber, type Prober } from "../probe/probe.ts";
@@ -36,6 +38,10 @@ export interface RelayOptions {
   readonly deadlines: Deadlines;
   /** Left out: never overloaded. */
   readonly overload?: Overload;
+  /** The event loop of this router. */
+  readonly loop?: LegContext["loop"];
+  /** Whether the instances have capacity to spare, and most of them are above suspicion. Left out: always. */
+  readonly isCalm?: () => boolean;
   /** How instances are spoken to. Left out: over their channels. */
   readonly linkTo?: LegContext["linkTo"];
   /** Constants that tests replace. */
@@ -62,7 +68,8 @@ export function createRelay(o: RelayOptions) {
     linkTo: o.linkTo ?? (({ channel }) => thinLink(channel, o.log)),
     limits,
     reserveTimeoutMs: constants.reserveTimeoutMs ?? RESERVE_TIMEOUT_MS,
-    paces: new AnswerPaces(),
+    paces: new Paces(),
+    loop: o.loop ?? { delayMs: 0 },
     deadlines,
     clock,
     metrics,
@@ -70,6 +77,8 @@ export function createRelay(o: RelayOptions) {
     onLegEnded: checkIdle,
     placer: createPlacer(pool, pickers, placement, clock),
     budget: createRetryBudget(limits, clock, constants.retriesPerS, o.overload),
+    hedges: createHedgeBudget(limits),
+    isCalm: o.isCalm ?? (() => true),
   };
   const { probe, unsettled } = createProber(context);
   const prober: Prober = {
@@ -102,6 +111,7 @@ export function createRelay(o: RelayOptions) {
     ): Promise<Ending> {
       if (gone.aborted) throw clientLeft();
       context.budget.earn();
+      context.hedges.earn();
       const run = new Run(request, sink, receipt, admitted, context);
       const onGone = (): void => run.failed(clientLeft());
       gone.addEventListener("abort", onGone, { once: true });

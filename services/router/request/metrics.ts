@@ -10,9 +10,18 @@ export type LegEnd = "completed" | "cancelled" | FailureCode;
  * The kind of a fallback. `last_resort`: an instance or pair was used although its breaker is open, because too few
  * others are left. `pair_avoided`: a pair with an open breaker was passed over. `unpaired`: decode computed the
  * prompt too, because no prefill instance was left. `unpaired_short`: the same for a prompt below
- * `unpaired.below_tokens`. `replay`: a stream that broke after its first byte was written again elsewhere.
+ * `unpaired.below_tokens`. `replay`: a stream that broke after its first byte was written again elsewhere. `hedge`: the
+ * first byte was late, so another pair was asked as well.
  */
-export type Fallback = "retry" | "replay" | "busy" | "last_resort" | "pair_avoided" | "unpaired" | "unpaired_short";
+export type Fallback =
+  | "retry"
+  | "replay"
+  | "hedge"
+  | "busy"
+  | "last_resort"
+  | "pair_avoided"
+  | "unpaired"
+  | "unpaired_short";
 
 export const FALLBACKS_HELP = "Fallbacks used in place of the plan, by kind.";
 
@@ -35,6 +44,16 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number) {
     "tandem_replays_total",
     "Replays: streams that broke after their first byte and were written again on another pair, by outcome.",
     ["outcome"],
+  );
+  const hedges = metrics.counter(
+    "tandem_hedges_total",
+    "Second attempts beside one whose first byte was late, by outcome.",
+    ["outcome"],
+  );
+  const hedgesRefused = metrics.counter(
+    "tandem_hedges_refused_total",
+    "Late attempts without a second one, by reason.",
+    ["because"],
   );
   const kvBytes = metrics.counter(
     "tandem_kv_transfer_bytes_total",
@@ -78,6 +97,9 @@ export function createRelayMetrics(metrics: Metrics, settling: () => number) {
       transfer.observe(draft.transferMs / 1000);
       if (draft.completionTokens > 1) tpot.observe(draft.decodeMs / 1000 / (draft.completionTokens - 1));
     },
+    /** `won`: the second attempt answered. `lost`: the first one did. `failed`: the second failed before that. */
+    hedge: (outcome: "won" | "lost" | "failed" | "cancelled") => hedges.inc({ outcome }),
+    hedgeRefused: (because: "budget" | "overload" | "no_pair") => hedgesRefused.inc({ because }),
     kvBytes: (bytes: bigint) => kvBytes.inc(Number(bytes)),
     /** Observes the time between two messages with tokens of the same stream. Called once per message. */
     interTokenMs: (ms: number) => itl.observe(ms / 1000),

@@ -4,7 +4,8 @@ import type { ReceiptDraft } from "../request/receipt.ts";
 import type { Ending } from "../relay/relay.ts";
 
 export function logEnded(log: Log, draft: ReceiptDraft, ending: Ending | undefined, error: unknown): void {
-  const leg = draft.legs.at(-1);
+  // Of two attempts side by side, the one that answered.
+  const leg = draft.legs.findLast(({ error }) => error === "") ?? draft.legs.at(-1);
   // A field that is undefined is left out.
   const fields = {
     requestId: draft.requestId,

@@ -56,6 +56,8 @@ export interface Serving {
   open(incoming: Incoming): Served;
   /** Requests that run or wait. */
   readonly count: number;
+  /** Requests in the queue, and legs that returned to it. */
+  readonly waiting: number;
   readonly draining: boolean;
   /** Every request is strict, unless it says otherwise. */
   readonly strict: boolean;
@@ -229,6 +231,9 @@ export function createServing(o: ServingOptions): Serving {
     open: openOne,
     get count() {
       return open.size;
+    },
+    get waiting() {
+      return admission.waiting;
     },
     get draining() {
       return draining;

@@ -1,6 +1,7 @@
 // How long each part of a request may take, over real gRPC, and that its error names the part.
 import assert from "node:assert/strict";
-import { AnswerPaces, prefillBoundMs, reserveBoundMs } from "../../../services/router/leg/bounds.ts";
+import { answerBoundMs, prefillBoundMs, reserveBoundMs } from "../../../services/router/leg/bounds.ts";
+import { Paces } from "../../../services/router/leg/paces.ts";
 import type { Instance } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { within } from "../../support/waits.ts";
@@ -14,8 +15,10 @@ const done = (leg: PrefillLeg): void => leg.done();
 
 describe("the bound of a reservation", () => {
   it("allows a long body the time to get there, for many may go to one instance at once", () => {
-    assert.equal(reserveBoundMs(2_000, Buffer.alloc(0)), 2_000);
-    assert.equal(reserveBoundMs(2_000, Buffer.alloc(10 * 1024 * 1024)), 12_005);
+    const context = { reserveTimeoutMs: 2_000, loop: { delayMs: 0 } };
+    const decode = { load: undefined } as Instance;
+    assert.equal(reserveBoundMs(context, decode, Buffer.alloc(0)), 2_000);
+    assert.equal(reserveBoundMs(context, decode, Buffer.alloc(10 * 1024 * 1024)), 12_005);
   });
 });
 
@@ -130,30 +133,26 @@ describe("the first token", () => {
 
 describe("the bound of a non-streaming answer", () => {
   const limits = { ...LIMITS, answerFloorMs: 1_000, answerSlack: 10 };
-  const decode = { info: { maxModelLen: 500 }, channel: {} } as Instance;
+  const decode = { info: { maxModelLen: 500 } } as Instance;
 
   it("allows for its tokens at the slowest pace seen on its instance, which is forgotten slowly", () => {
-    const paces = new AnswerPaces();
-    assert.equal(paces.boundMs(limits, decode, 100), Infinity, "before any was seen");
-    paces.seen(decode, 2_000, 100);
-    assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 20);
-    paces.seen(decode, 300, 100);
-    assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 19.6);
-    for (let count = 0; count < 200; count += 1) paces.seen(decode, 300, 100);
-    assert.equal(paces.boundMs(limits, decode, 100), 1_000 + 10 * 100 * 3);
-    assert.equal(
-      paces.boundMs(limits, decode, undefined),
-      1_000 + 10 * 500 * 3,
-      "of as many as the model has room for",
-    );
-    assert.equal(paces.boundMs({ ...limits, answerSlack: 0 }, decode, 100), Infinity);
-    assert.equal(paces.boundMs(limits, { ...decode, channel: {} } as Instance, 100), Infinity, "another instance");
+    const pace = new Paces().of(decode);
+    const boundMs = (tokens: number | undefined): number => answerBoundMs(limits, decode, pace, tokens);
+    assert.equal(boundMs(100), Infinity, "before any was seen");
+    pace.answered(2_000, 100);
+    assert.equal(boundMs(100), 1_000 + 10 * 100 * 20);
+    pace.answered(300, 100);
+    assert.equal(boundMs(100), 1_000 + 10 * 100 * 19.6);
+    for (let count = 0; count < 200; count += 1) pace.answered(300, 100);
+    assert.equal(boundMs(100), 1_000 + 10 * 100 * 3);
+    assert.equal(boundMs(undefined), 1_000 + 10 * 500 * 3, "of as many as the model has room for");
+    assert.equal(answerBoundMs({ ...limits, answerSlack: 0 }, decode, pace, 100), Infinity);
   });
 
   it("is not learned from answers that are mostly transfer", () => {
-    const paces = new AnswerPaces();
-    paces.seen(decode, 5_000, 1);
-    assert.equal(paces.boundMs(limits, decode, 100), Infinity);
+    const pace = new Paces().of(decode);
+    pace.answered(5_000, 1);
+    assert.equal(answerBoundMs(limits, decode, pace, 100), Infinity);
   });
 
   it("fails an answer that stalls alone, and names the part", async () => {

@@ -6,19 +6,9 @@ import { ServiceError, type FailureCode } from "../../../services/common/errors.
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
+import { seeded } from "../support/seeded.ts";
 
 const REQUESTS = 150;
-
-/** mulberry32: small, and the same on every machine. */
-function seeded(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 const PREFILL_FAILURES: FailureCode[] = [
   "instance_busy",

@@ -93,6 +93,7 @@ export async function inMidAnswer(
 export const LIMITS: RelayLimits = {
   retryLimit: 1,
   retryRatio: 0.2,
+  hedgeRatio: 0,
   prefillTimeoutMs: 10_000,
   prefillFloorMs: 1_000,
   prefillSlack: 0,
@@ -123,6 +124,7 @@ export async function deploy(
     breaker?: BreakerLimits;
     unpaired?: boolean;
     standing?: string;
+    isCalm?: () => boolean;
   } = {},
 ): Promise<Deployment> {
   const { clock = systemClock, poolClock = systemClock } = o;
@@ -147,6 +149,7 @@ export async function deploy(
     metrics,
     log: silentLog,
     clock,
+    ...(o.isCalm === undefined ? {} : { isCalm: o.isCalm }),
   });
   const queue = { current: { limit: 0, timeoutMs: o.queueTimeoutMs ?? 10_000, targetMs: 0 } };
   // All requests are admitted as one; a leg that finds no slot returns to the queue.

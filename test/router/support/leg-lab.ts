@@ -6,7 +6,6 @@ import { Deadlines } from "../../../services/common/deadlines.ts";
 import { ServiceError, type FailureCode } from "../../../services/common/errors.ts";
 import type { ConnectorName } from "../../../services/kv/connector.ts";
 import { CONNECTORS } from "../../../services/kv/index.ts";
-import { AnswerPaces } from "../../../services/router/leg/bounds.ts";
 import type { LegContext, LiveLeg } from "../../../services/router/leg/context.ts";
 import type {
   DecodeListener,
@@ -16,6 +15,7 @@ import type {
   Reservation,
 } from "../../../services/router/leg/instance-link.ts";
 import type { RelayLimits } from "../../../services/router/config.ts";
+import { Paces } from "../../../services/router/leg/paces.ts";
 import { RESERVE_TIMEOUT_MS } from "../../../services/router/leg/bounds.ts";
 import type { LegOutcome } from "../../../services/router/leg/protocol.ts";
 import { LegRun } from "../../../services/router/leg/run.ts";
@@ -32,10 +32,12 @@ const scripted = (code: FailureCode): ServiceError => new ServiceError(code, `Sc
 
 /** A decode leg at its instance: the test says what the instance does. */
 class MemoryDecode {
+  readonly instance: Instance;
   readonly reservation: Reservation;
   readonly #listener: DecodeListener;
 
-  constructor(reservation: Reservation, listener: DecodeListener) {
+  constructor(instance: Instance, reservation: Reservation, listener: DecodeListener) {
+    this.instance = instance;
     this.reservation = reservation;
     this.#listener = listener;
   }
@@ -148,13 +150,15 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     deadlines: new Deadlines(clock),
     limits: { current: { ...LIMITS, ...limits } },
     reserveTimeoutMs: RESERVE_TIMEOUT_MS,
-    paces: new AnswerPaces(),
+    paces: new Paces(),
+    loop: { delayMs: 0 },
     books: {
       legStarted: (instance) => say(`books +${idOf(instance)}`),
       legEnded(instance, verdict) {
         say(`books -${idOf(instance)} ${verdict}`);
         lab.onBooks?.();
       },
+      doubt: (instance) => say(`books ${idOf(instance)} doubted`),
       pairEnded(prefill, decode, verdict) {
         say(`books ${idOf(prefill)}|${idOf(decode)} ${verdict}`);
         lab.pairs.judge(idOf(prefill), idOf(decode), verdict, clock.nowMs());
@@ -171,7 +175,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     linkTo: (instance) => ({
       reserve(reservation, listener): RemoteDecode {
         say(`${idOf(instance)} reserve`);
-        lab.decodes.push(new MemoryDecode(reservation, listener));
+        lab.decodes.push(new MemoryDecode(instance, reservation, listener));
         return {
           start: ({ text, unpaired }) => say(`${idOf(instance)} start ${unpaired === true ? "unpaired" : text}`),
           abandon: (reason, nothingSent) =>
@@ -250,6 +254,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
           decode: traits.decodeFirst ? decode : undefined,
         },
         {
+          began() {},
           deliver() {
             say("owner events");
             lab.onDelivery?.(leg);

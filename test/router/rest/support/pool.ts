@@ -59,6 +59,7 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
     update() {},
     legStarted() {},
     legEnded() {},
+    doubt() {},
     pairEnded() {},
     pardon() {},
     prefilled() {},
