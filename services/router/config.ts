@@ -231,9 +231,8 @@ export const routerConfig = defineConfig(
       ),
       transferTimeoutMs: milliseconds(
         "transfer.timeout_ms",
-        "Timeout from prefill's answer to the first token of a stream, for the KV transfer and the first decode " +
-          "step. The first transfer between two engines gets more (nixl: 60 s). After the timeout the leg is tried " +
-          "elsewhere.",
+        "Timeout from prefill's answer to the first token, for the KV transfer and the first decode step. The first " +
+          "transfer between two engines gets more (nixl: 60 s). After the timeout the leg is tried elsewhere.",
         { default: 30_000, live: true },
       ),
       firstTokenTimeoutMs: milliseconds(
@@ -241,22 +240,11 @@ export const routerConfig = defineConfig(
         "Timeout from the admission of a request to the first token of its stream, for all attempts together.",
         { default: 300_000, max: 86_400_000, live: true },
       ),
-      answerFloorMs: milliseconds(
-        "answer.floor_ms",
-        "Base timeout of a non-streaming answer whose tokens its instance can't report, from prefill's answer on. The " +
-          "time for its tokens is added to it.",
-        { default: 60_000, live: true },
-      ),
-      answerSlack: number(
-        "answer.slack",
-        "Allows such an answer this many times the time that max_tokens take at the slowest pace seen lately " +
-          "on its instance. After that the leg is tried elsewhere. 0: only request.deadline_ms applies.",
-        { default: 10, min: 0, max: 10_000, live: true },
-      ),
       stallMs: milliseconds(
         "stall_ms",
-        "Fails a stream that brings no further token for this long. A stream that a slow client holds back doesn't " +
-          "count.",
+        "Fails an answer that brings no further token for this long. A stream that a slow client holds back doesn't " +
+          "count. A non-streaming answer whose tokens its instance can't report gets this and transfer.timeout_ms " +
+          "together, and ten times the time of its tokens at the slowest pace seen lately.",
         { default: 30_000, live: true },
       ),
       retryLimit: integer(
@@ -338,6 +326,8 @@ export const routerConfig = defineConfig(
         "serves unpaired",
       "fallback.aggregated": "give fallback.unpaired",
       "fallback.direct_tokens": "give unpaired.below_tokens",
+      "answer.floor_ms": "transfer.timeout_ms and stall_ms bound a non-streaming answer as they bound a stream",
+      "answer.slack": "transfer.timeout_ms and stall_ms bound a non-streaming answer as they bound a stream",
       "retry.per_s": "retry.ratio sets the budget of retries, and ten more are allowed in each second",
       "receipts.limit": "the last 1000 receipts are kept",
       "registry.limit": "1024 instances may register",

@@ -71,21 +71,24 @@ function isQueuing({ load }: Instance): boolean {
   return (load?.engineWaiting ?? 0) > 0;
 }
 
+/** Times that the tokens of a whole answer may take, at the slowest pace seen lately. */
+const ANSWER_SLACK = 10;
+
 /**
- * Bounds the time of a non-streaming answer. Nothing of such an answer arrives until it is complete. If one answer
- * stalls while its engine goes on with others (with NIXL, because its KV never arrives), only this bound reveals it.
- * The bound allows for the tokens that the answer may have, at the slowest pace seen lately on the instance. Infinity
+ * Bounds the time of a whole answer whose instance doesn't report tokens: nothing arrives until it is complete. If one
+ * answer stalls while its engine goes on with others (with NIXL, because its KV never arrives), only this bound reveals
+ * it. The bound is what a stream may be silent for in all, and the time of the tokens that the answer may have. Infinity
  * if no pace or no token limit is known: then only the request's deadline applies.
  */
 export function answerBoundMs(
-  { answerFloorMs, answerSlack }: RelayLimits,
+  { transferTimeoutMs, stallMs }: RelayLimits,
   decode: Instance,
   { answerMsPerToken }: Pick<Pace, "answerMsPerToken">,
   maxTokens: number | undefined,
 ): number {
   const tokens = maxTokens ?? (decode.info.maxModelLen > 0 ? decode.info.maxModelLen : Infinity);
-  if (answerSlack === 0 || answerMsPerToken === undefined) return Infinity;
-  return Math.ceil(answerFloorMs + answerSlack * tokens * answerMsPerToken);
+  if (answerMsPerToken === undefined) return Infinity;
+  return Math.ceil(transferTimeoutMs + stallMs + ANSWER_SLACK * tokens * answerMsPerToken);
 }
 
 /** What a leg waits for, before the first byte of its answer. */

@@ -103,7 +103,7 @@ export class DecodeSide implements DecodeListener {
     });
   }
 
-  /** Undefined while it waits for nothing, or for a whole answer, which may take any time. */
+  /** Undefined while it waits for nothing, or for a whole answer whose tokens don't show, which may take any time. */
   get wait(): Wait | undefined {
     const phase = this.#phase;
     if (phase.kind === "asked") return waitFor(this.#context, "reserve", this.on!, phase);

@@ -174,8 +174,8 @@ export class Attempts {
     if (this.#running.kind !== "one") return undefined;
     const first = this.#running.leg;
     const { wait } = first;
-    // It waits for a slot, or for a whole answer, which may take any time.
-    if (wait === undefined) return this.#request.stream ? nowMs + SOONEST_LATE_MS : undefined;
+    // It waits for a slot, or for a whole answer whose tokens don't show, which may take any time.
+    if (wait === undefined) return nowMs + SOONEST_LATE_MS;
     const atMs = hedgeAtMs(wait, nowMs);
     if (atMs > nowMs) return atMs;
     const { metrics, hedges, isCalm } = this.#context;

@@ -218,6 +218,25 @@ describe("a request whose first byte is late", () => {
     assert.match(await tandem.metrics.text(), /tandem_hedges_total\{outcome="cancelled"\} 1/);
   });
 
+  it("also if its answer is not streamed, by an instance that reports tokens as they come", async () => {
+    await using f = await fleet({ decode: [(leg) => void leg.accept(true), (leg) => void leg.accept(true)] });
+    const { tandem, clock, decodes } = f;
+    const { client, ending, receipt } = tandem.start({ stream: false });
+    const stuck = await decodes[0]!.legs.next("the first attempt");
+    await stuck.started.promise;
+    clock.advance(1_200);
+    const hedge = await decodes[1]!.legs.next("the hedge");
+    await hedge.started.promise;
+    // The first tokens decide, not the body, which may take minutes.
+    hedge.events("", 3);
+    await within(stuck.abandoned.promise, "the abandon");
+    hedge.end({}, "{}");
+    await ending;
+    assert.equal(client.text, "{}");
+    assert.deepEqual(receipt.fallbacks, ["hedge:transfer"]);
+    await untilNoLegs(tandem);
+  });
+
   it("takes another decode instance too if prefill comes first (nixl)", async () => {
     await using f = await fleet({ connector: "nixl", decode: [mute, twoTokens] });
     const { tandem, clock, decodes } = f;
@@ -233,6 +252,32 @@ describe("a request whose first byte is late", () => {
     );
     assert.equal(standingIn(tandem.pool.view, "d1"), "serves");
     await untilNoLegs(tandem);
+  });
+});
+
+describe("a body that makes engines fail", () => {
+  it("is known by the failures of an attempt and of a hedge, and then runs nowhere any more", async () => {
+    const poisoned: DecodeLeg[] = [];
+    const serve = (leg: DecodeLeg): void => {
+      if (!leg.reserve.body.includes("poison")) return twoTokens(leg);
+      leg.accept();
+      // The second attempt hangs, and is hedged.
+      if (poisoned.push(leg) !== 2) void leg.started.promise.then(() => leg.fail("engine_failed"));
+    };
+    await using f = await fleet({ decode: [serve, serve, serve] });
+    const { tandem, clock, decodes } = f;
+    await Promise.all(Array.from({ length: 9 }, () => tandem.start().ending));
+    assert.ok(decodes.every(({ legs }) => legs.all.length > 0));
+    const { ending, receipt } = tandem.start({ body: Buffer.from('{"prompt":"a poison pill"}') });
+    while (poisoned.length < 2) await untilQuiet();
+    await poisoned[1]!.started.promise;
+    clock.advance(1_200);
+    await assert.rejects(ending, { code: "query_of_death" });
+    await within(poisoned[1]!.abandoned.promise, "the abandon of the attempt that hangs");
+    assert.equal(poisoned.length, 3);
+    assert.deepEqual(receipt.fallbacks, ["retry:transfer:engine_failed", "hedge:transfer"]);
+    await untilNoLegs(tandem);
+    assert.match(await tandem.metrics.text(), /tandem_hedges_total\{outcome="cancelled"\} 1/);
   });
 });
 

@@ -100,8 +100,6 @@ export const LIMITS: RelayLimits = {
   transferTimeoutMs: 10_000,
   firstTokenTimeoutMs: 3_600_000,
   stallMs: 10_000,
-  answerFloorMs: 60_000,
-  answerSlack: 10,
   quarantineLimit: 1_024,
   quarantineHoldMs: 300_000,
   replayMode: "proven",
