@@ -9,7 +9,7 @@ import { openAiClient } from "../../client/openai.ts";
 
 export const filesConfig = defineConfig(
   "bench files",
-  { limit: integer("limit", "Exit with 1 if more files than this are run.", { default: 48, min: 1 }) },
+  { limit: integer("limit", "Exit with 1 if more files than this are run.", { default: 45, min: 1 }) },
   { summary: "Counts the files that one streamed request runs in a router.", usage: "npm run bench -- files" },
 );
 

@@ -3,13 +3,22 @@
 // in the books, then calls to the owner. The leg may outlive its request, because its KV must be settled in any case.
 import type { ServiceError } from "../../common/errors.ts";
 import type { Instance, Side } from "../pool/pool.ts";
+import type { LegDraft } from "../request/receipt.ts";
 import { estimateTokens } from "../request/request.ts";
 import type { LegContext, LegTask, LiveLeg, SideOwner } from "./context.ts";
 import type { Wait } from "./bounds.ts";
 import { DecodeSide } from "./decode-side.ts";
 import { PrefillSide } from "./prefill-side.ts";
-import { IDLE, step, type LegEffect, type LegEvent, type LegOutcome, type LegState } from "./protocol.ts";
-import { LegTimes } from "./times.ts";
+import {
+  IDLE,
+  step,
+  type LegEffect,
+  type LegEvent,
+  type LegOutcome,
+  type LegState,
+  type LegTraits,
+  type Phase,
+} from "./protocol.ts";
 import { decodeEnd, outrunVerdict, pairVerdict, prefillEnd, type SideEnd } from "./verdict.ts";
 
 /** The owner gets the answer. */
@@ -221,5 +230,48 @@ export class LegRun implements LiveLeg, SideOwner {
     } else if (outcome.kind === "failed") draft.error = `${outcome.error.code}: ${outcome.error.message}`;
     else draft.error = this.#outrun ? "cancelled: another attempt answered first" : "cancelled";
     this.#owner.finished(this, outcome);
+  }
+}
+
+const PARTS: readonly Phase[] = ["reserve", "prefill", "transfer", "decode"];
+
+/** Times of the parts of one leg, for its receipt and for deadline errors that say where the time went. */
+class LegTimes {
+  readonly #draft: LegDraft;
+  /** Indices into PARTS: the leg's first part, and the one that runs. */
+  readonly #first: number;
+  #at: number;
+  /** When the running part began. */
+  #sinceMs: number;
+
+  constructor(draft: LegDraft, { decodeFirst, unpaired }: LegTraits, nowMs: number) {
+    this.#draft = draft;
+    this.#at = this.#first = PARTS.indexOf(decodeFirst ? "reserve" : unpaired === true ? "transfer" : "prefill");
+    this.#sinceMs = nowMs;
+  }
+
+  /** @param before The state in which `event` arrived. */
+  note(before: LegState, event: LegEvent, nowMs: number): void {
+    if (event.kind === "reserved" && before.kind === "reserving") this.#draft.reserveMs = nowMs - this.#sinceMs;
+    else if (event.kind === "prefillDone") this.#draft.prefillMs = nowMs - this.#sinceMs;
+    else if (event.kind === "decodeChunk" && before.kind !== "settling") this.#draft.transferMs = nowMs - this.#sinceMs;
+    else return;
+    this.#at += 1;
+    this.#sinceMs = nowMs;
+  }
+
+  /** Notes the end of the leg, whatever its outcome. */
+  ended(nowMs: number): void {
+    if (PARTS[this.#at] === "decode") this.#draft.decodeMs = nowMs - this.#sinceMs;
+  }
+
+  /** "reserve 1 ms, prefill 210 ms, transfer 12 ms" */
+  where(nowMs: number): string {
+    return PARTS.slice(this.#first, this.#at + 1)
+      .map((part, index, { length }) => {
+        const ms = index === length - 1 ? nowMs - this.#sinceMs : this.#draft[`${part}Ms`];
+        return `${part} ${Math.round(ms)} ms`;
+      })
+      .join(", ");
   }
 }

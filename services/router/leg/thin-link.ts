@@ -9,7 +9,6 @@ import type { RpcChannel } from "../../rpc/channel.ts";
 import { methodPath } from "../../rpc/service.ts";
 import type { ThinCall } from "../../rpc/thin-call.ts";
 import type { AnswerEnd } from "../request/request.ts";
-import { DecodeFrame } from "./decode-frame.ts";
 import type {
   DecodeListener,
   InstanceLink,
@@ -20,7 +19,7 @@ import type {
   Reservation,
 } from "./instance-link.ts";
 import type { Ticket } from "./protocol.ts";
-import { abandonMessage, prefillMessage, reserveMessage, startMessage } from "./wire.ts";
+import { abandonMessage, DecodeFrame, prefillMessage, reserveMessage, startMessage } from "./wire.ts";
 
 const DECODE_PATH = methodPath(DecodeService, DecodeService.method.decode);
 const PREFILL_PATH = methodPath(PrefillService, PrefillService.method.prefill);

@@ -17,7 +17,7 @@ import type { LegContext, LiveLeg } from "../leg/context.ts";
 import { Paces } from "../leg/paces.ts";
 import { thinLink } from "../leg/thin-link.ts";
 import { mergeBodies, mergeUsageEvents, usageChunkOf } from "./merge.ts";
-import { createHedgeBudget } from "./hedge.ts";
+import { createHedgeBudget } from "./attempts.ts";
 import { createRelayMetrics } from "../request/metrics.ts";
 import { createPlacer } from "../placement/placement.ts";
 import { createProber, type Prober } from "../probe/probe.ts";

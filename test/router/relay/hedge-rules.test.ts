@@ -1,7 +1,7 @@
 // When a late attempt gets a second one beside it, by its wait and the budget.
 import assert from "node:assert/strict";
 import type { Wait } from "../../../services/router/leg/bounds.ts";
-import { createHedgeBudget, endsBoth, hedgeAtMs, mayHedge } from "../../../services/router/relay/hedge.ts";
+import { createHedgeBudget, endsBoth, hedgeAtMs, mayHedge } from "../../../services/router/relay/attempts.ts";
 import type { RelayRequest } from "../../../services/router/relay/relay.ts";
 
 describe("the decision to hedge", () => {

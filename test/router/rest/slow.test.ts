@@ -4,7 +4,7 @@ import { once } from "node:events";
 import { createServer, type ServerResponse } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { takenBytes, watchReader } from "../../../services/router/rest/slow-reader.ts";
+import { takenBytes, watchReader } from "../../../services/router/rest/answer.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { deferred, eventually, within } from "../../support/waits.ts";
 import { ENDING, type Script } from "./support/relay.ts";

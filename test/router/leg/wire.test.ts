@@ -3,8 +3,13 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { DecodeRequestSchema, DecodeResponseSchema, EndSchema, FinishReason } from "#gen/tandem/decode/v1/decode_pb.js";
 import { PrefillRequestSchema } from "#gen/tandem/prefill/v1/prefill_pb.js";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { DecodeFrame } from "../../../services/router/leg/decode-frame.ts";
-import { abandonMessage, prefillMessage, reserveMessage, startMessage } from "../../../services/router/leg/wire.ts";
+import {
+  abandonMessage,
+  DecodeFrame,
+  prefillMessage,
+  reserveMessage,
+  startMessage,
+} from "../../../services/router/leg/wire.ts";
 
 const encode = (init: Parameters<typeof create<typeof DecodeResponseSchema>>[1]): Buffer =>
   Buffer.from(toBinary(DecodeResponseSchema, create(DecodeResponseSchema, init)));
