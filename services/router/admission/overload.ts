@@ -7,10 +7,10 @@ import type { Metrics } from "../../common/metrics.ts";
 const STRAINED_MS = 100;
 
 /**
- * `loop`: the event loop runs late. `queue`: the waiting queue stands. `doubt`: most instances are suspect together.
+ * `loop`: the event loop runs late. `queue`: the waiting queue stands. `self_doubt`: most instances are suspect together.
  * `last_resort`: instances are used although legs fail on them.
  */
-export const STRAINS = ["loop", "queue", "doubt", "last_resort"] as const;
+export const STRAINS = ["loop", "queue", "self_doubt", "last_resort"] as const;
 export type Strain = (typeof STRAINS)[number];
 
 export interface Overload {
@@ -27,7 +27,7 @@ export const calm = (): Overload => ({ on: false, loopDelayMs: 0, queueStands: f
 
 export function watchOverload(o: {
   readonly loop: LoopDelay;
-  readonly pool: { readonly view: { readonly doubtful: boolean; readonly lastResorts: number } };
+  readonly pool: { readonly view: { readonly doubtsItself: boolean; readonly lastResorts: number } };
   readonly metrics: Metrics;
 }): Overload {
   const { loop, pool } = o;
@@ -37,8 +37,8 @@ export function watchOverload(o: {
         return loop.delayMs > STRAINED_MS;
       case "queue":
         return overload.queueStands;
-      case "doubt":
-        return pool.view.doubtful;
+      case "self_doubt":
+        return pool.view.doubtsItself;
       case "last_resort":
         return pool.view.lastResorts > 0;
     }

@@ -72,7 +72,7 @@ function examineModel(model: ModelView): FindingInit[] {
 }
 
 /** Reasons that pass without help, or that an operator intended. */
-const PASSING: ReadonlySet<Reason> = new Set(["starting", "draining", "suspect", "left"]);
+const PASSING: ReadonlySet<Reason> = new Set(["starting", "draining", "suspect", "outrun", "left"]);
 
 const CURES: Readonly<Partial<Record<Reason, string>>> = {
   draining: "Undrain the instance with RouterService.DrainInstance, or wait until it has stopped.",

@@ -13,7 +13,7 @@ import type { Paces } from "./paces.ts";
 import type { LegEvent, LegTraits } from "./protocol.ts";
 
 /** Counts and judges the legs of instances. The pool does that for users' requests; probes have books of their own. */
-export type Books = Pick<Pool, "legStarted" | "legEnded" | "doubt" | "pairEnded" | "isWarm" | "prefilled">;
+export type Books = Pick<Pool, "legStarted" | "legEnded" | "outrun" | "pairEnded" | "isWarm" | "prefilled">;
 
 export interface LegContext {
   readonly books: Books;

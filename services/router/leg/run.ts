@@ -81,12 +81,12 @@ export class LegRun implements LiveLeg, SideOwner {
    */
   outrun(): void {
     const { wait } = this;
-    const doubted = wait === undefined ? "none" : outrunVerdict(wait, this.#context.clock.nowMs());
+    const against = wait === undefined ? "none" : outrunVerdict(wait, this.#context.clock.nowMs());
     const { books } = this.#context;
     this.#outrun = true;
     this.unwanted();
-    if (doubted === "instance") books.doubt(wait!.on);
-    else if (doubted === "pair" && this.task.prefill !== undefined && this.decode !== undefined)
+    if (against === "instance") books.outrun(wait!.on);
+    else if (against === "pair" && this.task.prefill !== undefined && this.decode !== undefined)
       books.pairEnded(this.task.prefill, this.decode, "bad");
   }
 

@@ -75,7 +75,7 @@ export function pairVerdict(effects: readonly LegEffect[]): Verdict {
 
 /**
  * Judges what a leg waits for when another attempt has answered first. An instance that brought no leg forward since
- * is in doubt as a whole. If only this leg is late, that speaks against the pair, and weakly.
+ * is outrun as a whole. If only this leg is late, that speaks against the pair, and weakly.
  */
 export function outrunVerdict(wait: Wait, nowMs: number): "none" | "instance" | "pair" {
   if (nowMs < wait.sinceMs + wait.patienceMs + wait.firstMs) return "none";

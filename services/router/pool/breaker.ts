@@ -12,10 +12,10 @@
 export type Verdict = "good" | "none" | "bad" | "wedged";
 
 /**
- * `failing`: legs of users fail. `doubted`: another instance answered a leg for which this one showed no progress.
+ * `failing`: legs of users fail. `outrun`: another instance answered a leg for which this one showed no progress.
  * `unproven`: no probe has succeeded since the engine started.
  */
-export type OpenBecause = "failing" | "doubted" | "unproven";
+export type OpenBecause = "failing" | "outrun" | "unproven";
 
 /**
  * How a probe failed. `refused`: quickly, with an error; the fault may be repaired any second. `late` or `wrong`: no
@@ -40,7 +40,7 @@ const FAILURE_SCORE = 2;
 const HALF_LIFE_MS = 5_000;
 
 const FAILING = "Legs failed on it. It gets no requests until a probe succeeds.";
-const DOUBTED = "It made no progress with a request that another instance then answered.";
+const OUTRUN = "It made no progress with a request that another instance then answered.";
 const UNPROVEN = "No probe has succeeded with it yet.";
 
 type State =
@@ -139,22 +139,22 @@ export class Breaker {
    */
   distrust(nowMs: number): void {
     const state = this.#state;
-    const isMereDoubt = state.kind === "open" && state.because === "doubted" && state.failure === undefined;
-    if (state.kind === "closed" || isMereDoubt) return this.#open("unproven", UNPROVEN, nowMs);
+    const isOnlyOutrun = state.kind === "open" && state.because === "outrun" && state.failure === undefined;
+    if (state.kind === "closed" || isOnlyOutrun) return this.#open("unproven", UNPROVEN, nowMs);
     state.condemned = true;
     this.probeSoon(nowMs);
   }
 
-  /** Opens the breaker on a suspicion. A leg that ends well on the instance is as good as a probe. */
-  doubt(nowMs: number): boolean {
+  /** Opens the breaker until a probe succeeds. A leg that ends well on the instance is as good as a probe. */
+  outrun(nowMs: number): boolean {
     if (this.#state.kind === "open") return false;
-    this.#open("doubted", DOUBTED, nowMs + this.#limits.probeEveryMs);
+    this.#open("outrun", OUTRUN, nowMs + this.#limits.probeEveryMs);
     return true;
   }
 
-  /** Notes that the engine may be a new one that needs no proof: a doubt about the last one says nothing about it. */
+  /** Notes that the engine may be a new one that needs no proof: that the last one was outrun says nothing about it. */
   renew(nowMs: number): void {
-    if (this.because === "doubted") this.close();
+    if (this.because === "outrun") this.close();
     else this.probeSoon(nowMs);
   }
 

@@ -27,12 +27,12 @@ export function mostAreSuspect(known: Iterable<Pick<Facts, "registered" | "link"
  * The instances that serve in spite of a suspicion. One that may answer wrongly is never among them.
  *
  * @param sideOf The side of a model that an instance belongs to, as a key.
- * @param doubtful Whether this router doubts itself.
+ * @param doubtsItself Whether this router doubts itself.
  */
 export function keptOf<F extends Facts>(
   known: Iterable<F>,
   sideOf: (one: F) => string,
-  doubtful: boolean,
+  doubtsItself: boolean,
 ): ReadonlySet<F> {
   const sides = new Map<string, { sound: number; readonly suspected: F[]; readonly unlisted: F[] }>();
   const kept = new Set<F>();
@@ -44,9 +44,9 @@ export function keptOf<F extends Facts>(
     if (standing.kind === "serves") side.sound += 1;
     else if (one.breaker.condemned) continue;
     else if (standing.reason === "unlisted") side.unlisted.push(one);
-    else if (standing.reason === "suspect" || standing.reason === "failing") {
+    else if (standing.reason === "suspect" || standing.reason === "failing" || standing.reason === "outrun") {
       side.suspected.push(one);
-      if (doubtful && standing.reason === "suspect") kept.add(one);
+      if (doubtsItself && standing.reason === "suspect") kept.add(one);
     }
   }
   for (const { sound, suspected, unlisted } of sides.values()) {

@@ -70,7 +70,7 @@ export interface FleetView {
   /** In the order of their names. */
   readonly models: ReadonlyMap<string, ModelView>;
   /** Whether most instances are suspect together, so that this router doubts itself. */
-  readonly doubtful: boolean;
+  readonly doubtsItself: boolean;
   /** Instances of all models that are a last resort. */
   readonly lastResorts: number;
   /** Whether an instance gets legs although its registry reports it dead or gone. */
@@ -87,16 +87,16 @@ export type Known = Instance & Facts & { readonly breaker: Breaker };
 /**
  * @param tracked All known instances, in any order.
  * @param unpairedMayServe Whether decode may serve a model unpaired now, if the connector allows it.
- * @param doubtful Whether this router doubts itself.
+ * @param doubtsItself Whether this router doubts itself.
  */
 export function fleetOf(
   tracked: Iterable<Known>,
   pairs: Pairs,
   unpairedMayServe: (model: string) => boolean,
-  doubtful = false,
+  doubtsItself = false,
 ): FleetView {
   const sorted = [...tracked].sort((a, b) => (a.instanceId < b.instanceId ? -1 : 1));
-  const kept = keptOf(sorted, modelSideOf, doubtful);
+  const kept = keptOf(sorted, modelSideOf, doubtsItself);
   const standings = new Map<Instance, Standing>();
   const members = new Map<string, Record<Side, Known[]>>();
   for (const one of sorted) {
@@ -117,7 +117,7 @@ export function fleetOf(
     prefill: sorted.filter((one) => sideOf(one) === "prefill").map(seen),
     decode: sorted.filter((one) => sideOf(one) === "decode").map(seen),
     models,
-    doubtful,
+    doubtsItself,
     lastResorts: [...models.values()].reduce((sum, { lastResorts }) => sum + lastResorts.size, 0),
     overruled: [...standings.values()].some(
       (standing) => standing.kind === "serves" && standing.despite === "unlisted",

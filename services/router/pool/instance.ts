@@ -26,7 +26,7 @@ export type Instance = Readonly<
     | "legStarted"
     | "legEnded"
     | "pardon"
-    | "doubt"
+    | "outrun"
     | "prefilled"
     | "grantRestart"
     | "retire"
@@ -153,7 +153,7 @@ export class TrackedInstance implements Facts {
   /** Returns true if that took the instance out, or back in. */
   legEnded(verdict: Verdict): boolean {
     this.legs -= 1;
-    if (verdict === "good" && this.breaker.because === "doubted") {
+    if (verdict === "good" && this.breaker.because === "outrun") {
       this.breaker.close();
       this.#log.info("a leg ended well: instance takes requests");
       this.#tally();
@@ -180,9 +180,9 @@ export class TrackedInstance implements Facts {
   }
 
   /** Keeps new legs off the instance until a probe or a running leg ends well, if others are there to take them. */
-  doubt(): boolean {
-    if (standingOf(this).kind !== "serves" || !this.breaker.doubt(this.#o.clock.nowMs())) return false;
-    this.#log.warn("instance is suspect: another one answered a request that waited for it");
+  outrun(): boolean {
+    if (standingOf(this).kind !== "serves" || !this.breaker.outrun(this.#o.clock.nowMs())) return false;
+    this.#log.warn("instance is outrun: another one answered a request that waited for it");
     this.#tally();
     return true;
   }

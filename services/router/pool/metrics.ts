@@ -21,7 +21,7 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     gauge.set({ of: "pair" }, pool.view.pairsOut);
   });
   metrics.gauge("tandem_self_doubt", "1 while most instances are suspect together, otherwise 0.", [], (gauge) =>
-    gauge.set(pool.view.doubtful ? 1 : 0),
+    gauge.set(pool.view.doubtsItself ? 1 : 0),
   );
   metrics.gauge(
     "tandem_last_resorts",

@@ -48,8 +48,8 @@ export interface Pool {
   /** @param tokens The leg's prompt tokens, if they are still to be computed. */
   legStarted(instance: Instance, tokens?: number): void;
   legEnded(instance: Instance, verdict: Verdict): void;
-  /** Suspects an instance that made no progress with a leg, which another instance answered meanwhile. */
-  doubt(instance: Instance): void;
+  /** Takes out an instance that made no progress with a leg, which another instance answered meanwhile. */
+  outrun(instance: Instance): void;
   /** Books what the same leg says about the two as a pair. */
   pairEnded(prefill: Instance, decode: Instance, verdict: Verdict): void;
   /**
@@ -114,7 +114,7 @@ export function createPool(o: PoolOptions): Pool {
   const firstPrefill = awaitFirstPrefill(clock, o.firstPrefillMs ?? 0);
   let view: FleetView | undefined;
   /** Most instances are suspect together. */
-  let doubtful = false;
+  let doubtsItself = false;
   let closed = false;
 
   const find = (instanceId: string): TrackedInstance | undefined => {
@@ -129,16 +129,17 @@ export function createPool(o: PoolOptions): Pool {
     if (closed) return;
     if (isNewView) {
       view = undefined;
-      doubt(mostAreSuspect(tracked));
+      doubtItself(mostAreSuspect(tracked));
       for (const one of tracked) if (!one.registered && one.legs === 0) retire(one);
     }
     for (const listener of listeners) listener(isNewView);
   }
 
-  function doubt(now: boolean): void {
-    if (now === doubtful) return;
-    doubtful = now;
-    if (doubtful) log.warn("most instances are suspect together: this router doubts itself, and takes none out for it");
+  function doubtItself(now: boolean): void {
+    if (now === doubtsItself) return;
+    doubtsItself = now;
+    if (doubtsItself)
+      log.warn("most instances are suspect together: this router doubts itself, and takes none out for it");
     else log.info("this router no longer doubts itself");
   }
 
@@ -151,7 +152,7 @@ export function createPool(o: PoolOptions): Pool {
   function makeView(): FleetView {
     firstPrefill.look(tracked);
     expectPairs();
-    return fleetOf(tracked, pairs, (model) => unpaired && !firstPrefill.isAwaited(model), doubtful);
+    return fleetOf(tracked, pairs, (model) => unpaired && !firstPrefill.isAwaited(model), doubtsItself);
   }
 
   /**
@@ -214,7 +215,7 @@ export function createPool(o: PoolOptions): Pool {
       onChange: changed,
       onServing: () => pairs.cool(one.instanceId, clock.nowMs()),
       onSuspect: () => suspected(one),
-      patienceMs: () => (doubtful ? DOUBT_MS : 0),
+      patienceMs: () => (doubtsItself ? DOUBT_MS : 0),
     });
     tracked.add(one);
     log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
@@ -231,7 +232,7 @@ export function createPool(o: PoolOptions): Pool {
   function suspected(one: TrackedInstance): void {
     if (closed) return;
     changed(true);
-    if (one.suspect && !keptOf(tracked, modelSideOf, doubtful).has(one)) one.channel.dropUnanswered();
+    if (one.suspect && !keptOf(tracked, modelSideOf, doubtsItself).has(one)) one.channel.dropUnanswered();
   }
 
   function grantRestarts(): void {
@@ -335,8 +336,8 @@ export function createPool(o: PoolOptions): Pool {
       if (isNews || (!one.registered && one.legs === 0)) changed(true);
       else changed(false);
     },
-    doubt(instance) {
-      if (own(instance).doubt()) changed(true);
+    outrun(instance) {
+      if (own(instance).outrun()) changed(true);
     },
     pairEnded(prefill, decode, verdict) {
       if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;

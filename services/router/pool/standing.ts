@@ -18,8 +18,8 @@ export const REASONS = [
   "untrusted", // It has not proven who it is, and was told nothing.
   "silent", // It is connected, and has sent no heartbeat for 2 s.
   "failing", // It reports that it serves, but its legs fail or stall. A successful probe brings it back.
-  "suspect", // It has sent no byte for 1.3 s, or another instance answered a leg with which it made no progress. Its
-  // running legs go on.
+  "suspect", // It has sent no byte for 1.3 s. Its running legs go on.
+  "outrun", // It made no progress with a leg, which another instance then answered. Its running legs go on.
   "unlisted", // It reports that it serves, but its registry reports it dead or gone.
   "unproven", // No probe has shown yet that it answers from the KV that it is sent, or one has shown that it doesn't.
   "unmatched", // It fits no instance of the other role: their facts differ.
@@ -90,7 +90,7 @@ export function standingOf(facts: Facts, kept = false): Standing {
       : out(reason, text, soon);
   if (breaker.because === "failing") return suspected("failing", breaker.text, breaker.isUntried);
   if (facts.suspect) return suspected("suspect", "No byte has come from it for more than a second.");
-  if (breaker.because === "doubted") return suspected("suspect", breaker.text, breaker.isUntried);
+  if (breaker.because === "outrun") return suspected("outrun", breaker.text, breaker.isUntried);
   if (objection !== undefined && objection.kind !== "lapsed") return suspected("unlisted", objection.reason);
   if (breaker.because === "unproven") return out("unproven", breaker.text, breaker.isUntried);
   return SERVES;

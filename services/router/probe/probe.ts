@@ -45,7 +45,7 @@ export function createProber(context: LegContext) {
   const books: Books = {
     legStarted: (instance, tokens) => context.books.legStarted(instance, tokens),
     legEnded: (instance) => context.books.legEnded(instance, "none"),
-    doubt() {},
+    outrun() {},
     pairEnded() {},
     isWarm: (prefill, decode) => context.books.isWarm(prefill, decode),
     prefilled() {},

@@ -146,8 +146,7 @@ function find(view: FleetView, side: Side, instanceId: string): Instance | undef
   return view[side].find((seen) => seen.instance.instanceId === instanceId && isReachable(seen))?.instance;
 }
 
-/** `suspect`: of an instance that made no progress with a leg. */
-const ENDED_BY_PROBES: ReadonlySet<Reason> = new Set<Reason>(["failing", "suspect", "unproven"]);
+const ENDED_BY_PROBES: ReadonlySet<Reason> = new Set<Reason>(["failing", "outrun", "unproven"]);
 
 function isReachable({ standing }: Seen): boolean {
   return standing.kind === "serves" || ENDED_BY_PROBES.has(standing.reason);

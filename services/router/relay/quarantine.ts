@@ -62,14 +62,14 @@ const WINDOW_MS = 60_000;
 /** A success this long ago still shows that an instance serves others. */
 const SERVES_MS = 300_000;
 const FIRST_HOLD = 0.1;
-const SUSPECT_LIMIT = 1_024;
+const FAILED_BODY_LIMIT = 1_024;
 const INSTANCE_LIMIT = 4_096;
 /** Everything that ran on an engine that died is reported lost within this time. */
 const BURST_MS = 5_000;
 /** Failures of one body that are kept. */
 const FAILURE_LIMIT = 8;
 
-interface Suspect<Leg> {
+interface FailedBody<Leg> {
   readonly failures: (EngineFailure<Leg> & { readonly atMs: number })[];
 }
 
@@ -89,7 +89,7 @@ interface Witness {
 
 export class Quarantine<Leg> {
   readonly #limits: Live<QuarantineLimits>;
-  readonly #suspects = new Map<string, Suspect<Leg>>();
+  readonly #failedBodies = new Map<string, FailedBody<Leg>>();
   /** Those whose hold is over stay for a while, for their next hold. */
   readonly #holds = new Map<string, Hold<Leg>>();
   readonly #witnesses = new Map<string, Witness>();
@@ -123,16 +123,16 @@ export class Quarantine<Leg> {
     const nothing: Decision<Leg> = { kind: "unknown" };
     if (this.#limits.current.quarantineLimit === 0) return { decision: nothing, released: [] };
     const released = how === "answered" ? this.#answered(digest, instanceId, nowMs) : this.#died(failure, nowMs);
-    const suspect = this.#suspect(digest, nowMs);
-    if (suspect.failures.length === FAILURE_LIMIT) suspect.failures.shift();
-    suspect.failures.push({ ...failure, atMs: nowMs });
+    const body = this.#failedBody(digest, nowMs);
+    if (body.failures.length === FAILURE_LIMIT) body.failures.shift();
+    body.failures.push({ ...failure, atMs: nowMs });
     this.#watch(nowMs + WINDOW_MS);
 
     const held = this.holdOn(digest, nowMs);
     // Its other attempts were under way when it was condemned.
     if (held !== undefined)
       return { decision: { kind: "condemned", isNew: false, hold: held, forgiven: [failure.leg] }, released };
-    const alike = suspect.failures.filter((one) => one.side === side && nowMs - one.atMs < WINDOW_MS);
+    const alike = body.failures.filter((one) => one.side === side && nowMs - one.atMs < WINDOW_MS);
     const instanceIds = [...new Set(alike.map((one) => one.instanceId))];
     const fatal = alike.some((one) => one.how === "died");
     const known = this.#holds.get(digest);
@@ -141,9 +141,9 @@ export class Quarantine<Leg> {
       return { decision: nothing, released };
     if (fatal && this.#explainedByOthers(digest, side, instanceIds, nowMs)) {
       // One that was aboard the same engines, and was reported first.
-      const isDoubtful = (hold: Hold<Leg>): boolean =>
+      const wasAboard = (hold: Hold<Leg>): boolean =>
         hold.fatal && hold.side === side && hold.instanceIds.every((id) => instanceIds.includes(id));
-      return { decision: nothing, released: [...released, ...this.#release(isDoubtful)] };
+      return { decision: nothing, released: [...released, ...this.#release(wasAboard)] };
     }
     const found = { side, fatal, instanceIds, count: (known?.count ?? 0) + 1, leg: failure.leg };
     const hold = this.#hold(digest, found, nowMs);
@@ -175,7 +175,7 @@ export class Quarantine<Leg> {
       witness.sick = false;
     }
     if (digest === undefined) return undefined;
-    this.#suspects.delete(digest);
+    this.#failedBodies.delete(digest);
     const hold = this.#holds.get(digest);
     this.#holds.delete(digest);
     return hold;
@@ -206,7 +206,7 @@ export class Quarantine<Leg> {
   /** Whether another body was aboard the same engines when they died, or aboard one that died without this body. */
   #explainedByOthers(digest: string, side: Side, instanceIds: readonly string[], nowMs: number): boolean {
     const ambiguous = Math.min(2, instanceIds.length);
-    for (const [other, { failures }] of this.#suspects) {
+    for (const [other, { failures }] of this.#failedBodies) {
       if (other === digest) continue;
       const lost = failures.filter((one) => one.how === "died" && one.side === side && nowMs - one.atMs < WINDOW_MS);
       const where = new Set(lost.map((one) => one.instanceId));
@@ -238,16 +238,16 @@ export class Quarantine<Leg> {
     return released;
   }
 
-  #suspect(digest: string, nowMs: number): Suspect<Leg> {
-    for (const [other, { failures }] of this.#suspects) {
-      if (nowMs - failures.at(-1)!.atMs < WINDOW_MS && this.#suspects.size < SUSPECT_LIMIT) break;
-      this.#suspects.delete(other);
+  #failedBody(digest: string, nowMs: number): FailedBody<Leg> {
+    for (const [other, { failures }] of this.#failedBodies) {
+      if (nowMs - failures.at(-1)!.atMs < WINDOW_MS && this.#failedBodies.size < FAILED_BODY_LIMIT) break;
+      this.#failedBodies.delete(other);
     }
-    const suspect = this.#suspects.get(digest) ?? { failures: [] };
+    const body = this.#failedBodies.get(digest) ?? { failures: [] };
     // The latest last.
-    this.#suspects.delete(digest);
-    this.#suspects.set(digest, suspect);
-    return suspect;
+    this.#failedBodies.delete(digest);
+    this.#failedBodies.set(digest, body);
+    return body;
   }
 
   #witness(instanceId: string): Witness {
@@ -280,7 +280,7 @@ function noteFailure(witness: Witness, digest: string, nowMs: number): void {
 }
 
 /** Failures, where all that one death of an engine caused is one. */
-function countOf<Leg>(failures: Suspect<Leg>["failures"]): number {
+function countOf<Leg>(failures: FailedBody<Leg>["failures"]): number {
   const isNew = ({ how, instanceId, atMs }: (typeof failures)[number], index: number): boolean =>
     how === "answered" ||
     !failures.slice(0, index).some((one) => one.instanceId === instanceId && atMs - one.atMs < BURST_MS);

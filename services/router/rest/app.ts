@@ -52,7 +52,7 @@ export const ROUTES = {
   "/readyz": {
     method: "GET",
     help:
-      "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack; `doubt` is there while most instances are silent together. " +
+      "200 where at least one model can be served, else 503 and `reason`. `not_ready` has what other models lack; `self_doubt` is there while most instances are silent together. " +
       "Where `/` needs the key, none of these is told.",
   },
   "/metrics": {
@@ -102,7 +102,9 @@ export function restHandler(o: RestOptions): (req: IncomingMessage, res: ServerR
     const reason = serving.draining ? "The server is stopping." : lack;
     const also = {
       ...(Object.keys(lacking).length === 0 ? {} : { not_ready: lacking }),
-      ...(pool.view.doubtful ? { doubt: "Most instances are silent together. The router takes none out for it." } : {}),
+      ...(pool.view.doubtsItself
+        ? { self_doubt: "Most instances are silent together. The router takes none out for it." }
+        : {}),
     };
     if (reason === undefined) res.json({ status: "ready", ...(access.tellsAll ? also : {}) });
     else res.status(503).json({ status: "not ready", ...(access.tellsAll ? { reason, ...also } : {}) });

@@ -161,7 +161,7 @@ export function createServing(o: ServingOptions): Serving {
       metrics.fallback("stale-registry");
     }
     // Costs the request nothing that it asked for, so a strict one goes on too.
-    if (view.doubtful) {
+    if (view.doubtsItself) {
       draft.fallbacks.push("stale-view");
       metrics.fallback("stale-view");
     }

@@ -223,7 +223,7 @@ describe("a router whose event loop runs late", () => {
 describe("a router that has more to do than it can", () => {
   it("sheds optional work for each cause, and reports which", async () => {
     const loop = { delayMs: 0 };
-    const view = { doubtful: false, lastResorts: 0 };
+    const view = { doubtsItself: false, lastResorts: 0 };
     const metrics = createMetrics();
     const overload = watchOverload({ loop, pool: { view }, metrics });
     const causes = async (): Promise<string> =>
@@ -232,7 +232,7 @@ describe("a router that has more to do than it can", () => {
     for (const [cause, change, undo] of [
       ["loop", () => (loop.delayMs = 101), () => (loop.delayMs = 100)],
       ["queue", () => (overload.queueStands = true), () => (overload.queueStands = false)],
-      ["doubt", () => (view.doubtful = true), () => (view.doubtful = false)],
+      ["self_doubt", () => (view.doubtsItself = true), () => (view.doubtsItself = false)],
       ["last_resort", () => (view.lastResorts = 1), () => (view.lastResorts = 0)],
     ] as const) {
       change();

@@ -182,10 +182,10 @@ const FLEETS: readonly (readonly [string, readonly Init[], string, boolean?])[] 
 ];
 
 describe("a side of a model", () => {
-  for (const [what, decodes, serving, doubtful] of FLEETS) {
+  for (const [what, decodes, serving, doubtsItself] of FLEETS) {
     it(`where ${what}, keeps ${serving}`, () => {
       const inits = decodes.map((init, index) => ({ id: `d${index + 1}`, ...init }));
-      const view = viewOf([{ id: "p1" }], inits, doubtful === true ? { doubtful } : {});
+      const view = viewOf([{ id: "p1" }], inits, doubtsItself === true ? { doubtsItself } : {});
       const ids = view.decode
         .filter(({ standing }) => standing.kind === "serves")
         .map(({ instance }) => instance.instanceId);

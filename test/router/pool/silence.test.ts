@@ -125,7 +125,7 @@ describe("instances that all fall silent together", () => {
     const seen = (): unknown[] => {
       const ids = ["d1", "d2"];
       const links = ids.map((id) => instanceIn(pool, id)!.channel.state.kind);
-      return [pool.view.doubtful, ...ids.map((id) => standingIn(pool.view, id)), ...links];
+      return [pool.view.doubtsItself, ...ids.map((id) => standingIn(pool.view, id)), ...links];
     };
     for (const child of [one, two]) child.signal("SIGSTOP");
     for (const ms of [1_500, 3_500]) {
@@ -138,7 +138,7 @@ describe("instances that all fall silent together", () => {
     for (const child of [one, two]) child.signal("SIGSTOP");
     await clock.pass(7_000);
     await untilStanding(pool, "d1", "silent");
-    assert.equal(pool.view.doubtful, false);
+    assert.equal(pool.view.doubtsItself, false);
     assert.equal(sink.lines.filter(({ msg }) => String(msg).includes("doubts itself")).length > 0, true);
   });
 });

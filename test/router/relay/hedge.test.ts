@@ -43,7 +43,7 @@ describe("a request whose first byte is late", () => {
     assert.doesNotMatch(metrics, /tandem_retries_total\{/);
   });
 
-  it("makes the instance suspect that it waited for, and the next requests go elsewhere", async () => {
+  it("takes out the instance that it waited for, and the next requests go elsewhere", async () => {
     await using f = await fleet({ decode: [mute, twoTokens] });
     const { tandem, clock, decodes } = f;
     const first = Array.from({ length: 8 }, () => tandem.start());
@@ -51,14 +51,14 @@ describe("a request whose first byte is late", () => {
     clock.advance(1_200);
     await Promise.all(first.map(({ ending }) => ending));
     assert.ok(first.every(({ client }) => client.text === TOKENS));
-    assert.equal(standingIn(tandem.pool.view, "d1"), "suspect");
+    assert.equal(standingIn(tandem.pool.view, "d1"), "outrun");
     assert.equal(standingIn(tandem.pool.view, "p1"), "serves");
     const next = Array.from({ length: 8 }, () => tandem.start());
     await Promise.all(next.map(({ ending }) => ending));
     assert.ok(next.every(({ receipt }) => receipt.legs.length === 1 && receipt.fallbacks.length === 0));
   });
 
-  it("makes it suspect only until a probe succeeds, or its engine has restarted", async () => {
+  it("takes it out only until a probe succeeds, or its engine has restarted", async () => {
     for (const end of ["probe", "restart"]) {
       const poolClock = manualClock();
       const muteToUsers = (leg: DecodeLeg): void => {
@@ -75,7 +75,7 @@ describe("a request whose first byte is late", () => {
       await (await decodes[0]!.legs.next("the first attempt")).started.promise;
       clock.advance(1_200);
       await ending;
-      assert.equal(standingIn(tandem.pool.view, "d1"), "suspect");
+      assert.equal(standingIn(tandem.pool.view, "d1"), "outrun");
       if (end === "probe") poolClock.advance(500);
       else {
         decodes[0]!.load({ state: State.STARTING });
@@ -94,7 +94,7 @@ describe("a request whose first byte is late", () => {
     await (await decodes[0]!.legs.next("the first attempt")).started.promise;
     clock.advance(1_200);
     await ending;
-    assert.equal(standingIn(tandem.pool.view, "d1"), "suspect");
+    assert.equal(standingIn(tandem.pool.view, "d1"), "outrun");
     await tandem.pool.drain("d2", false);
     assert.equal(standingIn(tandem.pool.view, "d1"), "serves");
     hangs = false;
@@ -112,7 +112,7 @@ describe("a request whose first byte is late", () => {
     await ending;
     assert.equal(client.text, TOKENS);
     assert.deepEqual(receipt.fallbacks, ["hedge:prefill"]);
-    assert.equal(standingIn(tandem.pool.view, "p1"), "suspect");
+    assert.equal(standingIn(tandem.pool.view, "p1"), "outrun");
     // P2P: a prefill that pushes can't be cancelled, so the reservation lasts until its outcome is known.
     const held = decodes[0]!.legs.all[0]!;
     assert.deepEqual(held.seen, ["reserve"]);

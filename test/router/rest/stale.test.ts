@@ -70,8 +70,8 @@ describe("a request while most instances are silent together", () => {
       assert.deepEqual([response.status, response.headers.get("x-tandem-degraded")], [200, "stale-view"]);
     }
     assert.match(await rest.metrics.text(), /^tandem_fallbacks_total\{reason="stale-view"\} 2$/m);
-    const doubt = "Most instances are silent together. The router takes none out for it.";
-    assert.deepEqual(await readiness(), { status: "ready", doubt });
+    const self_doubt = "Most instances are silent together. The router takes none out for it.";
+    assert.deepEqual(await readiness(), { status: "ready", self_doubt });
     rest.pool.set([
       { id: "p1", role: "prefill" },
       { id: "d1", role: "decode" },

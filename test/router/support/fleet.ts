@@ -56,13 +56,13 @@ export interface ViewOptions {
   /** Whether decode may serve unpaired. Default: no. */
   readonly unpaired?: boolean;
   /** Whether the router doubts itself. Default: no. */
-  readonly doubtful?: boolean;
+  readonly doubtsItself?: boolean;
 }
 
 export function viewOf(prefill: readonly KnownInit[], decode: readonly KnownInit[], o: ViewOptions = {}): FleetView {
   const all = [...prefill.map((init) => known(Role.PREFILL, init)), ...decode.map((init) => known(Role.DECODE, init))];
-  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false, doubtful = false } = o;
-  return fleetOf(all, pairs, () => unpaired, doubtful);
+  const { pairs = new Pairs(BREAKER_LIMITS), unpaired = false, doubtsItself = false } = o;
+  return fleetOf(all, pairs, () => unpaired, doubtsItself);
 }
 
 /** `serves`, or why not. */

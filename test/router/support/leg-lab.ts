@@ -158,7 +158,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
         say(`books -${idOf(instance)} ${verdict}`);
         lab.onBooks?.();
       },
-      doubt: (instance) => say(`books ${idOf(instance)} doubted`),
+      outrun: (instance) => say(`books ${idOf(instance)} outrun`),
       pairEnded(prefill, decode, verdict) {
         say(`books ${idOf(prefill)}|${idOf(decode)} ${verdict}`);
         lab.pairs.judge(idOf(prefill), idOf(decode), verdict, clock.nowMs());

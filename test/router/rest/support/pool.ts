@@ -59,7 +59,7 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
     update() {},
     legStarted() {},
     legEnded() {},
-    doubt() {},
+    outrun() {},
     pairEnded() {},
     pardon() {},
     prefilled() {},
@@ -77,7 +77,7 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
 
 function viewOfAll(instances: readonly FakeInstance[]): FleetView {
   const of = (role: string): KnownInit[] => instances.filter((one) => one.role === role).map(initOf);
-  return viewOf(of("prefill"), of("decode"), { doubtful: instances.some(({ suspect }) => suspect === true) });
+  return viewOf(of("prefill"), of("decode"), { doubtsItself: instances.some(({ suspect }) => suspect === true) });
 }
 
 function initOf({
