@@ -1,10 +1,14 @@
 // The requests of a run and their right answers. The sim's answer is a pure function of the prompt; the right answers
 // come from an engine that does both legs itself, without Tandem.
 import { Agent } from "node:http";
+import { POISON } from "../../services/tiny-engine/faults.ts";
 import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-request.ts";
 import { closedLoop, seededRandom } from "../loadgen/arrivals.ts";
 
 export type KnownAnswer = Readonly<Pick<TimedAnswer, "text" | "tokens" | "finishReason">>;
+
+/** Number of requests in the list that engines answer with a 500. It is the last one. */
+export const POISONED = 1;
 
 const WORDS =
   "tide lamp anchor harbour letter winter copper garden signal bridge paper river engine window stone".split(" ");
@@ -16,8 +20,8 @@ export function makeAsks(
   o: { readonly count: number; readonly tokenLimit: number; readonly wordLimit: number },
 ): Ask[] {
   const random = seededRandom(seed ^ 0x5eed);
-  return Array.from({ length: o.count }, (_, index) => {
-    const words = [`${seed}.${index}:`];
+  return Array.from({ length: o.count + POISONED }, (_, index) => {
+    const words = [`${seed}.${index}:`, ...(index < o.count ? [] : [POISON])];
     const length = 4 + Math.floor(random() ** 3 * o.wordLimit);
     while (words.length < length) words.push(WORDS[Math.floor(random() * WORDS.length)]!);
     const prompt = words.join(" ");

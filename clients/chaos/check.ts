@@ -1,6 +1,7 @@
 // Compares what clients and engines saw with the faults that hit them. Pure: the same records give the same verdict.
-import type { KnownAnswer } from "./asks.ts";
+import { POISONED, type KnownAnswer } from "./asks.ts";
 import type { ChaosConfig } from "./config.ts";
+import type { Fleet } from "./fleets.ts";
 import type { Fault } from "./injector.ts";
 import type { RequestRecord } from "./load.ts";
 import { isSoft } from "./schedule.ts";
@@ -12,6 +13,8 @@ export interface Violation {
     | "malformed"
     | "wrong answer"
     | "untouched"
+    | "wrong error"
+    | "poison"
     | "late"
     | "cut"
     | "orphan"
@@ -28,7 +31,32 @@ export interface Violation {
   readonly faults?: readonly Fault[];
 }
 
-export interface CheckInput extends Pick<ChaosWatch, "receipts" | "kv">, Pick<ChaosConfig, "stallMs" | "slackMs"> {
+/** Rules that a machine breaks by withholding the processor: what they forbid is what a starved process does. */
+const TIMED: ReadonlySet<Violation["rule"]> = new Set([
+  "untouched",
+  "late",
+  "cut",
+  "drain",
+  "silent instance",
+  "scene",
+  "start",
+]);
+
+/** An undisturbed stream of a process beside the deployment that was silent for longer shows a starved machine. */
+export const CONTROL_GAP_MS = 750;
+
+/** Sets apart what can't be judged on a machine whose control stream starved. Wrong answers, KV and memory count. */
+export function judge(
+  violations: readonly Violation[],
+  controlMaxMs: number,
+): { readonly broken: readonly Violation[]; readonly unjudged: readonly Violation[] } {
+  if (!(controlMaxMs > CONTROL_GAP_MS)) return { broken: violations, unjudged: [] };
+  const isTimed = ({ rule }: Violation): boolean => TIMED.has(rule);
+  return { broken: violations.filter((one) => !isTimed(one)), unjudged: violations.filter(isTimed) };
+}
+
+export interface CheckInput extends Pick<ChaosWatch, "receipts" | "kv">, Pick<ChaosConfig, "slackMs"> {
+  readonly connector: Fleet["connector"];
   readonly records: readonly RequestRecord[];
   readonly faults: readonly Fault[];
   readonly answers: readonly KnownAnswer[];
@@ -60,19 +88,25 @@ const ORPHAN_MS = 2_000;
 /** `replay.timeout_ms` of the routers: how long a broken stream may be silent during a replay. */
 const REPLAY_MS = 10_000;
 
+/** As shipped: `stall_ms` of instances. */
+const STALL_MS = 15_000;
+
 /** How long after the fault a request may end, by promise 1 of the design. */
-function boundMs(fault: Pick<Fault, "kind" | "engineFault">, stallMs: number): number {
+function boundMs(fault: Pick<Fault, "kind" | "engineFault" | "durationMs">): number {
   switch (fault.kind) {
+    case "freeze-router":
+      // Its clients hear from it once it runs again.
+      return 2_000 + fault.durationMs;
     case "freeze-wrapper":
     case "drop-rpc":
     case "delay-rpc":
       return 2_000;
     case "freeze-engine":
     case "drop-kv-link":
-      return stallMs + 2_000;
+      return STALL_MS + 2_000;
     case "engine-fault": {
       const quick = ["refuse", "die", "error-event", "half-event", "corrupt-kv", "wrong-model"];
-      return quick.includes(String(fault.engineFault?.["kind"])) ? 500 : stallMs + 2_000;
+      return quick.includes(String(fault.engineFault?.["kind"])) ? 500 : STALL_MS + 2_000;
     }
     default:
       return 500;
@@ -87,7 +121,7 @@ export function tally(values: readonly string[]): Record<string, number> {
 }
 
 export function check(input: CheckInput): CheckResult {
-  const { records, faults, receipts, answers, stallMs, slackMs } = input;
+  const { records, faults, receipts, answers, slackMs, connector } = input;
   const violations: Violation[] = [];
   const errors: string[] = [];
   const untouchedGapsMs: number[] = [];
@@ -96,11 +130,17 @@ export function check(input: CheckInput): CheckResult {
 
   for (const record of records) {
     const receipt = receipts.get(record.id);
-    const hurt = faultsOf(record, receipt, done);
+    const hurt = faultsOf(record, receipt, done, connector);
     const hard = hurt.filter(({ kind }) => !isSoft(kind));
     const add = (rule: Violation["rule"], what: string): void => {
       violations.push({ rule, what, request: record, receipt, faults: hurt });
     };
+    if (record.ask >= answers.length - POISONED) {
+      // Its own error, whichever: engines dislike its body. That it hurt nobody else is what the other rules show.
+      if (record.ending !== "error" && record.ending !== "left" && hard.length === 0)
+        add("poison", `${record.ending} ${record.status}: ${record.message}`);
+      continue;
+    }
     const wrong = wrongIn(record, answers[record.ask]!);
     if (wrong !== undefined) add("wrong answer", wrong);
     if (record.ending === "hung") add("hung", record.message);
@@ -116,7 +156,10 @@ export function check(input: CheckInput): CheckResult {
     if (record.ending === "completed" && replays.length > 0) resumed++;
     if (record.ending !== "error" && record.ending !== "cut") continue;
 
-    errors.push(record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status)));
+    const code = record.ending === "cut" ? "cut" : (receipt?.errorCode ?? String(record.status));
+    errors.push(code);
+    const blamesClient = record.status >= 400 && record.status < 500 && record.status !== 429;
+    if (code === "internal" || blamesClient) add("wrong error", `${code} ${record.status}: ${record.message}`);
     const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
     // A stopping router accepts no new requests, and closes idle connections.
     const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
@@ -128,10 +171,7 @@ export function check(input: CheckInput): CheckResult {
     const beganMs = Math.min(...excuses.map((fault) => fault.beganMs));
     const silentMs = record.endMs - Math.max(record.lastMs ?? 0, record.sentMs, beganMs);
     const tries = Math.max(1, receipt?.legs.length ?? 1);
-    const limitMs =
-      Math.max(...excuses.map((fault) => boundMs(fault, stallMs))) * tries +
-      (replays.length > 0 ? REPLAY_MS : 0) +
-      slackMs;
+    const limitMs = Math.max(...excuses.map(boundMs)) * tries + (replays.length > 0 ? REPLAY_MS : 0) + slackMs;
     slowestEndMs = Math.max(slowestEndMs, silentMs);
     if (silentMs > limitMs)
       add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);
@@ -143,10 +183,17 @@ export function check(input: CheckInput): CheckResult {
 }
 
 /** Faults of a request's router and instances that overlap the request in time. */
-function faultsOf(record: RequestRecord, receipt: SeenReceipt | undefined, faults: readonly Fault[]): Fault[] {
+function faultsOf(
+  record: RequestRecord,
+  receipt: SeenReceipt | undefined,
+  faults: readonly Fault[],
+  connector: CheckInput["connector"],
+): Fault[] {
   const on = new Set([record.router, ...(receipt?.legs ?? []).flatMap(({ prefill, decode }) => [prefill, decode])]);
-  // Without a receipt (the router died), or without a leg (nothing could serve it), any instance may be the cause.
-  const anywhere = receipt === undefined || receipt.legs.length === 0;
+  // Without a receipt (the router died) any instance may be the cause. Without a leg nothing could serve it, which no
+  // fault excuses, because the schedule leaves an instance of each role whole; but P2P NCCL's dead decode engine wedges
+  // all that were sending to it.
+  const anywhere = receipt === undefined || (receipt.legs.length === 0 && connector === "p2p-nccl");
   return faults.filter((fault) => {
     if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
     return overlaps(fault, record.sentMs, record.endMs);
@@ -172,12 +219,18 @@ function wrongIn(
   return undefined;
 }
 
-function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[], violations: Violation[]): number {
+function checkKv(
+  { kv, receipts, slackMs, connector }: CheckInput,
+  faults: readonly Fault[],
+  violations: Violation[],
+): number {
   const byLeg = new Map<string, SeenReceipt>();
   for (const receipt of receipts.values()) for (const { legId } of receipt.legs) byLeg.set(legId, receipt);
   let longestMs = 0;
   for (const { instance, id, stage, sinceMs, lastSeenMs } of kv) {
     longestMs = Math.max(longestMs, lastSeenMs - sinceMs);
+    // NIXL's KV has a lease of 30 s on the prefill engine, and nothing but the lease ends it.
+    if (connector === "nixl") continue;
     if (lastSeenMs - sinceMs <= ORPHAN_MS + slackMs) continue;
     const receipt = byLeg.get(/[0-9a-f]{32}/.exec(id)?.[0] ?? "");
     const leg = receipt?.legs.find(({ legId }) => id.includes(legId));
@@ -187,6 +240,8 @@ function checkKv({ kv, receipts, slackMs }: CheckInput, faults: readonly Fault[]
         (on.has(fault.target) || (receipt === undefined && fault.target.startsWith("router"))) &&
         overlaps(fault, sinceMs, lastSeenMs),
     );
+    // KV of P2P NCCL that can't be accounted for is a debt of its engine: booked, and kept.
+    if (connector === "p2p-nccl" && hurt.some(({ kind }) => !isSoft(kind))) continue;
     // A broken instance can't settle anything. The time runs from its recovery, or from when its partner notices.
     const fromMs = Math.max(sinceMs, ...hurt.map(({ healedMs = Infinity }) => healedMs + CALLER_SILENT_MS));
     if (lastSeenMs <= fromMs + ORPHAN_MS + slackMs) continue;

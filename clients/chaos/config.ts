@@ -1,7 +1,6 @@
 // Settings of `npm run chaos`.
 import {
   boolean,
-  choice,
   defineConfig,
   integer,
   milliseconds,
@@ -10,7 +9,7 @@ import {
   text,
   type Config,
 } from "../../services/common/config.ts";
-import { OWN_ENGINE_KINDS } from "../../services/engine/engine.ts";
+import { FLEET_NAMES } from "./fleets.ts";
 import { FAULT_NAMES } from "./schedule.ts";
 
 export const chaosConfig = defineConfig(
@@ -18,15 +17,19 @@ export const chaosConfig = defineConfig(
   {
     seed: integer(
       "seed",
-      "Seed of the schedule, the requests and their clients. The same seed gives the same schedule.",
-      { default: 1, min: 0 },
+      "Seed of the schedule, the requests and their clients: the same seed gives the same schedule. Left out: the time in seconds.",
+      { optional: true, min: 0 },
     ),
+    runs: integer("runs", "Runs one after the other, each with the seed after the last one's.", {
+      default: 1,
+      min: 1,
+      max: 10_000,
+      unit: "runs",
+    }),
     minutes: number("minutes", "How long faults are injected.", { default: 1, min: 0.05, max: 1_440, unit: "min" }),
-    engineKind: choice(
-      "engine.kind",
-      "Engine to run. Every answer is compared with the answer of the same engine alone.",
-      OWN_ENGINE_KINDS,
-      { default: "sim", alias: "engine" },
+    fleets: list(
+      "fleet",
+      `Engines, connector, and who starts the engines: ${FLEET_NAMES.join(", ")}, or all. With several, the runs take turns. Left out: sim.`,
     ),
     streams: integer("streams", "Requests that run at the same time.", { default: 64, min: 1, max: 4_096 }),
     routers: integer("routers", "Routers.", { default: 2, min: 1, max: 8 }),
@@ -34,13 +37,11 @@ export const chaosConfig = defineConfig(
     decode: integer("decode", "Number of decode instances.", { default: 3, min: 2, max: 16 }),
     decodeMs: number("decode_ms", "Time that the sim takes for one token.", { default: 25, min: 0, unit: "ms" }),
     tokens: integer("tokens", "Longest answer.", { default: 120, min: 4, max: 8_000, unit: "tokens" }),
-    stallMs: milliseconds("stall_ms", "Time without progress that routers and instances count as a stall.", {
-      default: 2_000,
-      max: Infinity,
-      min: 500,
-    }),
+    routerFlags: list("router.flag", "A flag for every router, to run with other settings than ship. May be repeated."),
+    instanceFlags: list("instance.flag", "A flag for every instance. May be repeated."),
+    engineFlags: list("engine.flag", "A flag for every engine. May be repeated."),
     hangMs: milliseconds("hang_ms", "A request without an end after this long is hung.", {
-      default: 40_000,
+      default: 60_000,
       max: Infinity,
       min: 1_000,
     }),
@@ -49,11 +50,6 @@ export const chaosConfig = defineConfig(
       max: Infinity,
       min: 0,
     }),
-    upstream: boolean(
-      "upstream",
-      "Engines fail like vLLM 0.23 with P2P NCCL: missing KV hangs them permanently, and an unpaired request kills them.",
-      { default: true },
-    ),
     kinds: list("kinds", `Faults to inject. Left out: all of ${FAULT_NAMES.join(", ")}.`),
     scenes: boolean(
       "scenes",
@@ -65,6 +61,11 @@ export const chaosConfig = defineConfig(
       min: 1,
       max: 10_000,
     }),
+    consul: text(
+      "consul",
+      "Consul program: everything registers in an agent of its own, which is killed and forgets everything. Left out: no Consul.",
+      { optional: true },
+    ),
     keep: boolean("keep", "Keep the folder of logs even if no violation was found.", { default: false }),
     plan: boolean("plan", "Print the schedule and exit.", { default: false }),
     json: text("json", "File to write the report to.", { optional: true }),
@@ -77,8 +78,8 @@ export const chaosConfig = defineConfig(
   {
     summary:
       "Kills, freezes, partitions, drains and restarts a whole deployment under load, and checks what Tandem promises. Linux only. " +
-      "Exits with 1 and names every broken promise.",
-    usage: "npm run chaos -- [--seed 1] [--minutes 1] [--engine sim|embedded]",
+      "Everything runs with the settings that ship. Exits with 1 and names every broken promise, or with 2 if the machine was too slow to judge.",
+    usage: "npm run chaos -- [--seed 1] [--minutes 1] [--runs 10] [--fleet all]",
   },
 );
 

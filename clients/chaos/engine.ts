@@ -1,12 +1,12 @@
-// The engine below a wrapper, found in /proc, and the calls by which an engine of Tandem's own shows its state and takes
-// faults.
+// The engine of an instance, found in /proc or started here, and the calls by which an engine of Tandem's own shows its
+// state and takes faults.
 import { request } from "node:http";
 import type { Child } from "../common/child.ts";
 import { commandLine, processTree } from "../loadgen/procfs.ts";
 
 export interface EngineProcess {
   readonly pid: number;
-  /** The path of its Unix socket. */
+  /** A URL, or the path of a Unix socket. */
   readonly url: string;
 }
 
@@ -27,13 +27,20 @@ export function engineUnder(wrapper: Pick<Child, "pid">): () => EngineProcess | 
 }
 
 /**
- * Where an engine process listens. Undefined for other processes, such as the guardian: a shell whose arguments include the
- * engine's.
+ * Where an engine process listens. Undefined for other processes, such as the guardian: a shell whose arguments include
+ * the engine's.
  */
 function listenOf(pid: number): string | undefined {
   const args = commandLine(pid);
-  if (!args.includes("engine") || args[0]?.endsWith("sh") === true) return undefined;
-  return args.find((arg) => arg.startsWith("--uds="))?.slice("--uds=".length);
+  if (args[0]?.endsWith("sh") === true) return undefined;
+  if (args.includes("engine")) {
+    return args.find((arg) => arg.startsWith("--uds="))?.slice("--uds=".length);
+  }
+  if (!args.includes("serve")) return undefined;
+  const valueOf = (flag: string): string | undefined =>
+    args.includes(flag) ? args[args.indexOf(flag) + 1] : undefined;
+  const port = valueOf("--port");
+  return valueOf("--uds") ?? (port === undefined ? undefined : `http://127.0.0.1:${port}`);
 }
 
 export interface SimState {
@@ -63,15 +70,17 @@ export async function failEngine(engine: EngineProcess, fault: Readonly<Record<s
 }
 
 function call(
-  { url: socketPath }: EngineProcess,
+  { url }: EngineProcess,
   method: string,
   path: string,
   body: string,
   timeoutMs: number,
 ): Promise<{ readonly status: number; readonly text: string }> {
+  const to = url.startsWith("http") ? new URL(url) : undefined;
+  const at = to === undefined ? { socketPath: url } : { host: to.hostname, port: to.port };
   return new Promise((resolve, reject) => {
     const signal = AbortSignal.timeout(timeoutMs);
-    const sent = request({ socketPath, method, path, signal, agent: false }, (answer) => {
+    const sent = request({ ...at, method, path, signal, agent: false }, (answer) => {
       let text = "";
       answer.setEncoding("utf8").on("data", (piece: string) => (text += piece));
       answer.on("error", reject).on("end", () => resolve({ status: answer.statusCode!, text }));

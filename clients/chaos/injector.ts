@@ -9,6 +9,7 @@ import { findSeen, instancesSeen, type Cluster, type InstanceMember, type Router
 import { failEngine, stateOf, type EngineProcess } from "./engine.ts";
 import type { LinkMode, Proxy } from "./proxy.ts";
 import type { PlannedFault } from "./schedule.ts";
+import { visit } from "./strangers.ts";
 
 /** One injected fault. Times by performance.now(). */
 export interface Fault extends PlannedFault {
@@ -20,9 +21,10 @@ export interface Fault extends PlannedFault {
 }
 
 const NOTICED_MS = 500;
-const WHOLE_LIMIT_MS = 30_000;
+/** A stalled engine is found after 15 s, prefill later if its prompts are long, and then it restarts. */
+const WHOLE_LIMIT_MS = 60_000;
 /** An engine without requests doesn't use up its fault. */
-const FAULT_LIMIT_MS = 20_000;
+const FAULT_LIMIT_MS = 30_000;
 
 /** Injects all faults of `plan`, each at its time. Resolves when the last one is healed. */
 export async function injectFaults(
@@ -40,11 +42,13 @@ export async function injectFaults(
     onEvent(fault, "began");
     try {
       if (wouldLeaveNone(fault)) throw new Error("it would leave no healthy process of its kind");
-      if (router !== undefined) await killed(router.process, fault.kind === "kill-router" ? "SIGKILL" : "SIGTERM");
+      if (fault.kind === "kill-consul") await killed(cluster.consul!, "SIGKILL");
+      else if (router !== undefined) await hurtRouter(router, fault);
       else await hurt(instance!, fault);
       // No other process may have noticed yet.
       await sleep(NOTICED_MS);
-      const isWhole = (): Promise<boolean> => (router === undefined ? isEligible(instance!) : isReady(router));
+      const isWhole = async (): Promise<boolean> =>
+        router !== undefined ? isReady(router) : instance === undefined || isEligible(instance);
       if (!(await becomesTrue(WHOLE_LIMIT_MS, 100, isWhole)))
         throw new Error(`${fault.target} did not recover within ${WHOLE_LIMIT_MS} ms`);
     } catch (error) {
@@ -55,7 +59,8 @@ export async function injectFaults(
   }
 
   /** The schedule leaves one healthy process, but a slow one may not have recovered yet. */
-  function wouldLeaveNone({ index, target }: Fault): boolean {
+  function wouldLeaveNone({ index, target, kind }: Fault): boolean {
+    if (kind === "kill-consul") return false;
     const lasting = faults.filter((fault) => fault.index !== index && fault.healedMs === undefined);
     const isHurt = (name: string): boolean => lasting.some((fault) => fault.target === name);
     const peers = [...cluster.routers, ...cluster.instances]
@@ -75,6 +80,19 @@ export async function injectFaults(
     return running.length > 0 && running.every(gives);
   }
 
+  async function hurtRouter({ process, grpcAddress }: RouterMember, { kind, durationMs }: Fault): Promise<void> {
+    switch (kind) {
+      case "freeze-router":
+        return frozen(process.pid, durationMs);
+      case "clock-jump":
+        return clockJumped(process.pid, durationMs);
+      case "strangers":
+        return visited(grpcAddress, durationMs);
+      default:
+        return killed(process, kind === "kill-router" ? "SIGKILL" : "SIGTERM");
+    }
+  }
+
   async function hurt(instance: InstanceMember, { kind, durationMs, engineFault }: Fault): Promise<void> {
     const { process: wrapper, rpcLink, kvLink } = instance;
     switch (kind) {
@@ -83,7 +101,13 @@ export async function injectFaults(
       case "restart":
         return killed(wrapper, "SIGTERM");
       case "kill-engine":
-        return engineKilled(instance);
+        return engineEnded(instance, "SIGKILL");
+      case "end-engine":
+        return engineEnded(instance, "SIGTERM");
+      case "clock-jump":
+        return clockJumped(wrapper.pid, durationMs);
+      case "strangers":
+        return visited(instance.grpcAddress, durationMs);
       case "freeze-wrapper":
         return frozen(wrapper.pid, durationMs);
       case "freeze-engine":
@@ -136,10 +160,10 @@ async function killed(process: Child, how: NodeJS.Signals): Promise<void> {
     throw new Error(`${process.name} did not end after ${how}`);
 }
 
-async function engineKilled(instance: InstanceMember): Promise<void> {
+async function engineEnded(instance: InstanceMember, how: NodeJS.Signals): Promise<void> {
   const { pid } = engineOf(instance);
-  signal(pid, "SIGKILL");
-  await becomesTrue(10_000, 50, () => instance.engine()?.pid !== pid);
+  signal(pid, how);
+  await becomesTrue(20_000, 50, () => instance.engine()?.pid !== pid);
 }
 
 /** @param pid Undefined if the process does not run. */
@@ -148,6 +172,20 @@ async function frozen(pid: number | undefined, durationMs: number): Promise<void
   signal(pid, "SIGSTOP");
   await sleep(durationMs);
   signal(pid, "SIGCONT");
+}
+
+/** @param pid Undefined if the process does not run. */
+async function clockJumped(pid: number | undefined, durationMs: number): Promise<void> {
+  if (pid === undefined) throw new Error("the process does not run");
+  signal(pid, "SIGUSR2");
+  await sleep(durationMs);
+  signal(pid, "SIGUSR2");
+}
+
+async function visited(grpcAddress: string, durationMs: number): Promise<void> {
+  const strangers = visit(grpcAddress);
+  await sleep(durationMs);
+  strangers.leave();
 }
 
 async function linked(link: Proxy, mode: LinkMode, durationMs: number): Promise<void> {

@@ -4,6 +4,7 @@ import { Agent } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-request.ts";
 import { seededRandom } from "../loadgen/arrivals.ts";
+import { POISONED } from "./asks.ts";
 import type { RouterMember } from "./cluster.ts";
 import type { ChaosConfig } from "./config.ts";
 
@@ -18,13 +19,15 @@ export interface RequestRecord extends TimedAnswer {
 /** Shares of requests whose client leaves, and whose client pauses. */
 const LEAVE_SHARE = 0.05;
 const HOLD_SHARE = 0.03;
+const POISON_SHARE = 0.01;
 /** Pause after a failed request, because a client that retries without a pause only loads the machine. */
 const PAUSE_MS = 50;
 
 export function startLoad(
   routers: readonly RouterMember[],
   asks: readonly Ask[],
-  { streams, seed, hangMs }: ChaosConfig,
+  { streams, hangMs }: ChaosConfig,
+  seed: number,
 ) {
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity });
   const records: RequestRecord[] = [];
@@ -39,7 +42,8 @@ export function startLoad(
     while (!stopping) {
       const number = next++;
       const { url, process } = routers[turn++ % routers.length]!;
-      const ask = Math.floor(random() * asks.length);
+      const sound = Math.floor(random() * (asks.length - POISONED));
+      const ask = random() < POISON_SHARE ? asks.length - POISONED : sound;
       const [leaves, holds, amount] = [random() < LEAVE_SHARE, random() < HOLD_SHARE, random()];
       const answer = await timedRequest(asks[ask]!, {
         url,

@@ -1,12 +1,14 @@
 // The result of a run in words and figures.
 import { summarise, type Summary } from "../loadgen/statistics.ts";
-import { tally, type CheckResult, type Violation } from "./check.ts";
+import { CONTROL_GAP_MS, tally, type CheckResult, type judge, type Violation } from "./check.ts";
 import type { Fault } from "./injector.ts";
 import type { SceneResult } from "./scenes.ts";
 import type { ChaosWatch, RouterFigures } from "./watch.ts";
 
 interface RunFigures {
   readonly seed: number;
+  readonly fleet: string;
+  readonly node: string;
   readonly lengthS: number;
   readonly requests: number;
   /** Milliseconds from the last stream until no engine held KV and no instance counted a leg. */
@@ -17,14 +19,13 @@ export type Report = ReturnType<typeof makeReport>;
 
 const SHOWN_LIMIT = 20;
 
-/** @param others Violations beside those of the result and the scenes. */
 export function makeReport(
   figures: RunFigures,
   faults: readonly Fault[],
-  { untouchedGapsMs, violations, ...result }: CheckResult,
+  { untouchedGapsMs, ...result }: Omit<CheckResult, "violations">,
   { leasesExpired, controlGapsMs, routers }: ChaosWatch,
   scenes: readonly SceneResult[],
-  others: readonly Violation[],
+  { broken, unjudged }: ReturnType<typeof judge>,
 ) {
   const done = faults.filter(({ skipped }) => skipped === undefined);
   return {
@@ -41,7 +42,8 @@ export function makeReport(
       heapSlopeMibPerH: (slope(lowMarks(heap)) * 3_600) / 2 ** 20,
     })),
     scenes: scenes.map(({ name, figures: words }) => ({ name, figures: words })),
-    violations: [...violations, ...scenes.flatMap((scene) => scene.violations), ...others],
+    violations: broken,
+    unjudged,
   };
 }
 
@@ -55,7 +57,7 @@ export function renderReport(report: Report, folder: string): string {
   const shares = ({ p50, p99, max }: Summary): string => `${ms(p50)} / ${ms(p99)} / ${ms(max)}`;
   const { control, untouched } = report.itlMs;
   const lines = [
-    `seed ${report.seed}, ${report.lengthS.toFixed(0)} s, ${report.requests} requests`,
+    `seed ${report.seed}, fleet ${report.fleet}, Node ${report.node}, ${report.lengthS.toFixed(0)} s, ${report.requests} requests`,
     `faults: ${counts(report.faults)}${report.skipped > 0 ? `; ${report.skipped} could not be injected` : ""}`,
     `endings: ${counts(report.endings)}`,
     `errors that clients saw: ${counts(report.errors)}`,
@@ -69,12 +71,33 @@ export function renderReport(report: Report, folder: string): string {
     ),
     ...report.scenes.map(({ name, figures }) => `${name}: ${figures}`),
     "",
-    report.violations.length === 0
-      ? "no promise was broken"
-      : `${report.violations.length} VIOLATIONS (seed ${report.seed}; logs in ${folder})`,
-    ...report.violations.slice(0, SHOWN_LIMIT).map(describe),
+    verdictOf(report, folder),
+    ...[...report.violations, ...report.unjudged].slice(0, SHOWN_LIMIT).map(describe),
   ];
   return `${lines.join("\n")}\n`;
+}
+
+function verdictOf({ violations, unjudged, seed, itlMs }: Report, folder: string): string {
+  if (violations.length > 0) return `${violations.length} VIOLATIONS (seed ${seed}; logs in ${folder})`;
+  if (unjudged.length === 0) return "no promise was broken";
+  return (
+    `INCONCLUSIVE: the control stream was silent for ${itlMs.control.max.toFixed(0)} ms (limit ${CONTROL_GAP_MS} ms): this machine was too slow ` +
+    `to judge ${unjudged.length} findings by; wrong answers, KV and memory were judged`
+  );
+}
+
+/** One line a run, in the order in which they ran. */
+export function renderRuns(reports: readonly Report[]): string {
+  const verdict = ({ violations, unjudged }: Report): string =>
+    violations.length > 0 ? `${violations.length} broken` : unjudged.length > 0 ? "inconclusive" : "kept";
+  const lines = reports.map(
+    (report) =>
+      `seed ${report.seed}  ${report.fleet.padEnd(18)} ${report.node.padEnd(9)} ${String(report.requests).padStart(6)} requests  ${verdict(report)}`,
+  );
+  const broken = reports.filter(({ violations }) => violations.length > 0).length;
+  const open = reports.filter(({ violations, unjudged }) => violations.length === 0 && unjudged.length > 0).length;
+  lines.push(`${reports.length} runs: ${broken} with broken promises, ${open} inconclusive`);
+  return `\n${lines.join("\n")}\n`;
 }
 
 function describe({ rule, what, request, receipt, faults = [] }: Violation): string {

@@ -2,7 +2,7 @@
 // and one router are always left alone, because the promises assume that some can still serve.
 import { seededRandom } from "../loadgen/arrivals.ts";
 
-type Role = "prefill" | "decode" | "router";
+type Role = "prefill" | "decode" | "router" | "consul";
 
 interface FaultTraits {
   readonly weight: number;
@@ -30,6 +30,23 @@ const FAULTS = {
   "engine-fault": { weight: 5, on: INSTANCES, recoveryMs: 6_000 },
   drain: { weight: 2, on: INSTANCES, durationMs: [500, 4_000], recoveryMs: 1_000, soft: true },
   restart: { weight: 2, on: INSTANCES, recoveryMs: 9_000, soft: true },
+  "end-engine": { weight: 1, on: INSTANCES, recoveryMs: 5_000 },
+  "clock-jump": {
+    weight: 0.5,
+    on: ["prefill", "decode", "router"],
+    durationMs: [200, 3_000],
+    recoveryMs: 500,
+    soft: true,
+  },
+  strangers: {
+    weight: 1,
+    on: ["prefill", "decode", "router"],
+    durationMs: [500, 4_000],
+    recoveryMs: 1_000,
+    soft: true,
+  },
+  "freeze-router": { weight: 0.6, on: ["router"], durationMs: [200, 6_000], recoveryMs: 3_000 },
+  "kill-consul": { weight: 0.5, on: ["consul"], recoveryMs: 5_000, soft: true },
   "kill-router": { weight: 0.4, on: ["router"], recoveryMs: 4_000 },
   "restart-router": { weight: 0.6, on: ["router"], recoveryMs: 10_000, soft: true },
 } as const satisfies Readonly<Record<string, FaultTraits>>;
@@ -47,7 +64,7 @@ export interface PlannedFault {
   /** Time from the start of the load. */
   readonly atMs: number;
   readonly kind: FaultName;
-  /** Process name, such as `prefill-1`, `decode-3`, `router-2`. */
+  /** Process name, such as `prefill-1`, `decode-3`, `router-2`, `consul-1`. */
   readonly target: string;
   /** How long the fault lasts; 0 if it is over at once. */
   readonly durationMs: number;
@@ -94,19 +111,26 @@ const ENGINE_FAULTS: Readonly<Record<"prefill" | "decode", readonly EngineFault[
 /** Shortest and longest gap between two faults. */
 const GAP_MS = [400, 2_000] as const;
 
+interface PlanOptions {
+  /** Only these. Empty: all. */
+  readonly kinds?: readonly string[];
+  readonly without?: readonly FaultName[];
+  readonly restMs?: number;
+}
+
 /** Plans faults in ascending order of time. No fault begins in the last `restMs`. */
 export function planFaults(
   seed: number,
   lengthMs: number,
   fleet: FleetShape,
-  { kinds = [], restMs = 0 }: { readonly kinds?: readonly string[]; readonly restMs?: number } = {},
+  { kinds = [], without = [], restMs = 0 }: PlanOptions = {},
 ): PlannedFault[] {
   const random = seededRandom(seed);
   const between = ([low, high]: readonly [number, number]): number => Math.round(low + random() * (high - low));
   const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)]!;
-  const namesOf = (role: Role): string[] =>
-    Array.from({ length: role === "router" ? fleet.routers : fleet[role] }, (_, index) => `${role}-${index + 1}`);
-  const choices = CHOICES.filter(([kind]) => kinds.length === 0 || kinds.includes(kind));
+  const counts: Readonly<Record<Role, number>> = { ...fleet, router: fleet.routers, consul: 1 };
+  const namesOf = (role: Role): string[] => Array.from({ length: counts[role] }, (_, index) => `${role}-${index + 1}`);
+  const choices = CHOICES.filter(([kind]) => (kinds.length === 0 || kinds.includes(kind)) && !without.includes(kind));
   const total = choices.reduce((sum, [, { weight }]) => sum + weight, 0);
   const busyUntilMs = new Map<string, number>();
   const plan: PlannedFault[] = [];
@@ -119,9 +143,12 @@ export function planFaults(
     const whole = namesOf(role).filter((name) => (busyUntilMs.get(name) ?? 0) <= atMs);
     const target = pick(whole.length > 0 ? whole : namesOf(role));
     const durationMs = between(traits.durationMs ?? [0, 0]);
-    const engineFault = kind === "engine-fault" && role !== "router" ? { engineFault: pick(ENGINE_FAULTS[role]) } : {};
+    const engineFault =
+      kind === "engine-fault" && (role === "prefill" || role === "decode")
+        ? { engineFault: pick(ENGINE_FAULTS[role]) }
+        : {};
     // All random draws are made above, so that leaving out one fault changes no other.
-    if (whole.length < 2) continue;
+    if (whole.length < (role === "consul" ? 1 : 2)) continue;
     busyUntilMs.set(target, atMs + durationMs + traits.recoveryMs);
     plan.push({ index: plan.length, atMs, kind, target, durationMs, ...engineFault });
   }

@@ -17,8 +17,9 @@ export const TANDEM: readonly string[] = [
 export interface ChildSpec {
   /** Name that people see: `router`, `prefill-1`. */
   readonly name: string;
-  readonly role: "router" | "prefill" | "decode" | "discover";
-  /** Arguments of node: flags, script, role, flags of the role. */
+  readonly role: "router" | "prefill" | "decode" | "discover" | "consul";
+  /** The program. Left out: this node, with flags, script, role, flags of the role as arguments. */
+  readonly command?: string;
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Longest pause before a restart; the pause begins at 200 ms and doubles. Default 10 s. */
@@ -111,8 +112,8 @@ export function startChild(
   return child;
 }
 
-function start({ argv, env }: ChildSpec, readOutput: ReadOutput): ChildProcess {
-  const child = spawn(process.execPath, argv, {
+function start({ command = process.execPath, argv, env }: ChildSpec, readOutput: ReadOutput): ChildProcess {
+  const child = spawn(command, argv, {
     env: { ...env, TANDEM_PARENT_PIPE: "1" },
     stdio: ["pipe", "pipe", "pipe"],
     detached: true,

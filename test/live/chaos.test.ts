@@ -1,5 +1,5 @@
-// Short runs of `npm run chaos`: real processes, hurt by a schedule that the seed decides. Counts only; bounds in time
-// are wide here, for CI machines do other things beside.
+// Short runs of `npm run chaos`: real processes with the settings that ship, hurt by a schedule that the seed decides.
+// Counts only; bounds in time are wide here, for CI machines do other things beside.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -17,21 +17,24 @@ interface Report {
   readonly faults: Readonly<Record<string, number>>;
   readonly endings: Readonly<Record<string, number>>;
   readonly itlMs: { readonly control: { readonly max: number } };
-  readonly violations: readonly { readonly rule: string; readonly what: string }[];
+  readonly violations: readonly Violation[];
+  readonly unjudged: readonly Violation[];
 }
 
-/**
- * Where an idle stream stood still for so long, processes that got no processor for two seconds were taken for silent: no
- * fault of ours was done to their requests, and they were hurt all the same.
- */
-const SLOW_MS = 300;
-const BY_SLOWNESS = ["untouched", "drain", "silent instance", "scene"];
+interface Violation {
+  readonly rule: string;
+  readonly what: string;
+}
 
 describe("a deployment that is hurt at random", function () {
   this.timeout(240_000);
 
-  for (const seed of [7, 11]) {
-    it(`keeps its promises, seed ${seed}`, async function () {
+  for (const [fleet, seed] of [
+    ["sim", 7],
+    ["p2p-nccl", 11],
+    ["nixl", 13],
+  ] as const) {
+    it(`keeps its promises, fleet ${fleet}`, async function () {
       if (process.platform !== "linux") skip(this, "chaos finds its processes in /proc");
       if (!MAY_FETCH)
         skip(this, "takes minutes of a quiet machine: CI=true or --all runs it, npm run chaos at any time");
@@ -45,6 +48,8 @@ describe("a deployment that is hurt at random", function () {
           0.35,
           "--streams",
           24,
+          "--fleet",
+          fleet,
           "--decode_ms",
           30,
           "--slack_ms",
@@ -63,13 +68,10 @@ describe("a deployment that is hurt at random", function () {
         for (const stream of [chaos.stdout, chaos.stderr])
           stream.setEncoding("utf8").on("data", (text: string) => (output += text));
         const [code] = (await once(chaos, "close")) as [number | null];
-        assert.ok(code === 0 || code === 1, output);
+        assert.ok(code !== null && code <= 2, output);
         const report = JSON.parse(readFileSync(file, "utf8")) as Report;
-        const slow = report.itlMs.control.max > SLOW_MS;
         assert.deepEqual(
-          report.violations
-            .filter(({ rule }) => !slow || !BY_SLOWNESS.includes(rule))
-            .map(({ rule, what }) => `${rule}: ${what}`),
+          report.violations.map(({ rule, what }) => `${rule}: ${what}`),
           [],
           output,
         );

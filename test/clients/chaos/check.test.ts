@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { check, type CheckInput } from "../../../clients/chaos/check.ts";
+import { check, CONTROL_GAP_MS, judge, type CheckInput } from "../../../clients/chaos/check.ts";
 import type { Fault } from "../../../clients/chaos/injector.ts";
 import { quantile } from "../../../clients/chaos/report.ts";
 import type { RequestRecord } from "../../../clients/chaos/load.ts";
@@ -53,9 +53,9 @@ const rules = (o: Partial<CheckInput>): string[] =>
     records: [],
     faults: [],
     receipts: new Map([["cmpl-1", receipt]]),
-    answers: [RIGHT],
+    answers: [RIGHT, RIGHT],
     kv: [],
-    stallMs: 2_000,
+    connector: "p2p-zmq",
     slackMs: 0,
     ...o,
   }).violations.map(({ rule }) => rule);
@@ -83,6 +83,37 @@ describe("the checker of chaos", () => {
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ target: "decode-2" })] }), ["untouched"]);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ beganMs: 2_000 })] }), ["untouched"]);
     assert.deepEqual(rules({ records: [failed()], faults: [fault({ skipped: "not done" })] }), ["untouched"]);
+  });
+
+  it("excuses no request that found nothing to run on, except where a dead partner wedges all of a role", () => {
+    const nowhere = { ...receipt, errorCode: "no_instance", legs: [] };
+    const o = { records: [failed({ text: "" })], faults: [fault()], receipts: new Map([["cmpl-1", nowhere]]) };
+    assert.deepEqual(rules(o), ["untouched"]);
+    assert.deepEqual(rules({ ...o, connector: "p2p-nccl" }), []);
+  });
+
+  it("finds errors that blame the client or are bugs, also where a fault explains that there is an error", () => {
+    assert.deepEqual(rules({ records: [failed({ status: 400 })], faults: [fault()] }), ["wrong error"]);
+    const bug = new Map([["cmpl-1", { ...receipt, errorCode: "internal" }]]);
+    assert.deepEqual(rules({ records: [failed()], faults: [fault()], receipts: bug }), ["wrong error"]);
+  });
+
+  it("expects an error, and nothing but an error, for the poisoned request", () => {
+    assert.deepEqual(rules({ records: [failed({ ask: 1, status: 500, text: "" })] }), []);
+    assert.deepEqual(rules({ records: [record({ ask: 1 })] }), ["poison"]);
+  });
+
+  it("does not judge what a starved machine does, but wrong answers all the same", () => {
+    const found = [
+      { rule: "late" as const, what: "" },
+      { rule: "wrong answer" as const, what: "" },
+    ];
+    assert.deepEqual(judge(found, 20), { broken: found, unjudged: [] });
+    const starved = judge(found, CONTROL_GAP_MS + 1);
+    assert.deepEqual(
+      [starved.broken.map(({ rule }) => rule), starved.unjudged.map(({ rule }) => rule)],
+      [["wrong answer"], ["late"]],
+    );
   });
 
   it("gives a replayed stream more time, and finds a replay that wrote different text", () => {
