@@ -24,7 +24,12 @@ const nodes = positionals.length === 0 ? [process.execPath] : positionals;
 const endMs = Date.now() + Number(values.minutes) * 60_000;
 mkdirSync(values.out, { recursive: true });
 const runs = [];
-for (let index = 0; Date.now() < endMs; index++) {
+let child;
+process.once("SIGINT", () => {
+  child?.kill("SIGINT");
+  process.exitCode = 130;
+});
+for (let index = 0; Date.now() < endMs && process.exitCode === undefined; index++) {
   const seed = Math.floor(Date.now() / 1000);
   const node = nodes[index % nodes.length];
   const fleet = FLEETS[Math.floor(index / nodes.length) % FLEETS.length];
@@ -33,8 +38,7 @@ for (let index = 0; Date.now() < endMs; index++) {
   const file = join(values.out, `${seed}.json`);
   const flags = ["--seed", seed, "--minutes", RUN_MINUTES, "--fleet", fleet, "--json", file];
   if (withConsul) flags.push("--consul", values.consul);
-  const child = spawn(node, [CLI, "chaos", ...flags.map(String)], { stdio: "inherit" });
-  process.once("SIGINT", () => child.kill("SIGINT"));
+  child = spawn(node, [CLI, "chaos", ...flags.map(String)], { stdio: "inherit" });
   const [code] = await once(child, "close");
   const report = [0, 1, 2].includes(code) ? JSON.parse(readFileSync(file, "utf8")) : undefined;
   const verdict = code === 0 ? "kept" : code === 2 && report !== undefined ? "inconclusive" : "BROKEN";
@@ -48,4 +52,4 @@ for (const { seed, fleet, node, consul, requests, verdict } of runs)
 const broken = runs.filter(({ verdict }) => verdict === "BROKEN").length;
 const open = runs.filter(({ verdict }) => verdict === "inconclusive").length;
 console.log(`${runs.length} runs: ${broken} with broken promises, ${open} inconclusive`);
-process.exitCode = broken > 0 ? 1 : open > runs.length / 10 ? 2 : 0;
+process.exitCode ??= broken > 0 ? 1 : open > runs.length / 10 ? 2 : 0;
