@@ -57,7 +57,8 @@ export interface SimState {
 export async function stateOf(engine: EngineProcess | undefined): Promise<SimState | undefined> {
   if (engine === undefined) return undefined;
   try {
-    return JSON.parse((await call(engine, "GET", "/sim/state", "", 1_000)).text) as SimState;
+    const { status, text } = await call(engine, "GET", "/sim/state", "", 1_000);
+    return status === 200 ? (JSON.parse(text) as SimState) : undefined;
   } catch {
     return undefined;
   }

@@ -52,7 +52,12 @@ export function engineFlags({ engine, connector }: Fleet, decodeMs: number): str
   if (engine === "stand-in") return ["--inject", "--sim-decode-ms", String(decodeMs)];
   const pace = engine === "sim" ? [`--sim.decode_ms_per_token=${decodeMs}`] : [];
   // As vLLM 0.23 with P2P NCCL: missing KV hangs engines permanently, and an unpaired request kills them.
-  return [...pace, "--inject", "--fault=poison", ...(engine === "sim" && connector === "p2p-zmq" ? ["--fault=upstream"] : [])];
+  return [
+    ...pace,
+    "--inject",
+    "--fault=poison",
+    ...(engine === "sim" && connector === "p2p-zmq" ? ["--fault=upstream"] : []),
+  ];
 }
 
 /** Arguments of node that start an engine by itself. */

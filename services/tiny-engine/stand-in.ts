@@ -15,6 +15,7 @@ import { POISON } from "./faults.ts";
 import { startSimEngine, type SimEngineOptions } from "./server.ts";
 
 const VERSION = "0.23.0";
+const FOREVER_MS = 24 * 3_600_000;
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 const complain = (line: string): void => void process.stderr.write(`${line}\n`);
 
@@ -65,6 +66,7 @@ say("Starting to load model");
 pingRouter();
 
 const modelName = valueOf("--served-model-name");
+const isOpen = args.includes("--inject");
 const timing = {
   decodeMsPerToken: Number(valueOf("--sim-decode-ms") ?? 5),
   prefillMsPerToken: 0.02,
@@ -75,6 +77,7 @@ const sim = await startSimEngine({
   modelName,
   role,
   ...timing,
+  inject: isOpen,
   reportCachedTokens: true,
   ...transferOptions(),
 });
@@ -114,8 +117,14 @@ process.once("SIGTERM", () => {
 function transferOptions(): SimEngineOptions {
   if (transfer === null) return {};
   if (!isP2p) return { connector: "nixl", kvListen: kvAddress };
-  // A partner that is gone is waited for, as by vLLM's sender thread.
-  return { connector: "p2p-zmq", kvListen: kvAddress, faults: ["upstream"], kvPushTimeoutMs: 3_600_000 };
+  // A partner that is gone is waited for, as by vLLM's sender thread, and KV that no leg claims stays.
+  return {
+    connector: "p2p-zmq",
+    kvListen: kvAddress,
+    faults: ["upstream"],
+    kvPushTimeoutMs: FOREVER_MS,
+    kvLeaseMs: FOREVER_MS,
+  };
 }
 
 /** Whether decode is started so that it doesn't load what it was sent, or has other weights: 200, and wrong answers. */
@@ -131,7 +140,7 @@ async function serve(incoming: IncomingMessage, outgoing: ServerResponse): Promi
     return;
   }
   // By which Tandem knows a sim.
-  if (url.startsWith("/sim/") && !args.includes("--inject")) {
+  if (url.startsWith("/sim/") && (!isOpen || url === "/sim/kind")) {
     outgoing.writeHead(404).end();
     return;
   }
