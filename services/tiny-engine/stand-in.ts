@@ -1,12 +1,12 @@
 // A program that passes for vLLM 0.23.0 where there is no GPU: its command line, its log lines, its pings. Behind them
 // is the sim. With P2P NCCL it also fails as that does (protocol notes: docs/vllm.md): missing KV hangs decode, a decode
 // engine that dies or comes back at an old address hangs prefill, and an id without addresses kills the engine. For
-// tests, chaos and rehearsals of GPU runs: `vllm.command` names it.
+// tests, chaos and rehearsals of GPU runs: `vllm.command` names it. Decode engines leave word of themselves in TMPDIR.
 //
 // Words of its own on the command line: `--fail-at-start`, and `--inject`, which opens /sim/state and /sim/fault.
 // A request whose body contains POISON gets a 500 from a live engine, as vLLM answers bodies that it stumbles over.
 import { encode } from "@msgpack/msgpack";
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer, request, type IncomingMessage, type ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
@@ -15,6 +15,7 @@ import { POISON } from "./faults.ts";
 import { startSimEngine, type SimEngineOptions } from "./server.ts";
 
 const VERSION = "0.23.0";
+const PARTNER_LOOK_MS = 100;
 const FOREVER_MS = 24 * 3_600_000;
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 const complain = (line: string): void => void process.stderr.write(`${line}\n`);
@@ -88,7 +89,6 @@ const other = answersWrong()
 const partners = new Map<string, string>();
 if (isP2p && role === "decode") {
   writeFileSync(noteOf(kvAddress), String(process.pid));
-  process.on("exit", () => rmSync(noteOf(kvAddress), { force: true }));
 }
 if (isP2p)
   say(
@@ -144,7 +144,7 @@ async function serve(incoming: IncomingMessage, outgoing: ServerResponse): Promi
     outgoing.writeHead(404).end();
     return;
   }
-  meetPartner(String(incoming.headers["x-request-id"] ?? ""));
+  watchPartner(String(incoming.headers["x-request-id"] ?? ""), outgoing);
   const pieces: Buffer[] = [];
   for await (const piece of incoming) pieces.push(piece as Buffer);
   const body = Buffer.concat(pieces);
@@ -197,8 +197,11 @@ function noteOf(address: string): string {
   return join(tmpdir(), `stand-in-at-${address}`);
 }
 
-/** An old communicator, used on a new process: nothing ever comes through it. */
-function meetPartner(id: string): void {
+/**
+ * Hangs the engine where P2P NCCL would: an old communicator is used on a new process, and nothing ever comes through it;
+ * or the partner dies while a request with it runs, and the forward pass waits for it.
+ */
+function watchPartner(id: string, outgoing: ServerResponse): void {
   const at = /___decode_addr_(.*:\d+)_/.exec(id);
   if (!isP2p || role !== "prefill" || at === null) return;
   const address = at[1]!;
@@ -206,7 +209,21 @@ function meetPartner(id: string): void {
   const pid = readFileSync(noteOf(address), "utf8");
   const known = partners.get(address) ?? pid;
   partners.set(address, known);
-  if (known !== pid) sim.setFault("hang");
+  if (known !== pid) return sim.setFault("hang");
+  const looking = setInterval(() => {
+    if (isAlive(Number(pid))) return;
+    clearInterval(looking);
+    sim.setFault("hang");
+  }, PARTNER_LOOK_MS);
+  outgoing.on("close", () => clearInterval(looking));
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
 }
 
 function pingRouter(): void {

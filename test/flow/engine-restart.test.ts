@@ -13,8 +13,9 @@ import { eligible, startProcess, startRouterProcess, type TestProcess, type Test
 import { steadyLoad, type SteadyLoad } from "../support/steady-load.ts";
 import { eventually } from "../support/waits.ts";
 import { dialRpc } from "../../services/rpc/channel.ts";
+import { POISON } from "../../services/tiny-engine/faults.ts";
 
-const FAKE = fileURLToPath(new URL("../support/fake-vllm.ts", import.meta.url));
+const STAND_IN = fileURLToPath(new URL("../../services/tiny-engine/stand-in.ts", import.meta.url));
 const TSX = import.meta.resolve("tsx");
 const LONG_MS = 60_000;
 /** Of decode instances. Prefill engines hang here until they are killed, which a slow machine may do late. */
@@ -41,7 +42,13 @@ const NIXL: Kind = {
 const VLLM: Kind = {
   name: "what passes for vLLM 0.23 (p2p-nccl)",
   model: "m",
-  flags: (folder) => ["--engine=vllm", "--connector=p2p-nccl", "--model=m", `--vllm.command=${join(folder, "vllm")}`],
+  flags: (folder) => [
+    "--engine=vllm",
+    "--connector=p2p-nccl",
+    "--model=m",
+    `--vllm.command=${join(folder, "vllm")}`,
+    "--engine.flag=--inject",
+  ],
 };
 
 interface Fleet extends AsyncDisposable {
@@ -54,7 +61,7 @@ interface Fleet extends AsyncDisposable {
 
 async function startFleet(kind: Kind): Promise<Fleet> {
   const folder = mkdtempSync(join(tmpdir(), "tandem-restarts-"));
-  writeFileSync(join(folder, "vllm"), `#!/bin/sh\nexec "${process.execPath}" --import="${TSX}" "${FAKE}" "$@"\n`);
+  writeFileSync(join(folder, "vllm"), `#!/bin/sh\nexec "${process.execPath}" --import="${TSX}" "${STAND_IN}" "$@"\n`);
   chmodSync(join(folder, "vllm"), 0o755);
   // One home for all: an instance that starts again knows what its predecessor wrote down.
   const env = { XDG_STATE_HOME: folder, TMPDIR: folder };
@@ -238,7 +245,7 @@ async function poison(fleet: Fleet): Promise<void> {
   const { router, load: begin } = fleet;
   const before = lostIn(allOf(fleet));
   const load = begin(4, 20);
-  for (let count = 0; count < 3; count++) assert.ok((await complete(fleet, "a poisonous prompt")).status >= 500);
+  for (let count = 0; count < 3; count++) assert.ok((await complete(fleet, POISON)).status >= 500);
   // KV of its legs is settled by now, or its decode instances were restarted.
   await eventually("its legs are settled", async () => {
     const { instances } = await router.call("ListInstances");
@@ -313,7 +320,9 @@ async function sickPrefill(fleet: Fleet): Promise<void> {
   const failedBefore = router.logged("a probe failed").length;
   // Many short ones, so that its legs fail one after the other.
   const load = begin(16, 4);
-  assert.equal((await askEngine(engineOf(roles.prefill[0]!.pid).url, "/fake/sick", { method: "POST" })).status, 200);
+  const body = JSON.stringify({ kind: "refuse", status: 500 });
+  const sickened = await askEngine(engineOf(roles.prefill[0]!.pid).url, "/sim/fault", { method: "POST", body });
+  assert.equal(sickened.status, 200);
   const probed = (times: number): boolean => router.logged("a probe failed").length >= failedBefore + times;
   await eventually("a probe fails on it", () => probed(1), LONG_MS);
   const outAtMs = Date.now();

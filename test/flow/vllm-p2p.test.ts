@@ -13,7 +13,7 @@ import { commandOf, familyOf } from "../live/support/processes.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually, freePort } from "../support/waits.ts";
 
-const FAKE = fileURLToPath(new URL("../support/fake-vllm.ts", import.meta.url));
+const STAND_IN = fileURLToPath(new URL("../../services/tiny-engine/stand-in.ts", import.meta.url));
 const TSX = import.meta.resolve("tsx");
 const CLI = fileURLToPath(new URL("../../dist/clients/cli/main.js", import.meta.url));
 
@@ -26,7 +26,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
   before(async () => {
     folder = mkdtempSync(join(tmpdir(), "tandem-fake-vllm-"));
     program = join(folder, "vllm");
-    writeFileSync(program, `#!/bin/sh\nexec "${process.execPath}" --import="${TSX}" "${FAKE}" "$@"\n`);
+    writeFileSync(program, `#!/bin/sh\nexec "${process.execPath}" --import="${TSX}" "${STAND_IN}" "$@"\n`);
     chmodSync(program, 0o755);
     tandem = await startTandem(
       [
@@ -113,7 +113,7 @@ describe("vLLM with P2P NCCL, started by Tandem", function () {
     const before = new Map((await instances()).map(({ info }) => [info!.instanceId, info!.kvAddress]));
     const decode = (await instances()).find(({ info }) => info!.role === Role.DECODE)!;
     const group = familyOf(decode.info!.pid).filter(
-      (pid) => commandOf(pid).includes(FAKE) && !commandOf(pid).startsWith("/bin/sh"),
+      (pid) => commandOf(pid).includes(STAND_IN) && !commandOf(pid).startsWith("/bin/sh"),
     );
     const running = Array.from({ length: 8 }, () =>
       complete({ stream: true, max_tokens: 200, prompt: "x ".repeat(1_000) }),
@@ -171,6 +171,7 @@ describe("vLLM engines that ping", function () {
     const start = async (role: "kv_producer" | "kv_consumer"): Promise<ChildProcess> => {
       const [port, kvPort] = [await freePort(), await freePort()];
       const kv = {
+        kv_connector: "P2pNcclConnector",
         kv_role: role,
         kv_port: String(kvPort),
         kv_connector_extra_config: { proxy_ip: "127.0.0.1", proxy_port: String(pings), http_port: String(port) },
@@ -179,7 +180,7 @@ describe("vLLM engines that ping", function () {
         process.execPath,
         [
           `--import=${TSX}`,
-          FAKE,
+          STAND_IN,
           "serve",
           "m",
           "--served-model-name",

@@ -1,4 +1,5 @@
 // What the GPU run was asked to do, and what follows from it for every step.
+import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { randomIds } from "./ask.mjs";
@@ -17,10 +18,7 @@ export const rehearsal = o.rehearse !== undefined;
 export const TOKEN = "gpu-run";
 export const withoutGpu = rehearsal || o["stand-in"] === true;
 export const VLLM =
-  o.rehearse ??
-  (o["stand-in"] === true
-    ? `${process.execPath} ${fileURLToPath(new URL("stand-in.mjs", import.meta.url))}`
-    : "python3 -m vllm.entrypoints.cli.main");
+  o.rehearse ?? (o["stand-in"] === true ? `${process.execPath} ${standIn()}` : "python3 -m vllm.entrypoints.cli.main");
 export const CONNECTOR = rehearsal ? "nixl" : "p2p-nccl";
 /** A folder of models, or the one model of a rehearsal. */
 export const MODELS = o.models;
@@ -60,3 +58,11 @@ const OF_THE_PAIR = [
 // A step that is asked for alone brings along what it stands on.
 if (only?.some((name) => OF_THE_PAIR.includes(name))) only.push("start");
 if (only?.includes("correct")) only.push("reference");
+
+/** In the kit, Tandem's build is beside these files; in a checkout, two folders up. */
+function standIn() {
+  const found = ["../", "../../"].map((up) =>
+    fileURLToPath(new URL(`${up}dist/services/tiny-engine/stand-in.js`, import.meta.url)),
+  );
+  return found.find((file) => existsSync(file));
+}
