@@ -136,7 +136,7 @@ export function check(input: CheckInput): CheckResult {
       violations.push({ rule, what, request: record, receipt, faults: hurt });
     };
     if (record.ask >= answers.length - POISONED) {
-      // Its own error, whichever: engines dislike its body. That it hurt nobody else is what the other rules show.
+      // Engines fail at its body. The other rules show that it hurts no other request.
       if (record.ending !== "error" && record.ending !== "left" && hard.length === 0)
         add("poison", `${record.ending} ${record.status}: ${record.message}`);
       continue;

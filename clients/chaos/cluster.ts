@@ -117,7 +117,7 @@ export async function startCluster(config: ChaosConfig, fleet: Fleet, folder: st
     });
     const url = `http://${HOST}:${httpPort}`;
     const engine = (): EngineProcess | undefined => (child.pid === undefined ? undefined : { pid: child.pid, url });
-    const kill = `process.kill(Number(require("fs").readFileSync(${JSON.stringify(pidFile)})), "SIGKILL")`;
+    const kill = `process.kill(Number(process.getBuiltinModule("fs").readFileSync(${JSON.stringify(pidFile)})), "SIGKILL")`;
     const kvAddress = `${hasKvLink(fleet) && role === "decode" ? KV_PROXY_HOST : HOST}:${kvPort}`;
     return {
       engine,

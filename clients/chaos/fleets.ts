@@ -2,12 +2,12 @@
 // by themselves (attached); the KV moves by any connector. What passes for vLLM is the stand-in of services/tiny-engine.
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { ConnectorName } from "../../services/kv/connector.ts";
+import type { CONNECTOR_NAMES } from "../../services/kv/index.ts";
 import type { FaultName } from "./schedule.ts";
 
 export interface Fleet {
   readonly engine: "sim" | "embedded" | "stand-in";
-  readonly connector: ConnectorName;
+  readonly connector: (typeof CONNECTOR_NAMES)[number];
   readonly attached: boolean;
 }
 

@@ -198,7 +198,7 @@ function noteOf(address: string): string {
 }
 
 /**
- * Hangs the engine where P2P NCCL would: an old communicator is used on a new process, and nothing ever comes through it;
+ * Hangs the engine where P2P NCCL would: the communicator of an earlier process is used on its successor;
  * or the partner dies while a request with it runs, and the forward pass waits for it.
  */
 function watchPartner(id: string, outgoing: ServerResponse): void {
