@@ -85,6 +85,8 @@ const AFTERMATH_MS = 3_000;
 /** gRPC's keepalive shows an instance after two seconds plus two more that its caller is silent. */
 const CALLER_SILENT_MS = 4_000;
 const ORPHAN_MS = 2_000;
+/** The first hold of a quarantined body: a tenth of `quarantine.hold_ms`. */
+const QUARANTINE_MS = 30_000;
 /** `replay.timeout_ms` of the routers: how long a broken stream may be silent during a replay. */
 const REPLAY_MS = 10_000;
 
@@ -162,8 +164,10 @@ export function check(input: CheckInput): CheckResult {
     if (code === "internal" || blamesClient) add("wrong error", `${code} ${record.status}: ${record.message}`);
     const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
     // A stopping router accepts no new requests, and closes idle connections.
+    // Two engines that failed at one time make one body look guilty; it is held for a while.
+    const heldInnocent = code === "query_of_death" && bothFailed(done, record.sentMs);
     const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
-    if (excuses.length === 0 && !turnedAway) {
+    if (excuses.length === 0 && !turnedAway && !heldInnocent) {
       add(record.ending === "cut" ? "cut" : "untouched", `${record.ending} ${record.status}: ${record.message}`);
       continue;
     }
@@ -180,6 +184,20 @@ export function check(input: CheckInput): CheckResult {
   const endings = tally(records.map(({ ending }) => ending));
   const counts = { endings, errors: tally(errors), untouched, rescued, resumed };
   return { ...counts, violations, untouchedGapsMs, slowestEndMs, longestKvMs };
+}
+
+/** Whether engines of two instances of one role were made to fail shortly before. */
+function bothFailed(faults: readonly Fault[], atMs: number): boolean {
+  const failed = new Set<string>();
+  for (const { kind, target, beganMs, healedMs = Infinity } of faults) {
+    const isEngine = kind === "engine-fault" || kind === "kill-engine" || kind === "end-engine";
+    if (isEngine && beganMs <= atMs && healedMs >= atMs - QUARANTINE_MS) failed.add(target);
+  }
+  return [...failed].some((one) => [...failed].some((other) => other !== one && roleOf(other) === roleOf(one)));
+}
+
+function roleOf(target: string): string {
+  return target.split("-", 1)[0]!;
 }
 
 /** Faults of a request's router and instances that overlap the request in time. */

@@ -1,4 +1,5 @@
 // Observes the deployment from outside during the faults: receipts, KV that engines hold, the routers' own figures.
+import { setMaxListeners } from "node:events";
 import { Agent } from "node:http";
 import type { Leg, Receipt } from "#gen/tandem/router/v1/router_pb.js";
 import { pause, systemClock } from "../../services/common/clock.ts";
@@ -42,6 +43,7 @@ export type ChaosWatch = ReturnType<typeof watchCluster>;
 /** @param control Engine of its own, and the body of a request for an undisturbed stream from it. */
 export function watchCluster(cluster: Cluster, control: { readonly url: string; readonly body: string }) {
   const over = new AbortController();
+  setMaxListeners(0, over.signal); // One for each watch and call.
   /** By the id of the request. */
   const receipts = new Map<string, SeenReceipt>();
   const kv: SeenKv[] = [];

@@ -98,6 +98,16 @@ describe("the checker of chaos", () => {
     assert.deepEqual(rules({ records: [failed()], faults: [fault()], receipts: bug }), ["wrong error"]);
   });
 
+  it("excuses the refusal of a body that failed on two engines of a role, and on no fewer", () => {
+    const held = new Map([["cmpl-1", { ...receipt, errorCode: "query_of_death", legs: [] }]]);
+    const early = { beganMs: -9_000, healedMs: -5_000 };
+    const one = fault({ kind: "engine-fault", target: "decode-2", ...early });
+    const other = fault({ kind: "engine-fault", target: "decode-3", ...early });
+    const o = { records: [failed({ text: "", status: 500 })], receipts: held };
+    assert.deepEqual(rules({ ...o, faults: [one, other] }), []);
+    assert.deepEqual(rules({ ...o, faults: [one] }), ["untouched"]);
+  });
+
   it("expects an error, and nothing but an error, for the poisoned request", () => {
     assert.deepEqual(rules({ records: [failed({ ask: 1, status: 500, text: "" })] }), []);
     assert.deepEqual(rules({ records: [record({ ask: 1 })] }), ["poison"]);
