@@ -122,7 +122,7 @@ describe("KV that can't be accounted for", () => {
 
   it("is booked when it may have been taken by an engine that then failed", async () => {
     await using prefill = await simPrefill("p2p-zmq", nccl);
-    await using decode = await simDecode("p2p-zmq", nccl, { faults: ["refuse:status=500:count=1"] });
+    await using decode = await simDecode("p2p-zmq", nccl, { faults: ["error-event:after_tokens=0:count=1"] });
     const pair = leg();
     const call = await reserved(decode, prefill, pair);
     call.start((await prefillLeg(prefill, decode, pair)).ticket);
