@@ -7,6 +7,8 @@ import { type Clock, type Deferred, deferred, type Timer } from "../common/clock
 /** After some connections that ended sooner than this, the next one waits as long. */
 const SHORT_MS = 1_000;
 const SHORT_LIMIT = 3;
+/** A machine that was restarted closes nothing: it refuses to know the connection when it is asked. */
+const KEEP_ALIVE_MS = 5_000;
 
 export interface HeldConnectionOptions {
   dial(): Socket;
@@ -63,6 +65,7 @@ export class HeldConnection {
       if (this.#shortCount < SHORT_LIMIT) this.#dial();
       else this.#timer = clock.setTimer(SHORT_MS, () => this.#dial());
     });
+    socket.setKeepAlive(true, KEEP_ALIVE_MS);
     socket.resume();
     socket.unref();
   }

@@ -13,7 +13,7 @@
 //
 // The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
 // hangs with one that reuses the address of another. A prefill engine that waits for a killed decode engine stalls; its
-// own instance knows of the death by the closed port (prefill/partner-watch.ts), and then believes a stall sooner.
+// own instance knows of the death by the closed port (prefill/partners.ts), and then believes a stall sooner.
 import { type Clock, pause, systemClock, type Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";

@@ -18,9 +18,8 @@ import { KV_ADDRESS } from "../kv/p2p.ts";
 import { defineService, type CallContext } from "../rpc/service.ts";
 import type { PrefillConfig } from "./config.ts";
 import { Outcomes, type PrefillOutcome } from "./outcomes.ts";
-import { PartnerPorts } from "./partner-ports.ts";
+import { Partners } from "./partners.ts";
 import { PromptAccount } from "./prompt-account.ts";
-import { watchPartners } from "./partner-watch.ts";
 
 type Answer = MessageInitShape<typeof PrefillResponseSchema>;
 type LegEnd = PrefillOutcome & ({ readonly answer: Answer } | { readonly error: ServiceError });
@@ -41,14 +40,13 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
   const { traits } = connector;
   const outcomes = new Outcomes(limits, clock);
   const running = new Set<AbortController>();
-  const ports = new PartnerPorts(clock);
   const account = new PromptAccount(clock);
   let legTokensPerMs = 0;
   const lost = (decodeKvAddress: string): void =>
     log.error("a decode engine died with KV on its way to it, which may wedge this prefill engine", {
       decodeKvAddress,
     });
-  const partners = traits.wedgedByPartner ? watchPartners({ clock, lost }) : undefined;
+  const partners = traits.wedgedByPartner ? new Partners({ clock, lost }) : undefined;
 
   function seeRate(tokensPerMs: number): void {
     if (tokensPerMs <= 0 || !Number.isFinite(tokensPerMs)) return;
@@ -57,7 +55,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
 
   async function prefill(request: PrefillRequest, { signal: gone }: CallContext): Promise<Answer> {
     const { legId, decodeKvAddress } = request;
-    if (traits.wedgedByPartner && KV_ADDRESS.test(decodeKvAddress) && (await ports.isClosed(decodeKvAddress)))
+    if (KV_ADDRESS.test(decodeKvAddress) && (await partners?.isClosed(decodeKvAddress)))
       throw new ServiceError("kv_transfer_failed", "The decode engine is gone, so no KV was sent to it.");
     const { engine, spec } = admitLeg(parts, "prefill", request, 0);
     const leg = { engine, spec, request: connector.prefillRequest(spec) };
@@ -166,7 +164,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     engineChanged: (live) => account.engineChanged(live),
     abortLegs() {
       const error = new ServiceError("instance_unavailable", "The instance is stopping.");
-      ports[Symbol.dispose]();
+      partners?.[Symbol.dispose]();
       for (const leaving of running) leaving.abort(error);
     },
   };
