@@ -30,6 +30,11 @@ export function isAnotherEngine(before: EngineGauges, now: EngineGauges): boolea
   return now.startedS > before.startedS && before.startedS > 0 && now.promptTokens + now.generationTokens === 0;
 }
 
+/** Whether the engine has worked in between. */
+export function haveMoved(before: EngineGauges, now: EngineGauges): boolean {
+  return now.promptTokens !== before.promptTokens || now.generationTokens !== before.generationTokens;
+}
+
 export const NO_GAUGES: EngineGauges = readGauges("");
 
 /** Tokens in a KV block, from the labels of `vllm:cache_config_info`. 0 where the engine doesn't say. */

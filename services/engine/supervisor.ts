@@ -1,14 +1,17 @@
-// Watches one engine: starts it, and starts another when needed, with a growing pause. Reasons to restart an engine, and
-// the fate of its running legs:
+// Watches one engine: starts it, and starts another when needed, with a growing pause. What is known of its death, and
+// what becomes of its running legs:
 //
-// - It died or stalled (progress.ts; nothing that runs on it would ever end): its legs fail at once, and the
-//   instance takes none until the next engine works.
-// - Its port is closed (held-connection.ts): it has died, or it stops and ends what runs in it. The instance takes no leg
-//   from then on and drops those that wait for their prefill. Running legs have connections of their own: they go on, or
-//   have ended with the engine. Then the first case follows.
+// - Its process has ended: one of ours, as its guardian reports (spawned.ts). Its legs fail at once, and the instance
+//   takes none until the next engine works. So too in the next cases.
+// - It has stalled (progress.ts): nothing that runs in it would ever end.
+// - An attached one leaves polls unanswered, as when its machine is gone; or /health fails, which is asked as soon as a
+//   call fails; or its counters are another engine's (metrics-text.ts), as behind a proxy.
+// - Its port is closed (held-connection.ts), or its socket was removed: it has died, or stops and ends what runs in it,
+//   or is reached no more. The instance takes no leg from then on and drops those that wait for their prefill. Running
+//   legs have connections of their own: they go on, or have ended with the engine. Then it is given up as above.
 // - It works, but should be replaced (it holds much KV that nothing else frees), and the routers grant that
-//   (instance/restart-lease.ts): it retires. The instance takes no leg from then on, running legs end, and only then the
-//   engine is killed. If the engine stalls meanwhile, the first case ends it sooner.
+//   (instance/restart-lease.ts). The instance takes no leg from then on, running legs end, and only then the engine is
+//   killed, or the operator's command restarts it. If it stalls meanwhile, that ends it sooner.
 // - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
 //
 // The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
@@ -21,7 +24,7 @@ import type { Log } from "../common/log.ts";
 import type { EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
 import { HeldConnection } from "./held-connection.ts";
 import { EngineSilent, neverReached } from "./http.ts";
-import { isAnotherEngine, NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
+import { haveMoved, isAnotherEngine, NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
 import { progressJudge, type EngineWork } from "./progress.ts";
 
 /** A start before any was measured. */
@@ -111,6 +114,11 @@ export class EngineSupervisor {
     return this.#o.source.ours;
   }
 
+  /** Whether it can be started again from here: it is ours, or its operator said how. */
+  get canRestart(): boolean {
+    return this.ours || this.#o.source.restart !== undefined;
+  }
+
   /** Undefined while no engine works, or the one that works takes no new calls. */
   get live(): LiveEngine | undefined {
     return this.#watched?.port?.isClosed === true ? undefined : this.#watched?.engine;
@@ -129,9 +137,9 @@ export class EngineSupervisor {
     return this.#watched?.movedMs ?? -Infinity;
   }
 
-  /** When the next engine is expected to work, in this time. Undefined while one works, or if none is ours to start. */
+  /** When the next engine is expected to work, in this time. Undefined while one works, or if none can be restarted. */
   get readyInMs(): number | undefined {
-    if (this.#loadingSinceMs === undefined || !this.ours) return undefined;
+    if (this.#loadingSinceMs === undefined || !this.canRestart) return undefined;
     const spentMs = this.#clock.nowMs() - this.#loadingSinceMs;
     return Math.round(Math.max(this.#loadMs - spentMs, spentMs * OVERDUE, LEAST_MS));
   }
@@ -168,16 +176,26 @@ export class EngineSupervisor {
   }
 
   /**
-   * Replaces an engine that works, when its running legs have ended. Returns false where the engine isn't ours to
-   * restart (attached by URL).
+   * Replaces an engine that works, when its running legs have ended. Nothing happens if it can't be restarted, or was a
+   * moment ago by its operator's command. If that command fails, the engine serves on.
    */
-  restart(engine: LiveEngine, reason: string): boolean {
-    if (!this.ours) return false;
+  restart(engine: LiveEngine, why: string): void {
     const watched = this.#watched;
-    if (watched?.engine !== engine) return true;
-    if (this.#o.emptied === undefined) this.#lose(watched, new Error(reason));
-    else if (this.#reason === "") void this.#retire(watched, reason, this.#o.emptied);
-    return true;
+    if (watched?.engine !== engine || this.#reason !== "" || !this.canRestart || this.#commandRests) return;
+    const haveRestarted = async (): Promise<boolean> => {
+      try {
+        await this.#haveRestarted(why);
+        return true;
+      } catch (error) {
+        // The command may have ended it all the same.
+        if (this.live !== engine || this.#over.signal.aborted) return false;
+        this.#o.log.error("the engine could not be restarted, and serves on", { error });
+        this.#reason = "";
+        this.#changed();
+        return false;
+      }
+    };
+    void this.#retire(watched, `the engine restarts when its running legs have ended: ${why}`, why, haveRestarted);
   }
 
   /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
@@ -215,19 +233,29 @@ export class EngineSupervisor {
     watched.tick = this.#clock.setTimer(tickMs, tick);
     watched.port = new HeldConnection({
       dial: () => engine.http.connect(),
-      closed: () => void this.#portClosed(watched),
+      closed: () => this.#portClosed(watched),
       clock: this.#clock,
     });
     this.#changed();
   }
 
-  async #portClosed(watched: Watched): Promise<void> {
+  #portClosed(watched: Watched): void {
     if (this.#watched !== watched || this.#over.signal.aborted) return;
-    this.#reason = "the engine's port is closed: it stops, or has died";
-    this.#o.log.warn("the engine's port is closed; running legs may end", { port: watched.engine.http.origin });
+    void this.#retire(watched, "the engine's port is closed: it stops, or has died", "the engine has closed its port");
+  }
+
+  /** Takes no leg from now on. The engine is given up when the running ones have ended, if it can be by then. */
+  async #retire(
+    watched: Watched,
+    reason: string,
+    why: string,
+    isReady: () => Promise<boolean> = async () => true,
+  ): Promise<void> {
+    this.#reason = reason;
+    this.#o.log.warn("the engine takes no new legs", { restarts: this.restarts, reason });
     this.#changed();
     await this.#o.emptied?.(this.#over.signal);
-    this.#lose(watched, new Error("the engine has closed its port"));
+    if (await isReady()) this.#lose(watched, new Error(why));
   }
 
   #lose(watched: Watched, why: Error): void {
@@ -249,14 +277,6 @@ export class EngineSupervisor {
     this.#changed();
   }
 
-  async #retire(watched: Watched, why: string, emptied: NonNullable<SupervisorOptions["emptied"]>): Promise<void> {
-    this.#reason = `the engine restarts when its running legs have ended: ${why}`;
-    this.#o.log.warn("the engine will be restarted", { restarts: this.restarts, why });
-    this.#changed();
-    await emptied(this.#over.signal);
-    this.#lose(watched, new Error(why));
-  }
-
   async #startAgain(old: StartedEngine): Promise<void> {
     const { source, log } = this.#o;
     const over = this.#over.signal;
@@ -273,7 +293,7 @@ export class EngineSupervisor {
       await pause(this.#clock, backoffMs(this.#attempt++, RESTART_PAUSE), over);
       if (over.aborted) return;
       try {
-        await this.#haveRestarted();
+        await this.#haveRestarted(this.#reason);
         const next = await source.start(over);
         if (over.aborted) return await next.stop(0);
         if (this.#wedgedAt !== undefined && !(await hasMoved(next, this.#wedgedAt))) {
@@ -295,13 +315,17 @@ export class EngineSupervisor {
     }
   }
 
+  /** Whether the operator's command ran a moment ago. */
+  get #commandRests(): boolean {
+    return this.#clock.nowMs() < this.#restartAgainMs;
+  }
+
   /** Of an attached engine, as its operator said. Once, and again after a pause if that didn't help. */
-  async #haveRestarted(): Promise<void> {
-    const nowMs = this.#clock.nowMs();
-    const { source } = this.#o;
-    if (source.restart === undefined || nowMs < this.#restartAgainMs) return;
-    this.#restartAgainMs = nowMs + COMMAND_PAUSE_MS;
-    await source.restart(this.#reason, this.#over.signal);
+  async #haveRestarted(why: string): Promise<void> {
+    const { restart } = this.#o.source;
+    if (restart === undefined || this.#commandRests) return;
+    this.#restartAgainMs = this.#clock.nowMs() + COMMAND_PAUSE_MS;
+    await restart(why, this.#over.signal);
   }
 
   // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
@@ -315,16 +339,17 @@ export class EngineSupervisor {
     const wedged = judge({ ...work, nowMs, counted: watched.counted });
     if (wedged === undefined) return;
     if (!this.ours) this.#wedgedAt = watched.counted ?? NO_GAUGES;
-    const { process: name, restart } = this.#o.source;
-    const cure = name === undefined || restart !== undefined ? "" : `; restart ${name()}`;
+    const cure = this.canRestart ? "" : `; restart ${this.#o.source.process?.()}`;
     this.#lose(watched, new Error(`the engine is ${wedged}${cure}`));
   }
 
   async #poll(watched: Watched, nowMs: number): Promise<void> {
     watched.polledMs = nowMs;
     watched.polling = true;
-    if (watched.engine.http.isUnreachable)
-      this.restart(watched.engine, "its socket was removed, so that no new request reaches it");
+    if (watched.engine.http.isUnreachable && this.#reason === "") {
+      const why = "its socket was removed, so that no new request reaches it";
+      void this.#retire(watched, `the engine is given up when its running legs have ended: ${why}`, why);
+    }
     try {
       const { status, body } = await watched.engine.http.get("/metrics", POLL_TIMEOUT_MS);
       if (status === 200) {
@@ -364,10 +389,6 @@ export class EngineSupervisor {
 async function hasMoved({ http }: LiveEngine, before: EngineGauges): Promise<boolean> {
   const now = readGauges((await http.get("/metrics", POLL_TIMEOUT_MS)).body.toString("utf8"));
   return haveMoved(before, now) || isAnotherEngine(before, now);
-}
-
-function haveMoved(before: EngineGauges, now: EngineGauges): boolean {
-  return now.promptTokens !== before.promptTokens || now.generationTokens !== before.generationTokens;
 }
 
 function firstLine(text: string): string {

@@ -21,7 +21,7 @@ export interface LeaseWatcher {
 
 export interface RestartLeaseOptions {
   readonly status: Pick<InstanceStatus, "set" | "remaining" | "orphans" | "stopping" | "on">;
-  readonly supervisor: Pick<EngineSupervisor, "live" | "ours" | "restart">;
+  readonly supervisor: Pick<EngineSupervisor, "live" | "canRestart" | "restart">;
   readonly log: Log;
   readonly clock: Clock;
 }
@@ -49,7 +49,7 @@ export class RestartLease {
     const known = this.#wish;
     if (supervisor.live !== engine || status.stopping || known?.reason === reason) return;
     this.#wish = reason === undefined ? undefined : { engine, reason };
-    if (supervisor.ours) {
+    if (supervisor.canRestart) {
       if (known === undefined) log.warn("the instance asks its routers for a restart of its engine", { reason });
       status.set({ restartWanted: reason ?? "" });
     } else if (known === undefined) {
@@ -80,7 +80,7 @@ export class RestartLease {
     this.#lookAgain?.cancel();
     this.#lookAgain = undefined;
     const wish = this.#wish;
-    if (wish === undefined || !supervisor.ours || status.stopping) return;
+    if (wish === undefined || !supervisor.canRestart || status.stopping) return;
     if (supervisor.live !== wish.engine) {
       this.#wish = undefined;
       return status.set({ restartWanted: "" });

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -34,7 +34,7 @@ describe("an engine that Tandem is attached to", () => {
         log: more.log ?? silentLog,
         clock,
       }),
-      log: silentLog,
+      log: more.log ?? silentLog,
       work: () => ({ legs: 1, promptTokens: 0 }),
       stallMs: o.stallMs,
       clock,
@@ -93,7 +93,9 @@ describe("an engine that Tandem is attached to", () => {
     await using again = await startSimEngine({ port: Number(new URL(engine.url).port) });
     await eventually("it is back", () => supervisor.live);
     assert.equal(supervisor.live!.http.origin, again.url);
-    assert.equal(supervisor.restart(supervisor.live!, "x"), false);
+    const back = supervisor.live!;
+    supervisor.restart(back, "x");
+    assert.deepEqual([supervisor.canRestart, supervisor.live, supervisor.reason], [false, back, ""]);
     await supervisor.stop(0);
   });
 
@@ -121,6 +123,8 @@ describe("an engine that Tandem is attached to", () => {
     const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
     const supervisor = await attached(url, "", undefined, clock);
     const first = supervisor.live;
+    const reasons: string[] = [];
+    supervisor.onChange(() => reasons.push(supervisor.reason));
     await eventually("it is polled", () => {
       clock.advance(500);
       return supervisor.gauges.startedS === 1;
@@ -130,7 +134,8 @@ describe("an engine that Tandem is attached to", () => {
       clock.advance(500);
       return supervisor.live !== first && supervisor.live;
     });
-    assert.equal(supervisor.restarts, 1);
+    assert.ok(reasons.includes("the attached engine was replaced by another one"), reasons.join());
+    assert.deepEqual([supervisor.restarts, supervisor.readyInMs], [1, undefined]);
     await supervisor.stop(0);
     server.closeAllConnections();
     server.close();
@@ -200,6 +205,60 @@ describe("an engine that Tandem is attached to", () => {
     await eventually("its output is in the log", () => lines.some(({ line }) => line === "working on it"));
     assert.equal(events("running engine.restart_command").length, 1);
     await supervisor.stop(0);
+    rmSync(folder, { recursive: true });
+  });
+
+  it("that should be replaced is restarted by that command when its running legs have ended", async () => {
+    const engine = await startSimEngine({});
+    const { log, events } = logSink();
+    const emptied = deferred();
+    const folder = mkdtempSync(join(tmpdir(), "tandem-restart-"));
+    const restartCommand = `echo "$TANDEM_RESTART_REASON" > ${folder}/told; until [ -e ${folder}/done ]; do sleep 0.01; done`;
+    const o = { restartCommand, log, emptied: () => emptied.promise };
+    const supervisor = await attached(engine.url, "", undefined, undefined, o);
+    const first = supervisor.live!;
+    supervisor.restart(first, "much KV is held");
+    assert.equal(supervisor.live, first);
+    assert.match(supervisor.reason, /when its running legs have ended: much KV is held/);
+    assert.equal(events("running engine.restart_command").length, 0);
+    emptied.resolve();
+    await eventually("the command ran", () => existsSync(join(folder, "told")));
+    assert.equal(readFileSync(join(folder, "told"), "utf8"), "much KV is held\n");
+    engine.kill();
+    await using again = await startSimEngine({ port: Number(new URL(engine.url).port) });
+    writeFileSync(join(folder, "done"), "");
+    await eventually("it is back", () => supervisor.live !== first && supervisor.live);
+    assert.deepEqual([supervisor.live!.http.origin, supervisor.reason], [again.url, ""]);
+    assert.equal(events("running engine.restart_command").length, 1);
+    await supervisor.stop(0);
+    rmSync(folder, { recursive: true });
+  });
+
+  it("that should be replaced serves on when that command fails, and is not asked for again at once", async () => {
+    await using engine = await startSimEngine({});
+    const { log, events } = logSink();
+    const supervisor = await attached(engine.url, "", undefined, undefined, { restartCommand: "exit 5", log });
+    const first = supervisor.live!;
+    supervisor.restart(first, "much KV is held");
+    await eventually("it failed", () => events("the engine could not be restarted, and serves on").length === 1);
+    assert.deepEqual([supervisor.live, supervisor.reason, supervisor.restarts], [first, "", 0]);
+    supervisor.restart(first, "much KV is held");
+    assert.deepEqual([supervisor.live, supervisor.reason], [first, ""]);
+    await supervisor.stop(0);
+  });
+
+  it("is given up when its socket is removed", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "tandem-attached-"));
+    const path = join(folder, "socket");
+    const server = createServer((req, res) => res.end(req.url === "/v1/models" ? '{"data":[{"id":"fake"}]}' : "{}"));
+    await new Promise<void>((done) => server.listen(path, done));
+    const supervisor = await attached(`unix:${path}`);
+    rmSync(path);
+    await eventually("it is missed", () => supervisor.live === undefined);
+    assert.match(supervisor.reason, /socket was removed/);
+    await supervisor.stop(0);
+    server.closeAllConnections();
+    server.close();
     rmSync(folder, { recursive: true });
   });
 

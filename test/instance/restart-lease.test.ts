@@ -7,15 +7,15 @@ import { manualClock } from "../support/manual-clock.ts";
 
 const ENGINE = {} as LiveEngine;
 
-function lab(ours = true) {
+function lab(canRestart = true) {
   const clock = manualClock();
   const status = new InstanceStatus(8);
   status.set({ engine: { reason: "" } });
   const restarted: string[] = [];
   const supervisor = {
     live: ENGINE as LiveEngine | undefined,
-    ours,
-    restart: (_: LiveEngine, reason: string) => restarted.push(reason) > 0,
+    canRestart,
+    restart: (_: LiveEngine, reason: string) => void restarted.push(reason),
   };
   const lease = new RestartLease({ status, supervisor, log: silentLog, clock });
   const router = (granted: boolean | undefined): LeaseWatcher => {
@@ -109,7 +109,7 @@ describe("a restart that an instance asks for", () => {
     }
   });
 
-  it("is never asked for an attached engine: an operator has to restart that", () => {
+  it("is never asked for an engine that only an operator can restart", () => {
     const { status, restarted, lease, router } = lab(false);
     router(true);
     lease.want(ENGINE, "debt");
