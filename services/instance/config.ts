@@ -94,7 +94,7 @@ export function instanceSections(role: InstanceRole) {
       ),
       restartCommand: text(
         "engine.restart_command",
-        "Shell command that restarts the attached engine, for when it has died or is wedged: systemctl restart vllm-prefill. It finds the engine's URL in TANDEM_ENGINE_URL. Empty: the log and `tandem doctor` say which process to restart.",
+        "Shell command that restarts the attached engine, for when it has died, is wedged, or holds too much unclaimed KV: systemctl restart vllm-prefill. It finds the engine's URL in TANDEM_ENGINE_URL. Empty: the log and `tandem doctor` say which process to restart.",
         { default: "" },
       ),
       apiKey: secret("engine.api_key", "API key of the attached engine."),

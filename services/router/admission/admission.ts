@@ -10,7 +10,7 @@ import { LagLimit } from "./lag-limit.ts";
 import { calm, type Overload } from "./overload.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
 import { ReturnedLegs } from "./returned.ts";
-import { StandingQueue } from "./standing-queue.ts";
+import { Pace, StandingQueue } from "./standing-queue.ts";
 
 /** Why a request was not admitted. The failure's code doesn't tell all reasons apart: three of them are 429. */
 export const REFUSALS = [
@@ -359,30 +359,4 @@ export function createAdmission(o: AdmissionOptions): Admission {
 /** @param limit A model may load for many minutes. */
 function seconds(ms: number, limit = RETRY_AFTER_S.max): number {
   return Math.min(limit, Math.max(RETRY_AFTER_S.min, Math.ceil(ms / 1000)));
-}
-
-/** Releases that a pace keeps. */
-const KEPT = 32;
-/** Fewer releases allow no estimate. */
-const ENOUGH = 8;
-
-/** Measures how fast slots become free, from the last few releases, to estimate waits. */
-class Pace {
-  readonly #atMs: number[] = [];
-  readonly #legs: number[] = [];
-  #next = 0;
-
-  released(legs: number, nowMs: number): void {
-    this.#atMs[this.#next] = nowMs;
-    this.#legs[this.#next] = legs;
-    this.#next = (this.#next + 1) % KEPT;
-  }
-
-  /** Estimates the time until this many slots have become free; undefined after too few releases. */
-  waitMs(legs: number, nowMs: number): number | undefined {
-    if (this.#atMs.length < ENOUGH) return undefined;
-    const oldestMs = Math.min(...this.#atMs);
-    const seen = this.#legs.reduce((sum, one) => sum + one, 0);
-    return (legs * Math.max(1, nowMs - oldestMs)) / seen;
-  }
 }
