@@ -25,6 +25,20 @@ async function silentSocket(address: string): Promise<Socket> {
 const closed = (socket: Socket): Promise<unknown> =>
   socket.closed ? Promise.resolve() : within(once(socket, "close"), "the connection's end");
 
+/** A server with a call whose answer of 20 MiB its caller never reads. */
+async function unreadAnswer(o: Parameters<typeof serveRaw>[1]) {
+  const opened = deferred<RawCall>();
+  const server = await serveRaw((call) => opened.resolve(call), o);
+  const caller = await rawCaller(server.address, 2 ** 30);
+  caller.call(0, "/tandem.decode.v1.DecodeService/Decode", HELLO);
+  const call = await opened.promise;
+  const cancelled = deferred();
+  call.onCancel = cancelled.resolve;
+  const block = Buffer.alloc(1024 * 1024);
+  for (let count = 0; count < 20; count++) call.write(block);
+  return { server, caller, cancelled: cancelled.promise };
+}
+
 describe("a stranger at the gRPC port", () => {
   it("is cut off after 10 s without a call, and callers with a token are not", async () => {
     const clock = manualClock();
@@ -146,34 +160,19 @@ describe("a caller with a token", () => {
 
   it("loses its connection if it takes nothing for the time that it may be silent", async () => {
     const clock = manualClock();
-    const opened = deferred<RawCall>();
-    await using server = await serveRaw((call) => opened.resolve(call), { clock, stallMs: 60_000, ...ALONE });
-    const caller = await rawCaller(server.address, 2 ** 30);
-    caller.call(0, "/tandem.decode.v1.DecodeService/Decode", HELLO);
-    const call = await opened.promise;
-    const cancelled = deferred();
-    call.onCancel = cancelled.resolve;
-    const block = Buffer.alloc(1024 * 1024);
-    for (let count = 0; count < 20; count++) call.write(block);
+    const { server, caller, cancelled } = await unreadAnswer({ clock, stallMs: 60_000, ...ALONE });
+    await using _server = server;
     await clock.pass(59_000);
     await clock.pass(3_000);
-    await within(cancelled.promise, "the call's end");
+    await within(cancelled, "the call's end");
     caller.socket.destroy();
   });
 });
 
 describe("a server that shuts down", () => {
   it("ends although a connection was given up with bytes that its peer never reads", async () => {
-    const opened = deferred<RawCall>();
-    const server = await serveRaw((call) => opened.resolve(call), { keepaliveMs: 50, graceMs: 100 });
-    const caller = await rawCaller(server.address, 2 ** 30);
-    caller.call(0, "/tandem.decode.v1.DecodeService/Decode", HELLO);
-    const call = await opened.promise;
-    const cancelled = deferred();
-    call.onCancel = cancelled.resolve;
-    const block = Buffer.alloc(1024 * 1024);
-    for (let count = 0; count < 20; count++) call.write(block);
-    await within(cancelled.promise, "the keepalive gives the session up");
+    const { server, caller, cancelled } = await unreadAnswer({ keepaliveMs: 50, graceMs: 100 });
+    await within(cancelled, "the keepalive gives the session up");
     await within(server[Symbol.asyncDispose](), "the shutdown", 2_000);
     caller.socket.destroy();
   });
