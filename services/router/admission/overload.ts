@@ -27,7 +27,7 @@ export const calm = (): Overload => ({ on: false, loopDelayMs: 0, queueStands: f
 
 export function watchOverload(o: {
   readonly loop: LoopDelay;
-  readonly pool: { readonly view: { readonly doubtsItself: boolean; readonly lastResorts: number } };
+  readonly pool: { readonly view: { readonly doubtsItself: boolean; readonly lastResortCount: number } };
   readonly metrics: Metrics;
 }): Overload {
   const { loop, pool } = o;
@@ -40,7 +40,7 @@ export function watchOverload(o: {
       case "self_doubt":
         return pool.view.doubtsItself;
       case "last_resort":
-        return pool.view.lastResorts > 0;
+        return pool.view.lastResortCount > 0;
     }
   };
   const overload: Overload = {

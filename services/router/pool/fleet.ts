@@ -72,7 +72,7 @@ export interface FleetView {
   /** Whether most instances are suspect together, so that this router doubts itself. */
   readonly doubtsItself: boolean;
   /** Instances of all models that are a last resort. */
-  readonly lastResorts: number;
+  readonly lastResortCount: number;
   /** Whether an instance gets legs although its registry reports it dead or gone. */
   readonly overruled: boolean;
   /** Pairs that get no legs although both their instances do. */
@@ -118,7 +118,7 @@ export function fleetOf(
     decode: sorted.filter((one) => sideOf(one) === "decode").map(seen),
     models,
     doubtsItself,
-    lastResorts: [...models.values()].reduce((sum, { lastResorts }) => sum + lastResorts.size, 0),
+    lastResortCount: [...models.values()].reduce((sum, { lastResorts }) => sum + lastResorts.size, 0),
     overruled: [...standings.values()].some(
       (standing) => standing.kind === "serves" && standing.despite === "unlisted",
     ),

@@ -27,7 +27,7 @@ export function registerPoolMetrics(metrics: Metrics, pool: { readonly view: Fle
     "tandem_last_resorts",
     "Instances that get legs although their legs fail, because too few others of their side are left.",
     [],
-    (gauge) => gauge.set(pool.view.lastResorts),
+    (gauge) => gauge.set(pool.view.lastResortCount),
   );
   metrics.gauge(
     "tandem_model_ready",

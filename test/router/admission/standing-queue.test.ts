@@ -223,7 +223,7 @@ describe("a router whose event loop runs late", () => {
 describe("a router that has more to do than it can", () => {
   it("sheds optional work for each cause, and reports which", async () => {
     const loop = { delayMs: 0 };
-    const view = { doubtsItself: false, lastResorts: 0 };
+    const view = { doubtsItself: false, lastResortCount: 0 };
     const metrics = createMetrics();
     const overload = watchOverload({ loop, pool: { view }, metrics });
     const causes = async (): Promise<string> =>
@@ -233,7 +233,7 @@ describe("a router that has more to do than it can", () => {
       ["loop", () => (loop.delayMs = 101), () => (loop.delayMs = 100)],
       ["queue", () => (overload.queueStands = true), () => (overload.queueStands = false)],
       ["self_doubt", () => (view.doubtsItself = true), () => (view.doubtsItself = false)],
-      ["last_resort", () => (view.lastResorts = 1), () => (view.lastResorts = 0)],
+      ["last_resort", () => (view.lastResortCount = 1), () => (view.lastResortCount = 0)],
     ] as const) {
       change();
       assert.deepEqual([overload.on, await causes()], [true, cause]);
