@@ -12,12 +12,11 @@
 // - It works, but should be replaced (it holds much KV that nothing else frees), and the routers grant that
 //   (instance/restart-lease.ts). The instance takes no leg from then on, running legs end, and only then the engine is
 //   killed, or the operator's command restarts it. If it stalls meanwhile, that ends it sooner.
-// - An operator wants it: drain the instance, SIGTERM, start the instance again (instance.ts).
 //
 // The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
 // hangs with one that reuses the address of another. A prefill engine that waits for a killed decode engine stalls; its
 // own instance knows of the death by the closed port (prefill/partners.ts), and then believes a stall sooner.
-import { type Clock, pause, systemClock, type Timer } from "../common/clock.ts";
+import { type Clock, pause, settlesWithin, systemClock, type Timer } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
@@ -41,6 +40,8 @@ const SETTLED_MS = 30_000;
 const TICK_MS = 1_000;
 const POLL_IDLE_MS = 5_000;
 const POLL_TIMEOUT_MS = 2_000;
+/** From an engine's closed port to its guardian's report. */
+const REPORT_MS = 1_000;
 /** Polls in a row that an attached engine may leave unanswered. */
 const UNANSWERED_LIMIT = 2;
 
@@ -182,19 +183,15 @@ export class EngineSupervisor {
   restart(engine: LiveEngine, why: string): void {
     const watched = this.#watched;
     if (watched?.engine !== engine || this.#reason !== "" || !this.canRestart || this.#commandRests) return;
-    const haveRestarted = async (): Promise<boolean> => {
-      try {
-        await this.#haveRestarted(why);
-        return true;
-      } catch (error) {
-        // The command may have ended it all the same.
-        if (this.live !== engine || this.#over.signal.aborted) return false;
-        this.#o.log.error("the engine could not be restarted, and serves on", { error });
-        this.#reason = "";
-        this.#changed();
-        return false;
-      }
+    const goesOn = (error: unknown): false => {
+      // The command may have ended it all the same.
+      if (this.live !== engine || this.#over.signal.aborted) return false;
+      this.#o.log.error("the engine could not be restarted, and serves on", { error });
+      this.#reason = "";
+      this.#changed();
+      return false;
     };
+    const haveRestarted = (): Promise<boolean> => this.#haveRestarted(why).then(() => true, goesOn);
     void this.#retire(watched, `the engine restarts when its running legs have ended: ${why}`, why, haveRestarted);
   }
 
@@ -241,7 +238,12 @@ export class EngineSupervisor {
 
   #portClosed(watched: Watched): void {
     if (this.#watched !== watched || this.#over.signal.aborted) return;
-    void this.#retire(watched, "the engine's port is closed: it stops, or has died", "the engine has closed its port");
+    const reason = "the engine's port is closed: it stops, or has died";
+    void this.#retire(watched, reason, "the engine has closed its port", async () => {
+      // The guardian knows how it ended.
+      if (this.ours) await settlesWithin(this.#clock, watched.engine.ended, REPORT_MS);
+      return true;
+    });
   }
 
   /** Takes no leg from now on. The engine is given up when the running ones have ended, if it can be by then. */
