@@ -10,7 +10,9 @@ import { IDENTITY, freshLegId, openDecode, type SimInstance } from "../instance/
 import { engineOf } from "../live/support/processes.ts";
 import { askEngine } from "../support/engine-calls.ts";
 import { eligible, startProcess, startRouterProcess, type TestProcess, type TestRouter } from "../support/processes.ts";
+import { skip } from "../support/skip.ts";
 import { steadyLoad, type SteadyLoad } from "../support/steady-load.ts";
+import { MAY_FETCH } from "../support/tools.ts";
 import { eventually } from "../support/waits.ts";
 import { dialRpc } from "../../services/rpc/channel.ts";
 import { POISON } from "../../services/tiny-engine/faults.ts";
@@ -120,7 +122,8 @@ for (const kind of [SIM, NIXL, VLLM]) {
   describe(`${kind.name}, started again under load`, function () {
     this.timeout(3 * LONG_MS);
     let fleet: Fleet;
-    before(async () => {
+    before(async function () {
+      if (kind !== VLLM && !MAY_FETCH) skip(this, "takes long: CI=true or `npm test -- --all` runs it");
       fleet = await startFleet(kind);
     });
     after(() => fleet?.[Symbol.asyncDispose]());
