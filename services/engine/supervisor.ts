@@ -184,7 +184,7 @@ export class EngineSupervisor {
     const watched = this.#watched;
     if (watched?.engine !== engine || this.#reason !== "" || !this.canRestart || this.#commandRests) return;
     const goesOn = (error: unknown): false => {
-      // The command may have ended it all the same.
+      // The command may have failed after the engine had ended.
       if (this.live !== engine || this.#over.signal.aborted) return false;
       this.#o.log.error("the engine could not be restarted, and serves on", { error });
       this.#reason = "";

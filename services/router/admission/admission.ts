@@ -10,7 +10,7 @@ import { LagLimit } from "./lag-limit.ts";
 import { calm, type Overload } from "./overload.ts";
 import { FairQueue, type Waiter as Queued } from "./queue.ts";
 import { ReturnedLegs } from "./returned.ts";
-import { Pace, StandingQueue } from "./standing-queue.ts";
+import { QueuePace, StandingQueue } from "./standing-queue.ts";
 
 /** Why a request was not admitted. The failure's code doesn't tell all reasons apart: three of them are 429. */
 export const REFUSALS = [
@@ -106,7 +106,7 @@ interface Waiter extends Queued {
 class ModelSlots {
   running = 0;
   /** Measured only while requests wait: otherwise slots become free at the pace of arriving requests. */
-  pace: Pace | undefined;
+  pace: QueuePace | undefined;
   readonly standing = new StandingQueue();
 }
 
@@ -194,7 +194,7 @@ export function createAdmission(o: AdmissionOptions): Admission {
         const slots = slotsOf(model);
         slots.standing.ran(clock.nowMs() - admittedMs);
         if (queue.first(model) === undefined) slots.pace = undefined;
-        else (slots.pace ??= new Pace()).released(legs, clock.nowMs());
+        else (slots.pace ??= new QueuePace()).released(legs, clock.nowMs());
         pokeOne(model);
         if (slots.running === 0 && queue.first(model) === undefined) models.delete(model);
       },

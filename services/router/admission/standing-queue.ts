@@ -3,7 +3,7 @@
 // refused, and the newest go first, so those that are admitted are fast and the others know early. Pure.
 // Sources: CoDel (Nichols, Jacobson, ACM Queue 10(5), 2012, RFC 8289) for the rule that only a wait that stays above the
 // target for an interval counts; adaptive LIFO with CoDel (Maurer, "Fail at Scale", ACM Queue 13(8), 2015).
-// `Pace` says how long a queue takes to be served.
+// `QueuePace` says how long a queue takes to be served.
 
 /** How long the wait must stay above the target: bursts that slots absorb meanwhile are none of our business. */
 const INTERVAL_MS = 5_000;
@@ -69,7 +69,7 @@ const KEPT = 32;
 const ENOUGH = 8;
 
 /** Measures how fast slots become free, from the last few releases, to estimate waits. */
-export class Pace {
+export class QueuePace {
   readonly #atMs: number[] = [];
   readonly #legs: number[] = [];
   #next = 0;
