@@ -39,8 +39,11 @@ export interface AnswerRunOptions {
   notJoinable(because: string): void;
   /** Takes a DecodeResponse, encoded. False: nothing more until `resume`. */
   write(message: Buffer): boolean;
-  /** The engine has taken the KV: its first chunk or its whole answer is here. */
-  began(): void;
+  /**
+   * The engine has taken the KV, and an abort frees it: its first chunk or its whole answer is here. Called once at most;
+   * may abort the run.
+   */
+  tookKv(): void;
   /** Undefined: the whole answer was written, its end with it. */
   ended(error: ServiceError | undefined): void;
 }
@@ -65,7 +68,7 @@ export class AnswerRun {
   /** A message went out in this turn of the event loop. */
   #wroteThisTurn = false;
   /** The caller is gone. */
-  discarding = false;
+  #discarding = false;
   #over = false;
 
   constructor(o: AnswerRunOptions) {
@@ -103,11 +106,6 @@ export class AnswerRun {
     return this.#stream !== undefined;
   }
 
-  /** The engine has answered with a chunk at least: it has taken the KV, and an abort frees it. */
-  get tookKv(): boolean {
-    return this.#stream !== undefined && this.#stream.chunkCount > 0;
-  }
-
   /** When the engine last sent a chunk, or got the request. */
   get heardMs(): number {
     return this.#lastTokenMs || this.#startedMs;
@@ -128,35 +126,31 @@ export class AnswerRun {
     this.#call.abort();
   }
 
-  /**
-   * The caller is gone, but the engine must not be stopped before it has certainly taken the KV: reads on until then (a
-   * plain body to its end), and calls `ended`.
-   */
+  /** The caller is gone, but the engine must not be stopped yet: reads on, and writes nothing. */
   discard(): void {
-    this.discarding = true;
+    this.#discarding = true;
     this.#call.resume();
   }
 
   #onEvents(stream: AnswerStream | JoinedAnswer, chunk: Buffer): void {
     const before = stream.chunkCount;
+    let broken: unknown;
     try {
       this.#splitter!.push(chunk);
     } catch (error) {
-      return this.#fail(error);
+      broken = error;
     }
     if (stream.chunkCount !== before) {
       this.#lastTokenMs = this.#clock.nowMs();
       if (before === 0) {
         this.#firstTokenMs = this.#lastTokenMs;
-        this.#o.began();
+        this.#o.tookKv();
+        if (this.#over) return;
       }
     }
+    if (broken !== undefined) return this.#fail(broken);
     if (stream.error !== undefined) return this.#fail(reportedError(stream, this.#internal));
-    if (this.discarding) {
-      stream.cleared();
-      if (this.tookKv || stream.done) this.#finish(undefined);
-      return;
-    }
+    if (this.#discarding) return stream.done ? this.#finish(undefined) : undefined;
     if (stream instanceof JoinedAnswer) return stream.done ? this.#completeJoined(stream) : this.#report(stream);
     if (stream.done) return this.#completeStream(stream);
     if (stream.parts.length === 0 || (this.#wroteThisTurn && stream.bytes < PIECE_BYTES)) return;
@@ -166,7 +160,7 @@ export class AnswerRun {
     this.#flush(stream);
     setImmediate(() => {
       this.#wroteThisTurn = false;
-      if (!this.#over && !this.discarding && stream.parts.length > 0) this.#flush(stream);
+      if (!this.#over && !this.#discarding && stream.parts.length > 0) this.#flush(stream);
     });
   }
 
@@ -224,10 +218,10 @@ export class AnswerRun {
       return this.#fail(engineFailure("decode", refusal.cause as Error, { beforeFirstToken: true, answer }));
     }
     if (this.#splitter === undefined) {
-      if (this.discarding) return this.#finish(undefined);
       this.#firstTokenMs = this.#lastTokenMs = this.#clock.nowMs();
       const whole = Buffer.concat(this.#chunks);
-      this.#o.began();
+      this.#o.tookKv();
+      if (this.#over) return;
       this.#o.gotWhole(whole);
       return this.#completeBody(whole);
     }
@@ -284,9 +278,6 @@ export class AnswerRun {
   #finish(error: ServiceError | undefined): void {
     if (this.#over) return;
     this.#over = true;
-    // A discarded stream is stopped here; of a finished one only its last bytes are still under way, and reading them
-    // gives the connection back.
-    if (this.discarding) this.#call.abort();
     this.#o.ended(error);
   }
 }

@@ -13,11 +13,19 @@ import type { LegSpec } from "../kv/connector.ts";
 import { estimatePromptTokens } from "../instance/leg-request.ts";
 import { dialRpc, type RpcChannel } from "../rpc/channel.ts";
 import type { DebtLedger } from "./kv-debt.ts";
+import { type KnownOutcome, settlementOf } from "./protocol.ts";
 
 const TRIES = 4;
 const RETRY = { minMs: 100, maxMs: 1_000 };
 /** For the engine to drop or drain it; draining waits in the engine's queue like any request. */
 const SETTLE_TIMEOUT_MS = 60_000;
+
+const OUTCOMES: Readonly<Record<Outcome, KnownOutcome>> = {
+  [Outcome.UNSPECIFIED]: "unknown",
+  [Outcome.UNKNOWN]: "unknown",
+  [Outcome.SENT]: "sent",
+  [Outcome.NOTHING_SENT]: "nothing sent",
+};
 
 /** The facts about a leg from its reservation on. */
 export interface ReservedLeg {
@@ -52,10 +60,9 @@ export function createSettle(parts: InstanceParts, askTimeoutMs: number, debt: D
   async function run(leg: ReservedLeg, known: string | undefined, maybeTaken: boolean): Promise<void> {
     const { outcome, ticket } = known === undefined ? await askOutcome(leg) : { outcome: Outcome.SENT, ticket: known };
     // The KV was the dead engine's.
-    if (isGone(leg) || outcome === Outcome.NOTHING_SENT) return;
-    // Releasing is harmless if nothing is held; draining KV that never arrived would stall the engine.
-    const drainable = outcome === Outcome.SENT && !maybeTaken;
-    if ((drainable || means === "release") && (await request(leg, ticket))) return;
+    if (isGone(leg)) return;
+    const settlement = settlementOf(connector.traits, OUTCOMES[outcome], maybeTaken);
+    if (settlement === "nothing" || (settlement === "free" && (await request(leg, ticket)))) return;
     book(leg, { outcome: Outcome[outcome] });
   }
 
