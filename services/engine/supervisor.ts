@@ -77,7 +77,10 @@ interface Watched {
   unanswered: number;
 }
 
-/** When its engine dies, every call to the engine ends at once: with the socket's error, or with `engine_failed`. */
+/**
+ * When its engine dies, every call to the engine ends at once: with the socket's error, with `engine_failed`, or with
+ * `instance_lost` if the engine hung because another one died, of which no request is the cause.
+ */
 export class EngineSupervisor {
   readonly #o: SupervisorOptions;
   readonly #clock: Clock;
@@ -260,7 +263,7 @@ export class EngineSupervisor {
     if (await isReady()) this.#lose(watched, new Error(why));
   }
 
-  #lose(watched: Watched, why: Error): void {
+  #lose(watched: Watched, why: Error, code: "engine_failed" | "instance_lost" = "engine_failed"): void {
     if (this.#watched !== watched) return;
     const { engine, sinceMs } = watched;
     const over = this.#over.signal.aborted;
@@ -268,9 +271,7 @@ export class EngineSupervisor {
     watched.port?.[Symbol.dispose]();
     this.#watched = undefined;
     this.#reason = over ? "stopped" : firstLine(why.message);
-    engine.http.close(
-      new ServiceError("engine_failed", "The engine stopped while working on the request.", { cause: why }),
-    );
+    engine.http.close(new ServiceError(code, "The engine stopped while working on the request.", { cause: why }));
     if (!over) {
       this.#o.log.error("the engine is lost", { restarts: this.restarts, why: why.message });
       if (this.#clock.nowMs() - sinceMs > SETTLED_MS) this.#attempt = 0;
@@ -342,7 +343,8 @@ export class EngineSupervisor {
     if (wedged === undefined) return;
     if (!this.ours) this.#wedgedAt = watched.counted ?? NO_GAUGES;
     const cure = this.canRestart ? "" : `; restart ${this.#o.source.process?.()}`;
-    this.#lose(watched, new Error(`the engine is ${wedged}${cure}`));
+    const code = work.partnerIsGone === true ? "instance_lost" : "engine_failed";
+    this.#lose(watched, new Error(`the engine is ${wedged}${cure}`), code);
   }
 
   async #poll(watched: Watched, nowMs: number): Promise<void> {

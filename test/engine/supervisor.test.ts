@@ -194,6 +194,17 @@ describe("an engine that Tandem starts", () => {
     assert.match(String(events("the engine is lost")[0]?.["why"]), /wedged: no token for 0\.\d s with 1 request in it/);
   });
 
+  it("that hung because its partner died says so of its calls: no request is the cause", async () => {
+    for (const [partnerIsGone, code] of [
+      [false, "engine_failed"],
+      [true, "instance_lost"],
+    ] as const) {
+      const supervisor = await start({}, 200, { work: () => ({ legs: 1, promptTokens: 0, partnerIsGone }) });
+      const silent = supervisor.live!.http.fetch({ method: "GET", path: "/silence" });
+      await assert.rejects(within(silent, "the end of the call"), { code });
+    }
+  });
+
   it("fails to start with its last output, and leaves nothing", async () => {
     const launch = (): { command: string; args: string[] } => ({
       command: "/bin/sh",
