@@ -13,7 +13,7 @@ export interface EngineWork {
    * Some of them send KV to an engine that has died. With P2P NCCL this wedges the engine, so a stall is believed sooner.
    */
   readonly partnerIsGone?: boolean;
-  /** Prompt tokens a millisecond, as seen on single legs, for the time that prompts get then. 0: none was seen. */
+  /** Prompt tokens a millisecond, by the answers to its legs, for the time that prompts get then. 0: none was seen. */
   readonly legTokensPerMs?: number;
   /** Legs of them that wait for the first KV from a partner. Default 0. */
   readonly firstTransfers?: number;

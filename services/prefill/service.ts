@@ -20,6 +20,7 @@ import type { PrefillConfig } from "./config.ts";
 import { Outcomes, type PrefillOutcome } from "./outcomes.ts";
 import { Partners } from "./partners.ts";
 import { PromptAccount } from "./prompt-account.ts";
+import { PromptPace } from "./prompt-pace.ts";
 
 type Answer = MessageInitShape<typeof PrefillResponseSchema>;
 type LegEnd = PrefillOutcome & ({ readonly answer: Answer } | { readonly error: ServiceError });
@@ -32,8 +33,6 @@ interface Leg {
 
 /** A prefill engine answers with one token and at most some KV parameters. */
 const ANSWER_LIMIT_BYTES = 16 * 1024 * 1024;
-/** Weight of the latest leg in the observed rate. */
-const RATE_WEIGHT = 0.2;
 
 export function prefillService(parts: InstanceParts, limits: PrefillConfig["outcomes"]): RoleService {
   const { connector, status, log, clock } = parts;
@@ -41,17 +40,12 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
   const outcomes = new Outcomes(limits, clock);
   const running = new Set<AbortController>();
   const account = new PromptAccount(clock);
-  let legTokensPerMs = 0;
+  const pace = new PromptPace(clock);
   const lost = (decodeKvAddress: string): void =>
     log.error("a decode engine died with KV on its way to it, which may wedge this prefill engine", {
       decodeKvAddress,
     });
   const partners = traits.wedgedByPartner ? new Partners({ clock, lost }) : undefined;
-
-  function seeRate(tokensPerMs: number): void {
-    if (tokensPerMs <= 0 || !Number.isFinite(tokensPerMs)) return;
-    legTokensPerMs += (tokensPerMs - legTokensPerMs) * (legTokensPerMs === 0 ? 1 : RATE_WEIGHT);
-  }
 
   async function prefill(request: PrefillRequest, { signal: gone }: CallContext): Promise<Answer> {
     const { legId, decodeKvAddress } = request;
@@ -103,7 +97,9 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
     // With a lease nothing is pushed: any KV that was kept frees itself and needs no settling.
     let outcome = traits.abandoned === "lease" ? Outcome.NOTHING_SENT : Outcome.UNKNOWN;
     let answeredTokens = 0;
+    let computedTokens = 0;
     account.began();
+    pace.began();
     try {
       const answered = await engine.http
         .fetch(
@@ -130,7 +126,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
       const figures = figuresOf(parsed);
       answeredTokens = figures.promptTokens;
       const engineMs = clock.nowMs() - startedMs;
-      seeRate((answeredTokens - (figures.cachedTokens ?? 0)) / engineMs);
+      computedTokens = answeredTokens - (figures.cachedTokens ?? 0);
       const answer = { ticket, ...figures, engineMs };
       outcome = Outcome.SENT;
       return { outcome, ticket, answer };
@@ -142,6 +138,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
       };
     } finally {
       account.ended(answeredTokens);
+      pace.ended(computedTokens);
       log.debug("prefill leg ended", { legId, outcome: Outcome[outcome], ms: clock.nowMs() - startedMs });
     }
   }
@@ -160,7 +157,7 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
       },
       { access: "token" },
     ),
-    engineWork: () => ({ partnerIsGone: partners?.anyGone ?? false, legTokensPerMs }),
+    engineWork: () => ({ partnerIsGone: partners?.anyGone ?? false, legTokensPerMs: pace.tokensPerMs }),
     engineChanged: (live) => account.engineChanged(live),
     abortLegs() {
       const error = new ServiceError("instance_unavailable", "The instance is stopping.");
