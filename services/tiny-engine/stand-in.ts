@@ -70,7 +70,7 @@ const modelName = valueOf("--served-model-name");
 const isOpen = args.includes("--inject");
 const timing = {
   decodeMsPerToken: Number(valueOf("--sim-decode-ms") ?? 5),
-  prefillMsPerToken: 0.02,
+  prefillMsPerToken: Number(valueOf("--sim-prefill-ms") ?? 0.02),
   maxLength: Number(valueOf("--max-model-len") ?? 8_192),
 };
 const sim = await startSimEngine({
