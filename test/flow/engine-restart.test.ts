@@ -90,7 +90,10 @@ async function startFleet(kind: Kind): Promise<Fleet> {
     roles[role].push(one);
     return one;
   };
+  const loads: SteadyLoad[] = [];
   const stopAll = async (): Promise<void> => {
+    // Also those of a test that failed: their clients would go on against a router that is gone.
+    for (const load of loads) void load.stop();
     await Promise.all(all.map((one) => one[Symbol.asyncDispose]()));
     rmSync(folder, { recursive: true, force: true });
   };
@@ -106,16 +109,23 @@ async function startFleet(kind: Kind): Promise<Fleet> {
     router,
     roles,
     start: (role, flags) => eligible(router, begin(role, flags)),
-    load: (clients, tokens) => steadyLoad([router.url], { clients, tokens, model: kind.model }),
+    load(clients, tokens) {
+      const load = steadyLoad([router.url], { clients, tokens, model: kind.model });
+      loads.push(load);
+      return load;
+    },
     [Symbol.asyncDispose]: stopAll,
   };
 }
 
 /** An instance as the router sees it; counts are numbers. */
-async function find(router: TestRouter, pid: number): Promise<{ legsTotal: number; load: { running: number } }> {
+async function find(router: TestRouter, pid: number) {
   const { instances } = await router.call("ListInstances");
   const one = instances.find(({ info }: any) => info.pid === pid);
-  return { legsTotal: Number(one?.legsTotal ?? 0), load: { running: one?.load?.running ?? 0 } };
+  return {
+    legsTotal: Number(one?.legsTotal ?? 0),
+    load: { running: Number(one?.load?.running ?? 0), reserved: Number(one?.load?.reserved ?? 0) },
+  };
 }
 
 for (const kind of [SIM, NIXL, VLLM]) {
@@ -266,9 +276,17 @@ async function poison(fleet: Fleet): Promise<void> {
 async function killWithLegs(fleet: Fleet, prefill: TestProcess): Promise<void> {
   const { pids, url } = engineOf(prefill.pid);
   assert.equal((await askEngine(url, "/sim/fault", { method: "POST", body: '"hang"' })).status, 200);
-  // At once, so that the router spreads them over both prefill and both decode instances.
+  // At once, so that the router spreads them over both prefill instances; and more until the engine has prompts for both
+  // decode instances, which hold their slots for as long as it hangs.
   const burst = Array.from({ length: 16 }, () => complete(fleet, "A prompt in a dying engine"));
   await eventually("legs are in it", async () => (await find(fleet.router, prefill.pid)).load.running > 4, LONG_MS);
+  const areHeld = async (): Promise<boolean> => {
+    const seen = await Promise.all(fleet.roles.decode.map(({ pid }) => find(fleet.router, pid)));
+    if (seen.every(({ load }) => load.reserved > 1)) return true;
+    if (burst.length < 64) burst.push(complete(fleet, "A prompt in a dying engine"));
+    return false;
+  };
+  await eventually("slots of both decode instances are held for it", areHeld, LONG_MS);
   process.kill(pids[0]!, "SIGKILL");
   for (const { status } of await Promise.all(burst)) assert.equal(status, 200);
 }
