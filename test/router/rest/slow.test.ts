@@ -132,7 +132,8 @@ describe("a client that reads nothing", () => {
     await eventually("the kernel has some", () => response !== undefined && takenBytes(response) > 0);
     assert.ok(takenBytes(response!) < LARGE.length, "and not all");
     socket.resume();
-    await eventually("the kernel has all", () => takenBytes(response!) >= LARGE.length);
+    // A response that has ended lets go of its socket.
+    await eventually("the kernel has all", () => response!.writableFinished || takenBytes(response!) >= LARGE.length);
     socket.destroy();
     server.close();
   });
