@@ -2,11 +2,11 @@
 // explorer proves the protocol, this looks at what drives it: every request ends once, every leg is settled, and the
 // counts come back to nothing.
 import assert from "node:assert/strict";
+import { seededRandom } from "../../../clients/loadgen/arrivals.ts";
 import { ServiceError, type FailureCode } from "../../../services/common/errors.ts";
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
-import { seeded } from "../support/seeded.ts";
 
 const REQUESTS = 150;
 
@@ -28,7 +28,7 @@ const DECODE_FAILURES: FailureCode[] = [
 describe("a relay among unreliable instances", () => {
   for (const connector of ["p2p-zmq", "nixl"]) {
     it(`ends every request once and leaves nothing behind: ${connector}`, async () => {
-      const random = seeded(7);
+      const random = seededRandom(7);
       const one = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)]!;
       const soon = (act: () => void): void => void (random() < 0.5 ? setImmediate(act) : act());
 

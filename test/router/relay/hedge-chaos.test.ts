@@ -1,16 +1,16 @@
 // Hedged requests among instances that stall, fail and answer late, in an order drawn from a fixed seed.
 import assert from "node:assert/strict";
+import { seededRandom } from "../../../clients/loadgen/arrivals.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { untilQuiet } from "../../support/waits.ts";
 import { untilNoLegs } from "../support/deployment.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
 import { hedgedFleet } from "../support/hedged-fleet.ts";
-import { seeded } from "../support/seeded.ts";
 
 describe("requests among instances that stall at random", () => {
   for (const connector of ["p2p-zmq", "nixl"]) {
     it(`end once, with the bytes of one attempt, and leave nothing behind: ${connector}`, async () => {
-      const random = seeded(3);
+      const random = seededRandom(3);
       let clock = manualClock();
       let left = false;
       /** Half of the attempts are answered at once, the others after their time, or never while requests run. */

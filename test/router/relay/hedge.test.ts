@@ -12,6 +12,16 @@ import { hedgedFleet as fleet, prefillsAtOnce as done } from "../support/hedged-
 const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
 const mute = (leg: DecodeLeg): void => void leg.accept();
 
+/** The first attempt, and the hedge that runs beside it because no instance has answered. */
+async function bothStarted({ clock, decodes }: Awaited<ReturnType<typeof fleet>>): Promise<[DecodeLeg, DecodeLeg]> {
+  const first = await decodes[0]!.legs.next("the first attempt");
+  await first.started.promise;
+  clock.advance(1_200);
+  const hedge = await decodes[1]!.legs.next("the hedge");
+  await hedge.started.promise;
+  return [first, hedge];
+}
+
 describe("a request whose first byte is late", () => {
   it("runs on another pair as well, and the first to answer wins", async () => {
     await using f = await fleet({ decode: [mute, twoTokens] });
@@ -125,13 +135,9 @@ describe("a request whose first byte is late", () => {
 
   it("is answered by the first attempt if that one comes first", async () => {
     await using f = await fleet({ decode: [mute, mute] });
-    const { tandem, clock, decodes } = f;
+    const { tandem } = f;
     const { client, ending } = tandem.start();
-    const slow = await decodes[0]!.legs.next("the first attempt");
-    await slow.started.promise;
-    clock.advance(1_200);
-    const hedge = await decodes[1]!.legs.next("the hedge");
-    await hedge.started.promise;
+    const [slow, hedge] = await bothStarted(f);
     slow.events("data: 1\n\n");
     await client.got(1);
     await within(hedge.abandoned.promise, "the abandon of the hedge");
@@ -145,14 +151,10 @@ describe("a request whose first byte is late", () => {
 
   it("never delivers bytes of two attempts", async () => {
     await using f = await fleet({ decode: [mute, mute] });
-    const { tandem, clock, decodes } = f;
+    const { tandem } = f;
     const { client, ending } = tandem.start();
-    const slow = await decodes[0]!.legs.next("the first attempt");
+    const [slow, hedge] = await bothStarted(f);
     slow.endsWhenAbandoned = false;
-    await slow.started.promise;
-    clock.advance(1_200);
-    const hedge = await decodes[1]!.legs.next("the hedge");
-    await hedge.started.promise;
     hedge.events("data: 1\n\n");
     await client.got(1);
     slow.events("data: late\n\n");
@@ -166,13 +168,9 @@ describe("a request whose first byte is late", () => {
   it("goes on with the attempt that is left when the other one fails", async () => {
     for (const failing of [0, 1]) {
       await using f = await fleet({ decode: [mute, mute], limits: { retryLimit: 0 } });
-      const { tandem, clock, decodes } = f;
+      const { tandem } = f;
       const { client, ending, receipt } = tandem.start();
-      const slow = await decodes[0]!.legs.next("the first attempt");
-      await slow.started.promise;
-      clock.advance(1_200);
-      const hedge = await decodes[1]!.legs.next("the hedge");
-      await hedge.started.promise;
+      const [slow, hedge] = await bothStarted(f);
       const legs = [slow, hedge];
       legs[failing]!.fail("engine_failed");
       await untilNoLegOn(tandem, `d${failing + 1}`);
@@ -189,13 +187,9 @@ describe("a request whose first byte is late", () => {
 
   it("ends with the first attempt if every other one would end like it", async () => {
     await using f = await fleet({ decode: [mute, mute] });
-    const { tandem, clock, decodes } = f;
+    const { tandem } = f;
     const { ending } = tandem.start();
-    const slow = await decodes[0]!.legs.next("the first attempt");
-    await slow.started.promise;
-    clock.advance(1_200);
-    const hedge = await decodes[1]!.legs.next("the hedge");
-    await hedge.started.promise;
+    const [slow, hedge] = await bothStarted(f);
     slow.fail("engine_refused");
     await assert.rejects(ending, { code: "engine_refused" });
     await within(hedge.abandoned.promise, "the abandon of the hedge");
@@ -204,13 +198,9 @@ describe("a request whose first byte is late", () => {
 
   it("leaves nothing behind when its client leaves", async () => {
     await using f = await fleet({ decode: [mute, mute] });
-    const { tandem, clock, decodes } = f;
+    const { tandem } = f;
     const { ending, gone } = tandem.start();
-    const slow = await decodes[0]!.legs.next("the first attempt");
-    await slow.started.promise;
-    clock.advance(1_200);
-    const hedge = await decodes[1]!.legs.next("the hedge");
-    await hedge.started.promise;
+    const [slow, hedge] = await bothStarted(f);
     gone.abort();
     await assert.rejects(ending, { code: "cancelled" });
     for (const leg of [slow, hedge]) await within(leg.abandoned.promise, "the abandon");
@@ -220,13 +210,9 @@ describe("a request whose first byte is late", () => {
 
   it("also if its answer is not streamed, by an instance that reports tokens as they come", async () => {
     await using f = await fleet({ decode: [(leg) => void leg.accept(true), (leg) => void leg.accept(true)] });
-    const { tandem, clock, decodes } = f;
+    const { tandem } = f;
     const { client, ending, receipt } = tandem.start({ stream: false });
-    const stuck = await decodes[0]!.legs.next("the first attempt");
-    await stuck.started.promise;
-    clock.advance(1_200);
-    const hedge = await decodes[1]!.legs.next("the hedge");
-    await hedge.started.promise;
+    const [stuck, hedge] = await bothStarted(f);
     // The first tokens decide, not the body, which may take minutes.
     hedge.events("", 3);
     await within(stuck.abandoned.promise, "the abandon");
