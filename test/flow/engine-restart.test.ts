@@ -295,11 +295,7 @@ async function killWithLegs(fleet: Fleet, prefill: TestProcess): Promise<void> {
 async function legsByHand({ router, roles }: Fleet, prefill: TestProcess) {
   const { info: from } = await find(router, prefill.pid);
   const channels: RpcChannel[] = [];
-  const dial = (address: string): RpcChannel => {
-    const channel = dialRpc(address);
-    channels.push(channel);
-    return channel;
-  };
+  const dial = (address: string): RpcChannel => channels[channels.push(dialRpc(address)) - 1]!;
   const toPrefill = dial(from.grpcAddress).client(PrefillService);
   const legs = await Promise.all(
     roles.decode.map(async ({ pid }) => {
