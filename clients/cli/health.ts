@@ -58,7 +58,7 @@ async function restProblem(at: string, { ca }: TlsSettings, timeoutMs: number): 
   const stop = AbortSignal.timeout(timeoutMs);
   const { ready, reason } = await (ca === ""
     ? readiness(`http://${at}`, stop)
-    : readiness(`https://${at}`, stop, readFileSync(ca)));
+    : readiness(`https://${at}`, stop, readFileSync(ca, "utf8")));
   return ready ? undefined : `not ready: ${reason}`;
 }
 

@@ -10,7 +10,7 @@ export interface Readiness {
 }
 
 /** @throws TandemError if no router answers, or the reason of `signal`. */
-export async function readiness(url: string, signal?: AbortSignal, ca?: Buffer): Promise<Readiness> {
+export async function readiness(url: string, signal?: AbortSignal, ca?: string): Promise<Readiness> {
   const { status, text } = await getText(`${url}/readyz`, signal, ca).catch((error: Error) => {
     throw signal?.aborted === true ? signal.reason : connectionError(url, error);
   });

@@ -8,7 +8,7 @@ import { text } from "node:stream/consumers";
 export async function getText(
   url: string,
   signal?: AbortSignal,
-  ca?: Buffer,
+  ca?: string,
 ): Promise<{ status: number; text: string }> {
   const options = { agent: false as const, signal, ...(ca === undefined ? {} : { ca }) };
   const call = url.startsWith("https:") ? (await import("node:https")).get(url, options) : get(url, options);
