@@ -224,7 +224,7 @@ describe("a prompt through Tandem into real vLLM", function () {
       "it is cut",
       async () => {
         const { receipts } = await tandemClient(tandem).router.listRequests({ limit: 1 });
-        return /read nothing for 2000 ms/.test(receipts[0]?.error ?? "") && receipts[0];
+        return /read next to nothing for 2000 ms/.test(receipts[0]?.error ?? "") && receipts[0];
       },
       300_000,
     );
