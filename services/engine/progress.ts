@@ -29,8 +29,14 @@ export interface ProgressSample extends EngineWork {
 const FIRST_RATE = 100;
 /** Prompts may take this multiple of the time at the observed rate, because long prompts cost more a token. */
 const RATE_MARGIN = 4;
-/** Longest time without a token, beside what prompts need, while a partner is known to be dead. */
-const PARTNER_STALL_MS = 2_000;
+/**
+ * Longest time without a token while a partner is known to be dead, and what prompts are given on top at most. An engine
+ * that has KV for a dead partner hangs on it once it comes to it, however fast it is. Only one that had just sent the
+ * last of it answers, and that within one step.
+ */
+const PARTNER_STALL_MS = 1_000;
+const PARTNER_PROMPTS_MS = 3_000;
+const PARTNER_RATE_MARGIN = 2;
 /** Weight of a new observation. */
 const RATE_WEIGHT = 0.2;
 /** A tick that is late by this factor shows that this process was paused; it says nothing about the engine. */
@@ -48,12 +54,19 @@ export interface ProgressBounds {
   readonly tickMs: number;
 }
 
-/** Returns a function that is called every `tickMs` and returns why the engine is taken for wedged, if it is. */
-export function progressJudge({
-  stallMs,
-  kvWaitMs,
-  tickMs,
-}: ProgressBounds): (sample: ProgressSample) => string | undefined {
+export type Progress =
+  /** It has moved, or has nothing to do, or may take its time. */
+  | { readonly kind: "sound" }
+  /** A partner has died to which it sends KV, and it has not moved since. It should get no new legs. */
+  | { readonly kind: "doubtful" }
+  /** Nothing that runs in it would ever end. */
+  | { readonly kind: "wedged"; readonly why: string };
+
+const SOUND: Progress = { kind: "sound" };
+const DOUBTFUL: Progress = { kind: "doubtful" };
+
+/** Returns a function that is called every `tickMs`, or more often, and judges the engine. */
+export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (sample: ProgressSample) => Progress {
   /** The last moment at which it moved, or had nothing to do. */
   let sinceMs = 0;
   let judgedMs = -Infinity;
@@ -61,6 +74,9 @@ export function progressJudge({
   let ratePerMs = FIRST_RATE / 1_000;
   /** Prompt tokens in it since then. Later prompts wait behind them and don't justify waiting longer. */
   let awaitedTokens = 0;
+  /** A partner has died, and it has not moved since. */
+  let doubtful = false;
+  let partnerWasGone = false;
 
   return ({ nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, firstTransfers = 0, counted }) => {
     const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
@@ -73,21 +89,32 @@ export function progressJudge({
     }
     judgedMs = nowMs;
     last = counted ?? last;
-    if (legs === 0 || moved || paused) {
+    const justGone = partnerIsGone && !partnerWasGone;
+    partnerWasGone = partnerIsGone;
+    // What was counted until now says nothing of the time after the partner's death.
+    doubtful = justGone || (doubtful && partnerIsGone && (paused || !moved));
+    if (legs === 0 || moved || paused || justGone) {
       sinceMs = nowMs;
       awaitedTokens = legs === 0 ? 0 : promptTokens;
-      return undefined;
+      return doubtful ? DOUBTFUL : SOUND;
     }
     if (awaitedTokens === 0) awaitedTokens = promptTokens;
     const frozenMs = nowMs - sinceMs;
     const deferred = last?.deferred ?? 0;
-    const patienceMs = partnerIsGone ? Math.min(PARTNER_STALL_MS, stallMs) : stallMs;
+    const kvMs = deferred + firstTransfers > 0 ? kvWaitMs : 0;
     // What was counted between two ticks is no more than what was asked for, and says little about an idle engine.
     const promptsMs = awaitedTokens / Math.max(ratePerMs, partnerIsGone ? legTokensPerMs : 0);
-    const allowedMs = patienceMs + promptsMs * RATE_MARGIN + (deferred + firstTransfers > 0 ? kvWaitMs : 0);
-    if (frozenMs < allowedMs) return undefined;
+    const allowedMs = partnerIsGone
+      ? Math.min(PARTNER_STALL_MS, stallMs) + Math.min(promptsMs * PARTNER_RATE_MARGIN, PARTNER_PROMPTS_MS)
+      : stallMs + promptsMs * RATE_MARGIN + kvMs;
+    if (frozenMs < allowedMs) {
+      // After it moved it may come to the KV for the dead partner later.
+      doubtful ||= partnerIsGone && frozenMs >= allowedMs / 2;
+      return doubtful ? DOUBTFUL : SOUND;
+    }
     const waiting = deferred > 0 ? `, ${deferred} waiting for KV` : "";
     const partner = partnerIsGone ? ", some for a decode engine that has died" : "";
-    return `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}${partner}`;
+    const why = `wedged: no token for ${(frozenMs / 1_000).toFixed(1)} s with ${legs} ${legs === 1 ? "request" : "requests"} in it${waiting}${partner}`;
+    return { kind: "wedged", why };
   };
 }

@@ -3,7 +3,8 @@
 //
 // - Its process has ended: one of ours, as its guardian reports (spawned.ts). Its legs fail at once, and the instance
 //   takes none until the next engine works. So too in the next cases.
-// - It has stalled (progress.ts): nothing that runs in it would ever end.
+// - It has stalled (progress.ts): nothing that runs in it would ever end. While that is only likely, because a partner
+//   has died to which it sends KV, the instance takes no leg.
 // - An attached one leaves polls unanswered, as when its machine is gone; or /health fails, which is asked as soon as a
 //   call fails; or its counters are another engine's (metrics-text.ts), as behind a proxy.
 // - Its port is closed (held-connection.ts), or its socket was removed: it has died, or stops and ends what runs in it,
@@ -16,7 +17,7 @@
 // The next engine gets a KV port that no engine had here (spawned.ts): vLLM's P2P NCCL never forgets a partner, and
 // hangs with one that reuses the address of another. A prefill engine that waits for a killed decode engine stalls; its
 // own instance knows of the death by the closed port (prefill/partners.ts), and then believes a stall sooner.
-import { type Clock, pause, settlesWithin, systemClock, type Timer } from "../common/clock.ts";
+import { type Clock, pause, settlesWithin, systemClock } from "../common/clock.ts";
 import { ServiceError } from "../common/errors.ts";
 import { backoffMs } from "../common/lifecycle.ts";
 import type { Log } from "../common/log.ts";
@@ -24,7 +25,8 @@ import type { EngineSource, LiveEngine, StartedEngine } from "./engine.ts";
 import { HeldConnection } from "./held-connection.ts";
 import { EngineSilent, neverReached } from "./http.ts";
 import { haveMoved, isAnotherEngine, NO_GAUGES, readGauges, type EngineGauges } from "./metrics-text.ts";
-import { progressJudge, type EngineWork } from "./progress.ts";
+import type { EngineWork } from "./progress.ts";
+import { WatchedEngine } from "./watched-engine.ts";
 
 /** A start before any was measured. */
 const FIRST_LOAD_MS = 30_000;
@@ -36,14 +38,12 @@ const RESTART_PAUSE = { minMs: 100, maxMs: 10_000 };
 const COMMAND_PAUSE_MS = 60_000;
 /** An engine that lived this long had a good start: the next pause is a short one again. */
 const SETTLED_MS = 30_000;
-/** Interval between readings of the engine's counters; at least four fit in the longest stall. */
-const TICK_MS = 1_000;
-const POLL_IDLE_MS = 5_000;
-const POLL_TIMEOUT_MS = 2_000;
+const LOOK_TIMEOUT_MS = 2_000;
 /** From an engine's closed port to its guardian's report. */
 const REPORT_MS = 1_000;
-/** Polls in a row that an attached engine may leave unanswered. */
-const UNANSWERED_LIMIT = 2;
+/** How long it usually takes until an engine whose partner died has moved, or is found wedged. */
+const DOUBT_MS = 1_000;
+const DOUBT = "a decode engine died with KV on its way to it; whether this engine still works shows in a moment";
 
 export interface SupervisorOptions {
   readonly source: EngineSource;
@@ -59,24 +59,6 @@ export interface SupervisorOptions {
   readonly clock?: Clock;
 }
 
-/** An engine from when it works until it is lost. */
-interface Watched {
-  readonly engine: StartedEngine;
-  readonly sinceMs: number;
-  tick?: Timer;
-  /** Its last metrics. Undefined before the first. */
-  counted?: EngineGauges;
-  movedMs: number;
-  /** On its HTTP port. */
-  port?: HeldConnection;
-  polledMs: number;
-  polling: boolean;
-  /** When it last answered a poll, or was found working. */
-  heardMs: number;
-  /** Polls since then. */
-  unanswered: number;
-}
-
 /**
  * When its engine dies, every call to the engine ends at once: with the socket's error, with `engine_failed`, or with
  * `instance_lost` if the engine hung because another one died, of which no request is the cause.
@@ -87,7 +69,7 @@ export class EngineSupervisor {
   readonly #listeners: (() => void)[] = [];
   // Its own end, apart from the signal of the start: after a signal the engine goes on until its legs have drained.
   readonly #over = new AbortController();
-  #watched: Watched | undefined;
+  #watched: WatchedEngine | undefined;
   #reason = "the engine is starting";
   #starts = 0;
   /** Pauses before restarts since the last good start. */
@@ -125,7 +107,7 @@ export class EngineSupervisor {
 
   /** Undefined while no engine works, or the one that works takes no new calls. */
   get live(): LiveEngine | undefined {
-    return this.#watched?.port?.isClosed === true ? undefined : this.#watched?.engine;
+    return this.#watched?.isPortClosed === true ? undefined : this.#watched?.engine;
   }
 
   /**
@@ -141,8 +123,11 @@ export class EngineSupervisor {
     return this.#watched?.movedMs ?? -Infinity;
   }
 
-  /** When the next engine is expected to work, in this time. Undefined while one works, or if none can be restarted. */
+  /**
+   * In what time legs are expected to be taken again. Undefined while they are, or if no engine can be restarted.
+   */
   get readyInMs(): number | undefined {
+    if (this.#reason === DOUBT) return DOUBT_MS;
     if (this.#loadingSinceMs === undefined || !this.canRestart) return undefined;
     const spentMs = this.#clock.nowMs() - this.#loadingSinceMs;
     return Math.round(Math.max(this.#loadMs - spentMs, spentMs * OVERDUE, LEAST_MS));
@@ -166,7 +151,7 @@ export class EngineSupervisor {
   suspect(engine: LiveEngine): void {
     const watched = this.#watched;
     if (watched?.engine !== engine) return;
-    void engine.http.get("/health", POLL_TIMEOUT_MS).then(
+    void engine.http.get("/health", LOOK_TIMEOUT_MS).then(
       ({ status }) => {
         if (status !== 200) this.#lose(watched, new Error(`the engine's /health answers ${status}`));
       },
@@ -201,45 +186,59 @@ export class EngineSupervisor {
   /** Stops the engine: SIGTERM, and SIGKILL after `graceMs`. An attached one is left alone. May be called twice. */
   async stop(graceMs: number): Promise<void> {
     this.#over.abort(new Error("stopped"));
-    this.#watched?.tick?.cancel();
     await Promise.all([this.#watched?.engine.stop(graceMs), this.#restarting]);
     if (this.#watched !== undefined) this.#lose(this.#watched, new Error("stopped"));
   }
 
+  /** Whether the engine works may have changed: judge it now. */
+  look(): void {
+    this.#watched?.look();
+  }
+
   #watch(engine: StartedEngine): void {
-    const nowMs = this.#clock.nowMs();
-    const watched: Watched = {
-      engine,
-      sinceMs: nowMs,
-      movedMs: -Infinity,
-      polledMs: 0,
-      polling: false,
-      heardMs: nowMs,
-      unanswered: 0,
-    };
+    const { work, stallMs, kvWaitMs = 0, log } = this.#o;
+    const { ours } = this;
+    const watched: WatchedEngine = new WatchedEngine(
+      { engine, ours, work, stallMs, kvWaitMs, log, clock: this.#clock },
+      {
+        portClosed: () => this.#portClosed(watched),
+        unreachable: () => this.#unreachable(watched),
+        progress: ({ kind }) => this.#doubted(watched, kind === "doubtful"),
+        wedged: (why) => this.#wedged(watched, why),
+        lost: (why) => this.#lose(watched, new Error(why)),
+        counted: () => this.#changed(),
+      },
+    );
     this.#watched = watched;
-    if (this.#loadingSinceMs !== undefined) this.#loadMs = nowMs - this.#loadingSinceMs;
+    if (this.#loadingSinceMs !== undefined) this.#loadMs = this.#clock.nowMs() - this.#loadingSinceMs;
     this.#loadingSinceMs = undefined;
     this.#reason = "";
     this.#starts++;
     void engine.ended.then((error) => this.#lose(watched, error));
-    const { stallMs, kvWaitMs = 0 } = this.#o;
-    const tickMs = Math.min(TICK_MS, stallMs / 4);
-    const judge = progressJudge({ stallMs, kvWaitMs, tickMs });
-    const tick = (): void => {
-      watched.tick = this.#clock.setTimer(tickMs, tick);
-      this.#tick(watched, judge);
-    };
-    watched.tick = this.#clock.setTimer(tickMs, tick);
-    watched.port = new HeldConnection({
-      dial: () => engine.http.connect(),
-      closed: () => this.#portClosed(watched),
-      clock: this.#clock,
-    });
     this.#changed();
   }
 
-  #portClosed(watched: Watched): void {
+  #unreachable(watched: WatchedEngine): void {
+    if (this.#watched !== watched || this.#reason !== "") return;
+    const why = "its socket was removed, so that no new request reaches it";
+    void this.#retire(watched, `the engine is given up when its running legs have ended: ${why}`, why);
+  }
+
+  #doubted(watched: WatchedEngine, isDoubtful: boolean): void {
+    if (this.#watched !== watched || this.#reason !== (isDoubtful ? "" : DOUBT)) return;
+    this.#reason = isDoubtful ? DOUBT : "";
+    this.#o.log.warn(isDoubtful ? "the engine takes no new legs" : "the engine takes legs again", { reason: DOUBT });
+    this.#changed();
+  }
+
+  #wedged(watched: WatchedEngine, why: string): void {
+    if (!this.ours) this.#wedgedAt = watched.counted ?? NO_GAUGES;
+    const cure = this.canRestart ? "" : `; restart ${this.#o.source.process?.()}`;
+    const code = this.#o.work().partnerIsGone === true ? "instance_lost" : "engine_failed";
+    this.#lose(watched, new Error(`the engine is ${why}${cure}`), code);
+  }
+
+  #portClosed(watched: WatchedEngine): void {
     if (this.#watched !== watched || this.#over.signal.aborted) return;
     const reason = "the engine's port is closed: it stops, or has died";
     void this.#retire(watched, reason, "the engine has closed its port", async () => {
@@ -251,7 +250,7 @@ export class EngineSupervisor {
 
   /** Takes no leg from now on. The engine is given up when the running ones have ended, if it can be by then. */
   async #retire(
-    watched: Watched,
+    watched: WatchedEngine,
     reason: string,
     why: string,
     isReady: () => Promise<boolean> = async () => true,
@@ -263,12 +262,11 @@ export class EngineSupervisor {
     if (await isReady()) this.#lose(watched, new Error(why));
   }
 
-  #lose(watched: Watched, why: Error, code: "engine_failed" | "instance_lost" = "engine_failed"): void {
+  #lose(watched: WatchedEngine, why: Error, code: "engine_failed" | "instance_lost" = "engine_failed"): void {
     if (this.#watched !== watched) return;
     const { engine, sinceMs } = watched;
     const over = this.#over.signal.aborted;
-    watched.tick?.cancel();
-    watched.port?.[Symbol.dispose]();
+    watched[Symbol.dispose]();
     this.#watched = undefined;
     this.#reason = over ? "stopped" : firstLine(why.message);
     engine.http.close(new ServiceError(code, "The engine stopped while working on the request.", { cause: why }));
@@ -331,59 +329,6 @@ export class EngineSupervisor {
     await restart(why, this.#over.signal);
   }
 
-  // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
-  #tick(watched: Watched, judge: ReturnType<typeof progressJudge>): void {
-    // Its counters can't be read any more.
-    if (watched.port?.isClosed === true) return;
-    const nowMs = this.#clock.nowMs();
-    const work = this.#o.work();
-    const isDue = work.legs > 0 || !this.ours || nowMs - watched.polledMs >= POLL_IDLE_MS;
-    if (isDue && !watched.polling) void this.#poll(watched, nowMs);
-    const wedged = judge({ ...work, nowMs, counted: watched.counted });
-    if (wedged === undefined) return;
-    if (!this.ours) this.#wedgedAt = watched.counted ?? NO_GAUGES;
-    const cure = this.canRestart ? "" : `; restart ${this.#o.source.process?.()}`;
-    const code = work.partnerIsGone === true ? "instance_lost" : "engine_failed";
-    this.#lose(watched, new Error(`the engine is ${wedged}${cure}`), code);
-  }
-
-  async #poll(watched: Watched, nowMs: number): Promise<void> {
-    watched.polledMs = nowMs;
-    watched.polling = true;
-    if (watched.engine.http.isUnreachable && this.#reason === "") {
-      const why = "its socket was removed, so that no new request reaches it";
-      void this.#retire(watched, `the engine is given up when its running legs have ended: ${why}`, why);
-    }
-    try {
-      const { status, body } = await watched.engine.http.get("/metrics", POLL_TIMEOUT_MS);
-      if (status === 200) {
-        const { counted: before } = watched;
-        const now = readGauges(body.toString("utf8"));
-        // One of ours is reported by its guardian.
-        if (!this.ours && before !== undefined && isAnotherEngine(before, now))
-          return this.#lose(watched, new Error("the attached engine was replaced by another one"));
-        if (before !== undefined && haveMoved(before, now)) watched.movedMs = this.#clock.nowMs();
-        watched.counted = now;
-      }
-      watched.unanswered = 0;
-      watched.heardMs = this.#clock.nowMs();
-      if (this.#watched === watched) this.#changed();
-    } catch (error) {
-      if (this.#watched !== watched || watched.port?.isClosed === true) return;
-      watched.unanswered++;
-      this.#o.log.debug("the engine's metrics can't be read", { error });
-      // The guardian reports the end of our own engine; an attached one has no guardian. vLLM's API server, busy
-      // writing tokens, may leave polls unanswered for seconds while its streams flow: silence is judged as any other.
-      const { stallMs, kvWaitMs = 0, work } = this.#o;
-      const patienceMs = stallMs + ((work().firstTransfers ?? 0) > 0 ? kvWaitMs : 0);
-      const busy = error instanceof EngineSilent && this.#clock.nowMs() - watched.heardMs < patienceMs;
-      if (!this.ours && watched.unanswered >= UNANSWERED_LIMIT && !busy)
-        this.#lose(watched, new Error("the attached engine does not answer"));
-    } finally {
-      watched.polling = false;
-    }
-  }
-
   #changed(): void {
     for (const listener of this.#listeners) listener();
   }
@@ -391,7 +336,7 @@ export class EngineSupervisor {
 
 /** `/health` alone is not enough: a permanently stalled engine answers it with 200. */
 async function hasMoved({ http }: LiveEngine, before: EngineGauges): Promise<boolean> {
-  const now = readGauges((await http.get("/metrics", POLL_TIMEOUT_MS)).body.toString("utf8"));
+  const now = readGauges((await http.get("/metrics", LOOK_TIMEOUT_MS)).body.toString("utf8"));
   return haveMoved(before, now) || isAnotherEngine(before, now);
 }
 

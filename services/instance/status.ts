@@ -21,7 +21,7 @@ interface Facts {
     readonly retiring?: string;
     /** Of the engine that works. */
     readonly kvAddress?: string;
-    /** When the next one is expected to work, if one is being started. */
+    /** When legs are expected to be taken again, if that is known. */
     readonly readyInMs?: () => number | undefined;
     readonly gauges?: EngineGauges;
   };
@@ -85,9 +85,9 @@ export class InstanceStatus extends EventEmitter<{ change: [] }> {
 
   load(): Load {
     const { kvAddress = "", gauges = NO_GAUGES, readyInMs } = this.#facts.engine;
-    const readyMs = this.#facts.ending === "" ? readyInMs?.() : undefined;
     const { running, reserved, orphans, queuedTokens } = this.#counts;
-    const { kvDebt, restartWanted } = this.#facts;
+    const { kvDebt, restartWanted, drained, ending } = this.#facts;
+    const readyMs = ending === "" && drained === "" ? readyInMs?.() : undefined;
     return create(LoadSchema, {
       ...this.#standing,
       running,

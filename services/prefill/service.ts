@@ -41,10 +41,12 @@ export function prefillService(parts: InstanceParts, limits: PrefillConfig["outc
   const running = new Set<AbortController>();
   const account = new PromptAccount(clock);
   const pace = new PromptPace(clock);
-  const lost = (decodeKvAddress: string): void =>
+  const lost = (decodeKvAddress: string): void => {
     log.error("a decode engine died with KV on its way to it, which may wedge this prefill engine", {
       decodeKvAddress,
     });
+    parts.supervisor.look();
+  };
   const partners = traits.wedgedByPartner ? new Partners({ clock, lost }) : undefined;
 
   async function prefill(request: PrefillRequest, { signal: gone }: CallContext): Promise<Answer> {

@@ -1,15 +1,17 @@
 import assert from "node:assert/strict";
-import { progressJudge, type ProgressSample } from "../../services/engine/progress.ts";
+import { progressJudge, type Progress, type ProgressSample } from "../../services/engine/progress.ts";
 
 const TICK_MS = 500;
 const STALL_MS = 2_000;
 const KV_WAIT_MS = 20_000;
 
+const whyOf = (progress: Progress): string | undefined => (progress.kind === "wedged" ? progress.why : undefined);
+
 /** Ticks until it is judged wedged, or `limitMs` have passed. Returns how long that took. */
 function wedgedAfter(sampleAt: (ms: number) => Omit<ProgressSample, "nowMs">, limitMs = 60_000): number | undefined {
   const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
   for (let ms = 0; ms <= limitMs; ms += TICK_MS) {
-    if (judge({ nowMs: 1_000_000 + ms, ...sampleAt(ms) }) !== undefined) return ms;
+    if (judge({ nowMs: 1_000_000 + ms, ...sampleAt(ms) }).kind === "wedged") return ms;
   }
   return undefined;
 }
@@ -32,24 +34,47 @@ describe("the judge of an engine's progress", () => {
     );
   });
 
-  it("believes a stall sooner while a partner of the engine is dead, with the same time for prompts", () => {
+  it("believes a stall sooner while a partner of the engine is dead, with a little time for prompts", () => {
     const judged = (partnerIsGone: boolean, promptTokens: number, legTokensPerMs = 0): number | undefined => {
       const judge = progressJudge({ stallMs: 15_000, kvWaitMs: 0, tickMs: TICK_MS });
       for (let nowMs = 0; nowMs < 60_000; nowMs += TICK_MS)
-        if (judge({ nowMs, ...decoding(2, 7), promptTokens, partnerIsGone, legTokensPerMs }) !== undefined)
+        if (judge({ nowMs, ...decoding(2, 7), promptTokens, partnerIsGone, legTokensPerMs }).kind === "wedged")
           return nowMs;
       return undefined;
     };
-    assert.deepEqual([judged(false, 0), judged(true, 0)], [15_000, 2_000]);
-    assert.deepEqual([judged(false, 100), judged(true, 100)], [19_000, 6_000]);
+    assert.deepEqual([judged(false, 0), judged(true, 0)], [15_000, 1_000]);
+    assert.deepEqual([judged(false, 100), judged(true, 100)], [19_000, 3_000]);
     // Its legs have shown that it computes 200 tokens a second.
-    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [19_000, 4_000]);
+    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [19_000, 2_000]);
+    // It comes to the dead partner's KV after these prompts, and hangs then.
+    assert.equal(judged(true, 100_000), 4_000);
+  });
+
+  it("has doubts from the death of a partner on, until the engine moves", () => {
+    const judge = progressJudge({ stallMs: 15_000, kvWaitMs: 0, tickMs: TICK_MS });
+    const at = (nowMs: number, generationTokens: number, partnerIsGone: boolean, legs = 2): string =>
+      judge({ nowMs, ...decoding(legs, generationTokens), partnerIsGone }).kind;
+    assert.equal(at(0, 7, false), "sound");
+    assert.equal(at(500, 7, false), "sound");
+    // It has stood still for 5 s, for a long prompt perhaps: that was before.
+    for (let nowMs = 1_000; nowMs <= 5_000; nowMs += TICK_MS) assert.equal(at(nowMs, 7, false), "sound");
+    // What was counted before the death shows nothing.
+    assert.equal(at(5_400, 8, true), "doubtful");
+    assert.equal(at(5_650, 8, true), "doubtful");
+    assert.equal(at(5_900, 9, true), "sound");
+    assert.equal(at(6_150, 9, true), "sound");
+    // The KV for the dead partner may be sent later.
+    assert.equal(at(6_400, 9, true), "doubtful");
+    assert.equal(at(6_650, 9, false), "sound", "its legs to the dead partner have ended");
+    assert.equal(at(6_900, 9, true), "doubtful");
+    assert.equal(at(7_650, 9, true), "doubtful");
+    assert.equal(at(7_900, 9, true), "wedged");
   });
 
   it("names the length of the stall and the requests that wait", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     let told: string | undefined;
-    for (let nowMs = 0; told === undefined; nowMs += TICK_MS) told = judge({ nowMs, ...decoding(2, 7) });
+    for (let nowMs = 0; told === undefined; nowMs += TICK_MS) told = whyOf(judge({ nowMs, ...decoding(2, 7) }));
     assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it");
   });
 
@@ -118,7 +143,7 @@ describe("the judge of an engine's progress", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: 0, tickMs: TICK_MS });
     let told: string | undefined;
     for (let nowMs = 0; told === undefined; nowMs += TICK_MS)
-      told = judge({ nowMs, legs: 2, promptTokens: 0, counted: { ...STALLED, deferred: 1 } });
+      told = whyOf(judge({ nowMs, legs: 2, promptTokens: 0, counted: { ...STALLED, deferred: 1 } }));
     assert.equal(told, "wedged: no token for 2.0 s with 2 requests in it, 1 waiting for KV");
   });
 
@@ -129,7 +154,7 @@ describe("the judge of an engine's progress", () => {
 
   it("blames no engine for a pause of its own process", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
-    const at = (nowMs: number): string | undefined => judge({ nowMs, ...decoding(1, 7) });
+    const at = (nowMs: number): string | undefined => whyOf(judge({ nowMs, ...decoding(1, 7) }));
     assert.equal(at(0), undefined);
     assert.equal(at(500), undefined);
     assert.equal(at(60_000), undefined);

@@ -14,6 +14,7 @@ import { spawnedEngine, type SpawnedOptions } from "../../services/engine/spawne
 import { EngineSupervisor, type SupervisorOptions } from "../../services/engine/supervisor.ts";
 import { p2pKvLoss } from "../../services/engine/vllm-output.ts";
 import { logSink, silentLog } from "../support/log-sink.ts";
+import { manualClock } from "../support/manual-clock.ts";
 import { skip } from "../support/skip.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
 
@@ -23,7 +24,10 @@ const exec = promisify(execFile);
 const ENGINE = `
   const [socketPath, kvPort] = process.argv.slice(1);
   require("net").createServer().on("error", fail).listen(Number(kvPort), "127.0.0.1");
+  let broken = false;
   require("http").createServer((req, res) => {
+    if (broken) return req.socket.destroy();
+    if (req.url === "/break") broken = true;
     if (req.url === "/crash") process.exit(7);
     if (req.url === "/silence") return;
     if (req.url === "/lose") return console.log("WARNING [p2p_nccl_connector.py:202] kv_cache is None, cmpl-1");
@@ -150,6 +154,21 @@ describe("an engine that Tandem starts", () => {
     assert.ok(changes.includes(""));
   });
 
+  it("is restarted when its process lives and breaks off every request", async () => {
+    const work = (): EngineWork => ({ legs: 0, promptTokens: 0 });
+    const clock = manualClock();
+    const supervisor = await start({}, 15_000, { work, clock });
+    const first = supervisor.live!;
+    const pid = await pidOf(supervisor);
+    await first.http.fetch({ method: "GET", path: "/break" });
+    const brokeMs = clock.nowMs();
+    await eventually("it is given up", () => (clock.advance(500), supervisor.live !== first));
+    assert.ok(clock.nowMs() - brokeMs >= 15_000, "it may be busy for a moment");
+    await eventually("the next engine", () => (clock.advance(500), supervisor.live));
+    assert.equal(identityOf(pid), undefined);
+    assert.equal(supervisor.restarts, 1);
+  });
+
   it("is killed and restarted once when its state can't be trusted", async () => {
     const supervisor = await start();
     const first = supervisor.live!;
@@ -203,6 +222,20 @@ describe("an engine that Tandem starts", () => {
       const silent = supervisor.live!.http.fetch({ method: "GET", path: "/silence" });
       await assert.rejects(within(silent, "the end of the call"), { code });
     }
+  });
+
+  it("takes no legs from the death of its partner on, until it has shown that it works", async () => {
+    let partnerIsGone = false;
+    const supervisor = await start({}, 60_000, { work: () => ({ legs: 1, promptTokens: 0, partnerIsGone }) });
+    partnerIsGone = true;
+    supervisor.look();
+    assert.match(supervisor.reason, /^a decode engine died with KV on its way to it/);
+    assert.ok(supervisor.live !== undefined, "what runs in it goes on");
+    assert.equal(supervisor.readyInMs, 1_000);
+    partnerIsGone = false;
+    supervisor.look();
+    assert.deepEqual([supervisor.reason, supervisor.readyInMs], ["", undefined]);
+    assert.equal(supervisor.restarts, 0);
   });
 
   it("fails to start with its last output, and leaves nothing", async () => {

@@ -299,7 +299,9 @@ const PROBE_MS = 1_000;
 function backInMs({ instance, standing }: Seen, nowMs: number): number {
   if (standing.kind !== "out") return 0;
   if (standing.soon === true) return PROBE_MS;
-  const readyInMs = standing.reason === "starting" ? instance.load?.readyInMs : undefined;
+  const { reason } = standing;
+  // It may drain because its engine is about to be replaced.
+  const readyInMs = reason === "starting" || reason === "draining" ? instance.load?.readyInMs : undefined;
   return readyInMs === undefined ? Infinity : Math.max(PROBE_MS, instance.loadAtMs + readyInMs - nowMs);
 }
 
