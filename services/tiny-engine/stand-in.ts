@@ -79,6 +79,7 @@ const sim = await startSimEngine({
   role,
   ...timing,
   inject: isOpen,
+  onDeath: () => process.exit(1),
   reportCachedTokens: true,
   ...transferOptions(),
 });

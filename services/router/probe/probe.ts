@@ -86,7 +86,13 @@ export function createProber(context: LegContext) {
       const prefillTimeoutMs = Math.min(limits.current.prefillTimeoutMs, timeoutMs);
       let givenUp = new ServiceError("cancelled", "The probe was given up.");
       const leg = new LegRun(
-        { ...context, books, paces, metrics, limits: { current: { ...limits.current, prefillTimeoutMs } } },
+        {
+          ...context,
+          books,
+          paces,
+          metrics,
+          limits: { current: { ...limits.current, prefillTimeoutMs, prefillSlack: 0 } },
+        },
         {
           request,
           draft,
@@ -101,7 +107,10 @@ export function createProber(context: LegContext) {
       const onAbort = (): void => leg.unwanted();
       const late = deadlines.at(clock.nowMs() + timeoutMs, () => {
         const where = leg.where();
-        givenUp = new ServiceError("leg_stalled", `The probe did not end within ${timeoutMs / 1000} s (${where}).`);
+        givenUp = new ServiceError(
+          "leg_stalled",
+          `The probe did not end within ${(timeoutMs / 1_000).toFixed(1)} s (${where}).`,
+        );
         leg.unwanted();
       });
       signal?.addEventListener("abort", onAbort, { once: true });

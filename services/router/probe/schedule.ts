@@ -19,10 +19,14 @@ const PAIR_LIMIT = 8;
 const OPEN_LIMIT = 64;
 /** Under overload one probe is sent in this time, of all that are due. */
 const OVERLOADED_PAUSE_MS = 1_000;
-/** Timeout for engines that need no proof. */
+/** Timeout for engines that need no proof, and have not been late. */
 const TIMEOUT_MS = 2_000;
-/** Timeout for all prompts of a proof, whose first also sets up the connection of a pair and may compile kernels. */
-const PROOF_TIMEOUT_MS = 60_000;
+/**
+ * Timeout for all prompts of a proof, whose first also sets up the connection of a pair and may compile kernels; and
+ * after a late probe, because an engine that hangs is found out by its own instance only if a request stays in it for
+ * longer than it may stall.
+ */
+const LONG_TIMEOUT_MS = 60_000;
 const PROOF_PROMPTS = 3;
 
 /** vLLM engines must be proven. Tandem's own engines refuse wrong KV by themselves. */
@@ -49,6 +53,8 @@ export function startProbes({ pool, prober, clock, metrics, overload = calm() }:
   setMaxListeners(OPEN_LIMIT, stopped.signal);
   /** Counts the probes of each instance, so that each uses another partner: the partner may be at fault. */
   const sentTo = new WeakMap<Instance, number>();
+  /** Instances whose last probe was late. */
+  const late = new WeakSet<Instance>();
   let open = 0;
   let sentMs = -Infinity;
   let pairsFirst = false;
@@ -59,10 +65,14 @@ export function startProbes({ pool, prober, clock, metrics, overload = calm() }:
     open += 1;
     const result = await prober.probe(prefill, decode, {
       prompts: proof ? PROOF_PROMPTS : 1,
-      timeoutMs: proof ? PROOF_TIMEOUT_MS : TIMEOUT_MS,
+      timeoutMs: proof || late.has(prefill) || late.has(decode) ? LONG_TIMEOUT_MS : TIMEOUT_MS,
       signal,
     });
     open -= 1;
+    for (const one of [prefill, decode]) {
+      if (result.kind !== "failed") late.delete(one);
+      else if (result.failure === "late") late.add(one);
+    }
     if (signal.aborted) return result;
     ended.inc({ outcome: result.kind === "failed" ? result.failure : "succeeded" });
     if (result.kind === "failed") pool.probes.failed(prefill, decode, result.failure, result.text);

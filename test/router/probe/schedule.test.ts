@@ -6,13 +6,13 @@ import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
 import { fleetOf } from "../../../services/router/pool/fleet.ts";
 import { Pairs } from "../../../services/router/pool/pairs.ts";
 import { startProbes } from "../../../services/router/probe/schedule.ts";
-import { manualClock } from "../../support/manual-clock.ts";
+import { manualClock, type ManualClock } from "../../support/manual-clock.ts";
 import { eventually, untilQuiet, within } from "../../support/waits.ts";
 import { deploy, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { DecodeLeg, PrefillLeg } from "../support/fake-instance.ts";
 import { known, standingIn } from "../support/fleet.ts";
-import type { Pool, ProbeBooks } from "../../../services/router/pool/pool.ts";
+import type { FleetView, Pool, ProbeBooks } from "../../../services/router/pool/pool.ts";
 import { instanceIn, seenIn, untilPool, untilStanding } from "../support/pool-waits.ts";
 
 const done = (leg: PrefillLeg): void => leg.done();
@@ -215,28 +215,34 @@ describe("a fleet in which every instance failed", () => {
   });
 });
 
+/** A prefill instance, and decode instances whose probes all fail. */
+function decodesThatFail(clock: ManualClock, ids: readonly string[]): { view: FleetView; books: ProbeBooks } {
+  const decodes = ids.map((id) => known(Role.DECODE, { id, failing: true }));
+  const view = fleetOf([known(Role.PREFILL, { id: "p1" }), ...decodes], new Pairs(BREAKER_LIMITS), () => false);
+  const books: ProbeBooks = {
+    get dueMs() {
+      return Math.min(...decodes.map(({ breaker }) => breaker.dueMs));
+    },
+    due: (nowMs) => ({
+      instances: decodes
+        .filter(({ breaker }) => breaker.dueMs <= nowMs)
+        .sort((a, b) => a.breaker.dueMs - b.breaker.dueMs),
+      pairs: [],
+    }),
+    sending: (_, decode) => decodes.find((one) => one === decode)!.breaker.probing(clock.nowMs()),
+    succeeded: () => {},
+    failed: (_, decode, failure, text) =>
+      decodes.find((one) => one === decode)!.breaker.probeFailed(failure, text, clock.nowMs()),
+  };
+  return { view, books };
+}
+
 describe("probes of a router that is overloaded", () => {
   it("go on, one a second, to each instance in turn", async () => {
     const clock = manualClock(0);
     const ids = ["d1", "d2", "d3"];
-    const decodes = ids.map((id) => known(Role.DECODE, { id, failing: true }));
-    const view = fleetOf([known(Role.PREFILL, { id: "p1" }), ...decodes], new Pairs(BREAKER_LIMITS), () => false);
+    const { view, books } = decodesThatFail(clock, ids);
     const sent: string[] = [];
-    const books: ProbeBooks = {
-      get dueMs() {
-        return Math.min(...decodes.map(({ breaker }) => breaker.dueMs));
-      },
-      due: (nowMs) => ({
-        instances: decodes
-          .filter(({ breaker }) => breaker.dueMs <= nowMs)
-          .sort((a, b) => a.breaker.dueMs - b.breaker.dueMs),
-        pairs: [],
-      }),
-      sending: (_, decode) => decodes.find((one) => one === decode)!.breaker.probing(clock.nowMs()),
-      succeeded: () => assert.fail("none succeeds"),
-      failed: (_, decode, failure, text) =>
-        decodes.find((one) => one === decode)!.breaker.probeFailed(failure, text, clock.nowMs()),
-    };
     const overload = { on: false };
     using _probes = startProbes({
       pool: { view, probes: books, onChange: () => () => {} },
@@ -260,5 +266,37 @@ describe("probes of a router that is overloaded", () => {
     const shed = await sentIn(12_000);
     assert.ok(shed.length >= 10 && shed.length <= 13, `${shed.length} probes`);
     for (const id of ids) assert.ok(shed.filter((one) => one === id).length >= 3, `${id}: ${shed.join(" ")}`);
+  });
+});
+
+describe("probes of an instance that hangs", () => {
+  it("stay in it, after the first, for longer than an engine may stall, or its instance would never find out", async () => {
+    const clock = manualClock();
+    const { view, books } = decodesThatFail(clock, ["d1"]);
+    const timeouts: number[] = [];
+    let failure: "late" | undefined = "late";
+    using _probes = startProbes({
+      pool: { view, probes: books, onChange: () => () => {} },
+      prober: {
+        async probe(_prefill, _decode, { timeoutMs }) {
+          timeouts.push(timeoutMs);
+          return failure === undefined ? { kind: "unjudged", ms: 1 } : { kind: "failed", failure, text: "It failed." };
+        },
+        unsettled: () => 0,
+      },
+      clock,
+      metrics: createMetrics(),
+    });
+    const next = async (): Promise<number> => {
+      timeouts.length = 0;
+      while (timeouts.length === 0) await clock.pass(100);
+      return timeouts[0]!;
+    };
+    assert.equal(await next(), 2_000);
+    assert.ok((await next()) > 15_000, "legs.stall_ms");
+    failure = undefined;
+    assert.ok((await next()) > 15_000);
+    failure = "late";
+    assert.equal(await next(), 2_000, "it has answered");
   });
 });
