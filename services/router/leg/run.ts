@@ -81,13 +81,15 @@ export class LegRun implements LiveLeg, SideOwner {
    */
   outrun(): void {
     const { wait } = this;
-    const against = wait === undefined ? "none" : outrunVerdict(wait, this.#context.clock.nowMs());
-    const { books } = this.#context;
+    const { traits, prefill } = this.task;
+    const { books, clock } = this.#context;
     this.#outrun = true;
     this.unwanted();
-    if (against === "instance") books.outrun(wait!.on);
-    else if (against === "pair" && this.task.prefill !== undefined && this.decode !== undefined)
-      books.pairEnded(this.task.prefill, this.decode, "bad");
+    if (wait === undefined) return;
+    const judged = outrunVerdict(traits, wait, clock.nowMs());
+    if (judged.against === "instance") books.outrun(wait.on);
+    else if (judged.against === "pair" && prefill !== undefined && this.decode !== undefined)
+      books.pairEnded(prefill, this.decode, judged.verdict);
   }
 
   /** What it waits for. Undefined once the answer has begun, and while no instance has to answer within a known time. */

@@ -73,14 +73,21 @@ export function pairVerdict(effects: readonly LegEffect[]): Verdict {
   return "none";
 }
 
+/** Against whom it speaks that another attempt answered first. `pair`: with this verdict. */
+export type OutrunVerdict =
+  | { readonly against: "none" | "instance" }
+  | { readonly against: "pair"; readonly verdict: "bad" | "wedged" };
+
 /**
  * Judges what a leg waits for when another attempt has answered first. An instance that brought no leg forward since
- * is outrun as a whole. If only this leg is late, that speaks against the pair, and weakly.
+ * is outrun as a whole; but where prefill pushes the KV, decode may hold it up by not taking it, so that only the pair
+ * can be blamed. If only this leg is late, that speaks against the pair, and weakly.
  */
-export function outrunVerdict(wait: Wait, nowMs: number): "none" | "instance" | "pair" {
-  if (nowMs < wait.sinceMs + wait.patienceMs + wait.firstMs) return "none";
-  if (!wait.moved) return "instance";
-  return wait.queuing ? "none" : "pair";
+export function outrunVerdict({ decodeFirst }: LegTraits, wait: Wait, nowMs: number): OutrunVerdict {
+  if (nowMs < wait.sinceMs + wait.patienceMs + wait.firstMs) return { against: "none" };
+  if (!wait.moved)
+    return wait.part === "prefill" && decodeFirst ? { against: "pair", verdict: "wedged" } : { against: "instance" };
+  return wait.queuing ? { against: "none" } : { against: "pair", verdict: "bad" };
 }
 
 /** Failures that speak against the instance itself, whatever the request was. */

@@ -94,6 +94,14 @@ export class Pairs {
     for (const entry of this.#entries.values()) if (entry.breaker.open) yield entry;
   }
 
+  /** Partners with which the instance gets no users' requests. */
+  openWith(instanceId: string): number {
+    let count = 0;
+    for (const { prefillId, decodeId } of this.open())
+      if (prefillId === instanceId || decodeId === instanceId) count += 1;
+    return count;
+  }
+
   /**
    * Notes that an engine restarted: its connections to others are gone. A pair that is out stays out, with its
    * back-off.

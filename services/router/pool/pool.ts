@@ -72,6 +72,8 @@ export interface ProbeBooks {
   readonly dueMs: number;
   /** Instances and pairs that are due for a probe now, reachable or not, each with the longest due first. */
   due(nowMs: number): { readonly instances: readonly Instance[]; readonly pairs: readonly PairEntry[] };
+  /** Whether a pair with the instance is out. */
+  isInPair(instance: Instance): boolean;
   /** Notes that a probe is sent through the two. They and their pair are due again after their pauses. */
   sending(prefill: Instance, decode: Instance): void;
   succeeded(prefill: Instance, decode: Instance): void;
@@ -269,6 +271,7 @@ export function createPool(o: PoolOptions): Pool {
       instances: [...tracked].filter((one) => one.registered && one.breaker.dueMs <= nowMs).sort(byDue),
       pairs: [...pairs.open()].filter((pair) => pair.breaker.dueMs <= nowMs).sort(byDue),
     }),
+    isInPair: ({ instanceId }) => pairs.openWith(instanceId) > 0,
     sending(prefill, decode) {
       const nowMs = clock.nowMs();
       for (const one of [prefill, decode]) own(one).breaker.probing(nowMs);
@@ -342,6 +345,9 @@ export function createPool(o: PoolOptions): Pool {
     pairEnded(prefill, decode, verdict) {
       if (!pairs.judge(prefill.instanceId, decode.instanceId, verdict, clock.nowMs())) return;
       log.warn("pair is out until a probe succeeds", pairFields(prefill, decode));
+      // One that stalled with two partners is itself at fault, and its other partners need not find out.
+      if (verdict === "wedged")
+        for (const one of [prefill, decode]) if (pairs.openWith(one.instanceId) >= 2) own(one).outrun();
       changed(true);
     },
     pardon(instance, decode) {

@@ -6,6 +6,7 @@ import type { Info } from "#gen/tandem/instance/v1/instance_pb.js";
 import type { Clock, Timer } from "../../common/clock.ts";
 import type { Metrics } from "../../common/metrics.ts";
 import { calm, type Overload } from "../admission/overload.ts";
+import { traitsOf } from "../../kv/index.ts";
 import { misfitOf } from "../pool/compat.ts";
 import { sideOf } from "../pool/fleet.ts";
 import type { FleetView, Instance, Pool, Reason, Seen, Side } from "../pool/pool.ts";
@@ -101,6 +102,9 @@ export function startProbes({ pool, prober, clock, metrics, overload = calm() }:
   function probeInstances(nowMs: number): void {
     const { view } = pool;
     for (const due of pool.probes.due(nowMs).instances) {
+      // One that stalled with a partner may have wedged it, as P2P NCCL does, and would wedge the next: the probes of the
+      // pair decide.
+      if (traitsOf(due.info.connector)?.wedgedByPartner === true && pool.probes.isInPair(due)) continue;
       const side = sideOf(due);
       const instance = find(view, side, due.instanceId);
       const partners = instance === undefined ? [] : partnersFor(view, instance, side);

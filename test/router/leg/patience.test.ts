@@ -4,6 +4,7 @@ import { Deadlines } from "../../../services/common/deadlines.ts";
 import { streamBoundMs, transferBoundMs, waitFor, type Wait } from "../../../services/router/leg/bounds.ts";
 import type { LegContext } from "../../../services/router/leg/context.ts";
 import { bucketOf, Latencies, Paces } from "../../../services/router/leg/paces.ts";
+import { traitsOf } from "../../../services/kv/index.ts";
 import { outrunVerdict } from "../../../services/router/leg/verdict.ts";
 import type { Instance } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
@@ -192,11 +193,23 @@ describe("an attempt that another one has overtaken", () => {
   });
 
   it("speaks against its instance only if the instance showed no progress for longer than there is reason for", () => {
-    assert.equal(outrunVerdict(wait({}), 1_999), "none");
-    assert.equal(outrunVerdict(wait({}), 2_000), "instance");
-    assert.equal(outrunVerdict(wait({ firstMs: 60_000 }), 61_999), "none", "the first transfer of two engines");
-    assert.equal(outrunVerdict(wait({ firstMs: 60_000 }), 62_000), "instance");
-    assert.equal(outrunVerdict(wait({ moved: true }), 2_000), "pair");
-    assert.equal(outrunVerdict(wait({ moved: true, queuing: true }), 2_000), "none", "a queue that moves");
+    const judged = (o: Partial<Wait>, nowMs: number): string => {
+      const verdict = outrunVerdict(traitsOf("nixl")!, wait(o), nowMs);
+      return verdict.against === "pair" ? `pair ${verdict.verdict}` : verdict.against;
+    };
+    assert.equal(judged({}, 1_999), "none");
+    assert.equal(judged({}, 2_000), "instance");
+    assert.equal(judged({ firstMs: 60_000 }, 61_999), "none", "the first transfer of two engines");
+    assert.equal(judged({ firstMs: 60_000 }, 62_000), "instance");
+    assert.equal(judged({ moved: true }, 2_000), "pair bad");
+    assert.equal(judged({ moved: true, queuing: true }, 2_000), "none", "a queue that moves");
+  });
+
+  it("speaks against the pair while prefill pushes: decode may not take the KV", () => {
+    const judged = (connector: string, part: Wait["part"]): unknown =>
+      outrunVerdict(traitsOf(connector)!, wait({ part }), 2_000);
+    assert.deepEqual(judged("p2p-nccl", "prefill"), { against: "pair", verdict: "wedged" });
+    assert.deepEqual(judged("p2p-nccl", "transfer"), { against: "instance" });
+    assert.deepEqual(judged("nixl", "prefill"), { against: "instance" });
   });
 });

@@ -229,6 +229,7 @@ function decodesThatFail(clock: ManualClock, ids: readonly string[]): { view: Fl
         .sort((a, b) => a.breaker.dueMs - b.breaker.dueMs),
       pairs: [],
     }),
+    isInPair: () => false,
     sending: (_, decode) => decodes.find((one) => one === decode)!.breaker.probing(clock.nowMs()),
     succeeded: () => {},
     failed: (_, decode, failure, text) =>

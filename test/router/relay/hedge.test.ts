@@ -6,7 +6,7 @@ import { untilQuiet, within } from "../../support/waits.ts";
 import { untilNoLegs, type Deployment } from "../support/deployment.ts";
 import { twoTokens, type DecodeLeg, type FakeDecode, type PrefillLeg } from "../support/fake-instance.ts";
 import { standingIn } from "../support/fleet.ts";
-import { untilStanding } from "../support/pool-waits.ts";
+import { seenIn, untilStanding } from "../support/pool-waits.ts";
 import { hedgedFleet as fleet, prefillsAtOnce as done } from "../support/hedged-fleet.ts";
 
 const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
@@ -122,7 +122,17 @@ describe("a request whose first byte is late", () => {
     await ending;
     assert.equal(client.text, TOKENS);
     assert.deepEqual(receipt.fallbacks, ["hedge:prefill"]);
-    assert.equal(standingIn(tandem.pool.view, "p1"), "outrun");
+    // P2P: it may be decode that did not take what prefill pushed.
+    const pair = [prefills[0]!, decodes[0]!].map(({ info }) => seenIn(tandem.pool, info.instanceId)!.instance);
+    const partners = (): readonly string[] =>
+      tandem.pool.view.models
+        .get("tiny")!
+        .partnersOf(pair[0]!)
+        .map(({ instanceId }) => instanceId);
+    assert.deepEqual([standingIn(tandem.pool.view, "p1"), partners()], ["serves", ["d2"]]);
+    // With its second partner it is at fault itself.
+    tandem.pool.pairEnded(pair[0]!, seenIn(tandem.pool, "d2")!.instance, "wedged");
+    assert.deepEqual([standingIn(tandem.pool.view, "p1"), standingIn(tandem.pool.view, "d1")], ["outrun", "serves"]);
     // P2P: a prefill that pushes can't be cancelled, so the reservation lasts until its outcome is known.
     const held = decodes[0]!.legs.all[0]!;
     assert.deepEqual(held.seen, ["reserve"]);

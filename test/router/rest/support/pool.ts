@@ -67,6 +67,7 @@ export function fakePool(instances: readonly FakeInstance[] = ONE_PAIR): FakePoo
     probes: {
       dueMs: Infinity,
       due: () => ({ instances: [], pairs: [] }),
+      isInPair: () => false,
       sending() {},
       succeeded() {},
       failed() {},
