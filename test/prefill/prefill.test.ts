@@ -173,7 +173,7 @@ describe("a prefill leg", () => {
 });
 
 describe("a prefill engine with KV for a decode engine that has died", () => {
-  it("gets no further leg for it, and those for others go on", async () => {
+  it("gets no further leg for it, nor for others until it has shown that it works", async () => {
     const nccl = { connector: "p2p-nccl" };
     await using prefill = await simPrefill("p2p-zmq", nccl, { faults: ["stall:count=1"] }, manualClock());
     await using decode = await simDecode("p2p-zmq", nccl);
@@ -192,8 +192,9 @@ describe("a prefill engine with KV for a decode engine that has died", () => {
     await assert.rejects(send(refused), /The decode engine is gone, so no KV was sent to it/);
     // Decode asks, and hears that it never ran.
     await assert.rejects(outcomeOf(prefill, refused.legId), refusal("not_found"));
-    await prefillLeg(prefill, decode, leg());
-    assert.equal(prefill.instance.load().state, State.SERVING);
+    // It may hang on the dead one, and what is sent to it now would hang as well.
+    await assert.rejects(prefillLeg(prefill, decode, leg()), refusal("instance_unavailable"));
+    assert.deepEqual([prefill.instance.load().state, prefill.instance.load().readyInMs], [State.DRAINING, 1_000]);
   });
 });
 

@@ -2,6 +2,7 @@
 // the clock becomes an event; the protocol takes one step; its effects become messages to the instances, then entries
 // in the books, then calls to the owner. The leg may outlive its request, because its KV must be settled in any case.
 import type { ServiceError } from "../../common/errors.ts";
+import { traitsOf } from "../../kv/index.ts";
 import type { Instance, Side } from "../pool/pool.ts";
 import type { LegDraft } from "../request/receipt.ts";
 import { estimateTokens } from "../request/request.ts";
@@ -81,12 +82,12 @@ export class LegRun implements LiveLeg, SideOwner {
    */
   outrun(): void {
     const { wait } = this;
-    const { traits, prefill } = this.task;
+    const { prefill } = this.task;
     const { books, clock } = this.#context;
     this.#outrun = true;
     this.unwanted();
     if (wait === undefined) return;
-    const judged = outrunVerdict(traits, wait, clock.nowMs());
+    const judged = outrunVerdict(traitsOf(wait.on.info.connector), wait, clock.nowMs());
     if (judged.against === "instance") books.outrun(wait.on);
     else if (judged.against === "pair" && prefill !== undefined && this.decode !== undefined)
       books.pairEnded(prefill, this.decode, judged.verdict);

@@ -5,6 +5,7 @@ import type { Verdict } from "../pool/breaker.ts";
 import type { LegEnd } from "../request/metrics.ts";
 import type { Side } from "../pool/pool.ts";
 import type { Wait } from "./bounds.ts";
+import type { Traits } from "../../kv/connector.ts";
 import type { LegEffect, LegEvent, LegState, LegTraits } from "./protocol.ts";
 
 /** One side of the leg has ended. */
@@ -80,13 +81,19 @@ export type OutrunVerdict =
 
 /**
  * Judges what a leg waits for when another attempt has answered first. An instance that brought no leg forward since
- * is outrun as a whole; but where prefill pushes the KV, decode may hold it up by not taking it, so that only the pair
- * can be blamed. If only this leg is late, that speaks against the pair, and weakly.
+ * is outrun as a whole; but where a decode engine that takes no KV holds up the prefill engine, only the pair can be
+ * blamed. If only this leg is late, that speaks against the pair, and weakly.
  */
-export function outrunVerdict({ decodeFirst }: LegTraits, wait: Wait, nowMs: number): OutrunVerdict {
+export function outrunVerdict(
+  traits: Pick<Traits, "wedgedByPartner"> | undefined,
+  wait: Wait,
+  nowMs: number,
+): OutrunVerdict {
   if (nowMs < wait.sinceMs + wait.patienceMs + wait.firstMs) return { against: "none" };
   if (!wait.moved)
-    return wait.part === "prefill" && decodeFirst ? { against: "pair", verdict: "wedged" } : { against: "instance" };
+    return wait.part === "prefill" && traits?.wedgedByPartner === true
+      ? { against: "pair", verdict: "wedged" }
+      : { against: "instance" };
   return wait.queuing ? { against: "none" } : { against: "pair", verdict: "bad" };
 }
 

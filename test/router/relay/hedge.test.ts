@@ -6,6 +6,7 @@ import { untilQuiet, within } from "../../support/waits.ts";
 import { untilNoLegs, type Deployment } from "../support/deployment.ts";
 import { twoTokens, type DecodeLeg, type FakeDecode, type PrefillLeg } from "../support/fake-instance.ts";
 import { standingIn } from "../support/fleet.ts";
+import type { Instance } from "../../../services/router/pool/pool.ts";
 import { seenIn, untilStanding } from "../support/pool-waits.ts";
 import { hedgedFleet as fleet, prefillsAtOnce as done } from "../support/hedged-fleet.ts";
 
@@ -122,17 +123,7 @@ describe("a request whose first byte is late", () => {
     await ending;
     assert.equal(client.text, TOKENS);
     assert.deepEqual(receipt.fallbacks, ["hedge:prefill"]);
-    // P2P: it may be decode that did not take what prefill pushed.
-    const pair = [prefills[0]!, decodes[0]!].map(({ info }) => seenIn(tandem.pool, info.instanceId)!.instance);
-    const partners = (): readonly string[] =>
-      tandem.pool.view.models
-        .get("tiny")!
-        .partnersOf(pair[0]!)
-        .map(({ instanceId }) => instanceId);
-    assert.deepEqual([standingIn(tandem.pool.view, "p1"), partners()], ["serves", ["d2"]]);
-    // With its second partner it is at fault itself.
-    tandem.pool.pairEnded(pair[0]!, seenIn(tandem.pool, "d2")!.instance, "wedged");
-    assert.deepEqual([standingIn(tandem.pool.view, "p1"), standingIn(tandem.pool.view, "d1")], ["outrun", "serves"]);
+    assert.equal(standingIn(tandem.pool.view, "p1"), "outrun");
     // P2P: a prefill that pushes can't be cancelled, so the reservation lasts until its outcome is known.
     const held = decodes[0]!.legs.all[0]!;
     assert.deepEqual(held.seen, ["reserve"]);
@@ -141,6 +132,27 @@ describe("a request whose first byte is late", () => {
     held.close();
     await untilNoLegs(tandem);
     assert.equal(standingIn(tandem.pool.view, "p1"), "serves", "it was slow, and not stalled");
+  });
+
+  it("in prefill, where decode may hold it up: against the pair, and the instance only with a second partner", async () => {
+    await using f = await fleet({ connector: "p2p-nccl", decode: [twoTokens, twoTokens], prefill: [() => {}, done] });
+    const { tandem, clock, decodes, prefills } = f;
+    const instanceOf = (id: string): Instance => seenIn(tandem.pool, id)!.instance;
+    // KV has moved between them, so there is nothing to set up.
+    tandem.pool.pairEnded(instanceOf("p1"), instanceOf("d1"), "good");
+    const { ending } = tandem.start();
+    const stuck = await prefills[0]!.legs.next("the prefill");
+    clock.advance(1_200);
+    await ending;
+    const partners = tandem.pool.view.models.get("tiny")!.partnersOf(instanceOf("p1"));
+    assert.deepEqual([standingIn(tandem.pool.view, "p1"), partners.map((one) => one.instanceId)], ["serves", ["d2"]]);
+    tandem.pool.pairEnded(instanceOf("p1"), instanceOf("d2"), "wedged");
+    assert.deepEqual([standingIn(tandem.pool.view, "p1"), standingIn(tandem.pool.view, "d1")], ["outrun", "serves"]);
+    stuck.done();
+    const held = decodes[0]!.legs.all[0]!;
+    await within(held.abandoned.promise, "the abandon");
+    held.close();
+    await untilNoLegs(tandem);
   });
 
   it("is answered by the first attempt if that one comes first", async () => {
