@@ -34,6 +34,8 @@ export const BREAKER_LIMITS: BreakerLimits = { failureLimit: 5, probeEveryMs: 50
 
 /** Failed probes double the pause up to this limit. */
 const PAUSE_LIMIT_MS: Readonly<Record<ProbeFailure, number>> = { refused: 1_000, late: 30_000, wrong: 30_000 };
+/** The same where each failed probe may leave KV in decode for good (P2P NCCL), at least. */
+const COSTLY_PAUSE_LIMIT_MS = 10_000;
 /** What a failure adds to the score. A success takes 1 off. */
 const FAILURE_SCORE = 2;
 /** The weight of a failure halves in this time. */
@@ -176,11 +178,17 @@ export class Breaker {
     if (this.#state.kind === "open") this.#state.probeAtMs = nowMs + this.#state.pauseMs;
   }
 
-  /** Notes a failed probe. The next one is due after a longer pause. @param text One sentence. */
-  probeFailed(failure: ProbeFailure, text: string, nowMs: number): void {
+  /**
+   * Notes a failed probe. The next one is due after a longer pause.
+   *
+   * @param text One sentence.
+   * @param isCostly Whether it may have left KV behind for good.
+   */
+  probeFailed(failure: ProbeFailure, text: string, nowMs: number, isCostly = false): void {
     const state = this.#state;
     if (state.kind === "closed") return;
-    const limitMs = Math.max(this.#limits.probeEveryMs, PAUSE_LIMIT_MS[failure]);
+    const leastMs = isCostly ? COSTLY_PAUSE_LIMIT_MS : 0;
+    const limitMs = Math.max(this.#limits.probeEveryMs, PAUSE_LIMIT_MS[failure], leastMs);
     state.pauseMs = Math.min(limitMs, 2 * state.pauseMs);
     state.probeAtMs = nowMs + state.pauseMs;
     state.failure = failure;

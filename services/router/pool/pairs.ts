@@ -1,7 +1,7 @@
 // Breakers of pairs: two instances that serve well with others may fail with each other, because the network between
 // them is cut or one wedges the other. Only two kinds of pairs are remembered: pairs with failures, and pairs that must
 // be probed before they get users' requests (`expect`).
-import { Breaker, type BreakerLimits, type ProbeFailure, type Verdict } from "./breaker.ts";
+import { Breaker, type BreakerLimits, type Verdict } from "./breaker.ts";
 
 export interface PairEntry {
   readonly prefillId: string;
@@ -67,10 +67,14 @@ export class Pairs {
   }
 
   /** Takes the pair out after a failed probe: both instances work, but not with each other. */
-  probeFailed(prefillId: string, decodeId: string, failure: ProbeFailure, text: string, nowMs: number): void {
+  probeFailed(
+    prefillId: string,
+    decodeId: string,
+    ...[failure, text, nowMs, isCostly]: Parameters<Breaker["probeFailed"]>
+  ): void {
     const { breaker } = this.#entry(prefillId, decodeId);
     breaker.distrust(nowMs);
-    breaker.probeFailed(failure, text, nowMs);
+    breaker.probeFailed(failure, text, nowMs, isCostly);
   }
 
   /** Keeps users' requests from the pair until a probe has succeeded, unless one already has. */

@@ -291,12 +291,13 @@ export function createPool(o: PoolOptions): Pool {
       if (isNews) changed(true);
     },
     failed(prefill, decode, failure, text) {
-      const nowMs = clock.nowMs();
+      const isCostly = traitsOf(prefill.info.connector)?.abandoned === "drain";
+      const failed = [failure, text, clock.nowMs(), isCostly] as const;
       const open = [own(prefill), own(decode)].filter((one) => one.breaker.open);
-      for (const one of open) one.breaker.probeFailed(failure, text, nowMs);
+      for (const one of open) one.breaker.probeFailed(...failed);
       // Both work with others, so the fault is in the pair.
-      if (open.length === 0) pairs.probeFailed(prefill.instanceId, decode.instanceId, failure, text, nowMs);
-      else pairs.outOf(prefill.instanceId, decode.instanceId)?.probeFailed(failure, text, nowMs);
+      if (open.length === 0) pairs.probeFailed(prefill.instanceId, decode.instanceId, ...failed);
+      else pairs.outOf(prefill.instanceId, decode.instanceId)?.probeFailed(...failed);
       log.warn("a probe failed", { ...pairFields(prefill, decode), failure, why: text });
       changed(true);
     },

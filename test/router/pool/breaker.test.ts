@@ -73,17 +73,19 @@ describe("a breaker", () => {
   });
 
   it("gets a probe within a second after refused ones, and after growing pauses if probes hang", () => {
-    const pauses = (failure: "refused" | "late" | "wrong"): number[] => {
+    const pauses = (failure: "refused" | "late" | "wrong", isCostly = false): number[] => {
       const breaker = new Breaker(LIMITS);
       breaker.judge("wedged", 0);
       return Array.from({ length: 8 }, () => {
-        breaker.probeFailed(failure, "It failed.", 0);
+        breaker.probeFailed(failure, "It failed.", 0, isCostly);
         return breaker.dueMs;
       });
     };
     assert.deepEqual(pauses("refused"), [1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000]);
     for (const failure of ["late", "wrong"] as const)
       assert.deepEqual(pauses(failure), [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000, 30_000]);
+    // Each may leave KV in decode that nothing frees.
+    assert.deepEqual(pauses("refused", true), [1_000, 2_000, 4_000, 8_000, 10_000, 10_000, 10_000, 10_000]);
   });
 
   it("is open from the start if answers must be proven, and reports the last probe's error", () => {
