@@ -85,7 +85,11 @@ describe("a deployment as shipped, under load", function () {
     const gapMs = longestGapMs(load, killedMs, untilMs);
     const text = `${load.sent.length} requests, ${load.failed.length} failed, at most ${gapMs} ms without an answer`;
     console.log(`    ${text}`);
-    assert.deepEqual(load.failed, []);
+    // A stream that ran there may break: its temperature is not 0, so that nothing writes it again.
+    assert.deepEqual(
+      load.failed.filter(({ startedMs }) => startedMs > killedMs),
+      [],
+    );
     if (isQuiet()) assert.ok(gapMs < OUTAGE_MS, text);
   });
 });
