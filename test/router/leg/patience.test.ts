@@ -9,7 +9,7 @@ import { outrunVerdict } from "../../../services/router/leg/verdict.ts";
 import type { Instance } from "../../../services/router/pool/pool.ts";
 import { manualClock } from "../../support/manual-clock.ts";
 import { LIMITS } from "../support/deployment.ts";
-import { legLab, streaming } from "../support/leg-lab.ts";
+import { type Lab, legLab, type LegInit, streaming } from "../support/leg-lab.ts";
 
 const clock = manualClock();
 
@@ -176,6 +176,88 @@ describe("the learned bounds", () => {
     lab.clock.advance(1);
     assert.ok(lab.said().includes("owner decode leg_stalled"));
     assert.ok(next.ended);
+  });
+});
+
+describe("the pace of an instance", () => {
+  /** Plays a leg whose parts take so long, and returns the patience with each. */
+  function play(lab: Lab, init: LegInit, o: { firstMs?: number }): number[] {
+    const leg = lab.begin(init);
+    const patienceMs: number[] = [];
+    const look = (): void => void patienceMs.push(leg.wait!.patienceMs);
+    if (init.unpaired !== true) {
+      look();
+      lab.clock.advance(1);
+      lab.prefills.at(-1)!.done();
+    }
+    leg.decodeFound(init.decode!);
+    lab.decodes.at(-1)!.accept();
+    if (init.request?.stream !== false) look();
+    lab.clock.advance(o.firstMs ?? 1);
+    lab.decodes.at(-1)!.events();
+    lab.decodes.at(-1)!.complete();
+    return patienceMs;
+  }
+
+  it("is learned from the first token of each leg, but not of the first transfer of two engines", () => {
+    const lab = legLab("nixl");
+    const init = { prefill: lab.instance("p1"), decode: lab.instance("d1") };
+    play(lab, init, { firstMs: 9_000 });
+    const whole = { ...init, request: { stream: false } };
+    for (let count = 0; count < 20; count += 1) {
+      assert.equal(play(lab, init, { firstMs: 400 })[1], 1_000, "before enough is known");
+      play(lab, whole, { firstMs: 9_000 });
+    }
+    assert.equal(play(lab, init, {})[1], 1_024, "twice the usual time, rounded up");
+  });
+
+  it("is learned from the time that each prefill took beyond that of its prompt, if its rate is known", () => {
+    const lab = legLab("nixl");
+    const prefill = lab.instance("p1");
+    const patienceAt = (prefillMs: number): number => {
+      const leg = lab.begin({ prefill });
+      const { patienceMs } = leg.wait!;
+      lab.clock.advance(prefillMs);
+      lab.prefills.at(-1)!.done();
+      leg.unwanted();
+      return patienceMs;
+    };
+    for (let count = 0; count < 20; count += 1) patienceAt(9_000);
+    // 400 ms for the 4 tokens of its prompt.
+    Object.assign(prefill, { tokensPerMs: 0.01 });
+    for (let count = 0; count < 20; count += 1) assert.equal(patienceAt(800), 1_800, "too little is known");
+    assert.equal(patienceAt(1), 1_824);
+  });
+
+  it("is learned from no prefill that set up the connection of two engines", () => {
+    const lab = legLab("p2p-nccl");
+    const prefill = Object.assign(lab.instance("p1"), { tokensPerMs: 1 });
+    for (let count = 0; count < 21; count += 1) {
+      const leg = lab.begin({ prefill });
+      lab.decodes.at(-1)!.accept();
+      assert.equal(leg.wait!.patienceMs, 1_008);
+      lab.clock.advance(9_000);
+      lab.prefills.at(-1)!.done();
+    }
+  });
+
+  it("includes the rate at which prompts are computed, except cached ones, also where decode computes them", () => {
+    const lab = legLab("nixl");
+    const patienceMs = (): number => lab.begin().wait!.patienceMs;
+    assert.equal(patienceMs(), 1_004);
+    lab.clock.advance(400);
+    lab.said();
+    // 3 of 5 tokens.
+    lab.prefills.at(-1)!.done(3);
+    assert.ok(!lab.said().some((text) => / did /.test(text)));
+    assert.equal(patienceMs(), 1_004);
+    lab.clock.advance(400);
+    lab.prefills.at(-1)!.done(2);
+    assert.ok(lab.said().includes("books p1 did 4 tokens in 400 ms"));
+    assert.equal(patienceMs(), 1_800);
+    const alone = legLab("nixl");
+    const init = { unpaired: true, decode: alone.instance("d1") };
+    for (const wantedMs of [1_004, 1_800]) assert.deepEqual(play(alone, init, { firstMs: 400 }), [wantedMs]);
   });
 });
 

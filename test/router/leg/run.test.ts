@@ -1,7 +1,14 @@
 // The runner of a leg, over instances in memory: what it says to whom, and in which order.
 import assert from "node:assert/strict";
 import { ServiceError } from "../../../services/common/errors.ts";
-import { legLab, streaming } from "../support/leg-lab.ts";
+import { type Lab, legLab, streaming } from "../support/leg-lab.ts";
+
+/** What `said` leaves out as well, from now on. */
+function wordsOf(lab: Lab): string[] {
+  const words: string[] = [];
+  lab.onWord = (word) => words.push(word);
+  return words;
+}
 
 describe("a leg", () => {
   it("calls the instances first, then updates the books, then tells its owner (decode first)", () => {
@@ -115,6 +122,7 @@ describe("a leg", () => {
     lab.said();
     leg.unwanted();
     assert.deepEqual(lab.said(), ["owner ends the search", "owner cancelled"]);
+    assert.equal(leg.task.draft.error, "cancelled");
     assert.equal(lab.live.size, 0);
   });
 
@@ -195,5 +203,188 @@ describe("a leg", () => {
     streaming(lab);
     lab.decodes[0]!.end("cancelled");
     assert.deepEqual(lab.said(), ["metrics decode instance_lost", "books -d1 bad", "owner decode instance_lost"]);
+  });
+
+  it("tells its owner once that the answer has begun, before the first events", () => {
+    const lab = legLab("p2p-nccl");
+    const words = wordsOf(lab);
+    lab.begin();
+    lab.decodes[0]!.accept();
+    lab.prefills[0]!.done();
+    assert.ok(!words.includes("owner began"));
+    lab.decodes[0]!.events();
+    lab.decodes[0]!.events();
+    assert.deepEqual(
+      words.filter((word) => /^owner/.test(word)),
+      ["owner began", "owner events", "owner events"],
+    );
+  });
+
+  it("has left the live legs when it tells that it has ended, once", () => {
+    const lab = legLab("p2p-nccl");
+    const leg = streaming(lab);
+    const words = wordsOf(lab);
+    leg.unwanted();
+    assert.ok(!words.some((word) => /leg ended/.test(word)), "it settles");
+    lab.decodes[0]!.end("cancelled");
+    lab.decodes[0]!.end("cancelled");
+    assert.deepEqual(
+      words.filter((word) => /leg ended/.test(word)),
+      ["a leg ended, 0 live"],
+    );
+  });
+
+  it("counts the prompt's tokens on prefill, and holds a slot on each decode instance in turn", () => {
+    const lab = legLab("nixl");
+    const words = wordsOf(lab);
+    const leg = lab.begin();
+    assert.deepEqual(words.slice(0, 2), ["books +p1", "for 4 tokens"]);
+    lab.prefills[0]!.done();
+    for (const id of ["d1", "d2"]) {
+      leg.decodeFound(lab.instance(id));
+      assert.equal(leg.task.draft.decodeInstanceId, id);
+      lab.decodes.at(-1)!.end("instance_busy");
+    }
+    leg.unwanted();
+    const books = lab.said().filter((text) => /^books .d/.test(text));
+    assert.deepEqual(books, ["books +d1", "books -d1 none", "books +d2", "books -d2 none"]);
+  });
+
+  it("goes on after its owner threw", () => {
+    const lab = legLab("nixl");
+    const leg = lab.begin();
+    lab.onSearch = () => assert.fail("a fault of the owner");
+    assert.throws(() => lab.prefills[0]!.done());
+    lab.said();
+    leg.unwanted();
+    assert.deepEqual(lab.said(), ["owner ends the search", "owner cancelled"]);
+  });
+
+  it("knows where its time went, and what it waits for", () => {
+    const lab = legLab("p2p-nccl");
+    const leg = lab.begin();
+    const waitsFor = (): unknown => leg.wait && [leg.wait.part, leg.wait.on.instanceId];
+    lab.clock.advance(2);
+    assert.deepEqual([leg.where(), waitsFor()], ["reserve 2 ms", ["reserve", "d1"]]);
+    lab.decodes[0]!.accept();
+    lab.clock.advance(30);
+    assert.deepEqual([leg.where(), waitsFor()], ["reserve 2 ms, prefill 30 ms", ["prefill", "p1"]]);
+    lab.prefills[0]!.done(3);
+    lab.clock.advance(4);
+    assert.deepEqual([leg.where(), waitsFor()], ["reserve 2 ms, prefill 30 ms, transfer 4 ms", ["transfer", "d1"]]);
+    lab.decodes[0]!.events();
+    lab.clock.advance(5);
+    const whole = "reserve 2 ms, prefill 30 ms, transfer 4 ms, decode 5 ms";
+    assert.deepEqual([leg.where(), waitsFor()], [whole, undefined]);
+    lab.decodes[0]!.complete();
+    const { reserveMs, decodeMs, cachedTokens } = leg.task.draft;
+    assert.deepEqual([reserveMs, decodeMs, cachedTokens], [2, 5, 3], "the cached tokens that prefill reported");
+  });
+
+  it("has spent no time on parts that it did not reach, nor has an unpaired one on prefill", () => {
+    const lab = legLab("nixl");
+    const leg = lab.begin({ unpaired: true });
+    leg.decodeFound(lab.instance("d1"));
+    lab.clock.advance(7);
+    assert.equal(leg.where(), "transfer 7 ms");
+    leg.unwanted();
+    assert.deepEqual([leg.task.draft.prefillMs, leg.task.draft.decodeMs], [0, 0]);
+  });
+
+  it("gives both instances the addresses of the other, where the connector pairs by them", () => {
+    const told = (connector: "nixl" | "p2p-nccl", unpaired = false): string[] => {
+      const lab = legLab(connector);
+      const leg = lab.begin({ unpaired });
+      if (connector === "p2p-nccl") lab.decodes[0]!.accept();
+      lab.prefills[0]?.done();
+      if (connector === "nixl") leg.decodeFound(lab.instance("d1"));
+      const { prefillGrpcAddress, prefillInstanceId, ...decode } = lab.decodes[0]!.reservation;
+      const of = (words: { prefillKvAddress: string; decodeKvAddress: string }): string =>
+        `${words.prefillKvAddress} ${words.decodeKvAddress}`;
+      const { order } = lab.prefills[0] ?? {};
+      return [order === undefined ? "" : of(order), of(decode), prefillGrpcAddress, prefillInstanceId];
+    };
+    assert.deepEqual(told("p2p-nccl"), ["p1:1 d1:1", "p1:1 d1:1", "p1:2", "p1"]);
+    assert.deepEqual(told("nixl"), [" ", " ", "p1:2", "p1"]);
+    assert.deepEqual(told("nixl", true), ["", " ", "", ""]);
+  });
+
+  it("is cut and fails, which speaks against its instance, if its answer can't be passed on", () => {
+    const lab = legLab("p2p-nccl");
+    streaming(lab);
+    lab.decodes[0]!.events("data: half");
+    assert.deepEqual(lab.said(), [
+      "d1 cut",
+      "metrics decode engine_failed",
+      "books -d1 bad",
+      "owner decode engine_failed",
+    ]);
+    assert.equal(lab.clock.pending, 0);
+  });
+
+  it("speaks against an instance that is lost while it settles", () => {
+    const lab = legLab("p2p-nccl");
+    streaming(lab).unwanted();
+    lab.said();
+    lab.decodes[0]!.end("instance_lost");
+    assert.deepEqual(lab.said(), ["metrics decode instance_lost", "books -d1 bad"]);
+    assert.equal(lab.clock.pending, 0);
+  });
+});
+
+describe("a leg that another attempt has outrun", () => {
+  /** What the books say of an attempt that was outrun. */
+  const blamed = (lab: Lab): string[] => lab.said().filter((text) => /^books (?![-+])/.test(text));
+
+  it("is cancelled, says so in its receipt, and speaks against the instance if that was late", () => {
+    for (const [ms, wanted] of [
+      [999, []],
+      [1_100, ["books d1 outrun"]],
+    ] as const) {
+      const lab = legLab("p2p-zmq");
+      const leg = lab.begin();
+      lab.clock.advance(ms);
+      leg.outrun();
+      assert.deepEqual(blamed(lab), wanted);
+      assert.deepEqual(lab.outcomes, [{ kind: "cancelled" }]);
+      assert.equal(leg.task.draft.error, "cancelled: another attempt answered first");
+    }
+  });
+
+  it("speaks against the pair if its partner may have held prefill up", () => {
+    const lab = legLab("p2p-nccl");
+    const leg = lab.begin();
+    lab.decodes[0]!.accept();
+    lab.clock.advance(11_100);
+    lab.said();
+    leg.outrun();
+    assert.deepEqual(blamed(lab), ["books p1|d1 wedged"]);
+  });
+
+  it("speaks against no pair while it has one instance", () => {
+    const lab = legLab("nixl");
+    const [prefill, decode] = [lab.instance("p1"), lab.instance("d1")];
+    const early = lab.begin({ prefill });
+    const unpaired = [lab.begin({ unpaired: true }), lab.begin({ unpaired: true })];
+    lab.begin({ prefill });
+    for (const leg of unpaired) leg.decodeFound(decode);
+    for (const one of lab.decodes) one.accept();
+    lab.clock.advance(1_100);
+    // Both instances have brought another leg forward.
+    lab.prefills[1]!.done();
+    lab.decodes[1]!.events();
+    lab.clock.advance(5_000);
+    lab.said();
+    early.outrun();
+    unpaired[0]!.outrun();
+    assert.deepEqual(blamed(lab), []);
+  });
+
+  it("speaks against nothing once its answer had begun", () => {
+    const lab = legLab("p2p-zmq");
+    const leg = streaming(lab);
+    lab.clock.advance(5_000);
+    leg.outrun();
+    assert.deepEqual(blamed(lab), []);
   });
 });

@@ -162,6 +162,17 @@ describe("an instance that does not answer", () => {
     ]);
   });
 
+  it("is given up for a prefill sooner where its rate is known, by the tokens that wait before it", () => {
+    const lab = legLab("nixl", { prefillTimeoutMs: 60_000, prefillFloorMs: 1_000, prefillSlack: 2 });
+    const figures = { tokensPerMs: 0.01, load: { queuedTokens: 4 }, placedTokens: 6 };
+    lab.begin({ prefill: Object.assign(lab.instance("p1"), figures) });
+    lab.said();
+    lab.clock.advance(2_999);
+    assert.deepEqual(lab.said(), []);
+    lab.clock.advance(1);
+    assert.ok(lab.said().includes("owner prefill leg_stalled"));
+  });
+
   it("is given up for a prefill even after the answer was given up, and then the reservation is settled", () => {
     const lab = legLab("p2p-zmq", { prefillTimeoutMs: 3_000 });
     const leg = lab.begin();

@@ -32,6 +32,8 @@ const scripted = (code: FailureCode): ServiceError => new ServiceError(code, `Sc
 
 /** A decode leg at its instance: the test says what the instance does. */
 class MemoryDecode {
+  /** The listener gets nothing more: a real link would see to that. */
+  over = false;
   readonly instance: Instance;
   readonly reservation: Reservation;
   readonly #listener: DecodeListener;
@@ -58,16 +60,20 @@ class MemoryDecode {
   }
 
   complete(end: Partial<AnswerEnd> = {}): void {
+    this.over = true;
     this.#listener.onCompleted({ ...END, ...end });
   }
 
   /** Ends without an answer; in order where no code is given. */
   end(code?: FailureCode): void {
+    this.over = true;
     this.#listener.onEnded(code === undefined ? undefined : scripted(code));
   }
 }
 
 class MemoryPrefill {
+  /** As of a decode leg. */
+  over = false;
   readonly order: PrefillOrder;
   readonly #listener: PrefillListener;
 
@@ -77,10 +83,12 @@ class MemoryPrefill {
   }
 
   done(cachedTokens?: number): void {
+    this.over = true;
     this.#listener.onDone({ ticket: { text: "{}", cachedTokens }, promptTokens: 5, kvBytes: 7n, firstLogprob: -1 });
   }
 
   fail(code: FailureCode): void {
+    this.over = true;
     this.#listener.onFailed(scripted(code));
   }
 }
@@ -109,6 +117,10 @@ export interface Lab {
   onBooks: (() => void) | undefined;
   /** Called with each piece that the owner gets. */
   onDelivery: ((leg: LegRun) => void) | undefined;
+  /** Called with all that is said, and with what `said` leaves out: details, and what the leg tells its context. */
+  onWord: ((text: string) => void) | undefined;
+  /** Called with a leg before it begins. */
+  onBegin: ((leg: LegRun) => void) | undefined;
   instance(instanceId: string): Instance;
   /** Begins a leg, on d1 where the connector picks decode first. */
   begin(o?: LegInit): LegRun;
@@ -121,7 +133,8 @@ export interface LegInit {
   readonly unpaired?: boolean;
 }
 
-export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = {}): Lab {
+/** @param Run The runner, or a mutant of it. */
+export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = {}, Run = LegRun): Lab {
   const manual = manualClock();
   let timersSet = 0;
   const clock: ManualClock = {
@@ -141,19 +154,29 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
   let said: string[] = [];
   const live = new Set<LiveLeg>();
   const idOf = ({ info }: Instance): string => info.instanceId;
-  const say = (text: string): void => void said.push(text);
+  const note = (text: string): void => lab.onWord?.(text);
+  const say = (text: string): void => {
+    said.push(text);
+    note(text);
+  };
+  /** What an instance is told, without the random id. */
+  const noteOrder = ({ legId, body, ...rest }: PrefillOrder | Reservation): void =>
+    note(`with ${JSON.stringify({ ...rest, legId: legId.length, body: body.toString() })}`);
 
   const context: LegContext = {
     clock,
     live,
-    onLegEnded() {},
+    onLegEnded: () => note(`a leg ended, ${live.size} live`),
     deadlines: new Deadlines(clock),
     limits: { current: { ...LIMITS, ...limits } },
     reserveTimeoutMs: RESERVE_TIMEOUT_MS,
     paces: new Paces(),
     loop: { delayMs: 0 },
     books: {
-      legStarted: (instance) => say(`books +${idOf(instance)}`),
+      legStarted(instance, tokens) {
+        say(`books +${idOf(instance)}`);
+        note(`for ${tokens} tokens`);
+      },
       legEnded(instance, verdict) {
         say(`books -${idOf(instance)} ${verdict}`);
         lab.onBooks?.();
@@ -168,27 +191,45 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     },
     metrics: {
       leg: (side, outcome) => say(`metrics ${side} ${outcome}`),
-      interTokenMs: (ms) => lab.itlMs.push(ms),
-      completed: (draft) => lab.completed.push(draft),
-      kvBytes() {},
+      interTokenMs(ms) {
+        lab.itlMs.push(ms);
+        note(`metrics gap of ${ms} ms`);
+      },
+      completed(draft, stream) {
+        lab.completed.push(draft);
+        note(`metrics completed, ${stream ? "stream" : "whole"}`);
+      },
+      kvBytes: (bytes) => note(`metrics ${bytes} bytes of KV`),
     },
     linkTo: (instance) => ({
       reserve(reservation, listener): RemoteDecode {
         say(`${idOf(instance)} reserve`);
-        lab.decodes.push(new MemoryDecode(instance, reservation, listener));
+        noteOrder(reservation);
+        const decode = new MemoryDecode(instance, reservation, listener);
+        lab.decodes.push(decode);
         return {
           start: ({ text, unpaired }) => say(`${idOf(instance)} start ${unpaired === true ? "unpaired" : text}`),
           abandon: (reason, nothingSent) =>
             say(`${idOf(instance)} abandon ${reason}${nothingSent ? ", nothing sent" : ""}`),
-          cut: () => say(`${idOf(instance)} cut`),
+          cut() {
+            decode.over = true;
+            say(`${idOf(instance)} cut`);
+          },
           pause: () => say(`${idOf(instance)} pause`),
           resume: () => say(`${idOf(instance)} resume`),
         };
       },
       prefill(order, listener) {
         say(`${idOf(instance)} prefill`);
-        lab.prefills.push(new MemoryPrefill(order, listener));
-        return { cancel: () => say(`${idOf(instance)} cancel`) };
+        noteOrder(order);
+        const prefill = new MemoryPrefill(order, listener);
+        lab.prefills.push(prefill);
+        return {
+          cancel() {
+            prefill.over = true;
+            say(`${idOf(instance)} cancel`);
+          },
+        };
       },
     }),
   };
@@ -214,6 +255,8 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
     onSearch: undefined,
     onBooks: undefined,
     onDelivery: undefined,
+    onWord: undefined,
+    onBegin: undefined,
     instance: (instanceId) =>
       ({
         info: create(InfoSchema, {
@@ -242,7 +285,7 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
         createdUnixS: 7,
         ...request,
       };
-      const leg: LegRun = new LegRun(
+      const leg: LegRun = new Run(
         context,
         {
           request: full,
@@ -254,9 +297,10 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
           decode: traits.decodeFirst ? decode : undefined,
         },
         {
-          began() {},
-          deliver() {
+          began: () => note("owner began"),
+          deliver(events) {
             say("owner events");
+            note(events.toString());
             lab.onDelivery?.(leg);
             return lab.reading;
           },
@@ -268,9 +312,11 @@ export function legLab(connector: ConnectorName, limits: Partial<RelayLimits> = 
           finished(_leg, outcome) {
             lab.outcomes.push(outcome);
             say(`owner ${outcome.kind === "failed" ? `${outcome.phase} ${outcome.error.code}` : outcome.kind}`);
+            if (outcome.kind === "failed") note(`${outcome.side}: ${outcome.error.message}`);
           },
         },
       );
+      lab.onBegin?.(leg);
       leg.begin();
       return leg;
     },
