@@ -137,9 +137,11 @@ export function check(input: CheckInput): CheckResult {
     const add = (rule: Violation["rule"], what: string): void => {
       violations.push({ rule, what, request: record, receipt, faults: hurt });
     };
+    // A stopping router accepts no new requests, and closes idle connections.
+    const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
     if (record.ask >= answers.length - POISONED) {
       // Engines fail at its body. The other rules show that it hurts no other request.
-      if (record.ending !== "error" && record.ending !== "left" && hard.length === 0)
+      if (record.ending !== "error" && record.ending !== "left" && hard.length === 0 && !turnedAway)
         add("poison", `${record.ending} ${record.status}: ${record.message}`);
       continue;
     }
@@ -163,10 +165,8 @@ export function check(input: CheckInput): CheckResult {
     const blamesClient = record.status >= 400 && record.status < 500 && record.status !== 429;
     if (code === "internal" || blamesClient) add("wrong error", `${code} ${record.status}: ${record.message}`);
     const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
-    // A stopping router accepts no new requests, and closes idle connections.
     // Two engines that failed at one time make one body look guilty; it is held for a while.
     const heldInnocent = code === "query_of_death" && bothFailed(done, record.sentMs);
-    const turnedAway = record.text === "" && hurt.some(({ kind }) => kind === "restart-router");
     if (excuses.length === 0 && !turnedAway && !heldInnocent) {
       add(record.ending === "cut" ? "cut" : "untouched", `${record.ending} ${record.status}: ${record.message}`);
       continue;

@@ -33,7 +33,7 @@ const REST_MS = 8_000;
  * By then no engine or instance may hold anything of any request. NIXL's KV goes with its lease of 30 s, and the debts of
  * P2P NCCL with restarts of idle engines, one after another.
  */
-const SETTLE_LIMIT_MS = { "p2p-zmq": 10_000, nixl: 40_000, "p2p-nccl": 60_000 };
+const SETTLE_LIMIT_MS = { "p2p-zmq": 10_000, nixl: 40_000, "p2p-nccl": 120_000 };
 
 /** Sets exit code 1 when a promise was broken, 2 when a run could not be judged. */
 export async function chaos(argv: readonly string[]): Promise<void> {

@@ -206,14 +206,13 @@ export class AnswerRun {
     if (this.#over) return;
     if (error instanceof ServiceError) return this.#fail(error);
     if (error !== undefined) {
-      this.#suspect();
       if (!neverReached(error)) return this.#fail(error);
+      this.#suspect();
       return this.#fail(new ServiceError("instance_lost", "The instance's engine is gone.", { cause: error }));
     }
     if (this.#status !== 200) {
       const refusal = refusalOf(this.#status, Buffer.concat(this.#chunks), { leg: "decode", internal: this.#internal });
       if (refusal.code !== "engine_failed") return this.#fail(refusal);
-      this.#suspect();
       const { engineAnswer: answer } = refusal;
       return this.#fail(engineFailure("decode", refusal.cause as Error, { beforeFirstToken: true, answer }));
     }
@@ -272,7 +271,10 @@ export class AnswerRun {
   /** @param error The engine's failure unless it is a ServiceError. */
   #fail(error: unknown): void {
     this.#call.abort();
-    this.#finish(error instanceof ServiceError ? error : engineFailure("decode", error as Error));
+    const failure = error instanceof ServiceError ? error : engineFailure("decode", error as Error);
+    // vLLM's API server outlives its engine core by seconds, and says in a stream of status 200 that it is dead.
+    if (failure.code === "engine_failed") this.#suspect();
+    this.#finish(failure);
   }
 
   #finish(error: ServiceError | undefined): void {

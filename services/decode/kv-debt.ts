@@ -1,14 +1,14 @@
 // The ledger of KV that may lie unclaimed in the decode engine for good: the outcome of its prefill is unknown, or it
 // could not be drained. Each entry is at most one prompt. The engine serves on, and the sum is shown. Only when the sum
-// passes its share of the KV cache, or when the engine is idle anyway, the instance asks for a restart, which clears the
-// debt. Probes add to the sum, but never give the reason: a restart would be followed by the next probe.
+// passes its share of the KV cache, or when the engine has been idle anyway and nothing was added, the instance asks for a
+// restart, which clears the debt. What probes add gives a reason only then: a restart is followed by the next probe.
 import type { Clock, Timer } from "../common/clock.ts";
 import { kvDebtText } from "../common/kv-debt-text.ts";
 import type { EngineFacts, LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
 import { NO_DEBT, type KvDebt } from "../instance/status.ts";
 
-/** How long an instance with debt must have had no leg before it asks for a restart. */
+/** How long an instance must have had no leg, and its debt not grown, before it asks for a restart. */
 const IDLE_MS = 60_000;
 /** Of KV whose size the engine doesn't report: that of a model with 8 billion parameters, 16 bits a number. */
 const NOMINAL_TOKEN_BYTES = 131_072;
@@ -47,11 +47,12 @@ export function restartReason(
   { limitRatio, idleMs }: { readonly limitRatio: number; readonly idleMs: number },
 ): string | undefined {
   const percent = (ratio: number): string => `${(ratio * 100).toFixed(1)} %`;
-  const { kvDebtRatio: ratio } = debtOf(booked.users, facts);
-  if (booked.users === 0) return undefined;
-  const held = `${percent(ratio)} of the engine's KV cache may be held by KV that was never claimed`;
-  if (ratio > limitRatio) return `${held}, which is more than ${percent(limitRatio)}`;
-  return idleMs >= IDLE_MS ? `${held}, and the instance is idle` : undefined;
+  const held = (tokens: number): string =>
+    `${percent(debtOf(tokens, facts).kvDebtRatio)} of the engine's KV cache may be held by KV that was never claimed`;
+  const all = booked.users + booked.probes;
+  if (booked.users > 0 && debtOf(booked.users, facts).kvDebtRatio > limitRatio)
+    return `${held(booked.users)}, which is more than ${percent(limitRatio)}`;
+  return all > 0 && idleMs >= IDLE_MS ? `${held(all)}, and the instance is idle` : undefined;
 }
 
 export interface DebtLedger {
@@ -73,7 +74,7 @@ export function createDebtLedger(parts: InstanceParts, limitRatio: number): Debt
   }
 
   status.on("change", () => {
-    if (booked.users === 0) return;
+    if (booked.users + booked.probes === 0) return;
     const isIdle = status.remaining + status.orphans === 0 && !status.stopping;
     if (isIdle === (idleTimer !== undefined)) return;
     if (isIdle) {
@@ -103,6 +104,7 @@ export function createDebtLedger(parts: InstanceParts, limitRatio: number): Debt
         probe,
         debt: kvDebtText(debt),
       });
+      stopTimer();
       status.set({ kvDebt: debt });
       if (!probe) look(0);
     },

@@ -23,6 +23,8 @@ export interface ProgressSample extends EngineWork {
   readonly nowMs: number;
   /** The engine's last report: tokens counted so far, and requests that wait for KV. Undefined before the first. */
   readonly counted: Pick<EngineGauges, "promptTokens" | "generationTokens" | "deferred"> | undefined;
+  /** When it was asked for that report. Left out: just now. */
+  readonly askedMs?: number;
 }
 
 /** Prompt tokens a second before any was seen: a small CPU. Too low finds a wedge late, too high kills what works. */
@@ -77,10 +79,21 @@ export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (s
   /** A partner has died, and it has not moved since. */
   let doubtful = false;
   let partnerWasGone = false;
+  /** From the death of a partner until a report that was asked for after it: what that counts may be from before. */
+  let unknownSinceMs = Infinity;
 
-  return ({ nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, firstTransfers = 0, counted }) => {
+  return (sample) => {
+    const { nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, firstTransfers = 0 } = sample;
+    const { counted, askedMs = nowMs } = sample;
     const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
+    const justGone = partnerIsGone && !partnerWasGone;
+    partnerWasGone = partnerIsGone;
+    if (justGone) unknownSinceMs = nowMs;
+    else if (!partnerIsGone) unknownSinceMs = Infinity;
+    const isBaseline = unknownSinceMs !== Infinity;
+    if (counted !== last && askedMs > unknownSinceMs) unknownSinceMs = Infinity;
     const moved =
+      !isBaseline &&
       counted !== undefined &&
       (counted.promptTokens !== last?.promptTokens || counted.generationTokens !== last.generationTokens);
     if (moved && !paused && last !== undefined && counted.promptTokens > last.promptTokens) {
@@ -89,9 +102,6 @@ export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (s
     }
     judgedMs = nowMs;
     last = counted ?? last;
-    const justGone = partnerIsGone && !partnerWasGone;
-    partnerWasGone = partnerIsGone;
-    // What was counted until now says nothing of the time after the partner's death.
     doubtful = justGone || (doubtful && partnerIsGone && (paused || !moved));
     if (legs === 0 || moved || paused || justGone) {
       sinceMs = nowMs;

@@ -54,6 +54,8 @@ export interface SupervisorOptions {
   readonly stallMs: number;
   /** What it gets on top while a request in it waits for its KV. Default 0. */
   readonly kvWaitMs?: number;
+  /** Whether the engine's KV port closes when it dies. Default false. */
+  readonly holdsKvPort?: boolean;
   /** Resolves when no leg runs on the engine any more, or may run any longer. Left out: there is no wait. */
   readonly emptied?: (stop: AbortSignal) => Promise<unknown>;
   readonly clock?: Clock;
@@ -196,10 +198,10 @@ export class EngineSupervisor {
   }
 
   #watch(engine: StartedEngine): void {
-    const { work, stallMs, kvWaitMs = 0, log } = this.#o;
+    const { work, stallMs, kvWaitMs = 0, holdsKvPort = false, log } = this.#o;
     const { ours } = this;
     const watched: WatchedEngine = new WatchedEngine(
-      { engine, ours, work, stallMs, kvWaitMs, log, clock: this.#clock },
+      { engine, ours, work, stallMs, kvWaitMs, holdsKvPort, log, clock: this.#clock },
       {
         portClosed: () => this.#portClosed(watched),
         unreachable: () => this.#unreachable(watched),

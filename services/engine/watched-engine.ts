@@ -1,5 +1,7 @@
 // Watches one engine from when it works until it is lost: reads its counters, judges its progress, polls it and holds a
 // connection to its port. What is found is told to the supervisor (supervisor.ts), which decides what becomes of it.
+import { connect } from "node:net";
+import { splitAddress } from "../common/address.ts";
 import type { Clock, Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import type { StartedEngine } from "./engine.ts";
@@ -21,6 +23,11 @@ export interface WatchedEngineOptions {
   readonly engine: StartedEngine;
   /** False for an attached engine: it has no guardian that would report its end. */
   readonly ours: boolean;
+  /**
+   * Whether its KV port closes when its core dies, which its API server may outlive by seconds (P2P NCCL on vLLM 0.23: 3
+   * to 6 s).
+   */
+  readonly holdsKvPort: boolean;
   /** The engine's current work. While there is any, its metrics are read once a second. */
   readonly work: () => EngineWork;
   readonly stallMs: number;
@@ -31,6 +38,7 @@ export interface WatchedEngineOptions {
 
 /** None is called after `Symbol.dispose`. */
 export interface WatchedEngineEvents {
+  /** Its HTTP port, or that of its KV. */
   portClosed(): void;
   /** Its socket was removed: no new request reaches it. May be called again. */
   unreachable(): void;
@@ -53,12 +61,16 @@ export class WatchedEngine {
   readonly #o: WatchedEngineOptions;
   readonly #events: WatchedEngineEvents;
   readonly #port: HeldConnection;
+  #kvPort: HeldConnection | undefined;
+  #kvIsGone = false;
   readonly #judge: ReturnType<typeof progressJudge>;
   readonly #tickMs: number;
   #timer: Timer;
   #progress: Progress["kind"] = "sound";
   #polledMs = 0;
   #polling = false;
+  /** When the last metrics were asked for. */
+  #askedMs = 0;
   /** When it last answered a poll, or was found working. */
   #heardMs: number;
   /** Polls since then. */
@@ -78,11 +90,28 @@ export class WatchedEngine {
       closed: () => events.portClosed(),
       clock,
     });
+    if (o.holdsKvPort) this.#holdKvPort();
     this.#timer = clock.setTimer(this.#tickMs, () => this.#tick());
   }
 
   get isPortClosed(): boolean {
-    return this.#port.isClosed;
+    return this.#port.isClosed || this.#kvIsGone;
+  }
+
+  #holdKvPort(): void {
+    // The address is for partners: a host that this machine can't dial says nothing.
+    let wasOpen = false;
+    const port = new HeldConnection({
+      dial: () => connect(splitAddress(this.engine.kvAddress)),
+      closed: () => {
+        if (!wasOpen) return;
+        this.#kvIsGone = true;
+        this.#events.portClosed();
+      },
+      clock: this.#o.clock,
+    });
+    void port.known.then(() => (wasOpen = !port.isClosed));
+    this.#kvPort = port;
   }
 
   /** Judges it now, because something happened that changes the verdict. */
@@ -96,6 +125,7 @@ export class WatchedEngine {
     this.#over = true;
     this.#timer.cancel();
     this.#port[Symbol.dispose]();
+    this.#kvPort?.[Symbol.dispose]();
   }
 
   // Judged also while a poll is unanswered: an engine process that was stopped answers nothing at all.
@@ -109,7 +139,7 @@ export class WatchedEngine {
     const nowMs = clock.nowMs();
     const isDue = work.legs > 0 || !ours || nowMs - this.#polledMs >= POLL_IDLE_MS;
     if (isDue && !this.#polling) void this.#poll(nowMs);
-    const progress = this.#judge({ ...work, nowMs, counted: this.counted });
+    const progress = this.#judge({ ...work, nowMs, counted: this.counted, askedMs: this.#askedMs });
     const changed = progress.kind !== this.#progress;
     this.#progress = progress.kind;
     if (progress.kind === "wedged") this.#events.wedged(progress.why);
@@ -132,6 +162,7 @@ export class WatchedEngine {
           return this.#events.lost("the attached engine was replaced by another one");
         if (before !== undefined && haveMoved(before, now)) this.movedMs = clock.nowMs();
         this.counted = now;
+        this.#askedMs = nowMs;
       }
       this.#unanswered = 0;
       this.#heardMs = clock.nowMs();

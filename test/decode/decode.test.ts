@@ -196,6 +196,9 @@ describe("a running leg", () => {
   it("fails with a typed error when the engine reports one inside the stream", async () => {
     await using prefill = await simPrefill();
     await using decode = await simDecode("p2p-zmq", {}, { faults: ["error-event:after_tokens=3"] });
+    const { supervisor } = decode.instance;
+    let looks = 0;
+    supervisor.suspect = () => void looks++;
     const { call } = await running(prefill, decode);
     let events = "";
     await assert.rejects(async () => {
@@ -203,6 +206,7 @@ describe("a running leg", () => {
         events += message.events;
     }, refusal("engine_failed"));
     assert.doesNotMatch(events, /"error"/);
+    assert.equal(looks, 1, "it may be the last that vLLM's API server has to say");
     await settled(decode);
   });
 

@@ -43,7 +43,13 @@ describe("KV debt", () => {
       { ...LIMIT, idleMs: 60_000 },
       true,
     ],
-    ["prompts of probes alone", { users: 0, probes: 900 }, { ...LIMIT, idleMs: 60_000 }, false],
+    ["prompts of probes alone", { users: 0, probes: 900 }, { ...LIMIT, idleMs: 59_999 }, false],
+    [
+      "prompts of probes alone, on an instance that was idle for a minute",
+      { users: 0, probes: 900 },
+      { ...LIMIT, idleMs: 60_000 },
+      true,
+    ],
     ["one prompt beside many of probes", { users: 1, probes: 900 }, LIMIT, false],
   ] as readonly (readonly [string, BookedTokens, typeof LIMIT, boolean])[]) {
     it(`${wanted ? "asks for a restart" : "asks for nothing"} when it is ${what}`, () => {
@@ -85,6 +91,17 @@ describe("the ledger of KV debt", () => {
     status.count({ reserved: 1 });
     assert.equal(wanted.at(-1), undefined);
     assert.equal(clock.pending, 0);
+  });
+
+  it("asks for none while probes add to it, whose next one would add as much after a restart", () => {
+    const { clock, engine, wanted, ledger } = lab();
+    for (let count = 0; count < 10; count++) {
+      ledger.book(engine, 90, true, {});
+      clock.advance(59_999);
+    }
+    assert.deepEqual(wanted, []);
+    clock.advance(1);
+    assert.match(wanted.at(-1)!, /idle$/);
   });
 
   it("is cleared with the engine, and books nothing for one that is gone", () => {

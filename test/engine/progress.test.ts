@@ -71,6 +71,24 @@ describe("the judge of an engine's progress", () => {
     assert.equal(at(7_900, 9, true), "wedged");
   });
 
+  it("takes no report for progress that was asked for before the death of the partner", () => {
+    const judge = progressJudge({ stallMs: 15_000, kvWaitMs: 0, tickMs: TICK_MS });
+    const at = (nowMs: number, askedMs: number, tokens: number): string =>
+      judge({ nowMs, askedMs, ...decoding(2, tokens), partnerIsGone: nowMs >= 1_000 }).kind;
+    assert.equal(at(500, 500, 7), "sound");
+    assert.equal(at(1_000, 500, 7), "doubtful");
+    assert.equal(at(1_250, 900, 8), "doubtful");
+    // The first one after it: what it counts may have been computed before.
+    assert.equal(at(1_500, 1_250, 9), "doubtful");
+    assert.equal(at(1_750, 1_500, 9), "doubtful");
+    assert.equal(at(2_000, 1_750, 9), "wedged", "a second after the death");
+    const other = progressJudge({ stallMs: 15_000, kvWaitMs: 0, tickMs: TICK_MS });
+    const then = (nowMs: number, tokens: number): string =>
+      other({ nowMs, askedMs: nowMs, ...decoding(2, tokens), partnerIsGone: nowMs >= 1_000 }).kind;
+    assert.deepEqual([then(500, 7), then(1_000, 8), then(1_250, 9)], ["sound", "doubtful", "doubtful"]);
+    assert.equal(then(1_500, 10), "sound");
+  });
+
   it("names the length of the stall and the requests that wait", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     let told: string | undefined;

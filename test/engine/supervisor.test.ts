@@ -23,11 +23,17 @@ const exec = promisify(execFile);
 // Speaks just enough to be found ready: a Node without TypeScript starts in 40 ms.
 const ENGINE = `
   const [socketPath, kvPort] = process.argv.slice(1);
-  require("net").createServer().on("error", fail).listen(Number(kvPort), "127.0.0.1");
+  const kvSockets = new Set();
+  const kv = require("net").createServer((socket) => kvSockets.add(socket)).on("error", fail);
+  kv.listen(Number(kvPort), "127.0.0.1");
   let broken = false;
   require("http").createServer((req, res) => {
     if (broken) return req.socket.destroy();
     if (req.url === "/break") broken = true;
+    if (req.url === "/core-dies") {
+      kv.close();
+      for (const socket of kvSockets) socket.destroy();
+    }
     if (req.url === "/crash") process.exit(7);
     if (req.url === "/silence") return;
     if (req.url === "/lose") return console.log("WARNING [p2p_nccl_connector.py:202] kv_cache is None, cmpl-1");
@@ -152,6 +158,17 @@ describe("an engine that Tandem starts", () => {
     assert.ok(Number(second.kvAddress.split(":")[1]) > Number(first.kvAddress.split(":")[1]));
     assert.deepEqual([supervisor.restarts, supervisor.reason], [1, ""]);
     assert.ok(changes.includes(""));
+  });
+
+  it("whose core dies takes no call from then on, and is restarted, although its API server lives", async () => {
+    const held = await start({}, 60_000, { holdsKvPort: true });
+    const first = held.live!;
+    const pid = await pidOf(held);
+    await first.http.fetch({ method: "GET", path: "/core-dies" });
+    await eventually("it takes no calls", () => held.live === undefined);
+    assert.match(held.reason, /port is closed|restart/);
+    await eventually("the next engine", () => held.live);
+    assert.deepEqual([held.restarts, identityOf(pid)], [1, undefined]);
   });
 
   it("is restarted when its process lives and breaks off every request", async () => {

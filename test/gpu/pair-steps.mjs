@@ -138,8 +138,12 @@ export async function pairSteps(pair, reference, noise) {
       loads: (await instances(pair.url, TOKEN)).map(({ info, load }) => [info.role, load]),
     };
   });
-  for (const role of ["PREFILL", "DECODE"]) {
-    await step(`${role.toLowerCase()}_killed`, async () => {
+  for (const [name, role] of [
+    ["prefill_killed", "PREFILL"],
+    ["decode_killed", "DECODE"],
+    ["decode_killed_in_prefill", "DECODE"],
+  ]) {
+    await step(name, async () => {
       const victim = (await instances(pair.url, TOKEN)).find(({ info }) => info.role.endsWith(role));
       const core = coreOf(victim);
       const began = Array.from({ length: 8 }, async (_, index) => {
@@ -152,8 +156,10 @@ export async function pairSteps(pair, reference, noise) {
         }).catch(String);
         return answer;
       });
-      // Decode is hurt while it writes; prefill as soon as the requests are on their way.
-      if (role === "DECODE") await Promise.race(began);
+      // Decode is hurt while it writes, or while prefill sends to it, which takes less than 0.1 s; prefill as soon as the
+      // requests are on their way.
+      if (name === "decode_killed") await Promise.race(began);
+      else if (role === "DECODE") await new Promise((go) => setTimeout(go, 30));
       const killedMs = performance.now();
       process.kill(core, "SIGKILL");
       const ends = await Promise.all(

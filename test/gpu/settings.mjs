@@ -53,6 +53,7 @@ const OF_THE_PAIR = [
   "cancelled_between_legs",
   "prefill_killed",
   "decode_killed",
+  "decode_killed_in_prefill",
   "decode_starved",
 ];
 // A step that is asked for alone brings along what it stands on.

@@ -64,10 +64,9 @@ export class LegRun implements LiveLeg, SideOwner {
 
   begin(): void {
     this.#context.live.add(this);
-    const { prefill, decode, request } = this.task;
+    const { prefill, request } = this.task;
     // Counted before the instances are called, so that a burst does not see one least loaded instance.
     if (prefill !== undefined) this.#hold("prefill", prefill, estimateTokens(request));
-    if (decode !== undefined) this.#hold("decode", decode);
     this.dispatch({ kind: "begin" });
   }
 
@@ -257,7 +256,7 @@ class LegTimes {
   note(before: LegState, event: LegEvent, nowMs: number): void {
     if (event.kind === "reserved" && before.kind === "reserving") this.#draft.reserveMs = nowMs - this.#sinceMs;
     else if (event.kind === "prefillDone") this.#draft.prefillMs = nowMs - this.#sinceMs;
-    else if (event.kind === "decodeChunk" && before.kind !== "settling") this.#draft.transferMs = nowMs - this.#sinceMs;
+    else if (event.kind === "decodeChunk") this.#draft.transferMs = nowMs - this.#sinceMs;
     else return;
     this.#at += 1;
     this.#sinceMs = nowMs;

@@ -47,10 +47,16 @@ export class Exclusions {
   }
 
   /**
-   * Excludes an instance that had no free slot, or took no leg, until its next report shows a free slot. Called after the leg's slot was released.
+   * Excludes an instance that had no free slot, until its next report or the end of a leg shows a free slot. Called after
+   * the leg's slot was released.
    */
   busy({ instanceId, load, legs }: Instance): void {
     this.#busy.set(instanceId, { load, legs });
+  }
+
+  /** Excludes an instance that takes no legs, until its next report. */
+  refused({ instanceId, load }: Instance): void {
+    this.#busy.set(instanceId, { load, legs: 0 });
   }
 
   isBusy({ instanceId, load, legs, freeSlots }: Instance): boolean {

@@ -217,7 +217,7 @@ export class Choice implements LegOwner, AttemptsOwner {
         if (next.refused === undefined) this.#retries += 1;
         else {
           this.#refusals += 1;
-          this.#exclusions.busy(next.refused === "prefill" ? task.prefill! : decode!);
+          this.#exclusions.refused(next.refused === "prefill" ? task.prefill! : decode!);
         }
         metrics.retry(error.code);
         const kind = this.#sentMs === undefined ? "retry" : "replay";

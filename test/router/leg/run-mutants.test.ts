@@ -68,10 +68,6 @@ function conjuncts(condition: string): string[] {
 
 /** Mutants that do what the original does, by name, and why. A mutant that is noticed or gone may not stand here. */
 const EQUIVALENT: Readonly<Record<string, string>> = {
-  "condition, begin: if (decode !== undefined) -> if (false)":
-    "The first step reserves the slot within the same call, and takes the hold before it does.",
-  'condition, note: if (event.kind === "decodeChunk" && before.kind !== "settling") -> if (event.kind === "decodeChunk")':
-    "The decode side drops the events of an answer that was given up, so none of them begins it.",
   "order, #take: this.#state = state; this.#times.note(before, event, this.#context.clock.nowMs());":
     "The times are noted by the state before the event.",
   "order, #take: this.#times.note(before, event, this.#context.clock.nowMs()); for (const effect of effects) this.#toInstances(effect);":

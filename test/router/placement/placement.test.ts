@@ -73,6 +73,14 @@ describe("placement", () => {
     assert.equal(exclusions.isBusy({ ...before, load: create(LoadSchema) }), false, "it says so itself");
   });
 
+  it("skips one that took no leg until it reports, however many of its legs end", () => {
+    const before = known(Role.DECODE, { id: "x", legs: 3, freeSlots: 1 });
+    const exclusions = new Exclusions();
+    exclusions.refused(before);
+    assert.equal(exclusions.isBusy({ ...before, legs: 0 }), true);
+    assert.equal(exclusions.isBusy({ ...before, load: create(LoadSchema) }), false);
+  });
+
   it("pays no prefill while all its partners are busy", () => {
     const nixl = { info: { connector: "nixl" } };
     const view = viewOf([{ id: "a", ...nixl }], [{ id: "x", ...nixl }]);
