@@ -251,6 +251,8 @@ function checkKv(
     if (connector === "nixl") continue;
     if (lastSeenMs - sinceMs <= ORPHAN_MS + slackMs) continue;
     const receipt = byLeg.get(/[0-9a-f]{32}/.exec(id)?.[0] ?? "");
+    // It was wanted: its request had no other leg, and was answered. Prefill took its time.
+    if (receipt?.legs.length === 1 && receipt.fallbacks.length === 0 && receipt.errorCode === "") continue;
     const leg = receipt?.legs.find(({ legId }) => id.includes(legId));
     const on = new Set([instance, leg?.prefill ?? "", receipt?.router ?? ""]);
     const hurt = faults.filter(

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { POISONED } from "../../../clients/chaos/asks.ts";
 import { check, CONTROL_GAP_MS, judge, type CheckInput } from "../../../clients/chaos/check.ts";
 import type { Fault } from "../../../clients/chaos/injector.ts";
 import { quantile } from "../../../clients/chaos/report.ts";
@@ -174,6 +175,20 @@ describe("the checker of chaos", () => {
     assert.deepEqual(rules({ kv: [{ ...one, lastSeenMs: 2_900 }] }), []);
     assert.deepEqual(rules({ kv, faults: [fault({ target: "router-1", kind: "kill-router" })] }), []);
     assert.deepEqual(rules({ kv, faults: [fault({ target: "decode-2" })] }), ["orphan"]);
+    // Prefill took its time, and decode took the KV.
+    const answered = (o: Partial<SeenReceipt>): CheckInput["receipts"] =>
+      new Map([["cmpl-1", { ...receipt, errorCode: "", ...o }]]);
+    assert.deepEqual(rules({ kv, receipts: answered({}) }), []);
+    const hedged = { fallbacks: ["hedge:transfer"], legs: [...receipt.legs, { ...receipt.legs[0]!, legId: "f" }] };
+    assert.deepEqual(rules({ kv, receipts: answered(hedged) }), ["orphan"]);
+  });
+
+  it("excuses a poisonous body that a stopping router turned away, and no other that got no error", () => {
+    const poison = record({ ask: 1, ending: "cut", status: 0, text: "" });
+    const answers = [RIGHT, ...Array.from({ length: POISONED }, () => RIGHT)];
+    assert.deepEqual(rules({ records: [poison], answers }), ["poison"]);
+    const stopping = [fault({ kind: "restart-router", target: "router-1" })];
+    assert.deepEqual(rules({ records: [poison], answers, faults: stopping }), []);
   });
 });
 
