@@ -94,8 +94,14 @@ const REPLAY_MS = 10_000;
 const STALL_MS = 15_000;
 
 /** How long after the fault a request may end, by promise 1 of the design. */
-function boundMs(fault: Pick<Fault, "kind" | "engineFault" | "durationMs">): number {
+function boundMs(
+  fault: Pick<Fault, "kind" | "engineFault" | "durationMs">,
+  connector: CheckInput["connector"],
+): number {
   switch (fault.kind) {
+    case "halve-kv-link":
+      // P2P NCCL waits for the rest of what was cut.
+      return connector === "p2p-nccl" ? STALL_MS + 2_000 : 500;
     case "freeze-router":
       // Its clients hear from it once it runs again.
       return 2_000 + fault.durationMs;
@@ -175,7 +181,10 @@ export function check(input: CheckInput): CheckResult {
     const beganMs = Math.min(...excuses.map((fault) => fault.beganMs));
     const silentMs = record.endMs - Math.max(record.lastMs ?? 0, record.sentMs, beganMs);
     const tries = Math.max(1, receipt?.legs.length ?? 1);
-    const limitMs = Math.max(...excuses.map(boundMs)) * tries + (replays.length > 0 ? REPLAY_MS : 0) + slackMs;
+    const limitMs =
+      Math.max(...excuses.map((fault) => boundMs(fault, connector))) * tries +
+      (replays.length > 0 ? REPLAY_MS : 0) +
+      slackMs;
     slowestEndMs = Math.max(slowestEndMs, silentMs);
     if (silentMs > limitMs)
       add("late", `ended ${Math.round(silentMs)} ms after the fault, ${limitMs} ms at most: ${record.message}`);

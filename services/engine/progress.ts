@@ -13,7 +13,7 @@ export interface EngineWork {
    * Some of them send KV to an engine that has died. With P2P NCCL this wedges the engine, so a stall is believed sooner.
    */
   readonly partnerIsGone?: boolean;
-  /** Prompt tokens a millisecond, by the answers to its legs, for the time that prompts get then. 0: none was seen. */
+  /** Prompt tokens a millisecond, by the answers to its legs, for the time that prompts get. 0: none was seen. */
   readonly legTokensPerMs?: number;
   /** Legs of them that wait for the first KV from a partner. Default 0. */
   readonly firstTransfers?: number;
@@ -113,7 +113,7 @@ export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (s
     const deferred = last?.deferred ?? 0;
     const kvMs = deferred + firstTransfers > 0 ? kvWaitMs : 0;
     // What was counted between two ticks is no more than what was asked for, and says little about an idle engine.
-    const promptsMs = awaitedTokens / Math.max(ratePerMs, partnerIsGone ? legTokensPerMs : 0);
+    const promptsMs = awaitedTokens / Math.max(ratePerMs, legTokensPerMs);
     const allowedMs = partnerIsGone
       ? Math.min(PARTNER_STALL_MS, stallMs) + Math.min(promptsMs * PARTNER_RATE_MARGIN, PARTNER_PROMPTS_MS)
       : stallMs + promptsMs * RATE_MARGIN + kvMs;

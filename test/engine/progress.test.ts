@@ -45,7 +45,7 @@ describe("the judge of an engine's progress", () => {
     assert.deepEqual([judged(false, 0), judged(true, 0)], [15_000, 1_000]);
     assert.deepEqual([judged(false, 100), judged(true, 100)], [19_000, 3_000]);
     // Its legs have shown that it computes 200 tokens a second.
-    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [19_000, 2_000]);
+    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [17_000, 2_000]);
     // It comes to the dead partner's KV after these prompts, and hangs then.
     assert.equal(judged(true, 100_000), 4_000);
   });
@@ -134,6 +134,17 @@ describe("the judge of an engine's progress", () => {
       counted: { ...STALLED, promptTokens: Math.min(ms, 20_000) * 10 },
     }))!;
     assert.ok(seen >= 20_000 + STALL_MS && seen <= 20_000 + STALL_MS + 1_000, `${seen}`);
+  });
+
+  it("takes no engine for slow because little was asked of it", () => {
+    // A prompt of 200 tokens each second, answered in 10 ms; then 64 of them at once, and the engine hangs.
+    const busy = wedgedAfter((ms) => ({
+      legs: ms < 20_000 ? 1 : 64,
+      promptTokens: ms < 20_000 ? 200 : 12_800,
+      legTokensPerMs: 20,
+      counted: { ...STALLED, promptTokens: Math.floor(Math.min(ms, 20_000) / 1_000) * 200 },
+    }))!;
+    assert.ok(busy <= 20_000 + STALL_MS + 4_000, `${busy}`);
   });
 
   it("does not take a wait for KV for a stall: the wait has its own bound, also for the requests that it holds up", () => {
