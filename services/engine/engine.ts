@@ -43,6 +43,8 @@ export interface LiveEngine {
 }
 
 export interface StartedEngine extends LiveEngine {
+  /** host:port at which its KV side channel listens on this machine, which partners may reach at another address. */
+  readonly ownKvAddress?: string;
   /** Resolves with what happened when the process ended. Never for an attached engine. */
   readonly ended: Promise<Error>;
   /** SIGTERM, and SIGKILL after `graceMs`. Resolves when the process is gone. An attached engine is left alone. */

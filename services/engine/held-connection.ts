@@ -1,12 +1,15 @@
 // An idle TCP connection, held for the news of its end. The system closes all connections of a process that dies, and
 // refuses new ones at its port; so the death is known at once, and not at the next poll. An end alone means nothing,
-// because servers close idle connections: only a port that refuses the next one is closed.
+// because servers close idle connections: only a port that refuses the next one is closed. A proxy in between accepts it,
+// and ends it at once, each time.
 import type { Socket } from "node:net";
 import { type Clock, type Deferred, deferred, type Timer } from "../common/clock.ts";
 
-/** After some connections that ended sooner than this, the next one waits as long. */
-const SHORT_MS = 1_000;
+/** No server ends an idle connection sooner than this. */
+const SHORT_MS = 250;
+/** After so many short connections in a row the next one waits, and if it is short as well, nothing is behind the port. */
 const SHORT_LIMIT = 3;
+const SHORT_PAUSE_MS = 1_000;
 /** A machine that was restarted closes nothing: it refuses to know the connection when it is asked. */
 const KEEP_ALIVE_MS = 5_000;
 
@@ -54,16 +57,16 @@ export class HeldConnection {
     socket.on("error", ({ code }: NodeJS.ErrnoException) => (refused = code === "ECONNREFUSED" || code === "ENOENT"));
     socket.once("close", () => {
       if (this.#over) return;
-      if (refused) {
+      this.#shortCount = clock.nowMs() - dialledMs < SHORT_MS ? this.#shortCount + 1 : 0;
+      if (refused || this.#shortCount > SHORT_LIMIT) {
         this.isClosed = true;
         this[Symbol.dispose]();
         return this.#o.closed();
       }
-      this.#shortCount = clock.nowMs() - dialledMs < SHORT_MS ? this.#shortCount + 1 : 0;
       this.#known.resolve();
       this.#known = deferred();
       if (this.#shortCount < SHORT_LIMIT) this.#dial();
-      else this.#timer = clock.setTimer(SHORT_MS, () => this.#dial());
+      else this.#timer = clock.setTimer(SHORT_PAUSE_MS, () => this.#dial());
     });
     socket.setKeepAlive(true, KEEP_ALIVE_MS);
     socket.resume();

@@ -105,14 +105,15 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     void exited.then((exit) => gone.abort(exit));
     try {
       const ready = await untilReady(http, o, clock, anySignal(signal, gone.signal));
-      const kvAddress = await kvAddressOf(launch, addresses);
+      const ownKvAddress = await ownKvAddressOf(launch, addresses);
       phases.end();
       const ended = exited.then((exit) =>
         broken === undefined
           ? failed(`the engine ${describe(exit)}`)
           : new StartError(`the engine was killed: ${broken}`),
       );
-      return { http, kvAddress, facts: { ...ready, ...launch.learned?.() }, ended, stop };
+      const kvAddress = publishedOf(ownKvAddress);
+      return { http, kvAddress, ownKvAddress, facts: { ...ready, ...launch.learned?.() }, ended, stop };
     } catch (error) {
       const hadGone = gone.signal.aborted;
       http.close(error as Error);
@@ -129,17 +130,22 @@ export function spawnedEngine(o: SpawnedOptions): EngineSource {
     }
   }
 
-  /** The KV address that partners dial: the engine's own report, if it makes one. */
-  async function kvAddressOf(launch: Launch, { kvPort }: ListenAddresses): Promise<string> {
-    if (!o.publishesKvAddress) return "";
+  /** The engine's own report, if it makes one. */
+  async function ownKvAddressOf(launch: Launch, { kvPort }: ListenAddresses): Promise<string> {
     const given = `${kvHost}:${kvPort}`;
+    if (!o.publishesKvAddress) return given;
     const reported = launch.toldKvAddress === undefined ? given : await launch.toldKvAddress();
     if (reported === undefined)
       log.warn("the engine did not ping; using the KV address that it was given", { kvAddress: given });
     else if (reported !== given)
       log.warn("the engine reports another KV address than it was given; using the reported one", { given, reported });
-    const address = reported ?? given;
-    return o.advertisedKvHost === undefined ? address : `${o.advertisedKvHost}:${splitAddress(address).port}`;
+    return reported ?? given;
+  }
+
+  /** The KV address that partners dial. */
+  function publishedOf(own: string): string {
+    if (!o.publishesKvAddress) return "";
+    return o.advertisedKvHost === undefined ? own : `${o.advertisedKvHost}:${splitAddress(own).port}`;
   }
 
   return {

@@ -90,7 +90,7 @@ export class WatchedEngine {
       closed: () => events.portClosed(),
       clock,
     });
-    if (o.holdsKvPort) this.#holdKvPort();
+    if (o.holdsKvPort && engine.ownKvAddress !== undefined) this.#holdKvPort(engine.ownKvAddress);
     this.#timer = clock.setTimer(this.#tickMs, () => this.#tick());
   }
 
@@ -98,11 +98,11 @@ export class WatchedEngine {
     return this.#port.isClosed || this.#kvIsGone;
   }
 
-  #holdKvPort(): void {
-    // The address is for partners: a host that this machine can't dial says nothing.
+  #holdKvPort(address: string): void {
+    // One that was never open says nothing.
     let wasOpen = false;
     const port = new HeldConnection({
-      dial: () => connect(splitAddress(this.engine.kvAddress)),
+      dial: () => connect(splitAddress(address)),
       closed: () => {
         if (!wasOpen) return;
         this.#kvIsGone = true;

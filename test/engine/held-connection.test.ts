@@ -46,23 +46,30 @@ describe("a connection that is held", () => {
     assert.equal(held.isClosed, true);
   });
 
-  it("is made again where a server only closes what is idle, without haste", async () => {
-    const { server, port, sockets } = await listen();
-    const clock = manualClock();
-    let news = false;
-    const { held, closed } = hold(port, clock);
-    void closed.then(() => (news = true));
-    for (let count = 1; count <= 3; count++) {
-      while (sockets.length < count) await within(once(server, "connection"), `connection ${count}`);
+  for (const [what, end] of [
+    ["is made again, without haste, where a server closes what is idle", "lives"],
+    ["tells where a proxy takes each connection and ends it, because nothing is behind it", "is short as well"],
+  ] as const)
+    it(what, async () => {
+      const { server, port, sockets } = await listen();
+      const clock = manualClock();
+      const { held, closed } = hold(port, clock);
+      for (let count = 1; count <= 3; count++) {
+        while (sockets.length < count) await within(once(server, "connection"), `connection ${count}`);
+        sockets.at(-1)!.destroy();
+      }
+      await clock.untilPending(1);
+      assert.deepEqual([held.isClosed, sockets.length], [false, 3]);
+      clock.advance(1_000);
+      await within(once(server, "connection"), "the next one");
+      if (end === "lives") clock.advance(5_000);
       sockets.at(-1)!.destroy();
-    }
-    await clock.untilPending(1);
-    assert.deepEqual([news, sockets.length], [false, 3]);
-    clock.advance(1_000);
-    await within(once(server, "connection"), "the next one");
-    held[Symbol.dispose]();
-    server.close();
-  });
+      if (end === "lives") await within(once(server, "connection"), "and again");
+      else await within(closed, "the news");
+      assert.equal(held.isClosed, end !== "lives");
+      held[Symbol.dispose]();
+      server.close();
+    });
 
   it("is let go, and tells nothing more", async () => {
     const { server, port, sockets } = await listen();
