@@ -260,9 +260,9 @@ function checkKv(
     if (connector === "nixl") continue;
     if (lastSeenMs - sinceMs <= ORPHAN_MS + slackMs) continue;
     const receipt = byLeg.get(/[0-9a-f]{32}/.exec(id)?.[0] ?? "");
-    // It was wanted: its request had no other leg, and was answered. Prefill took its time.
-    if (receipt?.legs.length === 1 && receipt.fallbacks.length === 0 && receipt.errorCode === "") continue;
     const leg = receipt?.legs.find(({ legId }) => id.includes(legId));
+    // It was wanted: this leg answered the request, and prefill took its time.
+    if (leg?.error === "" && receipt?.errorCode === "") continue;
     const on = new Set([instance, leg?.prefill ?? "", receipt?.router ?? ""]);
     const hurt = faults.filter(
       (fault) =>

@@ -93,8 +93,10 @@ export function createPlacer(
 
   /** The error for a model that lacks instances. If the lack is about to end, a wait may help. */
   function lacking(model: ModelView): ServiceError {
+    const lack = model.lack(true);
+    if (lack === undefined) return partnersGone();
     const end = model.lackEnd(true, clock.nowMs());
-    if (end === undefined) return noInstance(model.lack(true));
+    if (end === undefined) return noInstance(lack);
     return new ServiceError("instance_busy", end.text, { retryAfterS: end.inMs / 1_000 });
   }
 
@@ -166,7 +168,7 @@ export function createPlacer(
     },
     /**
      * Picks a decode instance for the KV that `prefill` keeps or, given a model, for an unpaired leg. Throws like
-     * `place`.
+     * `place`; and `instance_unavailable` if other pairs serve the model, but none with this prefill instance.
      */
     placeDecode(prefill: Instance | string, exclusions: Exclusions): Instance {
       const model = modelOf(typeof prefill === "string" ? prefill : prefill.info.model);
@@ -197,8 +199,13 @@ function allTried(side: Side): ServiceError {
   return tryAgain("no_instance", `No ${side} instance is left to try.`);
 }
 
-function noInstance(lack = "No decode instance can take the KV cache now."): ServiceError {
+function noInstance(lack: string): ServiceError {
   return tryAgain("no_instance", lack);
+}
+
+/** Other pairs serve the model, but the last partner of this prefill instance left while it computed the prompt. */
+function partnersGone(): ServiceError {
+  return new ServiceError("instance_unavailable", "No decode instance can take the KV cache now.", { retryAfterS: 1 });
 }
 
 function tryAgain(code: "instance_busy" | "no_instance", why: string): ServiceError {

@@ -217,7 +217,8 @@ export class Choice implements LegOwner, AttemptsOwner {
         if (next.refused === undefined) this.#retries += 1;
         else {
           this.#refusals += 1;
-          this.#exclusions.refused(next.refused === "prefill" ? task.prefill! : decode!);
+          const refused = next.refused === "prefill" ? task.prefill : decode;
+          if (refused !== undefined) this.#exclusions.refused(refused);
         }
         metrics.retry(error.code);
         const kind = this.#sentMs === undefined ? "retry" : "replay";

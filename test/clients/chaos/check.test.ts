@@ -179,8 +179,11 @@ describe("the checker of chaos", () => {
     const answered = (o: Partial<SeenReceipt>): CheckInput["receipts"] =>
       new Map([["cmpl-1", { ...receipt, errorCode: "", ...o }]]);
     assert.deepEqual(rules({ kv, receipts: answered({}) }), []);
-    const hedged = { fallbacks: ["hedge:transfer"], legs: [...receipt.legs, { ...receipt.legs[0]!, legId: "f" }] };
-    assert.deepEqual(rules({ kv, receipts: answered(hedged) }), ["orphan"]);
+    const legs = [
+      { ...receipt.legs[0]!, error: "cancelled" },
+      { ...receipt.legs[0]!, legId: "f" },
+    ];
+    assert.deepEqual(rules({ kv, receipts: answered({ fallbacks: ["hedge:transfer"], legs }) }), ["orphan"]);
   });
 
   it("excuses a poisonous body that a stopping router turned away, and no other that got no error", () => {

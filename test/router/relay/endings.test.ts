@@ -7,7 +7,8 @@ import { within } from "../../support/waits.ts";
 import { deploy, inMidAnswer, untilNoLegs } from "../support/deployment.ts";
 import { startDecode, startPrefill, twoTokens } from "../support/fake-instance.ts";
 import type { PrefillLeg } from "../support/fake-instance.ts";
-import { untilStanding } from "../support/pool-waits.ts";
+import type { Instance } from "../../../services/router/pool/pool.ts";
+import { seenIn, untilStanding } from "../support/pool-waits.ts";
 
 const TOKENS = 'data: {"choices":[{"index":0,"text":"a"}]}\n\ndata: {"choices":[{"index":0,"text":"b"}]}\n\n';
 const done = (leg: PrefillLeg): void => leg.done();
@@ -231,5 +232,24 @@ describe("a draining instance", () => {
       message: /fit each other: they differ in the KV block size\./,
     });
     assert.equal(decode.legs.all.length, 0);
+  });
+});
+
+describe("a prefill instance whose partners are gone when its KV is ready", () => {
+  it("costs the request nothing while another pair serves", async () => {
+    const nixl = (instanceId: string) => ({ instanceId, connector: "nixl", kvAddress: "" });
+    await using first = await startPrefill(nixl("p1"), () => {});
+    await using second = await startPrefill(nixl("p2"), (leg) => leg.done({ ticket: "t" }));
+    await using decode = await startDecode(nixl("d1"), twoTokens);
+    await using tandem = await deploy([first, second, decode]);
+    const { client, receipt, ending } = tandem.start();
+    const leg = await first.legs.next("the prefill");
+    const instanceOf = (id: string): Instance => seenIn(tandem.pool, id)!.instance;
+    tandem.pool.pairEnded(instanceOf("p1"), instanceOf("d1"), "wedged");
+    leg.done({ ticket: "t" });
+    await ending;
+    assert.equal(client.text, TOKENS);
+    assert.deepEqual(receipt.fallbacks, ["retry:transfer:instance_unavailable", "pair_avoided"]);
+    await untilNoLegs(tandem);
   });
 });
