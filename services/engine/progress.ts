@@ -54,6 +54,12 @@ export interface ProgressBounds {
    */
   readonly kvWaitMs: number;
   readonly tickMs: number;
+  /**
+   * Whether the time without a token adds up over requests that left one after the other, with pauses in between: routers
+   * hedge a request that waits in vain, and take it away after a second or two. Not for prompts, which a client that
+   * leaves early may have stopped. Default false.
+   */
+  readonly stallsAddUp?: boolean;
 }
 
 export type Progress =
@@ -68,7 +74,12 @@ const SOUND: Progress = { kind: "sound" };
 const DOUBTFUL: Progress = { kind: "doubtful" };
 
 /** Returns a function that is called every `tickMs`, or more often, and judges the engine. */
-export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (sample: ProgressSample) => Progress {
+export function progressJudge({
+  stallMs,
+  kvWaitMs,
+  tickMs,
+  stallsAddUp = false,
+}: ProgressBounds): (sample: ProgressSample) => Progress {
   /** The last moment at which it moved, or had nothing to do. */
   let sinceMs = 0;
   let judgedMs = -Infinity;
@@ -86,6 +97,8 @@ export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (s
     const { nowMs, legs, promptTokens, partnerIsGone = false, legTokensPerMs = 0, firstTransfers = 0 } = sample;
     const { counted, askedMs = nowMs } = sample;
     const paused = nowMs - judgedMs > tickMs * OWN_PAUSE_TICKS;
+    // It had nothing to do, which says nothing.
+    if (stallsAddUp && legs === 0) sinceMs += nowMs - judgedMs;
     const justGone = partnerIsGone && !partnerWasGone;
     partnerWasGone = partnerIsGone;
     if (justGone) unknownSinceMs = nowMs;
@@ -103,11 +116,12 @@ export function progressJudge({ stallMs, kvWaitMs, tickMs }: ProgressBounds): (s
     judgedMs = nowMs;
     last = counted ?? last;
     doubtful = justGone || (doubtful && partnerIsGone && (paused || !moved));
-    if (legs === 0 || moved || paused || justGone) {
+    if ((legs === 0 && !stallsAddUp) || moved || paused || justGone) {
       sinceMs = nowMs;
       awaitedTokens = legs === 0 ? 0 : promptTokens;
       return doubtful ? DOUBTFUL : SOUND;
     }
+    if (legs === 0) return SOUND;
     if (awaitedTokens === 0) awaitedTokens = promptTokens;
     const frozenMs = nowMs - sinceMs;
     const deferred = last?.deferred ?? 0;

@@ -56,6 +56,8 @@ export interface SupervisorOptions {
   readonly kvWaitMs?: number;
   /** Whether the engine's KV port closes when it dies. Default false. */
   readonly holdsKvPort?: boolean;
+  /** See `ProgressBounds`. Default false. */
+  readonly stallsAddUp?: boolean;
   /** Resolves when no leg runs on the engine any more, or may run any longer. Left out: there is no wait. */
   readonly emptied?: (stop: AbortSignal) => Promise<unknown>;
   readonly clock?: Clock;
@@ -198,10 +200,9 @@ export class EngineSupervisor {
   }
 
   #watch(engine: StartedEngine): void {
-    const { work, stallMs, kvWaitMs = 0, holdsKvPort = false, log } = this.#o;
-    const { ours } = this;
+    const { kvWaitMs = 0, holdsKvPort = false } = this.#o;
     const watched: WatchedEngine = new WatchedEngine(
-      { engine, ours, work, stallMs, kvWaitMs, holdsKvPort, log, clock: this.#clock },
+      { ...this.#o, engine, ours: this.ours, kvWaitMs, holdsKvPort, clock: this.#clock },
       {
         portClosed: () => this.#portClosed(watched),
         unreachable: () => this.#unreachable(watched),

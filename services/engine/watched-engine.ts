@@ -8,7 +8,7 @@ import type { StartedEngine } from "./engine.ts";
 import { HeldConnection } from "./held-connection.ts";
 import { EngineSilent } from "./http.ts";
 import { haveMoved, isAnotherEngine, readGauges, type EngineGauges } from "./metrics-text.ts";
-import { progressJudge, type EngineWork, type Progress } from "./progress.ts";
+import { progressJudge, type EngineWork, type Progress, type ProgressBounds } from "./progress.ts";
 
 /** Interval between readings of the engine's counters; at least four fit in the longest stall. */
 const TICK_MS = 1_000;
@@ -19,7 +19,7 @@ const POLL_TIMEOUT_MS = 2_000;
 /** Polls in a row that may be left unanswered. */
 const UNANSWERED_LIMIT = 2;
 
-export interface WatchedEngineOptions {
+export interface WatchedEngineOptions extends Pick<ProgressBounds, "stallMs" | "kvWaitMs" | "stallsAddUp"> {
   readonly engine: StartedEngine;
   /** False for an attached engine: it has no guardian that would report its end. */
   readonly ours: boolean;
@@ -30,8 +30,6 @@ export interface WatchedEngineOptions {
   readonly holdsKvPort: boolean;
   /** The engine's current work. While there is any, its metrics are read once a second. */
   readonly work: () => EngineWork;
-  readonly stallMs: number;
-  readonly kvWaitMs: number;
   readonly log: Log;
   readonly clock: Clock;
 }
@@ -78,13 +76,13 @@ export class WatchedEngine {
   #over = false;
 
   constructor(o: WatchedEngineOptions, events: WatchedEngineEvents) {
-    const { engine, clock, stallMs, kvWaitMs } = o;
+    const { engine, clock } = o;
     this.engine = engine;
     this.sinceMs = this.#heardMs = clock.nowMs();
     this.#o = o;
     this.#events = events;
-    this.#tickMs = Math.min(TICK_MS, stallMs / 4);
-    this.#judge = progressJudge({ stallMs, kvWaitMs, tickMs: this.#tickMs });
+    this.#tickMs = Math.min(TICK_MS, o.stallMs / 4);
+    this.#judge = progressJudge({ ...o, tickMs: this.#tickMs });
     this.#port = new HeldConnection({
       dial: () => engine.http.connect(),
       closed: () => events.portClosed(),

@@ -129,6 +129,7 @@ export async function startInstance(
     stallMs: config.legs.stallMs,
     kvWaitMs: role === "decode" ? connector.traits.firstTransferMs : 0,
     holdsKvPort: connector.traits.wedgedByPartner,
+    stallsAddUp: role === "decode",
     emptied: (gone) => waitUntil(() => status.remaining === 0, RETIRE_LIMIT_MS, gone),
   });
   const restarts = new RestartLease({ status, supervisor, log, clock });

@@ -89,6 +89,22 @@ describe("the judge of an engine's progress", () => {
     assert.equal(then(1_500, 10), "sound");
   });
 
+  it("adds up over requests that are taken away again, where that is wanted, until a token comes", () => {
+    // A second with a request, nine without.
+    const foundMs = (stallsAddUp: boolean, tokenAtMs = Infinity): number | undefined => {
+      const judge = progressJudge({ stallMs: 4_000, kvWaitMs: 0, tickMs: TICK_MS, stallsAddUp });
+      for (let ms = 0; ms < 200_000; ms += TICK_MS) {
+        const sample = decoding(ms % 10_000 < 1_500 ? 1 : 0, ms < tokenAtMs ? 7 : 8);
+        if (judge({ nowMs: 1_000_000 + ms, ...sample }).kind === "wedged") return ms;
+      }
+      return undefined;
+    };
+    assert.equal(foundMs(false), undefined);
+    const ms = foundMs(true)!;
+    assert.ok(ms >= 20_000 && ms <= 50_000, `${ms}`);
+    assert.ok(foundMs(true, 15_000)! >= ms + 10_000);
+  });
+
   it("names the length of the stall and the requests that wait", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: KV_WAIT_MS, tickMs: TICK_MS });
     let told: string | undefined;
