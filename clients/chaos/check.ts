@@ -57,6 +57,8 @@ export function judge(
 
 export interface CheckInput extends Pick<ChaosWatch, "receipts" | "kv">, Pick<ChaosConfig, "slackMs"> {
   readonly connector: Fleet["connector"];
+  /** Whether engines outlive their instances. */
+  readonly attached: boolean;
   readonly records: readonly RequestRecord[];
   readonly faults: readonly Fault[];
   readonly answers: readonly KnownAnswer[];
@@ -247,7 +249,7 @@ function wrongIn(
 }
 
 function checkKv(
-  { kv, receipts, slackMs, connector }: CheckInput,
+  { kv, receipts, slackMs, connector, attached }: CheckInput,
   faults: readonly Fault[],
   violations: Violation[],
 ): number {
@@ -269,6 +271,8 @@ function checkKv(
         (on.has(fault.target) || (receipt === undefined && fault.target.startsWith("router"))) &&
         overlaps(fault, sinceMs, lastSeenMs),
     );
+    // The next instance doesn't know of it: the lease of the engine ends it.
+    if (attached && hurt.some(({ kind, target }) => kind === "kill-wrapper" && target === instance)) continue;
     // KV of P2P NCCL that can't be accounted for is a debt of its engine: booked, and kept.
     if (connector === "p2p-nccl" && hurt.some(({ kind }) => !isSoft(kind))) continue;
     // A broken instance can't settle anything. The time runs from its recovery, or from when its partner notices.

@@ -57,6 +57,7 @@ const rules = (o: Partial<CheckInput>): string[] =>
     answers: [RIGHT, RIGHT],
     kv: [],
     connector: "p2p-zmq",
+    attached: false,
     slackMs: 0,
     ...o,
   }).violations.map(({ rule }) => rule);
@@ -175,6 +176,9 @@ describe("the checker of chaos", () => {
     assert.deepEqual(rules({ kv: [{ ...one, lastSeenMs: 2_900 }] }), []);
     assert.deepEqual(rules({ kv, faults: [fault({ target: "router-1", kind: "kill-router" })] }), []);
     assert.deepEqual(rules({ kv, faults: [fault({ target: "decode-2" })] }), ["orphan"]);
+    const killed = { kv: [{ ...one, lastSeenMs: 31_000 }], faults: [fault({ kind: "kill-wrapper" })] };
+    assert.deepEqual(rules(killed), ["orphan"]);
+    assert.deepEqual(rules({ ...killed, attached: true }), [], "the engine lives on, and has a lease");
     // Prefill took its time, and decode took the KV.
     const answered = (o: Partial<SeenReceipt>): CheckInput["receipts"] =>
       new Map([["cmpl-1", { ...receipt, errorCode: "", ...o }]]);
