@@ -6,7 +6,7 @@ import type { Clock, Timer } from "../common/clock.ts";
 import type { Log } from "../common/log.ts";
 import type { StartedEngine } from "./engine.ts";
 import { HeldConnection } from "./held-connection.ts";
-import { EngineSilent } from "./http.ts";
+import { EngineSilent, neverReached } from "./http.ts";
 import { haveMoved, isAnotherEngine, readGauges, type EngineGauges } from "./metrics-text.ts";
 import { progressJudge, type EngineWork, type Progress, type ProgressBounds } from "./progress.ts";
 
@@ -60,7 +60,8 @@ export class WatchedEngine {
   readonly #events: WatchedEngineEvents;
   readonly #port: HeldConnection;
   #kvPort: HeldConnection | undefined;
-  #kvIsGone = false;
+  /** Its HTTP port refused a poll, or its KV port is closed. */
+  #isClosed = false;
   readonly #judge: ReturnType<typeof progressJudge>;
   readonly #tickMs: number;
   #timer: Timer;
@@ -93,7 +94,7 @@ export class WatchedEngine {
   }
 
   get isPortClosed(): boolean {
-    return this.#port.isClosed || this.#kvIsGone;
+    return this.#port.isClosed || this.#isClosed;
   }
 
   #holdKvPort(address: string): void {
@@ -103,7 +104,7 @@ export class WatchedEngine {
       dial: () => connect(splitAddress(address)),
       closed: () => {
         if (!wasOpen) return;
-        this.#kvIsGone = true;
+        this.#isClosed = true;
         this.#events.portClosed();
       },
       clock: this.#o.clock,
@@ -167,6 +168,11 @@ export class WatchedEngine {
       this.#events.counted();
     } catch (error) {
       if (this.#over || this.isPortClosed) return;
+      // A server that stops may leave idle connections open, the held one among them.
+      if (neverReached(error) && !engine.http.isUnreachable) {
+        this.#isClosed = true;
+        return this.#events.portClosed();
+      }
       this.#unanswered++;
       log.debug("the engine's metrics can't be read", { error });
       if (this.#unanswered >= UNANSWERED_LIMIT && clock.nowMs() - this.#heardMs >= this.#silenceLimitMs(error))

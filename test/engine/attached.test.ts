@@ -141,36 +141,39 @@ describe("an engine that Tandem is attached to", () => {
     server.close();
   });
 
-  it("takes nothing new while it stops, and ends what runs in it", async () => {
-    const streams: ServerResponse[] = [];
-    const idle = new Set<Socket>();
-    const busy = new Set<Socket>();
-    const server = createServer((req, res) => {
-      if (req.url === "/v1/models") return void res.end('{"data":[{"id":"fake"}]}');
-      if (req.url !== "/stream") return void res.end("{}");
-      busy.add(req.socket);
-      streams.push(res.writeHead(200));
+  for (const closesIdle of [true, false])
+    it(`takes nothing new while it stops, and ends what runs in it${closesIdle ? "" : ", also where it leaves idle connections open"}`, async () => {
+      const streams: ServerResponse[] = [];
+      const idle = new Set<Socket>();
+      const busy = new Set<Socket>();
+      const server = createServer((req, res) => {
+        if (req.url === "/v1/models") return void res.end('{"data":[{"id":"fake"}]}');
+        if (req.url !== "/stream") return void res.end("{}");
+        busy.add(req.socket);
+        streams.push(res.writeHead(200));
+      });
+      server.on("connection", (socket) => idle.add(socket));
+      await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+      const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+      const emptied = deferred();
+      const o = { servesUnpaired: true, stallMs: 60_000 };
+      const clock = manualClock();
+      const supervisor = await attached(url, "", o, clock, { emptied: () => emptied.promise });
+      const { http } = supervisor.live!;
+      const stream = http.fetch({ method: "GET", path: "/stream" });
+      await eventually("it runs", () => streams.length === 1);
+      // As a server does that was asked to end: it listens no more, and mostly closes what is idle.
+      server.close();
+      if (closesIdle) for (const socket of idle) if (!busy.has(socket)) socket.destroy();
+      await eventually("it takes nothing new", () => (closesIdle || clock.advance(500), supervisor.live === undefined));
+      streams[0]!.end("the end");
+      assert.equal((await within(stream, "the stream")).body.toString(), "the end");
+      assert.match(supervisor.reason, /it stops, or has died/);
+      emptied.resolve();
+      await eventually("it is given up", () => /has closed its port/.test(supervisor.reason));
+      await supervisor.stop(0);
+      server.closeAllConnections();
     });
-    server.on("connection", (socket) => idle.add(socket));
-    await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
-    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const emptied = deferred();
-    const o = { servesUnpaired: true, stallMs: 60_000 };
-    const supervisor = await attached(url, "", o, manualClock(), { emptied: () => emptied.promise });
-    const { http } = supervisor.live!;
-    const stream = http.fetch({ method: "GET", path: "/stream" });
-    await eventually("it runs", () => streams.length === 1);
-    // As a server does that was asked to end: it listens no more, and closes what is idle.
-    server.close();
-    for (const socket of idle) if (!busy.has(socket)) socket.destroy();
-    await eventually("it takes nothing new", () => supervisor.live === undefined);
-    streams[0]!.end("the end");
-    assert.equal((await within(stream, "the stream")).body.toString(), "the end");
-    assert.match(supervisor.reason, /it stops, or has died/);
-    emptied.resolve();
-    await eventually("it is given up", () => /has closed its port/.test(supervisor.reason));
-    await supervisor.stop(0);
-  });
 
   it("is named when it is wedged", async function () {
     if (process.platform !== "linux") skip(this, "processes are found in /proc");
