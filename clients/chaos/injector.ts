@@ -23,6 +23,8 @@ export interface Fault extends PlannedFault {
 const NOTICED_MS = 500;
 /** A stalled engine is found after 15 s, prefill later if its prompts are long, and then it restarts. */
 const WHOLE_LIMIT_MS = 60_000;
+/** For a router that was restarted, or whose instance was, to take a drain back. */
+const UNDRAIN_LIMIT_MS = 20_000;
 /** An engine without requests doesn't use up its fault. */
 const FAULT_LIMIT_MS = 30_000;
 
@@ -130,16 +132,26 @@ export async function injectFaults(
   }
 
   async function drained(instance: InstanceMember, durationMs: number): Promise<void> {
-    // By any router that knows the instance; the instance itself reports to the other.
+    if (!(await order(instance, { reason: "chaos" }))) throw new Error("no router knows the instance");
+    await sleep(durationMs);
+    // A router that was restarted meanwhile has to find the instance again.
+    const isBack = await becomesTrue(UNDRAIN_LIMIT_MS, 250, () => order(instance, { undrain: true }));
+    if (!isBack) throw new Error("no router took the drain back");
+  }
+
+  /** By any router that knows the instance; the instance itself reports to the other. Returns whether one did it. */
+  async function order(instance: InstanceMember, how: { reason?: string; undrain?: boolean }): Promise<boolean> {
     for (const router of cluster.routers) {
-      const instanceId = findSeen(await instancesSeen(router, 2_000), instance)?.info?.instanceId;
+      const seen = await instancesSeen(router, 2_000).catch(() => []);
+      const instanceId = findSeen(seen, instance)?.info?.instanceId;
       if (instanceId === undefined) continue;
-      await router.control.drainInstance({ instanceId, reason: "chaos" }, { timeoutMs: 5_000 });
-      await sleep(durationMs);
-      await router.control.drainInstance({ instanceId, undrain: true }, { timeoutMs: 5_000 });
-      return;
+      const taken = await router.control.drainInstance({ instanceId, ...how }, { timeoutMs: 5_000 }).then(
+        () => true,
+        () => false,
+      );
+      if (taken) return true;
     }
-    throw new Error("no router knows the instance");
+    return false;
   }
 
   const timesMs = plan.map(({ atMs }) => atMs);
