@@ -31,7 +31,11 @@ export const chaosConfig = defineConfig(
       "fleet",
       `Engines, connector, and who starts the engines: ${FLEET_NAMES.join(", ")}, or all. With several, the runs take turns. Left out: sim.`,
     ),
-    streams: integer("streams", "Requests that run at the same time.", { default: 64, min: 1, max: 4_096 }),
+    streams: integer(
+      "streams",
+      "Requests that run at the same time. Left out: 64, and 8 where the embedded engine computes the answers, which would fill two cores.",
+      { optional: true, min: 1, max: 4_096 },
+    ),
     routers: integer("routers", "Routers.", { default: 2, min: 1, max: 8 }),
     prefill: integer("prefill", "Number of prefill instances.", { default: 2, min: 2, max: 16 }),
     decode: integer("decode", "Number of decode instances.", { default: 3, min: 2, max: 16 }),

@@ -6,7 +6,6 @@ import { timedRequest, type Ask, type TimedAnswer } from "../common/timed-reques
 import { seededRandom } from "../loadgen/arrivals.ts";
 import { POISONED } from "./asks.ts";
 import type { RouterMember } from "./cluster.ts";
-import type { ChaosConfig } from "./config.ts";
 
 /** One request of the load. */
 export interface RequestRecord extends TimedAnswer {
@@ -26,7 +25,7 @@ const PAUSE_MS = 50;
 export function startLoad(
   routers: readonly RouterMember[],
   asks: readonly Ask[],
-  { streams, hangMs }: ChaosConfig,
+  { streams, hangMs }: { readonly streams: number; readonly hangMs: number },
   seed: number,
 ) {
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity });

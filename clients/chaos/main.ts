@@ -92,10 +92,11 @@ interface RunOptions {
 }
 
 async function run(config: ChaosConfig, { seed, name, lengthMs, plan, folder }: RunOptions): Promise<Report> {
-  const { streams, hangMs, slackMs } = config;
+  const { hangMs, slackMs } = config;
   const fleet: Fleet = FLEETS[name];
   const say = (line: string): void => void process.stderr.write(`${line}\n`);
   const isEmbedded = fleet.engine === "embedded";
+  const streams = config.streams ?? (isEmbedded ? 8 : 64);
   // The stand-in answers as a sim of the same model name does.
   const alone = isEmbedded ? ["--no-sim"] : engineFlags({ ...fleet, engine: "sim" }, config.decodeMs);
   const sound = alone.filter((flag) => !flag.startsWith("--fault"));
@@ -114,7 +115,7 @@ async function run(config: ChaosConfig, { seed, name, lengthMs, plan, folder }: 
   const watch = watchCluster(cluster, { url: control.url, body: JSON.stringify(body) });
 
   const startMs = performance.now();
-  const load = startLoad(cluster.routers, asks, config, seed);
+  const load = startLoad(cluster.routers, asks, { streams, hangMs }, seed);
   const passedS = (): number => (performance.now() - startMs) / 1000;
   say(`${plan.length} faults in ${(lengthMs / 1000).toFixed(0)} s on ${streams} streams ...`);
   const telling = setInterval(() => say(`${passedS().toFixed(0)} s: ${load.records.length} requests`), 10_000);
