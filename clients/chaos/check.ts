@@ -84,6 +84,8 @@ export interface CheckResult {
 
 /** For this long after the target recovers, effects of the fault may still be detected. */
 const AFTERMATH_MS = 3_000;
+/** Until a prefill engine that hangs is found by its counters, and works again. */
+const WEDGE_MS = 20_000;
 /** gRPC's keepalive shows an instance after two seconds plus two more that its caller is silent. */
 const CALLER_SILENT_MS = 4_000;
 const ORPHAN_MS = 2_000;
@@ -97,13 +99,11 @@ const STALL_MS = 15_000;
 
 /** How long after the fault a request may end, by promise 1 of the design. */
 function boundMs(
-  fault: Pick<Fault, "kind" | "engineFault" | "durationMs">,
+  fault: Pick<Fault, "kind" | "target" | "engineFault" | "durationMs">,
   connector: CheckInput["connector"],
 ): number {
+  if (connector === "p2p-nccl" && wedgesPrefill(fault)) return STALL_MS + 2_000;
   switch (fault.kind) {
-    case "halve-kv-link":
-      // P2P NCCL waits for the rest of what was cut.
-      return connector === "p2p-nccl" ? STALL_MS + 2_000 : 500;
     case "freeze-router":
       // Its clients hear from it once it runs again.
       return 2_000 + fault.durationMs;
@@ -224,13 +224,35 @@ function faultsOf(
   // all that were sending to it.
   const anywhere = receipt === undefined || (receipt.legs.length === 0 && connector === "p2p-nccl");
   return faults.filter((fault) => {
+    if (connector === "p2p-nccl" && wedgesPrefill(fault) && overlaps(fault, record.sentMs, record.endMs, WEDGE_MS))
+      return true;
     if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
     return overlaps(fault, record.sentMs, record.endMs);
   });
 }
 
-function overlaps({ beganMs, healedMs = Infinity }: Fault, fromMs: number, toMs: number): boolean {
-  return beganMs <= toMs && healedMs + AFTERMATH_MS >= fromMs;
+function overlaps(
+  { beganMs, healedMs = Infinity }: Fault,
+  fromMs: number,
+  toMs: number,
+  aftermathMs = AFTERMATH_MS,
+): boolean {
+  return beganMs <= toMs && healedMs + aftermathMs >= fromMs;
+}
+
+/**
+ * Whether P2P NCCL hangs all prefill engines that were sending to the fault's target: for everybody, until each is found
+ * and started again.
+ */
+function wedgesPrefill({ target, kind }: Pick<Fault, "target" | "kind">): boolean {
+  const kinds: readonly Fault["kind"][] = [
+    "kill-engine",
+    "kill-wrapper",
+    "end-engine",
+    "freeze-engine",
+    "engine-fault",
+  ];
+  return target.startsWith("decode") && (kinds.includes(kind) || kind === "drop-kv-link" || kind === "halve-kv-link");
 }
 
 function wrongIn(

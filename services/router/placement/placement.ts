@@ -7,6 +7,7 @@ import type { Live } from "../../common/config.ts";
 import { ServiceError } from "../../common/errors.ts";
 import { traitsOf } from "../../kv/index.ts";
 import type { Traits } from "../../kv/connector.ts";
+import { backInMs } from "../pool/fleet.ts";
 import type { Instance, ModelView, Pool, Side } from "../pool/pool.ts";
 import type { Picker } from "./policies.ts";
 
@@ -34,7 +35,7 @@ export type Exclusion = "failed" | "wedged";
 
 /** What one choice learned about instances in earlier attempts. */
 export class Exclusions {
-  readonly #excluded = new Map<string, Exclusion>();
+  readonly #excluded = new Map<string, { readonly how: Exclusion; readonly kvAddress: string }>();
   readonly #busy = new Map<string, { readonly load: Load | undefined; readonly legs: number }>();
 
   /** Most choices never meet a failure. */
@@ -42,8 +43,9 @@ export class Exclusions {
     return this.#excluded.size === 0 && this.#busy.size === 0;
   }
 
-  exclude({ instanceId }: Instance, how: Exclusion): void {
-    if (this.#excluded.get(instanceId) !== "wedged") this.#excluded.set(instanceId, how);
+  exclude(instance: Instance, how: Exclusion): void {
+    if (this.isWedged(instance)) return;
+    this.#excluded.set(instance.instanceId, { how, kvAddress: instance.info.kvAddress });
   }
 
   /**
@@ -72,8 +74,10 @@ export class Exclusions {
     return this.#excluded.has(instanceId);
   }
 
-  isWedged({ instanceId }: Instance): boolean {
-    return this.#excluded.get(instanceId) === "wedged";
+  /** With P2P NCCL, where engines wedge, the next engine of the instance has another KV address. */
+  isWedged({ instanceId, info }: Instance): boolean {
+    const excluded = this.#excluded.get(instanceId);
+    return excluded?.how === "wedged" && excluded.kvAddress === info.kvAddress;
   }
 }
 
@@ -100,11 +104,22 @@ export function createPlacer(
     return new ServiceError("instance_busy", end.text, { retryAfterS: end.inMs / 1_000 });
   }
 
-  function pick(side: Side, instances: readonly Instance[], exclusions: Exclusions): Instance {
+  /** No instance that serves is left for this request. One that is about to may be waited for. */
+  function allTried(model: ModelView, side: Side): ServiceError {
+    const nowMs = clock.nowMs();
+    const inMs = Math.min(
+      ...model[side].map((seen) => (seen.standing.kind === "out" ? backInMs(seen, nowMs) : Infinity)),
+    );
+    const why = `No ${side} instance is left to try`;
+    if (!Number.isFinite(inMs)) return tryAgain("no_instance", `${why}.`);
+    return new ServiceError("instance_busy", `${why}; one is loading.`, { retryAfterS: Math.ceil(inMs / 1_000) });
+  }
+
+  function pick(model: ModelView, side: Side, instances: readonly Instance[], exclusions: Exclusions): Instance {
     let able = instances;
     if (!exclusions.none) {
       const sound = instances.filter((one) => !exclusions.isWedged(one));
-      if (sound.length === 0) throw allTried(side);
+      if (sound.length === 0) throw allTried(model, side);
       able = sound.filter((one) => !exclusions.isBusy(one));
       if (able.length === 0) throw allBusy(side, sound.length);
       const fresh = able.filter((one) => !exclusions.hasFailed(one));
@@ -140,7 +155,7 @@ export function createPlacer(
     if (partnered.length > 0 || sound.length === 0) return partnered;
     // No prefill runs while no decode instance can take its KV.
     const decodes = new Set(sound.flatMap(partners));
-    throw decodes.size === 0 ? allTried("decode") : allBusy("decode", decodes.size);
+    throw decodes.size === 0 ? allTried(model, "decode") : allBusy("decode", decodes.size);
   }
 
   return {
@@ -158,10 +173,10 @@ export function createPlacer(
         const place = strict || !model.mayServeUnpaired ? undefined : placeUnpaired(model, "unpaired", exclusions);
         if (place !== undefined) return place;
       }
-      if (prefills.length === 0) throw model.prefills.length > 0 ? allTried("prefill") : lacking(model);
-      const prefill = pick("prefill", prefills, exclusions);
+      if (prefills.length === 0) throw model.prefills.length > 0 ? allTried(model, "prefill") : lacking(model);
+      const prefill = pick(model, "prefill", prefills, exclusions);
       const traits = traitsOf(prefill.info.connector)!;
-      const decode = traits.decodeFirst ? pick("decode", model.partnersOf(prefill), exclusions) : undefined;
+      const decode = traits.decodeFirst ? pick(model, "decode", model.partnersOf(prefill), exclusions) : undefined;
       if (lastResorts.has(prefill) || (decode !== undefined && lastResorts.has(decode)))
         return { traits, prefill, decode, fallback: "last_resort" };
       return { traits, prefill, decode, ...(model.avoidsPair ? { fallback: "pair_avoided" } : {}) };
@@ -174,7 +189,7 @@ export function createPlacer(
       const model = modelOf(typeof prefill === "string" ? prefill : prefill.info.model);
       const decodes = typeof prefill === "string" ? model.unpaired : model.partnersOf(prefill);
       if (decodes.length === 0) throw lacking(model);
-      return pick("decode", decodes, exclusions);
+      return pick(model, "decode", decodes, exclusions);
     },
     /** Whether an instance that was placed gets legs although they fail on it. */
     isLastResort: (one: Instance): boolean => pool.view.models.get(one.info.model)?.lastResorts.has(one) === true,
@@ -193,10 +208,6 @@ export type Placer = ReturnType<typeof createPlacer>;
 function allBusy(side: Side, count: number): ServiceError {
   const which = count === 1 ? `The ${side} instance is busy` : `All ${count} ${side} instances are busy`;
   return tryAgain("instance_busy", `${which}.`);
-}
-
-function allTried(side: Side): ServiceError {
-  return tryAgain("no_instance", `No ${side} instance is left to try.`);
 }
 
 function noInstance(lack: string): ServiceError {

@@ -295,8 +295,8 @@ function modelView(
 /** A first probe takes about as long. */
 const PROBE_MS = 1_000;
 
-/** When an instance that is out is expected to serve. Infinity: nothing says so. */
-function backInMs({ instance, standing }: Seen, nowMs: number): number {
+/** In what time an instance that is out is expected to serve. Infinity: nothing says so. */
+export function backInMs({ instance, standing }: Seen, nowMs: number): number {
   if (standing.kind !== "out") return 0;
   if (standing.soon === true) return PROBE_MS;
   const { reason } = standing;

@@ -190,6 +190,17 @@ describe("the checker of chaos", () => {
     assert.deepEqual(rules({ kv, receipts: answered({ fallbacks: ["hedge:transfer"], legs }) }), ["orphan"]);
   });
 
+  it("excuses what P2P NCCL does to all that a prefill engine serves, for as long as that may take to be found", () => {
+    const elsewhere = [fault({ target: "decode-2", kind: "halve-kv-link" })];
+    const hung = failed({ text: "", endMs: 15_000 });
+    assert.deepEqual(rules({ records: [hung], faults: elsewhere }), ["untouched"]);
+    assert.deepEqual(rules({ records: [hung], faults: elsewhere, connector: "p2p-nccl" }), []);
+    const later = failed({ text: "", sentMs: 30_000, firstMs: undefined, lastMs: undefined, endMs: 31_000 });
+    assert.deepEqual(rules({ records: [later], faults: elsewhere, connector: "p2p-nccl" }), ["untouched"]);
+    const onPrefill = [fault({ target: "prefill-2", kind: "kill-engine" })];
+    assert.deepEqual(rules({ records: [hung], faults: onPrefill, connector: "p2p-nccl" }), ["untouched"]);
+  });
+
   it("excuses a poisonous body that a stopping router turned away, and no other that got no error", () => {
     const poison = record({ ask: 1, ending: "cut", status: 0, text: "" });
     const answers = [RIGHT, ...Array.from({ length: POISONED }, () => RIGHT)];

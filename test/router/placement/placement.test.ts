@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { create } from "@bufbuild/protobuf";
-import { LoadSchema, Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { LoadSchema, Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { Picker } from "../../../services/router/placement/policies.ts";
 import { createPlacer, Exclusions, type Placer } from "../../../services/router/placement/placement.ts";
 import { known, type KnownInit, viewOf } from "../support/fleet.ts";
@@ -71,6 +71,21 @@ describe("placement", () => {
     assert.equal(exclusions.isBusy({ ...before, legs: 2 }), false, "a leg of ours ended there");
     exclusions.busy(before);
     assert.equal(exclusions.isBusy({ ...before, load: create(LoadSchema) }), false, "it says so itself");
+  });
+
+  it("uses an instance that hung again once it has another engine, and waits for one that loads", () => {
+    const view = viewOf([{ id: "a" }], [{ id: "x" }]);
+    const placer = createPlacer({ view }, policies());
+    const exclusions = new Exclusions();
+    const [prefill] = view.prefill.map(({ instance }) => instance);
+    exclusions.exclude(prefill!, "wedged");
+    assert.throws(() => placer.place(TINY, exclusions), { code: "no_instance" });
+    assert.equal(exclusions.isWedged({ ...prefill!, info: { ...prefill!.info, kvAddress: "10.0.0.9:1" } }), false);
+    const loading = viewOf(
+      [{ id: "a" }, { id: "b", state: State.STARTING, load: create(LoadSchema, { readyInMs: 4_000 }) }],
+      [{ id: "x" }],
+    );
+    assert.throws(() => createPlacer({ view: loading }, policies()).place(TINY, exclusions), { code: "instance_busy" });
   });
 
   it("skips one that took no leg until it reports, however many of its legs end", () => {
