@@ -60,7 +60,6 @@ export class WatchedEngine {
   readonly #events: WatchedEngineEvents;
   readonly #port: HeldConnection;
   #kvPort: HeldConnection | undefined;
-  /** Its HTTP port refused a poll, or its KV port is closed. */
   #isClosed = false;
   readonly #judge: ReturnType<typeof progressJudge>;
   readonly #tickMs: number;
@@ -86,15 +85,22 @@ export class WatchedEngine {
     this.#judge = progressJudge({ ...o, tickMs: this.#tickMs });
     this.#port = new HeldConnection({
       dial: () => engine.http.connect(),
-      closed: () => events.portClosed(),
+      closed: () => this.#portClosed(),
       clock,
     });
     if (o.holdsKvPort && engine.ownKvAddress !== undefined) this.#holdKvPort(engine.ownKvAddress);
     this.#timer = clock.setTimer(this.#tickMs, () => this.#tick());
   }
 
+  /** Its HTTP port, or that of its KV, refuses connections. */
   get isPortClosed(): boolean {
-    return this.#port.isClosed || this.#isClosed;
+    return this.#isClosed;
+  }
+
+  #portClosed(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#events.portClosed();
   }
 
   #holdKvPort(address: string): void {
@@ -103,9 +109,7 @@ export class WatchedEngine {
     const port = new HeldConnection({
       dial: () => connect(splitAddress(address)),
       closed: () => {
-        if (!wasOpen) return;
-        this.#isClosed = true;
-        this.#events.portClosed();
+        if (wasOpen) this.#portClosed();
       },
       clock: this.#o.clock,
     });
@@ -169,10 +173,7 @@ export class WatchedEngine {
     } catch (error) {
       if (this.#over || this.isPortClosed) return;
       // A server that stops may leave idle connections open, the held one among them.
-      if (neverReached(error) && !engine.http.isUnreachable) {
-        this.#isClosed = true;
-        return this.#events.portClosed();
-      }
+      if (neverReached(error) && !engine.http.isUnreachable) return this.#portClosed();
       this.#unanswered++;
       log.debug("the engine's metrics can't be read", { error });
       if (this.#unanswered >= UNANSWERED_LIMIT && clock.nowMs() - this.#heardMs >= this.#silenceLimitMs(error))
@@ -181,6 +182,7 @@ export class WatchedEngine {
       this.#polling = false;
     }
   }
+
   /** How long the engine may leave polls unanswered, by how the last one failed. */
   #silenceLimitMs(error: unknown): number {
     const { ours, stallMs, kvWaitMs, work } = this.#o;

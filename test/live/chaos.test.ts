@@ -27,7 +27,8 @@ interface Violation {
 }
 
 describe("a deployment that is hurt at random", function () {
-  this.timeout(240_000);
+  // Debts of P2P NCCL are paid by restarts of idle engines, after a minute.
+  this.timeout(400_000);
 
   for (const [fleet, seed] of [
     ["sim", 7],
