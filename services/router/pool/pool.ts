@@ -215,13 +215,22 @@ export function createPool(o: PoolOptions): Pool {
       connectTimeoutMs: o.connectTimeoutMs,
       proves,
       onChange: changed,
-      onServing: () => pairs.cool(one.instanceId, clock.nowMs()),
+      onServing: () => partnerIsBack(one),
       onSuspect: () => suspected(one),
       patienceMs: () => (doubtsItself ? DOUBT_MS : 0),
     });
     tracked.add(one);
     log.info("instance found", { instanceId: info.instanceId, role: Role[info.role], model: info.model });
     return one;
+  }
+
+  /** Probes of its pairs and partners may have been refused because of it. */
+  function partnerIsBack(one: TrackedInstance): void {
+    const nowMs = clock.nowMs();
+    pairs.cool(one.instanceId, nowMs);
+    const { model, role } = one.info;
+    for (const { info, breaker: other } of tracked)
+      if (info.model === model && info.role !== role) other.probeSoon(nowMs);
   }
 
   function leave(one: TrackedInstance): void {

@@ -1,6 +1,6 @@
 // Breakers at work, over real gRPC: users' legs open them, probes and nothing else close them.
 import assert from "node:assert/strict";
-import { Role } from "#gen/tandem/instance/v1/instance_pb.js";
+import { Role, State } from "#gen/tandem/instance/v1/instance_pb.js";
 import { createMetrics } from "../../../services/common/metrics.ts";
 import { BREAKER_LIMITS } from "../../../services/router/pool/breaker.ts";
 import { fleetOf } from "../../../services/router/pool/fleet.ts";
@@ -299,5 +299,32 @@ describe("probes of an instance that hangs", () => {
     assert.ok((await next()) > 15_000);
     failure = "late";
     assert.equal(await next(), 2_000, "it has answered");
+  });
+});
+
+describe("an instance whose probes were refused because of its partner", () => {
+  it("gets the next one when the partner is back, and not when its pause is over", async () => {
+    const info = { connector: "p2p-nccl" };
+    let broken = true;
+    await using prefill = await startPrefill(info, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
+    await using decode = await startDecode(info, (leg) => {
+      if (broken) return leg.fail("engine_failed");
+      leg.accept();
+      void leg.started.promise.then(() => leg.end({}, "{}"));
+    });
+    const poolClock = manualClock();
+    await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
+    for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
+    await untilLastResort(tandem.pool, "d1");
+    const pauseMs = (): number => tandem.pool.probes.dueMs - poolClock.nowMs();
+    for (const nextMs of [1_000, 2_000, 4_000]) {
+      poolClock.advance(Math.max(500, pauseMs()));
+      await untilPool(tandem.pool, `a pause of ${nextMs} ms`, () => pauseMs() === nextMs);
+    }
+    broken = false;
+    prefill.load({ state: State.STARTING });
+    await untilStanding(tandem.pool, "p1", "starting");
+    prefill.load({ state: State.SERVING });
+    await untilPool(tandem.pool, "a probe that is due", () => pauseMs() <= 0);
   });
 });
