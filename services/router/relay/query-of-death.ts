@@ -70,9 +70,10 @@ export function watchQueries({ pool, limits, metrics, log, clock }: QueryOfDeath
     else if (accused === "pair" && prefill !== undefined && decode !== undefined) pool.pardon(prefill, decode);
   }
 
-  function isAlone(model: string, side: Side): boolean {
+  /** Whether no other instance serves. It may be out itself by now, because of this failure. */
+  function isAlone({ instanceId }: Instance, model: string, side: Side): boolean {
     const seen = pool.view.models.get(model)?.[side] ?? [];
-    return seen.filter(({ standing }) => standing.kind === "serves").length <= 1;
+    return !seen.some(({ instance, standing }) => standing.kind === "serves" && instance.instanceId !== instanceId);
   }
 
   return {
@@ -89,7 +90,7 @@ export function watchQueries({ pool, limits, metrics, log, clock }: QueryOfDeath
         side: failed.side,
         instanceId: instance.instanceId,
         how,
-        alone: isAlone(request.model, failed.side),
+        alone: isAlone(instance, request.model, failed.side),
         leg: { prefill, decode, failed },
       };
       const { decision, released: ended } = quarantine.failed(failure, clock.nowMs());

@@ -1,7 +1,15 @@
 // Which bodies are condemned, and which are not: courses of failures and successes on two prefill and three decode
 // instances, written as the words in which one would tell them.
 import assert from "node:assert/strict";
+import { ServiceError } from "../../../services/common/errors.ts";
+import { createMetrics } from "../../../services/common/metrics.ts";
+import type { LegRun } from "../../../services/router/leg/run.ts";
 import { Quarantine, type QuarantineLimits } from "../../../services/router/relay/quarantine.ts";
+import { watchQueries } from "../../../services/router/relay/query-of-death.ts";
+import type { RelayRequest } from "../../../services/router/request/request.ts";
+import { silentLog } from "../../support/log-sink.ts";
+import { manualClock } from "../../support/manual-clock.ts";
+import { viewOf } from "../support/fleet.ts";
 
 const HOLD_MS = 300_000;
 
@@ -152,5 +160,33 @@ describe("a condemned body", () => {
     const { quarantine, nowMs } = tell(CONDEMNED);
     assert.ok(quarantine.isWatching(nowMs));
     assert.ok(!quarantine.isWatching(nowMs + HOLD_MS * 2));
+  });
+});
+
+describe("a body that fails on one instance", () => {
+  /** The answer to its second failure there, while the instance is out because of it. */
+  function second(others: readonly string[]): string | undefined {
+    const view = viewOf([{ id: "p1" }], [{ id: "d1", failing: true }, ...others.map((id) => ({ id }))]);
+    const clock = manualClock();
+    const limits = { current: { quarantineLimit: 4, quarantineHoldMs: HOLD_MS } };
+    const pool = { view, pardon() {} } as unknown as Parameters<typeof watchQueries>[0]["pool"];
+    const queries = watchQueries({ pool, limits, metrics: createMetrics(), log: silentLog, clock });
+    const [prefill] = view.prefill.map(({ instance }) => instance);
+    const [decode] = view.decode.map(({ instance }) => instance);
+    const body = (text: string): RelayRequest =>
+      ({ path: "/v1/completions", model: "tiny", body: Buffer.from(JSON.stringify({ prompt: text })) }) as RelayRequest;
+    queries.succeeded(prefill, decode, body("another one, which is longer"));
+    const engineAnswer = { status: 500, body: '{"error":{"message":"no","type":"InternalServerError"}}' };
+    const error = new ServiceError("engine_failed", "It failed.", { engineAnswer });
+    const leg = { task: { prefill }, decode } as unknown as LegRun;
+    const fail = (): ServiceError | undefined =>
+      queries.failed(body("bad"), leg, { kind: "failed", error, side: "decode", phase: "transfer" });
+    assert.equal(fail(), undefined);
+    return fail()?.code;
+  }
+
+  it("is to blame if no other could have been tried, and not if another serves, though this one is out by now", () => {
+    assert.equal(second([]), "query_of_death");
+    assert.equal(second(["d2"]), undefined);
   });
 });
