@@ -378,8 +378,8 @@ async function sickPrefill(fleet: Fleet): Promise<void> {
   const before = lostIn(allOf(fleet));
   const debts = await Promise.all(roles.decode.map((one) => debtOf(router, one.pid)));
   const failedBefore = router.logged("a probe failed").length;
-  // Many short ones, so that its legs fail one after the other.
-  const load = begin(16, 4);
+  // Many short ones: an instance on which legs failed gets few while the other has none in it.
+  const load = begin(48, 4);
   const body = JSON.stringify({ kind: "refuse", status: 500 });
   const sickened = await askEngine(engineOf(roles.prefill[0]!.pid).url, "/sim/fault", { method: "POST", body });
   assert.equal(sickened.status, 200);
