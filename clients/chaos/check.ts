@@ -84,6 +84,8 @@ export interface CheckResult {
 
 /** For this long after the target recovers, effects of the fault may still be detected. */
 const AFTERMATH_MS = 3_000;
+/** How requests end that were in a prefill engine that hung, or found none that worked. */
+const HUNG_CODES: ReadonlySet<string> = new Set(["leg_stalled", "instance_lost", "no_instance", "kv_transfer_failed"]);
 /** Until a prefill engine that hangs is found by its counters, and works again. */
 const WEDGE_MS = 20_000;
 /** gRPC's keepalive shows an instance after two seconds plus two more that its caller is silent. */
@@ -222,10 +224,11 @@ function faultsOf(
   // Without a receipt (the router died) any instance may be the cause. Without a leg nothing could serve it, which no
   // fault excuses, because the schedule leaves an instance of each role whole; but P2P NCCL's dead decode engine wedges
   // all that were sending to it.
+  const mayHaveHung =
+    connector === "p2p-nccl" && record.ending !== "completed" && HUNG_CODES.has(receipt?.errorCode ?? "no_instance");
   const anywhere = receipt === undefined || (receipt.legs.length === 0 && connector === "p2p-nccl");
   return faults.filter((fault) => {
-    if (connector === "p2p-nccl" && wedgesPrefill(fault) && overlaps(fault, record.sentMs, record.endMs, WEDGE_MS))
-      return true;
+    if (mayHaveHung && wedgesPrefill(fault) && overlaps(fault, record.sentMs, record.endMs, WEDGE_MS)) return true;
     if (!on.has(fault.target) && !(anywhere && !fault.target.startsWith("router"))) return false;
     return overlaps(fault, record.sentMs, record.endMs);
   });

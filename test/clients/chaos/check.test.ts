@@ -194,11 +194,16 @@ describe("the checker of chaos", () => {
     const elsewhere = [fault({ target: "decode-2", kind: "halve-kv-link" })];
     const hung = failed({ text: "", endMs: 15_000 });
     assert.deepEqual(rules({ records: [hung], faults: elsewhere }), ["untouched"]);
-    assert.deepEqual(rules({ records: [hung], faults: elsewhere, connector: "p2p-nccl" }), []);
+    const code = (errorCode: string): Partial<CheckInput> => ({
+      connector: "p2p-nccl",
+      receipts: new Map([["cmpl-1", { ...receipt, errorCode }]]),
+    });
+    assert.deepEqual(rules({ records: [hung], faults: elsewhere, ...code("leg_stalled") }), []);
+    assert.deepEqual(rules({ records: [hung], faults: elsewhere, ...code("engine_failed") }), ["untouched"]);
     const later = failed({ text: "", sentMs: 30_000, firstMs: undefined, lastMs: undefined, endMs: 31_000 });
-    assert.deepEqual(rules({ records: [later], faults: elsewhere, connector: "p2p-nccl" }), ["untouched"]);
+    assert.deepEqual(rules({ records: [later], faults: elsewhere, ...code("leg_stalled") }), ["untouched"]);
     const onPrefill = [fault({ target: "prefill-2", kind: "kill-engine" })];
-    assert.deepEqual(rules({ records: [hung], faults: onPrefill, connector: "p2p-nccl" }), ["untouched"]);
+    assert.deepEqual(rules({ records: [hung], faults: onPrefill, ...code("leg_stalled") }), ["untouched"]);
   });
 
   it("excuses a poisonous body that a stopping router turned away, and no other that got no error", () => {
