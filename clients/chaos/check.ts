@@ -86,6 +86,11 @@ export interface CheckResult {
 const AFTERMATH_MS = 3_000;
 /** How requests end that were in a prefill engine that hung, or found none that worked. */
 const HUNG_CODES: ReadonlySet<string> = new Set(["leg_stalled", "instance_lost", "no_instance", "kv_transfer_failed"]);
+/** Faults of a decode instance after which what is sent to it may never be taken. */
+const WEDGING: ReadonlySet<Fault["kind"]> = new Set<Fault["kind"]>([
+  ...(["kill-engine", "kill-wrapper", "end-engine", "freeze-engine", "engine-fault"] as const),
+  ...(["drop-kv-link", "halve-kv-link"] as const),
+]);
 /** Until a prefill engine that hangs is found by its counters, and works again. */
 const WEDGE_MS = 20_000;
 /** gRPC's keepalive shows an instance after two seconds plus two more that its caller is silent. */
@@ -248,14 +253,7 @@ function overlaps(
  * and started again.
  */
 function wedgesPrefill({ target, kind }: Pick<Fault, "target" | "kind">): boolean {
-  const kinds: readonly Fault["kind"][] = [
-    "kill-engine",
-    "kill-wrapper",
-    "end-engine",
-    "freeze-engine",
-    "engine-fault",
-  ];
-  return target.startsWith("decode") && (kinds.includes(kind) || kind === "drop-kv-link" || kind === "halve-kv-link");
+  return target.startsWith("decode") && WEDGING.has(kind);
 }
 
 function wrongIn(

@@ -195,20 +195,35 @@ describe("an instance that stalls", () => {
   });
 });
 
+/** One prefill and one decode instance that fail every leg until they are repaired, and whose breakers are open. */
+async function failedFleet(connector: string) {
+  let broken = true;
+  const prefill = await startPrefill({ connector }, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
+  const decode = await startDecode({ connector }, (leg) => {
+    if (broken) return leg.fail("engine_failed");
+    leg.accept();
+    void leg.started.promise.then(() => leg.end({}, "{}"));
+  });
+  const poolClock = manualClock();
+  const tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
+  for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
+  await untilLastResort(tandem.pool, "d1");
+  return {
+    tandem,
+    prefill,
+    poolClock,
+    repair: () => void (broken = false),
+    async [Symbol.asyncDispose]() {
+      for (const one of [tandem, decode, prefill]) await one[Symbol.asyncDispose]();
+    },
+  };
+}
+
 describe("a fleet in which every instance failed", () => {
   it("serves again within two seconds of the repair", async () => {
-    let broken = true;
-    await using prefill = await startPrefill({}, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
-    await using decode = await startDecode({}, (leg) => {
-      if (broken) return leg.fail("engine_failed");
-      leg.accept();
-      void leg.started.promise.then(() => leg.end({}, "{}"));
-    });
-    const poolClock = manualClock();
-    await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
-    for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
-    await untilLastResort(tandem.pool, "d1");
-    broken = false;
+    await using f = await failedFleet("p2p-zmq");
+    const { tandem, poolClock } = f;
+    f.repair();
     poolClock.advance(1_000);
     await untilPool(tandem.pool, "the service", ({ probes }) => probes.dueMs === Infinity);
     await tandem.start({ stream: false }).ending;
@@ -304,24 +319,14 @@ describe("probes of an instance that hangs", () => {
 
 describe("an instance whose probes were refused because of its partner", () => {
   it("gets the next one when the partner is back, and not when its pause is over", async () => {
-    const info = { connector: "p2p-nccl" };
-    let broken = true;
-    await using prefill = await startPrefill(info, (leg) => (broken ? leg.fail("engine_failed") : leg.done()));
-    await using decode = await startDecode(info, (leg) => {
-      if (broken) return leg.fail("engine_failed");
-      leg.accept();
-      void leg.started.promise.then(() => leg.end({}, "{}"));
-    });
-    const poolClock = manualClock();
-    await using tandem = await deploy([prefill, decode], { limits: { retryLimit: 0 }, breaker: BREAKER, poolClock });
-    for (let count = 0; count < 2; count += 1) await assert.rejects(tandem.start().ending, { code: "engine_failed" });
-    await untilLastResort(tandem.pool, "d1");
+    await using f = await failedFleet("p2p-nccl");
+    const { tandem, prefill, poolClock } = f;
     const pauseMs = (): number => tandem.pool.probes.dueMs - poolClock.nowMs();
     for (const nextMs of [1_000, 2_000, 4_000]) {
       poolClock.advance(Math.max(500, pauseMs()));
       await untilPool(tandem.pool, `a pause of ${nextMs} ms`, () => pauseMs() === nextMs);
     }
-    broken = false;
+    f.repair();
     prefill.load({ state: State.STARTING });
     await untilStanding(tandem.pool, "p1", "starting");
     prefill.load({ state: State.SERVING });
