@@ -74,6 +74,8 @@ export class EngineMetrics {
   preemptions = 0;
   promptTokens = 0;
   generationTokens = 0;
+  /** Bytes of streamed answers that connections have taken. No metric of vLLM: for /sim/state. */
+  streamedBytes = 0;
   readonly finished: Record<FinishedReason, number> = { stop: 0, length: 0, abort: 0, error: 0, repetition: 0 };
 
   failedTransfers = 0;

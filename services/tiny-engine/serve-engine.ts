@@ -192,6 +192,7 @@ function stateOf(
     kv_received_bytes: kv.receivedBytes,
     prompt_tokens: core.metrics.promptTokens,
     generation_tokens: core.metrics.generationTokens,
+    streamed_bytes: core.metrics.streamedBytes,
     outcomes: { ...outcomes },
     faults: faults.active,
   };

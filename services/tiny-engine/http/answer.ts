@@ -80,7 +80,12 @@ export class Answer {
     // A sequence may have failed at once: then an HTTP status can still report the failure.
     if (this.#over) return;
     this.#format = this.#plan.format(this.#handles);
-    if (stream.stream) this.#writer = new SseWriter(this.#res, () => this.#onDrain());
+    if (stream.stream)
+      this.#writer = new SseWriter(
+        this.#res,
+        () => this.#onDrain(),
+        (count) => void (engine.metrics.streamedBytes += count),
+      );
     if (this.#faults !== null) this.#strike();
   }
 

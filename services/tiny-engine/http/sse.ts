@@ -7,11 +7,14 @@ export const DONE = "data: [DONE]\n\n";
 
 export class SseWriter {
   readonly #res: ServerResponse;
+  readonly #onBytes: (count: number) => void;
   /** The client reads more slowly than tokens arrive: nothing is written until `onDrain`. */
   blocked = false;
 
-  constructor(res: ServerResponse, onDrain: () => void) {
+  /** @param onBytes Told how many bytes each write handed to the connection. */
+  constructor(res: ServerResponse, onDrain: () => void, onBytes: (count: number) => void) {
     this.#res = res;
+    this.#onBytes = onBytes;
     head(res, 200, [["content-type", "text/event-stream; charset=utf-8"]], [["transfer-encoding", "chunked"]]);
     res.chunkedEncoding = false;
     // uvicorn sends the head at once, long before the first token.
@@ -42,6 +45,7 @@ export class SseWriter {
 
   #send(frames: string): void {
     if (this.#res.destroyed) return;
+    this.#onBytes(Buffer.byteLength(frames));
     if (!this.#res.write(frames, "utf8")) this.blocked = true;
   }
 }
