@@ -29,11 +29,13 @@ const ASKS = {
 };
 /** Time between the last fault and the end of the load, for recovery. */
 const REST_MS = 8_000;
+/** By then KV that only its lease of 30 s frees is gone. */
+const LEASED_MS = 40_000;
 /**
- * By then no engine or instance may hold anything of any request. NIXL's KV goes with its lease of 30 s, and the debts of
+ * By then no engine or instance may hold anything of any request. NIXL's KV goes with its lease, and the debts of
  * P2P NCCL with restarts of idle engines, one after another.
  */
-const SETTLE_LIMIT_MS = { "p2p-zmq": 10_000, nixl: 40_000, "p2p-nccl": 120_000 };
+const SETTLE_LIMIT_MS = { "p2p-zmq": 10_000, nixl: LEASED_MS, "p2p-nccl": 120_000 };
 
 /** Sets exit code 1 when a promise was broken, 2 when a run could not be judged. */
 export async function chaos(argv: readonly string[]): Promise<void> {
@@ -133,7 +135,10 @@ async function run(config: ChaosConfig, { seed, name, lengthMs, plan, folder }: 
 
   const violations: Violation[] = [];
   const loadEndMs = performance.now();
-  const settleLimitMs = SETTLE_LIMIT_MS[fleet.connector];
+  const { connector, attached } = fleet;
+  // KV of an instance that was killed, whose engine lives on: nothing but its lease frees it.
+  const forgot = attached && faults.some(({ kind }) => kind === "kill-wrapper");
+  const settleLimitMs = Math.max(SETTLE_LIMIT_MS[connector], forgot ? LEASED_MS : 0);
   const isSettled = await becomesTrue(settleLimitMs, 100, async () => {
     const left = await watch.left();
     return left !== undefined && left.heldKv + left.busyLegs + left.orphans === 0;
@@ -159,7 +164,6 @@ async function run(config: ChaosConfig, { seed, name, lengthMs, plan, folder }: 
   }
   await watch.stop();
   const { records } = load;
-  const { connector, attached } = fleet;
   const { violations: found, ...result } = check({
     records,
     faults,
@@ -170,12 +174,11 @@ async function run(config: ChaosConfig, { seed, name, lengthMs, plan, folder }: 
     attached,
     slackMs,
   });
-  // KV of an instance that was killed, whose engine lives on.
-  const forgot = attached && faults.some(({ kind }) => kind === "kill-wrapper");
   if (watch.leasesExpired > 0 && connector !== "nixl" && !forgot)
     violations.push({ rule: "orphan", what: `${watch.leasesExpired} leases of KV ran out on engines` });
   const all = [...found, ...checkProcesses(watch.processes), ...scenes.flatMap((one) => one.violations), ...violations];
-  const verdict = judge(all, Math.max(0, ...watch.controlGapsMs));
+  const longestGapMs = watch.controlGapsMs.reduce((longest, ms) => Math.max(longest, ms), 0);
+  const verdict = judge(all, longestGapMs);
   const figures = { seed, fleet: name, node: process.version, lengthS, requests: records.length, settledMs };
   return makeReport(figures, faults, result, watch, scenes, verdict);
 }

@@ -40,6 +40,10 @@ const SCENARIOS: Readonly<Record<string, Scenario>> = {
     summary: "Time from `npm start` to the first token.",
     load: async () => (await import("./scenarios/start.ts")).runStart,
   },
+  strangers: {
+    summary: "What callers without credentials at the gRPC port cost those who stream.",
+    load: async () => (await import("./scenarios/strangers.ts")).runStrangers,
+  },
   tls: {
     summary: "What TLS costs: CPU per 1,000 chunks and TTFT, beside the same deployment in clear.",
     load: async () => (await import("./scenarios/tls.ts")).runTlsBench,
@@ -59,6 +63,6 @@ export async function bench(argv: readonly string[]): Promise<void> {
 }
 
 function overview(): string {
-  const lines = Object.entries(SCENARIOS).map(([name, scenario]) => `  ${name.padEnd(8)} ${scenario.summary}`);
+  const lines = Object.entries(SCENARIOS).map(([name, scenario]) => `  ${name.padEnd(9)} ${scenario.summary}`);
   return `Scenarios (npm run bench -- SCENARIO --help shows the settings of one):\n\n${lines.join("\n")}\n\nSettings of compare:\n\n`;
 }

@@ -4,43 +4,19 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
-import { splitAddress } from "../../services/common/address.ts";
-import { QUESTION, REFLECT, WATCH, type RawCaller, rawCaller } from "../rpc/raw-caller.ts";
+import { QUESTION, REFLECT, rawCaller } from "../../clients/common/raw-caller.ts";
+import { STRANGERS, type Leave } from "../../clients/common/strangers.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually, within } from "../support/waits.ts";
 
 const COMPLETIONS = "/v1/completions";
 const JSON_TYPE = { "content-type": "application/json" };
 
-async function callers(tandem: Tandem, count: number, act: (caller: RawCaller) => void, window?: number) {
-  const all = await Promise.all(Array.from({ length: count }, () => rawCaller(tandem.grpcAddress, window)));
-  for (const caller of all) act(caller);
-  return all.map(({ socket }) => socket);
-}
-
-const each = (count: number, one: (index: number) => void): void => {
-  for (let index = 0; index < count; index++) one(index);
-};
-
-/** Each resolves with the sockets that it leaves open. */
-const ATTACKS: Record<string, (tandem: Tandem) => Promise<{ destroy(): void }[]>> = {
-  async "3,000 connections that say nothing"({ grpcAddress }) {
-    return Array.from({ length: 3_000 }, () => connect(splitAddress(grpcAddress)).on("error", () => {}));
-  },
-  "2,400 questions whose answers are never read": (tandem) =>
-    callers(tandem, 1, (caller) => each(2_400, (index) => caller.call(index, REFLECT, QUESTION)), 0),
-  "20,000 watches of the health": (tandem) =>
-    callers(tandem, 1, (caller) => {
-      each(20_000, (index) => caller.call(index, WATCH, Buffer.alloc(0)));
-      caller.read();
-    }),
-  "30,000 calls that are reset at once": (tandem) =>
-    callers(tandem, 30, (caller) =>
-      each(1_000, (index) => {
-        caller.call(index, REFLECT);
-        caller.reset(index);
-      }),
-    ),
+/** Each resolves with what ends it. */
+const ATTACKS: Record<string, (tandem: Tandem) => Promise<Leave>> = {
+  ...Object.fromEntries(
+    Object.entries(STRANGERS).map(([name, attack]) => [name, ({ grpcAddress }: Tandem) => attack(grpcAddress)]),
+  ),
   async "twelve bodies of ten megabytes"({ url }) {
     // Not in the prompt, which is the engine's work: this is about the way there.
     const body = JSON.stringify({ model: "tandem-sim", prompt: "x", note: "x ".repeat(5_100_000), max_tokens: 1 });
@@ -48,13 +24,13 @@ const ATTACKS: Record<string, (tandem: Tandem) => Promise<{ destroy(): void }[]>
       fetch(`${url}${COMPLETIONS}`, { method: "POST", headers: JSON_TYPE, body }),
     );
     for (const answer of await Promise.all(answers)) assert.equal(answer.status, 200, await answer.text());
-    return [];
+    return () => {};
   },
   async "50,000 requests on one connection, none of whose answers is read"({ url }) {
     const { hostname, port } = new URL(url);
     const socket = connect(Number(port), hostname).on("error", () => {});
     socket.write("GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(50_000));
-    return [socket];
+    return () => socket.destroy();
   },
 };
 
@@ -89,7 +65,7 @@ describe("strangers beside sixteen streams", function () {
       // A while longer: what follows from an attack comes after it.
       const over = attacked.then(() => new Promise((resolve) => setTimeout(resolve, 3_000)));
       assert.ok((await streamDuring(tandem, 16, over)) > 0);
-      for (const socket of await attacked) socket.destroy();
+      (await attacked)();
     });
   }
 });

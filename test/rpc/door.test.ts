@@ -8,7 +8,7 @@ import { logSink } from "../support/log-sink.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { deferred, eventually, within } from "../support/waits.ts";
 import { dial, echo, HELLO, rawService, record, serve, serveRaw } from "./fixture.ts";
-import { CHECK, QUESTION, REFLECT, WATCH, rawCaller } from "./raw-caller.ts";
+import { CHECK, QUESTION, REFLECT, WATCH, rawCaller } from "../../clients/common/raw-caller.ts";
 
 const TOKEN = "join-token";
 /** The keepalive of the server's library, which would find most of these callers as well, is an hour away. */

@@ -6,7 +6,7 @@ import { runInNewContext } from "node:vm";
 import type { RunningEngine } from "../../services/tiny-engine/server.ts";
 import { manualClock, type ManualClock } from "../support/manual-clock.ts";
 import { within } from "../support/waits.ts";
-import { complete, startFast } from "./client.ts";
+import { complete, post, startFast } from "./client.ts";
 
 /** Until `count` sequences are there: requests travel over real sockets, whatever the clock shows. */
 async function arrived(engine: RunningEngine, count: number): Promise<void> {
@@ -115,6 +115,14 @@ describe("the sim's limits", () => {
       (await Promise.all(answers)).map(({ status }) => status),
       [200, 200, 200],
     );
+  });
+
+  it("tells that a chat of half a million tokens is too long", async () => {
+    await using engine = await startFast();
+    const content = "word ".repeat(500_000);
+    const { status, json } = await post(engine, "/v1/chat/completions", { messages: [{ role: "user", content }] });
+    assert.equal(status, 400);
+    assert.match(json.error.message, /context length/);
   });
 
   it("preempts the newest sequence when the KV cache is full, and finishes it later", async () => {

@@ -92,13 +92,13 @@ export class SimEngine extends EngineCore<SimSequence> {
 
   /** "role: content" and a turn end for each message, then the assistant's turn. */
   chatTokens(messages: readonly Message[], openTurn: boolean, continueFinal: boolean): number[] {
-    const tokens = [tokenizer.bos];
+    const parts: number[][] = [[tokenizer.bos]];
     messages.forEach(({ role, content }, index) => {
-      tokens.push(...tokenizer.encode(`${role}: ${content}`));
-      if (!continueFinal || index < messages.length - 1) tokens.push(tokenizer.turnEnd, ...tokenizer.encode("\n"));
+      parts.push(tokenizer.encode(`${role}: ${content}`));
+      if (!continueFinal || index < messages.length - 1) parts.push([tokenizer.turnEnd], tokenizer.encode("\n"));
     });
-    if (openTurn && !continueFinal) tokens.push(...tokenizer.encode("assistant: "));
-    return tokens;
+    if (openTurn && !continueFinal) parts.push(tokenizer.encode("assistant: "));
+    return parts.flat();
   }
 
   protected newSequence(request: SequenceRequest, sink: TokenSink): SimSequence {

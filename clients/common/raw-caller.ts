@@ -8,6 +8,8 @@ export interface RawCaller {
   readonly socket: Socket;
   /** Opens stream `2 * index + 1` with a gRPC call. @param body A whole message; left out: none is sent. */
   call(index: number, path: string, body?: Buffer, headers?: Readonly<Record<string, string>>): void;
+  /** The same with a message of which nothing but its announced length comes. */
+  announce(index: number, path: string, bytes: number): void;
   reset(index: number): void;
   read(): void;
 }
@@ -33,22 +35,30 @@ export async function rawCaller(address: string, window = 65_535): Promise<RawCa
   // All streams together may get a gigabyte.
   const wide = h2(8, 0, 0, Buffer.from([0x3f, 0, 0, 0]));
   socket.write(Buffer.concat([preface, h2(4, 0, 0, settings), acknowledged, wide]));
+  const open = (index: number, path: string, data: Buffer, headers: Readonly<Record<string, string>>): void => {
+    const fields = {
+      ":method": "POST",
+      ":scheme": "http",
+      ":path": path,
+      ":authority": "x",
+      "content-type": "application/grpc",
+      te: "trailers",
+      ...headers,
+    };
+    const head = Buffer.concat(Object.entries(fields).map(([name, value]) => literal(name, value)));
+    const stream = 2 * index + 1;
+    const frames = [h2(1, 4, stream, head), ...(data.length > 0 ? [h2(0, 0, stream, data)] : [])];
+    socket.write(Buffer.concat(frames));
+  };
   return {
     socket,
     call(index, path, body, headers = {}) {
-      const stream = 2 * index + 1;
-      const fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": path,
-        ":authority": "x",
-        "content-type": "application/grpc",
-        te: "trailers",
-        ...headers,
-      };
-      const head = h2(1, 4, stream, Buffer.concat(Object.entries(fields).map(([name, value]) => literal(name, value))));
-      const data = body === undefined ? Buffer.alloc(0) : h2(0, 0, stream, message(body));
-      socket.write(Buffer.concat([head, data]));
+      open(index, path, body === undefined ? Buffer.alloc(0) : message(body), headers);
+    },
+    announce(index, path, bytes) {
+      const length = Buffer.alloc(5);
+      length.writeUInt32BE(bytes, 1);
+      open(index, path, length, {});
     },
     reset(index) {
       socket.write(h2(3, 0, 2 * index + 1, Buffer.from([0, 0, 0, 8])));
