@@ -45,7 +45,7 @@ const RATE_WEIGHT = 0.2;
 const OWN_PAUSE_TICKS = 3;
 
 export interface ProgressBounds {
-  /** Longest time without a token, beside what prompts and KV need. */
+  /** Longest time without a token, where prompts and KV don't need more. */
   readonly stallMs: number;
   /**
    * What the engine is given on top while a request in it waits for its KV, by its own report or because it is the first
@@ -85,6 +85,7 @@ export function progressJudge({
   let judgedMs = -Infinity;
   let last: ProgressSample["counted"];
   let ratePerMs = FIRST_RATE / 1_000;
+  let isRateSeen = false;
   /** Prompt tokens in it since then. Later prompts wait behind them and don't justify waiting longer. */
   let awaitedTokens = 0;
   /** A partner has died, and it has not moved since. */
@@ -112,6 +113,7 @@ export function progressJudge({
     if (moved && !paused && last !== undefined && counted.promptTokens > last.promptTokens) {
       const seen = (counted.promptTokens - last.promptTokens) / Math.max(tickMs, nowMs - sinceMs);
       ratePerMs += (seen - ratePerMs) * RATE_WEIGHT;
+      isRateSeen = true;
     }
     judgedMs = nowMs;
     last = counted ?? last;
@@ -128,9 +130,12 @@ export function progressJudge({
     const kvMs = deferred + firstTransfers > 0 ? kvWaitMs : 0;
     // What was counted between two ticks is no more than what was asked for, and says little about an idle engine.
     const promptsMs = awaitedTokens / Math.max(ratePerMs, legTokensPerMs);
+    const marginMs = promptsMs * RATE_MARGIN;
+    // An engine may compile at its first prompt.
+    const usualMs = isRateSeen || legTokensPerMs > 0 ? Math.max(stallMs, marginMs) : stallMs + marginMs;
     const allowedMs = partnerIsGone
       ? Math.min(PARTNER_STALL_MS, stallMs) + Math.min(promptsMs * PARTNER_RATE_MARGIN, PARTNER_PROMPTS_MS)
-      : stallMs + promptsMs * RATE_MARGIN + kvMs;
+      : usualMs + kvMs;
     if (frozenMs < allowedMs) {
       // After it moved it may come to the KV for the dead partner later.
       doubtful ||= partnerIsGone && frozenMs >= allowedMs / 2;

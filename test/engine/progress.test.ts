@@ -44,8 +44,8 @@ describe("the judge of an engine's progress", () => {
     };
     assert.deepEqual([judged(false, 0), judged(true, 0)], [15_000, 1_000]);
     assert.deepEqual([judged(false, 100), judged(true, 100)], [19_000, 3_000]);
-    // Its legs have shown that it computes 200 tokens a second.
-    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [17_000, 2_000]);
+    // Its legs have shown that it computes 200 tokens a second: then 15 s hold more than these need.
+    assert.deepEqual([judged(false, 100, 0.2), judged(true, 100, 0.2)], [15_000, 2_000]);
     // It comes to the dead partner's KV after these prompts, and hangs then.
     assert.equal(judged(true, 100_000), 4_000);
   });
@@ -149,7 +149,20 @@ describe("the judge of an engine's progress", () => {
       promptTokens: 1_000,
       counted: { ...STALLED, promptTokens: Math.min(ms, 20_000) * 10 },
     }))!;
-    assert.ok(seen >= 20_000 + STALL_MS && seen <= 20_000 + STALL_MS + 1_000, `${seen}`);
+    assert.equal(seen, 20_000 + STALL_MS);
+  });
+
+  it("gives prompts no time on top of the longest stall once their rate is known", () => {
+    // 1,000 tokens a second, and then 64 prompts of 100 tokens, which need 6.4 s: four times that.
+    const queued = (rate: number, tokens: number) =>
+      wedgedAfter((ms) => ({
+        legs: 64,
+        promptTokens: tokens,
+        counted: { ...STALLED, promptTokens: (Math.min(ms, 20_000) * rate) / 1_000 },
+      }))! - 20_000;
+    assert.ok(Math.abs(queued(1_000, 6_400) - 25_600) <= 1_000, `${queued(1_000, 6_400)}`);
+    // 0.4 s of prompts: the longest stall holds four times that.
+    assert.equal(queued(1_000, 400), STALL_MS);
   });
 
   it("takes no engine for slow because little was asked of it", () => {
@@ -160,7 +173,7 @@ describe("the judge of an engine's progress", () => {
       legTokensPerMs: 20,
       counted: { ...STALLED, promptTokens: Math.floor(Math.min(ms, 20_000) / 1_000) * 200 },
     }))!;
-    assert.ok(busy <= 20_000 + STALL_MS + 4_000, `${busy}`);
+    assert.ok(busy <= 20_000 + STALL_MS + 1_000, `${busy}`);
   });
 
   it("does not take a wait for KV for a stall: the wait has its own bound, also for the requests that it holds up", () => {
