@@ -126,7 +126,8 @@ export function progressJudge({
     if (legs === 0) return SOUND;
     if (awaitedTokens === 0) awaitedTokens = promptTokens;
     const frozenMs = nowMs - sinceMs;
-    const deferred = last?.deferred ?? 0;
+    // What an engine that reports no more said of itself before does not hold for ever.
+    const deferred = nowMs - askedMs < stallMs ? (last?.deferred ?? 0) : 0;
     const kvMs = deferred + firstTransfers > 0 ? kvWaitMs : 0;
     // What was counted between two ticks is no more than what was asked for, and says little about an idle engine.
     const promptsMs = awaitedTokens / Math.max(ratePerMs, legTokensPerMs);

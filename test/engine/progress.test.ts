@@ -197,6 +197,16 @@ describe("the judge of an engine's progress", () => {
     assert.equal(moved, 15_000 + STALL_MS);
   });
 
+  it("believes no old report of a wait for KV: an engine that is frozen meanwhile is found as any other", () => {
+    const frozen = wedgedAfter((ms) => ({
+      legs: 2,
+      promptTokens: 0,
+      askedMs: 1_000_000 + Math.min(ms, 1_000),
+      counted: { ...STALLED, deferred: 1, generationTokens: Math.min(ms, 1_000) },
+    }));
+    assert.equal(frozen, 1_000 + STALL_MS);
+  });
+
   it("names the wait for KV if it took too long", () => {
     const judge = progressJudge({ stallMs: STALL_MS, kvWaitMs: 0, tickMs: TICK_MS });
     let told: string | undefined;
