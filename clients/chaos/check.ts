@@ -179,7 +179,8 @@ export function check(input: CheckInput): CheckResult {
     errors.push(code);
     const blamesClient = record.status >= 400 && record.status < 500 && record.status !== 429;
     if (code === "internal" || blamesClient) add("wrong error", `${code} ${record.status}: ${record.message}`);
-    const excuses = hard.filter((fault) => record.ending === "error" || fault.kind === "kill-router");
+    // A router that was killed twice lets nobody wait but those of the second time.
+    const excuses = record.ending === "error" ? hard : hard.filter(({ kind }) => kind === "kill-router").slice(-1);
     // Two engines that failed at one time make one body look guilty; it is held for a while.
     const heldInnocent = code === "query_of_death" && bothFailed(done, record.sentMs);
     if (excuses.length === 0 && !turnedAway && !heldInnocent) {

@@ -1,29 +1,47 @@
 // What callers without credentials do to a gRPC port. A benchmark measures what that costs everybody else, and a test
 // holds that no request fails.
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
 import { splitAddress } from "../../services/common/address.ts";
 import { QUESTION, REFLECT, WATCH, rawCaller, type RawCaller } from "./raw-caller.ts";
 
-/** Gives back what it holds open. */
-export type Leave = () => void;
+/** A caller, or many, that have prepared what they do, so that their own work is over by then. */
+export interface Strangers {
+  strike(): void;
+  /** Gives back what they hold open. */
+  leave(): void;
+}
 
-async function callers(address: string, count: number, act: (caller: RawCaller) => void, window?: number) {
+async function callers(
+  address: string,
+  count: number,
+  act: (caller: RawCaller) => void,
+  window?: number,
+): Promise<Strangers> {
   const all = await Promise.all(Array.from({ length: count }, () => rawCaller(address, window)));
-  for (const caller of all) act(caller);
-  return (): void => all.forEach(({ socket }) => socket.destroy());
+  for (const caller of all) {
+    caller.socket.cork();
+    act(caller);
+  }
+  return {
+    strike: () => all.forEach(({ socket }) => socket.uncork()),
+    leave: () => all.forEach(({ socket }) => socket.destroy()),
+  };
 }
 
 const each = (count: number, one: (index: number) => void): void => {
   for (let index = 0; index < count; index++) one(index);
 };
 
-function silence(address: string, count: number): Leave {
-  const sockets = Array.from({ length: count }, () => connect(splitAddress(address)).on("error", () => {}));
-  return () => sockets.forEach((socket) => socket.destroy());
+function silence(address: string, count: number): Strangers {
+  const sockets: Socket[] = [];
+  return {
+    strike: () => each(count, () => sockets.push(connect(splitAddress(address)).on("error", () => {}))),
+    leave: () => sockets.forEach((socket) => socket.destroy()),
+  };
 }
 
-/** By what they do. Each resolves when it has sent everything. */
-export const STRANGERS: Readonly<Record<string, (grpcAddress: string) => Promise<Leave>>> = {
+/** By what they do. */
+export const STRANGERS: Readonly<Record<string, (grpcAddress: string) => Promise<Strangers>>> = {
   "200 connections that say nothing": async (address) => silence(address, 200),
   "3,000 connections that say nothing": async (address) => silence(address, 3_000),
   "1,000 calls that are reset at once, on one connection": (address) =>

@@ -30,7 +30,7 @@ export const STREAM_LIMITS = { stranger: 128, user: 4_096, peer: 65_536 } as con
 /** Of a stream of a user or peer. With 64 KiB, the default, a body of 10 MiB waits 160 times for this process. */
 const WINDOW_BYTES = 512 * 1024;
 /** Of connections whose caller is a stranger. Beyond one of these the connection that was quiet for longest is closed. */
-const STRANGERS = 512;
+const STRANGERS = 256;
 /** Loopback is exempt: all users of a machine share it. */
 const STRANGERS_PER_ADDRESS = 64;
 /** Open calls of one stranger. */
@@ -102,6 +102,9 @@ export function createDoor(o: DoorOptions): Door {
   /** The one that was quiet for longest comes first. */
   const strangers = new Set<Caller>();
   const perAddress = new Map<string, number>();
+  /** Strangers that are not read from, because one of them floods. */
+  const waiting = new Set<Caller>();
+  let lettingIn = false;
   let strangerCalls = 0;
   let timer: Timer | undefined;
   let nextLogMs = 0;
@@ -186,6 +189,7 @@ export function createDoor(o: DoorOptions): Door {
       if (caller === undefined) return;
       caller.session = session;
       bySession.set(session, caller);
+      if (lettingIn) hold(caller);
     });
     server.on("stream", (stream, headers, flags) => {
       const caller = bySession.get(stream.session!);
@@ -225,6 +229,7 @@ export function createDoor(o: DoorOptions): Door {
     if (strangers.delete(caller)) strangers.add(caller);
     if (!caller.calls.take()) {
       cut(caller, "flood");
+      holdStrangers();
       return false;
     }
     if (caller.openStrangerCalls >= CALLS_OF_STRANGER) {
@@ -237,6 +242,33 @@ export function createDoor(o: DoorOptions): Door {
       if (!other.cut && other.openStrangerCalls > greediest.openStrangerCalls) greediest = other;
     cut(greediest, "calls");
     return greediest !== caller;
+  }
+
+  /**
+   * What has arrived from one connection is handled in one go, calls beyond the limit too: 13 ms for the calls of one
+   * read. So when one stranger floods the others wait, and then have their turns, with time for everybody else in between.
+   */
+  function holdStrangers(): void {
+    for (const caller of strangers) hold(caller);
+    if (lettingIn) return;
+    lettingIn = true;
+    setImmediate(letOneIn);
+  }
+
+  function hold(caller: Caller): void {
+    handleOf(caller.socket)?.readStop();
+    waiting.add(caller);
+  }
+
+  function letOneIn(): void {
+    const [next] = waiting;
+    lettingIn = next !== undefined;
+    if (next === undefined) return;
+    waiting.delete(next);
+    if (!next.cut) handleOf(next.socket)?.readStart();
+    const sinceMs = clock.nowMs();
+    // After it was read: as long again for everybody else.
+    setImmediate(() => clock.setTimer(Math.max(1, clock.nowMs() - sinceMs), letOneIn));
   }
 
   function promote(caller: Caller, kind: "user" | "peer"): void {
@@ -319,6 +351,7 @@ function closeLater(socket: Socket): void {
 interface TcpHandle {
   readonly bytesWritten: number;
   readonly writeQueueSize: number;
+  readStart(): void;
   readStop(): void;
 }
 

@@ -5,7 +5,7 @@ import { once } from "node:events";
 import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
 import { QUESTION, REFLECT, rawCaller } from "../../clients/common/raw-caller.ts";
-import { STRANGERS, type Leave } from "../../clients/common/strangers.ts";
+import { STRANGERS } from "../../clients/common/strangers.ts";
 import { startTandem, type Tandem } from "../support/tandem.ts";
 import { eventually, within } from "../support/waits.ts";
 
@@ -13,9 +13,16 @@ const COMPLETIONS = "/v1/completions";
 const JSON_TYPE = { "content-type": "application/json" };
 
 /** Each resolves with what ends it. */
-const ATTACKS: Record<string, (tandem: Tandem) => Promise<Leave>> = {
+const ATTACKS: Record<string, (tandem: Tandem) => Promise<() => void>> = {
   ...Object.fromEntries(
-    Object.entries(STRANGERS).map(([name, attack]) => [name, ({ grpcAddress }: Tandem) => attack(grpcAddress)]),
+    Object.entries(STRANGERS).map(([name, prepare]) => [
+      name,
+      async ({ grpcAddress }: Tandem) => {
+        const { strike, leave } = await prepare(grpcAddress);
+        strike();
+        return leave;
+      },
+    ]),
   ),
   async "twelve bodies of ten megabytes"({ url }) {
     // Not in the prompt, which is the engine's work: this is about the way there.

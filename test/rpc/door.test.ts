@@ -58,7 +58,7 @@ describe("a stranger at the gRPC port", () => {
     assert.equal(await call.ended, undefined);
   });
 
-  it("makes room for the next one once there are 512 that have no credentials", async () => {
+  it("makes room for the next one once there are 256 that have no credentials", async () => {
     const { log, lines } = logSink();
     await using server = await serve([rawService(echo, "token")], { token: TOKEN, log });
     const sockets: Socket[] = [];
@@ -68,7 +68,7 @@ describe("a stranger at the gRPC port", () => {
     }
     await using channel = dial(server.address);
     await channel.client(Health).check({});
-    assert.equal(sockets.filter((socket) => socket.closed).length, 89);
+    assert.equal(sockets.filter((socket) => socket.closed).length, 345);
     assert.equal(lines.filter(({ msg }) => msg === "a gRPC caller was turned away").length, 1);
     for (const socket of sockets) socket.destroy();
   });
@@ -109,6 +109,32 @@ describe("a stranger at the gRPC port", () => {
     await health.check({});
     await Promise.all(callers.map(({ socket }) => closed(socket)));
     await health.check({});
+  });
+
+  it("waits when another one floods, and has its turn later", async () => {
+    const clock = manualClock();
+    let floods = 0;
+    const onRefused = (reason: string): void => void (reason === "flood" && floods++);
+    await using server = await serve([], { ...ALONE, clock, onRefused });
+    const callers = await Promise.all(Array.from({ length: 8 }, () => rawCaller(server.address)));
+    for (const caller of callers) {
+      caller.call(0, CHECK, Buffer.alloc(0));
+      caller.read();
+    }
+    await Promise.all(callers.map(({ socket }) => once(socket, "data")));
+    for (const caller of callers) {
+      caller.socket.cork();
+      for (let index = 1; index < 500; index++) {
+        caller.call(index, WATCH);
+        caller.reset(index);
+      }
+    }
+    for (const { socket } of callers) socket.uncork();
+    await eventually("one has flooded", () => floods > 0);
+    for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate);
+    assert.ok(floods <= 2, `${floods} were read from at once`);
+    while (floods < 8) await clock.pass(1);
+    for (const { socket } of callers) socket.destroy();
   });
 
   it("opens 64 calls at most, and 256 together with all others: then the greediest goes", async () => {

@@ -1,5 +1,6 @@
 // `npm run bench -- strangers`: what callers without credentials at the router's gRPC port cost those who stream from it.
 // Each attack has its own quiet time before it, through the same deployment.
+import { once } from "node:events";
 import { Worker } from "node:worker_threads";
 import { defineConfig, integer, loadConfig, milliseconds } from "../../../services/common/config.ts";
 import { openAiClient } from "../../client/openai.ts";
@@ -68,8 +69,12 @@ export async function runStrangers(argv: readonly string[]): Promise<void> {
   const rows = [];
   for (const attack of Object.keys(STRANGERS)) {
     const quiet = await phase(config.seconds);
-    const data: StrangersData = { attack, grpcAddress };
+    const signal = new Int32Array(new SharedArrayBuffer(4));
+    const data: StrangersData = { attack, grpcAddress, signal };
     const thread = new Worker(new URL("../strangers-thread.js", import.meta.url), { workerData: data });
+    await once(thread, "message");
+    Atomics.store(signal, 0, 1);
+    Atomics.notify(signal, 0);
     const attacked = await phase(config.seconds);
     await thread.terminate();
     rows.push({

@@ -151,7 +151,13 @@ describe("the checker of chaos", () => {
   it("excuses a broken connection only by the death of its router", () => {
     const cut = failed({ ending: "cut" });
     assert.deepEqual(rules({ records: [cut], faults: [fault()] }), ["cut"]);
-    assert.deepEqual(rules({ records: [cut], faults: [fault({ kind: "kill-router", target: "router-1" })] }), []);
+    const killed = (o: Partial<Fault> = {}) => fault({ kind: "kill-router", target: "router-1", ...o });
+    assert.deepEqual(rules({ records: [cut], faults: [killed()] }), []);
+    // The request was sent when its router had started again, and waited until that was killed once more.
+    const waited = failed({ ending: "cut", text: "", sentMs: 1_300, lastMs: undefined, endMs: 3_000 });
+    const twice = [killed({ beganMs: 500, healedMs: 1_400 }), killed({ beganMs: 2_950, healedMs: 4_000 })];
+    assert.deepEqual(rules({ records: [waited], faults: twice }), []);
+    assert.deepEqual(rules({ records: [waited], faults: twice.slice(0, 1) }), ["late"]);
   });
 
   it("finds requests that end later than their fault allows", () => {
