@@ -352,6 +352,20 @@ describe("p2p-zmq with the fault upstream: as P2P NCCL of vLLM 0.23 fails", () =
     assert.equal(await hung, "gone");
   });
 
+  it("does not hang on an aborted request that arrives after the release of its KV", async () => {
+    await using pair = await startPair({}, { faults: ["upstream"] });
+    const headers = pairedHeaders(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, headers);
+    const released = await post(pair.decode, "/kv/release", { request_id: headers["x-request-id"] });
+    assert.equal(released.json.released, 1);
+    const late = await complete(pair.decode, PROMPT, { max_tokens: 4 }, headers);
+    assert.equal(late.status, 500);
+    assert.match(late.json.error.message, /kv_released/);
+    const next = pairedHeaders(pair);
+    await complete(pair.prefill, PROMPT, { max_tokens: 1 }, next);
+    assert.equal((await complete(pair.decode, PROMPT, { max_tokens: 4 }, next)).status, 200);
+  });
+
   it("dies of a request without the paired id", async () => {
     const death = deferred();
     await using engine = await startSimEngine({

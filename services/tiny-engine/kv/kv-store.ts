@@ -20,6 +20,8 @@ export class KvStore {
   readonly #options: ConnectorOptions;
   readonly #entries = new Map<string, Entry>();
   readonly #settled: ReturnType<typeof createSettledIds>;
+  /** Those of them that a call has released. */
+  readonly #released: ReturnType<typeof createSettledIds>;
   leasesExpired = 0;
   receivedBytes = 0;
   /** Transfers that were turned away because their id was settled before they arrived. */
@@ -28,6 +30,7 @@ export class KvStore {
   constructor(options: ConnectorOptions) {
     this.#options = options;
     this.#settled = createSettledIds(options.clock);
+    this.#released = createSettledIds(options.clock);
   }
 
   reserve(id: string, header: KvHeader): Refusal | null {
@@ -123,7 +126,16 @@ export class KvStore {
     const held = [...this.#entries.keys()].filter((id) => requestIdsOf(id).includes(requestId));
     for (const id of held) this.release(id);
     this.#settled.add(requestId);
+    this.#released.add(requestId);
     return held.length;
+  }
+
+  /**
+   * A request that was aborted may arrive after the release of its KV, for they travel on two connections: nobody waits
+   * for its answer.
+   */
+  wasReleased(id: string): boolean {
+    return this.#released.has(id);
   }
 
   held(): HeldKv[] {

@@ -54,6 +54,7 @@ export async function startP2pZmq(options: P2pZmqOptions): Promise<Connector> {
   };
   const arriveAtDecode = (request: SequenceRequest): Arrival => {
     if (!PREFILL_ADDRESS.test(request.id)) return unpaired("___prefill_addr_{ip:port}___");
+    if (store.wasReleased(request.id)) return refuse(500, `kv_released: the KV of ${request.id} was released`, "kv");
     const claimed = store.claim(request.id);
     if (claimed === null) {
       if (faults.has("upstream")) return { kind: "wedge" };
