@@ -179,7 +179,7 @@ export function check(input: CheckInput): CheckResult {
     errors.push(code);
     const blamesClient = record.status >= 400 && record.status < 500 && record.status !== 429;
     if (code === "internal" || blamesClient) add("wrong error", `${code} ${record.status}: ${record.message}`);
-    // A router that was killed twice lets nobody wait but those of the second time.
+    // A router may be killed twice. The second time ends the requests that came in between.
     const excuses = record.ending === "error" ? hard : hard.filter(({ kind }) => kind === "kill-router").slice(-1);
     // Two engines that failed at one time make one body look guilty; it is held for a while.
     const heldInnocent = code === "query_of_death" && bothFailed(done, record.sentMs);

@@ -71,8 +71,13 @@ export async function startCluster(config: ChaosConfig, fleet: Fleet, folder: st
     NODE_OPTIONS: `${process.env["NODE_OPTIONS"] ?? ""} --import=${CLOCK_JUMP}`.trim(),
   };
   const closing: (() => Promise<void>)[] = [];
+  const children: Child[] = [];
+  // Tandem's own processes end with this one; others don't.
+  const killAll = (): void => children.forEach((child) => child.signal("SIGKILL"));
+  process.once("exit", killAll);
   const close = async (): Promise<void> => {
     await Promise.all(closing.splice(0).map((end) => end()));
+    process.off("exit", killAll);
   };
   const start = (
     name: string,
@@ -91,6 +96,7 @@ export async function startCluster(config: ChaosConfig, fleet: Fleet, folder: st
       },
       () => true,
     );
+    children.push(child);
     closing.push(async () => {
       child.signal("SIGCONT");
       await endWithin([child], "SIGINT", STOP_LIMIT_MS);

@@ -56,6 +56,8 @@ export async function chaos(argv: readonly string[]): Promise<void> {
   }
   if (process.platform !== "linux")
     throw new ConfigError("npm run chaos finds its processes in /proc and needs Linux.");
+  process.once("SIGINT", () => process.exit(130));
+  process.once("SIGTERM", () => process.exit(143));
   const reports: Report[] = [];
   for (let index = 0; index < config.runs; index++) {
     const seed = firstSeed + index;

@@ -6,18 +6,13 @@ import type { Clock, Timer } from "../common/clock.ts";
 import { kvDebtText } from "../common/kv-debt-text.ts";
 import type { EngineFacts, LiveEngine } from "../engine/engine.ts";
 import type { InstanceParts } from "../instance/instance.ts";
+import type { BookedTokens, DebtRecord } from "./debt-record.ts";
 import { NO_DEBT, type KvDebt } from "../instance/status.ts";
 
 /** How long an instance must have had no leg, and its debt not grown, before it asks for a restart. */
 const IDLE_MS = 60_000;
 /** Of KV whose size the engine doesn't report: that of a model with 8 billion parameters, 16 bits a number. */
 const NOMINAL_TOKEN_BYTES = 131_072;
-
-/** Prompt tokens that were booked since the engine started. */
-export interface BookedTokens {
-  readonly users: number;
-  readonly probes: number;
-}
 
 const NOTHING: BookedTokens = { users: 0, probes: 0 };
 
@@ -61,7 +56,8 @@ export interface DebtLedger {
   engineChanged(): void;
 }
 
-export function createDebtLedger(parts: InstanceParts, limitRatio: number): DebtLedger {
+/** @param record Of an attached engine, for the successor of this process. */
+export function createDebtLedger(parts: InstanceParts, limitRatio: number, record?: DebtRecord): DebtLedger {
   const { status, supervisor, restarts, log } = parts;
   const clock: Clock = parts.clock;
   let booked = NOTHING;
@@ -73,7 +69,30 @@ export function createDebtLedger(parts: InstanceParts, limitRatio: number): Debt
     if (engine !== undefined) restarts.want(engine, restartReason(booked, engine.facts, { limitRatio, idleMs }));
   }
 
+  /** @param more Tokens, bounded by what an engine can hold of them. */
+  function add(engine: LiveEngine, more: BookedTokens): KvDebt {
+    booked = { users: booked.users + more.users, probes: booked.probes + more.probes };
+    const debt = debtOf(booked.users + booked.probes, engine.facts);
+    record?.booked(booked);
+    stopTimer();
+    status.set({ kvDebt: debt });
+    return debt;
+  }
+
+  function bookLeft(): void {
+    const engine = supervisor.live;
+    const left = engine === undefined ? undefined : record?.takeLeft();
+    if (left === undefined) return;
+    const { users, probes, open } = left;
+    const debt = add(engine!, { users: users + open, probes });
+    log.warn("KV that an earlier process of this instance left in the engine is booked as debt", {
+      tokens: users + probes + open,
+      debt: kvDebtText(debt),
+    });
+  }
+
   status.on("change", () => {
+    bookLeft();
     if (booked.users + booked.probes === 0) return;
     const isIdle = status.remaining + status.orphans === 0 && !status.stopping;
     if (isIdle === (idleTimer !== undefined)) return;
@@ -95,21 +114,18 @@ export function createDebtLedger(parts: InstanceParts, limitRatio: number): Debt
       if (supervisor.live !== engine) return;
       const { maxModelLen } = engine.facts;
       const bounded = maxModelLen > 0 ? Math.min(tokens, maxModelLen) : tokens;
-      const side = probe ? "probes" : "users";
-      booked = { ...booked, [side]: booked[side] + bounded };
-      const debt = debtOf(booked.users + booked.probes, engine.facts);
+      const debt = add(engine, probe ? { users: 0, probes: bounded } : { users: bounded, probes: 0 });
       log.warn("KV that may never be claimed is booked as debt", {
         ...leg,
         tokens: bounded,
         probe,
         debt: kvDebtText(debt),
       });
-      stopTimer();
-      status.set({ kvDebt: debt });
       if (!probe) look(0);
     },
     engineChanged() {
       booked = NOTHING;
+      record?.booked(booked);
       stopTimer();
       status.set({ kvDebt: NO_DEBT });
     },

@@ -15,6 +15,7 @@ import { asksForStream } from "../kv/leg-body.ts";
 import type { RawCall } from "../rpc/service.ts";
 import { AnswerRun } from "./answer-run.ts";
 import type { AnswerShape, AnswerShapes } from "./answer-shape.ts";
+import type { DebtRecord } from "./debt-record.ts";
 import type { FirstTransfers } from "./first-transfers.ts";
 import {
   type DecodeEffect,
@@ -40,6 +41,8 @@ export interface LegShared {
   readonly shapes: AnswerShapes;
   readonly deadlines: Deadlines;
   readonly firstTransfers: FirstTransfers;
+  /** Undefined where the KV goes with this process's engine, or by itself. */
+  readonly record: Pick<DebtRecord, "open"> | undefined;
   /** Legs that have not ended, by leg id. An id stays taken until its KV is settled. */
   readonly legs: Map<string, DecodeLeg>;
 }
@@ -95,6 +98,8 @@ const ENDINGS: Readonly<Record<DecodeEnding, readonly [FailureCode, string]>> = 
 export class DecodeLeg {
   #state: DecodeState = NEW;
   #holding: Holding = NOTHING;
+  /** Of `shared.record`. */
+  #recorded = 0;
   readonly #call: RawCall;
   readonly #shared: LegShared;
 
@@ -141,6 +146,20 @@ export class DecodeLeg {
     const { state, effects } = stepDecode(this.#shared.parts.connector.traits, this.#state, event);
     this.#state = state;
     for (const effect of effects) this.#apply(effect);
+    const { record } = this.#shared;
+    if (record === undefined) return;
+    const open = this.#openTokens();
+    if (open !== this.#recorded) record.open(open - this.#recorded);
+    this.#recorded = open;
+  }
+
+  /** Prompt tokens whose KV the engine may hold without a request that has taken it. */
+  #openTokens(): number {
+    const holding = this.#holding;
+    if (holding.kind === "nothing") return 0;
+    if (holding.kind === "run" && (holding.unpaired || (this.#state.kind === "running" && this.#state.tookKv)))
+      return 0;
+    return estimatePromptTokens(holding.leg.spec);
   }
 
   #apply(effect: DecodeEffect): void {

@@ -6,13 +6,24 @@ import { defineService, type RawCall } from "../rpc/service.ts";
 import type { DecodeConfig } from "./config.ts";
 import { AnswerShapes } from "./answer-shape.ts";
 import { FirstTransfers } from "./first-transfers.ts";
+import type { EngineGauges } from "../engine/metrics-text.ts";
+import { DebtRecord } from "./debt-record.ts";
 import { createDebtLedger } from "./kv-debt.ts";
 import { DecodeLeg, type LegShared } from "./leg.ts";
 import { createSettle } from "./settle.ts";
 
-export function decodeService(parts: InstanceParts, config: Pick<DecodeConfig, "settling" | "legs">): RoleService {
+/** @param recordFile For KV that an engine which isn't ours may hold unclaimed. */
+export function decodeService(
+  parts: InstanceParts,
+  config: Pick<DecodeConfig, "settling" | "legs">,
+  recordFile: string,
+): RoleService {
   const { holdMs, settleTimeoutMs, debtLimitRatio } = config.settling;
-  const debt = createDebtLedger(parts, debtLimitRatio);
+  const { supervisor, connector, clock, log } = parts;
+  const isKept = !supervisor.ours && connector.traits.abandoned === "drain";
+  const gauges = (): EngineGauges => supervisor.gauges;
+  const record = isKept ? new DebtRecord({ file: recordFile, gauges, clock, log }) : undefined;
+  const debt = createDebtLedger(parts, debtLimitRatio, record);
   const legs: LegShared["legs"] = new Map();
   const settling = createSettle(parts, settleTimeoutMs, debt);
   const firstTransfers = new FirstTransfers();
@@ -21,10 +32,11 @@ export function decodeService(parts: InstanceParts, config: Pick<DecodeConfig, "
     settle: settling.settle,
     holdMs,
     stallMs: config.legs.stallMs,
-    shapes: new AnswerShapes(parts.log),
-    deadlines: new Deadlines(parts.clock),
+    shapes: new AnswerShapes(log),
+    deadlines: new Deadlines(clock),
     firstTransfers,
     legs,
+    record,
   };
   const decode = (call: RawCall): void => void new DecodeLeg(call, shared);
   return {

@@ -1,9 +1,14 @@
 import assert from "node:assert/strict";
-import { createDebtLedger, debtOf, restartReason, type BookedTokens } from "../../services/decode/kv-debt.ts";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type BookedTokens, DebtRecord } from "../../services/decode/debt-record.ts";
+import { createDebtLedger, debtOf, restartReason } from "../../services/decode/kv-debt.ts";
 import type { LiveEngine } from "../../services/engine/engine.ts";
-import type { InstanceParts } from "../../services/instance/instance.ts";
+import { NO_GAUGES } from "../../services/engine/metrics-text.ts";
+import type { InstanceParts, RunningInstance } from "../../services/instance/instance.ts";
 import { InstanceStatus } from "../../services/instance/status.ts";
-import { leg, prefillLeg, reserved, settled, simDecode, simPrefill } from "../instance/legs.ts";
+import { leg, prefillLeg, reserved, settled, simDecode, simPrefill, successorOf } from "../instance/legs.ts";
 import { silentLog } from "../support/log-sink.ts";
 import { manualClock } from "../support/manual-clock.ts";
 import { eventually } from "../support/waits.ts";
@@ -59,14 +64,14 @@ describe("KV debt", () => {
 });
 
 describe("the ledger of KV debt", () => {
-  function lab() {
+  function lab(record?: DebtRecord) {
     const clock = manualClock();
     const status = new InstanceStatus(8);
     const engine = { facts: FACTS } as unknown as LiveEngine;
     const wanted: (string | undefined)[] = [];
     const restarts = { want: (_: LiveEngine, reason: string | undefined) => void wanted.push(reason) };
     const parts = { clock, status, restarts, supervisor: { live: engine }, log: silentLog };
-    const ledger = createDebtLedger(parts as unknown as InstanceParts, 0.05);
+    const ledger = createDebtLedger(parts as unknown as InstanceParts, 0.05, record);
     return { clock, status, engine, wanted, ledger };
   }
 
@@ -104,6 +109,36 @@ describe("the ledger of KV debt", () => {
     assert.match(wanted.at(-1)!, /idle$/);
   });
 
+  it("takes over what an earlier process recorded of this engine, and not of another one", () => {
+    const folder = mkdtempSync(join(tmpdir(), "tandem-debt-"));
+    const record = (name: string, counted: number, clock = manualClock()): DebtRecord => {
+      const gauges = { ...NO_GAUGES, promptTokens: counted, generationTokens: counted };
+      return new DebtRecord({ file: join(folder, "debts", name), gauges: () => gauges, clock, log: silentLog });
+    };
+    const killed = (name: string, act: (one: DebtRecord) => void): void => {
+      const clock = manualClock();
+      act(record(name, 50, clock));
+      clock.advance(1_000);
+    };
+    const owes = (one: DebtRecord): void => {
+      one.booked({ users: 7, probes: 2 });
+      one.open(30);
+      one.open(-10);
+    };
+    killed("same", owes);
+    const { status, wanted } = lab(record("same", 61));
+    status.set({ engine: { reason: "" } });
+    assert.deepEqual([status.load().kvDebtBytes, wanted], [29n * 64n, []]);
+    killed("other", owes);
+    assert.equal(record("other", 40).takeLeft(), undefined);
+    killed("settled", (one) => {
+      one.open(30);
+      one.open(-30);
+    });
+    assert.equal(record("settled", 61).takeLeft(), undefined);
+    rmSync(folder, { recursive: true });
+  });
+
   it("is cleared with the engine, and books nothing for one that is gone", () => {
     const { clock, status, engine, ledger } = lab();
     ledger.book(engine, 10, false, {});
@@ -135,6 +170,34 @@ describe("KV that can't be accounted for", () => {
     assert.equal(decode.instance.load().kvDebtBytes, kvDebtBytes);
     decode.engine.kill();
     await eventually("the debt is gone", () => decode.instance.load().kvDebtBytes === 0n);
+  });
+
+  it("is booked by the successor of a killed instance, if the engine is still the same", async () => {
+    await using prefill = await simPrefill("p2p-zmq", nccl);
+    await using decode = await simDecode("p2p-zmq", nccl);
+    const pair = leg();
+    const done = await reserved(decode, prefill, pair);
+    done.start((await prefillLeg(prefill, decode, pair)).ticket);
+    await done.rest();
+    await settled(decode);
+    const counted = (instance: RunningInstance): Promise<unknown> =>
+      eventually("its engine has reported", () => instance.supervisor.gauges.generationTokens > 0);
+    {
+      await using afterNothing = await successorOf(decode, "p2p-zmq", nccl);
+      await counted(afterNothing);
+      assert.equal(afterNothing.load().kvDebtBytes, 0n);
+    }
+    // As it is when SIGKILL comes: reserved, and its KV may be on its way.
+    const open = await reserved(decode, prefill, leg());
+    {
+      await using after = await successorOf(decode, "p2p-zmq", nccl);
+      await eventually("it is booked", () => after.load().kvDebtBytes > 0n);
+      // Whatever becomes of this one, the next knows as well.
+      await using afterThat = await successorOf(decode, "p2p-zmq", nccl);
+      await eventually("it is booked again", () => afterThat.load().kvDebtBytes > 0n);
+    }
+    open.abandon();
+    assert.equal(await open.next(), undefined);
   });
 
   it("is booked when it may have been taken by an engine that then failed", async () => {

@@ -1,6 +1,9 @@
 // Prefill and decode instances over in-process sims, and the router's half of a leg, for the tests of both roles.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import {
   DecodeService,
   FinishReason,
@@ -34,6 +37,10 @@ export interface SimInstance extends AsyncDisposable {
   readonly channel: RpcChannel;
 }
 
+/** What instances remember goes with the tests. */
+const STATE_DIR = mkdtempSync(join(tmpdir(), "tandem-test-state-"));
+process.once("exit", () => rmSync(STATE_DIR, { recursive: true, force: true }));
+
 function argvOf(engine: RunningEngine, connector: ConnectorName, flags: Flags): string[] {
   const all: Flags = {
     "grpc.listen": "127.0.0.1:0",
@@ -41,6 +48,7 @@ function argvOf(engine: RunningEngine, connector: ConnectorName, flags: Flags): 
     "engine.attach": engine.url,
     connector,
     "engine.kv_address": engine.kvAddress ?? "",
+    "state.dir": STATE_DIR,
     ...flags,
   };
   return Object.entries(all).map(([key, value]) => `--${key}=${value}`);
@@ -86,6 +94,14 @@ export const simDecode = (
   sim: SimEngineOptions = {},
   clock?: Clock,
 ): Promise<SimInstance> => start("decode", connector, flags, sim, clock);
+
+/** A further decode instance for the same engine, as it is started after the first one was killed. */
+export const successorOf = (
+  { engine }: SimInstance,
+  connector: ConnectorName,
+  flags: Flags,
+): Promise<RunningInstance> =>
+  startDecode(loadConfig(decodeConfig, { argv: argvOf(engine, connector, flags), env: {} }), { log: quiet });
 
 export const freshLegId = (): string => randomBytes(16).toString("hex");
 export const IDENTITY = { id: "cmpl-public", created: 1_700_000_000, choiceIndex: 0, sampleIndex: 0 };

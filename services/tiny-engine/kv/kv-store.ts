@@ -131,8 +131,8 @@ export class KvStore {
   }
 
   /**
-   * A request that was aborted may arrive after the release of its KV, for they travel on two connections: nobody waits
-   * for its answer.
+   * A request that was aborted may arrive after the release of its KV, because they travel on two connections. Its caller
+   * is gone.
    */
   wasReleased(id: string): boolean {
     return this.#released.has(id);
