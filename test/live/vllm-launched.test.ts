@@ -210,23 +210,26 @@ describe("vLLM started by Tandem", function () {
 
   it("ends every stream when a decode instance is killed, and serves on with the other", async () => {
     const retriedBefore = await vllm.retries();
-    const { victim, open } = await caughtInTheMiddle();
-    process.kill(victim, "SIGKILL");
-    const killedMs = performance.now();
-    const ends = open.map(async (response) => ({
-      how: await ending(response, true),
-      ms: performance.now() - killedMs,
-    }));
-    const other = await ask(tandem.url, QUESTIONS[1]!);
-    assertSame(other, vllm.expected[1]!);
-    const otherMs = performance.now() - killedMs;
-    const ended = await Promise.all(ends);
-    assert.ok(
-      ended.some(({ how }) => how === "error"),
-      "one of the streams ran on it",
-    );
+    let killedMs = 0;
+    let ended: Ended[] = [];
+    // On a busy machine a stream may have been written to its end before, and still be under way at the second look.
+    for (;;) {
+      const { victim, open } = await caughtInTheMiddle();
+      process.kill(victim, "SIGKILL");
+      killedMs = performance.now();
+      const ends = open.map(async (response) => ({
+        how: await ending(response, true),
+        ms: performance.now() - killedMs,
+      }));
+      const other = await ask(tandem.url, QUESTIONS[1]!);
+      assertSame(other, vllm.expected[1]!);
+      const otherMs = performance.now() - killedMs;
+      say(`decode instance killed: the other one answered a request that came after it in ${seconds(otherMs)}`);
+      ended = await Promise.all(ends);
+      if (ended.some(({ how }) => how === "error")) break;
+      await vllm.wholeAgain();
+    }
     for (const { how, ms } of ended) if (how === "error") assert.ok(ms < 5_000, `a broken stream ended after ${ms} ms`);
-    say(`decode instance killed: the other one answered a request that came after it in ${seconds(otherMs)}`);
     await aftermath(vllm, "decode instance killed", killedMs, retriedBefore, ended);
   });
 
