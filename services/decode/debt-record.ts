@@ -67,8 +67,10 @@ export class DebtRecord {
     const left = this.#left;
     if (left === undefined || gauges === NO_GAUGES) return undefined;
     this.#left = undefined;
+    // What is taken over is written when it is booked.
+    if (!isAnotherEngine({ ...NO_GAUGES, ...left.engine }, gauges)) return left;
     this.#write();
-    return isAnotherEngine({ ...NO_GAUGES, ...left.engine }, gauges) ? undefined : left;
+    return undefined;
   }
 
   #change(held: HeldTokens): void {
